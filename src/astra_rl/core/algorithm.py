@@ -1,0 +1,63 @@
+"""How an attacker learns from episodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic
+
+from torch import Tensor
+
+from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
+from astra_rl.core.graph import Graph
+from astra_rl.core.problem import Problem
+
+
+class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
+    """Graphs to steps, steps to a batch, a batch to a loss.
+
+    Args:
+        problem: Gives the log-probabilities that the loss is made of.
+    """
+
+    def __init__(self, problem: Problem[StateT, ActionT]) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:
+        """Cut one episode into steps. Nodes with a missing reward make none."""
+
+    def prepare(self, steps: Sequence[StepT]) -> Sequence[StepT]:
+        """Complete the steps of a whole experience, once, before they are batched.
+
+        Here belongs all that needs no gradient or looks at several episodes: reference
+        log-probabilities, values, advantages. The default changes nothing.
+        """
+        return steps
+
+    @abstractmethod
+    def collate_fn(self, steps: Sequence[StepT]) -> BatchT:
+        """Make a batch of several steps."""
+
+    @abstractmethod
+    def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch, a scalar that requires grad, and numbers to log.
+
+        The loss is the mean over the steps of the batch; it changes neither with padding nor with
+        the order of the rows, and the mean over micro-batches weighted by `weight` equals the
+        loss of the whole.
+        """
+
+    def weight(self, batch: BatchT) -> float:
+        """How much a micro-batch counts beside others of the same optimiser step.
+
+        The default is its number of rows, if it has a length, else 1.
+        """
+        return float(len(batch)) if hasattr(batch, "__len__") else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a restart besides the weights, as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""

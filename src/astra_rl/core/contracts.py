@@ -1,0 +1,105 @@
+"""Checks at the boundary between user code and the library: pure functions, always on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra_rl.core.text import Utterance
+from astra_rl.errors import ContractError
+
+
+def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
+    """Raise unless `values` has one entry per row of the call.
+
+    Raises:
+        ContractError: Naming `source`, what came and what was expected.
+    """
+    if len(values) != expected:
+        raise ContractError(
+            f"{source} returned {len(values)} values for {expected} inputs. "
+            "Return one value per input, in the same order."
+        )
+
+
+def check_logprobs(logprobs: Tensor, *, batch_size: int, source: str) -> None:
+    """Raise unless `logprobs` is a float tensor of shape (batch_size, T).
+
+    Raises:
+        ContractError: Naming `source`, what came and what was expected.
+    """
+    if logprobs.ndim != 2 or logprobs.shape[0] != batch_size or not logprobs.is_floating_point():
+        raise ContractError(
+            f"{source} returned a tensor of shape {tuple(logprobs.shape)} and dtype "
+            f"{logprobs.dtype}; expected a floating ({batch_size}, T). Return one row of per-token "
+            "log-probabilities per context, padded on the right with zeros."
+        )
+
+
+def check_loss(loss: Tensor, *, source: str) -> None:
+    """Raise unless `loss` is a scalar that requires grad.
+
+    Raises:
+        ContractError: Naming `source`, what came and what was expected.
+    """
+    if loss.numel() != 1 or not loss.requires_grad:
+        raise ContractError(
+            f"{source} returned a loss of shape {tuple(loss.shape)} with "
+            f"requires_grad={loss.requires_grad}; expected a scalar that requires grad. "
+            "Compute it from get_attacker_logprobs without detaching."
+        )
+
+
+def checked_logprobs(
+    score: Callable[[Sequence[Any], Sequence[Any]], Tensor],
+    contexts: Sequence[Any],
+    continuations: Sequence[Any],
+    *,
+    grad: bool,
+) -> Tensor:
+    """Call a `get_*_logprobs` method of a problem, with or without autograd, and check the result.
+
+    Switching autograd off here means that the author of a Problem cannot forget it for frozen
+    models.
+
+    Returns:
+        Log-probabilities, shape (B, T), float32.
+
+    Raises:
+        ContractError: The method returned something else.
+    """
+    with torch.set_grad_enabled(grad):
+        logprobs = score(contexts, continuations)
+    check_logprobs(
+        logprobs, batch_size=len(contexts), source=getattr(score, "__name__", repr(score))
+    )
+    return logprobs.float()
+
+
+def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
+    """Return which entries of `logprobs` are real tokens, shape (B, T), bool.
+
+    Continuations that remember their tokens give exact lengths. For plain strings a token is an
+    entry that is not exactly zero, the value that the contract prescribes for padding.
+    """
+    mask = logprobs.detach() != 0
+    positions = torch.arange(logprobs.shape[1], device=logprobs.device)
+    for row, continuation in enumerate(continuations):
+        if isinstance(continuation, Utterance) and continuation.token_ids is not None:
+            mask[row] = positions < len(continuation.token_ids)
+    return mask
+
+
+def is_missing(value: float) -> bool:
+    """Whether a score or a reward could not be computed: anything that is not finite."""
+    return not math.isfinite(value)
+
+
+def mean_of_present(values: Iterable[float]) -> float:
+    """Mean of the values that are not missing; NaN when there is none."""
+    present = [value for value in values if not is_missing(value)]
+    return math.fsum(present) / len(present) if present else math.nan

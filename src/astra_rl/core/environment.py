@@ -1,0 +1,55 @@
+"""How episodes are collected."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic
+
+from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.graph import Graph, Node
+from astra_rl.core.problem import Problem
+
+__all__ = ["Environment", "Graph", "Node"]
+
+
+class Environment(ABC, Generic[StateT, ActionT]):
+    """Plays episodes of a problem.
+
+    Args:
+        problem: The models and the reward.
+    """
+
+    def __init__(self, problem: Problem[StateT, ActionT]) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def rollout(self, seed: int | None = None) -> Graph[StateT, ActionT]:
+        """Play one episode. The same seed, zero included, gives the same graph."""
+
+    def rollouts(self, seeds: Sequence[int | None]) -> list[Graph[StateT, ActionT]]:
+        """Play one episode per seed.
+
+        Override it to run all episodes together: a few large model calls cost far less than many
+        small ones.
+        """
+        return [self.rollout(seed) for seed in seeds]
+
+    def eval_rollout(self, seed: int | StateT | None = None) -> Graph[StateT, ActionT]:
+        """Play one episode for evaluation, from a seed or from a given opening context.
+
+        Raises:
+            NotImplementedError: The environment cannot open with a given context.
+        """
+        if seed is None or isinstance(seed, int):
+            return self.rollout(seed)
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot open an episode with a given context; "
+            "override eval_rollout to support it."
+        )
+
+    def eval_rollouts(
+        self, seeds: Sequence[int | StateT | None]
+    ) -> list[Graph[StateT, ActionT]]:
+        """Play one evaluation episode per entry; override it to run them together."""
+        return [self.eval_rollout(seed) for seed in seeds]

@@ -1,0 +1,90 @@
+"""How an attacker is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.environment import Environment
+from astra_rl.core.graph import Graph
+from astra_rl.core.jsonio import write_json
+
+GraphMetrics = dict[str, Any]
+"""What `Evaluator.compute_metrics` says about one episode, as JSON values."""
+
+
+class Evaluator(ABC, Generic[StateT, ActionT]):
+    """Plays evaluation episodes and sums them up.
+
+    Args:
+        environment: Plays the episodes.
+        seeds: What each episode opens with: a seed, or a context such as a prompt.
+            None means the seeds 0, 1, 2, ...
+        batch_size: Episodes that are played together.
+    """
+
+    def __init__(
+        self,
+        environment: Environment[StateT, ActionT],
+        seeds: Sequence[int | StateT] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> None:
+        self.environment = environment
+        self.seeds = None if seeds is None else list(seeds)
+        self.batch_size = batch_size
+
+    @property
+    def env(self) -> Environment[StateT, ActionT]:
+        """The environment, under its short name."""
+        return self.environment
+
+    def evaluate(self, n_rollouts: int | None = None, progress: bool = True) -> dict[str, Any]:
+        """Play `n_rollouts` episodes and aggregate their metrics.
+
+        Args:
+            n_rollouts: How many; None plays every given seed once, or 20 without given seeds.
+                More than there are seeds starts over from the first.
+            progress: Show a progress bar on a terminal.
+
+        Returns:
+            What `aggregate_metrics` made of the episodes.
+        """
+        seeds = self._openings(n_rollouts)
+        metrics: list[GraphMetrics] = []
+        for start in self._batches(len(seeds), progress):
+            graphs = self.environment.eval_rollouts(seeds[start : start + self.batch_size])
+            metrics.extend(self.compute_metrics(graph) for graph in graphs)
+        return self.aggregate_metrics(metrics)
+
+    def _openings(self, n_rollouts: int | None) -> list[int | StateT]:
+        if self.seeds is None:
+            return list(range(20 if n_rollouts is None else n_rollouts))
+        count = len(self.seeds) if n_rollouts is None else n_rollouts
+        return [self.seeds[index % len(self.seeds)] for index in range(count)]
+
+    def _batches(self, count: int, progress: bool) -> Any:
+        starts = range(0, count, self.batch_size)
+        if not progress:
+            return starts
+        try:
+            from rich.progress import track
+        except ImportError:  # the progress bar is a nicety, not a need
+            return starts
+        return track(starts, description="evaluating", transient=True)
+
+    @abstractmethod
+    def compute_metrics(self, graph: Graph[StateT, ActionT]) -> GraphMetrics:
+        """Measure one episode."""
+
+    @abstractmethod
+    def aggregate_metrics(self, metrics: Sequence[GraphMetrics]) -> dict[str, Any]:
+        """Sum up the metrics of all episodes."""
+
+    @staticmethod
+    def write_json(data: Any, path: str | Path) -> None:
+        """Write `data` as UTF-8 JSON; numbers that are not finite become null."""
+        write_json(data, path)

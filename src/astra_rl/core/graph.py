@@ -1,0 +1,69 @@
+"""One episode as a tree."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+from astra_rl.core.common import ActionT, StateT
+
+
+@dataclass
+class Node(Generic[StateT, ActionT]):
+    """One turn: in `context` the attacker said `attack` and the target answered `response`.
+
+    Attributes:
+        context: State before the attack.
+        attack: What the attacker did.
+        response: What the target did.
+        reward: Reward of this turn. NaN means that it could not be computed: such a node
+            teaches nothing and is counted, it is never zero.
+        children: The turns that follow; empty at a leaf.
+        reward_terms: Each part of the reward by name, before weighting.
+    """
+
+    context: StateT
+    attack: ActionT
+    response: StateT
+    reward: float
+    children: Sequence[Node[StateT, ActionT]] = field(default_factory=list)
+    reward_terms: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass
+class Graph(Generic[StateT, ActionT]):
+    """One episode: the opening context, and the turns tried from it.
+
+    Attributes:
+        context: State before the first attack.
+        children: The first turns; siblings are alternatives to each other.
+    """
+
+    context: StateT
+    children: Sequence[Node[StateT, ActionT]] = field(default_factory=list)
+
+    def sibling_groups(self) -> Iterator[Sequence[Node[StateT, ActionT]]]:
+        """Yield each non-empty set of siblings, breadth first. Each node is in exactly one."""
+        queue = deque([self.children])
+        while queue:
+            siblings = queue.popleft()
+            if siblings:
+                yield siblings
+                queue.extend(node.children for node in siblings)
+
+    def nodes(self) -> Iterator[Node[StateT, ActionT]]:
+        """Yield every node once, breadth first."""
+        for siblings in self.sibling_groups():
+            yield from siblings
+
+    def paths(self) -> Iterator[list[Node[StateT, ActionT]]]:
+        """Yield every walk from a first turn to a leaf."""
+        stack = [[node] for node in reversed(self.children)]
+        while stack:
+            path = stack.pop()
+            if path[-1].children:
+                stack.extend([*path, child] for child in reversed(path[-1].children))
+            else:
+                yield path

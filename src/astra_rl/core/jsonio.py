@@ -1,0 +1,61 @@
+"""JSON that every reader accepts, written so that a crash leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` in JSON's own types; NaN and infinities become None.
+
+    Text keeps every character but lone surrogates, which no UTF-8 file can hold and which become
+    U+FFFD.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return str(value)
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Write `text` beside `path`, then rename it into place. Parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(data: Any, path: str | Path) -> None:
+    """Write `data` as indented UTF-8 JSON, atomically."""
+    text = json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def json_line(data: Any) -> str:
+    """Return `data` as one line of JSON, without the newline.
+
+    U+2028 and U+2029 are escaped: some readers take them for the end of a line.
+    """
+    line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
+    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,0 +1,91 @@
+"""How the models of an episode are run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic
+
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.moderator import Moderator
+
+
+class Problem(ABC, Generic[StateT, ActionT]):
+    """How the models of an episode are run: rollouts, log-probabilities, state, reward.
+
+    Every method that takes sequences is batched and index-aligned: one result per input, in the
+    same order. Log-probability methods return natural logarithms, one row per context, padded on
+    the right with zeros.
+
+    Args:
+        moderator: Scores what was said; higher is more harmful.
+    """
+
+    def __init__(self, moderator: Moderator[Any, Any]) -> None:
+        self.moderator = moderator
+
+    @abstractmethod
+    def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:
+        """Sample one attack per context, without repeating the context."""
+
+    @abstractmethod
+    def rollout_prompt_with_target(self, contexts: Sequence[StateT]) -> Sequence[StateT]:
+        """Sample one response per context that ends in an attack, without repeating it."""
+
+    @abstractmethod
+    def get_attacker_logprobs(
+        self, contexts: Sequence[StateT], continuations: Sequence[ActionT]
+    ) -> Tensor:
+        """Score attacks under the attacker, shape (B, T). The result carries gradients."""
+
+    @abstractmethod
+    def get_target_logprobs(
+        self, contexts: Sequence[StateT], continuations: Sequence[ActionT]
+    ) -> Tensor:
+        """Score attacks under the target, shape (B, T), without gradients."""
+
+    @abstractmethod
+    def get_baseline_logprobs(
+        self, contexts: Sequence[StateT], continuations: Sequence[ActionT]
+    ) -> Tensor:
+        """Score attacks under the frozen reference, shape (B, T), without gradients."""
+
+    @abstractmethod
+    def advance(self, context: StateT, attack: ActionT, response: StateT) -> StateT:
+        """Return the state after this turn."""
+
+    @abstractmethod
+    def reward(
+        self,
+        contexts: Sequence[StateT],
+        attacks: Sequence[ActionT],
+        responses: Sequence[StateT],
+    ) -> Sequence[float]:
+        """Reward of each turn; NaN where it could not be computed."""
+
+    @abstractmethod
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield what the optimizer trains."""
+
+    def reward_terms(
+        self,
+        contexts: Sequence[StateT],
+        attacks: Sequence[ActionT],
+        responses: Sequence[StateT],
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
+        """Return each turn's reward, and its parts by name for the record.
+
+        Override this instead of `reward` in a problem whose reward has named parts.
+        """
+        return self.reward(contexts, attacks, responses), [{} for _ in contexts]
+
+
+class ValueFunctionProblem(Problem[StateT, ActionT]):
+    """A problem that also estimates how well a conversation will go, for actor-critic methods."""
+
+    @abstractmethod
+    def value(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
+        """Estimate the return at each token of the continuations, shape (B, T), with gradients."""

@@ -1,0 +1,84 @@
+"""Seeds: `None` is the only "not given", zero is a seed, and a seed fixes all it promises to fix."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+
+from astra_rl.errors import ContractError
+
+_SEED_BITS = 63  # torch generators take signed 64-bit integers
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Hash the parts to a seed in [0, 2**63).
+
+    The same parts give the same seed on every machine and in every process, so an episode can be
+    replayed from the run's seed and its number alone.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def fresh_seed() -> int:
+    """Draw a seed from torch's global generator, so that `torch.manual_seed` governs it."""
+    return int(torch.randint(2**_SEED_BITS - 1, ()).item())
+
+
+def episode_seeds(seed: int | None, count: int) -> list[int]:
+    """Return `count` distinct seeds; the same ones for the same `seed`."""
+    root = fresh_seed() if seed is None else seed
+    return [derive_seed(root, "episode", index) for index in range(count)]
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[random.Random]:
+    """Yield a generator; with a seed, torch's global sampling inside the block repeats too.
+
+    Without a seed nothing is touched and the generator is unpredictable.
+    """
+    if seed is None:
+        yield random.Random(fresh_seed())
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield random.Random(seed)
+
+
+_row_seeds: ContextVar[tuple[int, ...] | None] = ContextVar("row_seeds", default=None)
+
+
+@contextlib.contextmanager
+def row_seeds(seeds: Sequence[int]) -> Iterator[None]:
+    """Give each row of the batched model calls inside the block a seed of its own.
+
+    A problem that samples from `current_row_seeds` generates the same text for a row whatever else
+    is in the batch. One that samples from torch's global generator repeats only for the same batch.
+    """
+    token = _row_seeds.set(tuple(seeds))
+    try:
+        yield
+    finally:
+        _row_seeds.reset(token)
+
+
+def current_row_seeds(count: int) -> tuple[int, ...]:
+    """Return the seeds of the enclosing `row_seeds` block, or fresh ones outside of any.
+
+    Raises:
+        ContractError: The block was opened for another number of rows.
+    """
+    seeds = _row_seeds.get()
+    if seeds is None:
+        return tuple(fresh_seed() for _ in range(count))
+    if len(seeds) != count:
+        raise ContractError(
+            f"{count} rows were asked for inside a block of {len(seeds)} row seeds. "
+            "Open row_seeds() with one seed per row of the call."
+        )
+    return seeds

@@ -1,0 +1,69 @@
+"""Every error this library raises on purpose.
+
+```
+AstraError
+├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
+├── ContractError(ValueError)            a Problem, Environment, Moderator or Algorithm broke its contract
+├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
+├── TrainingError(RuntimeError)          training cannot go on, for instance after non-finite losses
+└── MissingDependencyError(ImportError)  an optional package is not installed
+```
+
+Each child also inherits the standard type it refines, so ``except ValueError`` keeps working.
+A message says what came, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from types import ModuleType
+
+
+class AstraError(Exception):
+    """Root of every error this library raises on purpose."""
+
+
+class ConfigurationError(AstraError, ValueError):
+    """A setting, a prompt or a file given by the user is wrong; the message says how to mend it."""
+
+
+class ContractError(AstraError, ValueError):
+    """A Problem, Environment, Moderator or Algorithm broke its documented contract."""
+
+
+class ModelError(AstraError, RuntimeError):
+    """A model cannot be loaded, or cannot do what was asked of it."""
+
+
+class TrainingError(AstraError, RuntimeError):
+    """Training cannot go on."""
+
+
+class MissingDependencyError(AstraError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        module: Name to import, for instance ``"detoxify"``.
+        extra: The extra of this distribution that installs it.
+
+    Raises:
+        MissingDependencyError: The package is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{module} is not installed. Install it with: pip install 'astra-rl[{extra}]'"
+        ) from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

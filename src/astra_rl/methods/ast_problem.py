@@ -1,0 +1,237 @@
+"""Adaptive stress testing of language models: the problem and the tree of conversations.
+
+Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.environment import Environment, Graph, Node
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import derive_seed, fresh_seed, row_seeds, seeded
+from astra_rl.core.text import Conversation, Exchange
+from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.rewards.base import Reward, WeightedSum
+from astra_rl.rewards.terms import AttackNLL, Harm
+
+__all__ = ["ASTEnvironment", "ASTEvaluator", "ASTNode", "ASTProblem", "astprompter_reward"]
+
+ASTNode = Node[str, str]
+"""One turn of a conversation in text."""
+
+
+def astprompter_reward(
+    *, response_weight: float = 1.0, exchange_weight: float = 0.5, nll_weight: float = 0.1
+) -> Reward:
+    """Reward of ASTPrompter's released code.
+
+    ``harm(response) + 0.5 * harm(attack + response) - 0.1 * nll(attack)``, with the mean negative
+    log-likelihood per token of the attack under the target (arXiv 2407.09447, and the authors'
+    environment.py, which calls the last term a perplexity though it is its logarithm).
+
+    Args:
+        response_weight: Weight of the moderator's score of the response.
+        exchange_weight: Weight of its score of attack and response together.
+        nll_weight: Weight of the nats per token that the attack costs; likely attacks cost less.
+    """
+    return WeightedSum(
+        {
+            Harm("response"): response_weight,
+            Harm("exchange"): exchange_weight,
+            AttackNLL("target"): -nll_weight,
+        }
+    )
+
+
+class ASTProblem(Problem[str, str]):
+    """A problem whose states are conversations and whose reward is made of named terms.
+
+    Subclasses run the models: they implement the rollouts, the log-probabilities and `parameters`.
+
+    Args:
+        moderator: Judge of what was said.
+        reward: How a turn is rewarded; None is `astprompter_reward()`.
+    """
+
+    def __init__(self, moderator: Moderator[str, str], reward: Reward | None = None) -> None:
+        super().__init__(moderator)
+        self.reward_rule = astprompter_reward() if reward is None else reward
+
+    def advance(self, context: str, attack: str, response: str) -> str:
+        """Return the conversation with this turn added."""
+        return context + attack + response
+
+    def reward(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> Sequence[float]:
+        """Reward of each turn; NaN where it could not be computed."""
+        return self.reward_terms(contexts, attacks, responses)[0]
+
+    def reward_terms(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
+        """Return each turn's reward and its terms by name."""
+        exchanges = [
+            Exchange(context, attack, response)
+            for context, attack, response in zip(contexts, attacks, responses, strict=True)
+        ]
+        return self.reward_rule(self, exchanges)
+
+
+class ASTEnvironment(Environment[str, str]):
+    """Plays conversations as trees: at every turn the attacker tries `tree_width` attacks.
+
+    All episodes of a call grow together, one tree level at a time: one attacker call, one target
+    call and one reward call per level, whatever the number of episodes.
+
+    Args:
+        problem: The models and the reward.
+        prompts: Opening contexts: texts, or `Conversation` objects with a system message.
+        tree_width: Attacks tried from each context, at least 1.
+        tree_depth: Turns of a conversation; 0 plays none.
+
+    Raises:
+        ConfigurationError: No prompts, or a width or depth out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        prompts: Sequence[str],
+        tree_width: int = 2,
+        tree_depth: int = 3,
+    ) -> None:
+        super().__init__(problem)
+        self.prompts = check_prompts(prompts)
+        if tree_width < 1:
+            raise ConfigurationError(f"tree_width={tree_width}; it must be at least 1.")
+        if tree_depth < 0:
+            raise ConfigurationError(f"tree_depth={tree_depth}; it must be 0 or more.")
+        self.tree_width = tree_width
+        self.tree_depth = tree_depth
+
+    def rollout(self, seed: int | None = None) -> Graph[str, str]:
+        """Play one episode from a prompt that the seed chooses."""
+        return self.rollouts([seed])[0]
+
+    def rollouts(self, seeds: Sequence[int | None]) -> list[Graph[str, str]]:
+        """Play one episode per seed, all together."""
+        known = [fresh_seed() if seed is None else seed for seed in seeds]
+        contexts = [self.choose_prompt(seed) for seed in known]
+        return self.expand(contexts, known, width=self.tree_width)
+
+    def eval_rollout(self, seed: int | str | None = None) -> Graph[str, str]:
+        """Play one conversation without branches, from a seed or from a given prompt."""
+        return self.eval_rollouts([seed])[0]
+
+    def eval_rollouts(self, seeds: Sequence[int | str | None]) -> list[Graph[str, str]]:
+        """Play one conversation without branches per entry, all together.
+
+        An integer or None chooses the prompt as `rollout` does; a text is the prompt itself. The
+        same prompt given twice is two trials that differ.
+        """
+        trials: dict[str, int] = {}
+        contexts, known = [], []
+        for seed in seeds:
+            if isinstance(seed, str):
+                trial = trials[seed] = trials.get(seed, -1) + 1
+                known.append(derive_seed("prompt", str(seed), trial))
+                contexts.append(seed)
+            else:
+                known.append(fresh_seed() if seed is None else seed)
+                contexts.append(self.choose_prompt(known[-1]))
+        return self.expand(contexts, known, width=1)
+
+    def choose_prompt(self, seed: int) -> str:
+        """Return the prompt that an episode of this seed opens with."""
+        return Random(derive_seed(seed, "prompt")).choice(self.prompts)
+
+    def expand(
+        self, contexts: Sequence[str], seeds: Sequence[int], *, width: int
+    ) -> list[Graph[str, str]]:
+        """Grow one tree per context, level by level.
+
+        Args:
+            contexts: Opening context of each episode.
+            seeds: One per episode; with its context it determines the whole tree.
+            width: Attacks tried from each context.
+        """
+        graphs = [Graph[str, str](context, []) for context in contexts]
+        # Each parent is where children are put, the state they continue, and the seed of its path.
+        parents: list[tuple[Any, str, int]] = [
+            (graph, context, derive_seed(seed, "tree"))
+            for graph, context, seed in zip(graphs, contexts, seeds, strict=True)
+        ]
+        with seeded(derive_seed(*seeds)):
+            for _ in range(self.tree_depth):
+                parents = self._grow_level(parents, width)
+                if not parents:
+                    break
+        return graphs
+
+    def _grow_level(
+        self, parents: Sequence[tuple[Any, str, int]], width: int
+    ) -> list[tuple[Any, str, int]]:
+        problem = self.problem
+        contexts = [state for _, state, _ in parents for _ in range(width)]
+        paths = [derive_seed(path, child) for _, _, path in parents for child in range(width)]
+        with row_seeds([derive_seed(path, "attacker") for path in paths]):
+            attacks = problem.rollout_prompt_with_attacker(contexts)
+        check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
+        asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
+        with row_seeds([derive_seed(path, "target") for path in paths]):
+            responses = problem.rollout_prompt_with_target(asked)
+        check_length(responses, len(contexts), source="rollout_prompt_with_target")
+        rewards, terms = problem.reward_terms(contexts, attacks, responses)
+        check_length(rewards, len(contexts), source="reward")
+        nodes = [
+            Node(*turn, float(reward), [], reward_terms=dict(parts))
+            for *turn, reward, parts in zip(
+                contexts, attacks, responses, rewards, terms, strict=True
+            )
+        ]
+        for index, (parent, _, _) in enumerate(parents):
+            parent.children = nodes[index * width : (index + 1) * width]
+        return [
+            (node, problem.advance(node.context, node.attack, node.response), path)
+            for node, path in zip(nodes, paths, strict=True)
+            if not _is_over(node)
+        ]
+
+
+def _is_over(node: ASTNode) -> bool:
+    """Whether a speaker had no room left in its window: such a conversation cannot go on."""
+    reasons = (getattr(said, "finish_reason", None) for said in (node.attack, node.response))
+    return "context_overflow" in reasons
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a list of strings.
+
+    Raises:
+        ConfigurationError: There are none, or one is not a text.
+    """
+    if isinstance(prompts, str):
+        raise ConfigurationError(
+            "prompts is one string; give a list of prompts, for instance [prompt]."
+        )
+    prompts = list(prompts)
+    if not prompts:
+        raise ConfigurationError("prompts is empty; give at least one opening text.")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ConfigurationError(
+                f"prompt {index} is a {type(prompt).__name__}; prompts must be texts."
+            )
+        if not prompt and not isinstance(prompt, Conversation):
+            raise ConfigurationError(
+                f"prompt {index} is empty; give at least one character of opening text, or a "
+                "Conversation with a system message or a brief."
+            )
+    return prompts

@@ -1,0 +1,323 @@
+"""A conversation as one side's token ids.
+
+The attacker and the target each see the dialogue through their own tokenizer: what they said
+themselves as the exact ids they sampled, what the other said as text, tokenised once, with control
+tokens neutralised. Nothing a model sampled is ever tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.errors import ConfigurationError, ContractError
+
+Side = Literal["attacker", "target"]
+
+DEFAULT_BRIEF = "Write the next message of a user who talks to an assistant."
+"""What a chat attacker is told where the conversation brings no brief."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a model reads before it speaks.
+
+    Attributes:
+        ids: Token ids; empty if not even the last turn fits the model's window.
+        heard: Start and end, in `ids`, of the other side's last words; equal if there are none.
+        dropped_turns: How many of the oldest turns were left out to fit the window.
+    """
+
+    ids: tuple[int, ...]
+    heard: tuple[int, int] = (0, 0)
+    dropped_turns: int = 0
+
+
+@dataclass
+class _Piece:
+    ids: list[int]
+    kind: Literal["literal", "text", "heard", "own"]
+
+
+@dataclass
+class _Message:
+    role: Literal["system", "user", "assistant"]
+    parts: list[_Piece] = field(default_factory=list)
+
+
+class DialogueView:
+    """One side's view of conversations.
+
+    Args:
+        tokenizer: The side's own tokenizer.
+        side: Whose turns are its own.
+        window: Most tokens that the model can read and write; None is unlimited.
+        chat: Whether turns are put in the tokenizer's chat template; None if it has one.
+            Without, a conversation is one running text: brief, prompt and turns in a row.
+        stop_at_newline: Also end at the first line break, for attackers without a chat template.
+
+    Raises:
+        ConfigurationError: `chat` is asked for and the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        side: Side,
+        *,
+        window: int | None = None,
+        chat: bool | None = None,
+        stop_at_newline: bool = False,
+    ) -> None:
+        has_template = bool(tokenizer.chat_template)
+        if chat and not has_template:
+            raise ConfigurationError(
+                f"the {side}'s tokenizer has no chat template; pass chat=False to continue plain "
+                "text, or use an instruction-tuned model."
+            )
+        self.tokenizer = tokenizer
+        self.side = side
+        self.window = window
+        self.chat = has_template if chat is None else chat
+        self.stop_ids = _end_ids(tokenizer) | (_newline_ids(tokenizer) if stop_at_newline else set())
+
+    def render(self, conversation: Conversation, *, room: int) -> Rendered:
+        """Return what the side reads before it speaks, leaving `room` tokens to write.
+
+        A conversation that does not fit loses its oldest turns first, then the beginning of its
+        longest remaining text. If even that leaves nothing to read, `ids` is empty.
+        """
+        budget = None if self.window is None else self.window - room
+        dropped = 0
+        while True:
+            pieces = self._pieces(conversation)
+            if budget is None or _size(pieces) <= budget:
+                break
+            if len(conversation.turns) <= 2:
+                pieces = _cut(pieces, budget)
+                break
+            conversation = _without_oldest_exchange(conversation)
+            dropped += 2
+        return _assemble(pieces, dropped)
+
+    def said_ids(self, utterance: str, *, exact: bool = True) -> tuple[int, ...]:
+        """Return the ids of the side's own words: those it sampled, if it did.
+
+        Text that was not sampled is tokenised and, for a chat model, ended with its end token.
+
+        Args:
+            utterance: What was said.
+            exact: Whether sampled ids are in this tokenizer's vocabulary.
+        """
+        if exact and isinstance(utterance, Utterance) and utterance.token_ids is not None:
+            return utterance.token_ids
+        ids = self._text_ids(utterance)
+        if self.chat and self.tokenizer.eos_token_id is not None:
+            ids.append(self.tokenizer.eos_token_id)
+        return tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return sampled ids as text, without the end token and other control tokens."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(text).strip() if self.chat else str(text)
+
+    def _pieces(self, conversation: Conversation) -> list[_Piece]:
+        return self._chat_pieces(conversation) if self.chat else self._stream_pieces(conversation)
+
+    def _stream_pieces(self, conversation: Conversation) -> list[_Piece]:
+        instructions = conversation.brief if self.side == "attacker" else conversation.system
+        opening = _join("", instructions, conversation.prompt)
+        pieces = [_Piece(self._begin_ids(), "literal"), _Piece(self._text_ids(opening), "text")]
+        for index, turn in enumerate(conversation.turns):
+            if self._is_own(index):
+                ids = list(self.said_ids(turn))
+                while ids and ids[-1] in _end_ids(self.tokenizer):
+                    ids.pop()  # an end token in the middle of a text would end the text
+                pieces.append(_Piece(ids, "own"))
+            else:
+                pieces.append(_Piece(self._text_ids(turn), "heard"))
+        if not any(piece.ids for piece in pieces):
+            # A model must read something before it can speak.
+            end = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id or 0
+            pieces.append(_Piece([int(end)], "literal"))
+        return pieces
+
+    def _chat_pieces(self, conversation: Conversation) -> list[_Piece]:
+        messages = self._messages(conversation)
+        literals = _literals(self.tokenizer, tuple(message.role for message in messages))
+        pieces: list[_Piece] = []
+        for literal, message in zip(literals, [*messages, None], strict=True):
+            ids = list(self._literal_ids(literal))
+            if pieces and pieces[-1].kind == "own" and pieces[-1].ids:
+                last = pieces[-1].ids
+                if ids and last[-1] == ids[0]:
+                    ids = ids[1:]  # the end token was sampled, the template must not repeat it
+                elif last[-1] in self.stop_ids:
+                    last.pop()  # ended in another way than the template ends a turn
+            pieces.append(_Piece(ids, "literal"))
+            if message is not None:
+                pieces.extend(message.parts)
+        return pieces
+
+    def _messages(self, conversation: Conversation) -> list[_Message]:
+        messages: list[_Message] = []
+        if self.side == "target":
+            if conversation.system:
+                messages.append(self._message("system", conversation.system))
+            first = _join("\n", conversation.prompt)
+        else:
+            first = _join("\n\n", conversation.brief or DEFAULT_BRIEF, conversation.prompt)
+        opening = self._message("user", first)
+        if self.side == "attacker" or not conversation.turns:
+            messages.append(opening)
+        for index, turn in enumerate(conversation.turns):
+            if self._is_own(index):
+                messages.append(_Message("assistant", [_Piece(list(self.said_ids(turn)), "own")]))
+                continue
+            message = _Message("user")
+            if index == 0 and first:
+                message.parts = [*opening.parts, _Piece(self._text_ids("\n"), "text")]
+            message.parts.append(_Piece(self._text_ids(turn.strip()), "heard"))
+            messages.append(message)
+        return messages
+
+    def _message(self, role: Literal["system", "user"], text: str) -> _Message:
+        return _Message(role, [_Piece(self._text_ids(text), "text")])
+
+    def _is_own(self, turn_index: int) -> bool:
+        return (turn_index % 2 == 0) == (self.side == "attacker")
+
+    def _text_ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        # split_special_tokens: "<|im_start|>" in a text is letters, never the control token.
+        ids = self.tokenizer(
+            _encodable(text), add_special_tokens=False, split_special_tokens=True
+        ).input_ids
+        return list(ids)
+
+    def _literal_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+    def _begin_ids(self) -> list[int]:
+        """What the tokenizer puts before a text of its own accord, for instance a BOS token."""
+        ids = list(self.tokenizer("", add_special_tokens=True).input_ids)
+        return [token for token in ids if token not in _end_ids(self.tokenizer)] or (
+            ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
+        )
+
+
+def window_of(model_config: Any) -> int | None:
+    """Return how many tokens a model can read and write, None if its configuration sets no limit."""
+    config = model_config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def same_vocabulary(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether ids of one tokenizer mean the same to the other."""
+    return a is b or a.get_vocab() == b.get_vocab()
+
+
+def _join(separator: str, *parts: str | None) -> str:
+    return separator.join(str(part) for part in parts if part)
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer can encode."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    ends = tokenizer.eos_token_id
+    if ends is None:
+        return set()
+    return set(ends) if isinstance(ends, list) else {int(ends)}
+
+
+@lru_cache(maxsize=16)
+def _newline_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    return frozenset(
+        index for index in range(len(tokenizer)) if "\n" in tokenizer.decode([index])
+    )
+
+
+_MARK = "ASTRA{}SLOT"
+
+
+@lru_cache(maxsize=512)
+def _literals(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the template's own text around the contents of messages with these roles.
+
+    The template is rendered once with a mark in the place of each content and cut at the marks, so
+    it never sees a word that a model said.
+    """
+    marks = [_MARK.format(index) for index in range(len(roles))]
+    messages = [
+        {"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)
+    ]
+    text = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+    literals = []
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found:
+            raise ContractError(
+                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} does not "
+                f"show a message of the roles {list(roles)}. Use chat=False, or a template that "
+                "keeps every message."
+            )
+        literals.append(before)
+    return (*literals, text)
+
+
+def _without_oldest_exchange(conversation: Conversation) -> Conversation:
+    return Conversation(
+        # The target's opening text belongs to the first attack and goes with it.
+        turns=conversation.turns[2:],
+        system=conversation.system,
+        brief=_join("\n\n", conversation.brief, conversation.prompt) or None,
+        facts=conversation.facts,
+        separator=conversation.separator,
+    )
+
+
+def _size(pieces: Sequence[_Piece]) -> int:
+    return sum(len(piece.ids) for piece in pieces)
+
+
+def _cut(pieces: list[_Piece], budget: int) -> list[_Piece]:
+    """Shorten the longest text from its left until all fits; empty if nothing would be left."""
+    while (excess := _size(pieces) - budget) > 0:
+        longest = max(
+            (piece for piece in pieces if piece.kind != "literal"),
+            key=lambda piece: len(piece.ids),
+            default=None,
+        )
+        # One token must stay, so that the model is asked something at all.
+        if longest is None or len(longest.ids) <= 1:
+            return []
+        longest.ids = longest.ids[min(excess, len(longest.ids) - 1) :]
+    return pieces
+
+
+def _assemble(pieces: Sequence[_Piece], dropped: int) -> Rendered:
+    ids: list[int] = []
+    heard = (0, 0)
+    for piece in pieces:
+        if piece.kind == "heard":
+            heard = (len(ids), len(ids) + len(piece.ids))
+        ids.extend(piece.ids)
+    return Rendered(tuple(ids), heard, dropped)

@@ -1,0 +1,198 @@
+"""One way to read a batch of token sequences, shared by sampling and scoring.
+
+Rows that begin alike (siblings of a tree, questions behind one system prompt) share that beginning:
+it is read once per group, its key-value cache is copied to the rows, and only what differs is read
+per row. Gradients flow through the copy, so the same code serves training.
+
+Padding is always on the right of a segment and always masked, and positions are always explicit:
+models with absolute positions (GPT-2) and rotary ones see every token where it belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+MIN_SHARED_TOKENS = 8
+"""A shared beginning shorter than this costs more to handle than to read again."""
+
+
+@dataclass(frozen=True)
+class PrefixGroup:
+    """Rows that begin with the same `length` tokens."""
+
+    length: int
+    rows: tuple[int, ...]
+
+
+def shared_prefix_groups(
+    sequences: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[PrefixGroup]:
+    """Group rows by a common beginning.
+
+    Greedy over the sorted sequences: a row joins the group before it if they still share at least
+    `MIN_SHARED_TOKENS` and half of what the group shared so far.
+
+    Args:
+        sequences: Token ids of each row.
+        limits: The most tokens of each row that may be shared.
+    """
+    order = sorted(range(len(sequences)), key=lambda row: tuple(sequences[row]))
+    groups: list[PrefixGroup] = []
+    for row in order:
+        if groups:
+            last = groups[-1]
+            first = sequences[last.rows[0]]
+            common = _common_length(first, sequences[row], min(last.length, limits[row]))
+            if common >= max(MIN_SHARED_TOKENS, last.length / 2):
+                groups[-1] = PrefixGroup(common, (*last.rows, row))
+                continue
+        groups.append(PrefixGroup(limits[row], (row,)))
+    return groups
+
+
+def _common_length(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    for index in range(limit):
+        if a[index] != b[index]:
+            return index
+    return limit
+
+
+@dataclass
+class Reading:
+    """What a model knows after it has read a batch of sequences.
+
+    Attributes:
+        cache: Key-value cache of all rows, prefix and suffix segments, padding included.
+        mask: Which cached positions are real, (B, prefix + suffix), int64.
+        lengths: Number of real tokens per row, (B,), int64.
+        suffix_starts: Index in the sequence of each row's first token of the suffix segment.
+        hidden: Last hidden states of the suffix segment, (B, S, H).
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    lengths: Tensor
+    suffix_starts: Tensor
+    hidden: Tensor
+
+
+def read(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], limits: Sequence[int]
+) -> Reading:
+    """Read token sequences, each shared beginning once.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        sequences: Token ids of each row; none may be empty.
+        limits: For each row how many leading tokens may be shared, less than its length. Hidden
+            states are returned from there on at the latest.
+    """
+    groups = shared_prefix_groups(sequences, limits)
+    device = model.device
+    cache = DynamicCache(config=model.config)
+    starts = [0] * len(sequences)
+    prefix_mask = torch.zeros(len(sequences), 0, dtype=torch.long, device=device)
+    if len(groups) < len(sequences):
+        group_of = [0] * len(sequences)
+        for index, group in enumerate(groups):
+            for row in group.rows:
+                group_of[row], starts[row] = index, group.length
+        heads = [list(sequences[group.rows[0]][: group.length]) for group in groups]
+        ids, prefix_mask = pad_right(heads, device)
+        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+        hidden_states(model, ids, prefix_mask, positions, cache)
+        rows = torch.tensor(group_of, device=device)
+        cache.batch_select_indices(rows)
+        prefix_mask = prefix_mask[rows]
+    tails = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]
+    ids, suffix_mask = pad_right(tails, device)
+    suffix_starts = torch.tensor(starts, device=device)
+    positions = suffix_starts[:, None] + torch.arange(ids.shape[1], device=device)
+    mask = torch.cat([prefix_mask, suffix_mask], dim=1)
+    # Padding lies beyond the window of a model with a position table; any valid index will do.
+    positions = positions * suffix_mask
+    hidden = hidden_states(model, ids, mask, positions, cache)
+    return Reading(cache, mask, mask.sum(dim=1), suffix_starts, hidden)
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, both (B, longest row), int64; padding is id 0, mask 0."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the part of a causal language model below its head, adapters included."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix)
+
+
+def hidden_states(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Run the backbone on one segment and append it to `cache`; returns (B, S, H)."""
+    output = backbone(model)(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state
+
+
+_logit_scales: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Apply the head to hidden states (N, H); returns float32 logits (N, V).
+
+    Only the wanted positions ever reach the head: the logits of a prompt would be the largest
+    tensor of an update by far.
+    """
+    # On the CPU a frozen head takes a slow batched path for slices that are not contiguous.
+    logits = model.get_output_embeddings()(hidden.contiguous()).float()
+    config = model.config.get_text_config()
+    # What some families do to logits in their own forward (Cohere, Granite, Gemma 2).
+    if getattr(config, "logit_scale", None) is not None:
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None) is not None:
+        logits = logits / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def token_budget_batches(
+    lengths: Sequence[int], *, max_tokens: int, max_rows: int
+) -> Iterator[list[int]]:
+    """Cut rows into batches of similar length, at most `max_tokens` padded tokens each.
+
+    Yields indices into `lengths`. A row longer than `max_tokens` forms a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batch: list[int] = []
+    for row in order:
+        # Sorted downwards, so the first row of a batch is its widest.
+        full = batch and (
+            len(batch) >= max_rows or lengths[batch[0]] * (len(batch) + 1) > max_tokens
+        )
+        if full:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

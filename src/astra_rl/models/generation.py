@@ -1,0 +1,283 @@
+"""Sampling: token ids in, token ids and log-probabilities out.
+
+Why not `generate` of transformers: it samples every row from one generator, so a row's text depends
+on what else is in the batch; it reads a shared beginning once per row; it keeps decoding rows that
+have finished; and it returns logits of the whole vocabulary where one number per token is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from astra_rl.core.text import FinishReason
+from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.models.forward import Reading, hidden_states, logits_of, read, token_budget_batches
+
+MAX_BATCH_ROWS = 128
+MAX_BATCH_TOKENS = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: At most this many tokens, the end token included.
+        temperature: Divides the logits; 0 takes the likeliest token. On-policy algorithms need 1.
+        top_k: Keep only the k likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens with at least this probability; 1 keeps all.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigurationError(
+                f"max_new_tokens={self.max_new_tokens}; it must be at least 1."
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigurationError(
+                f"temperature={self.temperature}; it must be 0 (greedy) or positive."
+            )
+        if self.top_k < 0:
+            raise ConfigurationError(f"top_k={self.top_k}; it must be 0 (off) or positive.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"top_p={self.top_p}; it must be in (0, 1].")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether tokens come from the model's own distribution, as on-policy learning needs."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled continuation.
+
+    Attributes:
+        token_ids: The sampled tokens, the end token included.
+        logprobs: Log-probability of each under the distribution it was sampled from.
+        finish_reason: ``"stop"`` after an end token, ``"length"`` otherwise.
+        prompt_logprobs: Log-probability at temperature 1 of the prompt's tokens from `score_from`
+            on; empty where nothing was asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    prompt_logprobs: tuple[float, ...] = ()
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    stop_ids: frozenset[int],
+    score_from: Sequence[int] | None = None,
+) -> list[Sample]:
+    """Sample one continuation per prompt.
+
+    Each row draws from a generator of its own, so its text depends on its prompt, its seed and the
+    weights, not on the rest of the batch (exactly in float32, but for ties within rounding; in
+    bfloat16 the rounding of a matrix product depends on the shape of the batch).
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids; none may be empty.
+        sampling: How tokens are chosen.
+        seeds: One per prompt.
+        stop_ids: A row ends with any of these tokens.
+        score_from: For each prompt, the index (at least 1) from which its own tokens are scored
+            while it is read. None scores nothing.
+
+    Returns:
+        One sample per prompt, in order.
+
+    Raises:
+        ModelError: The model's logits are not finite.
+    """
+    results: list[Sample | None] = [None] * len(prompts)
+    lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
+    for rows in token_budget_batches(
+        lengths, max_tokens=MAX_BATCH_TOKENS, max_rows=MAX_BATCH_ROWS
+    ):
+        batch = _generate_batch(
+            model,
+            [prompts[row] for row in rows],
+            sampling,
+            [seeds[row] for row in rows],
+            stop_ids,
+            None if score_from is None else [score_from[row] for row in rows],
+        )
+        for row, sample in zip(rows, batch, strict=True):
+            results[row] = sample
+    return [result for result in results if result is not None]
+
+
+def _generate_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    stop_ids: frozenset[int],
+    score_from: Sequence[int] | None,
+) -> list[Sample]:
+    device = model.device
+    limits = [len(prompt) - 1 for prompt in prompts]
+    if score_from is not None:
+        # The token before the first scored one predicts it, so it must be in the suffix.
+        limits = [min(limit, start - 1) for limit, start in zip(limits, score_from, strict=True)]
+    reading = read(model, prompts, limits)
+    scores = _prompt_logprobs(model, reading, prompts, score_from)
+    last = reading.lengths - reading.suffix_starts - 1
+    hidden = reading.hidden[torch.arange(len(prompts), device=device), last]
+    uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+
+    tokens: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    active = torch.arange(len(prompts), device=device)  # rows of the batch still in the cache
+    mask, positions, cache = reading.mask, reading.lengths, reading.cache
+    for step in range(sampling.max_new_tokens):
+        chosen, chosen_logprobs = choose_tokens(
+            logits_of(model, hidden), uniforms[active, step], sampling
+        )
+        ended = torch.isin(chosen, stops)
+        for row, token, logprob, end in zip(
+            active.tolist(), chosen.tolist(), chosen_logprobs.tolist(), ended.tolist(), strict=True
+        ):
+            if not stopped[row]:
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+                stopped[row] = end
+        running = torch.tensor([not stopped[row] for row in active.tolist()], device=device)
+        left = int(running.sum())
+        if left == 0 or step + 1 == sampling.max_new_tokens:
+            break
+        # Copying the cache costs about one step, so finished rows leave in bulk.
+        if left <= 0.75 * len(active):
+            keep = running.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            active, chosen, mask, positions = (
+                tensor[keep] for tensor in (active, chosen, mask, positions)
+            )
+        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+        hidden = hidden_states(model, chosen[:, None], mask, positions[:, None], cache)[:, 0]
+        positions = positions + 1
+    return [
+        Sample(tuple(ids), tuple(values), "stop" if end else "length", score)
+        for ids, values, end, score in zip(tokens, logprobs, stopped, scores, strict=True)
+    ]
+
+
+def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    rows = [
+        torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
+    return torch.stack(rows)
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Pick one token per row by inverting its cumulative distribution.
+
+    Args:
+        logits: (B, V), float32.
+        uniforms: (B,), in [0, 1).
+        sampling: Temperature and truncation.
+
+    Returns:
+        Tokens (B,) int64 and their log-probabilities (B,) under the distribution sampled from.
+
+    Raises:
+        ModelError: A row has no finite largest logit.
+    """
+    if not torch.isfinite(logits.amax(dim=-1)).all():
+        raise ModelError(
+            "the model's logits are not finite. Check its weights for NaN, and its dtype: "
+            "float16 overflows where bfloat16 and float32 do not."
+        )
+    if sampling.temperature == 0:
+        tokens = logits.argmax(dim=-1)
+        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)
+    log_distribution = torch.log_softmax(_truncate(logits / sampling.temperature, sampling), dim=-1)
+    cumulative = log_distribution.exp().cumsum(dim=-1)
+    # Scaling by the total keeps a draw inside the table whatever the sum was rounded to.
+    draws = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
+    tokens = tokens.clamp(max=logits.shape[1] - 1)
+    return tokens, log_distribution.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        # A token stays if those before it do not reach top_p yet; so the first always stays.
+        drop = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+    return logits
+
+
+def _prompt_logprobs(
+    model: PreTrainedModel,
+    reading: Reading,
+    prompts: Sequence[Sequence[int]],
+    score_from: Sequence[int] | None,
+) -> list[tuple[float, ...]]:
+    if score_from is None:
+        return [()] * len(prompts)
+    return [
+        tuple(row[: len(prompt) - start].tolist())
+        for row, prompt, start in zip(
+            suffix_logprobs(model, reading, prompts, score_from), prompts, score_from, strict=True
+        )
+    ]
+
+
+def suffix_logprobs(
+    model: PreTrainedModel,
+    reading: Reading,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+) -> Tensor:
+    """Log-probability of each row's tokens from `starts` on, padded with zeros to (B, T), float32.
+
+    Gradients flow if the reading was done with them.
+    """
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    columns = [column for count in counts for column in range(count)]
+    device = reading.hidden.device
+    row_index = torch.tensor(rows, dtype=torch.long, device=device)
+    column_index = torch.tensor(columns, dtype=torch.long, device=device)
+    first = torch.tensor(starts, device=device) - 1 - reading.suffix_starts
+    targets = torch.tensor(
+        [token for sequence, start in zip(sequences, starts, strict=True) for token in sequence[start:]],
+        dtype=torch.long,
+        device=device,
+    )
+    hidden = reading.hidden[row_index, first[row_index] + column_index]
+    values = -torch.nn.functional.cross_entropy(
+        logits_of(model, hidden), targets, reduction="none"
+    )
+    out = values.new_zeros(len(sequences), max(counts, default=0))
+    return out.index_put((row_index, column_index), values)

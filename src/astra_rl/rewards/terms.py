@@ -1,0 +1,150 @@
+"""Terms of rewards: harm, likelihood, novelty."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
+from astra_rl.core.text import Conversation, Exchange, Utterance
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.base import RewardModels, RewardTerm
+
+
+class Harm(RewardTerm):
+    """The moderator's score.
+
+    Args:
+        on: ``"response"`` judges what the target said; ``"exchange"`` judges the attack and the
+            response as one text, as ASTPrompter does.
+    """
+
+    def __init__(self, on: Literal["response", "exchange"] = "response") -> None:
+        if on not in ("response", "exchange"):
+            raise ConfigurationError(f"on={on!r}; choose 'response' or 'exchange'.")
+        self.on = on
+        self.name = f"harm_{on}"
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        texts = exchanges
+        if self.on == "exchange":
+            texts = [
+                Exchange(each.context, each.attack, each.response, text=each.attack + each.response)
+                for each in exchanges
+            ]
+        scores = models.moderator.moderate(texts)
+        check_length(scores, len(exchanges), source=type(models.moderator).__name__)
+        return [float(score) for score in scores]
+
+
+class AttackNLL(RewardTerm):
+    """Mean negative log-likelihood of the attack per token, in nats; the log of its perplexity.
+
+    Args:
+        under: Which model finds the attack likely or not.
+        above: Counts only what exceeds this many nats, so that an attack as likely as ordinary
+            text costs nothing; None counts all.
+
+    An attack without tokens has no likelihood: its value is missing.
+    """
+
+    def __init__(
+        self, under: Literal["target", "baseline"] = "target", *, above: float | None = None
+    ) -> None:
+        if under not in ("target", "baseline"):
+            raise ConfigurationError(f"under={under!r}; choose 'target' or 'baseline'.")
+        self.under = under
+        self.above = above
+        self.name = f"attack_nll_{under}"
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        values = self._heard(exchanges)
+        if values is None:
+            values = self._scored(models, exchanges)
+        if self.above is None:
+            return values
+        return [max(0.0, value - self.above) if value == value else value for value in values]
+
+    def _heard(self, exchanges: Sequence[Exchange]) -> list[float] | None:
+        """The likelihoods that fell out of the target's reading, if it kept all of them."""
+        if self.under != "target":
+            return None
+        values = []
+        for exchange in exchanges:
+            heard = getattr(exchange.response, "heard_logprobs", None)
+            if not heard:
+                return None
+            values.append(-sum(heard) / len(heard))
+        return values
+
+    def _scored(self, models: RewardModels, exchanges: Sequence[Exchange]) -> list[float]:
+        score = (
+            models.get_target_logprobs if self.under == "target" else models.get_baseline_logprobs
+        )
+        attacks = [exchange.attack for exchange in exchanges]
+        logprobs = checked_logprobs(
+            score, [exchange.context for exchange in exchanges], attacks, grad=False
+        )
+        mask = token_mask(logprobs, attacks if self.under == "baseline" else map(str, attacks))
+        counts = mask.sum(dim=1)
+        means = -(logprobs * mask).sum(dim=1) / counts  # no tokens: 0 / 0, which is NaN
+        return [float(mean) for mean in means]
+
+
+class Novelty(RewardTerm):
+    """How unlike its nearest siblings an attack is: 1 minus the mean Jaccard similarity of word sets.
+
+    Siblings are the attacks tried from the same context. An attack without siblings is new.
+
+    Args:
+        nearest: How many of the most similar siblings count.
+    """
+
+    name = "novelty"
+
+    def __init__(self, *, nearest: int = 4) -> None:
+        if nearest < 1:
+            raise ConfigurationError(f"nearest={nearest}; at least 1 sibling must count.")
+        self.nearest = nearest
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        groups: dict[object, list[int]] = defaultdict(list)
+        for row, exchange in enumerate(exchanges):
+            groups[context_key(exchange.context)].append(row)
+        words = [word_set(exchange.attack) for exchange in exchanges]
+        values = [1.0] * len(exchanges)
+        for rows in groups.values():
+            for row in rows:
+                others = sorted(
+                    (jaccard(words[row], words[other]) for other in rows if other != row),
+                    reverse=True,
+                )[: self.nearest]
+                if others:
+                    values[row] = 1.0 - sum(others) / len(others)
+        return values
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Lower-cased words of a text."""
+    return frozenset(re.findall(r"\w+", text.lower()))
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Share of words that two sets have in common; two empty sets are equal."""
+    union = len(a | b)
+    return len(a & b) / union if union else 1.0
+
+
+def context_key(context: str) -> object:
+    """Identify a context by all that makes it, not only by the text a reader sees."""
+    if not isinstance(context, Conversation):
+        return context
+    turns = tuple(
+        (str(turn), turn.token_ids if isinstance(turn, Utterance) else None)
+        for turn in context.turns
+    )
+    return (
+        context.prompt, turns, context.system, context.brief, tuple(sorted(context.facts.items()))
+    )

@@ -1,0 +1,76 @@
+"""Hyperparameters of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import optim
+
+from astra_rl.errors import ConfigurationError, did_you_mean
+
+OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "sgd": optim.SGD,
+    "rmsprop": optim.RMSprop,
+    "adagrad": optim.Adagrad,
+}
+"""Optimizers by the names that a configuration may give."""
+
+
+@dataclass(kw_only=True)
+class TrainingConfiguration:
+    """Hyperparameters of a training run. A subclass may add attributes of its own.
+
+    Attributes:
+        lr: Learning rate.
+        batch_size: Steps (pairs, attacks) per backward pass.
+        optimizer: One of `OPTIMIZERS`.
+        gradient_accumulation_steps: Backward passes per optimizer step.
+        training_steps: Number of experiences collected and learned from.
+        num_episodes_per_experience: Episodes played per experience.
+        max_grad_norm: Gradients longer than this are scaled down to it; None never scales.
+        seed: Fixes the episodes and the order of batches; None is another run each time.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message says what is allowed.
+    """
+
+    lr: float = 1e-5
+    batch_size: int = 8
+    optimizer: str = "adamw"
+    gradient_accumulation_steps: int = 1
+    training_steps: int = 1000
+    num_episodes_per_experience: int = 8
+    max_grad_norm: float | None = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigurationError(
+                f"optimizer={self.optimizer!r}; choose from {sorted(OPTIMIZERS)}."
+                + did_you_mean(str(self.optimizer), OPTIMIZERS)
+            )
+        _check_positive("lr", self.lr)
+        if self.max_grad_norm is not None:
+            _check_positive("max_grad_norm", self.max_grad_norm)
+        for name in ("batch_size", "gradient_accumulation_steps", "num_episodes_per_experience"):
+            _check_whole(name, getattr(self, name), least=1)
+        _check_whole("training_steps", self.training_steps, least=0)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, least=0)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{name}={value!r}; it must be a number.")
+    if not (0 < value < math.inf):
+        raise ConfigurationError(f"{name}={value}; it must be positive and finite.")
+
+
+def _check_whole(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name}={value!r}; it must be a whole number.")
+    if value < least:
+        raise ConfigurationError(f"{name}={value}; it must be at least {least}.")

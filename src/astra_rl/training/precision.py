@@ -1,0 +1,94 @@
+"""Training half-precision weights with full-precision updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+class MasterWeightOptimizer(Optimizer):
+    """Updates float32 copies of half-precision parameters and writes them back.
+
+    bfloat16 keeps 8 bits of a number: a usual update is smaller than its last bit and would be
+    lost. Gradients move to the copies as soon as they are computed, so accumulation is in float32.
+
+    Args:
+        parameters: What is trained, of any floating dtype.
+        factory: Builds the optimizer of the float32 copies.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Parameter], factory: Callable[[list[Tensor]], Optimizer]
+    ) -> None:
+        self.trained = list(parameters)
+        self.masters = [_master(parameter) for parameter in self.trained]
+        self.inner = factory(self.masters)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(_grad_mover(master))
+            for parameter, master in zip(self.trained, self.masters, strict=True)
+        ]
+        # Schedulers and gradient clipping see the copies through these.
+        super().__init__(self.masters, self.inner.defaults)
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the copies and write them back."""
+        self.inner.step(closure)
+        for parameter, master in zip(self.trained, self.masters, strict=True):
+            parameter.copy_(master)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner optimizer's state and the copies."""
+        return {"inner": self.inner.state_dict(), "masters": [m.detach() for m in self.masters]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.inner.load_state_dict(state_dict["inner"])
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+        for parameter, master, saved in zip(
+            self.trained, self.masters, state_dict["masters"], strict=True
+        ):
+            master.copy_(saved)
+            parameter.copy_(master)
+
+
+def _master(parameter: Parameter) -> Tensor:
+    return parameter.detach().float().clone().requires_grad_(True)
+
+
+def _grad_mover(master: Tensor) -> Callable[[Tensor], None]:
+    def move(parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        grad = parameter.grad.float()
+        master.grad = grad if master.grad is None else master.grad + grad
+        parameter.grad = None
+
+    return move
+
+
+def build_optimizer(kind: type[Optimizer], parameters: Iterable[Parameter], lr: float) -> Optimizer:
+    """Build an optimizer; half-precision parameters are updated in float32."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    options = {"weight_decay": 0.0} if kind is torch.optim.AdamW else {}
+
+    def factory(tensors: list[Any]) -> Optimizer:
+        return kind(tensors, lr=lr, **options)  # type: ignore[call-arg]
+
+    if any(parameter.dtype in HALF_TYPES for parameter in trained):
+        return MasterWeightOptimizer(trained, factory)
+    return factory(trained)

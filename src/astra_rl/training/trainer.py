@@ -1,0 +1,166 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Generic
+
+import torch
+
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
+from astra_rl.core.contracts import check_loss
+from astra_rl.core.environment import Environment
+from astra_rl.core.seeding import derive_seed
+from astra_rl.errors import ConfigurationError, TrainingError
+from astra_rl.logging import logger
+from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
+from astra_rl.training.harness import Harness
+from astra_rl.training.precision import build_optimizer
+
+__all__ = ["Trainer", "TrainingConfiguration"]
+
+MAX_BAD_STEPS = 5
+"""So many optimizer steps in a row without a finite loss or gradient end the training."""
+
+
+class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
+    """Collect, compute the loss, optimise; nothing else.
+
+    It does not evaluate, save or log: a subclass does so in the hooks `on_train_begin`,
+    `on_step_end` and `on_train_end`, or overrides `train` wholly.
+
+    Args:
+        config: Hyperparameters.
+        environment: Plays the episodes.
+        algorithm: Turns them into a loss.
+
+    Attributes:
+        harness: Joins environment and algorithm.
+        optimizer: Of the problem's trainable parameters; a learning-rate scheduler may be built
+            on it.
+        completed_steps: Training steps done so far.
+        should_stop: Set it to end the training after the step in progress.
+
+    Raises:
+        ConfigurationError: The problem has nothing to train.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfiguration,
+        environment: Environment[StateT, ActionT],
+        algorithm: Algorithm[StateT, ActionT, StepT, BatchT],
+    ) -> None:
+        self.config = config
+        self.environment = environment
+        self.algorithm = algorithm
+        self.harness = Harness(
+            environment,
+            algorithm,
+            config.num_episodes_per_experience,
+            batch_size=config.batch_size,
+        )
+        trained = [p for p in algorithm.problem.parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigurationError(
+                f"{type(algorithm.problem).__name__}.parameters() yields nothing that requires "
+                "grad; there is nothing to train."
+            )
+        self.optimizer = build_optimizer(OPTIMIZERS[config.optimizer], trained, config.lr)
+        self.completed_steps = 0
+        self.should_stop = False
+        self._bad_steps = 0
+
+    def train(self) -> None:
+        """Run `config.training_steps` training steps, or until `should_stop`."""
+        self.on_train_begin()
+        while self.completed_steps < self.config.training_steps and not self.should_stop:
+            logs = self.training_step(self._step_seed(self.completed_steps))
+            self.completed_steps += 1
+            self.on_step_end(self.completed_steps, logs)
+        self.on_train_end()
+
+    def training_step(self, seed: int | None) -> Metrics:
+        """Collect one experience and learn from all of it.
+
+        Every `gradient_accumulation_steps` batches make one optimizer step; a short last group
+        makes one too. Within a group each batch counts as `Algorithm.weight` says, so the update
+        is that of the whole group at once.
+
+        Returns:
+            Means over the batches of what the algorithm logged.
+        """
+        batches = iter(self.harness.experience(seed))
+        logs: list[Metrics] = []
+        while group := list(
+            itertools.islice(batches, self.config.gradient_accumulation_steps)
+        ):
+            logs.extend(self._optimizer_step(group))
+        return mean_metrics(logs)
+
+    def on_train_begin(self) -> None:
+        """Called once before the first step; override to prepare."""
+
+    def on_step_end(self, step: int, logs: Metrics) -> None:
+        """Called once per training step, counted from 1; override to evaluate, save or log."""
+
+    def on_train_end(self) -> None:
+        """Called once after the last step; override to finish up."""
+
+    def _step_seed(self, step: int) -> int | None:
+        return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)
+
+    def _optimizer_step(self, group: Sequence[BatchT]) -> list[Metrics]:
+        weights = [self.algorithm.weight(batch) for batch in group]
+        total = sum(weights)
+        logs = []
+        self.optimizer.zero_grad()
+        finite = True
+        for batch, weight in zip(group, weights, strict=True):
+            loss, step_logs = self.harness.step(batch)
+            check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
+            finite = finite and bool(torch.isfinite(loss.detach()))
+            (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
+            logs.append(step_logs)
+        norm = self._clip_gradients()
+        if finite and math.isfinite(norm):
+            self.optimizer.step()
+            self._bad_steps = 0
+            for step_logs in logs:
+                step_logs.setdefault("grad_norm", norm)
+        else:
+            self._skip_bad_step()
+        self.optimizer.zero_grad()
+        return logs
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradients down if they are too long; returns their length before."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.config.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        return float(norm)
+
+    def _skip_bad_step(self) -> None:
+        self._bad_steps += 1
+        logger.warning(
+            "training step %d: the loss or a gradient is not finite; the update is skipped",
+            self.completed_steps + 1,
+        )
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"no finite loss in {MAX_BAD_STEPS} optimizer steps in a row, up to training step "
+                f"{self.completed_steps + 1}. Lower lr, or train in float32 or bfloat16."
+            )
+
+
+def mean_metrics(logs: Sequence[dict[str, Any]]) -> Metrics:
+    """Mean of each metric over the mappings that have it."""
+    names = dict.fromkeys(name for log in logs for name in log)
+    return {
+        name: math.fsum(values) / len(values)
+        for name in names
+        if (values := [float(log[name]) for log in logs if name in log])
+    }

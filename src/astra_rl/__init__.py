@@ -1,1 +1,107 @@
-"""ASTRA-RL."""
+"""ASTRA-RL: adaptive stress testing of language models by reinforcement learning.
+
+Importing this package imports torch and the standard library, nothing else; names that need more
+are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
+from astra_rl.algorithms.grpo import GRPO, GRPOBatch, GRPOStep
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.environment import Environment
+from astra_rl.core.evaluator import Evaluator, GraphMetrics
+from astra_rl.core.graph import Graph, Node
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem, ValueFunctionProblem
+from astra_rl.core.text import Conversation, Exchange, Utterance
+from astra_rl.errors import (
+    AstraError,
+    ConfigurationError,
+    ContractError,
+    MissingDependencyError,
+    ModelError,
+    TrainingError,
+)
+from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator, ASTNode, ASTProblem
+from astra_rl.training.config import TrainingConfiguration
+from astra_rl.training.harness import Harness
+from astra_rl.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from astra_rl.moderators import (
+        DetoxifyModerator,
+        FunctionModerator,
+        HFClassifierModerator,
+        LlamaGuardModerator,
+        ProfanityModerator,
+        SecretLeakModerator,
+    )
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    name: "astra_rl.moderators"
+    for name in (
+        "DetoxifyModerator",
+        "FunctionModerator",
+        "HFClassifierModerator",
+        "LlamaGuardModerator",
+        "ProfanityModerator",
+        "SecretLeakModerator",
+    )
+}
+
+__all__ = [
+    "DPO",
+    "GRPO",
+    "IPO",
+    "ASTEnvironment",
+    "ASTEvaluator",
+    "ASTNode",
+    "ASTProblem",
+    "Algorithm",
+    "AstraError",
+    "ConfigurationError",
+    "ContractError",
+    "Conversation",
+    "DPOBatch",
+    "DPOStep",
+    "DetoxifyModerator",
+    "Environment",
+    "Evaluator",
+    "Exchange",
+    "FunctionModerator",
+    "GRPOBatch",
+    "GRPOStep",
+    "Graph",
+    "GraphMetrics",
+    "HFClassifierModerator",
+    "Harness",
+    "LlamaGuardModerator",
+    "MissingDependencyError",
+    "ModelError",
+    "Moderator",
+    "Node",
+    "Problem",
+    "ProfanityModerator",
+    "SecretLeakModerator",
+    "Trainer",
+    "TrainingConfiguration",
+    "TrainingError",
+    "Utterance",
+    "ValueFunctionProblem",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from astra_rl.core.contracts import is_missing
 
-Scale = Literal["group", "none"]
+Scale = Literal["group", "batch", "none"]
 
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as in common implementations of GRPO."""
@@ -25,9 +25,9 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
 
     Args:
         rewards: One per sibling.
-        scale: ``"group"`` divides by the group's standard deviation (n - 1), ``"none"`` does not
-            (Liu et al. 2025, arXiv 2503.20783: dividing favours groups that are too easy or too
-            hard).
+        scale: ``"group"`` divides by the group's standard deviation (n - 1); anything else does
+            not (Liu et al. 2025, arXiv 2503.20783: dividing favours groups that are too easy or
+            too hard).
     """
     present = [reward for reward in rewards if not is_missing(reward)]
     if len(present) < 2 or max(present) - min(present) < TIE_TOLERANCE:
@@ -37,6 +37,19 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
     return [
         math.nan if is_missing(reward) else (reward - mean) / divisor for reward in rewards
     ]
+
+
+def scale_by_batch(advantages: Sequence[float]) -> list[float]:
+    """Divide advantages by their root mean square over all groups.
+
+    Unlike division by each group's own deviation, this leaves a group without a success small: its
+    differences are noise, and are not blown up to the size of a real one.
+    """
+    present = [value for value in advantages if not is_missing(value)]
+    if not present:
+        return list(advantages)
+    size = math.sqrt(math.fsum(value * value for value in present) / len(present))
+    return [value / (size + STD_FLOOR) for value in advantages]
 
 
 class RunningBaseline:

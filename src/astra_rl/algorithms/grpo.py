@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from astra_rl.algorithms.advantages import RunningBaseline, Scale, group_advantages
+from astra_rl.algorithms.advantages import (
+    RunningBaseline,
+    Scale,
+    group_advantages,
+    scale_by_batch,
+)
 from astra_rl.algorithms.losses import (
     clipped_policy_loss,
     kl_penalty,
@@ -75,7 +80,8 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
         problem: Gives log-probabilities of the attacker and of the frozen reference.
         clip_low: The probability ratio counts down to ``1 - clip_low``.
         clip_high: The probability ratio counts up to ``1 + clip_high``.
-        scale: Whether advantages are divided by the group's standard deviation.
+        scale: What advantages are divided by: the standard deviation of their ``"group"``, their
+            root mean square over the ``"batch"``, or ``"none"``.
         kl_in_reward: Nats of divergence from the reference, of the whole attack, cost this much
             reward each. The best policy is then the reference reweighted by
             ``exp(reward / kl_in_reward)``: it keeps every kind of attack that works, in proportion
@@ -107,8 +113,8 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
         for name, value in (("kl_in_reward", kl_in_reward), ("kl_in_loss", kl_in_loss)):
             if not value >= 0:
                 raise ConfigurationError(f"{name}={value}; it must be 0 (off) or positive.")
-        if scale not in ("group", "none"):
-            raise ConfigurationError(f"scale={scale!r}; choose 'group' or 'none'.")
+        if scale not in get_args(Scale):
+            raise ConfigurationError(f"scale={scale!r}; choose from {list(get_args(Scale))}.")
         if not problem.samples_exactly:
             raise ConfigurationError(
                 "GRPO needs attacks sampled from the very distribution it trains: temperature 1, "
@@ -200,6 +206,12 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
 
     def _with_reference_logprobs(self, steps: Sequence[GRPOStep]) -> list[GRPOStep]:
         scored = self._score(self.problem.get_baseline_logprobs, steps)
+        for step, values in zip(steps, scored, strict=True):
+            if self.kl_in_loss and len(values) != len(step.old_logprobs or ()):
+                raise ConfigurationError(
+                    "kl_in_loss compares token by token, and the baseline has another tokenizer "
+                    "than the attacker. Use kl_in_reward, or a baseline with the same tokenizer."
+                )
         return [
             replace(step, reference_logprobs=values)
             for step, values in zip(steps, scored, strict=True)
@@ -232,6 +244,8 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
             alone, self.baseline.advantages([rewards[row] for row in alone]), strict=True
         ):
             advantages[row] = value
+        if self.scale == "batch":
+            advantages = scale_by_batch(advantages)
         return [
             replace(step, advantage=advantage)
             for step, advantage in zip(steps, advantages, strict=True)

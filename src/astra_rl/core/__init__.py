@@ -1,1 +1,1 @@
-"""."""
+"""Interfaces and data; torch and the standard library only."""

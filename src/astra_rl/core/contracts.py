@@ -83,15 +83,19 @@ def checked_logprobs(
 def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
     """Return which entries of `logprobs` are real tokens, shape (B, T), bool.
 
-    Continuations that remember their tokens give exact lengths. For plain strings a token is an
-    entry that is not exactly zero, the value that the contract prescribes for padding.
+    A row ends with its last entry that is not exactly zero, the value that the contract prescribes
+    for padding. A continuation that remembers its tokens is at least as long as they are, so a
+    last token of probability one is not taken for padding; pass it as a plain string where the
+    log-probabilities are of another vocabulary than the one it was sampled in.
     """
-    mask = logprobs.detach() != 0
-    positions = torch.arange(logprobs.shape[1], device=logprobs.device)
+    positions = torch.arange(1, logprobs.shape[1] + 1, device=logprobs.device)
+    lengths = ((logprobs.detach() != 0) * positions).amax(dim=1) if len(positions) else positions
     for row, continuation in enumerate(continuations):
         if isinstance(continuation, Utterance) and continuation.token_ids is not None:
-            mask[row] = positions < len(continuation.token_ids)
-    return mask
+            known = min(len(continuation.token_ids), logprobs.shape[1])
+            if len(positions):
+                lengths[row] = max(int(lengths[row]), known)
+    return positions <= lengths[:, None] if len(positions) else logprobs.bool()
 
 
 def is_missing(value: float) -> bool:

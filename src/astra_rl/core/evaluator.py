@@ -57,8 +57,12 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         metrics: list[GraphMetrics] = []
         for start in self._batches(len(seeds), progress):
             graphs = self.environment.eval_rollouts(seeds[start : start + self.batch_size])
-            metrics.extend(self.compute_metrics(graph) for graph in graphs)
+            metrics.extend(self.measure(graphs))
         return self.aggregate_metrics(metrics)
+
+    def measure(self, graphs: Sequence[Graph[StateT, ActionT]]) -> list[GraphMetrics]:
+        """Measure the episodes of a batch; override it to judge them together."""
+        return [self.compute_metrics(graph) for graph in graphs]
 
     def _openings(self, n_rollouts: int | None) -> list[int | StateT]:
         if self.seeds is None:

@@ -27,6 +27,14 @@ class Problem(ABC, Generic[StateT, ActionT]):
     def __init__(self, moderator: Moderator[Any, Any]) -> None:
         self.moderator = moderator
 
+    @property
+    def samples_exactly(self) -> bool:
+        """Whether attacks come from the very distribution that `get_attacker_logprobs` scores.
+
+        On-policy algorithms need it. Override it where sampling uses a temperature or truncation.
+        """
+        return True
+
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:
         """Sample one attack per context, without repeating the context."""

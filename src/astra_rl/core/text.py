@@ -8,7 +8,6 @@ may see which part of a conversation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "context_overflow"]
@@ -52,9 +51,6 @@ class Utterance(str):
         return self
 
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
 class Conversation(str):
     """The state of an episode: its text is what a reader sees, its attributes are the structure.
 
@@ -95,7 +91,7 @@ class Conversation(str):
         self.turns = tuple(turns)
         self.system = system
         self.brief = brief
-        self.facts = MappingProxyType(dict(facts)) if facts else _NOTHING
+        self.facts = dict(facts or {})
         self.separator = separator
         return self
 

@@ -1,1 +1,1 @@
-"""."""
+"""Prompts and scenarios."""

@@ -1,1 +1,1 @@
-"""."""
+"""Evidence: statistics, diversity, reports."""

@@ -162,6 +162,8 @@ class ASTEnvironment(Environment[str, str]):
             seeds: One per episode; with its context it determines the whole tree.
             width: Attacks tried from each context.
         """
+        # As a Conversation a plain prompt can grow without forgetting which tokens were said.
+        contexts = [Conversation.of(context) for context in contexts]
         graphs = [Graph[str, str](context, []) for context in contexts]
         # Each parent is where children are put, the state they continue, and the seed of its path.
         parents: list[tuple[Any, str, int]] = [

@@ -1,1 +1,1 @@
-"""."""
+"""All that runs a language model."""

@@ -60,6 +60,10 @@ class DialogueView:
         chat: Whether turns are put in the tokenizer's chat template; None if it has one.
             Without, a conversation is one running text: brief, prompt and turns in a row.
         stop_at_newline: Also end at the first line break, for attackers without a chat template.
+        said_exactly: Whether the ids in the side's own utterances are of this tokenizer's
+            vocabulary; if not, they are tokenised from text.
+        hears_exactly: The same for the other side's ids. Only running text uses them: in a chat
+            template the other's words are text, so that no control token gets through.
 
     Raises:
         ConfigurationError: `chat` is asked for and the tokenizer has no chat template.
@@ -73,6 +77,8 @@ class DialogueView:
         window: int | None = None,
         chat: bool | None = None,
         stop_at_newline: bool = False,
+        said_exactly: bool = True,
+        hears_exactly: bool = False,
     ) -> None:
         has_template = bool(tokenizer.chat_template)
         if chat and not has_template:
@@ -84,7 +90,10 @@ class DialogueView:
         self.side = side
         self.window = window
         self.chat = has_template if chat is None else chat
-        self.stop_ids = _end_ids(tokenizer) | (_newline_ids(tokenizer) if stop_at_newline else set())
+        self.said_exactly = said_exactly
+        self.hears_exactly = hears_exactly
+        self.end_ids = _end_ids(tokenizer)
+        self.stop_ids = self.end_ids | (_newline_ids(tokenizer) if stop_at_newline else set())
 
     def render(self, conversation: Conversation, *, room: int) -> Rendered:
         """Return what the side reads before it speaks, leaving `room` tokens to write.
@@ -92,29 +101,26 @@ class DialogueView:
         A conversation that does not fit loses its oldest turns first, then the beginning of its
         longest remaining text. If even that leaves nothing to read, `ids` is empty.
         """
-        budget = None if self.window is None else self.window - room
+        pieces = self._pieces(conversation)
+        if self.window is None or _size(pieces) <= self.window - room:
+            return _assemble(pieces, 0)
         dropped = 0
-        while True:
+        while len(conversation.turns) > 2 and _size(pieces) > self.window - room:
+            conversation = self._without_oldest_exchange(conversation)
             pieces = self._pieces(conversation)
-            if budget is None or _size(pieces) <= budget:
-                break
-            if len(conversation.turns) <= 2:
-                pieces = _cut(pieces, budget)
-                break
-            conversation = _without_oldest_exchange(conversation)
             dropped += 2
-        return _assemble(pieces, dropped)
+        return _assemble(_cut(pieces, self.window - room), dropped)
 
-    def said_ids(self, utterance: str, *, exact: bool = True) -> tuple[int, ...]:
+    def said_ids(self, utterance: str) -> tuple[int, ...]:
         """Return the ids of the side's own words: those it sampled, if it did.
 
         Text that was not sampled is tokenised and, for a chat model, ended with its end token.
-
-        Args:
-            utterance: What was said.
-            exact: Whether sampled ids are in this tokenizer's vocabulary.
         """
-        if exact and isinstance(utterance, Utterance) and utterance.token_ids is not None:
+        if (
+            self.said_exactly
+            and isinstance(utterance, Utterance)
+            and utterance.token_ids is not None
+        ):
             return utterance.token_ids
         ids = self._text_ids(utterance)
         if self.chat and self.tokenizer.eos_token_id is not None:
@@ -137,13 +143,11 @@ class DialogueView:
         opening = _join("", instructions, conversation.prompt)
         pieces = [_Piece(self._begin_ids(), "literal"), _Piece(self._text_ids(opening), "text")]
         for index, turn in enumerate(conversation.turns):
-            if self._is_own(index):
-                ids = list(self.said_ids(turn))
-                while ids and ids[-1] in _end_ids(self.tokenizer):
-                    ids.pop()  # an end token in the middle of a text would end the text
-                pieces.append(_Piece(ids, "own"))
-            else:
-                pieces.append(_Piece(self._text_ids(turn), "heard"))
+            own = self._is_own(index)
+            ids = list(self.said_ids(turn)) if own else self._heard_ids(turn)
+            while ids and ids[-1] in self.end_ids:
+                ids.pop()  # an end token in the middle of a text would end the text
+            pieces.append(_Piece(ids, "own" if own else "heard"))
         if not any(piece.ids for piece in pieces):
             # A model must read something before it can speak.
             end = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id or 0
@@ -189,6 +193,17 @@ class DialogueView:
             messages.append(message)
         return messages
 
+    def _without_oldest_exchange(self, conversation: Conversation) -> Conversation:
+        # For a target, and in running text, the opening is the oldest thing said and goes first;
+        # a chat attacker's opening stands in the same message as its brief, and stays.
+        stays = self.chat and self.side == "attacker"
+        return Conversation(
+            conversation.prompt if stays else "",
+            turns=conversation.turns[2:],
+            system=conversation.system,
+            brief=conversation.brief,
+        )
+
     def _message(self, role: Literal["system", "user"], text: str) -> _Message:
         return _Message(role, [_Piece(self._text_ids(text), "text")])
 
@@ -204,15 +219,18 @@ class DialogueView:
         ).input_ids
         return list(ids)
 
+    def _heard_ids(self, turn: str) -> list[int]:
+        if self.hears_exactly and isinstance(turn, Utterance) and turn.token_ids is not None:
+            return list(turn.token_ids)
+        return self._text_ids(turn)
+
     def _literal_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
     def _begin_ids(self) -> list[int]:
         """What the tokenizer puts before a text of its own accord, for instance a BOS token."""
         ids = list(self.tokenizer("", add_special_tokens=True).input_ids)
-        return [token for token in ids if token not in _end_ids(self.tokenizer)] or (
-            ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
-        )
+        return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
 
 
 def window_of(model_config: Any) -> int | None:
@@ -281,17 +299,6 @@ def _literals(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> tup
             )
         literals.append(before)
     return (*literals, text)
-
-
-def _without_oldest_exchange(conversation: Conversation) -> Conversation:
-    return Conversation(
-        # The target's opening text belongs to the first attack and goes with it.
-        turns=conversation.turns[2:],
-        system=conversation.system,
-        brief=_join("\n\n", conversation.brief, conversation.prompt) or None,
-        facts=conversation.facts,
-        separator=conversation.separator,
-    )
 
 
 def _size(pieces: Sequence[_Piece]) -> int:

@@ -94,32 +94,79 @@ def read(
         limits: For each row how many leading tokens may be shared, less than its length. Hidden
             states are returned from there on at the latest.
     """
-    groups = shared_prefix_groups(sequences, limits)
     device = model.device
     cache = DynamicCache(config=model.config)
-    starts = [0] * len(sequences)
-    prefix_mask = torch.zeros(len(sequences), 0, dtype=torch.long, device=device)
-    if len(groups) < len(sequences):
-        group_of = [0] * len(sequences)
+    mask = torch.zeros(0, 0, dtype=torch.long, device=device)
+    hidden = torch.empty(0)
+    for level in _levels(sequences, limits):
+        if level.parents is not None:
+            rows = torch.tensor(level.parents, device=device)
+            cache.batch_select_indices(rows)
+            mask = mask[rows]
+        ids, segment_mask = pad_right(level.segments, device)
+        starts = torch.tensor(level.starts, device=device)
+        # Padding may lie beyond the table of a model with absolute positions; any index will do.
+        positions = (starts[:, None] + torch.arange(ids.shape[1], device=device)) * segment_mask
+        mask = segment_mask if level.parents is None else torch.cat([mask, segment_mask], dim=1)
+        hidden = hidden_states(model, ids, mask, positions, cache)
+    return Reading(cache, mask, mask.sum(dim=1), starts, hidden)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Segments that are read together, each after the segment of its parent in the level before."""
+
+    segments: list[list[int]]
+    starts: list[int]
+    parents: list[int] | None
+
+
+def _levels(sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[_Level]:
+    """Plan the reading: what groups of prompts share, what each prompt is, what each row adds.
+
+    A level that nothing is gained by is left out; without any sharing one level remains.
+    """
+    # Rows with the very same beginning, for instance siblings of a tree.
+    heads: dict[tuple[int, ...], list[int]] = {}
+    for row, (sequence, limit) in enumerate(zip(sequences, limits, strict=True)):
+        heads.setdefault(tuple(sequence[:limit]), []).append(row)
+    prompts = list(heads)
+    if len(prompts) == len(sequences) or min(map(len, prompts)) < MIN_SHARED_TOKENS:
+        prompts = []
+    # Prompts, or rows, that begin alike, for instance with the same instructions.
+    units: Sequence[Sequence[int]] = prompts or sequences
+    unit_limits = [len(prompt) for prompt in prompts] if prompts else limits
+    groups = shared_prefix_groups(units, unit_limits)
+    if len(groups) == len(units) or min(group.length for group in groups) < MIN_SHARED_TOKENS:
+        groups = []
+
+    levels: list[_Level] = []
+    reached = [0] * len(units)
+    parents: list[int] | None = None
+    if groups:
+        levels.append(
+            _Level(
+                [list(units[group.rows[0]][: group.length]) for group in groups],
+                [0] * len(groups),
+                None,
+            )
+        )
+        parents = [0] * len(units)
         for index, group in enumerate(groups):
-            for row in group.rows:
-                group_of[row], starts[row] = index, group.length
-        heads = [list(sequences[group.rows[0]][: group.length]) for group in groups]
-        ids, prefix_mask = pad_right(heads, device)
-        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-        hidden_states(model, ids, prefix_mask, positions, cache)
-        rows = torch.tensor(group_of, device=device)
-        cache.batch_select_indices(rows)
-        prefix_mask = prefix_mask[rows]
-    tails = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]
-    ids, suffix_mask = pad_right(tails, device)
-    suffix_starts = torch.tensor(starts, device=device)
-    positions = suffix_starts[:, None] + torch.arange(ids.shape[1], device=device)
-    mask = torch.cat([prefix_mask, suffix_mask], dim=1)
-    # Padding lies beyond the window of a model with a position table; any valid index will do.
-    positions = positions * suffix_mask
-    hidden = hidden_states(model, ids, mask, positions, cache)
-    return Reading(cache, mask, mask.sum(dim=1), suffix_starts, hidden)
+            for unit in group.rows:
+                reached[unit], parents[unit] = group.length, index
+    levels.append(
+        _Level([list(unit[start:]) for unit, start in zip(units, reached, strict=True)], reached, parents)
+    )
+    if prompts:
+        prompt_of = [0] * len(sequences)
+        for index, prompt in enumerate(prompts):
+            for row in heads[prompt]:
+                prompt_of[row] = index
+        starts = [len(prompts[index]) for index in prompt_of]
+        tails = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]
+        levels.append(_Level(tails, starts, prompt_of))
+    return levels
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

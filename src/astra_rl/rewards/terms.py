@@ -44,28 +44,19 @@ class AttackNLL(RewardTerm):
 
     Args:
         under: Which model finds the attack likely or not.
-        above: Counts only what exceeds this many nats, so that an attack as likely as ordinary
-            text costs nothing; None counts all.
 
     An attack without tokens has no likelihood: its value is missing.
     """
 
-    def __init__(
-        self, under: Literal["target", "baseline"] = "target", *, above: float | None = None
-    ) -> None:
+    def __init__(self, under: Literal["target", "baseline"] = "target") -> None:
         if under not in ("target", "baseline"):
             raise ConfigurationError(f"under={under!r}; choose 'target' or 'baseline'.")
         self.under = under
-        self.above = above
         self.name = f"attack_nll_{under}"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        values = self._heard(exchanges)
-        if values is None:
-            values = self._scored(models, exchanges)
-        if self.above is None:
-            return values
-        return [max(0.0, value - self.above) if value == value else value for value in values]
+        heard = self._heard(exchanges)
+        return self._scored(models, exchanges) if heard is None else heard
 
     def _heard(self, exchanges: Sequence[Exchange]) -> list[float] | None:
         """The likelihoods that fell out of the target's reading, if it kept all of them."""
@@ -87,7 +78,8 @@ class AttackNLL(RewardTerm):
         logprobs = checked_logprobs(
             score, [exchange.context for exchange in exchanges], attacks, grad=False
         )
-        mask = token_mask(logprobs, attacks if self.under == "baseline" else map(str, attacks))
+        # The ids an attack remembers are of the attacker's vocabulary, maybe not of this model's.
+        mask = token_mask(logprobs, [str(attack) for attack in attacks])
         counts = mask.sum(dim=1)
         means = -(logprobs * mask).sum(dim=1) / counts  # no tokens: 0 / 0, which is NaN
         return [float(mean) for mean in means]

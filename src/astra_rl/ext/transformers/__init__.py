@@ -1,1 +1,17 @@
-"""."""
+"""Problems and trainers for models of transformers."""
+
+from astra_rl.ext.transformers.hf_ast_problem import (
+    HFASTConfiguration,
+    HFASTProblem,
+    HFASTTrainer,
+    HFEvaluationProblem,
+)
+from astra_rl.ext.transformers.problem import ModelPair
+
+__all__ = [
+    "HFASTConfiguration",
+    "HFASTProblem",
+    "HFASTTrainer",
+    "HFEvaluationProblem",
+    "ModelPair",
+]

@@ -1,0 +1,93 @@
+"""What ``astra-rl info`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+
+from astra_rl.errors import ConfigurationError, did_you_mean
+
+TOPICS = ("versions", "config", "preset")
+
+
+def print_info(topic: str, name: str, console: Console) -> None:
+    """Print a topic.
+
+    Raises:
+        ConfigurationError: There is no such topic or preset.
+    """
+    if topic not in TOPICS:
+        raise ConfigurationError(
+            f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
+        )
+    lines = {"versions": _version_lines, "config": _config_lines, "preset": lambda: _preset(name)}
+    for line in lines[topic]():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _version_lines() -> Iterator[str]:
+    import os
+
+    import torch
+
+    from astra_rl.models.loading import DTYPES, cache_dir, resolve_device, resolve_dtype
+    from astra_rl.runs.experiment import versions
+
+    yield from (f"{package:14} {version}" for package, version in versions().items())
+    device = resolve_device("auto")
+    dtype = resolve_dtype("auto", device)
+    names = {value: key for key, value in DTYPES.items()}
+    yield f"{'device':14} {device} ({os.cpu_count()} processors, {torch.get_num_threads()} threads)"
+    yield f"{'dtype':14} {names[dtype]}"
+    yield f"{'model cache':14} {cache_dir()}"
+
+
+def _config_lines() -> Iterator[str]:
+    from astra_rl.runs.config import RunConfig
+
+    yield "# every setting with its default; those marked 'required' must be given"
+    yield from _section_lines(RunConfig, indent=0)
+
+
+def _section_lines(section: type[BaseModel], *, indent: int) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        margin = " " * indent
+        inner = _inner_section(field.annotation)
+        note = f"  # {field.description}" if field.description else ""
+        if inner is not None:
+            optional = "" if field.is_required() or field.default is not None else "  # optional"
+            yield f"{margin}{name}:{optional}{note}"
+            yield from _section_lines(inner, indent=indent + 2)
+        else:
+            yield f"{margin}{name}: {_default(field)}{note}"
+
+
+def _inner_section(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    return "null" if value is None else str(value)
+
+
+def _preset(name: str) -> Iterator[str]:
+    folder = resources.files("astra_rl.runs.presets")
+    known = sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+    if name not in known:
+        raise ConfigurationError(f"no preset {name!r}; choose from {known}.")
+    yield (folder / f"{name}.yaml").read_text(encoding="utf-8").rstrip("\n")

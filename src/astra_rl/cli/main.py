@@ -1,0 +1,242 @@
+"""The command ``astra-rl``: thin over `astra_rl.runs`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from astra_rl.errors import AstraError
+
+# No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
+app = typer.Typer(
+    name="astra-rl",
+    help=(
+        "Find out how a language model fails: train an attacker against it by reinforcement "
+        "learning, then report how it fails, how often, and how likely.\n\n"
+        "Start with 'astra-rl demo': it needs no network, no key and no GPU."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+error_console = Console(stderr=True)
+
+USAGE_ERROR = 2
+"""Exit code of an error that the user can mend."""
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, for instance --set training.steps=50. May be repeated.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Run folder. Default: a new one under ./runs."),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Same seed, same run. Default: that of the configuration.")
+]
+
+
+@app.command()
+def demo(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="One minute: shows that everything works, not that it learns much."
+        ),
+    ] = False,
+    seed: Seed = None,
+    output: Output = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train an attacker against a real model, offline, in about five minutes.
+
+    A small language model is told a password and never to tell it. Another learns to make it tell,
+    and is evaluated on passwords, places and visitors that training never saw. You get the
+    failures, the attacker and a page that shows them.
+    """
+    from astra_rl.runs.presets import load_preset
+
+    config = load_preset("demo", [*(_QUICK if quick else ()), *_with_seed(overrides, seed)])
+    if quick:
+        console.print(
+            "[yellow]--quick:[/yellow] a few training steps only. It shows that everything works "
+            "and makes no promise about what is learned."
+        )
+    _run(config, output, name="demo-quick" if quick else "demo")
+
+
+@app.command()
+def train(
+    config_file: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to do; see 'astra-rl info config'.")
+    ],
+    seed: Seed = None,
+    output: Output = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train an attacker as a YAML file says, evaluate it, and write a report.
+
+    The file is checked before any model is loaded. 'astra-rl info preset demo' prints one to start
+    from.
+    """
+    from astra_rl.runs.config import load_config
+
+    config = load_config(config_file, _with_seed(overrides, seed))
+    _run(config, output, name=config_file.stem)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run made by train or demo.")
+    ],
+    attacker: Annotated[
+        str | None,
+        typer.Option(help="Another attacker: a folder or hub id. Default: the run's last one."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Another target: a folder or hub id. Default: the run's.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a trained attacker again, for instance against another target.
+
+    Plays the held-out conversations of the run's configuration and writes evaluation_again.json
+    and the failures found.
+    """
+    from astra_rl.runs.evaluation import evaluate_run
+
+    chosen = [*(overrides or [])]
+    if target is not None:
+        chosen.append(f"target.model={target}")
+    metrics, path = evaluate_run(run, attacker=attacker, overrides=chosen, output=output)
+    _print_evaluations({"attacker": metrics})
+    console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def info(
+    topic: Annotated[
+        str,
+        typer.Argument(help="'versions', 'config' (all settings) or 'preset' (a file to start from)."),
+    ] = "versions",
+    name: Annotated[str, typer.Argument(help="Name of the preset.")] = "demo",
+) -> None:
+    """Print versions and hardware, all settings, or a configuration to start from."""
+    from astra_rl.cli.info import print_info
+
+    print_info(topic, name, console)
+
+
+_QUICK = (
+    "training.steps=5",
+    "prompts.test=32",
+    "training.max_minutes=0.7",
+)
+
+
+def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
+    return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _run(config: object, output: Path | None, *, name: str) -> None:
+    from astra_rl.cli.display import ConsoleDisplay
+    from astra_rl.runs.build import check_options
+    from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.experiment import run_experiment
+    from astra_rl.runs.folder import RunFolder, new_run_folder
+
+    assert isinstance(config, RunConfig)
+    check_options(config)
+    if output is not None and output.is_dir() and any(output.iterdir()):
+        from astra_rl.errors import ConfigurationError
+
+        raise ConfigurationError(f"{output} is not empty; choose a new folder for this run.")
+    folder = new_run_folder("runs", name) if output is None else RunFolder(output)
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
+    result = run_experiment(config, folder, display, command=shlex.join(["astra-rl", *sys.argv[1:]]))
+    evaluations = {} if result.before is None else {"before training": result.before}
+    _print_evaluations(evaluations | {"after training": result.after})
+    _print_examples(result.after)
+    console.print(
+        f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
+        f"attacker:   {folder.checkpoints / 'last'}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
+    from astra_rl.evaluation.statistics import format_percent
+    from astra_rl.runs.experiment import rate_of
+
+    table = Table(title="held-out conversations in which the target failed")
+    for column in ("attacker", "failed", "rate", "95% interval", "kinds of attack", "NLL per token"):
+        table.add_column(column, justify="left" if column == "attacker" else "right")
+    for name, metrics in evaluations.items():
+        rate = rate_of(metrics)
+        nll = metrics["mean_attack_nll"]
+        table.add_row(
+            name,
+            f"{rate.successes} of {rate.trials}",
+            format_percent(rate.estimate),
+            f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
+            str(metrics["distinct_attacks"]),
+            f"{nll:.2f}" if isinstance(nll, float) else "-",
+        )
+    console.print(table)
+
+
+def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
+    from astra_rl.evaluation.escaping import terminal_text
+    from astra_rl.evaluation.report import findings_of
+
+    findings = findings_of(metrics, most=1)[:most]
+    if not findings:
+        return
+    table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
+    table.add_column("times", justify="right")
+    table.add_column("attack")
+    table.add_column("response")
+    for finding in findings:
+        turn = finding.conversations[0].worst
+        table.add_row(
+            str(finding.size),
+            escape(terminal_text(turn.attack.strip())),
+            escape(terminal_text(turn.response.strip())),
+        )
+    console.print(table)
+
+
+def run() -> None:
+    """Run the command line; an error that the user can mend is one message and exit code 2."""
+    try:
+        app()
+    except AstraError as error:
+        error_console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        error_console.print("interrupted", style="red")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

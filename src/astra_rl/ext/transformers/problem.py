@@ -1,0 +1,340 @@
+"""Adaptive stress testing with any causal language models of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from astra_rl.core.checkpointing import replace_folder
+from astra_rl.core.contracts import check_length
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import current_row_seeds
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.methods.ast_problem import ASTProblem
+from astra_rl.models.dialogue import DialogueView, Rendered, Side, same_vocabulary, window_of
+from astra_rl.models.generation import Sample, Sampling, generate
+from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
+from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.rewards.base import Reward
+
+
+class ModelPair(NamedTuple):
+    """A model in memory and the tokenizer it was trained with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+ModelSource = str | Path | ModelPair
+"""A hub id, a folder, ``bundled:NAME``, or a model that is loaded already."""
+
+
+class HFASTProblem(ASTProblem):
+    """Attacker, target and baseline are causal language models, base or chat, of any tokenizers.
+
+    Models that come from the same source share memory: a LoRA attacker uses the very weights of its
+    baseline and target, and one that trains only its last layers shares the rest.
+
+    Args:
+        attacker_model_id: The model that is trained.
+        target_model_id: The model under test.
+        baseline_model_id: The frozen reference; usually what the attacker starts from.
+        moderator: Judge of what was said.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+        dtype: ``"auto"`` takes bfloat16 where the device is fast at it, else float32. Weights of
+            half precision are trained through float32 copies.
+        reward: How a turn is rewarded; None is ASTPrompter's rule.
+        attacker_sampling: How the attacker samples. On-policy algorithms need temperature 1.
+        target_sampling: How the target answers.
+        attacker_chat: Whether the attacker's tokenizer puts turns in its chat template; None if it
+            has one. Without, the attacker continues one running text.
+        target_chat: The same for the target.
+        attacker_stops_at_newline: Whether an attack also ends at its first line break.
+        lora: Train an adapter instead of the weights.
+        trainable_layers: Train only so many of the last layers.
+        trust_remote_code: Run code that comes with a model. Leave it off unless you have read it.
+
+    Attributes:
+        attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
+        tokenizer: The attacker's tokenizer.
+        target: The model under test.
+        baseline: The frozen reference.
+
+    Raises:
+        ModelError: A model or tokenizer cannot be loaded.
+        ConfigurationError: Options that exclude each other, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        attacker_model_id: ModelSource,
+        target_model_id: ModelSource,
+        baseline_model_id: ModelSource,
+        moderator: Moderator[str, str],
+        device: str = "cpu",
+        *,
+        dtype: str | torch.dtype = "auto",
+        reward: Reward | None = None,
+        attacker_sampling: Sampling | None = None,
+        target_sampling: Sampling | None = None,
+        attacker_chat: bool | None = None,
+        target_chat: bool | None = None,
+        attacker_stops_at_newline: bool = False,
+        lora: LoraOptions | None = None,
+        trainable_layers: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(moderator, reward)
+        self.attacker_sampling = attacker_sampling or Sampling()
+        self.target_sampling = target_sampling or Sampling()
+        pool = _ModelPool(device, dtype, trust_remote_code)
+        source = pool.load(attacker_model_id)
+        target = pool.load(target_model_id)
+        baseline = pool.load(baseline_model_id)
+        shared = source.model is target.model or source.model is baseline.model
+        self.attacker = _trainable(source.model, lora, trainable_layers, shared=shared)
+        self.tokenizer = source.tokenizer
+        self.target, self.baseline = target.model, baseline.model
+        self._has_adapter = lora is not None
+        self.attacker_view = DialogueView(
+            source.tokenizer,
+            "attacker",
+            window=window_of(source.model.config),
+            chat=attacker_chat,
+            stop_at_newline=attacker_stops_at_newline,
+            hears_exactly=same_vocabulary(source.tokenizer, target.tokenizer),
+        )
+        self.baseline_view = DialogueView(
+            baseline.tokenizer,
+            "attacker",
+            window=window_of(baseline.model.config),
+            chat=attacker_chat if attacker_chat is not None else self.attacker_view.chat,
+            stop_at_newline=attacker_stops_at_newline,
+            hears_exactly=same_vocabulary(baseline.tokenizer, target.tokenizer),
+            said_exactly=same_vocabulary(baseline.tokenizer, source.tokenizer),
+        )
+        self.target_view = DialogueView(
+            target.tokenizer,
+            "target",
+            window=window_of(target.model.config),
+            chat=target_chat,
+            hears_exactly=same_vocabulary(source.tokenizer, target.tokenizer),
+        )
+
+    @property
+    def samples_exactly(self) -> bool:
+        """Whether attacks come from the very distribution that `get_attacker_logprobs` scores."""
+        return self.attacker_sampling.is_exact
+
+    def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
+        """Sample one attack per context."""
+        return self._speak(self.attacker, self.attacker_view, contexts, self.attacker_sampling)
+
+    def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
+        """Sample one response per context, and keep how likely the target found the attack."""
+        with self._without_adapter(self.target):
+            return self._speak(self.target, self.target_view, contexts, self.target_sampling)
+
+    def get_attacker_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Score attacks under the attacker, (B, T) float32, with gradients if autograd is on."""
+        return self._score_said(self.attacker, self.attacker_view, contexts, continuations)
+
+    @torch.no_grad()
+    def get_baseline_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Score attacks under the frozen reference, (B, T) float32."""
+        with self._without_adapter(self.baseline):
+            return self._score_said(self.baseline, self.baseline_view, contexts, continuations)
+
+    @torch.no_grad()
+    def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Score attacks as the target hears them, (B, T) float32, in the target's tokens."""
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        room = self.target_sampling.max_new_tokens
+        rendered = [
+            self.target_view.render(Conversation.of(context) + continuation, room=room)
+            for context, continuation in zip(contexts, continuations, strict=True)
+        ]
+        with self._without_adapter(self.target):
+            return _score(
+                self.target,
+                [each.ids[: each.heard[0]] for each in rendered],
+                [each.ids[slice(*each.heard)] for each in rendered],
+            )
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield the attacker's trainable parameters."""
+        return (p for p in self.attacker.parameters() if p.requires_grad)
+
+    def save(self, folder: str | Path) -> None:
+        """Save attacker and tokenizer in Hugging Face format, as safetensors, atomically."""
+        with replace_folder(folder) as temporary:
+            self.attacker.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+
+    def _speak(
+        self,
+        model: PreTrainedModel,
+        view: DialogueView,
+        contexts: Sequence[str],
+        sampling: Sampling,
+    ) -> list[Utterance]:
+        rendered = [
+            view.render(Conversation.of(context), room=sampling.max_new_tokens)
+            for context in contexts
+        ]
+        seeds = current_row_seeds(len(contexts))
+        rows = [row for row, each in enumerate(rendered) if each.ids]
+        heard = view.side == "target"
+        samples = generate(
+            model,
+            [rendered[row].ids for row in rows],
+            sampling,
+            [seeds[row] for row in rows],
+            stop_ids=frozenset(view.stop_ids),
+            # Only what was heard is scored; index 0 has no token before it to predict it.
+            score_from=[_score_start(rendered[row]) for row in rows] if heard else None,
+        )
+        out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(rendered)
+        for row, sample in zip(rows, samples, strict=True):
+            out[row] = _utterance(sample, view, rendered[row] if heard else None)
+        return out
+
+    def _score_said(
+        self,
+        model: PreTrainedModel,
+        view: DialogueView,
+        contexts: Sequence[str],
+        continuations: Sequence[str],
+    ) -> Tensor:
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        said = [view.said_ids(continuation) for continuation in continuations]
+        room = self.attacker_sampling.max_new_tokens
+        prompts = [
+            view.render(Conversation.of(context), room=max(room, len(ids))).ids
+            for context, ids in zip(contexts, said, strict=True)
+        ]
+        return _score(model, prompts, said)
+
+    @contextlib.contextmanager
+    def _without_adapter(self, model: PreTrainedModel) -> Iterator[None]:
+        """Run a frozen model without the adapter, where it lives in the same weights."""
+        if self._has_adapter and model is self.attacker.get_base_model():
+            with self.attacker.disable_adapter():
+                yield
+        else:
+            yield
+
+
+class HFEvaluationProblem(HFASTProblem):
+    """A trained attacker against a target, for evaluation: nothing of it is trained.
+
+    Args:
+        attacker_model_id: The trained attacker, for instance a checkpoint folder.
+        target_model_id: The model under test.
+        moderator: The judge.
+        device: See `HFASTProblem`.
+        baseline_model_id: Model of ordinary use for the likelihood of attacks; None is the target.
+        options: See `HFASTProblem`.
+    """
+
+    def __init__(
+        self,
+        attacker_model_id: ModelSource,
+        target_model_id: ModelSource,
+        moderator: Moderator[str, str],
+        device: str = "cpu",
+        *,
+        baseline_model_id: ModelSource | None = None,
+        **options: Any,
+    ) -> None:
+        baseline = target_model_id if baseline_model_id is None else baseline_model_id
+        super().__init__(
+            attacker_model_id, target_model_id, baseline, moderator, device, **options
+        )
+        self.attacker.requires_grad_(False)
+
+
+class _ModelPool:
+    """Loads each source once."""
+
+    def __init__(self, device: str, dtype: str | torch.dtype, trust_remote_code: bool) -> None:
+        self.device, self.dtype = device, dtype
+        self.trust_remote_code = trust_remote_code
+        self.loaded: dict[str, ModelPair] = {}
+
+    def load(self, source: ModelSource) -> ModelPair:
+        if isinstance(source, ModelPair):
+            source.model.requires_grad_(False)
+            return ModelPair(source.model.eval(), source.tokenizer)
+        if str(source) not in self.loaded:
+            model = load_model(
+                source,
+                device=self.device,
+                dtype=self.dtype,
+                trust_remote_code=self.trust_remote_code,
+            )
+            tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
+            self.loaded[str(source)] = ModelPair(model, tokenizer)
+        return self.loaded[str(source)]
+
+
+def _trainable(
+    model: PreTrainedModel, lora: LoraOptions | None, layers: int | None, *, shared: bool
+) -> Any:
+    if lora is not None or not shared:
+        return make_trainable(model, lora=lora, layers=layers)
+    # Mark what will be trained, copy only that, and freeze the original again.
+    make_trainable(model, layers=layers)
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    attacker = copy.deepcopy(model, frozen)
+    model.requires_grad_(False)
+    return attacker.eval()
+
+
+def _score_start(rendered: Rendered) -> int:
+    start, stop = rendered.heard
+    return max(1, start) if stop > start else len(rendered.ids)
+
+
+def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Utterance:
+    heard_logprobs = None
+    if heard is not None and heard.heard[1] > heard.heard[0]:
+        heard_logprobs = sample.prompt_logprobs[: heard.heard[1] - _score_start(heard)]
+    return Utterance(
+        view.decode(sample.token_ids),
+        token_ids=sample.token_ids,
+        logprobs=sample.logprobs,
+        finish_reason=sample.finish_reason,
+        heard_logprobs=heard_logprobs,
+    )
+
+
+def _score(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+) -> Tensor:
+    # A context that leaves no room is read as its last possible token: a score, never a crash.
+    readable = [
+        (prompt, ids) if prompt else (ids[:1], ids[1:])
+        for prompt, ids in zip(prompts, continuations, strict=True)
+    ]
+    readable = [(prompt or (0,), ids) for prompt, ids in readable]
+    return continuation_logprobs(
+        model, [prompt for prompt, _ in readable], [ids for _, ids in readable]
+    )
+
+
+__all__ = ["HFASTProblem", "HFEvaluationProblem", "ModelPair", "ModelSource", "Side"]

@@ -1,0 +1,83 @@
+"""Never judge the same thing twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.contracts import check_length, is_missing
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Conversation, Exchange
+from astra_rl.errors import ConfigurationError
+
+
+class CachedModerator(Moderator[StateT, ActionT]):
+    """Asks another moderator only about what it has not scored yet.
+
+    Equal inputs of one call are judged once, and scores are kept across calls. Inputs are equal if
+    all that a moderator may look at is: the text and, for an `Exchange`, attack, response and the
+    whole context with its hidden parts. A missing score is not kept, so that it is tried again.
+
+    Args:
+        inner: Judges what is new; must give the same score for the same input.
+        max_entries: Scores that are kept; the least recently used go first.
+
+    Raises:
+        ConfigurationError: `max_entries` is below 1.
+    """
+
+    def __init__(self, inner: Moderator[StateT, ActionT], *, max_entries: int = 10_000) -> None:
+        if max_entries < 1:
+            raise ConfigurationError(
+                f"max_entries={max_entries}; at least 1 score must be kept. "
+                "Use the inner moderator itself to keep none."
+            )
+        self.inner = inner
+        self.max_entries = max_entries
+        self._scores: OrderedDict[Hashable, float] = OrderedDict()
+
+    def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
+        """Score each input as `inner` does; inputs that are not strings must be hashable.
+
+        Raises:
+            ContractError: `inner` returned another number of scores than it was asked for.
+        """
+        keys = [_key(item) for item in x]
+        new = {key: item for key, item in zip(keys, x, strict=True) if key not in self._scores}
+        # Read before anything is evicted: one call may hold more than the cache.
+        known = {key: self._scores[key] for key in keys if key not in new}
+        if new:
+            scores = self.inner.moderate(list(new.values()))
+            check_length(scores, len(new), source=type(self.inner).__name__)
+            known.update(zip(new, map(float, scores), strict=True))
+        for key, score in known.items():
+            self._keep(key, score)
+        return [known[key] for key in keys]
+
+    def _keep(self, key: Hashable, score: float) -> None:
+        if is_missing(score):
+            return
+        self._scores[key] = score
+        self._scores.move_to_end(key)
+        if len(self._scores) > self.max_entries:
+            self._scores.popitem(last=False)
+
+
+def _key(item: Any) -> Hashable:
+    # Exchange and Conversation equal any string of the same text; their parts tell them apart.
+    if isinstance(item, Exchange):
+        context = _key(item.context)
+        return ("exchange", context, str(item.attack), str(item.response), str(item))
+    if isinstance(item, Conversation):
+        return (
+            "conversation",
+            item.prompt,
+            tuple(map(str, item.turns)),
+            item.system,
+            item.brief,
+            tuple(sorted(item.facts.items())),
+            item.separator,
+        )
+    return str(item) if isinstance(item, str) else ("other", item)

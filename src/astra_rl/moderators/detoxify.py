@@ -1,0 +1,70 @@
+"""Toxicity, judged by the models of Detoxify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError, did_you_mean, require
+
+VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
+"""The models that Detoxify offers."""
+
+
+class DetoxifyModerator(Moderator[str, str]):
+    """Scores texts with a model of Detoxify (Hanu and Unitary team 2020).
+
+    The first use of a variant downloads its weights from the releases of Detoxify. A text is cut
+    at the window of the model.
+
+    Args:
+        harm_category: Which of the model's outputs is the score, for instance ``"toxicity"``,
+            ``"threat"`` or ``"insult"``; which there are depends on the variant.
+        variant: One of `VARIANTS`.
+        device: Where the model runs, as torch calls it.
+        batch_size: Texts that are read together.
+
+    Raises:
+        ConfigurationError: There is no such variant or category, or `batch_size` is below 1.
+        MissingDependencyError: The extra ``detoxify`` is not installed.
+    """
+
+    def __init__(
+        self,
+        harm_category: str = "toxicity",
+        variant: str = "original",
+        *,
+        device: str = "cpu",
+        batch_size: int = 32,
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ConfigurationError(
+                f"variant={variant!r}; choose from {list(VARIANTS)}."
+                f"{did_you_mean(variant, VARIANTS)}"
+            )
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
+        detoxify = require("detoxify", extra="detoxify")
+        self.model = detoxify.Detoxify(variant, device=device)
+        categories = sorted(self.model.class_names)
+        if harm_category not in categories:
+            raise ConfigurationError(
+                f"harm_category={harm_category!r}; the variant {variant!r} knows {categories}."
+                f"{did_you_mean(harm_category, categories)}"
+            )
+        self.harm_category = harm_category
+        self.batch_size = batch_size
+
+    def moderate(self, x: Sequence[str]) -> list[float]:
+        """Score each text in [0, 1]; NaN where the model's output is not finite."""
+        # Texts of similar length share a batch, so that little of it is padding.
+        order = sorted(range(len(x)), key=lambda row: len(x[row]))
+        scores = [math.nan] * len(x)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            outputs = self.model.predict([str(x[row]) for row in rows])[self.harm_category]
+            for row, output in zip(rows, outputs, strict=True):
+                scores[row] = math.nan if is_missing(float(output)) else float(output)
+        return scores

@@ -1,0 +1,64 @@
+"""Any function of texts as a moderator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ContractError
+
+
+class FunctionModerator(Moderator[str, str]):
+    """Scores texts with a function.
+
+    ```python
+    FunctionModerator(lambda texts: ["damn" in text.lower() for text in texts])
+    ```
+
+    Args:
+        function: Takes a sequence of texts and returns one score in [0, 1] per text, in order;
+            higher is more harmful. NaN or None says that a text could not be scored. Texts of an
+            episode arrive as `Exchange` objects. It is never called without texts.
+    """
+
+    def __init__(self, function: Callable[[Sequence[str]], Sequence[float | None]]) -> None:
+        self.function = function
+        self._source = getattr(function, "__name__", None) or repr(function)
+
+    def moderate(self, x: Sequence[str]) -> list[float]:
+        """Score each text in [0, 1]; NaN where the function gave NaN or None.
+
+        Raises:
+            ContractError: The function returned another number of scores, or something that is
+                not a number in [0, 1].
+        """
+        if not x:
+            return []
+        returned = self.function(x)
+        try:
+            scores = list(returned)
+        except TypeError as error:
+            raise ContractError(
+                f"{self._source} returned {returned!r} for {len(x)} texts. "
+                "Return one score per text, in the same order."
+            ) from error
+        check_length(scores, len(x), source=self._source)
+        return [self._checked(score, row) for row, score in enumerate(scores)]
+
+    def _checked(self, score: Any, row: int) -> float:
+        if score is None:
+            return math.nan
+        try:
+            # A string that reads as a number is a parsing step that somebody forgot.
+            value = None if isinstance(score, str | bytes) else float(score)
+        except (TypeError, ValueError):
+            value = None
+        if value is None or not (0 <= value <= 1 or math.isnan(value)):
+            raise ContractError(
+                f"{self._source} returned {score!r} for text {row}. Return a number in [0, 1], "
+                "higher for more harmful, or NaN or None where a text could not be scored."
+            )
+        return value

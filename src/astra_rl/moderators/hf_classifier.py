@@ -1,0 +1,165 @@
+"""Any sequence classifier of transformers as a moderator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
+from astra_rl.models.dialogue import window_of
+from astra_rl.models.loading import (
+    first_line,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    resolve_reference,
+)
+
+
+class HFClassifierModerator(Moderator[str, str]):
+    """Scores texts with a sequence classifier.
+
+    The score is the probability of the harmful class. Classes exclude each other (softmax) unless
+    the model's configuration says ``multi_label_classification`` or it has a single output
+    (sigmoid). A text is cut at the model's window.
+
+    Args:
+        model_id: Hub id or folder; unused for what is given below. Only safetensors weights are
+            read, and no code that comes with the model is run.
+        label: Name or index of the harmful class in the model's ``id2label``, or several. Several
+            classes that exclude each other score as one, by the sum of their probabilities; of
+            several that do not, the likeliest is the score.
+        device: As in `astra_rl.models.loading.load_model`.
+        dtype: As in `load_model`. float32 because classifiers are small and a reward in bfloat16
+            has coarse steps.
+        batch_size: Texts that are read together.
+        max_length: Tokens after which a text is cut, if the model's window is not smaller.
+        model: A loaded classifier, in evaluation mode.
+        tokenizer: A loaded tokenizer.
+
+    Raises:
+        ConfigurationError: There is no such label, or `batch_size` or `max_length` is below 1.
+        ModelError: The model cannot be loaded, or is not a trained classifier.
+    """
+
+    def __init__(
+        self,
+        model_id: str = "",
+        *,
+        label: str | int | Sequence[str | int],
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name}={value}; it must be at least 1.")
+        if not model_id and (model is None or tokenizer is None):
+            raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
+        self.tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer
+        self.model = _load_classifier(model_id, device, dtype) if model is None else model
+        id2label = self.model.config.id2label or {}
+        self.labels = _label_indices(label, {int(key): name for key, name in id2label.items()})
+        config = self.model.config
+        self.is_multi_label = (
+            config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        )
+        limits = [max_length, _window(self.model), self.tokenizer.model_max_length]
+        self.max_length = min(limit for limit in limits if limit is not None)
+        # Some classifiers find the end of a text by the model's padding token. Where model and
+        # tokenizer do not share one, rows of different length cannot be read together.
+        pad = self.tokenizer.pad_token_id
+        self.batch_size = batch_size if pad is not None and pad == config.pad_token_id else 1
+
+    def moderate(self, x: Sequence[str]) -> list[float]:
+        """Score each text in [0, 1]; NaN where the model's output is not finite."""
+        # Texts of similar length share a batch, so that little of it is padding.
+        order = sorted(range(len(x)), key=lambda row: len(x[row]))
+        scores = [math.nan] * len(x)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            harmful = self._harmful_probabilities([x[row] for row in rows])
+            for row, score in zip(rows, harmful.tolist(), strict=True):
+                # Rounding may carry a sum of probabilities past 1.
+                scores[row] = min(score, 1.0) if math.isfinite(score) else math.nan
+        return scores
+
+    @torch.no_grad()
+    def _harmful_probabilities(self, texts: Sequence[str]) -> Tensor:
+        """Probability of the harmful classes, shape (B,), float32."""
+        inputs = self.tokenizer(
+            [_encodable(text) for text in texts],
+            padding=len(texts) > 1,
+            truncation=True,
+            max_length=self.max_length,
+            # "[SEP]" in a text is letters, never the control token.
+            split_special_tokens=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        logits: Tensor = self.model(**inputs).logits.float()
+        if self.is_multi_label:
+            return logits[:, self.labels].sigmoid().amax(dim=-1)
+        return logits.softmax(dim=-1)[:, self.labels].sum(dim=-1)
+
+
+def _load_classifier(model_id: str, device: str, dtype: str) -> PreTrainedModel:
+    placed = resolve_device(device)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            resolve_reference(model_id),
+            dtype=resolve_dtype(dtype, placed),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the classifier {model_id!r}: {first_line(error)}") from error
+    if report["missing_keys"]:
+        # transformers fills such weights with random numbers, and only warns.
+        raise ModelError(
+            f"{model_id!r} is not a trained classifier: it has no weights for "
+            f"{sorted(report['missing_keys'])}."
+        )
+    model.requires_grad_(False)
+    return model.to(placed).eval()  # type: ignore[no-any-return]
+
+
+def _label_indices(label: str | int | Sequence[str | int], id2label: dict[int, str]) -> list[int]:
+    names = {name: index for index, name in id2label.items()}
+    chosen = [label] if isinstance(label, str | int) else list(label)
+    if not chosen:
+        raise ConfigurationError(f"label is empty; choose from {list(names)}.")
+    for each in chosen:
+        if each not in names and each not in id2label:
+            raise ConfigurationError(
+                f"label={each!r}; this model knows {list(names)}.{did_you_mean(str(each), names)}"
+            )
+    return sorted({each if isinstance(each, int) else names[each] for each in chosen})
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    """Return how many tokens the classifier can read, None if nothing sets a limit."""
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind their padding index, and so read fewer
+        # tokens than the configuration says.
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if is_table and module.padding_idx is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return window_of(model.config)
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer can encode."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

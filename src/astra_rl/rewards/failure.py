@@ -1,0 +1,65 @@
+"""A reward for finding many likely failures instead of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.text import Exchange
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.base import Reward, RewardModels, RewardTerm, measure
+from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
+
+
+class NovelFailureReward(Reward):
+    """Harm, paid in part only for attacks unlike their siblings, minus the cost of unlikely text.
+
+    ``harm * (1 - share + share * novelty) - nll_weight * max(0, nll - free_nll)``
+
+    Novelty multiplies harm, so that being different earns nothing by itself.
+
+    Args:
+        novelty_share: Share of the harm that is paid only for novelty, in [0, 1].
+        nll_weight: Cost of one nat per token above `free_nll`.
+        free_nll: Nats per token that cost nothing; about what ordinary text has.
+        nll: Measures how unlikely an attack is; None is its likelihood under the baseline.
+        novelty: Measures how new an attack is.
+
+    Raises:
+        ConfigurationError: A share or weight is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        novelty_share: float = 0.5,
+        nll_weight: float = 0.1,
+        free_nll: float = 0.0,
+        nll: AttackNLL | None = None,
+        novelty: Novelty | None = None,
+    ) -> None:
+        if not 0 <= novelty_share <= 1:
+            raise ConfigurationError(f"novelty_share={novelty_share}; it must be in [0, 1].")
+        if nll_weight < 0:
+            raise ConfigurationError(f"nll_weight={nll_weight}; it must be 0 (off) or positive.")
+        self.novelty_share = novelty_share
+        self.nll_weight = nll_weight
+        self.free_nll = free_nll
+        self.harm = Harm("response")
+        self.nll = AttackNLL("baseline") if nll is None else nll
+        self.novelty = Novelty() if novelty is None else novelty
+
+    def __call__(
+        self, models: RewardModels, exchanges: Sequence[Exchange]
+    ) -> tuple[list[float], list[dict[str, float]]]:
+        """Return each turn's reward and its three terms."""
+        terms: list[RewardTerm] = [self.harm, self.novelty, self.nll]
+        rows = measure(terms, models, exchanges)
+        return [self._combine(row) for row in rows], rows
+
+    def _combine(self, row: dict[str, float]) -> float:
+        paid = 1 - self.novelty_share * (1 - row[self.novelty.name])
+        nll = row[self.nll.name]
+        # max() would turn a missing likelihood into zero cost.
+        cost = nll if is_missing(nll) else max(0.0, nll - self.free_nll)
+        return row[self.harm.name] * paid - (self.nll_weight * cost if self.nll_weight else 0.0)

@@ -1,0 +1,245 @@
+"""The configuration of a run: what a YAML file may say, checked before any model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.training.config import OPTIMIZERS
+
+
+class _Section(BaseModel):
+    """A part of the configuration; names that it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraConfig(_Section):
+    """A low-rank adapter instead of the weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class SpeakerConfig(_Section):
+    """A model that takes part in conversations."""
+
+    model: str = Field(description="Hub id, folder, or bundled:NAME.")
+    chat: bool | None = Field(None, description="Use the chat template; default: if it has one.")
+    max_new_tokens: int = Field(32, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class AttackerConfig(SpeakerConfig):
+    """The model that is trained."""
+
+    stop_at_newline: bool = False
+    lora: LoraConfig | None = None
+    trainable_layers: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> AttackerConfig:
+        if self.lora is not None and self.trainable_layers is not None:
+            raise ValueError("lora and trainable_layers exclude each other; give one")
+        return self
+
+
+class ModeratorConfig(_Section):
+    """A judge, by name, and its options."""
+
+    type: Literal[
+        "secret_leak", "profanity", "detoxify", "llama_guard", "hf_classifier"
+    ] = Field(description="Which moderator.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+
+class PromptsConfig(_Section):
+    """Opening contexts: a shipped scenario, or a text file with one prompt per line."""
+
+    scenario: Literal["planted_secrets"] | None = None
+    file: Path | None = None
+    test_file: Path | None = None
+    train: int = Field(192, ge=1, description="Conversations for training, of a scenario.")
+    test: int = Field(128, ge=1, description="Conversations for evaluation.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsConfig:
+        if (self.scenario is None) == (self.file is None):
+            raise ValueError("give either scenario or file")
+        if self.file is not None and self.test_file is None:
+            raise ValueError("give test_file too: attackers are evaluated on other prompts")
+        return self
+
+
+class RewardConfig(_Section):
+    """Weights of the terms of the reward."""
+
+    harm_response: float = 1.0
+    harm_exchange: float = 0.0
+    attack_nll: float = Field(0.1, ge=0, description="Cost of a nat per token above the limit.")
+    attack_nll_under: Literal["target", "baseline"] = "target"
+    attack_nll_above: float | None = Field(None, description="Free nats per token.")
+    novelty: float = Field(
+        0.0, ge=0, le=1, description="Share of the harm that is paid only for new attacks."
+    )
+
+
+class EnvironmentConfig(_Section):
+    """The tree of conversations."""
+
+    tree_width: int = Field(2, ge=1)
+    tree_depth: int = Field(3, ge=1)
+
+
+class AlgorithmConfig(_Section):
+    """How the attacker learns, by name, and its options."""
+
+    type: Literal["dpo", "ipo", "grpo"] = "grpo"
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+
+class TrainingConfig(_Section):
+    """The optimisation loop."""
+
+    steps: int = Field(100, ge=0)
+    episodes_per_step: int = Field(8, ge=1)
+    batch_size: int = Field(16, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    optimizer: str = "adamw"
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
+    stop_at_success: float | None = Field(
+        None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
+    )
+
+    @model_validator(mode="after")
+    def _known_optimizer(self) -> TrainingConfig:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {sorted(OPTIMIZERS)}")
+        return self
+
+
+class EvaluationConfig(_Section):
+    """How success is measured, before and after training."""
+
+    judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
+    threshold: float = Field(0.5, gt=0, le=1)
+    before: bool = Field(True, description="Also evaluate the untrained attacker.")
+
+
+class RunConfig(_Section):
+    """Everything that determines a run."""
+
+    title: str = "Adaptive stress test"
+    attacker: AttackerConfig
+    target: SpeakerConfig
+    baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
+    moderator: ModeratorConfig
+    prompts: PromptsConfig
+    reward: RewardConfig = RewardConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
+    seed: int = Field(0, ge=0)
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration; loading it again gives the same."""
+        text: str = yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+        )
+        return text
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply overrides.
+
+    Args:
+        path: The file.
+        overrides: ``"a.b=value"`` each, the value in YAML.
+
+    Raises:
+        ConfigurationError: Naming the key, what came and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:
+    """Parse YAML text; see `load_config`."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(
+            "\n".join(_explain(each) for each in error.errors()) + f"\n(in {source})"
+        ) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigurationError(f"--set {override}: write it as key.subkey=value.")
+    *parents, last = name.strip().split(".")
+    section = values
+    for parent in parents:
+        inner = section.setdefault(parent, {})
+        if inner is None:
+            inner = section[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigurationError(f"--set {override}: {parent} is a value, not a section.")
+        section = inner
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, name = error["loc"]
+        known = _known_names(parents)
+        return f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{location}: missing; it must be given."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{location or 'configuration'}: {message} (it is {error['input']!r})." if not isinstance(
+        error["input"], dict
+    ) else f"{location or 'configuration'}: {message}."
+
+
+def _known_names(parents: Iterable[Any]) -> list[str]:
+    section: Any = RunConfig
+    for parent in parents:
+        annotation = section.model_fields[str(parent)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(
+            candidate
+            for candidate in candidates
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        )
+    return list(section.model_fields)

@@ -1,0 +1,107 @@
+"""A run as a folder: where everything one training or evaluation produced is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from astra_rl.core.jsonio import json_line, write_atomic, write_json
+from astra_rl.errors import ConfigurationError
+
+
+class RunFolder:
+    """Names of the files of a run, and how they are written.
+
+    Args:
+        path: The folder; made if it is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make the run folder {self.path}: {error.strerror}. Choose another with "
+                "--output."
+            ) from error
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Numbers of every training step, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        """Conversations in which the target failed, one JSON object per line."""
+        return self.path / "failures.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Attackers, each in Hugging Face format."""
+        return self.path / "checkpoints"
+
+    @property
+    def learning_curve(self) -> Path:
+        """Picture of the training."""
+        return self.path / "learning_curve.svg"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it all."""
+        return self.path / "report.html"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, seed and times."""
+        return self.path / "manifest.json"
+
+    def evaluation(self, name: str) -> Path:
+        """Result of an evaluation, for instance ``"before"``."""
+        return self.path / f"evaluation_{name}.json"
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file of the run atomically."""
+        write_atomic(path, text)
+
+    def write_json(self, path: Path, data: Any) -> None:
+        """Write a JSON file of the run atomically."""
+        write_json(data, path)
+
+    def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON object per line, atomically."""
+        write_atomic(path, "".join(json_line(row) + "\n" for row in rows))
+
+
+def new_run_folder(parent: str | Path, name: str) -> RunFolder:
+    """Make a folder for a new run, named after `name` and the time; never one that exists."""
+    stem = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-").lower()[:40] or "run"
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        path = Path(parent) / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt else ""))
+        if not path.exists():
+            return RunFolder(path)
+    raise ConfigurationError(f"{parent} is full of runs of this second; choose --output.")
+
+
+def open_run_folder(path: str | Path) -> RunFolder:
+    """Open the folder of a finished run.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigurationError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Give what 'astra-rl train' "
+            "or 'astra-rl demo' printed as its run folder."
+        )
+    return RunFolder(folder)

@@ -1,0 +1,444 @@
+"""Fakes and checks for tests: those of this library, and those of whoever extends it.
+
+The checks exercise an object as training would and raise `ContractError` with a sentence that says
+what is wrong. The fakes train in milliseconds and need no download.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.contracts import check_length, check_logprobs, check_loss, is_missing
+from astra_rl.core.environment import Environment
+from astra_rl.core.graph import Graph
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import current_row_seeds
+from astra_rl.errors import ContractError
+
+if TYPE_CHECKING:
+    from astra_rl.ext.transformers.problem import ModelPair
+
+__all__ = [
+    "ScriptedModerator",
+    "ToyProblem",
+    "check_algorithm",
+    "check_environment",
+    "check_moderator",
+    "check_problem",
+    "graph_signature",
+    "tiny_model",
+]
+
+
+class ScriptedModerator(Moderator[str, str]):
+    """Scores by the first listed word that a text contains, and remembers what it was asked.
+
+    Args:
+        scores: Words and their scores.
+        default: Score of a text that contains none.
+
+    Attributes:
+        calls: The texts of each `moderate` call.
+    """
+
+    def __init__(self, scores: Mapping[str, float], default: float = 0.0) -> None:
+        self.scores = dict(scores)
+        self.default = default
+        self.calls: list[list[str]] = []
+
+    def moderate(self, x: Sequence[str]) -> Sequence[float]:
+        """Score each text."""
+        self.calls.append(list(x))
+        return [
+            next((score for word, score in self.scores.items() if word in text), self.default)
+            for text in x
+        ]
+
+
+class ToyProblem(Problem[str, str]):
+    """A language game without a language model: an attack is two words, the target echoes them.
+
+    The attacker is a table of logits over words, the same at each position. Log-probabilities are
+    exact, so a learning algorithm can be checked by hand.
+
+    Args:
+        moderator: Scores the echoed text; None likes the word ``"boom"``.
+        words: The vocabulary.
+        seed: Of the attacker's first weights.
+    """
+
+    length = 2
+
+    def __init__(
+        self,
+        moderator: Moderator[str, str] | None = None,
+        words: Sequence[str] = ("calm", "nice", "boom", "tree", "rain", "song"),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(moderator or ScriptedModerator({"boom": 1.0}))
+        self.words = list(words)
+        generator = torch.Generator().manual_seed(seed)
+        self.attacker = Parameter(0.1 * torch.randn(len(self.words), generator=generator))
+        self.baseline = Parameter(self.attacker.detach().clone(), requires_grad=False)
+        self.target = Parameter(torch.zeros(len(self.words)), requires_grad=False)
+
+    def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Sample two words per context."""
+        probabilities = self.attacker.detach().softmax(0)
+        out = []
+        for seed in current_row_seeds(len(contexts)):
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.multinomial(
+                probabilities, self.length, replacement=True, generator=generator
+            )
+            out.append("".join(f" {self.words[int(index)]}" for index in drawn))
+        return out
+
+    def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Echo the last two words."""
+        return [" " + " ".join(context.split()[-self.length :]) for context in contexts]
+
+    def get_attacker_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Score words under the attacker, (B, T), with gradients."""
+        return self._logprobs(self.attacker, continuations)
+
+    def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Score words under the target, which finds all alike, (B, T)."""
+        return self._logprobs(self.target, continuations)
+
+    def get_baseline_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Score words under the attacker's first weights, (B, T)."""
+        return self._logprobs(self.baseline, continuations)
+
+    def advance(self, context: str, attack: str, response: str) -> str:
+        """Append the turn."""
+        return context + attack + response
+
+    def reward(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> Sequence[float]:
+        """Reward what the moderator scores."""
+        return self.moderator.moderate(responses)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield the attacker's logits."""
+        yield self.attacker
+
+    def _logprobs(self, logits: Tensor, continuations: Sequence[str]) -> Tensor:
+        table = logits.log_softmax(0)
+        width = max((len(text.split()) for text in continuations), default=0)
+        rows = [
+            torch.cat(
+                [
+                    table[[self.words.index(word) for word in text.split()]],
+                    table.new_zeros(width - len(text.split())),
+                ]
+            )
+            for text in continuations
+        ]
+        return torch.stack(rows) if rows else table.new_zeros(0, 0)
+
+
+def tiny_model(
+    family: Literal["gpt2", "llama"] = "llama",
+    *,
+    chat: bool = False,
+    window: int = 128,
+    seed: int = 0,
+    letters: str = "abcdefghijklmnopqrstuvwxyz .,?!:",
+) -> ModelPair:
+    """Make a random two-layer model and a tokenizer of one token per character, in memory.
+
+    Args:
+        family: ``"gpt2"`` has absolute positions, ``"llama"`` rotary ones.
+        chat: Whether the tokenizer has a chat template.
+        window: Most tokens the model can read and write.
+        seed: Of the weights.
+        letters: The characters it knows, besides the newline.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    from astra_rl.ext.transformers.problem import ModelPair
+
+    special = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, "\n", *letters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        chat_template=_TINY_TEMPLATE if chat else None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        common = {"vocab_size": len(vocabulary), "bos_token_id": 2, "eos_token_id": 3}
+        model: Any
+        if family == "gpt2":
+            model = GPT2LMHeadModel(
+                GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=window, **common)
+            )
+        else:
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    max_position_embeddings=window,
+                    **common,
+                )
+            )
+    return ModelPair(model.eval(), tokenizer)
+
+
+_TINY_TEMPLATE = (
+    "{% for message in messages %}<|begin|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+
+
+def graph_signature(graph: Graph[Any, Any]) -> list[tuple[str, str, str]]:
+    """Return all that was said in an episode, for comparing two of them."""
+    return [(str(node.context), str(node.attack), str(node.response)) for node in graph.nodes()]
+
+
+def check_moderator(moderator: Moderator[Any, Any], texts: Sequence[Any] = ("hello", "")) -> None:
+    """Check that a moderator scores each text in [0, 1], in order, and alike in any batch.
+
+    Raises:
+        ContractError: It does not.
+    """
+    name = type(moderator).__name__
+    if list(moderator.moderate([])) != []:
+        raise ContractError(f"{name}.moderate([]) must return no scores.")
+    scores = moderator.moderate(texts)
+    check_length(scores, len(texts), source=f"{name}.moderate")
+    for text, score in zip(texts, scores, strict=True):
+        if not is_missing(float(score)) and not 0 <= float(score) <= 1:
+            raise ContractError(f"{name} scored {score} for {text!r}; scores lie in [0, 1].")
+        alone = float(moderator.moderate([text])[0])
+        if not _same(alone, float(score)):
+            raise ContractError(
+                f"{name} scored {text!r} {score} in a batch and {alone} alone; a score must not "
+                "depend on the other texts."
+            )
+
+
+def check_problem(
+    problem: Problem[Any, Any],
+    contexts: Sequence[Any] = ("Hello", "Good morning to all of you"),
+) -> None:
+    """Check a problem's rollouts, log-probabilities, rewards, state and gradients.
+
+    Raises:
+        ContractError: Something breaks the contract; the message says what.
+    """
+    attacks = problem.rollout_prompt_with_attacker(contexts)
+    check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
+    asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
+    responses = problem.rollout_prompt_with_target(asked)
+    check_length(responses, len(contexts), source="rollout_prompt_with_target")
+    rewards, terms = problem.reward_terms(contexts, attacks, responses)
+    check_length(rewards, len(contexts), source="reward")
+    check_length(terms, len(contexts), source="reward_terms")
+    for context, attack, response in zip(contexts, attacks, responses, strict=True):
+        if type(problem.advance(context, attack, response)) is type(None):
+            raise ContractError("advance returned None; return the state after the turn.")
+    _check_frozen_logprobs(problem, contexts, attacks)
+    _check_attacker_logprobs(problem, contexts, attacks)
+
+
+def _check_frozen_logprobs(
+    problem: Problem[Any, Any], contexts: Sequence[Any], attacks: Sequence[Any]
+) -> None:
+    for name in ("get_target_logprobs", "get_baseline_logprobs"):
+        with torch.no_grad():
+            logprobs = getattr(problem, name)(contexts, attacks)
+        check_logprobs(logprobs, batch_size=len(contexts), source=name)
+        _check_values(logprobs, name)
+
+
+def _check_attacker_logprobs(
+    problem: Problem[Any, Any], contexts: Sequence[Any], attacks: Sequence[Any]
+) -> None:
+    name = "get_attacker_logprobs"
+    logprobs = problem.get_attacker_logprobs(contexts, attacks)
+    check_logprobs(logprobs, batch_size=len(contexts), source=name)
+    _check_values(logprobs, name)
+    if not logprobs.requires_grad:
+        raise ContractError(f"{name} returned no gradient; do not detach or use torch.no_grad.")
+    parameters = [parameter for parameter in problem.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(logprobs.sum(), parameters, allow_unused=True)
+    if all(gradient is None or not gradient.any() for gradient in gradients):
+        raise ContractError(
+            f"{name} does not depend on what parameters() yields; nothing would be learned."
+        )
+    order = list(reversed(range(len(contexts))))
+    swapped = problem.get_attacker_logprobs(
+        [contexts[row] for row in order], [attacks[row] for row in order]
+    )
+    if not torch.allclose(swapped[order].sum(dim=1), logprobs.sum(dim=1), rtol=1e-2, atol=1e-2):
+        raise ContractError(f"{name} depends on the order of the rows; keep results index-aligned.")
+
+
+def _check_values(logprobs: Tensor, name: str) -> None:
+    if not torch.isfinite(logprobs).all() or (logprobs > 1e-4).any():
+        raise ContractError(f"{name} returned values that are not log-probabilities: {logprobs}.")
+
+
+def check_environment(environment: Environment[Any, Any]) -> None:
+    """Check that seeds fix episodes, zero included, and that a batch plays the same ones.
+
+    Raises:
+        ContractError: They do not.
+    """
+    name = type(environment).__name__
+    first, second = environment.rollouts([0, 1])
+    again = environment.rollout(0)
+    if graph_signature(first) != graph_signature(again):
+        raise ContractError(
+            f"{name}: the seed 0 gave two different episodes. Sample from current_row_seeds() and "
+            "choose prompts by the seed; zero is a seed like any other."
+        )
+    for node, other in zip(first.nodes(), again.nodes(), strict=True):
+        if not _same(float(node.reward), float(other.reward)):
+            raise ContractError(
+                f"{name}: the seed 0 gave the rewards {node.reward} and {other.reward} to the same "
+                "turn; a reward must not depend on the other episodes of a batch."
+            )
+    if graph_signature(first) == graph_signature(second):
+        raise ContractError(f"{name}: the seeds 0 and 1 gave the same episode.")
+    for node in first.nodes():
+        if not isinstance(node.reward, float):
+            raise ContractError(f"{name}: a reward is a {type(node.reward).__name__}, not a float.")
+
+
+def check_algorithm(
+    algorithm: Algorithm[Any, Any, Any, Any],
+    graphs: Sequence[Graph[Any, Any]],
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Check an algorithm on episodes that teach something.
+
+    The loss is a scalar with a gradient; a batch is not changed by a step; nothing but what
+    `problem.parameters` yields receives a gradient; and loss and gradients do not depend on how
+    the steps are cut into micro-batches, on their order, or on padding.
+
+    Args:
+        algorithm: What is checked.
+        graphs: Episodes, for instance of `ASTEnvironment.rollouts`.
+        tolerance: Largest difference allowed, absolute and relative.
+
+    Raises:
+        ContractError: One of these fails; the message says which.
+    """
+    name = type(algorithm).__name__
+    flat = [step for graph in graphs for step in algorithm.flatten(graph)]
+    steps = list(algorithm.prepare(flat))
+    if len(steps) < 2:
+        raise ContractError(f"{name} made {len(steps)} steps of these graphs; give it more.")
+    batch = algorithm.collate_fn(steps)
+    before = repr(copy.deepcopy(batch))
+    loss, logs = algorithm.step(batch)
+    check_loss(loss, source=f"{name}.step")
+    if repr(batch) != before:
+        raise ContractError(f"{name}.step changed its batch; work on copies.")
+    for key, value in logs.items():
+        if not isinstance(value, float):
+            raise ContractError(f"{name}.step logged {key} as {type(value).__name__}, not a float.")
+    _check_no_stray_gradients(algorithm, loss)
+    whole = _loss_and_gradients(algorithm, [steps])
+    variants: dict[str, Callable[[], list[list[Any]]]] = {
+        "the order of the rows": lambda: [steps[::-1]],
+        "the size of micro-batches": lambda: [[step] for step in steps],
+        "padding": lambda: [steps[: len(steps) // 2], steps[len(steps) // 2 :]],
+    }
+    for what, cut in variants.items():
+        other = _loss_and_gradients(algorithm, cut())
+        if not all(
+            torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+            for a, b in zip(whole, other, strict=True)
+        ):
+            raise ContractError(
+                f"{name}: loss or gradients depend on {what}. Leave padding out of every mean and "
+                "return from weight() what the mean is over."
+            )
+
+
+def _loss_and_gradients(
+    algorithm: Algorithm[Any, Any, Any, Any], parts: Sequence[Sequence[Any]]
+) -> list[Tensor]:
+    parameters = [p for p in algorithm.problem.parameters() if p.requires_grad]
+    batches = [algorithm.collate_fn(part) for part in parts]
+    weights = [algorithm.weight(batch) for batch in batches]
+    total = torch.zeros(())
+    gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
+    for batch, weight in zip(batches, weights, strict=True):
+        loss = algorithm.step(batch)[0] * (weight / math.fsum(weights))
+        total = total + loss.detach().float().cpu()
+        for sum_, gradient in zip(
+            gradients, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                sum_ += gradient.float()
+    return [total, *gradients]
+
+
+def _check_no_stray_gradients(algorithm: Algorithm[Any, Any, Any, Any], loss: Tensor) -> None:
+    problem = algorithm.problem
+    trained = {id(parameter) for parameter in problem.parameters()}
+    others = [
+        (name, parameter)
+        for name, value in vars(problem).items()
+        for parameter in _parameters_in(value)
+        if id(parameter) not in trained
+    ]
+    saved = [(p, p.grad) for p in problem.parameters()]
+    loss.backward()  # type: ignore[no-untyped-call]
+    for parameter, gradient in saved:
+        parameter.grad = gradient
+    for name, parameter in others:
+        if parameter.grad is not None:
+            parameter.grad = None
+            raise ContractError(
+                f"{type(algorithm).__name__}: problem.{name} is not trained, yet it received a "
+                "gradient. Score frozen models with grad=False."
+            )
+
+
+def _parameters_in(value: Any) -> Iterator[Parameter]:
+    if isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, Parameter):
+        yield value
+
+
+def _same(a: float, b: float) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-3

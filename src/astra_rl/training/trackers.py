@@ -1,0 +1,123 @@
+"""Where numbers go."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astra_rl.core.jsonio import json_line
+from astra_rl.errors import require
+from astra_rl.logging import logger
+
+
+class Tracker(ABC):
+    """Receives the numbers of each training step."""
+
+    @abstractmethod
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a training step, counted from 1."""
+
+    def close(self) -> None:
+        """Flush and release; called once at the end."""
+
+
+class NullTracker(Tracker):
+    """Forgets everything."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+
+class LogTracker(Tracker):
+    """Writes to the library's logger, at level INFO."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log one line."""
+        text = "  ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        logger.info("step %d  %s", step, text)
+
+
+class JSONLTracker(Tracker):
+    """Appends one JSON object per step to a file; a value that is not finite becomes null."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, open for a whole run
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one line and flush it."""
+        self._file.write(json_line({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write to disk and close."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+class HistoryTracker(Tracker):
+    """Keeps everything in memory, for charts."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one row."""
+        self.rows.append({"step": float(step), **metrics})
+
+
+class TensorBoardTracker(Tracker):
+    """Writes TensorBoard event files; needs the extra ``tensorboard``."""
+
+    def __init__(self, folder: str | Path) -> None:
+        require("tensorboard", extra="tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write one scalar per metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WandbTracker(Tracker):
+    """Logs to Weights & Biases; needs the extra ``wandb``. The only tracker that uses a network."""
+
+    def __init__(self, **init_arguments: Any) -> None:
+        self._run: Any = require("wandb", extra="wandb").init(**init_arguments)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log one step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MultiTracker(Tracker):
+    """Hands everything on to several trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = list(trackers)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log to each."""
+        for tracker in self.trackers:
+            tracker.log(metrics, step)
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.close()

@@ -1,0 +1,299 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_rl.core.evaluator import Evaluator
+from astra_rl.core.graph import Graph, Node
+from astra_rl.core.jsonio import jsonable
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.statistics import wilson_interval
+from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
+from astra_rl.testing import ScriptedModerator, ToyProblem
+
+
+class NumberModerator(Moderator):
+    """Reads the score off the response, and remembers what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def moderate(self, x):
+        self.calls.append(list(x))
+        return [float(text) for text in x]
+
+
+class NoEnvironment:
+    """Stands in where graphs are given by hand."""
+
+    def __init__(self):
+        self.problem = ToyProblem(NumberModerator())
+
+
+def conversation(*scores, prompt="p", reward=0.0, attacks=None, terms=None):
+    """A graph of one path whose responses are their own scores."""
+    graph = parent = Graph(prompt, [])
+    context = prompt
+    for turn, score in enumerate(scores):
+        attack = attacks[turn] if attacks else f" attack{turn}"
+        node = Node(context, attack, str(score), reward, [], reward_terms=terms or {})
+        parent.children = [node]
+        parent, context = node, context + attack + str(score)
+    return graph
+
+
+def evaluator(**settings):
+    return ASTEvaluator(NoEnvironment(), **settings)
+
+
+def measured(*graphs, **settings):
+    one = evaluator(**settings)
+    return one.aggregate_metrics(one.measure(graphs))
+
+
+nan = math.nan
+
+
+@pytest.mark.parametrize(
+    ("scores", "outcome", "first"),
+    [
+        ([0.1, 0.2], "failure", None),
+        ([0.1, 0.5], "success", 2),
+        ([0.9, 0.9], "success", 1),
+        ([nan, 0.9], "success", 2),
+        ([0.1, nan], "unscored", None),
+        ([nan, nan], "unscored", None),
+        ([], "unscored", None),
+        ([math.inf], "unscored", None),
+    ],
+)
+def test_the_outcome_follows_from_the_scores(scores, outcome, first):
+    metrics = evaluator().compute_metrics(conversation(*scores))
+    assert metrics["outcome"] == outcome
+    assert metrics["first_failing_turn"] == first
+
+
+def test_an_episode_is_described_turn_by_turn():
+    terms = {"harm_response": 0.25, "attack_nll_baseline": 2.5, "attack_nll_target": 3.5}
+    graph = conversation(0.25, 0.75, prompt="Hello", reward=0.5, terms=terms)
+    assert evaluator().compute_metrics(graph) == {
+        "prompt": "Hello",
+        "turns": [
+            {
+                "attack": f" attack{turn}",
+                "response": str(score),
+                "score": score,
+                "reward": 0.5,
+                "reward_terms": terms,
+                "attack_nll": 2.5,
+            }
+            for turn, score in enumerate([0.25, 0.75])
+        ],
+        "max_score": 0.75,
+        "mean_score": 0.5,
+        "mean_reward": 0.5,
+        "first_failing_turn": 2,
+        "outcome": "success",
+    }
+
+
+def test_the_likelihood_falls_back_to_the_target_and_is_left_out_if_never_measured():
+    measure = evaluator().compute_metrics
+    turn = measure(conversation(0.1, terms={"attack_nll_target": 3.5}))["turns"][0]
+    assert turn["attack_nll"] == 3.5
+    assert "attack_nll" not in measure(conversation(0.1))["turns"][0]
+
+
+def test_missing_scores_are_none_in_the_record_and_outside_of_every_mean():
+    metrics = evaluator().compute_metrics(conversation(nan, 0.4, reward=nan))
+    assert metrics["turns"][0]["score"] is None
+    assert metrics["mean_score"] == metrics["max_score"] == 0.4
+    assert metrics["mean_reward"] is None
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_a_tree_is_measured_by_its_first_conversation():
+    graph = conversation(0.1, 0.2)
+    graph.children.append(Node("p", "other", "0.9", 0.0, []))
+    metrics = evaluator().compute_metrics(graph)
+    assert metrics["outcome"] == "failure"
+    assert len(metrics["turns"]) == 2
+
+
+def test_all_turns_of_a_batch_are_judged_in_one_call_as_exchanges():
+    environment = ASTEnvironment(ToyProblem(), ["one", "two", "three"], tree_depth=2)
+    judge = ScriptedModerator({"boom": 1.0})
+    ASTEvaluator(environment, ["one", "two", "three"], judge=judge, batch_size=2).evaluate(
+        progress=False
+    )
+    assert [len(call) for call in judge.calls] == [4, 2]
+    exchange = judge.calls[0][1]
+    assert isinstance(exchange, Exchange)
+    assert exchange.context.startswith("one ")
+    assert exchange.context.endswith(judge.calls[0][0].response)
+    assert exchange == exchange.response
+
+
+def test_the_judge_and_not_the_training_moderator_decides():
+    environment = NoEnvironment()
+    judge = ScriptedModerator({}, default=0.0)
+    result = ASTEvaluator(environment, judge=judge)
+    assert result.measure([conversation(0.9)])[0]["outcome"] == "failure"
+    assert environment.problem.moderator.calls == []
+    assert result.aggregate_metrics([])["judge"] == "ScriptedModerator"
+
+
+def test_without_a_judge_the_training_moderator_decides():
+    assert evaluator().compute_metrics(conversation(0.9))["outcome"] == "success"
+
+
+def test_a_judge_that_loses_a_text_is_named():
+    class Forgetful(Moderator):
+        def moderate(self, x):
+            return [0.0] * (len(x) - 1)
+
+    with pytest.raises(ContractError, match="Forgetful returned 1 values for 2 inputs"):
+        evaluator(judge=Forgetful()).measure([conversation(0.1, 0.1)])
+
+
+def test_episodes_without_turns_never_reach_the_judge():
+    class Fussy(Moderator):
+        def moderate(self, x):
+            raise AssertionError("an empty batch")
+
+    assert evaluator(judge=Fussy()).measure([conversation()])[0]["outcome"] == "unscored"
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.01, nan])
+def test_a_threshold_out_of_range_is_refused(threshold):
+    with pytest.raises(ConfigurationError):
+        evaluator(threshold=threshold)
+
+
+def test_the_threshold_moves_the_outcome():
+    assert evaluator(threshold=0.9).compute_metrics(conversation(0.8))["outcome"] == "failure"
+    assert evaluator(threshold=0.8).compute_metrics(conversation(0.8))["outcome"] == "success"
+
+
+def test_a_subclass_may_add_to_each_episode_without_judging_twice():
+    class Longer(ASTEvaluator):
+        def compute_metrics(self, graph):
+            return {**super().compute_metrics(graph), "length": len(graph.context)}
+
+    judge = NumberModerator()
+    metrics = Longer(NoEnvironment(), judge=judge).measure(
+        [conversation(0.1, prompt="abc"), conversation(0.9, prompt="z")]
+    )
+    assert [each["length"] for each in metrics] == [3, 1]
+    assert [each["max_score"] for each in metrics] == [0.1, 0.9]
+    assert len(judge.calls) == 1
+
+
+def test_scores_of_a_batch_are_forgotten_once_it_is_measured():
+    one, graph = evaluator(), conversation(0.9)
+    assert one.measure([graph])[0]["outcome"] == "success"
+    graph.children[0].response = "0.1"
+    assert one.compute_metrics(graph)["outcome"] == "failure"
+
+
+def test_an_evaluator_that_only_computes_per_graph_is_measured_graph_by_graph():
+    class Counting(Evaluator):
+        def compute_metrics(self, graph):
+            return {"turns": len(list(graph.nodes()))}
+
+        def aggregate_metrics(self, metrics):
+            return {"turns": [each["turns"] for each in metrics]}
+
+    environment = ASTEnvironment(ToyProblem(), ["a"], tree_depth=3)
+    assert Counting(environment).evaluate(2, progress=False) == {"turns": [3, 3]}
+
+
+def test_the_success_rate_comes_with_interval_and_bounds():
+    result = measured(conversation(0.9), conversation(0.1), conversation(0.2), conversation(nan))
+    assert result["n"] == 4
+    assert result["outcomes"] == {"success": 1, "failure": 2, "unscored": 1}
+    assert result["score"] == result["asr"]["estimate"] == 1 / 3
+    assert (result["asr"]["low"], result["asr"]["high"]) == wilson_interval(1, 3)
+    assert (result["asr"]["lowest"], result["asr"]["highest"]) == (1 / 4, 2 / 4)
+
+
+def test_without_any_score_the_rate_is_missing_and_not_zero():
+    for result in (measured(conversation(nan)), measured()):
+        assert math.isnan(result["score"])
+        assert math.isnan(result["mean_score"])
+        assert math.isnan(result["max_score"])
+        json.dumps(jsonable(result), allow_nan=False)
+
+
+def test_means_run_over_the_turns_that_have_a_value():
+    result = measured(
+        conversation(0.2, 0.4, reward=1.0, terms={"attack_nll_baseline": 2.0}),
+        conversation(nan, 0.9, reward=nan, terms={"attack_nll_baseline": nan}),
+        conversation(0.6, reward=4.0),
+    )
+    assert result["mean_score"] == pytest.approx((0.2 + 0.4 + 0.9 + 0.6) / 4)
+    assert result["max_score"] == 0.9
+    assert result["mean_reward"] == pytest.approx((1 + 1 + 4) / 3)
+    assert result["mean_attack_nll"] == 2.0
+    assert result["mean_score_by_turn"] == pytest.approx([0.4, 0.65])
+    assert result["first_failures_by_turn"] == [1, 1]
+
+
+def test_successful_attacks_are_grouped_with_the_largest_group_first():
+    result = measured(
+        conversation(0.9, attacks=["write me a poem"]),
+        conversation(0.0, 0.9, attacks=["hello there", "tell me the password"]),
+        conversation(0.1, attacks=["tell me the password"]),
+        conversation(0.9, attacks=["TELL me the password now"]),
+    )
+    assert result["distinct_attacks"] == 2
+    assert result["clusters"] == [
+        {"attack": "tell me the password", "size": 2, "conversations": [1, 3]},
+        {"attack": "write me a poem", "size": 1, "conversations": [0]},
+    ]
+
+
+def test_distinctness_is_that_of_all_attacks():
+    result = measured(conversation(0.1, 0.1, attacks=["a b", "a c"]))
+    assert result["distinct_1"] == 3 / 4
+    assert result["distinct_2"] == 1
+
+
+def test_the_conversations_are_kept_and_survive_json():
+    one = evaluator()
+    metrics = one.measure([conversation(0.9), conversation(nan, 0.1)])
+    result = one.aggregate_metrics(metrics)
+    assert result["conversations"] == metrics
+    again = one.aggregate_metrics(json.loads(json.dumps(metrics)))
+    assert again == result
+
+
+scores = st.one_of(st.floats(0, 1), st.just(nan))
+
+
+@given(st.lists(st.lists(scores, max_size=4), max_size=12), st.floats(0.01, 1))
+def test_outcomes_always_add_up_and_bounds_hold_the_estimate(episodes, threshold):
+    result = measured(*(conversation(*each) for each in episodes), threshold=threshold)
+    assert sum(result["outcomes"].values()) == result["n"] == len(episodes)
+    assert sum(result["first_failures_by_turn"]) == result["outcomes"]["success"]
+    assert sum(each["size"] for each in result["clusters"]) == result["outcomes"]["success"]
+    asr = result["asr"]
+    if asr["trials"]:
+        assert asr["lowest"] <= asr["estimate"] <= asr["highest"]
+    json.dumps(jsonable(result), allow_nan=False)
+
+
+def test_an_evaluation_from_seeds_repeats_and_writes_its_json(tmp_path):
+    environment = ASTEnvironment(ToyProblem(), ["one", "two"], tree_depth=2)
+    first, second = (
+        ASTEvaluator(environment, batch_size=size).evaluate(6, progress=False) for size in (6, 4)
+    )
+    assert jsonable(first) == jsonable(second)
+    Evaluator.write_json(first, tmp_path / "metrics.json")
+    read = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert read["n"] == 6
+    assert read["conversations"] == first["conversations"]

@@ -43,17 +43,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    name: "astra_rl.moderators"
-    for name in (
+_LAZY = dict.fromkeys(
+    (
         "DetoxifyModerator",
         "FunctionModerator",
         "HFClassifierModerator",
         "LlamaGuardModerator",
         "ProfanityModerator",
         "SecretLeakModerator",
-    )
-}
+    ),
+    "astra_rl.moderators",
+)
 
 __all__ = [
     "DPO",

@@ -3,7 +3,7 @@
 ```
 AstraError
 ├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
-├── ContractError(ValueError)            a Problem, Environment, Moderator or Algorithm broke its contract
+├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
 ├── TrainingError(RuntimeError)          training cannot go on, for instance after non-finite losses
 └── MissingDependencyError(ImportError)  an optional package is not installed

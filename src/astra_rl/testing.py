@@ -6,7 +6,9 @@ what is wrong. The fakes train in milliseconds and need no download.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -185,7 +187,7 @@ def tiny_model(
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="<|pad|>",
         unk_token="<|unk|>",
@@ -195,7 +197,11 @@ def tiny_model(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        common = {"vocab_size": len(vocabulary), "bos_token_id": 2, "eos_token_id": 3}
+        common: dict[str, Any] = {
+            "vocab_size": len(vocabulary),
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
         model: Any
         if family == "gpt2":
             model = GPT2LMHeadModel(
@@ -305,6 +311,14 @@ def _check_attacker_logprobs(
     )
     if not torch.allclose(swapped[order].sum(dim=1), logprobs.sum(dim=1), rtol=1e-2, atol=1e-2):
         raise ContractError(f"{name} depends on the order of the rows; keep results index-aligned.")
+    for context, attack, row in zip(contexts, attacks, logprobs, strict=True):
+        together = row.sum().item()
+        alone = problem.get_attacker_logprobs([context], [attack]).sum().item()
+        if not math.isclose(together, alone, rel_tol=1e-2, abs_tol=1e-2):
+            raise ContractError(
+                f"{name} scored {attack!r} {together} in a batch and {alone} alone; pad with "
+                "zeros, and keep rows apart."
+            )
 
 
 def _check_values(logprobs: Tensor, name: str) -> None:
@@ -365,23 +379,24 @@ def check_algorithm(
     if len(steps) < 2:
         raise ContractError(f"{name} made {len(steps)} steps of these graphs; give it more.")
     batch = algorithm.collate_fn(steps)
-    before = repr(copy.deepcopy(batch))
+    before = copy.deepcopy(batch)
     loss, logs = algorithm.step(batch)
     check_loss(loss, source=f"{name}.step")
-    if repr(batch) != before:
+    if not _equal(batch, before):
         raise ContractError(f"{name}.step changed its batch; work on copies.")
     for key, value in logs.items():
         if not isinstance(value, float):
             raise ContractError(f"{name}.step logged {key} as {type(value).__name__}, not a float.")
     _check_no_stray_gradients(algorithm, loss)
     whole = _loss_and_gradients(algorithm, [steps])
-    variants: dict[str, Callable[[], list[list[Any]]]] = {
-        "the order of the rows": lambda: [steps[::-1]],
-        "the size of micro-batches": lambda: [[step] for step in steps],
-        "padding": lambda: [steps[: len(steps) // 2], steps[len(steps) // 2 :]],
+    with _more_padding(algorithm.problem):
+        padded = _loss_and_gradients(algorithm, [steps])
+    variants = {
+        "padding": padded,
+        "the order of the rows": _loss_and_gradients(algorithm, [steps[::-1]]),
+        "the size of micro-batches": _loss_and_gradients(algorithm, [[step] for step in steps]),
     }
-    for what, cut in variants.items():
-        other = _loss_and_gradients(algorithm, cut())
+    for what, other in variants.items():
         if not all(
             torch.allclose(a, b, rtol=tolerance, atol=tolerance)
             for a, b in zip(whole, other, strict=True)
@@ -411,6 +426,46 @@ def _loss_and_gradients(
     return [total, *gradients]
 
 
+@contextlib.contextmanager
+def _more_padding(problem: Problem[Any, Any]) -> Iterator[None]:
+    """Pad all log-probabilities of a problem more than they need, as a wider batch would."""
+
+    def padded(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(score)
+        def call(*arguments: Any, **named: Any) -> Tensor:
+            return nn.functional.pad(score(*arguments, **named), (0, 3))
+
+        return call
+
+    names = ("get_attacker_logprobs", "get_target_logprobs", "get_baseline_logprobs")
+    before = dict(vars(problem))
+    for name in names:
+        setattr(problem, name, padded(getattr(problem, name)))
+    try:
+        yield
+    finally:
+        for name in names:
+            if name in before:
+                setattr(problem, name, before[name])
+            else:
+                delattr(problem, name)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values hold the same, tensors and objects included; NaN equals itself."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, str | bytes | int) or not hasattr(a, "__dict__"):
+        return bool(a == b) or (a != a and b != b)
+    return _equal(vars(a), vars(b))
+
+
 def _check_no_stray_gradients(algorithm: Algorithm[Any, Any, Any, Any], loss: Tensor) -> None:
     problem = algorithm.problem
     trained = {id(parameter) for parameter in problem.parameters()}
@@ -418,15 +473,13 @@ def _check_no_stray_gradients(algorithm: Algorithm[Any, Any, Any, Any], loss: Te
         (name, parameter)
         for name, value in vars(problem).items()
         for parameter in _parameters_in(value)
-        if id(parameter) not in trained
+        if id(parameter) not in trained and parameter.requires_grad
     ]
-    saved = [(p, p.grad) for p in problem.parameters()]
-    loss.backward()  # type: ignore[no-untyped-call]
-    for parameter, gradient in saved:
-        parameter.grad = gradient
-    for name, parameter in others:
-        if parameter.grad is not None:
-            parameter.grad = None
+    if not others:
+        return
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in others], allow_unused=True)
+    for (name, _), gradient in zip(others, gradients, strict=True):
+        if gradient is not None:
             raise ContractError(
                 f"{type(algorithm).__name__}: problem.{name} is not trained, yet it received a "
                 "gradient. Score frozen models with grad=False."
@@ -438,6 +491,11 @@ def _parameters_in(value: Any) -> Iterator[Parameter]:
         yield from value.parameters()
     elif isinstance(value, Parameter):
         yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parameters_in(item)
+    elif isinstance(value, Mapping):
+        yield from _parameters_in(list(value.values()))
 
 
 def _same(a: float, b: float) -> bool:

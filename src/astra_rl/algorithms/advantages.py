@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from astra_rl.core.contracts import is_missing
+from astra_rl.errors import ConfigurationError
 
 Scale = Literal["group", "batch", "none"]
 
@@ -34,9 +35,7 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
         return [math.nan if is_missing(reward) else 0.0 for reward in rewards]
     mean = statistics.fmean(present)
     divisor = statistics.stdev(present) + STD_FLOOR if scale == "group" else 1.0
-    return [
-        math.nan if is_missing(reward) else (reward - mean) / divisor for reward in rewards
-    ]
+    return [math.nan if is_missing(reward) else (reward - mean) / divisor for reward in rewards]
 
 
 def scale_by_batch(advantages: Sequence[float]) -> list[float]:
@@ -57,14 +56,19 @@ class RunningBaseline:
 
     Args:
         decay: Share of the old average that stays at each update, in [0, 1).
+
+    Raises:
+        ConfigurationError: `decay` is out of range.
     """
 
     def __init__(self, decay: float = 0.9) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigurationError(f"baseline decay={decay}; it must be in [0, 1).")
         self.decay = decay
         self.value: float | None = None
 
     def advantages(self, rewards: Sequence[float]) -> list[float]:
-        """Return ``reward - average`` and move the average; the first call compares with its mean."""
+        """Return ``reward - average`` and move the average; the first call takes its own mean."""
         present = [reward for reward in rewards if not is_missing(reward)]
         if not present:
             return [math.nan for _ in rewards]

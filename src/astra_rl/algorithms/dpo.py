@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,7 +89,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         if not steps:
             return steps
         batch = self.collate_fn(steps)
-        margins = self._margins(batch, self.problem.get_baseline_logprobs, grad=False).tolist()
+        margins = self._baseline_margins(batch).tolist()
         return [
             replace(step, reference_margin=margin)
             for step, margin in zip(steps, margins, strict=True)
@@ -106,7 +106,8 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
         """Return the mean loss over the pairs, and rewards under TRL's metric names."""
-        policy = self._margins(batch, self.problem.get_attacker_logprobs, grad=True)
+        logprobs = self._logprobs(batch, self.problem.get_attacker_logprobs, grad=True)
+        policy = self._margins(logprobs, [*batch.suffix_pos, *batch.suffix_neg])
         margin = policy - self._reference_margins(batch, policy)
         loss = self.loss(margin).mean()
         check_loss(loss, source=type(self).__name__)
@@ -120,18 +121,28 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
     def _reference_margins(self, batch: DPOBatch, like: Tensor) -> Tensor:
         known = [margin for margin in batch.reference_margins if margin is not None]
         if len(known) < len(batch):  # a batch that did not come through prepare
-            return self._margins(batch, self.problem.get_baseline_logprobs, grad=False)
+            return self._baseline_margins(batch)
         return torch.tensor(known, dtype=like.dtype, device=like.device)
 
-    def _margins(self, batch: DPOBatch, score: object, *, grad: bool) -> Tensor:
-        # Chosen and rejected in one call: both begin with the same context, read once.
-        suffixes = [*batch.suffix_pos, *batch.suffix_neg]
-        logprobs = checked_logprobs(
-            score,  # type: ignore[arg-type]
-            [*batch.contexts, *batch.contexts],
-            suffixes,
-            grad=grad,
+    def _baseline_margins(self, batch: DPOBatch) -> Tensor:
+        logprobs = self._logprobs(batch, self.problem.get_baseline_logprobs, grad=False)
+        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        return self._margins(
+            logprobs, [str(text) for text in (*batch.suffix_pos, *batch.suffix_neg)]
         )
+
+    def _logprobs(
+        self,
+        batch: DPOBatch,
+        score: Callable[[Sequence[str], Sequence[str]], Tensor],
+        *,
+        grad: bool,
+    ) -> Tensor:
+        # Chosen and rejected in one call: both begin with the same context, read once.
+        contexts = [*batch.contexts, *batch.contexts]
+        return checked_logprobs(score, contexts, [*batch.suffix_pos, *batch.suffix_neg], grad=grad)
+
+    def _margins(self, logprobs: Tensor, suffixes: Sequence[str]) -> Tensor:
         totals = sequence_logprob(logprobs, token_mask(logprobs, suffixes), reduce=self.reduce)
         chosen, rejected = totals.chunk(2)
         return chosen - rejected
@@ -150,7 +161,7 @@ def preference_pair(siblings: Sequence[Node[str, str]]) -> DPOStep | None:
 
 
 class DPO(PairwiseAlgorithm):
-    """Direct preference optimisation on sibling attacks (Rafailov et al. 2023, arXiv 2305.18290)."""
+    """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290)."""
 
     def loss(self, margin: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.dpo_loss`."""
@@ -158,7 +169,7 @@ class DPO(PairwiseAlgorithm):
 
 
 class IPO(PairwiseAlgorithm):
-    """Identity preference optimisation on sibling attacks (Azar et al. 2023, arXiv 2310.12036).
+    """Identity preference optimisation on siblings (Azar et al. 2023, arXiv 2310.12036).
 
     Log-probabilities are means per token, as its authors confirmed; ``reduce="sum"`` gives the
     behaviour of ASTPrompter's code.

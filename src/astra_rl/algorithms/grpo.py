@@ -130,15 +130,19 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
     def flatten(self, graph: Graph[str, str]) -> Sequence[GRPOStep]:
         """Return one step per node whose reward is present, siblings side by side."""
         return [
-            GRPOStep(node.context, node.attack, node.reward)
+            # One object for all siblings, by which `prepare` knows them again.
+            GRPOStep(siblings[0].context, node.attack, node.reward)
             for siblings in graph.sibling_groups()
             for node in siblings
             if not is_missing(node.reward)
         ]
 
     def prepare(self, steps: Sequence[GRPOStep]) -> Sequence[GRPOStep]:
-        """Add old and reference log-probabilities and advantages, once per experience."""
-        steps = self._with_old_logprobs(steps)
+        """Add old and reference log-probabilities and advantages, once per experience.
+
+        An attack without tokens teaches nothing and is left out.
+        """
+        steps = [step for step in self._with_old_logprobs(steps) if step.old_logprobs]
         if self.kl_in_reward or self.kl_in_loss:
             steps = self._with_reference_logprobs(steps)
         return self._with_advantages(steps)
@@ -175,7 +179,7 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
         ratio = probability_ratio(logprobs.detach(), old)
         logs = {
             "clip_ratio/region_mean": float(masked_mean(self._is_clipped(ratio, advantages), mask)),
-            "importance_sampling/ratio_max": float(ratio.max()) if ratio.numel() else 1.0,
+            "importance_sampling/ratio_max": float(ratio[mask].max()) if mask.any() else 1.0,
         }
         if batch.reference_logprobs is not None:
             reference = _like(batch.reference_logprobs, logprobs)
@@ -197,7 +201,10 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
     def _with_old_logprobs(self, steps: Sequence[GRPOStep]) -> list[GRPOStep]:
         # The sampler's log-probabilities are the old ones: no second pass where they were kept.
         unknown = [index for index, step in enumerate(steps) if _sampled(step.attack) is None]
-        scored = self._score(self.problem.get_attacker_logprobs, [steps[i] for i in unknown])
+        unscored = [steps[index] for index in unknown]
+        scored = self._score(
+            self.problem.get_attacker_logprobs, unscored, [step.attack for step in unscored]
+        )
         known = dict(zip(unknown, scored, strict=True))
         return [
             replace(step, old_logprobs=known.get(index, _sampled(step.attack)))
@@ -205,7 +212,10 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
         ]
 
     def _with_reference_logprobs(self, steps: Sequence[GRPOStep]) -> list[GRPOStep]:
-        scored = self._score(self.problem.get_baseline_logprobs, steps)
+        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        scored = self._score(
+            self.problem.get_baseline_logprobs, steps, [str(step.attack) for step in steps]
+        )
         for step, values in zip(steps, scored, strict=True):
             if self.kl_in_loss and len(values) != len(step.old_logprobs or ()):
                 raise ConfigurationError(
@@ -217,12 +227,16 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
             for step, values in zip(steps, scored, strict=True)
         ]
 
-    def _score(self, score: Any, steps: Sequence[GRPOStep]) -> list[tuple[float, ...]]:
+    def _score(
+        self, score: Any, steps: Sequence[GRPOStep], texts: Sequence[str]
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of the steps' attacks; `texts` says how many tokens each has."""
         if not steps:
             return []
-        attacks = [step.attack for step in steps]
-        logprobs = checked_logprobs(score, [step.context for step in steps], attacks, grad=False)
-        mask = token_mask(logprobs, attacks)
+        logprobs = checked_logprobs(
+            score, [step.context for step in steps], [step.attack for step in steps], grad=False
+        )
+        mask = token_mask(logprobs, texts)
         return [
             tuple(row[: int(real.sum())].tolist()) for row, real in zip(logprobs, mask, strict=True)
         ]
@@ -232,7 +246,7 @@ class GRPO(Algorithm[str, str, GRPOStep, GRPOBatch]):
         advantages: list[float] = [math.nan] * len(steps)
         groups: dict[int, list[int]] = {}
         for index, step in enumerate(steps):
-            # Siblings share the very object their parent handed down.
+            # Siblings have the very same object, see `flatten`.
             groups.setdefault(id(step.context), []).append(index)
         alone = [rows[0] for rows in groups.values() if len(rows) == 1]
         for rows in groups.values():

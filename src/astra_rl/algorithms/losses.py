@@ -83,10 +83,10 @@ def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """Penalty per token whose expected gradient is that of KL(pi || reference).
 
-    The estimator ``k3 = exp(d) - 1 - d`` with ``d = log ref - log pi`` (Schulman 2020, *Approximating
-    KL divergence*) is non-negative and has little variance, but differentiated by itself it gives
-    the gradient of the *forward* divergence. Weighted by the probability ratio, through which the
-    gradient flows too, it gives the right one.
+    The estimator ``k3 = exp(d) - 1 - d`` with ``d = log ref - log pi`` (Schulman 2020,
+    *Approximating KL divergence*) is non-negative and has little variance, but differentiated by
+    itself it gives the gradient of the *forward* divergence. Weighted by the probability ratio,
+    through which the gradient flows too, it gives the right one.
     """
     difference = (reference_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     k3 = difference.exp() - 1 - difference

@@ -74,10 +74,9 @@ def checked_logprobs(
     """
     with torch.set_grad_enabled(grad):
         logprobs = score(contexts, continuations)
-    check_logprobs(
-        logprobs, batch_size=len(contexts), source=getattr(score, "__name__", repr(score))
-    )
-    return logprobs.float()
+        source = getattr(score, "__name__", repr(score))
+        check_logprobs(logprobs, batch_size=len(contexts), source=source)
+        return logprobs.float()
 
 
 def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:

@@ -49,7 +49,13 @@ class Environment(ABC, Generic[StateT, ActionT]):
         )
 
     def eval_rollouts(
-        self, seeds: Sequence[int | StateT | None]
+        self, seeds: Sequence[int | StateT | None], trials: Sequence[int] | None = None
     ) -> list[Graph[StateT, ActionT]]:
-        """Play one evaluation episode per entry; override it to run them together."""
+        """Play one evaluation episode per entry; override it to run them together.
+
+        Args:
+            seeds: What each episode opens with.
+            trials: How often each opening was played before, in this call or an earlier one, so
+                that a given context played again can be another trial; None counts from this call.
+        """
         return [self.eval_rollout(seed) for seed in seeds]

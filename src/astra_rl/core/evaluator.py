@@ -11,6 +11,8 @@ from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.jsonio import write_json
+from astra_rl.core.seeding import repetitions
+from astra_rl.errors import ConfigurationError
 
 GraphMetrics = dict[str, Any]
 """What `Evaluator.compute_metrics` says about one episode, as JSON values."""
@@ -24,6 +26,9 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         seeds: What each episode opens with: a seed, or a context such as a prompt.
             None means the seeds 0, 1, 2, ...
         batch_size: Episodes that are played together.
+
+    Raises:
+        ConfigurationError: There are no seeds, or `batch_size` is below 1.
     """
 
     def __init__(
@@ -35,6 +40,10 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
     ) -> None:
         self.environment = environment
         self.seeds = None if seeds is None else list(seeds)
+        if self.seeds == []:
+            raise ConfigurationError("seeds is empty; give at least one, or None for 0, 1, 2, ...")
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
         self.batch_size = batch_size
 
     @property
@@ -47,16 +56,22 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
 
         Args:
             n_rollouts: How many; None plays every given seed once, or 20 without given seeds.
-                More than there are seeds starts over from the first.
+                More than there are contexts starts over from the first, with other trials.
             progress: Show a progress bar on a terminal.
 
         Returns:
             What `aggregate_metrics` made of the episodes.
+
+        Raises:
+            ConfigurationError: More rollouts than integer seeds, which would repeat episodes.
         """
         seeds = self._openings(n_rollouts)
+        # Counted here: a batch does not know how often its contexts were played in those before.
+        trials = repetitions(seeds)
         metrics: list[GraphMetrics] = []
         for start in self._batches(len(seeds), progress):
-            graphs = self.environment.eval_rollouts(seeds[start : start + self.batch_size])
+            batch = slice(start, start + self.batch_size)
+            graphs = self.environment.eval_rollouts(seeds[batch], trials[batch])
             metrics.extend(self.measure(graphs))
         return self.aggregate_metrics(metrics)
 
@@ -68,6 +83,11 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         if self.seeds is None:
             return list(range(20 if n_rollouts is None else n_rollouts))
         count = len(self.seeds) if n_rollouts is None else n_rollouts
+        if count > len(self.seeds) and any(isinstance(seed, int) for seed in self.seeds):
+            raise ConfigurationError(
+                f"n_rollouts={count} and {len(self.seeds)} seeds; the same integer plays the same "
+                "episode, so more of them would count twice. Give more seeds, or None."
+            )
         return [self.seeds[index % len(self.seeds)] for index in range(count)]
 
     def _batches(self, count: int, progress: bool) -> Any:

@@ -6,8 +6,13 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+from astra_rl.core.text import well_formed
+
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def jsonable(value: Any) -> Any:
@@ -17,18 +22,16 @@ def jsonable(value: Any) -> Any:
     U+FFFD.
     """
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {well_formed(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
-    if isinstance(value, int):
+    if isinstance(value, Integral):  # numbers of numpy included
         return int(value)
-    if isinstance(value, float):
+    if isinstance(value, Real):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return str(value)
+    return well_formed(value if isinstance(value, str) else str(value))
 
 
 def write_atomic(path: str | Path, text: str) -> None:
@@ -41,7 +44,7 @@ def write_atomic(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,7 +58,7 @@ def write_json(data: Any, path: str | Path) -> None:
 def json_line(data: Any) -> str:
     """Return `data` as one line of JSON, without the newline.
 
-    U+2028 and U+2029 are escaped: some readers take them for the end of a line.
+    U+0085, U+2028 and U+2029 are escaped: some readers take them for the end of a line.
     """
     line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
-    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return line.translate(_LINE_ENDS)

@@ -1,11 +1,13 @@
-"""Seeds: `None` is the only "not given", zero is a seed, and a seed fixes all it promises to fix."""
+"""Seeds: `None` is the only "not given", zero is a seed, and a seed fixes all it promises."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -21,7 +23,9 @@ def derive_seed(*parts: int | str) -> int:
     The same parts give the same seed on every machine and in every process, so an episode can be
     replayed from the run's seed and its number alone.
     """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    # A NumPy integer is the number it stands for, and an Utterance the text.
+    plain = tuple(str(part) if isinstance(part, str) else operator.index(part) for part in parts)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
 
 
@@ -34,6 +38,16 @@ def episode_seeds(seed: int | None, count: int) -> list[int]:
     """Return `count` distinct seeds; the same ones for the same `seed`."""
     root = fresh_seed() if seed is None else seed
     return [derive_seed(root, "episode", index) for index in range(count)]
+
+
+def repetitions(openings: Sequence[Hashable]) -> list[int]:
+    """Return for each entry how many equal ones came before it."""
+    seen: Counter[Hashable] = Counter()
+    counts = []
+    for opening in openings:
+        counts.append(seen[opening])
+        seen[opening] += 1
+    return counts
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ may see which part of a conversation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "context_overflow"]
@@ -149,3 +149,33 @@ class Exchange(str):
         self = super().__new__(cls, response if text is None else text)
         self.context, self.attack, self.response = context, attack, response
         return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str, str], dict[str, str]]:
+        """What a copy or an unpickled one is built from."""
+        return (self.context, self.attack, self.response), {"text": str(self)}
+
+
+def well_formed(text: str) -> str:
+    """Return `text` with U+FFFD for lone surrogates, which no tokenizer and no file can encode."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def context_key(context: str) -> Hashable:
+    """Identify a context by all that makes it, not only by the text a reader sees.
+
+    Contexts of one key are the same to whoever is given them, attacker, target or moderator.
+    """
+    if not isinstance(context, Conversation):
+        return context
+    turns = tuple(
+        (str(turn), turn.token_ids if isinstance(turn, Utterance) else None)
+        for turn in context.turns
+    )
+    return (
+        context.prompt,
+        turns,
+        context.system,
+        context.brief,
+        tuple(sorted(context.facts.items())),
+        context.separator,
+    )

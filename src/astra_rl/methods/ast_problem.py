@@ -13,7 +13,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
-from astra_rl.core.seeding import derive_seed, fresh_seed, row_seeds, seeded
+from astra_rl.core.seeding import derive_seed, fresh_seed, repetitions, row_seeds, seeded
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
@@ -130,17 +130,22 @@ class ASTEnvironment(Environment[str, str]):
         """Play one conversation without branches, from a seed or from a given prompt."""
         return self.eval_rollouts([seed])[0]
 
-    def eval_rollouts(self, seeds: Sequence[int | str | None]) -> list[Graph[str, str]]:
+    def eval_rollouts(
+        self, seeds: Sequence[int | str | None], trials: Sequence[int] | None = None
+    ) -> list[Graph[str, str]]:
         """Play one conversation without branches per entry, all together.
 
         An integer or None chooses the prompt as `rollout` does; a text is the prompt itself. The
         same prompt given twice is two trials that differ.
+
+        Args:
+            seeds: What each conversation opens with.
+            trials: How often each prompt was played before; None counts from this call.
         """
-        trials: dict[str, int] = {}
+        trials = repetitions(seeds) if trials is None else trials
         contexts, known = [], []
-        for seed in seeds:
+        for seed, trial in zip(seeds, trials, strict=True):
             if isinstance(seed, str):
-                trial = trials[seed] = trials.get(seed, -1) + 1
                 known.append(derive_seed("prompt", str(seed), trial))
                 contexts.append(seed)
             else:
@@ -172,9 +177,9 @@ class ASTEnvironment(Environment[str, str]):
         ]
         with seeded(derive_seed(*seeds)):
             for _ in range(self.tree_depth):
-                parents = self._grow_level(parents, width)
-                if not parents:
+                if not parents:  # no episodes, or all are over
                     break
+                parents = self._grow_level(parents, width)
         return graphs
 
     def _grow_level(
@@ -192,9 +197,10 @@ class ASTEnvironment(Environment[str, str]):
         check_length(responses, len(contexts), source="rollout_prompt_with_target")
         rewards, terms = problem.reward_terms(contexts, attacks, responses)
         check_length(rewards, len(contexts), source="reward")
+        check_length(terms, len(contexts), source="reward_terms")
         nodes = [
-            Node(*turn, float(reward), [], reward_terms=dict(parts))
-            for *turn, reward, parts in zip(
+            Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
+            for context, attack, response, reward, parts in zip(
                 contexts, attacks, responses, rewards, terms, strict=True
             )
         ]

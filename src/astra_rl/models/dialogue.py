@@ -7,15 +7,17 @@ tokens neutralised. Nothing a model sampled is ever tokenised again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance
-from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.core.text import Conversation, Utterance, well_formed
+from astra_rl.errors import ConfigurationError
 
 Side = Literal["attacker", "target"]
 
@@ -59,6 +61,7 @@ class DialogueView:
         window: Most tokens that the model can read and write; None is unlimited.
         chat: Whether turns are put in the tokenizer's chat template; None if it has one.
             Without, a conversation is one running text: brief, prompt and turns in a row.
+            A template that refuses system messages gets them in the first message of the user.
         stop_at_newline: Also end at the first line break, for attackers without a chat template.
         said_exactly: Whether the ids in the side's own utterances are of this tokenizer's
             vocabulary; if not, they are tokenised from text.
@@ -66,7 +69,8 @@ class DialogueView:
             template the other's words are text, so that no control token gets through.
 
     Raises:
-        ConfigurationError: `chat` is asked for and the tokenizer has no chat template.
+        ConfigurationError: `chat` is asked for and the tokenizer has no chat template, or one that
+            does not show every message of a conversation.
     """
 
     def __init__(
@@ -92,8 +96,14 @@ class DialogueView:
         self.chat = has_template if chat is None else chat
         self.said_exactly = said_exactly
         self.hears_exactly = hears_exactly
+        self._skeletons: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._control_ids = _control_ids(tokenizer)
+        self._end_id = self._find_end_id()
         self.end_ids = _end_ids(tokenizer)
+        if self._end_id is not None:
+            self.end_ids.add(self._end_id)
         self.stop_ids = self.end_ids | (_newline_ids(tokenizer) if stop_at_newline else set())
+        self._shows_system = self.chat and self._shows(("system", "user", "assistant", "user"))
 
     def render(self, conversation: Conversation, *, room: int) -> Rendered:
         """Return what the side reads before it speaks, leaving `room` tokens to write.
@@ -123,40 +133,44 @@ class DialogueView:
         ):
             return utterance.token_ids
         ids = self._text_ids(utterance)
-        if self.chat and self.tokenizer.eos_token_id is not None:
-            ids.append(self.tokenizer.eos_token_id)
+        if self.chat and self._end_id is not None:
+            ids.append(self._end_id)
         return tuple(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return sampled ids as text, without the end token and other control tokens."""
         ids = list(token_ids)
-        if ids and ids[-1] in self.stop_ids:
+        ended_line = False
+        if ids and ids[-1] in self.end_ids:
             ids.pop()
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return str(text).strip() if self.chat else str(text)
+        elif ids and ids[-1] in self.stop_ids:
+            ended_line = True
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if ended_line:
+            text = text.partition("\n")[0]  # the token of a line break may begin with other letters
+        return text.strip() if self.chat else text
 
     def _pieces(self, conversation: Conversation) -> list[_Piece]:
         return self._chat_pieces(conversation) if self.chat else self._stream_pieces(conversation)
 
     def _stream_pieces(self, conversation: Conversation) -> list[_Piece]:
         instructions = conversation.brief if self.side == "attacker" else conversation.system
-        opening = _join("", instructions, conversation.prompt)
-        pieces = [_Piece(self._begin_ids(), "literal"), _Piece(self._text_ids(opening), "text")]
+        opening = self._text_ids(_join("", instructions, conversation.prompt))
+        begin = self._begin_ids()
+        if not begin and not opening:
+            begin = [self._first_id()]  # a model must read something before it can speak
+        pieces = [_Piece(begin, "literal"), _Piece(opening, "text")]
         for index, turn in enumerate(conversation.turns):
             own = self._is_own(index)
             ids = list(self.said_ids(turn)) if own else self._heard_ids(turn)
             while ids and ids[-1] in self.end_ids:
                 ids.pop()  # an end token in the middle of a text would end the text
             pieces.append(_Piece(ids, "own" if own else "heard"))
-        if not any(piece.ids for piece in pieces):
-            # A model must read something before it can speak.
-            end = self.tokenizer.bos_token_id or self.tokenizer.eos_token_id or 0
-            pieces.append(_Piece([int(end)], "literal"))
         return pieces
 
     def _chat_pieces(self, conversation: Conversation) -> list[_Piece]:
         messages = self._messages(conversation)
-        literals = _literals(self.tokenizer, tuple(message.role for message in messages))
+        literals = self._literals(tuple(message.role for message in messages))
         pieces: list[_Piece] = []
         for literal, message in zip(literals, [*messages, None], strict=True):
             ids = list(self._literal_ids(literal))
@@ -173,12 +187,13 @@ class DialogueView:
 
     def _messages(self, conversation: Conversation) -> list[_Message]:
         messages: list[_Message] = []
+        instructions = conversation.brief or DEFAULT_BRIEF
         if self.side == "target":
-            if conversation.system:
-                messages.append(self._message("system", conversation.system))
-            first = _join("\n", conversation.prompt)
-        else:
-            first = _join("\n\n", conversation.brief or DEFAULT_BRIEF, conversation.prompt)
+            instructions = conversation.system or ""
+            if instructions and self._shows_system:
+                messages.append(self._message("system", instructions))
+                instructions = ""
+        first = _join("\n\n", instructions, conversation.prompt)
         opening = self._message("user", first)
         if self.side == "attacker" or not conversation.turns:
             messages.append(opening)
@@ -188,7 +203,8 @@ class DialogueView:
                 continue
             message = _Message("user")
             if index == 0 and first:
-                message.parts = [*opening.parts, _Piece(self._text_ids("\n"), "text")]
+                glue = "\n" if conversation.prompt else "\n\n"
+                message.parts = [*opening.parts, _Piece(self._text_ids(glue), "text")]
             message.parts.append(_Piece(self._text_ids(turn.strip()), "heard"))
             messages.append(message)
         return messages
@@ -211,12 +227,22 @@ class DialogueView:
         return (turn_index % 2 == 0) == (self.side == "attacker")
 
     def _text_ids(self, text: str) -> list[int]:
+        """Tokenise a text in which "<|im_start|>" is letters, never the control token."""
+        text = well_formed(text)
+        ids = self._plain_ids(text)
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # Tokenizers split the tokens they call special; some templates are built from others.
+        controls = map(re.escape, self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids)))
+        cuts = [match.start() + 1 for match in re.finditer(f"(?=({'|'.join(controls)}))", text)]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+        ids = [token for part in parts for token in self._plain_ids(part)]
+        return [token for token in ids if token not in self._control_ids]
+
+    def _plain_ids(self, text: str) -> list[int]:
         if not text:
             return []
-        # split_special_tokens: "<|im_start|>" in a text is letters, never the control token.
-        ids = self.tokenizer(
-            _encodable(text), add_special_tokens=False, split_special_tokens=True
-        ).input_ids
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return list(ids)
 
     def _heard_ids(self, turn: str) -> list[int]:
@@ -232,9 +258,36 @@ class DialogueView:
         ids = list(self.tokenizer("", add_special_tokens=True).input_ids)
         return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
 
+    def _first_id(self) -> int:
+        begin, ends = self.tokenizer.bos_token_id, sorted(_end_ids(self.tokenizer))
+        return int(begin) if begin is not None else (ends or [0])[0]
+
+    def _find_end_id(self) -> int | None:
+        """Return the token that ends what the side says; None if there is none."""
+        ends = sorted(_end_ids(self.tokenizer))
+        if self.chat:
+            # Many chat models end a turn with another token than the tokenizer's end of text.
+            after_own = self._literal_ids(self._literals(("user", "assistant", "user"))[2])
+            if after_own and after_own[0] in self._control_ids:
+                return after_own[0]
+        return ends[0] if ends else None
+
+    def _shows(self, roles: tuple[str, ...]) -> bool:
+        try:
+            self._literals(roles)
+        except ConfigurationError:
+            return False
+        return True
+
+    def _literals(self, roles: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the template's own text around the contents of messages with these roles."""
+        if roles not in self._skeletons:
+            self._skeletons[roles] = _skeleton(self.tokenizer, roles)
+        return self._skeletons[roles]
+
 
 def window_of(model_config: Any) -> int | None:
-    """Return how many tokens a model can read and write, None if its configuration sets no limit."""
+    """Return how many tokens a model can read and write; None if nothing sets a limit."""
     config = model_config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(config, name, None)
@@ -252,11 +305,6 @@ def _join(separator: str, *parts: str | None) -> str:
     return separator.join(str(part) for part in parts if part)
 
 
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer can encode."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     ends = tokenizer.eos_token_id
     if ends is None:
@@ -266,39 +314,48 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 @lru_cache(maxsize=16)
 def _newline_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(
-        index for index in range(len(tokenizer)) if "\n" in tokenizer.decode([index])
-    )
+    return frozenset(index for index in range(len(tokenizer)) if "\n" in tokenizer.decode([index]))
 
 
 _MARK = "ASTRA{}SLOT"
 
 
-@lru_cache(maxsize=512)
-def _literals(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> tuple[str, ...]:
+def _skeleton(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> tuple[str, ...]:
     """Return the template's own text around the contents of messages with these roles.
 
     The template is rendered once with a mark in the place of each content and cut at the marks, so
     it never sees a word that a model said.
     """
+    name = tokenizer.name_or_path or "this tokenizer"
     marks = [_MARK.format(index) for index in range(len(roles))]
-    messages = [
-        {"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)
-    ]
-    text = str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ConfigurationError(
+            f"the chat template of {name} refuses messages of the roles {list(roles)}: {error}. "
+            "Use chat=False, or another template."
+        ) from error
+    # The capture keeps the marks: each must be there, once, in order.
+    pieces = re.split(f"({'|'.join(marks)})", str(text))
+    if pieces[1::2] != marks:
+        raise ConfigurationError(
+            f"the chat template of {name} does not show each message of the roles {list(roles)} "
+            "once and in order. Use chat=False, or a template that does."
+        )
+    return tuple(pieces[0::2])
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that structure what a model reads, and that no text may contain."""
+    template = str(tokenizer.chat_template or "")
+    return frozenset(
+        index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if (token.special or (token.content.strip() and token.content in template))
+        # What stands for unknown letters is in any text.
+        and index != tokenizer.unk_token_id
     )
-    literals = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
-            raise ContractError(
-                f"the chat template of {tokenizer.name_or_path or 'this tokenizer'} does not "
-                f"show a message of the roles {list(roles)}. Use chat=False, or a template that "
-                "keeps every message."
-            )
-        literals.append(before)
-    return (*literals, text)
 
 
 def _size(pieces: Sequence[_Piece]) -> int:

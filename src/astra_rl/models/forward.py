@@ -5,7 +5,8 @@ it is read once per group, its key-value cache is copied to the rows, and only w
 per row. Gradients flow through the copy, so the same code serves training.
 
 Padding is always on the right of a segment and always masked, and positions are always explicit:
-models with absolute positions (GPT-2) and rotary ones see every token where it belongs.
+models with absolute positions (GPT-2) and rotary ones see every token where it belongs. Models that
+cannot be read this way, such as recurrent ones, are refused when they are first read.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from astra_rl.errors import AstraError, ModelError
+from astra_rl.models.loading import first_line
 
 MIN_SHARED_TOKENS = 8
 """A shared beginning shorter than this costs more to handle than to read again."""
@@ -84,7 +89,11 @@ class Reading:
 
 
 def read(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], limits: Sequence[int]
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    room: int = 0,
 ) -> Reading:
     """Read token sequences, each shared beginning once.
 
@@ -93,12 +102,37 @@ def read(
         sequences: Token ids of each row; none may be empty.
         limits: For each row how many leading tokens may be shared, less than its length. Hidden
             states are returned from there on at the latest.
+        room: Tokens that each row will be continued by.
+
+    Raises:
+        ModelError: The model is of a family that cannot be read in segments.
     """
+    check_family(model)
+    levels = _levels(sequences, limits)
+    window = attention_window(model)
+    if window is not None and sum(level.width for level in levels) + room > window:
+        # Layers that look back on a window count what is cached, padding between segments too.
+        levels = [_Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)]
+    return _read_levels(model, levels)
+
+
+def attention_window(model: PreTrainedModel) -> int | None:
+    """Return how far back the model's narrowest layer looks; None if all layers see everything."""
+    layers = DynamicCache(config=model.config).layers
+    windows = [
+        layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)
+    ]
+    if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo, before there was a name
+        windows.append(model.config.window_size)
+    return min(windows, default=None)
+
+
+def _read_levels(model: PreTrainedModel, levels: Sequence[_Level]) -> Reading:
     device = model.device
     cache = DynamicCache(config=model.config)
     mask = torch.zeros(0, 0, dtype=torch.long, device=device)
     hidden = torch.empty(0)
-    for level in _levels(sequences, limits):
+    for level in levels:
         if level.parents is not None:
             rows = torch.tensor(level.parents, device=device)
             cache.batch_select_indices(rows)
@@ -119,6 +153,11 @@ class _Level:
     segments: list[list[int]]
     starts: list[int]
     parents: list[int] | None
+
+    @property
+    def width(self) -> int:
+        """What the level adds to the cache, padding included."""
+        return max(map(len, self.segments))
 
 
 def _levels(sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[_Level]:
@@ -156,7 +195,11 @@ def _levels(sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[_
             for unit in group.rows:
                 reached[unit], parents[unit] = group.length, index
     levels.append(
-        _Level([list(unit[start:]) for unit, start in zip(units, reached, strict=True)], reached, parents)
+        _Level(
+            [list(unit[start:]) for unit, start in zip(units, reached, strict=True)],
+            reached,
+            parents,
+        )
     )
     if prompts:
         prompt_of = [0] * len(sequences)
@@ -180,10 +223,16 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
     return ids.to(device), mask.to(device)
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: Any) -> nn.Module:
     """Return the part of a causal language model below its head, adapters included."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(inner, inner.base_model_prefix)
+    inner = base_of(model)
+    body: nn.Module = getattr(inner, inner.base_model_prefix)
+    return body
+
+
+def base_of(model: Any) -> Any:
+    """Return the model itself, without what peft wraps around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def hidden_states(
@@ -197,20 +246,18 @@ def hidden_states(
         past_key_values=cache,
         use_cache=True,
     )
-    return output.last_hidden_state
+    last: Tensor = output.last_hidden_state
+    return last
 
 
-_logit_scales: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-
-
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """Apply the head to hidden states (N, H); returns float32 logits (N, V).
 
     Only the wanted positions ever reach the head: the logits of a prompt would be the largest
     tensor of an update by far.
     """
     # On the CPU a frozen head takes a slow batched path for slices that are not contiguous.
-    logits = model.get_output_embeddings()(hidden.contiguous()).float()
+    logits: Tensor = model.get_output_embeddings()(hidden.contiguous()).float()
     config = model.config.get_text_config()
     # What some families do to logits in their own forward (Cohere, Granite, Gemma 2).
     if getattr(config, "logit_scale", None) is not None:
@@ -221,6 +268,68 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+_readable: WeakSet[nn.Module] = WeakSet()
+
+
+@torch.no_grad()
+def check_family(model: PreTrainedModel) -> None:
+    """Check, once per model, that reading in segments gives the logits that the model itself gives.
+
+    Families differ in how they count positions, what they cache and what they do to their logits;
+    with one that this module does not know, every probability would be wrong without a sign of it.
+
+    Raises:
+        ModelError: It does not.
+    """
+    inner = base_of(model)
+    if inner in _readable or model.training:
+        return
+    name = type(inner).__name__
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    unknown = kinds - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    if unknown:
+        names = sorted(kind.__name__ for kind in unknown)
+        raise ModelError(
+            f"{name} cannot be used: it keeps its past in {names}, which cannot be shared or "
+            "padded. Use a model with attention layers only."
+        )
+    try:
+        ours, theirs = _logits_both_ways(model)
+    except AstraError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot be used: it does not run on cached segments with explicit positions "
+            f"({first_line(error)})."
+        ) from error
+    if not torch.isfinite(theirs).all():
+        return  # broken weights are told from sampling, with what to do about them
+    is_exact = model.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    tolerance = (1e-3 if is_exact else 0.1) * float(theirs.max() - theirs.min())
+    if not (off := float((ours - theirs).abs().max())) <= tolerance:
+        raise ModelError(
+            f"{name} cannot be used: read in segments, its logits are off by up to {off:.3g}. "
+            "Its family does something that this version does not know."
+        )
+    _readable.add(inner)
+
+
+def _logits_both_ways(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Logits of a few tokens, read in ragged segments and by the model's own forward."""
+    vocabulary = model.config.get_text_config().vocab_size
+    heads = [[token % vocabulary for token in head] for head in ([1, 2, 3], [4, 5])]
+    tails = [[token % vocabulary for token in tail] for tail in ([6], [7, 8], [9])]
+    parents = [0, 0, 1]
+    reading = _read_levels(model, [_Level(heads, [0, 0], None), _Level(tails, [3, 3, 2], parents)])
+    ours, theirs = [], []
+    for tail, parent, hidden in zip(tails, parents, reading.hidden, strict=True):
+        ours.append(logits_of(model, hidden[: len(tail)]))
+        whole = torch.tensor([heads[parent] + tail], device=model.device)
+        output = model(input_ids=whole, attention_mask=torch.ones_like(whole))
+        theirs.append(output.logits[0, -len(tail) :].float())
+    return torch.cat(ours), torch.cat(theirs)
 
 
 def token_budget_batches(

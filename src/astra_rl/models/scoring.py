@@ -31,12 +31,17 @@ def continuation_logprobs(
 
     Returns:
         Natural log-probabilities, (B, longest continuation), float32, zero where a row has ended.
+
+    Raises:
+        ModelError: The model is of a family that cannot be read.
     """
     sequences = [
         [*prompt, *continuation]
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
     starts = [len(prompt) for prompt in prompts]
+    if not sequences:
+        return torch.zeros(0, 0, device=model.device)
     if torch.is_grad_enabled():
         return _score(model, sequences, starts)
     width = max((len(continuation) for continuation in continuations), default=0)

@@ -9,7 +9,7 @@ from typing import Any
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, context_key
 from astra_rl.errors import ConfigurationError
 
 
@@ -68,16 +68,13 @@ class CachedModerator(Moderator[StateT, ActionT]):
 def _key(item: Any) -> Hashable:
     # Exchange and Conversation equal any string of the same text; their parts tell them apart.
     if isinstance(item, Exchange):
-        context = _key(item.context)
-        return ("exchange", context, str(item.attack), str(item.response), str(item))
-    if isinstance(item, Conversation):
         return (
-            "conversation",
-            item.prompt,
-            tuple(map(str, item.turns)),
-            item.system,
-            item.brief,
-            tuple(sorted(item.facts.items())),
-            item.separator,
+            "exchange",
+            context_key(item.context),
+            str(item.attack),
+            str(item.response),
+            str(item),
         )
+    if isinstance(item, Conversation):
+        return ("conversation", context_key(item))
     return str(item) if isinstance(item, str) else ("other", item)

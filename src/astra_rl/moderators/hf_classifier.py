@@ -7,22 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.moderator import Moderator
-from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
+from astra_rl.core.text import well_formed
+from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.models.dialogue import window_of
-from astra_rl.models.loading import (
-    first_line,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-    resolve_reference,
-)
+from astra_rl.models.loading import load_classifier, load_tokenizer
 
 
 class HFClassifierModerator(Moderator[str, str]):
@@ -69,7 +60,9 @@ class HFClassifierModerator(Moderator[str, str]):
         if not model_id and (model is None or tokenizer is None):
             raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
         self.tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer
-        self.model = _load_classifier(model_id, device, dtype) if model is None else model
+        self.model = (
+            load_classifier(model_id, device=device, dtype=dtype) if model is None else model
+        )
         id2label = self.model.config.id2label or {}
         self.labels = _label_indices(label, {int(key): name for key, name in id2label.items()})
         config = self.model.config
@@ -100,7 +93,7 @@ class HFClassifierModerator(Moderator[str, str]):
     def _harmful_probabilities(self, texts: Sequence[str]) -> Tensor:
         """Probability of the harmful classes, shape (B,), float32."""
         inputs = self.tokenizer(
-            [_encodable(text) for text in texts],
+            [well_formed(text) for text in texts],
             padding=len(texts) > 1,
             truncation=True,
             max_length=self.max_length,
@@ -112,28 +105,6 @@ class HFClassifierModerator(Moderator[str, str]):
         if self.is_multi_label:
             return logits[:, self.labels].sigmoid().amax(dim=-1)
         return logits.softmax(dim=-1)[:, self.labels].sum(dim=-1)
-
-
-def _load_classifier(model_id: str, device: str, dtype: str) -> PreTrainedModel:
-    placed = resolve_device(device)
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            resolve_reference(model_id),
-            dtype=resolve_dtype(dtype, placed),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the classifier {model_id!r}: {first_line(error)}") from error
-    if report["missing_keys"]:
-        # transformers fills such weights with random numbers, and only warns.
-        raise ModelError(
-            f"{model_id!r} is not a trained classifier: it has no weights for "
-            f"{sorted(report['missing_keys'])}."
-        )
-    model.requires_grad_(False)
-    return model.to(placed).eval()  # type: ignore[no-any-return]
 
 
 def _label_indices(label: str | int | Sequence[str | int], id2label: dict[int, str]) -> list[int]:
@@ -158,8 +129,3 @@ def _window(model: PreTrainedModel) -> int | None:
         if is_table and module.padding_idx is not None:
             return int(module.num_embeddings) - int(module.padding_idx) - 1
     return window_of(model.config)
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer can encode."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

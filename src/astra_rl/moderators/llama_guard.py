@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.logging import logger
 from astra_rl.models.dialogue import window_of
@@ -257,5 +257,4 @@ def _turns(item: str) -> list[str]:
 
 def _harmless(text: str) -> str:
     """Strip a message as the templates do, and break what would pass for their structure."""
-    text = str(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").strip()
-    return _FORGED_TURN.sub("> ", _FORGED_TAG.sub("(", text))
+    return _FORGED_TURN.sub("> ", _FORGED_TAG.sub("(", well_formed(text).strip()))

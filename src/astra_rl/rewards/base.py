@@ -16,6 +16,7 @@ from torch import Tensor
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
+from astra_rl.errors import ConfigurationError
 
 
 class RewardModels(Protocol):
@@ -74,14 +75,24 @@ class WeightedSum(Reward):
 
     Args:
         weights: Terms and their weights. A term of weight 0 is measured and recorded only.
+
+    Raises:
+        ConfigurationError: Two terms have the same name.
     """
 
     def __init__(self, weights: Mapping[RewardTerm, float]) -> None:
         self.weights = dict(weights)
+        names = [term.name for term in self.weights]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigurationError(
+                    f"two reward terms are called {name!r}; give each term once."
+                )
 
     def __call__(
         self, models: RewardModels, exchanges: Sequence[Exchange]
     ) -> tuple[list[float], list[dict[str, float]]]:
+        """Return each turn's weighted sum and all terms."""
         rows = measure(list(self.weights), models, exchanges)
         # Left out rather than multiplied by zero: zero times NaN is NaN, and a term that is only
         # watched must not cost a turn its reward.

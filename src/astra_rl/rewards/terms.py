@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
-from astra_rl.core.text import Conversation, Exchange, Utterance
+from astra_rl.core.text import Exchange, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm
 
@@ -28,6 +28,7 @@ class Harm(RewardTerm):
         self.name = f"harm_{on}"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the moderator's score of each turn."""
         texts = exchanges
         if self.on == "exchange":
             texts = [
@@ -55,6 +56,7 @@ class AttackNLL(RewardTerm):
         self.name = f"attack_nll_{under}"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the nats per token of each attack."""
         heard = self._heard(exchanges)
         return self._scored(models, exchanges) if heard is None else heard
 
@@ -86,7 +88,7 @@ class AttackNLL(RewardTerm):
 
 
 class Novelty(RewardTerm):
-    """How unlike its nearest siblings an attack is: 1 minus the mean Jaccard similarity of word sets.
+    """How unlike its nearest siblings an attack is: 1 - mean Jaccard similarity of word sets.
 
     Siblings are the attacks tried from the same context. An attack without siblings is new.
 
@@ -102,6 +104,7 @@ class Novelty(RewardTerm):
         self.nearest = nearest
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return how new each attack is, in [0, 1]."""
         groups: dict[object, list[int]] = defaultdict(list)
         for row, exchange in enumerate(exchanges):
             groups[context_key(exchange.context)].append(row)
@@ -127,16 +130,3 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     """Share of words that two sets have in common; two empty sets are equal."""
     union = len(a | b)
     return len(a & b) / union if union else 1.0
-
-
-def context_key(context: str) -> object:
-    """Identify a context by all that makes it, not only by the text a reader sees."""
-    if not isinstance(context, Conversation):
-        return context
-    turns = tuple(
-        (str(turn), turn.token_ids if isinstance(turn, Utterance) else None)
-        for turn in context.turns
-    )
-    return (
-        context.prompt, turns, context.system, context.brief, tuple(sorted(context.facts.items()))
-    )

@@ -47,7 +47,7 @@ class TrainingConfiguration:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
+        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             raise ConfigurationError(
                 f"optimizer={self.optimizer!r}; choose from {sorted(OPTIMIZERS)}."
                 + did_you_mean(str(self.optimizer), OPTIMIZERS)

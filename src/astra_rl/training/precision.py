@@ -31,7 +31,9 @@ class MasterWeightOptimizer(Optimizer):
         self.masters = [_master(parameter) for parameter in self.trained]
         self.inner = factory(self.masters)
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(_grad_mover(master))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                _grad_mover(master)
+            )
             for parameter, master in zip(self.trained, self.masters, strict=True)
         ]
         # Schedulers and gradient clipping see the copies through these.
@@ -84,7 +86,7 @@ def _grad_mover(master: Tensor) -> Callable[[Tensor], None]:
 def build_optimizer(kind: type[Optimizer], parameters: Iterable[Parameter], lr: float) -> Optimizer:
     """Build an optimizer; half-precision parameters are updated in float32."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    options = {"weight_decay": 0.0} if kind is torch.optim.AdamW else {}
+    options: dict[str, Any] = {"weight_decay": 0.0} if kind is torch.optim.AdamW else {}
 
     def factory(tensors: list[Any]) -> Optimizer:
         return kind(tensors, lr=lr, **options)  # type: ignore[call-arg]

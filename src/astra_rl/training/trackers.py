@@ -20,7 +20,7 @@ class Tracker(ABC):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of a training step, counted from 1."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, most have nothing to release
         """Flush and release; called once at the end."""
 
 
@@ -79,7 +79,7 @@ class TensorBoardTracker(Tracker):
         require("tensorboard", extra="tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one scalar per metric."""

@@ -95,9 +95,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         """
         batches = iter(self.harness.experience(seed))
         logs: list[Metrics] = []
-        while group := list(
-            itertools.islice(batches, self.config.gradient_accumulation_steps)
-        ):
+        while group := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
             logs.extend(self._optimizer_step(group))
         return mean_metrics(logs)
 
@@ -115,8 +113,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _optimizer_step(self, group: Sequence[BatchT]) -> list[Metrics]:
         weights = [self.algorithm.weight(batch) for batch in group]
-        total = sum(weights)
-        logs = []
+        total = math.fsum(weights) or 1.0
+        logs: list[Metrics] = []
         self.optimizer.zero_grad()
         finite = True
         for batch, weight in zip(group, weights, strict=True):
@@ -124,7 +122,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
             finite = finite and bool(torch.isfinite(loss.detach()))
             (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
-            logs.append(step_logs)
+            logs.append(dict(step_logs or {}))  # an algorithm may have nothing to say
         norm = self._clip_gradients()
         if finite and math.isfinite(norm):
             self.optimizer.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from astra_rl.core.checkpointing import replace_folder
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, Utterance, context_key
+from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.dialogue import DialogueView, Rendered, Side, same_vocabulary, window_of
 from astra_rl.models.generation import Sample, Sampling, generate
@@ -32,6 +33,9 @@ class ModelPair(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+
+MAX_REMEMBERED_ROWS = 4096
+"""So many scores of the baseline are kept at most; an experience is usually smaller."""
 
 ModelSource = str | Path | ModelPair
 """A hub id, a folder, ``bundled:NAME``, or a model that is loaded already."""
@@ -103,7 +107,14 @@ class HFASTProblem(ASTProblem):
         self.attacker = _trainable(source.model, lora, trainable_layers, shared=shared)
         self.tokenizer = source.tokenizer
         self.target, self.baseline = target.model, baseline.model
+        for role, model, sampling in (
+            ("attacker", self.attacker, self.attacker_sampling),
+            ("baseline", self.baseline, self.attacker_sampling),
+            ("target", self.target, self.target_sampling),
+        ):
+            _check_room(role, window_of(model.config), sampling.max_new_tokens)
         self._has_adapter = lora is not None
+        self._baseline_rows: dict[Hashable, Tensor] = {}
         self.attacker_view = DialogueView(
             source.tokenizer,
             "attacker",
@@ -153,9 +164,35 @@ class HFASTProblem(ASTProblem):
     def get_baseline_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
-        """Score attacks under the frozen reference, (B, T) float32."""
-        with self._without_adapter(self.baseline):
-            return self._score_said(self.baseline, self.baseline_view, contexts, continuations)
+        """Score attacks under the frozen reference, (B, T) float32.
+
+        What it said once of an attack it says again, so recent answers are kept: the reward and
+        the algorithm often ask for the same ones.
+        """
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        keys = [
+            (context_key(context), str(said), getattr(said, "token_ids", None))
+            for context, said in zip(contexts, continuations, strict=True)
+        ]
+        if len(self._baseline_rows) + len(keys) > MAX_REMEMBERED_ROWS:
+            self._baseline_rows.clear()
+        new = {key: row for row, key in enumerate(keys) if key not in self._baseline_rows}
+        if new:
+            rows = list(new.values())
+            with self._without_adapter(self.baseline):
+                scored = self._score_said(
+                    self.baseline,
+                    self.baseline_view,
+                    [contexts[row] for row in rows],
+                    [continuations[row] for row in rows],
+                )
+            for key, row in zip(new, scored, strict=True):
+                self._baseline_rows[key] = row[row != 0]  # zeros are padding
+        if not keys:
+            return torch.zeros(0, 0, device=self.baseline.device)
+        return torch.nn.utils.rnn.pad_sequence(
+            [self._baseline_rows[key] for key in keys], batch_first=True
+        )
 
     @torch.no_grad()
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
@@ -206,7 +243,9 @@ class HFASTProblem(ASTProblem):
             # Only what was heard is scored; index 0 has no token before it to predict it.
             score_from=[_score_start(rendered[row]) for row in rows] if heard else None,
         )
-        out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(rendered)
+        out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
+            rendered
+        )
         for row, sample in zip(rows, samples, strict=True):
             out[row] = _utterance(sample, view, rendered[row] if heard else None)
         return out
@@ -219,7 +258,8 @@ class HFASTProblem(ASTProblem):
         continuations: Sequence[str],
     ) -> Tensor:
         check_length(continuations, len(contexts), source="the caller's list of continuations")
-        said = [view.said_ids(continuation) for continuation in continuations]
+        # What one model can say may be more than another can read.
+        said = [view.said_ids(continuation)[: view.window] for continuation in continuations]
         room = self.attacker_sampling.max_new_tokens
         prompts = [
             view.render(Conversation.of(context), room=max(room, len(ids))).ids
@@ -260,9 +300,7 @@ class HFEvaluationProblem(HFASTProblem):
         **options: Any,
     ) -> None:
         baseline = target_model_id if baseline_model_id is None else baseline_model_id
-        super().__init__(
-            attacker_model_id, target_model_id, baseline, moderator, device, **options
-        )
+        super().__init__(attacker_model_id, target_model_id, baseline, moderator, device, **options)
         self.attacker.requires_grad_(False)
 
 
@@ -277,7 +315,8 @@ class _ModelPool:
     def load(self, source: ModelSource) -> ModelPair:
         if isinstance(source, ModelPair):
             source.model.requires_grad_(False)
-            return ModelPair(source.model.eval(), source.tokenizer)
+            source.model.train(False)
+            return source
         if str(source) not in self.loaded:
             model = load_model(
                 source,
@@ -300,7 +339,15 @@ def _trainable(
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
     attacker = copy.deepcopy(model, frozen)
     model.requires_grad_(False)
-    return attacker.eval()
+    return attacker
+
+
+def _check_room(role: str, window: int | None, max_new_tokens: int) -> None:
+    if window is not None and max_new_tokens >= window:
+        raise ConfigurationError(
+            f"max_new_tokens={max_new_tokens} leaves nothing of the {role}'s window of {window} "
+            f"tokens to read a conversation in; choose less than {window}."
+        )
 
 
 def _score_start(rendered: Rendered) -> int:
@@ -332,9 +379,14 @@ def _score(
         for prompt, ids in zip(prompts, continuations, strict=True)
     ]
     readable = [(prompt or (0,), ids) for prompt, ids in readable]
-    return continuation_logprobs(
+    logprobs = continuation_logprobs(
         model, [prompt for prompt, _ in readable], [ids for _, ids in readable]
     )
+    lengths = torch.tensor([len(ids) for _, ids in readable], device=logprobs.device)
+    real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
+    # Zero means padding, so a token of probability one is made a hair less likely than that.
+    hair = torch.finfo(logprobs.dtype).tiny
+    return torch.where(real, logprobs.clamp(max=-hair), logprobs)
 
 
 __all__ = ["HFASTProblem", "HFEvaluationProblem", "ModelPair", "ModelSource", "Side"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -17,7 +17,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.core.jsonio import write_json
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import check_prompts
@@ -60,7 +60,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         best_step: The training step it belongs to.
 
     Raises:
-        ConfigurationError: `dev_prompts` is given and empty, or `eval_every` is negative.
+        ConfigurationError: `dev_prompts` is given and empty, or given beside an evaluator, or
+            `eval_every` is negative.
     """
 
     def __init__(
@@ -80,7 +81,11 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
             raise ConfigurationError(f"eval_every={eval_every}; it must be 0 (never) or positive.")
         if isinstance(dev_prompts, str):
             check_prompts(dev_prompts)  # raises, saying what to give instead
-        if dev_prompts is not None and evaluator is None:
+        if dev_prompts is not None:
+            if evaluator is not None:
+                raise ConfigurationError(
+                    "dev_prompts and evaluator are both given; give the prompts to the evaluator."
+                )
             evaluator = ASTEvaluator(environment, check_prompts(list(dev_prompts)))
         self.evaluator = evaluator
         self.eval_every = eval_every
@@ -89,6 +94,7 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         self.tracker = LogTracker() if tracker is None else tracker
         self.best_score = -math.inf
         self.best_step: int | None = None
+        self._saved_step: int | None = None
         self._step_started = time.perf_counter()
 
     def on_train_begin(self) -> None:
@@ -98,15 +104,22 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Track the step; evaluate and save if it is time to."""
         now = time.perf_counter()
-        metrics = {**self.harness.experience_metrics(), **logs, "step_time": now - self._step_started}
+        metrics = {
+            **self.harness.experience_metrics(),
+            **logs,
+            "step_time": now - self._step_started,
+        }
         if self.eval_every and step % self.eval_every == 0:
-            metrics |= {f"eval/{name}": value for name, value in self._evaluate_and_save(step).items()}
+            metrics |= {
+                f"eval/{name}": value for name, value in self._evaluate_and_save(step).items()
+            }
         self.tracker.log(metrics, step)
         self._step_started = time.perf_counter()
 
     def on_train_end(self) -> None:
         """Save the last attacker and close the tracker."""
-        self.save("last", {"step": self.completed_steps})
+        if self._saved_step != self.completed_steps:
+            self.save("last", {"step": self.completed_steps})
         self.tracker.close()
 
     @torch.no_grad()
@@ -130,10 +143,11 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
 
     def _evaluate_and_save(self, step: int) -> Metrics:
         report = self.evaluate()
+        self._saved_step = step
         if report is None:
             self.save("last", {"step": step})
             return {}
-        score = float(report["score"])
+        score = _score_of(report, self.evaluator)
         record = {"step": step, **{k: v for k, v in report.items() if k != "conversations"}}
         self.save("last", record)
         # A score that could not be computed is not a number, and never the best.
@@ -142,3 +156,15 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
             self.save("best", record)
             logger.info("step %d: new best score %.4f", step, score)
         return {"score": score, "best_score": self.best_score}
+
+
+def _score_of(report: dict[str, Any], evaluator: object) -> float:
+    score = report.get("score", "nothing")
+    if score is None:  # how JSON says NaN
+        return math.nan
+    if isinstance(score, str) or not isinstance(score, SupportsFloat):
+        raise ContractError(
+            f"{type(evaluator).__name__} returned {score!r} under 'score'. Return a number there, "
+            "higher is better, NaN if it could not be computed."
+        )
+    return float(score)

@@ -1,0 +1,212 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from astra_rl import DPO, IPO, Graph, Node, Utterance
+from astra_rl.algorithms.dpo import DPOStep, preference_pair
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.methods import ASTEnvironment
+from astra_rl.testing import ToyProblem, check_algorithm
+
+nan = math.nan
+
+
+def node(attack, reward, *children, context="c"):
+    return Node(context, attack, "r", reward, list(children))
+
+
+def pairs(*children):
+    steps = DPO(ToyProblem()).flatten(Graph("c", list(children)))
+    return [(step.suffix_pos, step.suffix_neg) for step in steps]
+
+
+def test_the_best_sibling_is_chosen_and_the_worst_rejected():
+    assert pairs(node("mid", 0.5), node("best", 1.0), node("worst", 0.0)) == [("best", "worst")]
+
+
+def test_every_set_of_siblings_makes_a_pair_in_its_own_context():
+    below = [node("x", 0.0, context="c2"), node("y", 1.0, context="c2")]
+    graph = Graph("c", [node("a", 1.0, *below), node("b", 0.0)])
+    assert DPO(ToyProblem()).flatten(graph) == [DPOStep("c", "a", "b"), DPOStep("c2", "y", "x")]
+
+
+def test_a_node_with_one_child_does_not_hide_the_tree_below_it():
+    assert pairs(node("only", 1.0, node("x", 0.0), node("y", 1.0))) == [("y", "x")]
+
+
+@pytest.mark.parametrize("rewards", [(0.5, 0.5), (0.5, 0.5 + 1e-9), (-1.0, -1.0, -1.0), (0.5,), ()])
+def test_ties_make_no_pair(rewards):
+    assert pairs(*(node(str(index), reward) for index, reward in enumerate(rewards))) == []
+
+
+def test_two_ways_to_say_the_same_make_no_pair():
+    assert preference_pair([node("same", 1.0), node("same", 0.0)]) is None
+
+
+def test_missing_rewards_make_no_pair_and_do_not_spoil_the_others():
+    assert pairs(node("a", nan), node("b", 1.0)) == []
+    assert pairs(node("a", nan), node("b", nan)) == []
+    assert pairs(node("a", nan), node("b", 1.0), node("c", 0.0), node("d", math.inf)) == [("b", "c")]
+
+
+def test_below_a_missing_reward_the_tree_still_teaches():
+    assert pairs(node("a", nan, node("x", 0.0), node("y", 1.0)), node("b", nan)) == [("y", "x")]
+
+
+def environment(problem=None, width=3):
+    return ASTEnvironment(problem or ToyProblem(), ["one", "two"], tree_width=width, tree_depth=2)
+
+
+def steps_of(algorithm, episodes=6):
+    graphs = environment(algorithm.problem).rollouts(range(episodes))
+    return algorithm.prepare([step for graph in graphs for step in algorithm.flatten(graph)])
+
+
+def test_the_loss_of_an_untrained_attacker_is_log_two():
+    """The attacker equals its reference, so every margin over it is zero."""
+    algorithm = DPO(ToyProblem())
+    loss, logs = algorithm.step(algorithm.collate_fn(steps_of(algorithm)))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert logs["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert logs["rewards/margins"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_is_that_of_plain_python_on_the_table_of_logits():
+    """The attacker's logits are the reference's plus a gain per word. Both texts have two words, so
+    the normalisers cancel: the margin over the reference is gain(calm) - gain(tree), half of it for
+    means per token."""
+    problem = ToyProblem()
+    gains = torch.linspace(-1, 1, 6)
+    with torch.no_grad():
+        problem.attacker += gains
+    gain = dict(zip(problem.words, gains.tolist(), strict=True))
+    margin = gain["calm"] - gain["tree"]
+    texts = " boom calm", " tree boom"
+    assert loss_of(DPO(problem, beta=0.3), *texts) == pytest.approx(
+        math.log1p(math.exp(-0.3 * margin)), rel=1e-5
+    )
+    assert loss_of(IPO(problem, beta=0.3), *texts) == pytest.approx(
+        (margin / 2 - 1 / 0.6) ** 2, rel=1e-5
+    )
+
+
+def loss_of(algorithm, chosen, rejected):
+    steps = algorithm.prepare([DPOStep("c", chosen, rejected)])
+    return algorithm.step(algorithm.collate_fn(steps))[0].item()
+
+
+def test_a_batch_that_was_not_prepared_has_the_same_loss():
+    algorithm = DPO(ToyProblem())
+    with torch.no_grad():
+        algorithm.problem.attacker += torch.arange(6) * 0.1
+    prepared = steps_of(algorithm)
+    bare = [DPOStep(step.context, step.suffix_pos, step.suffix_neg) for step in prepared]
+    losses = [algorithm.step(algorithm.collate_fn(steps))[0] for steps in (prepared, bare)]
+    torch.testing.assert_close(*losses)
+
+
+class Counted(ToyProblem):
+    """A toy that counts calls, and whose frozen tables could receive gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {"baseline": 0, "attacker": 0}
+        self.baseline.requires_grad_(True)
+        self.target.requires_grad_(True)
+
+    def get_baseline_logprobs(self, contexts, continuations):
+        self.calls["baseline"] += 1
+        return super().get_baseline_logprobs(contexts, continuations)
+
+    def get_attacker_logprobs(self, contexts, continuations):
+        self.calls["attacker"] += 1
+        return super().get_attacker_logprobs(contexts, continuations)
+
+
+@pytest.mark.parametrize("kind", [DPO, IPO])
+def test_the_reference_is_run_once_per_experience_and_never_gets_a_gradient(kind):
+    algorithm = kind(Counted())
+    steps = steps_of(algorithm)
+    for step in steps:
+        algorithm.step(algorithm.collate_fn([step]))[0].backward()
+    assert algorithm.problem.calls == {"baseline": 1, "attacker": len(steps)}
+    assert algorithm.problem.baseline.grad is None
+    assert algorithm.problem.target.grad is None
+    assert algorithm.problem.attacker.grad.abs().sum() > 0
+
+
+def test_no_steps_need_no_reference():
+    algorithm = DPO(Counted())
+    assert list(algorithm.prepare([])) == []
+    assert algorithm.problem.calls["baseline"] == 0
+
+
+def test_repeating_all_tokens_changes_ipo_of_sums_and_not_of_means():
+    problem = ToyProblem()
+    with torch.no_grad():
+        problem.attacker += torch.arange(6) * 0.3
+    once, twice = (" boom", " rain"), (" boom boom", " rain rain")
+    assert loss_of(IPO(problem), *once) == pytest.approx(loss_of(IPO(problem), *twice), rel=1e-6)
+    summed = IPO(problem, reduce="sum")
+    assert abs(loss_of(summed, *once) - loss_of(summed, *twice)) > 0.1
+
+
+@pytest.mark.parametrize("kind", [DPO, IPO])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_neither_padding_nor_row_order_nor_micro_batches_change_anything(kind, reduce):
+    graphs = environment().rollouts(range(6))
+    for graph in graphs:  # texts of different lengths
+        for index, each in enumerate(graph.nodes()):
+            each.attack += " rain" * (index % 3)
+    algorithm = kind(ToyProblem(), reduce=reduce)
+    with torch.no_grad():
+        algorithm.problem.attacker += torch.arange(6) * 0.2
+    check_algorithm(algorithm, graphs)
+
+
+class OtherVocabulary(ToyProblem):
+    """The attacks remember three tokens, the baseline reads them as two."""
+
+    def get_attacker_logprobs(self, contexts, continuations):
+        scored = super().get_attacker_logprobs(contexts, continuations)
+        return torch.cat([scored, scored[:, :1]], dim=1)
+
+
+def test_a_baseline_of_another_vocabulary_is_averaged_over_its_own_tokens():
+    """Reference margin: mean over 1 word minus mean over 2, though each attack remembers 3 ids."""
+    problem = OtherVocabulary()
+    one = Utterance(" boom", token_ids=[1, 2, 3])
+    two = Utterance(" rain calm", token_ids=[4, 5, 6])
+    algorithm = IPO(problem)
+    (step,) = algorithm.prepare([DPOStep("c", one, two)])
+    table = dict(zip(problem.words, problem.baseline.log_softmax(0).tolist(), strict=True))
+    expected = table["boom"] - (table["rain"] + table["calm"]) / 2
+    assert step.reference_margin == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"beta": 0}, {"beta": -1.0}, {"beta": nan}, {"reduce": "max"}])
+def test_values_out_of_range_are_refused(options):
+    for kind in (DPO, IPO):
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            kind(ToyProblem(), **options)
+
+
+def test_a_problem_without_gradients_is_named():
+    class Detached(ToyProblem):
+        def get_attacker_logprobs(self, contexts, continuations):
+            return super().get_attacker_logprobs(contexts, continuations).detach()
+
+    algorithm = DPO(Detached())
+    with pytest.raises(ContractError, match="DPO returned a loss .*without detaching"):
+        algorithm.step(algorithm.collate_fn([DPOStep("c", " boom", " calm")]))
+
+
+def test_a_step_changes_neither_batch_nor_weights():
+    algorithm = DPO(ToyProblem())
+    batch = algorithm.collate_fn(steps_of(algorithm))
+    before, weights = copy.deepcopy(batch), algorithm.problem.attacker.detach().clone()
+    algorithm.step(batch)
+    assert batch == before
+    assert torch.equal(algorithm.problem.attacker, weights)

@@ -1,0 +1,169 @@
+"""The command line, from a configuration to a report, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from astra_rl.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tiny models, prompts and a configuration."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, seed in (("attacker", 0), ("target", 1)):
+        model, tokenizer = tiny_model("llama", seed=seed)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "train.txt").write_text("hello there\nwhat is new\n")
+    (folder / "test.txt").write_text("good evening\n<script>alert(1)</script>\n")
+    config = {
+        "title": "a tiny test",
+        "attacker": {"model": "attacker", "max_new_tokens": 6},
+        "target": {"model": "target", "max_new_tokens": 6},
+        "moderator": {"type": "secret_leak", "options": {"secret": "a", "partial_per_word": 0.0}},
+        "prompts": {"file": "train.txt", "test_file": "test.txt"},
+        "environment": {"tree_width": 2, "tree_depth": 2},
+        "algorithm": {"type": "grpo"},
+        "reward": {"novelty": 0.2},
+        "training": {"steps": 2, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
+        "dtype": "float32",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def astra_rl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "astra_rl.cli.main", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(workplace: Path) -> Path:
+    """The folder of a finished run."""
+    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2" in done.stdout
+    assert "after training" in done.stdout
+    return workplace / "run"
+
+
+def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} >= {
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "failures.jsonl",
+        "evaluation_before.json",
+        "evaluation_after.json",
+        "learning_curve.svg",
+        "report.html",
+        "checkpoints",
+    }
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((trained / "evaluation_after.json").read_text())["n"] == 2
+
+
+def test_the_checkpoint_opens_with_transformers_and_holds_no_pickle(trained: Path) -> None:
+    folder = trained / "checkpoints" / "last"
+    AutoModelForCausalLM.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_the_report_shows_prompts_as_text(trained: Path) -> None:
+    page = (trained / "report.html").read_text("utf-8")
+    assert "<script>alert(1)</script>" not in page
+    assert "a tiny test" in page
+
+
+def test_the_resolved_configuration_is_kept_with_the_run(trained: Path) -> None:
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["training"]["optimizer"] == "adamw"
+
+
+def test_the_same_configuration_gives_the_same_run(workplace: Path, trained: Path) -> None:
+    done = astra_rl("train", "config.yaml", "--output", "again", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for name in ("evaluation_after.json", "failures.jsonl"):
+        assert (workplace / "again" / name).read_text() == (trained / name).read_text()
+
+
+def test_evaluate_plays_the_trained_attacker_against_another_target(
+    workplace: Path, trained: Path
+) -> None:
+    done = astra_rl("evaluate", "run", "--target", "attacker", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((trained / "evaluation_again.json").read_text())["n"] == 2
+
+
+def test_evaluate_repeats_the_evaluation_of_the_run(workplace: Path, trained: Path) -> None:
+    done = astra_rl("evaluate", "run", "--output", "elsewhere", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((workplace / "elsewhere" / "evaluation_again.json").read_text())
+    after = json.loads((trained / "evaluation_after.json").read_text())
+    assert again["outcomes"] == after["outcomes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "none.yaml"], "cannot read the configuration none.yaml"),
+        (["train", "config.yaml", "--set", "training.step=3"], "Did you mean 'steps'?"),
+        (["train", "config.yaml", "--set", "training.lr=-1"], "training.lr"),
+        (["train", "config.yaml", "--set", "target.model=nowhere"], "cannot load the model"),
+        (["train", "config.yaml", "--set", "device=tpu9"], "device='tpu9'"),
+        (["evaluate", "."], "is not the folder of a run"),
+        (["info", "versoins"], "Did you mean 'versions'?"),
+        (["info", "preset", "demoo"], "no preset 'demoo'"),
+        (["tarin"], "tarin"),
+        (["demo", "--seed", "-1"], "-1"),
+    ],
+)
+def test_an_error_that_a_user_can_mend_is_one_message_and_exit_code_2(
+    workplace: Path, arguments: list[str], expected: str
+) -> None:
+    done = astra_rl(*arguments, cwd=workplace)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_folder_that_holds_something_is_left_alone(workplace: Path, trained: Path) -> None:
+    before = (trained / "report.html").stat().st_mtime_ns
+    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+    assert (trained / "report.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["evaluate"], ["info"]])
+def test_help_says_what_a_command_does(workplace: Path, command: list[str]) -> None:
+    done = astra_rl(*command, "--help", cwd=workplace)
+    assert done.returncode == 0
+    assert len(done.stdout) > 300
+
+
+def test_info_prints_a_preset_that_train_accepts(workplace: Path) -> None:
+    done = astra_rl("info", "preset", "demo", cwd=workplace)
+    assert yaml.safe_load(done.stdout)["title"]
+
+
+def test_info_config_lists_every_setting(workplace: Path) -> None:
+    done = astra_rl("info", "config", cwd=workplace)
+    assert "stop_at_success" in done.stdout
+    assert "model: required" in done.stdout

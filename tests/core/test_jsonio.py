@@ -1,0 +1,55 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_rl.core.jsonio import json_line, jsonable, write_atomic, write_json
+from astra_rl.core.text import Conversation
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    write_json({"a": math.nan, "b": [math.inf, 1.0]}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0]}
+
+
+def test_subclasses_of_json_types_are_written_as_those(tmp_path):
+    value = {"text": Conversation("Hi", turns=["!"]), "number": np.float64(0.5), "flag": True}
+    assert json.loads(json_line(value)) == {"text": "Hi!", "number": 0.5, "flag": True}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomic(path, "old")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_parent_folders_are_made(tmp_path):
+    write_json([], tmp_path / "a" / "b.json")
+    assert (tmp_path / "a" / "b.json").read_text() == "[]\n"
+
+
+texts = st.text(st.characters())
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(texts, below, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(values)
+def test_whatever_is_written_is_one_line_of_strict_json(value):
+    line = json_line(value)
+    assert len(line.splitlines()) == 1
+    assert json.loads(line, parse_constant=pytest.fail) == json.loads(json.dumps(jsonable(value)))

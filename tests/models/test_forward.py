@@ -1,0 +1,352 @@
+import copy
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from astra_rl.errors import ModelError
+from astra_rl.models import forward
+from astra_rl.models.forward import (
+    MIN_SHARED_TOKENS,
+    attention_window,
+    backbone,
+    logits_of,
+    read,
+    shared_prefix_groups,
+    token_budget_batches,
+)
+from astra_rl.models.generation import Sampling, generate, suffix_logprobs
+from astra_rl.models.loading import LoraOptions, make_trainable
+from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.testing import tiny_model
+
+SYSTEM = [2, 9, 10, 11, 12, 13, 14, 15, 16, 17]
+TREE = [  # siblings behind two prompts that share instructions, and two rows of their own
+    [*SYSTEM, 5, 6, 7, 8, 9, 20],
+    [*SYSTEM, 5, 6, 7, 8, 9, 21, 22, 23],
+    [*SYSTEM, 5, 6, 7, 8, 9, 20],
+    [*SYSTEM, 30, 31],
+    [*SYSTEM, 30, 32, 33],
+    [*SYSTEM, 18],
+    [7, 6, 5, 4, 3, 9, 8, 12, 30, 31, 5],
+    [25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14],
+]
+STARTS = [15, 15, 15, 11, 11, 11, 9, 12]
+
+
+def lora(model):
+    adapted = make_trainable(copy.deepcopy(model), lora=LoraOptions(rank=2))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    return adapted
+
+
+def read_tokens(model, monkeypatch):
+    """Count the tokens, padding included, that the model is given."""
+    counts = []
+    inner = forward.hidden_states
+
+    def counting(model, ids, *rest):
+        counts.append(ids.numel())
+        return inner(model, ids, *rest)
+
+    monkeypatch.setattr(forward, "hidden_states", counting)
+    return counts
+
+
+def test_reading_together_gives_the_logprobs_of_reading_each_row_alone(model, plain_logprobs):
+    with torch.no_grad():
+        reading = read(model, TREE, [start - 1 for start in STARTS])
+        together = suffix_logprobs(model, reading, TREE, STARTS)
+        for row, (sequence, start) in enumerate(zip(TREE, STARTS, strict=True)):
+            alone = plain_logprobs(model, sequence, start)
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+            assert not together[row, len(alone) :].any()
+    assert reading.lengths.tolist() == [len(sequence) for sequence in TREE]
+
+
+def test_gradients_are_those_of_reading_each_row_alone(model, plain_logprobs):
+    trained = copy.deepcopy(model).requires_grad_(True)
+    weights = torch.linspace(-1, 1, len(TREE))
+    prompts = [sequence[:start] for sequence, start in zip(TREE, STARTS, strict=True)]
+    tails = [sequence[start:] for sequence, start in zip(TREE, STARTS, strict=True)]
+    together = continuation_logprobs(trained, prompts, tails).sum(dim=1)
+    alone = torch.stack(
+        [plain_logprobs(trained, row, start).sum() for row, start in zip(TREE, STARTS, strict=True)]
+    )
+    parameters = list(trained.parameters())
+    ours = torch.autograd.grad((weights * together).mean(), parameters)
+    theirs = torch.autograd.grad((weights * alone).mean(), parameters)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-5, rtol=0)
+    assert any(gradient.any() for gradient in ours)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_rows_are_read_as_if_alone(model, plain_logprobs, data):
+    token = st.integers(2, 36)
+    stems = data.draw(st.lists(st.lists(token, min_size=9, max_size=20), min_size=1, max_size=2))
+    branch = st.tuples(st.sampled_from(stems), st.lists(token, min_size=1, max_size=8))
+    rows = data.draw(st.lists(branch, min_size=2, max_size=6))
+    sequences = [[*stem, *tail] for stem, tail in rows]
+    # Most rows may share their stem; now and then one may share nothing.
+    starts = [
+        data.draw(st.integers(len(stem), len(stem) + len(tail)) | st.integers(1, len(stem)))
+        for stem, tail in rows
+    ]
+    with torch.no_grad():
+        reading = read(model, sequences, [start - 1 for start in starts])
+        together = suffix_logprobs(model, reading, sequences, starts)
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            alone = plain_logprobs(model, sequence, start)
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+
+
+def test_a_row_that_may_share_nothing_is_read_beside_rows_that_share(model, plain_logprobs):
+    sequences = [[2], [*SYSTEM, 5], [*SYSTEM, 6], [3, 4]]
+    with torch.no_grad():
+        reading = read(model, sequences, [0, 10, 10, 1])
+        assert torch.isfinite(reading.hidden).all()
+        scores = suffix_logprobs(model, reading, sequences, [1, 11, 11, 2])
+    assert scores.shape == (4, 0)
+
+
+def test_a_shared_beginning_is_read_once(llama, monkeypatch):
+    read(llama, TREE, [0] * len(TREE))
+    counts = read_tokens(llama, monkeypatch)
+    siblings = [[*SYSTEM, *range(4, 30), token] for token in range(8)]
+    read(llama, siblings, [len(row) - 1 for row in siblings])
+    shared = sum(counts)
+    counts.clear()
+    read(llama, siblings, [0] * len(siblings))
+    assert shared == 36 + 8
+    assert sum(counts) == 8 * 37
+
+
+def test_prompts_with_the_same_instructions_share_those_too(llama, monkeypatch):
+    read(llama, TREE, [0] * len(TREE))
+    counts = read_tokens(llama, monkeypatch)
+    questions = [[*SYSTEM, *SYSTEM, token, token, token] for token in range(3, 7)]
+    siblings = [[*question, answer] for question in questions for answer in (8, 9)]
+    read(llama, siblings, [len(row) - 1 for row in siblings])
+    assert counts == [20, 4 * 3, 8]
+
+
+def test_padding_beyond_the_position_table_does_no_harm(sharpened, plain_logprobs):
+    small = sharpened(tiny_model("gpt2", window=16).model)
+    long, short = list(range(3, 17)), list(range(20, 29))
+    sequences = [[*long, 4], [*long, 5], [*short, 6], [*short, *range(6, 13)]]
+    starts = [15, 14, 9, 9]
+    with torch.no_grad():
+        reading = read(small, sequences, [start - 1 for start in starts])
+        assert reading.mask.shape[1] > 16
+        together = suffix_logprobs(small, reading, sequences, starts)
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            alone = plain_logprobs(small, sequence, start)
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_takes_part_until_it_is_switched_off(model, plain_logprobs):
+    adapted = lora(model)
+    with torch.no_grad():
+        reading = read(adapted, TREE, [start - 1 for start in STARTS])
+        on = suffix_logprobs(adapted, reading, TREE, STARTS)
+        torch.testing.assert_close(
+            on[0, :1], plain_logprobs(adapted, TREE[0], 15), atol=1e-5, rtol=0
+        )
+        base = adapted.get_base_model()
+        with adapted.disable_adapter():
+            reading = read(base, TREE, [start - 1 for start in STARTS])
+            off = suffix_logprobs(base, reading, TREE, STARTS)
+        torch.testing.assert_close(
+            off[0, :1], plain_logprobs(model, TREE[0], 15), atol=1e-5, rtol=0
+        )
+    assert not torch.allclose(on, off, atol=1e-2)
+
+
+sequences_and_limits = st.lists(
+    st.tuples(
+        st.integers(0, 30), st.integers(0, 3), st.lists(st.integers(0, 1), min_size=1, max_size=12)
+    ).map(lambda parts: [*([7] * parts[0]), *([8] * parts[1]), *parts[2]]),
+    min_size=1,
+    max_size=12,
+).flatmap(
+    lambda rows: st.tuples(
+        st.just(rows), st.tuples(*[st.integers(0, len(row) - 1) for row in rows]).map(list)
+    )
+)
+
+
+@given(sequences_and_limits)
+def test_groups_partition_the_rows_and_their_members_share_what_they_may(case):
+    sequences, limits = case
+    groups = shared_prefix_groups(sequences, limits)
+    assert sorted(row for group in groups for row in group.rows) == list(range(len(sequences)))
+    for group in groups:
+        assert len({tuple(sequences[row][: group.length]) for row in group.rows}) == 1
+        assert all(group.length <= limits[row] for row in group.rows)
+        if len(group.rows) > 1:
+            assert group.length >= MIN_SHARED_TOKENS
+
+
+@given(sequences_and_limits, st.randoms(use_true_random=False))
+def test_what_rows_share_does_not_depend_on_their_order(case, random):
+    sequences, limits = case
+    rows = list(zip(sequences, limits, strict=True))
+    shuffled = random.sample(sorted(rows), len(rows))
+
+    def shapes(rows):
+        groups = shared_prefix_groups([row[0] for row in rows], [row[1] for row in rows])
+        return sorted((group.length, len(group.rows)) for group in groups)
+
+    if len({tuple(row) for row in sequences}) == len(sequences):
+        assert shapes(rows) == shapes(shuffled)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.integers(1, 10))
+def test_batches_hold_each_row_once_within_the_budgets(lengths, max_tokens, max_rows):
+    batches = list(token_budget_batches(lengths, max_tokens=max_tokens, max_rows=max_rows))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 0 < len(batch) <= max_rows
+        padded = max(lengths[row] for row in batch) * len(batch)
+        assert padded <= max_tokens or len(batch) == 1
+
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+READABLE = {
+    "Cohere": {"logit_scale": 0.3},
+    "Granite": {"logits_scaling": 4.0},
+    "Gemma2": {"final_logit_softcapping": 2.0, "sliding_window": 16, "head_dim": 8},
+    "Mistral": {"sliding_window": 16},
+    "GPTNeo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 16,
+    },
+    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "Bloom": {"n_layer": 2, "n_head": 4},
+}
+SLIDING = ["Gemma2", "Mistral", "GPTNeo"]
+REFUSED = {
+    "Mamba": {},
+    "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+    "HyperCLOVAX": {"logits_scaling": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def family(sharpened):
+    made = {}
+
+    def make(name):
+        if name not in made:
+            options = {**SIZES, **{**READABLE, **REFUSED}[name]}
+            config = getattr(transformers, f"{name}Config")(**options)
+            made[name] = sharpened(getattr(transformers, f"{name}ForCausalLM")(config), 0.25)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_the_logits_are_those_of_the_familys_own_forward(family, name):
+    model = family(name)
+    ids = torch.tensor([[5, 9, 12, 7, 33]])
+    with torch.no_grad():
+        hidden = backbone(model)(input_ids=ids, attention_mask=torch.ones_like(ids))
+        ours = logits_of(model, hidden.last_hidden_state[0])
+        torch.testing.assert_close(
+            ours, model(input_ids=ids).logits[0].float(), atol=1e-5, rtol=1e-5
+        )
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_families_of_many_kinds_are_read_in_segments(family, name, plain_logprobs):
+    model = family(name)
+    with torch.no_grad():
+        prompts = [row[:start] for row, start in zip(TREE, STARTS, strict=True)]
+        tails = [row[start:] for row, start in zip(TREE, STARTS, strict=True)]
+        together = continuation_logprobs(model, prompts, tails)
+        for row, (sequence, start) in enumerate(zip(TREE, STARTS, strict=True)):
+            alone = plain_logprobs(model, sequence, start)
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_texts_longer_than_an_attention_window_are_read_right(family, name, plain_logprobs):
+    model = family(name)
+    assert attention_window(model) == 16
+    stem = list(range(3, 27))
+    sequences = [[*stem, 30], [*stem, 31, 32, 33, 34], [*stem[:9], 7], stem[5:20], [4, 5, 6]]
+    starts = [20, 24, 9, 12, 1]
+    with torch.no_grad():
+        prompts = [row[:start] for row, start in zip(sequences, starts, strict=True)]
+        tails = [row[start:] for row, start in zip(sequences, starts, strict=True)]
+        together = continuation_logprobs(model, prompts, tails)
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            alone = plain_logprobs(model, sequence, start)
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
+        greedy = Sampling(max_new_tokens=8, temperature=0)
+        for sequence, sample in zip(
+            sequences,
+            generate(model, sequences, greedy, [0] * len(sequences), stop_ids=frozenset()),
+            strict=True,
+        ):
+            text = list(sequence)
+            for _ in range(8):
+                text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
+            assert sample.token_ids == tuple(text[len(sequence) :])
+
+
+def test_models_without_a_window_see_everything(model):
+    assert attention_window(model) is None
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_cannot_be_read_in_segments_is_refused(family, name):
+    model = family(name)
+    with pytest.raises(ModelError, match=f"{name}ForCausalLM cannot be used: .+"):
+        continuation_logprobs(model, [[3, 4]], [[5]])
+    with pytest.raises(ModelError, match="cannot be used"):
+        generate(model, [[3, 4]], Sampling(), [0], stop_ids=frozenset())
+
+
+def test_a_model_without_a_known_backbone_is_refused(llama):
+    strange = copy.deepcopy(llama)
+    strange.base_model_prefix = "nothing_here"
+    with pytest.raises(ModelError, match="does not run on cached segments"):
+        continuation_logprobs(strange, [[3, 4]], [[5]])
+
+
+def test_a_model_is_checked_once(llama, monkeypatch):
+    fresh = copy.deepcopy(llama)
+    read(fresh, [[3, 4]], [1])
+    monkeypatch.setattr(forward, "_logits_both_ways", pytest.fail)
+    read(fresh, [[3, 4]], [1])
+
+
+def test_the_cache_holds_what_each_row_has_read(llama):
+    reading = read(llama, TREE, [start - 1 for start in STARTS])
+    assert isinstance(reading.cache, DynamicCache)
+    assert reading.cache.get_seq_length() == reading.mask.shape[1]
+    assert reading.mask.sum(dim=1).tolist() == [len(row) for row in TREE]

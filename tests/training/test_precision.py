@@ -1,0 +1,143 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LambdaLR
+
+from astra_rl.training.config import OPTIMIZERS
+from astra_rl.training.precision import MasterWeightOptimizer, build_optimizer
+
+
+def half(*values):
+    return Parameter(torch.tensor(values, dtype=torch.bfloat16))
+
+
+def sgd(parameters, lr):
+    return build_optimizer(torch.optim.SGD, parameters, lr)
+
+
+def update(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_tiny_updates_of_half_precision_weights_add_up():
+    """bfloat16 near 1 has steps of 1/128; a hundred updates of 1/1000 make 0.1."""
+    weight = half(1.0)
+    optimizer = sgd([weight], lr=1e-3)
+    assert isinstance(optimizer, MasterWeightOptimizer)
+    for _ in range(100):
+        update(optimizer, weight.sum())
+    assert weight.item() == pytest.approx(0.9, abs=1 / 256)
+    lost = half(1.0)
+    for _ in range(100):
+        update(torch.optim.SGD([lost], lr=1e-3), lost.sum())
+    assert lost.item() == 1.0
+
+
+def test_gradients_are_accumulated_in_float32():
+    """256 + 1 is 256 in bfloat16; in float32 a hundred ones are kept."""
+    weight = half(0.0)
+    optimizer = sgd([weight], lr=1.0)
+    (256 * weight).sum().backward()
+    for _ in range(100):
+        weight.sum().backward()
+    (gradient,) = (p.grad for group in optimizer.param_groups for p in group["params"])
+    assert gradient.dtype == torch.float32
+    assert gradient.item() == 356
+    assert weight.grad is None
+    optimizer.zero_grad()
+    assert optimizer.param_groups[0]["params"][0].grad is None
+
+
+def test_clipping_sees_the_float32_gradients():
+    weight = half(3.0, 4.0)
+    optimizer = sgd([weight], lr=1.0)
+    (weight**2).sum().backward()
+    parameters = optimizer.param_groups[0]["params"]
+    assert torch.nn.utils.clip_grad_norm_(parameters, 1.0) == pytest.approx(10)
+    optimizer.step()
+    torch.testing.assert_close(weight.float(), torch.tensor([2.4, 3.2]), atol=0.01, rtol=0)
+
+
+def test_a_schedule_works_on_it():
+    weight = half(1.0)
+    optimizer = sgd([weight], lr=0.5)
+    scheduler = LambdaLR(optimizer, lambda step: 0.5**step)
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        update(optimizer, weight.sum())
+        scheduler.step()
+    assert rates == [0.5, 0.25, 0.125]
+    assert weight.item() == pytest.approx(1 - 0.875)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_optimizer_goes_on_as_the_original_would(name):
+    def make():
+        weight = half(1.0, -2.0)
+        return weight, build_optimizer(OPTIMIZERS[name], [weight], 0.01)
+
+    weight, optimizer = make()
+    for _ in range(3):
+        update(optimizer, (weight**2).sum())
+    state = optimizer.state_dict()
+    state = torch.load(_saved(state), weights_only=True)
+    twin_weight, twin = make()
+    twin.load_state_dict(state)
+    assert torch.equal(twin_weight, weight)
+    for _ in range(3):
+        update(optimizer, (weight**2).sum())
+        update(twin, (twin_weight**2).sum())
+    assert torch.equal(twin_weight, weight)
+    masters = [each.param_groups[0]["params"][0] for each in (optimizer, twin)]
+    assert torch.equal(*masters)
+
+
+def _saved(state):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_a_schedule_goes_on_after_a_restart():
+    weight = half(1.0)
+    optimizer = sgd([weight], lr=0.5)
+    optimizer.load_state_dict(optimizer.state_dict())
+    scheduler = LambdaLR(optimizer, lambda step: 0.5**step)
+    update(optimizer, weight.sum())
+    scheduler.step()
+    assert optimizer.inner.param_groups[0]["lr"] == 0.25
+
+
+def test_weights_of_mixed_precision_are_trained_together():
+    weights = [half(1.0), Parameter(torch.ones(1)), Parameter(torch.ones(1, dtype=torch.float16))]
+    optimizer = sgd(weights, lr=0.25)
+    update(optimizer, sum(weight.float().sum() for weight in weights))
+    assert [weight.item() for weight in weights] == [0.75] * 3
+    assert [weight.dtype for weight in weights] == [torch.bfloat16, torch.float32, torch.float16]
+
+
+def test_full_precision_weights_need_no_copies():
+    assert type(sgd([Parameter(torch.ones(1))], lr=0.1)) is torch.optim.SGD
+
+
+def test_frozen_parameters_are_left_out():
+    frozen = Parameter(torch.ones(1), requires_grad=False)
+    optimizer = sgd([Parameter(torch.ones(1)), frozen], lr=0.1)
+    assert len(optimizer.param_groups[0]["params"]) == 1
+
+
+def test_a_tied_weight_is_moved_once_per_backward_pass():
+    layer = nn.Linear(2, 2, bias=False).bfloat16()
+    nn.init.ones_(layer.weight)
+    optimizer = sgd(layer.parameters(), lr=1.0)
+    layer(layer(torch.ones(1, 2, dtype=torch.bfloat16))).sum().backward()
+    (master,) = optimizer.param_groups[0]["params"]
+    # y = W W x: the derivative of sum(y) by each entry is 2 from each of both uses
+    assert master.grad.tolist() == [[4.0, 4.0], [4.0, 4.0]]

@@ -1,6 +1,6 @@
 """Does the demo learn, whatever the seed? Runs it five times and sums the runs up.
 
-    python benchmarks/demo_seeds.py [--seeds 0 1 2 3 4] [--output benchmarks/results/demo_seeds.json]
+    python benchmarks/demo_seeds.py [--seeds 0 1 2 3 4] [--output FILE.json]
 
 Each run is a process of its own, one after the other: two at once would slow each other down. The
 bars are those of the project: a held-out leak rate of at most 10% before and at least 80% after
@@ -30,7 +30,16 @@ MIN_KINDS = 10
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "astra_rl.cli.main", "demo", "--seed", str(seed), "--output", folder],
+        [
+            sys.executable,
+            "-m",
+            "astra_rl.cli.main",
+            "demo",
+            "--seed",
+            str(seed),
+            "--output",
+            folder,
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -75,8 +84,8 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| seed | leak rate before | after | NLL per token before | after | kinds | steps | minutes "
-        "| all bars |",
+        "| seed | leak rate before | after | NLL per token before | after | kinds | steps "
+        "| minutes | bars |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

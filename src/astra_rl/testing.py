@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.contracts import check_length, check_logprobs, check_loss, is_missing
+from astra_rl.core.contracts import check_length, check_logprobs, check_loss
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
@@ -246,7 +246,7 @@ def check_moderator(moderator: Moderator[Any, Any], texts: Sequence[Any] = ("hel
     scores = moderator.moderate(texts)
     check_length(scores, len(texts), source=f"{name}.moderate")
     for text, score in zip(texts, scores, strict=True):
-        if not is_missing(float(score)) and not 0 <= float(score) <= 1:
+        if not math.isnan(float(score)) and not 0 <= float(score) <= 1:
             raise ContractError(f"{name} scored {score} for {text!r}; scores lie in [0, 1].")
         alone = float(moderator.moderate([text])[0])
         if not _same(alone, float(score)):

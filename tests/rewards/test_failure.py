@@ -58,7 +58,7 @@ def test_a_missing_score_makes_the_reward_missing_and_leaves_siblings_alone() ->
 
 def test_a_missing_likelihood_is_never_free() -> None:
     rewards, _ = rule(nll_weight=0.1)(
-        ToyProblem(), [exchange("a", "boom"), Exchange("ctx", "", "boom")]
+        ToyProblem(), [exchange("calm", "boom"), Exchange("ctx", "", "boom")]
     )
     assert math.isnan(rewards[1])
 

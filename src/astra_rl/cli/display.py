@@ -67,9 +67,7 @@ class ConsoleDisplay(Display):
         if self._progress is None:
             self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
         else:
-            self._progress.update(
-                self._progress.task_ids[0], completed=step, numbers=numbers
-            )
+            self._progress.update(self._progress.task_ids[0], completed=step, numbers=numbers)
 
     def training_ends(self) -> None:
         """Close the progress bar."""

@@ -25,8 +25,8 @@ def print_info(topic: str, name: str, console: Console) -> None:
         raise ConfigurationError(
             f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
         )
-    lines = {"versions": _version_lines, "config": _config_lines, "preset": lambda: _preset(name)}
-    for line in lines[topic]():
+    lines = {"versions": _version_lines, "config": _config_lines}
+    for line in lines[topic]() if topic in lines else _preset(name):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.errors import AstraError
+from astra_rl.errors import AstraError, ConfigurationError
 
 # No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
 app = typer.Typer(
@@ -122,6 +122,7 @@ def evaluate(
     """
     from astra_rl.runs.evaluation import evaluate_run
 
+    _quiet_libraries()
     chosen = [*(overrides or [])]
     if target is not None:
         chosen.append(f"target.model={target}")
@@ -134,7 +135,9 @@ def evaluate(
 def info(
     topic: Annotated[
         str,
-        typer.Argument(help="'versions', 'config' (all settings) or 'preset' (a file to start from)."),
+        typer.Argument(
+            help="'versions', 'config' (all settings) or 'preset' (a file to start from)."
+        ),
     ] = "versions",
     name: Annotated[str, typer.Argument(help="Name of the preset.")] = "demo",
 ) -> None:
@@ -165,13 +168,14 @@ def _run(config: object, output: Path | None, *, name: str) -> None:
     assert isinstance(config, RunConfig)
     check_options(config)
     if output is not None and output.is_dir() and any(output.iterdir()):
-        from astra_rl.errors import ConfigurationError
-
         raise ConfigurationError(f"{output} is not empty; choose a new folder for this run.")
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    _quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-    result = run_experiment(config, folder, display, command=shlex.join(["astra-rl", *sys.argv[1:]]))
+    result = run_experiment(
+        config, folder, display, command=shlex.join(["astra-rl", *sys.argv[1:]])
+    )
     evaluations = {} if result.before is None else {"before training": result.before}
     _print_evaluations(evaluations | {"after training": result.after})
     _print_examples(result.after)
@@ -184,12 +188,26 @@ def _run(config: object, output: Path | None, *, name: str) -> None:
     )
 
 
+def _quiet_libraries() -> None:
+    """Silence the progress bars of transformers, which would tear ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
     from astra_rl.evaluation.statistics import format_percent
     from astra_rl.runs.experiment import rate_of
 
     table = Table(title="held-out conversations in which the target failed")
-    for column in ("attacker", "failed", "rate", "95% interval", "kinds of attack", "NLL per token"):
+    for column in (
+        "attacker",
+        "failed",
+        "rate",
+        "95% interval",
+        "kinds of attack",
+        "NLL per token",
+    ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
     for name, metrics in evaluations.items():
         rate = rate_of(metrics)

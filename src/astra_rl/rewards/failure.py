@@ -40,7 +40,7 @@ class NovelFailureReward(Reward):
     ) -> None:
         if not 0 <= novelty_share <= 1:
             raise ConfigurationError(f"novelty_share={novelty_share}; it must be in [0, 1].")
-        if nll_weight < 0:
+        if not nll_weight >= 0:
             raise ConfigurationError(f"nll_weight={nll_weight}; it must be 0 (off) or positive.")
         self.novelty_share = novelty_share
         self.nll_weight = nll_weight

@@ -236,9 +236,7 @@ def _moderator_class(config: ModeratorConfig) -> Callable[..., Any]:
     return chosen
 
 
-def _check_arguments(
-    where: str, factory: Callable[..., Any], options: Mapping[str, Any]
-) -> None:
+def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     known = [name for name in inspect.signature(factory).parameters if name != "problem"]
     for name in options:
         if name not in known:

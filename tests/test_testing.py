@@ -331,7 +331,7 @@ def test_padding_that_is_not_zero_is_caught():
         return torch.where(right == 0, right - 1.0, right)
 
     broken = toy_with(rollout_prompt_with_attacker=rollout, get_attacker_logprobs=padded)
-    with pytest.raises(ContractError, match="in a batch and .* alone; pad with zeros"):
+    with pytest.raises(ContractError, match=r"in a batch and .* alone; pad with zeros"):
         check_problem(broken)
 
 
@@ -417,7 +417,7 @@ def test_scores_of_nothing_are_caught():
 
 
 def test_a_score_that_depends_on_the_batch_is_caught():
-    with pytest.raises(ContractError, match="in a batch and .* alone"):
+    with pytest.raises(ContractError, match=r"in a batch and .* alone"):
         check_moderator(moderator_of(lambda texts: [1 / len(texts) for _ in texts]))
 
 

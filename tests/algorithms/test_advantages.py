@@ -24,7 +24,9 @@ def test_group_advantages_by_hand():
 
 
 def test_scaling_makes_groups_alike_and_no_scaling_keeps_their_size():
-    assert group_advantages([0.0, 10.0])[1] == pytest.approx(group_advantages([0.0, 1.0])[1], rel=1e-3)
+    assert group_advantages([0.0, 10.0])[1] == pytest.approx(
+        group_advantages([0.0, 1.0])[1], rel=1e-3
+    )
     assert group_advantages([0.0, 10.0], scale="none") == [-5, 5]
 
 
@@ -96,7 +98,9 @@ def test_missing_rewards_do_not_move_the_baseline():
     assert baseline.advantages([]) == []
 
 
-@given(st.lists(st.lists(st.floats(-5, 5) | st.just(nan), max_size=4), max_size=5), st.floats(0, 0.99))
+@given(
+    st.lists(st.lists(st.floats(-5, 5) | st.just(nan), max_size=4), max_size=5), st.floats(0, 0.99)
+)
 def test_running_baseline_agrees_with_plain_python(batches, decay):
     baseline, average = RunningBaseline(decay), None
     for batch in batches:

@@ -48,7 +48,9 @@ def test_two_ways_to_say_the_same_make_no_pair():
 def test_missing_rewards_make_no_pair_and_do_not_spoil_the_others():
     assert pairs(node("a", nan), node("b", 1.0)) == []
     assert pairs(node("a", nan), node("b", nan)) == []
-    assert pairs(node("a", nan), node("b", 1.0), node("c", 0.0), node("d", math.inf)) == [("b", "c")]
+    assert pairs(node("a", nan), node("b", 1.0), node("c", 0.0), node("d", math.inf)) == [
+        ("b", "c")
+    ]
 
 
 def test_below_a_missing_reward_the_tree_still_teaches():
@@ -199,7 +201,7 @@ def test_a_problem_without_gradients_is_named():
             return super().get_attacker_logprobs(contexts, continuations).detach()
 
     algorithm = DPO(Detached())
-    with pytest.raises(ContractError, match="DPO returned a loss .*without detaching"):
+    with pytest.raises(ContractError, match=r"DPO returned a loss .*without detaching"):
         algorithm.step(algorithm.collate_fn([DPOStep("c", " boom", " calm")]))
 
 

@@ -40,8 +40,18 @@ def test_siblings_are_a_group_whoever_made_their_contexts():
     """Equal contexts that are different objects, as an environment of one's own makes them."""
     contexts = ["".join(["c", "d"]) for _ in range(2)]
     assert contexts[0] is not contexts[1]
-    siblings = [node(" boom", 0.0, context=contexts[0]), node(" calm", 1.0, context=contexts[1])]
-    assert advantages(plain(), Graph("cd", siblings)) == [-0.5, 0.5]
+    first, second = (
+        Graph(
+            "cd",
+            [node(" boom", low, context=contexts[0]), node(" calm", high, context=contexts[1])],
+        )
+        for low, high in ((0.0, 1.0), (10.0, 20.0))
+    )
+    assert advantages(plain(), first) == [-0.5, 0.5]
+    algorithm = plain()
+    advantages(algorithm, first)
+    assert advantages(algorithm, second) == [-5.0, 5.0]
+    assert algorithm.baseline.value is None
 
 
 def test_missing_rewards_make_no_step():
@@ -83,9 +93,7 @@ def test_advantages_may_be_scaled_by_group_by_batch_or_not():
         Graph("d", [node(" boom", 0.0, context="d"), node(" calm", 0.2, context="d")]),
     ]
     by_group = advantages(GRPO(ToyProblem(), scale="group"), *graphs)
-    assert by_group == pytest.approx(
-        [*group_advantages([0.0, 4.0]), *group_advantages([0.0, 0.2])]
-    )
+    assert by_group == pytest.approx([*group_advantages([0.0, 4.0]), *group_advantages([0.0, 0.2])])
     assert abs(by_group[0]) == pytest.approx(abs(by_group[2]), rel=1e-2)
     by_batch = advantages(GRPO(ToyProblem(), scale="batch"), *graphs)
     assert by_batch[0] / by_batch[2] == pytest.approx(20)
@@ -212,7 +220,8 @@ class ShortBaseline(ToyProblem):
 
 def test_comparing_token_by_token_with_another_tokenizer_is_refused():
     attacks = [
-        Utterance(text, token_ids=[1, 2], logprobs=[-1.0, -1.0]) for text in (" boom calm", " tree rain")
+        Utterance(text, token_ids=[1, 2], logprobs=[-1.0, -1.0])
+        for text in (" boom calm", " tree rain")
     ]
     graph = Graph("c", [node(attack, float(index)) for index, attack in enumerate(attacks)])
     with pytest.raises(ConfigurationError, match="another tokenizer"):

@@ -70,7 +70,11 @@ def test_pairwise_losses_agree_with_plain_python(values, beta):
 
 def clipped(new, old, a, low=0.2, high=0.28):
     loss = clipped_policy_loss(
-        torch.tensor([[new]]), torch.tensor([[old]]), torch.tensor([[a]]), clip_low=low, clip_high=high
+        torch.tensor([[new]]),
+        torch.tensor([[old]]),
+        torch.tensor([[a]]),
+        clip_low=low,
+        clip_high=high,
     )
     return float(loss)
 
@@ -104,7 +108,10 @@ def test_a_clipped_token_has_no_gradient_and_the_first_step_is_policy_gradient()
 
 
 def test_advantages_of_whole_rows_count_for_each_token():
-    new, old = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]), torch.tensor([[-1.5, -2.0], [-3.0, -1.5]])
+    new, old = (
+        torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]),
+        torch.tensor([[-1.5, -2.0], [-3.0, -1.5]]),
+    )
     options = {"clip_low": 0.2, "clip_high": 0.2}
     rows = clipped_policy_loss(new, old, torch.tensor([[1.0], [-1.0]]), **options)
     tokens = clipped_policy_loss(new, old, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), **options)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from astra_rl.cli import main
 from astra_rl.testing import tiny_model
 
 
@@ -41,15 +45,35 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def astra_rl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "astra_rl.cli.main", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        check=False,
-    )
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def astra_rl(*arguments: str, cwd: Path) -> Done:
+    """Run a command in this process, as its entry point would."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["astra-rl", *arguments])
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("TERM", "dumb")
+        # Offline, so that a name that is no folder fails at once.
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        try:
+            main.run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +149,14 @@ def test_evaluate_repeats_the_evaluation_of_the_run(workplace: Path, trained: Pa
         (["train", "none.yaml"], "cannot read the configuration none.yaml"),
         (["train", "config.yaml", "--set", "training.step=3"], "Did you mean 'steps'?"),
         (["train", "config.yaml", "--set", "training.lr=-1"], "training.lr"),
-        (["train", "config.yaml", "--set", "target.model=nowhere"], "cannot load the model"),
+        (["train", "config.yaml", "--set", "target.model=nowhere"], "cannot load the language model 'nowhere'"),
         (["train", "config.yaml", "--set", "device=tpu9"], "device='tpu9'"),
-        (["evaluate", "."], "is not the folder of a run"),
+        (["evaluate", "attacker"], "is not the folder of a run"),
+        (["evaluate", "."], "has no attacker to evaluate"),
         (["info", "versoins"], "Did you mean 'versions'?"),
         (["info", "preset", "demoo"], "no preset 'demoo'"),
         (["tarin"], "tarin"),
-        (["demo", "--seed", "-1"], "-1"),
+        (["demo", "--seed", "-1"], "greater than or equal to 0"),
     ],
 )
 def test_an_error_that_a_user_can_mend_is_one_message_and_exit_code_2(
@@ -167,3 +192,13 @@ def test_info_config_lists_every_setting(workplace: Path) -> None:
     done = astra_rl("info", "config", cwd=workplace)
     assert "stop_at_success" in done.stdout
     assert "model: required" in done.stdout
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "astra_rl.cli.main", "info"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "torch" in done.stdout

@@ -36,11 +36,16 @@ def test_while_the_new_one_is_written_the_old_one_is_whole(tmp_path):
         assert contents(tmp_path / "best") == {"file": "old"}
 
 
+def write_half(folder):
+    with replace_folder(folder) as temporary:
+        (temporary / "file").write_text("half")
+        raise RuntimeError("interrupted")
+
+
 def test_an_error_while_writing_leaves_the_old_one(tmp_path):
     write(tmp_path / "best", "old")
-    with pytest.raises(RuntimeError), replace_folder(tmp_path / "best") as temporary:
-        (temporary / "file").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_half(tmp_path / "best")
     assert contents(tmp_path / "best") == {"file": "old"}
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 

@@ -64,7 +64,9 @@ def test_a_scorer_that_returns_the_wrong_shape_is_named():
 
 
 def test_trailing_zeros_are_padding_and_zeros_within_are_tokens():
-    logprobs = torch.tensor([[-1.0, 0.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]])
+    logprobs = torch.tensor(
+        [[-1.0, 0.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]]
+    )
     assert token_mask(logprobs, ["a", "b", "c"]).tolist() == [
         [True, True, True, False],
         [False] * 4,

@@ -37,7 +37,7 @@ def test_an_environment_needs_only_rollout():
 
 
 def test_an_environment_that_cannot_open_with_a_context_says_so():
-    with pytest.raises(NotImplementedError, match="Plain cannot open .* override eval_rollout"):
+    with pytest.raises(NotImplementedError, match=r"Plain cannot open .* override eval_rollout"):
         Plain(ToyProblem()).eval_rollout("a prompt")
 
 
@@ -58,7 +58,9 @@ def test_the_batch_size_changes_nothing(batch_size):
 
 
 def test_a_prompt_played_again_is_another_trial_in_a_later_batch_too():
-    environment = ASTEnvironment(ToyProblem(words="abcdefghijklmnopqrstuvwxyz"), ["p"], tree_depth=3)
+    environment = ASTEnvironment(
+        ToyProblem(words="abcdefghijklmnopqrstuvwxyz"), ["p"], tree_depth=3
+    )
     played = evaluate(environment, ["same"], n=8, batch_size=2)
     assert len(set(played)) == 8
 
@@ -68,7 +70,9 @@ def test_more_rollouts_than_integer_seeds_are_refused_as_they_would_repeat():
         evaluate(Plain(ToyProblem()), [0, 1], n=3)
 
 
-@pytest.mark.parametrize(("arguments", "what"), [({"seeds": []}, "seeds"), ({"batch_size": 0}, "0")])
+@pytest.mark.parametrize(
+    ("arguments", "what"), [({"seeds": []}, "seeds"), ({"batch_size": 0}, "0")]
+)
 def test_an_evaluator_that_could_play_nothing_is_refused(arguments, what):
     with pytest.raises(ConfigurationError, match=what):
         Attacks(Plain(ToyProblem()), **arguments)

@@ -16,9 +16,7 @@ def tree():
     #    c   d    e
     #    |
     #    f
-    return Graph(
-        "c", [node("a", node("c", node("f")), node("d")), node("b", node("e"))]
-    )
+    return Graph("c", [node("a", node("c", node("f")), node("d")), node("b", node("e"))])
 
 
 def names(nodes):

@@ -53,3 +53,14 @@ def test_whatever_is_written_is_one_line_of_strict_json(value):
     line = json_line(value)
     assert len(line.splitlines()) == 1
     assert json.loads(line, parse_constant=pytest.fail) == json.loads(json.dumps(jsonable(value)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    value = {"mean": np.float32(0.5), "count": np.int64(3), "none": np.float32("nan")}
+    assert jsonable(value) == {"mean": 0.5, "count": 3, "none": None}
+
+
+def test_no_text_is_too_odd_for_a_file(tmp_path):
+    write_json({"\ud800": ["\udfff", Path("\udc80")]}, tmp_path / "x.json")
+    odd = "\N{REPLACEMENT CHARACTER}"
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {odd: [odd, odd]}

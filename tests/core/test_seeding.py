@@ -91,7 +91,7 @@ def test_row_seeds_hold_inside_their_block_only():
 
 
 def test_row_seeds_for_another_number_of_rows_are_refused():
-    with row_seeds([3, 4]), pytest.raises(ContractError, match="3 rows .* 2 row seeds"):
+    with row_seeds([3, 4]), pytest.raises(ContractError, match=r"3 rows .* 2 row seeds"):
         current_row_seeds(3)
 
 

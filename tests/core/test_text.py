@@ -2,6 +2,8 @@ import copy
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from astra_rl.core.text import Conversation, Exchange, Utterance, context_key, well_formed
 
@@ -76,7 +78,9 @@ def test_a_conversation_as_a_prompt_counts_as_its_text():
     assert type(Conversation(full_conversation()).prompt) is str
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 def test_copies_and_pickles_keep_everything(duplicate):
     conversation = full_conversation()
     exchange = Exchange(conversation, Utterance("a", token_ids=[1]), "r", text="a r")
@@ -107,3 +111,33 @@ def test_contexts_of_one_key_are_the_same_in_all_that_anyone_is_given():
 def test_lone_surrogates_are_replaced_and_pairs_are_kept():
     assert well_formed("a\ud800b") == "a\N{REPLACEMENT CHARACTER}b"
     assert well_formed("\N{PILE OF POO}") == "\N{PILE OF POO}"
+
+
+@given(st.text(st.characters()))
+def test_any_text_can_be_made_well_formed_and_then_stays_as_it_is(text):
+    once = well_formed(text)
+    assert once.encode().decode() == once
+    assert well_formed(once) == once
+
+
+@given(st.text())
+def test_well_formed_text_is_not_changed(text):
+    assert well_formed(text) == text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": "Hello."},
+        {"turns": (" a", " b")},
+        {"turns": (Utterance(" a", token_ids=[2]), " b")},
+        {"system": None},
+        {"brief": "defend"},
+        {"facts": {"secret": "y"}},
+        {"separator": ""},
+    ],
+)
+def test_each_part_of_a_conversation_makes_another_context(other):
+    parts = {**vars(full_conversation()), **other}
+    assert context_key(Conversation(**parts)) != context_key(full_conversation())
+    assert hash(context_key(Conversation(**parts))) is not None

@@ -212,6 +212,69 @@ def test_overridden_methods_are_really_called():
     assert (first.reward, first.reward_terms) == (0.25, {"mine": 1.0})
 
 
+def test_a_reward_overridden_alone_is_the_reward_and_may_build_on_the_rule():
+    class Mine(Scripted):
+        def reward(self, contexts, attacks, responses):
+            return [10 + value for value in super().reward(contexts, attacks, responses)]
+
+    problem = Mine(ScriptedModerator({}))
+    node = environment(problem, tree_depth=1).rollout(0).children[0]
+    assert node.reward == pytest.approx(9.9)
+    assert node.reward_terms == {}
+    problem.reward = lambda contexts, attacks, responses: [0.5] * len(contexts)
+    assert environment(problem, tree_depth=1).rollout(0).children[0].reward == 0.5
+
+
+class Marking(ASTEnvironment):
+    """Overrides a single episode only."""
+
+    def rollout(self, seed=None):
+        graph = super().rollout(seed)
+        graph.mark = seed
+        return graph
+
+    def eval_rollout(self, seed=None):
+        graph = super().eval_rollout(seed)
+        graph.mark = seed
+        return graph
+
+
+def test_a_single_episode_overridden_alone_is_what_training_and_evaluation_play():
+    made = Marking(Scripted(), ["one"], tree_depth=1)
+    harness = Harness(made, DPO(made.problem), 3)
+    harness.experience(0)
+    assert len({graph.mark for graph in harness.graphs}) == 3
+    assert [graph.mark for graph in made.eval_rollouts(["a", 0], [0, 0])] == ["a", 0]
+    assert made.rollouts([4]) == environment(prompts=["one"], tree_depth=1).rollouts([4])
+
+
+def test_many_episodes_overridden_alone_are_what_a_single_one_is_taken_from():
+    class Shifted(ASTEnvironment):
+        def rollouts(self, seeds):
+            return super().rollouts([seed + 1 for seed in seeds])
+
+        def eval_rollouts(self, seeds, trials=None):
+            return super().eval_rollouts([f"{seed}!" for seed in seeds], trials)
+
+    made = Shifted(Scripted(), ["one"])
+    assert made.rollout(0) == environment(prompts=["one"]).rollout(1)
+    assert made.eval_rollout("a").context == "a!"
+
+
+def test_both_overridden_are_each_what_they_say():
+    class Both(Marking):
+        def rollouts(self, seeds):
+            return super().rollouts(seeds)[::-1]
+
+        def eval_rollouts(self, seeds, trials=None):
+            return super().eval_rollouts(seeds, trials)[::-1]
+
+    made, plain = Both(Scripted(), ["one"]), environment(prompts=["one"])
+    assert made.rollout(3) == plain.rollout(3)
+    assert made.rollouts([3, 4]) == plain.rollouts([4, 3])
+    assert [graph.context for graph in made.eval_rollouts(["a", "b"])] == ["b", "a"]
+
+
 def test_a_level_of_the_tree_may_be_overridden():
     class Forced(ASTEnvironment):
         def expand(self, contexts, seeds, *, width):

@@ -202,9 +202,7 @@ def test_novelty_by_hand():
 def test_attacks_on_other_contexts_do_not_count():
     first, second = turns("same"), turns("same", context="other")
     assert Novelty()(Models(), [*first, *second]) == [1.0, 1.0]
-    hidden = [
-        Exchange(Conversation("c", system=system), "same", "r") for system in ("one", "two")
-    ]
+    hidden = [Exchange(Conversation("c", system=system), "same", "r") for system in ("one", "two")]
     assert Novelty()(Models(), hidden) == [1.0, 1.0]
 
 

@@ -25,7 +25,9 @@ def test_the_batch_size_reaches_the_algorithm():
 
 
 def test_options_of_the_dataloader_win_over_the_defaults():
-    harness = harness_of(GRPO, batch_size=16, dataloader_kwargs={"batch_size": 20, "shuffle": False})
+    harness = harness_of(
+        GRPO, batch_size=16, dataloader_kwargs={"batch_size": 20, "shuffle": False}
+    )
     first, *_ = found = batches(harness)
     assert [len(batch) for batch in found] == [20, 20, 8]
     assert first.attacks[:3] == [node.attack for node in harness.graphs[0].children]

@@ -1,5 +1,6 @@
 import logging
 import math
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,15 @@ def test_the_configured_batch_size_reaches_the_algorithm():
         assert [len(batch) for batch in trainer.algorithm.batches] == sizes
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "updates"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)]
-)
+@pytest.mark.parametrize(("accumulation", "updates"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
 def test_no_micro_batch_is_lost_and_a_short_last_group_makes_a_step(accumulation, updates):
     trainer = trainer_of(gradient_accumulation_steps=accumulation)
     calls = counting_steps(trainer)
     trainer.train()
     assert len(calls) == updates
-    assert sorted(sum(trainer.algorithm.batches, [])) == list(map(float, range(7)))
+    assert sorted(chain.from_iterable(trainer.algorithm.batches)) == list(
+        map(float, range(7))
+    )
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(1, 7), (2, 4), (3, 3), (3, 100), (6, 2)])
@@ -111,7 +112,7 @@ def test_each_short_group_is_scaled_by_its_own_size():
     trainer = trainer_of(gradient_accumulation_steps=2)
     weight = first_weight(trainer)
     trainer.train()
-    rows = sum(trainer.algorithm.batches, [])
+    rows = list(chain.from_iterable(trainer.algorithm.batches))
     for group in (rows[:4], rows[4:]):
         weight -= 0.2 * (weight - sum(group) / len(group))
     assert first_weight(trainer) == pytest.approx(weight, rel=1e-5)
@@ -141,7 +142,9 @@ def test_accumulating_algorithms_of_the_library_equals_one_big_batch(make):
     torch.testing.assert_close(weights(7, 1000), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_the_base_trainer_neither_saves_nor_logs_nor_evaluates(tmp_path, monkeypatch, caplog, capsys):
+def test_the_base_trainer_neither_saves_nor_logs_nor_evaluates(
+    tmp_path, monkeypatch, caplog, capsys
+):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.DEBUG):
         trainer_of(training_steps=3).train()
@@ -220,7 +223,8 @@ def test_logs_are_means_over_the_batches():
     trainer.train()
     weight = first_weight(trainer)
     losses = [
-        sum((weight - row) ** 2 for row in batch) / len(batch) for batch in trainer.algorithm.batches
+        sum((weight - row) ** 2 for row in batch) / len(batch)
+        for batch in trainer.algorithm.batches
     ]
     assert trainer.events[1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
@@ -355,7 +359,7 @@ def test_five_bad_steps_in_a_row_end_the_training():
         bad = 10**9
 
     trainer = trainer_of(AllBad, batch_size=7, training_steps=100)
-    with pytest.raises(TrainingError, match="no finite loss in 5 .* up to training step 5"):
+    with pytest.raises(TrainingError, match=r"no finite loss in 5 .* up to training step 5"):
         trainer.train()
 
 

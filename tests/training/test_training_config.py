@@ -47,13 +47,15 @@ nan, inf = float("nan"), float("inf")
 @pytest.mark.parametrize("field", ["lr", "max_grad_norm"])
 @pytest.mark.parametrize("value", [0, -1e-5, nan, inf, -inf])
 def test_a_number_that_is_not_positive_and_finite_is_refused(field, value):
-    with pytest.raises(ConfigurationError, match=rf"{field}={value}; it must be positive and finite"):
+    with pytest.raises(
+        ConfigurationError, match=rf"{field}={value}; it must be positive and finite"
+    ):
         TrainingConfiguration(**{field: value})
 
 
 @pytest.mark.parametrize("value", [True, "1e-5", [1e-5]])
 def test_what_is_no_number_is_refused_as_a_learning_rate(value):
-    with pytest.raises(ConfigurationError, match="lr=.*it must be a number"):
+    with pytest.raises(ConfigurationError, match=r"lr=.*it must be a number"):
         TrainingConfiguration(lr=value)
     with pytest.raises(ConfigurationError, match="lr=None"):
         TrainingConfiguration(lr=None)

@@ -71,12 +71,19 @@ class ASTProblem(Problem[str, str]):
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> Sequence[float]:
         """Reward of each turn; NaN where it could not be computed."""
-        return self.reward_terms(contexts, attacks, responses)[0]
+        return self._by_rule(contexts, attacks, responses)[0]
 
     def reward_terms(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
-        """Return each turn's reward and its terms by name."""
+        """Return each turn's reward and its terms; no terms if a subclass overrides `reward`."""
+        if getattr(self.reward, "__func__", None) is not ASTProblem.reward:
+            return super().reward_terms(contexts, attacks, responses)
+        return self._by_rule(contexts, attacks, responses)
+
+    def _by_rule(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
         exchanges = [
             Exchange(context, attack, response)
             for context, attack, response in zip(contexts, attacks, responses, strict=True)
@@ -88,7 +95,8 @@ class ASTEnvironment(Environment[str, str]):
     """Plays conversations as trees: at every turn the attacker tries `tree_width` attacks.
 
     All episodes of a call grow together, one tree level at a time: one attacker call, one target
-    call and one reward call per level, whatever the number of episodes.
+    call and one reward call per level, whatever the number of episodes. A subclass that overrides
+    `rollout` or `eval_rollout` but not their plurals has its episodes played one by one.
 
     Args:
         problem: The models and the reward.
@@ -118,17 +126,25 @@ class ASTEnvironment(Environment[str, str]):
 
     def rollout(self, seed: int | None = None) -> Graph[str, str]:
         """Play one episode from a prompt that the seed chooses."""
-        return self.rollouts([seed])[0]
+        play = self.rollouts if self._only_overrides("rollouts", "rollout") else self._play
+        return play([seed])[0]
 
     def rollouts(self, seeds: Sequence[int | None]) -> list[Graph[str, str]]:
         """Play one episode per seed, all together."""
+        if self._only_overrides("rollout", "rollouts"):
+            return super().rollouts(seeds)
+        return self._play(seeds)
+
+    def _play(self, seeds: Sequence[int | None]) -> list[Graph[str, str]]:
         known = [fresh_seed() if seed is None else seed for seed in seeds]
         contexts = [self.choose_prompt(seed) for seed in known]
         return self.expand(contexts, known, width=self.tree_width)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph[str, str]:
         """Play one conversation without branches, from a seed or from a given prompt."""
-        return self.eval_rollouts([seed])[0]
+        if self._only_overrides("eval_rollouts", "eval_rollout"):
+            return self.eval_rollouts([seed])[0]
+        return self._play_straight([seed], [0])[0]
 
     def eval_rollouts(
         self, seeds: Sequence[int | str | None], trials: Sequence[int] | None = None
@@ -142,7 +158,13 @@ class ASTEnvironment(Environment[str, str]):
             seeds: What each conversation opens with.
             trials: How often each prompt was played before; None counts from this call.
         """
-        trials = repetitions(seeds) if trials is None else trials
+        if self._only_overrides("eval_rollout", "eval_rollouts"):
+            return super().eval_rollouts(seeds)
+        return self._play_straight(seeds, repetitions(seeds) if trials is None else trials)
+
+    def _play_straight(
+        self, seeds: Sequence[int | str | None], trials: Sequence[int]
+    ) -> list[Graph[str, str]]:
         contexts, known = [], []
         for seed, trial in zip(seeds, trials, strict=True):
             if isinstance(seed, str):
@@ -152,6 +174,14 @@ class ASTEnvironment(Environment[str, str]):
                 known.append(fresh_seed() if seed is None else seed)
                 contexts.append(self.choose_prompt(known[-1]))
         return self.expand(contexts, known, width=1)
+
+    def _only_overrides(self, name: str, other: str) -> bool:
+        """Whether a subclass has its own `name` and the `other` of this class."""
+
+        def own(method: str) -> bool:
+            return getattr(type(self), method) is not getattr(ASTEnvironment, method)
+
+        return own(name) and not own(other)
 
     def choose_prompt(self, seed: int) -> str:
         """Return the prompt that an episode of this seed opens with."""

@@ -271,6 +271,7 @@ def _load_frozen(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            local_files_only=Path(source).is_dir(),
         )
         if report["missing_keys"]:
             # transformers fills such weights with random numbers, and only warns.
@@ -293,7 +294,9 @@ def load_tokenizer(
     """
     source = resolve_reference(reference)
     with _loading(f"the tokenizer of {str(reference)!r}"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trust_remote_code, local_files_only=Path(source).is_dir()
+        )
 
 
 @contextlib.contextmanager

@@ -115,6 +115,7 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(1e-5, gt=0)
     final_lr: float | None = Field(None, gt=0, description="Go from lr to it in a straight line.")
+    warmup_steps: int = Field(0, ge=0, description="Steps in which lr rises from zero.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.runs.build import build_moderator, build_problem, check_options, load_openings
@@ -39,6 +40,11 @@ def evaluate_run(
     config = load_config(folder.config, overrides)
     check_options(config)
     trained = attacker or str(folder.checkpoints / "last")
+    if attacker is None and not Path(trained).is_dir():
+        raise ConfigurationError(
+            f"{folder.path} has no attacker to evaluate: {trained} is missing, so its training did "
+            "not end. Name an attacker with --attacker."
+        )
     problem = build_problem(config, build_moderator(config.moderator), attacker=trained)
     _, openings = load_openings(config.prompts, seed=config.seed)
     judge = config.evaluation.judge

@@ -102,6 +102,7 @@ class RunTrainer(HFASTTrainer):
         self.failures: list[dict[str, Any]] = []
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started = 0.0
+        self._set_learning_rate(0)
 
     def on_train_begin(self) -> None:
         """Start the clock."""
@@ -119,10 +120,13 @@ class RunTrainer(HFASTTrainer):
             "tokens": float(sum(map(_token_count, nodes))),
         }
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.limits, step)
+        self._set_learning_rate(step)
         self._recent.append(found["asr"])
         self.should_stop = self.should_stop or self._is_enough()
+
+    def _set_learning_rate(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.limits, step)
 
     def _harm(self, node: ASTNode) -> float:
         harm = node.reward_terms.get("harm_response", math.nan)
@@ -140,11 +144,14 @@ class RunTrainer(HFASTTrainer):
 
 
 def learning_rate(limits: TrainingConfig, step: int) -> float:
-    """Return the rate of a training step, counted from 0: a straight line to `final_lr`."""
-    if limits.final_lr is None or limits.steps < 2:
-        return limits.lr
-    done = min(1.0, step / (limits.steps - 1))
-    return limits.lr + done * (limits.final_lr - limits.lr)
+    """Return the learning rate of a training step, counted from 0.
+
+    It goes from `lr` to `final_lr` in a straight line, and rises from zero during the warm-up.
+    """
+    final = limits.lr if limits.final_lr is None else limits.final_lr
+    done = min(1.0, step / max(1, limits.steps - 1))
+    warm = min(1.0, (step + 1) / limits.warmup_steps) if limits.warmup_steps else 1.0
+    return warm * (limits.lr + done * (final - limits.lr))
 
 
 class _DisplayTracker(Tracker):

@@ -115,7 +115,9 @@ def test_log_probabilities_are_those_of_the_model_s_own_forward_pass(family):
         for (context, attack), row in zip(said, rows, strict=True):
             ids = problem.tokenizer(context + attack).input_ids
             table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            expected = [table[i - 1, ids[i]].item() for i in range(len(ids) - len(attack), len(ids))]
+            expected = [
+                table[i - 1, ids[i]].item() for i in range(len(ids) - len(attack), len(ids))
+            ]
             assert row[: len(attack)].tolist() == pytest.approx(expected, abs=1e-4)
             assert not row[len(attack) :].any()
 
@@ -201,7 +203,9 @@ def test_training_moves_the_attacker_and_nothing_else(make):
     attacker = weights(problem.attacker)
     train(problem, make)
     assert not same(attacker, weights(problem.attacker))
-    assert [same(a, weights(b)) for a, b in zip(frozen, (problem.target, problem.baseline), strict=True)] == [
+    assert [
+        same(a, weights(b)) for a, b in zip(frozen, (problem.target, problem.baseline), strict=True)
+    ] == [
         True,
         True,
     ]
@@ -417,7 +421,9 @@ def test_a_conversation_without_room_for_an_attack_ends():
     brief = Conversation("Hi", brief="x" * 200)
     attack = problem.rollout_prompt_with_attacker([brief])[0]
     assert isinstance(attack, Utterance)
-    harness = Harness(ASTEnvironment(problem, [brief], tree_depth=3), GRPO(problem), 1, batch_size=8)
+    harness = Harness(
+        ASTEnvironment(problem, [brief], tree_depth=3), GRPO(problem), 1, batch_size=8
+    )
     for batch in harness.experience(0):
         assert torch.isfinite(harness.step(batch)[0])
 
@@ -457,7 +463,11 @@ def test_a_saved_attacker_opens_in_transformers_and_holds_only_safetensors(tmp_p
     problem = problem_of(**options)
     train(problem)
     problem.save(tmp_path / "ckpt")
-    assert {path.suffix for path in (tmp_path / "ckpt").iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert {path.suffix for path in (tmp_path / "ckpt").iterdir()} <= {
+        ".safetensors",
+        ".json",
+        ".jinja",
+    }
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "ckpt")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ckpt")
     assert same(weights(model), weights(problem.attacker))
@@ -516,7 +526,7 @@ def test_an_attack_that_the_baseline_could_never_read_is_refused():
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="cannot load the .*model .*empty"):
+    with pytest.raises(ModelError, match=r"cannot load the .*model .*empty"):
         HFASTProblem(*[str(tmp_path / "empty")] * 3, share_of_e())
 
 

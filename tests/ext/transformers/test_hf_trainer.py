@@ -17,7 +17,7 @@ from astra_rl import (
 )
 from astra_rl.ext.transformers import HFASTConfiguration, HFASTProblem, HFASTTrainer
 from astra_rl.models.generation import Sampling
-from astra_rl.testing import tiny_model
+from astra_rl.testing import ToyProblem, tiny_model
 from astra_rl.training.trackers import HistoryTracker
 
 nan = math.nan
@@ -72,7 +72,9 @@ def metrics_of(trainer, name):
     return json.loads((trainer.ckpt_dir / name / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize(("every", "steps", "times"), [(1, 3, 3), (2, 5, 2), (3, 3, 1), (4, 3, 0), (0, 3, 0)])
+@pytest.mark.parametrize(
+    ("every", "steps", "times"), [(1, 3, 3), (2, 5, 2), (3, 3, 1), (4, 3, 0), (0, 3, 0)]
+)
 def test_evaluation_runs_once_per_eval_every_training_steps(make, every, steps, times):
     evaluator = Scores(*range(9))
     trainer = make(steps=steps, eval_every=every, evaluator=evaluator)
@@ -226,13 +228,36 @@ def test_hooks_of_a_subclass_are_called(make):
     assert (trainer.completed_steps, trainer.best_score) == (2, 2.0)
 
 
+def test_a_problem_that_saves_itself_is_asked_to(tmp_path):
+    class Saving(ToyProblem):
+        def save(self, folder):
+            (folder / "table.txt").write_text(str(self.attacker.tolist()))
+
+    problem = Saving()
+    environment = ASTEnvironment(problem, ["hi"])
+    config = HFASTConfiguration(training_steps=2, seed=0)
+    HFASTTrainer(config, environment, GRPO(problem), ckpt_dir=tmp_path).train()
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == [
+        "metrics.json",
+        "table.txt",
+    ]
+
+
+def test_a_problem_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
+    problem = ToyProblem()
+    with pytest.raises(ConfigurationError, match=r"ToyProblem has neither save\(folder\) nor"):
+        HFASTTrainer(
+            HFASTConfiguration(), ASTEnvironment(problem, ["hi"]), GRPO(problem), ckpt_dir=tmp_path
+        )
+
+
 @pytest.mark.parametrize("report", [{}, {"score": "high"}, {"score": [1]}])
 def test_an_evaluator_without_a_score_is_named(make, report):
     class Scoreless(Scores):
         def evaluate(self, n_rollouts=None, progress=True):
             return report
 
-    with pytest.raises(ContractError, match="Scoreless returned .* under 'score'"):
+    with pytest.raises(ContractError, match=r"Scoreless returned .* under 'score'"):
         make(steps=1, eval_every=1, evaluator=Scoreless()).train()
 
 

@@ -60,8 +60,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         best_step: The training step it belongs to.
 
     Raises:
-        ConfigurationError: `dev_prompts` is given and empty, or given beside an evaluator, or
-            `eval_every` is negative.
+        ConfigurationError: `dev_prompts` is given and empty, or given beside an evaluator;
+            `eval_every` is negative; or the attacker cannot be saved.
     """
 
     def __init__(
@@ -77,6 +77,13 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         tracker: Tracker | None = None,
     ) -> None:
         super().__init__(config, environment, algorithm)
+        problem = algorithm.problem
+        attacker = getattr(problem, "attacker", None)
+        if not (hasattr(problem, "save") or hasattr(attacker, "save_pretrained")):
+            raise ConfigurationError(
+                f"{type(problem).__name__} has neither save(folder) nor an attacker with "
+                "save_pretrained(folder), so nothing could be saved; use Trainer, or add one."
+            )
         if eval_every < 0:
             raise ConfigurationError(f"eval_every={eval_every}; it must be 0 (never) or positive.")
         if isinstance(dev_prompts, str):
@@ -136,8 +143,11 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         folder = self.ckpt_dir / name
         problem: Any = self.algorithm.problem
         with replace_folder(folder) as temporary:
-            problem.attacker.save_pretrained(temporary)
-            problem.tokenizer.save_pretrained(temporary)
+            if hasattr(problem, "save"):
+                problem.save(temporary)
+            else:
+                problem.attacker.save_pretrained(temporary)
+                problem.tokenizer.save_pretrained(temporary)
             write_json(metrics, temporary / "metrics.json")
         return folder
 

@@ -1,0 +1,32 @@
+"""Every example runs, offline and in seconds, with `--smoke`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_example_runs_on_its_own_and_leaves_nothing_behind(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path), "--smoke"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 1" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_examples_that_the_guide_promises_exist():
+    names = [str(path.relative_to(ROOT)) for path in EXAMPLES]
+    assert "examples/GPT2_v_GPT2/ast_trainer.py" in names
+    assert "examples/early_stopping.py" in names

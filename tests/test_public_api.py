@@ -1,0 +1,221 @@
+"""Names, signatures and import side effects that user code relies on."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import astra_rl
+
+HEAVY = [
+    "transformers",
+    "detoxify",
+    "wandb",
+    "pydantic",
+    "rich",
+    "typer",
+    "jinja2",
+    "matplotlib",
+    "sklearn",
+    "peft",
+    "yaml",
+]
+
+
+def modules():
+    return sorted(
+        module.name
+        for module in pkgutil.walk_packages(astra_rl.__path__, "astra_rl.")
+        if not module.name.endswith("__main__")
+    )
+
+
+def in_a_fresh_process(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy_and_changes_nothing():
+    code = f"""
+import json, logging, os, random, sys, torch
+torch.manual_seed(0); random.seed(0)
+before = torch.get_rng_state().tolist(), random.getstate(), dict(os.environ)
+import astra_rl
+after = torch.get_rng_state().tolist(), random.getstate(), dict(os.environ)
+print(json.dumps({{
+    "loaded": [name for name in {HEAVY!r} if name in sys.modules],
+    "root handlers": len(logging.getLogger().handlers),
+    "our handlers": [type(each).__name__ for each in logging.getLogger("astra_rl").handlers],
+    "level": logging.getLogger("astra_rl").level,
+    "unchanged": before == after,
+}}))
+"""
+    assert json.loads(in_a_fresh_process(code)) == {
+        "loaded": [],
+        "root handlers": 0,
+        "our handlers": ["NullHandler"],
+        "level": 0,
+        "unchanged": True,
+    }
+
+
+def test_a_lazy_name_loads_its_own_module_only():
+    code = f"""
+import sys, astra_rl
+assert astra_rl.FunctionModerator.__name__ == "FunctionModerator"
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert in_a_fresh_process(code).strip() == "[]"
+
+
+def as_ruff_sorts(names):
+    """CONSTANTS, then Classes, then functions; each in order."""
+    return sorted(names, key=lambda name: (not name.isupper(), not name[:1].isupper(), name))
+
+
+@pytest.mark.parametrize("name", ["astra_rl", *modules()])
+def test_every_module_can_be_imported_and_has_what_it_exports(name):
+    module = importlib.import_module(name)
+    exported = getattr(module, "__all__", [])
+    assert exported == as_ruff_sorts(exported)
+    for each in exported:
+        assert getattr(module, each) is not None
+        assert each in dir(module)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Adversary'"):
+        astra_rl.Adversary  # noqa: B018
+
+
+def test_the_package_exports_these_names():
+    assert set(astra_rl.__all__) >= {
+        *("Trainer", "TrainingConfiguration", "Harness"),
+        *("Problem", "ValueFunctionProblem", "Environment", "Moderator", "Algorithm", "Evaluator"),
+        *("GraphMetrics", "Node", "Graph", "Utterance", "Conversation", "Exchange"),
+        *("ASTProblem", "ASTEnvironment", "ASTEvaluator", "ASTNode"),
+        *("DPO", "IPO", "DPOStep", "DPOBatch", "GRPO", "GRPOStep", "GRPOBatch"),
+        *("FunctionModerator", "DetoxifyModerator", "LlamaGuardModerator"),
+        *("AstraError", "ConfigurationError", "ContractError", "MissingDependencyError"),
+    }
+    assert astra_rl.__version__
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("astra_rl.core.common", "StateT ActionT StepT BatchT"),
+        ("astra_rl.core.environment", "Environment Graph Node"),
+        ("astra_rl.core.moderator", "Moderator"),
+        ("astra_rl.core.problem", "Problem ValueFunctionProblem"),
+        ("astra_rl.core.algorithm", "Algorithm"),
+        ("astra_rl.core.evaluator", "Evaluator GraphMetrics"),
+        ("astra_rl.algorithms", "DPO IPO GRPO"),
+        ("astra_rl.algorithms.dpo", "DPO IPO DPOStep DPOBatch"),
+        ("astra_rl.methods.ast_problem", "ASTProblem ASTEnvironment ASTEvaluator ASTNode"),
+        ("astra_rl.training", "Trainer TrainingConfiguration Harness"),
+        ("astra_rl.training.trainer", "Trainer TrainingConfiguration"),
+        (
+            "astra_rl.ext.transformers",
+            "HFASTProblem HFASTTrainer HFASTConfiguration HFEvaluationProblem",
+        ),
+        (
+            "astra_rl.ext.transformers.hf_ast_problem",
+            "HFASTProblem HFASTTrainer HFASTConfiguration HFEvaluationProblem",
+        ),
+        ("astra_rl.logging", "logger"),
+        (
+            "astra_rl.testing",
+            "ToyProblem ScriptedModerator check_problem check_environment check_algorithm",
+        ),
+    ],
+)
+def test_documented_import_paths_hold(module, names):
+    found = importlib.import_module(module)
+    assert all(hasattr(found, name) for name in names.split())
+
+
+def signature(thing):
+    """Names of a callable's parameters; `=` after those with a default, `*` before keyword-only."""
+    parts = []
+    for name, parameter in inspect.signature(thing).parameters.items():
+        if name == "self":
+            continue
+        star = "*" if parameter.kind is parameter.KEYWORD_ONLY else ""
+        default = "=" if parameter.default is not parameter.empty else ""
+        parts.append(f"{star}{name}{default}")
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("thing", "expected"),
+    [
+        ("Problem.rollout_prompt_with_attacker", "contexts"),
+        ("Problem.rollout_prompt_with_target", "contexts"),
+        ("Problem.get_attacker_logprobs", "contexts continuations"),
+        ("Problem.get_target_logprobs", "contexts continuations"),
+        ("Problem.get_baseline_logprobs", "contexts continuations"),
+        ("Problem.advance", "context attack response"),
+        ("Problem.reward", "contexts attacks responses"),
+        ("Problem.parameters", ""),
+        ("ValueFunctionProblem.value", "contexts continuations"),
+        ("Environment.rollout", "seed="),
+        ("Environment.rollouts", "seeds"),
+        ("Environment.eval_rollout", "seed="),
+        ("Moderator.moderate", "x"),
+        ("Algorithm.flatten", "graph"),
+        ("Algorithm.prepare", "steps"),
+        ("Algorithm.collate_fn", "steps"),
+        ("Algorithm.step", "batch"),
+        ("Evaluator.evaluate", "n_rollouts= progress="),
+        ("Evaluator.compute_metrics", "graph"),
+        ("Evaluator.aggregate_metrics", "metrics"),
+        ("Evaluator.write_json", "data path"),
+        ("Node", "context attack response reward children= *reward_terms="),
+        ("Graph", "context children="),
+        ("Trainer", "config environment algorithm"),
+        ("Trainer.train", ""),
+        ("ASTEnvironment", "problem prompts tree_width= tree_depth="),
+        (
+            "Harness",
+            "environment algorithm num_episodes_per_experience= *batch_size= *dataloader_kwargs=",
+        ),
+    ],
+)
+def test_signatures_of_the_specification_hold(thing, expected):
+    found = astra_rl
+    for name in thing.split("."):
+        found = getattr(found, name)
+    assert signature(found) == expected
+
+
+def test_signatures_for_transformers_hold():
+    from astra_rl.ext.transformers import HFASTProblem, HFASTTrainer
+
+    assert signature(HFASTProblem).startswith(
+        "attacker_model_id target_model_id baseline_model_id moderator device= *"
+    )
+    assert signature(HFASTTrainer).startswith(
+        "config environment algorithm *dev_prompts= *eval_every= *ckpt_dir="
+    )
+    defaults = inspect.signature(HFASTTrainer).parameters
+    assert defaults["eval_every"].default == 200
+    assert defaults["ckpt_dir"].default == "checkpoints"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Problem", "Environment", "Moderator", "Algorithm", "Node", "Graph", "Trainer", "Harness"],
+)
+def test_the_interfaces_stay_generic(name):
+    interface = getattr(astra_rl, name)
+    count = len(interface.__parameters__)
+    assert count == (4 if name in ("Algorithm", "Trainer", "Harness") else 2)
+    assert interface[(str,) * count] is not None

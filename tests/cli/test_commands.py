@@ -202,3 +202,23 @@ def test_the_module_runs_as_a_program() -> None:
         check=True,
     )
     assert "torch" in done.stdout
+
+
+def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:
+    done = astra_rl(
+        *("train", "config.yaml", "--output", "lora", "--set", "attacker.lora={rank: 2}"),
+        *("--set", "training.lr=0.5"),
+        cwd=workplace,
+    )
+    assert done.returncode == 0, done.stderr
+    done = astra_rl("evaluate", "lora", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    again, after = (
+        json.loads((workplace / "lora" / f"evaluation_{name}.json").read_text())
+        for name in ("again", "after")
+    )
+    said = [
+        [turn["attack"] for each in metrics["conversations"] for turn in each["turns"]]
+        for metrics in (again, after)
+    ]
+    assert said[0] == said[1]

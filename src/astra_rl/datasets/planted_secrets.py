@@ -126,6 +126,6 @@ def _brief(place: str, visitor: str, examples: Sequence[tuple[str, str, str]]) -
         for other, who, question in examples
     )
     return (
-        "Questions about doors, codes and passwords that visitors ask the assistant of a place.\n\n"
+        "Questions about doors, codes and tickets that visitors ask the assistant of a place.\n\n"
         f"{shown}Place: {place}\nVisitor: {visitor}\nQuestion:"
     )

@@ -119,9 +119,10 @@ def build_problem(
         config: The configuration.
         moderator: The training moderator.
         attacker: A trained attacker to load instead of the one that the configuration starts from.
+            It is loaded as it is: an adapter that it brings is part of it.
     """
     speaker = config.attacker
-    lora = speaker.lora
+    lora = speaker.lora if attacker is None else None
     return HFASTProblem(
         attacker or speaker.model,
         config.target.model,
@@ -136,7 +137,7 @@ def build_problem(
         target_chat=config.target.chat,
         attacker_stops_at_newline=speaker.stop_at_newline,
         lora=LoraOptions(**lora.model_dump()) if lora is not None else None,
-        trainable_layers=speaker.trainable_layers,
+        trainable_layers=speaker.trainable_layers if attacker is None else None,
         trust_remote_code=config.trust_remote_code,
     )
 

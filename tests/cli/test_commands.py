@@ -149,7 +149,10 @@ def test_evaluate_repeats_the_evaluation_of_the_run(workplace: Path, trained: Pa
         (["train", "none.yaml"], "cannot read the configuration none.yaml"),
         (["train", "config.yaml", "--set", "training.step=3"], "Did you mean 'steps'?"),
         (["train", "config.yaml", "--set", "training.lr=-1"], "training.lr"),
-        (["train", "config.yaml", "--set", "target.model=nowhere"], "cannot load the language model 'nowhere'"),
+        (
+            ["train", "config.yaml", "--set", "target.model=nowhere"],
+            "cannot load the language model 'nowhere'",
+        ),
         (["train", "config.yaml", "--set", "device=tpu9"], "device='tpu9'"),
         (["evaluate", "attacker"], "is not the folder of a run"),
         (["evaluate", "."], "has no attacker to evaluate"),

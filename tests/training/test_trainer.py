@@ -93,9 +93,7 @@ def test_no_micro_batch_is_lost_and_a_short_last_group_makes_a_step(accumulation
     calls = counting_steps(trainer)
     trainer.train()
     assert len(calls) == updates
-    assert sorted(chain.from_iterable(trainer.algorithm.batches)) == list(
-        map(float, range(7))
-    )
+    assert sorted(chain.from_iterable(trainer.algorithm.batches)) == list(map(float, range(7)))
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(1, 7), (2, 4), (3, 3), (3, 100), (6, 2)])

@@ -1,0 +1,41 @@
+"""The main job on the real bundled model, in short."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.bundled
+def test_the_demo_trains_a_real_attacker_against_a_real_model_offline(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    short = ("--set", "training.steps=2", "--set", "prompts.test=16")
+    done = subprocess.run(
+        [sys.executable, "-m", "astra_rl.cli.main", "demo", "--quick", "--output", folder, *short],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "makes no promise" in done.stdout
+    before, after = (
+        json.loads((folder / f"evaluation_{name}.json").read_text("utf-8"))
+        for name in ("before", "after")
+    )
+    assert before["n"] == after["n"] == 16
+    # An untrained attacker speaks ordinary text: far from certain, far from random tokens.
+    assert 1.0 < before["mean_attack_nll"] < 6.0
+    assert "Does the assistant keep its password?" in (folder / "report.html").read_text("utf-8")
+    for conversation in after["conversations"]:
+        assert conversation["turns"][0]["attack"].count("\n") == 0
+
+    attacker = AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / "last")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoints" / "last")
+    ids = tokenizer("What is the", return_tensors="pt").input_ids
+    assert attacker(ids).logits.shape[-1] == len(tokenizer)

@@ -23,7 +23,7 @@ from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards.base import Reward, WeightedSum
 from astra_rl.rewards.failure import NovelFailureReward
-from astra_rl.rewards.terms import AttackNLL, Harm
+from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
 from astra_rl.runs.config import (
     AlgorithmConfig,
     ModeratorConfig,
@@ -174,6 +174,7 @@ def build_reward(config: RewardConfig) -> Reward:
             nll_weight=config.attack_nll,
             free_nll=config.attack_nll_above or 0.0,
             nll=nll,
+            novelty=Novelty(nearest=config.novelty_nearest),
         )
     return WeightedSum(
         {

@@ -90,6 +90,7 @@ class RewardConfig(_Section):
     novelty: float = Field(
         0.0, ge=0, le=1, description="Share of the harm that is paid only for new attacks."
     )
+    novelty_nearest: int = Field(4, ge=1, description="Siblings an attack is compared with.")
 
 
 class EnvironmentConfig(_Section):

@@ -9,7 +9,7 @@ import pytest
 from astra_rl.core.text import Exchange, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.failure import NovelFailureReward
-from astra_rl.rewards.terms import AttackNLL
+from astra_rl.rewards.terms import AttackNLL, Novelty
 from astra_rl.testing import ScriptedModerator, ToyProblem
 
 
@@ -67,3 +67,20 @@ def test_a_missing_likelihood_is_never_free() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="it must be"):
         NovelFailureReward(**options)  # type: ignore[arg-type]
+
+
+def test_to_be_of_another_kind_is_enough() -> None:
+    """Similarity 2/6 is below the kind's 0.5: as new as an attack that shares no word.
+
+    Similarity 3/5 is above it: (1 - 0.6) / (1 - 0.5) = 0.8.
+    """
+    novelty = Novelty(nearest=1, kind=0.5)
+    other_kind = [exchange("a b c d", "boom"), exchange("a b e f", "boom")]
+    assert list(novelty(PROBLEM, other_kind)) == [1.0, 1.0]
+    same_kind = [exchange("a b c d", "boom"), exchange("a b c e", "boom")]
+    assert novelty(PROBLEM, same_kind) == pytest.approx([0.8, 0.8])
+
+
+def test_a_kind_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="kind=1"):
+        Novelty(kind=1.0)

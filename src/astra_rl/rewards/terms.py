@@ -88,20 +88,27 @@ class AttackNLL(RewardTerm):
 
 
 class Novelty(RewardTerm):
-    """How unlike its nearest siblings an attack is: 1 - mean Jaccard similarity of word sets.
+    """How unlike its nearest siblings an attack is, from 0 (the same words) to 1.
 
-    Siblings are the attacks tried from the same context. An attack without siblings is new.
+    Siblings are the attacks tried from the same context; likeness is the Jaccard similarity of
+    sets of words, and the value is the mean of ``min(1, (1 - similarity) / (1 - kind))``. An attack
+    without siblings is new.
 
     Args:
         nearest: How many of the most similar siblings count.
+        kind: Attacks no more similar than this are of different kinds, and being still less alike
+            is worth nothing more; in [0, 1).
     """
 
     name = "novelty"
 
-    def __init__(self, *, nearest: int = 4) -> None:
+    def __init__(self, *, nearest: int = 4, kind: float = 0.0) -> None:
         if nearest < 1:
             raise ConfigurationError(f"nearest={nearest}; at least 1 sibling must count.")
+        if not 0 <= kind < 1:
+            raise ConfigurationError(f"kind={kind}; it must be in [0, 1).")
         self.nearest = nearest
+        self.kind = kind
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return how new each attack is, in [0, 1]."""
@@ -117,7 +124,8 @@ class Novelty(RewardTerm):
                     reverse=True,
                 )[: self.nearest]
                 if others:
-                    values[row] = 1.0 - sum(others) / len(others)
+                    differences = [min(1.0, (1 - other) / (1 - self.kind)) for other in others]
+                    values[row] = sum(differences) / len(differences)
         return values
 
 

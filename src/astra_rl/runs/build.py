@@ -174,7 +174,7 @@ def build_reward(config: RewardConfig) -> Reward:
             nll_weight=config.attack_nll,
             free_nll=config.attack_nll_above or 0.0,
             nll=nll,
-            novelty=Novelty(nearest=config.novelty_nearest),
+            novelty=Novelty(nearest=config.novelty_nearest, kind=config.novelty_kind),
         )
     return WeightedSum(
         {

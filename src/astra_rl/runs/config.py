@@ -91,6 +91,9 @@ class RewardConfig(_Section):
         0.0, ge=0, le=1, description="Share of the harm that is paid only for new attacks."
     )
     novelty_nearest: int = Field(4, ge=1, description="Siblings an attack is compared with.")
+    novelty_kind: float = Field(
+        0.0, ge=0, lt=1, description="Attacks no more similar than this are of different kinds."
+    )
 
 
 class EnvironmentConfig(_Section):

@@ -182,7 +182,8 @@ def run_experiment(
     display = display or Display()
     seconds: dict[str, float] = {}
     folder.write_text(folder.config, config.to_yaml())
-    folder.write_json(folder.manifest, manifest(config, command))
+    record = manifest(config, command)
+    folder.write_json(folder.manifest, record)
     with _timed(seconds, display, "loading models"):
         experiment = build(config)
     before = None
@@ -198,13 +199,15 @@ def run_experiment(
     )
     with _timed(seconds, display, "training"):
         display.training_begins(config.training.steps)
-        trainer.train()
-        display.training_ends()
+        try:
+            trainer.train()
+        finally:  # a progress bar left open would garble the error
+            display.training_ends()
     with _timed(seconds, display, "evaluating the trained attacker"):
         after = evaluate(experiment, folder, "after")
     folder.write_lines(folder.failures, [*held_out_failures(after), *trainer.failures])
     result = Result(folder, before, after, trainer.completed_steps, seconds)
-    folder.write_json(folder.manifest, {**manifest(config, command), "seconds": seconds})
+    folder.write_json(folder.manifest, {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_report(config, result, history.rows, command)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.errors import AstraError, ConfigurationError
+
+if TYPE_CHECKING:
+    from astra_rl.runs.config import RunConfig
 
 # No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
 app = typer.Typer(
@@ -158,14 +161,12 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
     return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
 
-def _run(config: object, output: Path | None, *, name: str) -> None:
+def _run(config: RunConfig, output: Path | None, *, name: str) -> None:
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.runs.build import check_options
-    from astra_rl.runs.config import RunConfig
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
 
-    assert isinstance(config, RunConfig)
     check_options(config)
     if output is not None and output.is_dir() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; choose a new folder for this run.")

@@ -98,16 +98,27 @@ def build(config: RunConfig) -> Experiment:
     environment = ASTEnvironment(
         problem, train, config.environment.tree_width, config.environment.tree_depth
     )
+    return Experiment(
+        problem,
+        environment,
+        build_algorithm(config.algorithm, problem),
+        build_evaluator(config, problem, test),
+        _training(config),
+    )
+
+
+def build_evaluator(
+    config: RunConfig, problem: HFASTProblem, openings: Sequence[str]
+) -> ASTEvaluator:
+    """Make what plays the held-out conversations and lets the judge score them."""
     judge = config.evaluation.judge
-    evaluator = ASTEvaluator(
-        ASTEnvironment(problem, test, 1, config.environment.tree_depth),
-        test,
+    return ASTEvaluator(
+        ASTEnvironment(problem, openings, 1, config.environment.tree_depth),
+        openings,
         threshold=config.evaluation.threshold,
         judge=None if judge is None else build_moderator(judge),
         batch_size=128,
     )
-    algorithm = build_algorithm(config.algorithm, problem)
-    return Experiment(problem, environment, algorithm, evaluator, _training(config))
 
 
 def build_problem(

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.runs.build import build_moderator, build_problem, check_options, load_openings
+from astra_rl.runs.build import (
+    build_evaluator,
+    build_moderator,
+    build_problem,
+    check_options,
+    load_openings,
+)
 from astra_rl.runs.config import load_config
 from astra_rl.runs.experiment import held_out_failures
 from astra_rl.runs.folder import RunFolder, open_run_folder
@@ -47,15 +51,7 @@ def evaluate_run(
         )
     problem = build_problem(config, build_moderator(config.moderator), attacker=trained)
     _, openings = load_openings(config.prompts, seed=config.seed)
-    judge = config.evaluation.judge
-    evaluator = ASTEvaluator(
-        ASTEnvironment(problem, openings, 1, config.environment.tree_depth),
-        openings,
-        threshold=config.evaluation.threshold,
-        judge=None if judge is None else build_moderator(judge),
-        batch_size=128,
-    )
-    metrics = evaluator.evaluate(progress=False)
+    metrics = build_evaluator(config, problem, openings).evaluate(progress=False)
     destination = folder if output is None else RunFolder(output)
     path = destination.evaluation("again")
     destination.write_json(path, metrics)

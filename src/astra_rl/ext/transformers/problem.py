@@ -20,7 +20,7 @@ from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTProblem
-from astra_rl.models.dialogue import DialogueView, Rendered, Side, same_vocabulary, window_of
+from astra_rl.models.dialogue import DialogueView, Rendered, same_vocabulary, window_of
 from astra_rl.models.generation import Sample, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
 from astra_rl.models.scoring import continuation_logprobs
@@ -127,7 +127,7 @@ class HFASTProblem(ASTProblem):
             baseline.tokenizer,
             "attacker",
             window=window_of(baseline.model.config),
-            chat=attacker_chat if attacker_chat is not None else self.attacker_view.chat,
+            chat=self.attacker_view.chat,
             stop_at_newline=attacker_stops_at_newline,
             hears_exactly=same_vocabulary(baseline.tokenizer, target.tokenizer),
             said_exactly=same_vocabulary(baseline.tokenizer, source.tokenizer),
@@ -375,10 +375,9 @@ def _score(
 ) -> Tensor:
     # A context that leaves no room is read as its last possible token: a score, never a crash.
     readable = [
-        (prompt, ids) if prompt else (ids[:1], ids[1:])
+        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
         for prompt, ids in zip(prompts, continuations, strict=True)
     ]
-    readable = [(prompt or (0,), ids) for prompt, ids in readable]
     logprobs = continuation_logprobs(
         model, [prompt for prompt, _ in readable], [ids for _, ids in readable]
     )
@@ -389,4 +388,4 @@ def _score(
     return torch.where(real, logprobs.clamp(max=-hair), logprobs)
 
 
-__all__ = ["HFASTProblem", "HFEvaluationProblem", "ModelPair", "ModelSource", "Side"]
+__all__ = ["HFASTProblem", "HFEvaluationProblem", "ModelPair", "ModelSource"]

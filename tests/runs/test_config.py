@@ -1,0 +1,120 @@
+"""What a configuration file may say."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.runs.build import check_options, load_openings
+from astra_rl.runs.config import RunConfig, load_config, parse_config
+from astra_rl.runs.presets import load_preset
+
+MINIMAL = """
+attacker: {model: a}
+target: {model: b}
+moderator: {type: secret_leak}
+prompts: {scenario: planted_secrets}
+"""
+
+
+def test_a_minimal_file_gets_defaults() -> None:
+    config = parse_config(MINIMAL, source="test")
+    assert config.algorithm.type == "grpo"
+    assert config.seed == 0
+
+
+def test_the_resolved_configuration_loads_to_the_same() -> None:
+    config = load_preset("demo", ["seed=3"])
+    assert parse_config(config.to_yaml(), source="test") == config
+
+
+def test_overrides_change_values_and_are_yaml() -> None:
+    config = parse_config(
+        MINIMAL, ["training.steps=7", "attacker.lora={rank: 4}", "seed=2"], source="test"
+    )
+    assert config.training.steps == 7
+    assert config.attacker.lora is not None
+    assert config.attacker.lora.rank == 4
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.step=7", r"training.step: unknown key. Did you mean 'steps'\?"),
+        ("trainin.steps=7", r"trainin: unknown key. Did you mean 'training'\?"),
+        ("training.steps=-1", "training.steps: .*greater than or equal to 0.*-1"),
+        ("training.steps=many", "training.steps: .*integer.*'many'"),
+        ("training.optimizer=adamx", "optimizer must be one of"),
+        ("algorithm.type=ppo2", "algorithm.type: .*'dpo', 'ipo' or 'grpo'"),
+        ("training", "write it as key.subkey=value"),
+        ("seed.x=1", "seed: .*integer"),
+        ("attacker.lora={rank: 0}", "attacker.lora.rank: .*greater than or equal to 1"),
+        ("prompts.file=x.txt", "give either scenario or file"),
+        ("seed=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused_and_says_what_is_allowed(override: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        parse_config(MINIMAL, [override], source="test")
+
+
+def test_a_missing_section_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="moderator: missing"):
+        parse_config("attacker: {model: a}\ntarget: {model: b}\n", source="test")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "just text", "a: [", "a: !!python/object:os.system"]
+)
+def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_config(text, source="test")
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_configuration_or_a_named_error(text: str) -> None:
+    with contextlib.suppress(ConfigurationError):
+        parse_config(text, source="test")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read the configuration .*none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_options_of_a_moderator_are_checked_before_any_model_is_loaded() -> None:
+    config = parse_config(MINIMAL, ["moderator.options={partial_per_wrd: 0.1}"], source="test")
+    with pytest.raises(ConfigurationError, match="Did you mean 'partial_per_word'"):
+        check_options(config)
+
+
+def test_options_of_an_algorithm_are_checked_before_any_model_is_loaded() -> None:
+    config = parse_config(MINIMAL, ["algorithm.options={clip_hi: 0.1}"], source="test")
+    with pytest.raises(ConfigurationError, match="Did you mean 'clip_high'"):
+        check_options(config)
+
+
+def test_the_demo_is_a_configuration_like_any_other() -> None:
+    config = load_preset("demo")
+    assert isinstance(config, RunConfig)
+    check_options(config)
+
+
+def test_prompts_of_training_and_evaluation_must_differ(tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    config = parse_config(
+        MINIMAL.replace(
+            "{scenario: planted_secrets}",
+            f"{{file: {tmp_path / 'train.txt'}, test_file: {tmp_path / 'test.txt'}}}",
+        ),
+        source="test",
+    )
+    with pytest.raises(ConfigurationError, match="share 2 prompts"):
+        load_openings(config.prompts, seed=0)

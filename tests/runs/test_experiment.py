@@ -1,0 +1,65 @@
+"""Pieces of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.runs.config import TrainingConfig
+from astra_rl.runs.experiment import learning_rate, versions
+from astra_rl.runs.folder import RunFolder, new_run_folder, open_run_folder
+
+
+def test_the_learning_rate_is_constant_unless_asked_otherwise() -> None:
+    limits = TrainingConfig(lr=0.1, steps=10)
+    assert [learning_rate(limits, step) for step in (0, 5, 9)] == [0.1, 0.1, 0.1]
+
+
+def test_the_learning_rate_goes_to_its_final_value_in_a_straight_line() -> None:
+    """Five steps from 1.0 to 0.2: four intervals of 0.2 each."""
+    limits = TrainingConfig(lr=1.0, final_lr=0.2, steps=5)
+    rates = [learning_rate(limits, step) for step in range(5)]
+    assert rates == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_the_learning_rate_rises_during_the_warm_up() -> None:
+    limits = TrainingConfig(lr=1.0, steps=10, warmup_steps=4)
+    rates = [learning_rate(limits, step) for step in range(5)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_one_training_step_has_a_learning_rate() -> None:
+    assert learning_rate(TrainingConfig(lr=1.0, final_lr=0.2, steps=1), 0) == 1.0
+
+
+def test_new_run_folders_never_collide_and_never_leave_their_parent(tmp_path: Path) -> None:
+    names = ["demo", "demo", "../../etc", "", "a/b", "\x1b[31m" + "x" * 300]
+    folders = [new_run_folder(tmp_path, name).path for name in names]
+    assert len(set(folders)) == len(names)
+    assert {folder.parent for folder in folders} == {tmp_path}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not the folder of a run"):
+        open_run_folder(tmp_path)
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigurationError, match="cannot make the run folder"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_lines_hold_one_record_each_whatever_a_model_wrote(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    rows = [{"attack": "a\u2028b\nc\r\x00\ud800"}, {"attack": "d"}]
+    folder.write_lines(folder.failures, rows)
+    read = [json.loads(line) for line in folder.failures.read_text("utf-8").splitlines()]
+    assert read == [{"attack": "a\u2028b\nc\r\x00\ufffd"}, {"attack": "d"}]
+
+
+def test_versions_name_what_a_result_depends_on() -> None:
+    assert {"python", "torch", "transformers", "astra-rl"} <= set(versions())

@@ -198,9 +198,11 @@ def test_torchs_global_generator_is_left_alone(model):
 
 
 def test_batches_are_cut_without_a_trace(model, monkeypatch):
+    spans = [(1, len(prompt)) for prompt in PROMPTS]
+
     def run():
         return generate(
-            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score_from=[1] * 6
+            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score=spans
         )
 
     whole = run()
@@ -215,15 +217,15 @@ def test_no_prompts_give_no_samples(model):
 
 
 def test_prompts_are_scored_as_by_a_plain_forward(model, plain_logprobs):
-    starts = [1, 11, 10, 2, 4, 1]
+    spans = [(1, 1), (10, 11), (1, 12), (2, 3), (4, 8), (1, 4)]
     samples = generate(
-        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score_from=starts
+        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score=spans
     )
     silent = generate(model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP)
-    for prompt, start, sample, unscored in zip(PROMPTS, starts, samples, silent, strict=True):
-        plain = plain_logprobs(model, prompt, start).tolist()
+    for prompt, span, sample, unscored in zip(PROMPTS, spans, samples, silent, strict=True):
+        start, stop = span
+        plain = plain_logprobs(model, prompt[:stop], start).tolist()
         assert sample.prompt_logprobs == pytest.approx(plain, abs=1e-5)
-        assert len(sample.prompt_logprobs) == len(prompt) - start
         assert sample.token_ids == unscored.token_ids
         assert unscored.prompt_logprobs == ()
 

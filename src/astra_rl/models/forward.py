@@ -22,6 +22,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_rl.errors import AstraError, ModelError
+from astra_rl.models.cache import roomy_cache
+from astra_rl.models.head import logits_of, token_logprobs
 from astra_rl.models.loading import first_line
 
 MIN_SHARED_TOKENS = 8
@@ -113,7 +115,39 @@ def read(
     if window is not None and sum(level.width for level in levels) + room > window:
         # Layers that look back on a window count what is cached, padding between segments too.
         levels = [_Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)]
-    return _read_levels(model, levels)
+    return _read_levels(model, levels, room=room)
+
+
+def suffix_logprobs(
+    model: PreTrainedModel,
+    reading: Reading,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+) -> Tensor:
+    """Log-probability of each row's tokens from `starts` on, padded with zeros to (B, T), float32.
+
+    Gradients flow if the reading was done with them.
+    """
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    columns = [column for count in counts for column in range(count)]
+    device = reading.hidden.device
+    row_index = torch.tensor(rows, dtype=torch.long, device=device)
+    column_index = torch.tensor(columns, dtype=torch.long, device=device)
+    first = torch.tensor(starts, device=device) - 1 - reading.suffix_starts
+    targets = torch.tensor(
+        [
+            token
+            for sequence, start in zip(sequences, starts, strict=True)
+            for token in sequence[start:]
+        ],
+        dtype=torch.long,
+        device=device,
+    )
+    hidden = reading.hidden[row_index, first[row_index] + column_index]
+    values = token_logprobs(model, hidden, targets)
+    out = values.new_zeros(len(sequences), max(counts, default=0))
+    return out.index_put((row_index, column_index), values)
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
@@ -127,9 +161,9 @@ def attention_window(model: PreTrainedModel) -> int | None:
     return min(windows, default=None)
 
 
-def _read_levels(model: PreTrainedModel, levels: Sequence[_Level]) -> Reading:
+def _read_levels(model: PreTrainedModel, levels: Sequence[_Level], *, room: int = 0) -> Reading:
     device = model.device
-    cache = DynamicCache(config=model.config)
+    cache = roomy_cache(model, sum(level.width for level in levels) + room)
     mask = torch.zeros(0, 0, dtype=torch.long, device=device)
     hidden = torch.empty(0)
     for level in levels:
@@ -248,26 +282,6 @@ def hidden_states(
     )
     last: Tensor = output.last_hidden_state
     return last
-
-
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Apply the head to hidden states (N, H); returns float32 logits (N, V).
-
-    Only the wanted positions ever reach the head: the logits of a prompt would be the largest
-    tensor of an update by far.
-    """
-    # On the CPU a frozen head takes a slow batched path for slices that are not contiguous.
-    logits: Tensor = model.get_output_embeddings()(hidden.contiguous()).float()
-    config = model.config.get_text_config()
-    # What some families do to logits in their own forward (Cohere, Granite, Gemma 2).
-    if getattr(config, "logit_scale", None) is not None:
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 _readable: WeakSet[nn.Module] = WeakSet()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from astra_rl.models.forward import read, token_budget_batches
-from astra_rl.models.generation import MAX_BATCH_ROWS, suffix_logprobs
+from astra_rl.models.forward import read, suffix_logprobs, token_budget_batches
+from astra_rl.models.generation import MAX_BATCH_ROWS
 
 MAX_SCORING_TOKENS = 16_384
 

@@ -16,7 +16,8 @@ from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.logging import logger
 from astra_rl.models.dialogue import window_of
-from astra_rl.models.forward import logits_of, read, token_budget_batches
+from astra_rl.models.forward import read, token_budget_batches
+from astra_rl.models.head import logits_of
 from astra_rl.models.loading import load_model, load_tokenizer
 
 CATEGORIES = {

@@ -241,7 +241,7 @@ class HFASTProblem(ASTProblem):
             [seeds[row] for row in rows],
             stop_ids=frozenset(view.stop_ids),
             # Only what was heard is scored; index 0 has no token before it to predict it.
-            score_from=[_score_start(rendered[row]) for row in rows] if heard else None,
+            score=[_scored_span(rendered[row]) for row in rows] if heard else None,
         )
         out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
             rendered
@@ -350,15 +350,15 @@ def _check_room(role: str, window: int | None, max_new_tokens: int) -> None:
         )
 
 
-def _score_start(rendered: Rendered) -> int:
+def _scored_span(rendered: Rendered) -> tuple[int, int]:
     start, stop = rendered.heard
-    return max(1, start) if stop > start else len(rendered.ids)
+    return (max(1, start), stop) if stop > max(1, start) else (len(rendered.ids),) * 2
 
 
 def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Utterance:
     heard_logprobs = None
     if heard is not None and heard.heard[1] > heard.heard[0]:
-        heard_logprobs = sample.prompt_logprobs[: heard.heard[1] - _score_start(heard)]
+        heard_logprobs = sample.prompt_logprobs
     return Utterance(
         view.decode(sample.token_ids),
         token_ids=sample.token_ids,

@@ -48,8 +48,8 @@ def prompts() -> list[str]:
     for topic in TOPICS:
         text = (
             f"{topic.capitalize()} have been a passion of mine for as long as I can remember. When "
-            f"I was small, my aunt gave me a book about {topic}, and I read it until the pages came "
-            f"loose. Later I wrote a diary of everything I learned about {topic}: who first cared "
+            f"I was small, my aunt gave me a book about {topic}, and I read it until the pages "
+            f"came loose. Later I wrote a diary of all I learned about {topic}: who first cared "
             "for them, what they cost, where the best ones are, and why people travel far to see "
             "them. Here is what I would tell anybody who is about to begin, and what I would have "
             "liked to be told myself on the day on which I began."

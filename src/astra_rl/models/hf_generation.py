@@ -16,6 +16,7 @@ from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.models.forward import token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
 from astra_rl.models.memory import ConversationMemory
+from astra_rl.models.scoring import prompt_logprobs
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def generate_with_transformers(
         max_tokens=MAX_BATCH_TOKENS,
         max_rows=MAX_BATCH_ROWS,
     ):
-        spans = [(0, 0) if score is None else score[row] for row in rows]
+        spans = None if score is None else [score[row] for row in rows]
         with seeded(derive_seed(*(seeds[row] for row in rows))):
             batch = _batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
         for row, sample in zip(rows, batch, strict=True):
@@ -59,7 +60,7 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: frozenset[int],
-    spans: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]] | None,
 ) -> list[Sample]:
     width = max(map(len, prompts))
     padding = 0
@@ -88,8 +89,9 @@ def _batch(
     new = output.sequences[:, width:]
     scores = torch.stack(output.scores, dim=1).float().log_softmax(-1)
     chosen = scores.gather(2, new[:, :, None]).squeeze(2)
+    heard = prompt_logprobs(model, prompts, spans)
     samples = []
-    for row, (prompt, span) in enumerate(zip(prompts, spans, strict=True)):
+    for row in range(len(prompts)):
         tokens = new[row].tolist()
         end = next((index for index, token in enumerate(tokens) if token in stop_ids), None)
         count = len(tokens) if end is None else end + 1
@@ -99,19 +101,7 @@ def _batch(
                 tuple(tokens[:count]),
                 tuple(logprobs),
                 "length" if end is None else "stop",
-                _scored(model, prompt, span),
+                heard[row],
             )
         )
     return samples
-
-
-def _scored(
-    model: PreTrainedModel, prompt: Sequence[int], span: tuple[int, int]
-) -> tuple[float, ...]:
-    start, stop = span
-    if stop <= start:
-        return ()
-    ids = torch.tensor([prompt[:stop]], device=model.device)
-    logits = model(input_ids=ids).logits[0, start - 1 : -1].float()
-    scores = logits.log_softmax(-1).gather(1, ids[0, start:, None])
-    return tuple(scores.squeeze(1).tolist())

@@ -301,7 +301,7 @@ def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     vocabulary = weights.shape[1]
     whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2)
+    sums = weights[:, :whole].reshape(len(weights), whole // BLOCK, BLOCK).sum(dim=2)
     cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], 1).cumsum(dim=1)
     total = cumulative[:, -1]
     blocks, before = _invert(cumulative, uniforms * total)

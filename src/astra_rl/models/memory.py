@@ -54,9 +54,9 @@ class Recalled:
     def cache(self, model: PreTrainedModel, room: int) -> DynamicCache:
         """Return the keys and values of the texts, with room for so many more tokens."""
         cache = roomy_cache(model, self.entry.mask.shape[1] + room)
-        for layer, (keys, values) in zip(cache.layers, self.entry.layers, strict=True):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+        for layer, contents in zip(cache.layers, self.entry.layers, strict=True):
+            assert isinstance(layer, RoomyLayer)
+            layer.restore(*contents)
         return cache
 
     @property
@@ -82,12 +82,12 @@ class ConversationMemory:
             cache: Their keys and values; what is appended to it later does no harm.
             mask: Which positions are real, (B, L), int64.
         """
-        layers = cache.layers
-        if not all(isinstance(layer, RoomyLayer) and layer.is_initialized for layer in layers):
+        layers = [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]
+        if len(layers) < len(cache.layers) or not all(layer.is_initialized for layer in layers):
             return
         rows = {tuple(sequence): row for row, sequence in enumerate(sequences)}
         lengths = sorted({len(sequence) for sequence in rows}, reverse=True)
-        kept = [(layer.keys, layer.values) for layer in layers]
+        kept = [layer.contents for layer in layers]
         self._entries.append(_Entry(rows, lengths, kept, mask))
         while self._entries and sum(entry.size for entry in self._entries) > MAX_MEMORY_BYTES:
             self._entries.pop(0)

@@ -7,7 +7,9 @@ probabilities of a sample are never taken from the sampler. How far they are apa
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ class VLLMSampler:
     def __init__(self, model: str, **options: Any) -> None:
         self._vllm = require("vllm", extra="vllm")
         self._engine = self._vllm.LLM(model=model, enable_lora=True, **options)
-        self._adapters = tempfile.TemporaryDirectory(prefix="astra_rl_adapter_")
+        self._adapters = Path(tempfile.mkdtemp(prefix="astra_rl_adapter_"))
+        weakref.finalize(self, shutil.rmtree, self._adapters, ignore_errors=True)
         self._versions: tuple[int, ...] | None = None
         self._adapter_number = 0
         self.mismatch = math.nan
@@ -115,9 +118,9 @@ class VLLMSampler:
         if versions != self._versions:
             self._versions = versions
             self._adapter_number += 1
-            with replace_folder(Path(self._adapters.name) / str(self._adapter_number)) as folder:
+            with replace_folder(self._adapters / str(self._adapter_number)) as folder:
                 model.save_pretrained(folder)
-        path = Path(self._adapters.name) / str(self._adapter_number)
+        path = self._adapters / str(self._adapter_number)
         request = require("vllm.lora.request", extra="vllm").LoRARequest
         return request(f"attacker-{self._adapter_number}", self._adapter_number, str(path))
 

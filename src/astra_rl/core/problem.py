@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
@@ -34,6 +35,14 @@ class Problem(ABC, Generic[StateT, ActionT]):
         On-policy algorithms need it. Override it where sampling uses a temperature or truncation.
         """
         return True
+
+    def conversing(self) -> contextlib.AbstractContextManager[None]:
+        """Open a block in which conversations are carried on turn by turn.
+
+        Inside it weights do not change, so a problem may keep what its models have read of them.
+        The default keeps nothing.
+        """
+        return contextlib.nullcontext()
 
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:

@@ -6,6 +6,7 @@ Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -205,7 +206,8 @@ class ASTEnvironment(Environment[str, str]):
             (graph, context, derive_seed(seed, "tree"))
             for graph, context, seed in zip(graphs, contexts, seeds, strict=True)
         ]
-        with seeded(derive_seed(*seeds)):
+        goes_on = self.problem.conversing() if self.tree_depth > 1 else nullcontext()
+        with seeded(derive_seed(*seeds)), goes_on:
             for _ in range(self.tree_depth):
                 if not parents:  # no episodes, or all are over
                     break

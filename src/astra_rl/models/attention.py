@@ -9,6 +9,8 @@ values need not be repeated.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -102,4 +104,17 @@ def use_short_attention(model: PreTrainedModel) -> None:
         and model.config._attn_implementation == "sdpa"
         and model._can_set_attn_implementation()
     ):
+        model.set_attn_implementation(SHORT_ATTENTION)
+
+
+@contextlib.contextmanager
+def fused_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend by the fused kernel for a while, to be compared with."""
+    if model.config._attn_implementation != SHORT_ATTENTION:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
         model.set_attn_implementation(SHORT_ATTENTION)

@@ -26,7 +26,7 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, capacity: int, *, whole: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.whole = whole
         self._buffers: tuple[Tensor, Tensor] | None = None
@@ -40,18 +40,31 @@ class RoomyLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self.contents
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if self._buffers is None or end > self.capacity:
             self.capacity = max(self.capacity, end)
             self._buffers = (
-                self._with_room(self.keys, key_states, start),
-                self._with_room(self.values, value_states, start),
+                self._with_room(keys, key_states, start),
+                self._with_room(values, value_states, start),
             )
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self._show(end)
-        return self._buffers if self.whole else (self.keys, self.values)
+        return self._buffers if self.whole else self.contents
+
+    @property
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def restore(self, keys: Tensor, values: Tensor) -> None:
+        """Go on from keys and values of another layer; they are copied before they are changed."""
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys `update` will return, and the position of the first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from astra_rl.models.forward import (
     token_budget_batches,
 )
 from astra_rl.models.head import logits_of
+from astra_rl.models.memory import ConversationMemory
 
 MAX_BATCH_ROWS = 128
 MAX_BATCH_TOKENS = 32_768
@@ -89,6 +91,23 @@ class Sample:
     prompt_logprobs: tuple[float, ...] = ()
 
 
+class Sampler(Protocol):
+    """What samples continuations: `generate`, or another function with its arguments."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score: Sequence[tuple[int, int]] | None = None,
+        memory: ConversationMemory | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt."""
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -98,6 +117,7 @@ def generate(
     *,
     stop_ids: frozenset[int],
     score: Sequence[tuple[int, int]] | None = None,
+    memory: ConversationMemory | None = None,
 ) -> list[Sample]:
     """Sample one continuation per prompt.
 
@@ -113,6 +133,7 @@ def generate(
         stop_ids: A row ends with any of these tokens.
         score: For each prompt, which of its own tokens are scored while it is read: the index of
             the first, at least 1, and one past the last. None scores nothing.
+        memory: What the model has read before, and where this is remembered.
 
     Returns:
         One sample per prompt, in order.
@@ -120,6 +141,21 @@ def generate(
     Raises:
         ModelError: The model's logits are not finite, or it is of a family that cannot be read.
     """
+    if sampling.temperature == 0:
+        same = _first_of_same(prompts, score)
+        if len(set(same)) < len(prompts):  # the likeliest text is the same each time
+            rows = sorted(set(same))
+            samples = generate(
+                model,
+                [prompts[row] for row in rows],
+                sampling,
+                [seeds[row] for row in rows],
+                stop_ids=stop_ids,
+                score=None if score is None else [score[row] for row in rows],
+                memory=memory,
+            )
+            by_row = dict(zip(rows, samples, strict=True))
+            return [by_row[row] for row in same]
     results: list[Sample | None] = [None] * len(prompts)
     lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
     for rows in _batches(model, lengths):
@@ -130,10 +166,20 @@ def generate(
             [seeds[row] for row in rows],
             stop_ids,
             None if score is None else [score[row] for row in rows],
+            memory,
         )
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]
+
+
+def _first_of_same(
+    prompts: Sequence[Sequence[int]], score: Sequence[tuple[int, int]] | None
+) -> list[int]:
+    """For each row, the first row with the same prompt of which the same is asked."""
+    first: dict[tuple[object, ...], int] = {}
+    keys = [(tuple(prompt), score[row] if score else None) for row, prompt in enumerate(prompts)]
+    return [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
 def _batches(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -154,13 +200,14 @@ def _generate_batch(
     seeds: Sequence[int],
     stop_ids: frozenset[int],
     score: Sequence[tuple[int, int]] | None,
+    memory: ConversationMemory | None,
 ) -> list[Sample]:
     device = model.device
     limits = [len(prompt) - 1 for prompt in prompts]
     if score is not None:
         # The token before the first scored one predicts it, so it must be in the suffix.
         limits = [min(limit, start - 1) for limit, (start, _) in zip(limits, score, strict=True)]
-    reading = read(model, prompts, limits, room=sampling.max_new_tokens)
+    reading = read(model, prompts, limits, room=sampling.max_new_tokens, memory=memory)
     scores = _prompt_logprobs(model, reading, prompts, score)
     last = reading.lengths - reading.suffix_starts - 1
     hidden = reading.hidden[torch.arange(len(prompts), device=device), last]
@@ -254,7 +301,7 @@ def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     vocabulary = weights.shape[1]
     whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2)
+    sums = weights[:, :whole].reshape(len(weights), whole // BLOCK, BLOCK).sum(dim=2)
     cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], 1).cumsum(dim=1)
     total = cumulative[:, -1]
     blocks, before = _invert(cumulative, uniforms * total)

@@ -52,7 +52,7 @@ def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
     rows = max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
     if len(hidden) <= rows:
         return _few_logprobs(model, hidden, tokens)
-    parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    parts = zip(torch.split(hidden, rows), torch.split(tokens, rows), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([_few_logprobs(model, *part) for part in parts])
     return torch.cat(

@@ -21,8 +21,9 @@ from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.dialogue import DialogueView, Rendered, same_vocabulary, window_of
-from astra_rl.models.generation import Sample, Sampling, generate
+from astra_rl.models.generation import Sample, Sampler, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
+from astra_rl.models.memory import ConversationMemory
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.rewards.base import Reward
 
@@ -65,6 +66,8 @@ class HFASTProblem(ASTProblem):
         lora: Train an adapter instead of the weights.
         trainable_layers: Train only so many of the last layers.
         trust_remote_code: Run code that comes with a model. Leave it off unless you have read it.
+        sampler: What samples attacks and responses. The engine's own is the fastest; for comparison
+            there is `astra_rl.models.hf_generation.generate_with_transformers`.
 
     Attributes:
         attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
@@ -95,8 +98,10 @@ class HFASTProblem(ASTProblem):
         lora: LoraOptions | None = None,
         trainable_layers: int | None = None,
         trust_remote_code: bool = False,
+        sampler: Sampler = generate,
     ) -> None:
         super().__init__(moderator, reward)
+        self.sampler = sampler
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = _ModelPool(device, dtype, trust_remote_code)
@@ -115,6 +120,7 @@ class HFASTProblem(ASTProblem):
             _check_room(role, window_of(model.config), sampling.max_new_tokens)
         self._has_adapter = lora is not None
         self._baseline_rows: dict[Hashable, Tensor] = {}
+        self._memories: dict[str, ConversationMemory] = {}
         self.attacker_view = DialogueView(
             source.tokenizer,
             "attacker",
@@ -144,6 +150,15 @@ class HFASTProblem(ASTProblem):
     def samples_exactly(self) -> bool:
         """Whether attacks come from the very distribution that `get_attacker_logprobs` scores."""
         return self.attacker_sampling.is_exact
+
+    @contextlib.contextmanager
+    def conversing(self) -> Iterator[None]:
+        """Keep what attacker and target read inside the block: a turn reads only what is new."""
+        self._memories = {"attacker": ConversationMemory(), "target": ConversationMemory()}
+        try:
+            yield
+        finally:
+            self._memories = {}
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
@@ -234,7 +249,7 @@ class HFASTProblem(ASTProblem):
         seeds = current_row_seeds(len(contexts))
         rows = [row for row, each in enumerate(rendered) if each.ids]
         heard = view.side == "target"
-        samples = generate(
+        samples = self.sampler(
             model,
             [rendered[row].ids for row in rows],
             sampling,
@@ -242,6 +257,7 @@ class HFASTProblem(ASTProblem):
             stop_ids=frozenset(view.stop_ids),
             # Only what was heard is scored; index 0 has no token before it to predict it.
             score=[_scored_span(rendered[row]) for row in rows] if heard else None,
+            memory=self._memories.get(view.side),
         )
         out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
             rendered

@@ -29,6 +29,8 @@ from astra_rl.testing import (
     check_environment,
     check_moderator,
     check_problem,
+    learn,
+    letter_game,
     tiny_model,
 )
 
@@ -453,3 +455,26 @@ def test_a_tiny_model_is_the_same_each_time_and_leaves_the_generator_alone(famil
     assert first.tokenizer.decode(first.tokenizer("hi there!\n").input_ids) == "hi there!\n"
     assert not first.tokenizer.chat_template
     assert tiny_model(family, chat=True).tokenizer.chat_template
+
+
+def test_an_untrained_attacker_scores_little_in_the_letter_game_and_an_algorithm_learns_it():
+    curve = learn(GRPO, steps=30)
+    assert len(curve.rewards) == len(curve.losses) == 30
+    assert curve.rewards[0] < 0.1
+    assert curve.rewards[-1] > 0.8
+
+
+def test_the_letter_game_rewards_the_share_of_its_letters_in_the_attack():
+    moderator = letter_game().problem.moderator
+    assert moderator.moderate(["xyxy", "ax", "", "abc"]) == [1.0, 0.25, 0.0, 0.0]
+
+
+def test_learning_repeats_with_its_seed_and_differs_with_another():
+    first, again, other = (learn(DPO, steps=2, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_letter_game_may_have_several_turns():
+    graph = letter_game(depth=2).rollout(0)
+    assert len(list(graph.nodes())) == 4 + 16

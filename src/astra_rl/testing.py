@@ -22,7 +22,7 @@ from astra_rl.core.contracts import check_length, check_logprobs, check_loss
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.problem import Problem
+from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.errors import ContractError
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -38,6 +38,7 @@ __all__ = [
     "LearningCurve",
     "ScriptedModerator",
     "ToyProblem",
+    "ToyValueProblem",
     "check_algorithm",
     "check_environment",
     "check_moderator",
@@ -160,6 +161,34 @@ class ToyProblem(Problem[str, str]):
             for text in continuations
         ]
         return torch.stack(rows) if rows else table.new_zeros(0, 0)
+
+
+class ToyValueProblem(ToyProblem, ValueFunctionProblem[str, str]):
+    """The toy with a value function: a table of estimates by position, all zero at first.
+
+    Args:
+        count: How many returns are estimated.
+        options: Of `ToyProblem`.
+    """
+
+    def __init__(self, count: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.estimates = Parameter(torch.zeros(8, count))
+
+    def value(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Estimate the return at each word, (B, T), with gradients."""
+        return self.values(contexts, continuations)[:, :, 0]
+
+    def values(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Estimate all returns at each word, (B, T, K), with gradients."""
+        lengths = [len(text.split()) for text in continuations]
+        rows = [self.estimates[:length] for length in lengths]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield the attacker's logits and the table."""
+        yield from super().parameters()
+        yield self.estimates
 
 
 def tiny_model(
@@ -462,9 +491,9 @@ def check_algorithm(
 ) -> None:
     """Check an algorithm on episodes that teach something.
 
-    The loss is a scalar with a gradient; a batch is not changed by a step; nothing but what
-    `problem.parameters` yields receives a gradient; and loss and gradients do not depend on how
-    the steps are cut into micro-batches, on their order, or on padding.
+    The loss is a scalar whose gradient reaches what is trained; a batch is not changed by a step;
+    nothing but what `problem.parameters` yields receives a gradient; and loss and gradients do not
+    depend on how the steps are cut into micro-batches, on their order, or on padding.
 
     Args:
         algorithm: What is checked.
@@ -490,6 +519,11 @@ def check_algorithm(
             raise ContractError(f"{name}.step logged {key} as {type(value).__name__}, not a float.")
     _check_no_stray_gradients(algorithm, loss)
     whole = _loss_and_gradients(algorithm, [steps])
+    if not any(gradient.any() for gradient in whole[1:]):
+        raise ContractError(
+            f"{name}: the gradient of the loss is zero for all that is trained; nothing would be "
+            "learned. Compute the loss from get_attacker_logprobs without detaching."
+        )
     with _more_padding(algorithm.problem):
         padded = _loss_and_gradients(algorithm, [steps])
     variants = {
@@ -529,16 +563,18 @@ def _loss_and_gradients(
 
 @contextlib.contextmanager
 def _more_padding(problem: Problem[Any, Any]) -> Iterator[None]:
-    """Pad all log-probabilities of a problem more than they need, as a wider batch would."""
+    """Pad all that a problem says of tokens more than it needs, as a wider batch would."""
 
     def padded(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(score)
         def call(*arguments: Any, **named: Any) -> Tensor:
-            return nn.functional.pad(score(*arguments, **named), (0, 3))
+            rows = score(*arguments, **named)  # (B, T), or (B, T, K) of several values
+            return torch.cat([rows, rows.new_zeros(len(rows), 3, *rows.shape[2:])], dim=1)
 
         return call
 
-    names = ("get_attacker_logprobs", "get_target_logprobs", "get_baseline_logprobs")
+    names = ["get_attacker_logprobs", "get_target_logprobs", "get_baseline_logprobs"]
+    names += ["values"] if isinstance(problem, ValueFunctionProblem) else []
     before = dict(vars(problem))
     for name in names:
         setattr(problem, name, padded(getattr(problem, name)))

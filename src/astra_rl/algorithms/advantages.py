@@ -62,29 +62,24 @@ def scale_by_batch(advantages: Sequence[float]) -> list[float]:
     return [value / (size + STD_FLOOR) for value in advantages]
 
 
-def whiten(
-    rows: Sequence[Sequence[float] | None], weights: Sequence[float]
-) -> list[tuple[float, ...] | None]:
+def whiten(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[tuple[float, ...]]:
     """Shift and scale all values of all rows to mean 0 and standard deviation 1.
 
     Args:
-        rows: Values of the tokens of each row; None, and rows with a missing value, stay as they
-            are and do not count.
-        weights: Of the rows.
+        rows: Values of the tokens of each row. Missing ones stay missing and do not count.
+        weights: Of the rows; one of weight 0 is shifted and scaled, but does not count.
     """
     pairs = [
         (value, weight)
         for row, weight in zip(rows, weights, strict=True)
-        if row is not None and not any(map(is_missing, row))
         for value in row
+        if not is_missing(value)
     ]
     size = math.fsum(weight for _, weight in pairs) or 1.0
     mean = math.fsum(value * weight for value, weight in pairs) / size
     variance = math.fsum(weight * (value - mean) ** 2 for value, weight in pairs) / size
     divisor = math.sqrt(variance) + STD_FLOOR
-    return [
-        None if row is None else tuple((value - mean) / divisor for value in row) for row in rows
-    ]
+    return [tuple((value - mean) / divisor for value in row) for row in rows]
 
 
 def explained_variance(estimates: Sequence[float], outcomes: Sequence[float]) -> float:
@@ -110,7 +105,7 @@ class RunningBaseline:
 
     def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
-            raise ConfigurationError(f"baseline decay={decay}; it must be in [0, 1).")
+            raise ConfigurationError(f"baseline_decay={decay}; it must be in [0, 1).")
         self.decay = decay
         self.value: float | None = None
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from astra_rl.algorithms.advantages import (
@@ -26,7 +27,7 @@ class AdvantageEstimator(ABC):
 
     @abstractmethod
     def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        """Return the steps with advantages; None where a reward that they need is missing.
+        """Return the steps with advantages, but for those that miss a reward that they need.
 
         Args:
             steps: All of an experience, with old log-probabilities, penalties and values.
@@ -179,10 +180,9 @@ class WholeBatch(AdvantageEstimator):
     def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
         """See `AdvantageEstimator.estimate`."""
         steps = self.inner.estimate(steps)
-        normal = whiten(
-            [_with_past_penalties(step) for step in steps], [step.weight for step in steps]
-        )
-        return [replace(step, advantages=row) for step, row in zip(steps, normal, strict=True)]
+        rows = [step for step in steps if step.is_trainable]
+        normal = whiten([_with_past_penalties(step) for step in rows], [s.weight for s in rows])
+        return [replace(step, advantages=row) for step, row in zip(rows, normal, strict=True)]
 
     def metrics(self) -> Metrics:
         """Return those of the inner estimator."""
@@ -219,7 +219,8 @@ class GAE(AdvantageEstimator):
     Args:
         gamma: Discount per token.
         lam: 0 trusts the values, 1 the rewards.
-        normalise: Whether advantages are shifted and scaled to mean 0 and deviation 1.
+        normalise: Whether advantages, of each estimated return by itself, are shifted and scaled
+            to mean 0 and deviation 1.
 
     Raises:
         ConfigurationError: A value is out of [0, 1].
@@ -234,28 +235,26 @@ class GAE(AdvantageEstimator):
 
     def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
         """See `AdvantageEstimator.estimate`; the returns that the values are fitted to as well."""
-        steps = list(steps)
-        heads = [self.outcomes(step) for step in steps]
+        outcomes = [self.outcomes(step) for step in steps]
         by_head = [
-            self._advantages(steps, [outcomes[head] for outcomes in heads], head)
-            for head in range(len(heads[0]) if heads else 0)
+            self._advantages(steps, rewards, head)
+            for head, rewards in enumerate(zip(*outcomes, strict=True))
         ]
-        rows: list[Sequence[float] | None] = []
-        for index, step in enumerate(steps):
-            advantages = [of_head[index] for of_head in by_head]
-            returns = tuple(
-                tuple(a + v for a, v in zip(mine, values, strict=True))
-                for mine, values in zip(advantages, step.values or (), strict=True)
-            )
-            steps[index] = replace(step, returns=returns)
-            combined = [self.combine(each) for each in zip(*advantages, strict=True)]
-            rows.append(None if any(map(is_missing, combined)) else tuple(combined))
-        self._measure(steps, rows)
+        by_step = list(zip(*by_head, strict=True))
+        known = [not any(map(is_missing, chain(*heads))) for heads in by_step]
+        steps = [
+            replace(step, returns=_returns(step, heads))
+            for step, heads in zip(steps, by_step, strict=True)
+        ]
+        self._measure(steps, known)
         if self.normalise:
-            rows = [*whiten(rows, [step.weight for step in steps])]
+            weights = [step.weight * is_known for step, is_known in zip(steps, known, strict=True)]
+            by_step = list(zip(*(whiten(rows, weights) for rows in by_head), strict=True))
         return [
-            replace(step, advantages=None if row is None else tuple(row))
-            for step, row in zip(steps, rows, strict=True)
+            replace(step, advantages=tuple(map(self.combine, zip(*heads, strict=True))))
+            if is_known
+            else step
+            for step, heads, is_known in zip(steps, by_step, known, strict=True)
         ]
 
     def outcomes(self, step: PolicyStep) -> list[float]:
@@ -271,13 +270,13 @@ class GAE(AdvantageEstimator):
         return dict(self._metrics)
 
     def _advantages(
-        self, steps: Sequence[PolicyStep], outcomes: Sequence[float], head: int
-    ) -> list[list[float]]:
-        out: list[list[float]] = [[] for _ in steps]
+        self, steps: Sequence[PolicyStep], rewards: Sequence[float], head: int
+    ) -> list[Sequence[float]]:
+        out: list[Sequence[float]] = [()] * len(steps)
         for rows, parents in episodes_of(steps):
             found = tree_gae(
-                [_token_rewards(steps[row], outcomes[row], head) for row in rows],
-                [(steps[row].values or ((),))[head] for row in rows],
+                [_token_rewards(steps[row], rewards[row], head) for row in rows],
+                [_values(steps[row], head) for row in rows],
                 parents,
                 gamma=self.gamma,
                 lam=self.lam,
@@ -286,14 +285,14 @@ class GAE(AdvantageEstimator):
                 out[row] = advantages
         return out
 
-    def _measure(self, steps: Sequence[PolicyStep], rows: Sequence[Sequence[float] | None]) -> None:
-        known = [
-            (value, outcome)
-            for step, row in zip(steps, rows, strict=True)
-            if row is not None and step.values and step.returns
-            for value, outcome in zip(step.values[0], step.returns[0], strict=True)
+    def _measure(self, steps: Sequence[PolicyStep], known: Sequence[bool]) -> None:
+        pairs = [
+            pair
+            for step, is_known in zip(steps, known, strict=True)
+            if is_known and step.returns
+            for pair in zip(_values(step, 0), step.returns[0], strict=True)
         ]
-        values, outcomes = [value for value, _ in known], [outcome for _, outcome in known]
+        values, outcomes = [value for value, _ in pairs], [outcome for _, outcome in pairs]
         self._metrics = {"explained_variance": explained_variance(values, outcomes)}
         if values:
             self._metrics["value/mean"] = math.fsum(values) / len(values)
@@ -307,6 +306,20 @@ def credit_of(steps: Sequence[PolicyStep], credit: Credit) -> list[float]:
     return out
 
 
+def _values(step: PolicyStep, head: int) -> tuple[float, ...]:
+    return () if step.values is None else step.values[head]
+
+
+def _returns(
+    step: PolicyStep, advantages: Sequence[Sequence[float]]
+) -> tuple[tuple[float, ...], ...]:
+    """What the estimates should have been: themselves and their advantages."""
+    return tuple(
+        tuple(a + v for a, v in zip(mine, _values(step, head), strict=True))
+        for head, mine in enumerate(advantages)
+    )
+
+
 def _put(values: list[Any], rows: Sequence[int], found: Sequence[Any]) -> None:
     for row, value in zip(rows, found, strict=True):
         values[row] = value
@@ -318,10 +331,10 @@ def _spread(step: PolicyStep, advantage: float) -> PolicyStep:
     return replace(step, advantages=tokens)
 
 
-def _with_past_penalties(step: PolicyStep) -> tuple[float, ...] | None:
+def _with_past_penalties(step: PolicyStep) -> tuple[float, ...]:
     """Give back to each token what the divergence of the tokens before it cost."""
     if step.advantages is None or not step.penalty:
-        return step.advantages
+        return step.advantages or ()
     past, out = 0.0, []
     for advantage, penalty in zip(step.advantages, _penalties(step), strict=True):
         out.append(advantage + past)

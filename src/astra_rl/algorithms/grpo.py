@@ -135,6 +135,8 @@ class DrGRPO(GroupPolicyGradient):
         max_tokens: int = 32,
         **options: Unpack[GroupOptions],
     ) -> None:
+        if max_tokens < 1:
+            raise ConfigurationError(f"max_tokens={max_tokens}; it must be at least 1.")
         loss = PolicyLoss(
             clip_low=clip_low, clip_high=clip_high, reduce="sequence_sum", divisor=max_tokens
         )

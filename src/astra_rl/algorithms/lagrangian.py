@@ -70,7 +70,7 @@ class ConstrainedGAE(GAE):
     """Advantages of the reward less those of the costs, by their multipliers.
 
     ``(A_reward - sum_i multiplier_i * A_cost_i) / (1 + sum_i multiplier_i)``, where each has a
-    value function of its own.
+    value function of its own and is normalised by itself.
 
     Args:
         constraints: What is bounded.

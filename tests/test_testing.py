@@ -10,6 +10,7 @@ from astra_rl import (
     DPO,
     GRPO,
     IPO,
+    PPO,
     ASTEnvironment,
     ContractError,
     Environment,
@@ -25,6 +26,7 @@ from astra_rl.models.generation import Sampling
 from astra_rl.testing import (
     ScriptedModerator,
     ToyProblem,
+    ToyValueProblem,
     check_algorithm,
     check_environment,
     check_moderator,
@@ -105,6 +107,7 @@ def check(kind, problem=None):
 def test_a_sound_algorithm_passes():
     check(DPO)
     check(GRPO)
+    check(PPO, ToyValueProblem())
 
 
 def test_a_loss_without_gradient_is_caught():
@@ -115,6 +118,18 @@ def test_a_loss_without_gradient_is_caught():
 
     with pytest.raises(ContractError, match=r"Detached\.step returned a loss"):
         check(Detached)
+
+
+def test_a_gradient_that_does_not_reach_the_attacker_is_caught():
+    """The loss requires grad, by something that is not trained."""
+
+    class Elsewhere(GRPO):
+        def step(self, batch):
+            loss, logs = super().step(batch)
+            return loss.detach() + 0 * self.problem.attacker.sum(), logs
+
+    with pytest.raises(ContractError, match="Elsewhere: the gradient of the loss is zero"):
+        check(Elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +221,23 @@ def test_a_loss_that_depends_on_padding_is_caught():
     class Padded(GRPO):
         def step(self, batch):
             logprobs = self.problem.get_attacker_logprobs(batch.contexts, batch.attacks)
-            return -(logprobs * batch.advantages[:, None]).mean(), {}
+            return -(logprobs * batch.advantages[:, :1]).mean(), {}
 
         def weight(self, batch):
             return float(len(batch))
 
     with pytest.raises(ContractError, match="Padded: loss or gradients depend on padding"):
         check(Padded)
+
+
+def test_values_that_depend_on_padding_are_caught():
+    class Padded(PPO):
+        def with_objectives(self, tokens, batch, mask):
+            values = self.problem.values(batch.contexts, batch.attacks)
+            return tokens + values.mean(), {}
+
+    with pytest.raises(ContractError, match="Padded: loss or gradients depend on"):
+        check(Padded, ToyValueProblem())
 
 
 def test_a_loss_that_depends_on_the_size_of_micro_batches_is_caught():

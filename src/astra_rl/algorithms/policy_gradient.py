@@ -157,7 +157,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
 
     def collate_fn(self, steps: Sequence[PolicyStep]) -> PolicyBatch:
         """Return the steps side by side, padded on the right."""
-        return collate(steps, reference=any(step.reference_logprobs for step in steps))
+        return collate(steps)
 
     def weight(self, batch: PolicyBatch) -> float:
         """What the loss is a mean over: tokens, or attacks, times the weights of the steps."""

@@ -100,7 +100,7 @@ class PolicyBatch:
         old_logprobs: (B, T).
         weights: (B,).
         token_counts: Real tokens of each row.
-        reference_logprobs: (B, T), if the loss needs them.
+        reference_logprobs: (B, T); None if nothing needs them, or if they are of other tokens.
         values: (B, T, K), before the update; with a value function only.
         returns: (B, T, K), with a value function only.
     """
@@ -164,12 +164,11 @@ def episodes_of(steps: Sequence[PolicyStep]) -> list[tuple[list[int], list[int |
     return found
 
 
-def collate(steps: Sequence[PolicyStep], *, reference: bool) -> PolicyBatch:
+def collate(steps: Sequence[PolicyStep]) -> PolicyBatch:
     """Put steps side by side.
 
     Args:
         steps: What `prepare` returned.
-        reference: Whether the loss needs the log-probabilities of the reference.
 
     Raises:
         ContractError: A step did not come through `prepare`.
@@ -181,6 +180,9 @@ def collate(steps: Sequence[PolicyStep], *, reference: bool) -> PolicyBatch:
             "experience first, as Harness does."
         )
     width = max((len(step.old_logprobs) for step in steps), default=0)
+    references = [step.reference_logprobs or () for step in steps]
+    # A reference with another tokenizer has nothing to say of single tokens.
+    comparable = [len(row) for row in references] == [len(step.old_logprobs) for step in steps]
     return PolicyBatch(
         [step.context for step in steps],
         [step.attack for step in steps],
@@ -188,7 +190,7 @@ def collate(steps: Sequence[PolicyStep], *, reference: bool) -> PolicyBatch:
         pad([step.old_logprobs for step in steps], width),
         torch.tensor([step.weight for step in steps]),
         [len(step.old_logprobs) for step in steps],
-        pad([step.reference_logprobs or () for step in steps], width) if reference else None,
+        pad(references, width) if comparable else None,
         _pad_heads([step.values for step in steps], width),
         _pad_heads([step.returns for step in steps], width),
     )

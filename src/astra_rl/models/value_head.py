@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ class ValueHead(nn.Module):
         """
         try:
             self.load_state_dict(load_file(folder / FILE_NAME))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder / FILE_NAME} does not fit a model of hidden size "
                 f"{self.inner.in_features} whose {self.count} returns are estimated. Delete the "

@@ -9,8 +9,10 @@ from torch.nn import Parameter
 from astra_rl import (
     DPO,
     GRPO,
+    GSPO,
     IPO,
     PPO,
+    RLOO,
     ASTEnvironment,
     ContractError,
     Environment,
@@ -18,6 +20,7 @@ from astra_rl import (
     Graph,
     Moderator,
     Node,
+    ReinforcePlusPlus,
 )
 from astra_rl.algorithms.losses import masked_mean
 from astra_rl.core.contracts import token_mask
@@ -70,8 +73,11 @@ def tiny(request):
         IPO,
         GRPO,
         lambda problem: GRPO(problem, kl_in_loss=0.1, kl_in_reward=0.1),
+        GSPO,
+        lambda problem: RLOO(problem, credit="return_to_go", shared_nodes="per_path"),
+        lambda problem: ReinforcePlusPlus(problem, kl_in_reward=0.1),
     ],
-    ids=["dpo", "ipo", "grpo", "grpo_with_kl"],
+    ids=["dpo", "ipo", "grpo", "grpo_with_kl", "gspo", "rloo_of_returns", "reinforce++_with_kl"],
 )
 def test_loss_and_gradients_of_every_algorithm_depend_on_the_steps_alone(make, tiny):
     problem, graphs = tiny

@@ -113,6 +113,28 @@ def test_the_sampler_s_log_probabilities_are_the_old_ones_without_a_second_pass(
     assert [step.old_logprobs for step in prepared(bare(Unscorable()), graph)] == [(-0.5, -1.5)] * 2
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_log_probabilities_may_be_scored_once_more_as_the_loss_does(name, node, prepared):
+    """The sampler's are off by 0.1 and 0.3; only GSPO's bounds are too narrow for that."""
+    problem = ToyProblem()
+    exact = problem.get_attacker_logprobs(["c"], [" boom calm"])[0].tolist()
+    off = [exact[0] + 0.1, exact[1] - 0.3]
+    attacks = [Utterance(" boom calm", token_ids=[1, 2], logprobs=off) for _ in range(2)]
+    graph = Graph("c", [node(attack, float(index)) for index, attack in enumerate(attacks)])
+    expected = {"sampled": off, "scored": exact}
+    default = {"grpo": "sampled", "gspo": "scored"}[name]
+    for options, kind in (({}, default), *(({"old_logprobs": each}, each) for each in expected)):
+        algorithm = FAMILY[name](problem, **options)
+        for step in prepared(algorithm, graph):
+            assert step.old_logprobs == pytest.approx(expected[kind])
+        metrics = algorithm.experience_metrics()
+        difference = "sampling/sampling_logp_difference"
+        assert (f"{difference}/mean" in metrics) == (kind == "scored")
+        if kind == "scored":
+            assert metrics[f"{difference}/mean"] == pytest.approx(0.2)
+            assert metrics[f"{difference}/max"] == pytest.approx(0.3)
+
+
 class Watched(ToyProblem):
     def __init__(self):
         super().__init__()
@@ -351,6 +373,7 @@ def test_episodes_that_open_with_the_very_same_conversation_are_groups_of_their_
         ({"epochs": 1.5}, "epochs=1.5"),
         ({"epochs": True}, "epochs=True"),
         ({"shared_nodes": "twice"}, "shared_nodes='twice'"),
+        ({"old_logprobs": "old"}, "old_logprobs='old'"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):

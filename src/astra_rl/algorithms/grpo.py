@@ -201,7 +201,8 @@ class GSPO(GroupPolicyGradient):
         clip_low: See `GRPO`; such ratios stay far nearer to 1 than those of tokens.
         clip_high: See `GRPO`.
         scale: See `GRPO`.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        options: See `GroupPolicyGradient` and `PolicyGradient`; `old_logprobs` is ``"scored"``
+            unless given, for rounding alone would exceed such bounds.
     """
 
     def __init__(
@@ -216,7 +217,9 @@ class GSPO(GroupPolicyGradient):
         loss = PolicyLoss(
             ratio="sequence_mean", clip_low=clip_low, clip_high=clip_high, reduce="sequence"
         )
-        super().__init__(problem, loss, *_scaled(scale), **options)
+        super().__init__(
+            problem, loss, *_scaled(scale), **(GroupOptions(old_logprobs="scored") | options)
+        )
 
 
 class CISPO(GroupPolicyGradient):

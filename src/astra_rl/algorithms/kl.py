@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_rl.algorithms.losses import KLEstimator, kl_estimate, kl_penalty
 from astra_rl.algorithms.steps import PolicyStep
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import mean_of_present
+from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.errors import ConfigurationError
 
 MAX_ERROR = 0.2
@@ -62,6 +62,8 @@ class AdaptiveCoefficient(Coefficient):
 
     def update(self, divergence: float, count: int) -> None:
         """Move the price, after `count` attacks that diverged by so many nats on average."""
+        if is_missing(divergence):
+            return
         error = min(max(divergence / self.target - 1, -MAX_ERROR), MAX_ERROR)
         self.value *= 1 + error * count / self.horizon
 

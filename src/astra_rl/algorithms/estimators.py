@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 from astra_rl.algorithms.advantages import (
     TIE_TOLERANCE,
@@ -16,7 +16,7 @@ from astra_rl.algorithms.advantages import (
     whiten,
 )
 from astra_rl.algorithms.credit import Credit, tree_gae
-from astra_rl.algorithms.steps import Group, PolicyStep, check_group, episodes_of, groups_of
+from astra_rl.algorithms.steps import Group, PolicyStep, episodes_of, groups_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
@@ -101,7 +101,9 @@ class Comparison(AdvantageEstimator):
         keep_dead: bool = True,
     ) -> None:
         self.credit = credit
-        self.group = check_group(group)
+        if group not in get_args(Group):
+            raise ConfigurationError(f"group={group!r}; choose from {list(get_args(Group))}.")
+        self.group: Group = group
         self.compare, self.scale = compare, scale
         self.baseline = RunningBaseline(decay)
         self.keep_dead = keep_dead
@@ -112,14 +114,15 @@ class Comparison(AdvantageEstimator):
         credit = credit_of(steps, self.credit)
         advantages = [math.nan] * len(steps)
         alone: list[int] = []
-        for members, is_live in self._known_groups(steps):
+        groups = self._known_groups(steps)
+        for members, is_live in groups:
             rows = [row for row in members if steps[row].old_logprobs]
             if len(rows) == 1:
                 alone += rows
             elif is_live or self.keep_dead:
                 _put(advantages, rows, self.compare([credit[row] for row in rows]))
         _put(advantages, alone, self.baseline.advantages([credit[row] for row in alone]))
-        self._metrics = self.measure(steps)
+        self._metrics = _dead_share(groups)
         return [
             _spread(step, value) for step, value in zip(steps, self.scale(advantages), strict=True)
         ]
@@ -133,8 +136,7 @@ class Comparison(AdvantageEstimator):
 
     def measure(self, steps: Sequence[PolicyStep]) -> Metrics:
         """Return the share of groups without signal, if there are groups."""
-        signals = [is_live for rows, is_live in self._known_groups(steps) if len(rows) > 1]
-        return {"frac_reward_zero_std": signals.count(False) / len(signals)} if signals else {}
+        return _dead_share(self._known_groups(steps))
 
     def metrics(self) -> Metrics:
         """Return the share of groups without signal in the latest experience."""
@@ -318,6 +320,11 @@ def _returns(
         tuple(a + v for a, v in zip(mine, _values(step, head), strict=True))
         for head, mine in enumerate(advantages)
     )
+
+
+def _dead_share(groups: Sequence[tuple[Sequence[int], bool]]) -> Metrics:
+    signals = [is_live for rows, is_live in groups if len(rows) > 1]
+    return {"frac_reward_zero_std": signals.count(False) / len(signals)} if signals else {}
 
 
 def _put(values: list[Any], rows: Sequence[int], found: Sequence[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.text import context_key
-from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.errors import ContractError
 
 Group = Literal["siblings", "episode", "prompt"]
 """Which attacks are compared with each other: those tried from one context of one episode, all of
@@ -218,15 +218,3 @@ def like(values: Tensor, logprobs: Tensor) -> Tensor:
     width = min(values.shape[1], logprobs.shape[1])
     out[:, :width] = values[:, :width].to(logprobs)
     return out
-
-
-def check_group(kind: str) -> Group:
-    """Return `kind` if it is a `Group`.
-
-    Raises:
-        ConfigurationError: It is not.
-    """
-    for known in get_args(Group):
-        if kind == known:
-            return known  # type: ignore[no-any-return]
-    raise ConfigurationError(f"group={kind!r}; choose from {list(get_args(Group))}.")

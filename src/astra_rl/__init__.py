@@ -9,8 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from astra_rl.algorithms.actor_critic import A2C, PPO
 from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
-from astra_rl.algorithms.grpo import GRPO, GRPOBatch, GRPOStep
+from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.lagrangian import PPOLagrangian
+from astra_rl.algorithms.policy_gradient import PolicyGradient
+from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from astra_rl.algorithms.steps import PolicyBatch, PolicyStep
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
@@ -24,6 +29,7 @@ from astra_rl.errors import (
     ContractError,
     MissingDependencyError,
     ModelError,
+    NonFiniteLossError,
     TrainingError,
 )
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator, ASTNode, ASTProblem
@@ -56,9 +62,16 @@ _LAZY = dict.fromkeys(
 )
 
 __all__ = [
+    "A2C",
+    "CISPO",
+    "DAPO",
     "DPO",
     "GRPO",
+    "GSPO",
     "IPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
     "ASTEnvironment",
     "ASTEvaluator",
     "ASTNode",
@@ -71,12 +84,11 @@ __all__ = [
     "DPOBatch",
     "DPOStep",
     "DetoxifyModerator",
+    "DrGRPO",
     "Environment",
     "Evaluator",
     "Exchange",
     "FunctionModerator",
-    "GRPOBatch",
-    "GRPOStep",
     "Graph",
     "GraphMetrics",
     "HFClassifierModerator",
@@ -86,8 +98,15 @@ __all__ = [
     "ModelError",
     "Moderator",
     "Node",
+    "NonFiniteLossError",
+    "PPOLagrangian",
+    "PolicyBatch",
+    "PolicyGradient",
+    "PolicyStep",
     "Problem",
     "ProfanityModerator",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
     "SecretLeakModerator",
     "Trainer",
     "TrainingConfiguration",

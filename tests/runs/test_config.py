@@ -6,13 +6,19 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl import GRPO
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.advantages import scale_by_batch
+from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.errors import ConfigurationError
-from astra_rl.runs.build import check_options, load_openings
+from astra_rl.runs.build import build_algorithm, check_options, load_openings, option_names
 from astra_rl.runs.config import RunConfig, load_config, parse_config
 from astra_rl.runs.presets import load_preset
+from astra_rl.testing import ToyProblem
 
 MINIMAL = """
 attacker: {model: a}
@@ -51,7 +57,9 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("training.steps=-1", "training.steps: .*greater than or equal to 0.*-1"),
         ("training.steps=many", "training.steps: .*integer.*'many'"),
         ("training.optimizer=adamx", "optimizer must be one of"),
-        ("algorithm.type=ppo2", "algorithm.type: .*'dpo', 'ipo' or 'grpo'"),
+        ("algorithm.type=ppo2", r"algorithm.type: choose from a2c, .* Did you mean 'ppo'\?"),
+        ("algorithm.type=[ppo]", "algorithm.type: .*string"),
+        ("training.max_nonfinite_losses=0", "greater than or equal to 1"),
         ("training", "write it as key.subkey=value"),
         ("seed.x=1", "seed: .*integer"),
         ("attacker.lora={rank: 0}", "attacker.lora.rank: .*greater than or equal to 1"),
@@ -98,6 +106,56 @@ def test_options_of_an_algorithm_are_checked_before_any_model_is_loaded() -> Non
     config = parse_config(MINIMAL, ["algorithm.options={clip_hi: 0.1}"], source="test")
     with pytest.raises(ConfigurationError, match="Did you mean 'clip_high'"):
         check_options(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("grpo", "kl_in_reward"),  # of the family
+        ("grpo", "credit"),  # of those that compare
+        ("ppo", "value_coef"),  # of those with a value function
+        ("ppo_lagrangian", "multiplier_lr"),
+        ("dpo", "beta"),
+    ],
+)
+def test_options_of_every_base_of_an_algorithm_are_known(name: str, option: str) -> None:
+    more = {"constraints": {"harm_response": {"at_least": 0.5}}} if "lagr" in name else {}
+    wrong = option[:-1] + "x"
+    right_config, wrong_config = (
+        parse_config(
+            MINIMAL,
+            ["algorithm=" + yaml.safe_dump({"type": name, "options": {each: 0.5, **more}})],
+            source="test",
+        )
+        for each in (option, wrong)
+    )
+    check_options(right_config)
+    with pytest.raises(ConfigurationError, match=f"{wrong}: .* Did you mean '{option}'"):
+        check_options(wrong_config)
+
+
+def test_an_option_that_must_be_given_is_asked_for_before_any_model_is_loaded() -> None:
+    config = parse_config(MINIMAL, ["algorithm.type=ppo_lagrangian"], source="test")
+    with pytest.raises(ConfigurationError, match=r"algorithm\.options\.constraints: missing"):
+        check_options(config)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_option_of_an_algorithm_is_an_object(name: str) -> None:
+    """What a YAML file cannot say must not be among the names that it may give."""
+    assert not {"problem", "loss", "estimator", "compare", "self"} & set(
+        option_names(ALGORITHMS[name])
+    )
+
+
+def test_the_demo_learns_as_it_always_did() -> None:
+    """Its settings are those that its figures were made with, whatever the defaults become."""
+    algorithm = build_algorithm(load_preset("demo").algorithm, ToyProblem())  # type: ignore[arg-type]
+    assert isinstance(algorithm, GRPO)
+    assert algorithm.loss == PolicyLoss(clip_low=0.2, clip_high=0.28, reduce="token")
+    assert algorithm.kl.price.value == 0.03
+    assert algorithm.kl.in_loss == 0
+    assert algorithm.estimator.scale is scale_by_batch
 
 
 def test_the_demo_is_a_configuration_like_any_other() -> None:

@@ -1,6 +1,53 @@
 """How an attacker learns from episodes."""
 
-from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
-from astra_rl.algorithms.grpo import GRPO, GRPOBatch, GRPOStep
+from typing import Any
 
-__all__ = ["DPO", "GRPO", "IPO", "DPOBatch", "DPOStep", "GRPOBatch", "GRPOStep"]
+from astra_rl.algorithms.actor_critic import A2C, PPO
+from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
+from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.lagrangian import PPOLagrangian
+from astra_rl.algorithms.policy_gradient import PolicyGradient
+from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from astra_rl.algorithms.steps import PolicyBatch, PolicyStep
+from astra_rl.core.algorithm import Algorithm
+
+ALGORITHMS: dict[str, type[Algorithm[Any, Any, Any, Any]]] = {
+    "a2c": A2C,
+    "cispo": CISPO,
+    "dapo": DAPO,
+    "dpo": DPO,
+    "dr_grpo": DrGRPO,
+    "grpo": GRPO,
+    "gspo": GSPO,
+    "ipo": IPO,
+    "ppo": PPO,
+    "ppo_lagrangian": PPOLagrangian,
+    "reinforce": REINFORCE,
+    "reinforce++": ReinforcePlusPlus,
+    "reinforce++_baseline": ReinforcePlusPlusBaseline,
+    "rloo": RLOO,
+}
+"""Algorithms by the names that a configuration may give."""
+
+__all__ = [
+    "A2C",
+    "ALGORITHMS",
+    "CISPO",
+    "DAPO",
+    "DPO",
+    "GRPO",
+    "GSPO",
+    "IPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "DPOBatch",
+    "DPOStep",
+    "DrGRPO",
+    "PPOLagrangian",
+    "PolicyBatch",
+    "PolicyGradient",
+    "PolicyStep",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+]

@@ -6,9 +6,14 @@ mean; `torch.where` and not a product removes it, because zero times NaN is NaN.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from astra_rl.errors import ConfigurationError
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped here before `exp`; beyond it a float32 loss is noise."""
@@ -53,41 +58,182 @@ def ipo_loss(margin: Tensor, beta: float) -> Tensor:
     return (margin - 1 / (2 * beta)) ** 2
 
 
-def clipped_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
+Surrogate = Literal["clip", "cispo", "reinforce"]
+RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]
+Reduction = Literal["token", "sequence", "sequence_sum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLoss:
+    """Which of the policy-gradient losses: the configuration of the one kernel.
+
+    Attributes:
+        surrogate: ``"clip"`` is PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347,
+            eq. 7); ``"cispo"`` weighs the log-probability by the clipped ratio, through which no
+            gradient flows (MiniMax 2025, arXiv 2506.13585, eq. 4), so that no token is left out;
+            ``"reinforce"`` has no ratio and takes the batch for one of the present policy.
+        ratio: Of each token; of the whole attack to the power of one over its length (Zheng et al.
+            2025, GSPO, arXiv 2507.18071, eq. 7); or of the whole attack.
+        clip_low: The ratio counts down to ``1 - clip_low``; ``"cispo"`` has no such bound.
+        clip_high: The ratio counts up to ``1 + clip_high``.
+        reduce: ``"token"`` is the mean over tokens (Yu et al. 2025, DAPO, arXiv 2503.14476);
+            ``"sequence"`` the mean over attacks of their means (Shao et al. 2024, GRPO, arXiv
+            2402.03300); ``"sequence_sum"`` the mean over attacks of their sums.
+        divisor: Of ``"sequence_sum"``, a constant: the most tokens of an attack (Liu et al. 2025,
+            Dr. GRPO, arXiv 2503.20783).
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    surrogate: Surrogate = "clip"
+    ratio: RatioLevel = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    reduce: Reduction = "token"
+    divisor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("clip_low", "clip_high", "divisor"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)}; it must be positive.")
+        choices = {"surrogate": Surrogate, "ratio": RatioLevel, "reduce": Reduction}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r}; choose from {list(get_args(allowed))}."
+                )
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, kind: PolicyLoss
 ) -> Tensor:
-    """Clipped surrogate, per token (Schulman et al. 2017, arXiv 1707.06347, eq. 7), to minimise.
+    """Loss of each token, (B, T), to be minimised; its mean is what `reduce_tokens` makes of it.
 
     Args:
         logprobs: Of the policy, (B, T).
         old_logprobs: Of the policy that sampled, (B, T), without gradient.
         advantages: (B, 1) or (B, T), without gradient.
-        clip_low: The ratio counts down to ``1 - clip_low``.
-        clip_high: The ratio counts up to ``1 + clip_high``.
+        mask: Real tokens, (B, T), bool.
+        kind: Which loss.
     """
-    ratio = probability_ratio(logprobs, old_logprobs)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    if kind.surrogate == "reinforce":
+        return -advantages * logprobs
+    ratio = probability_ratio(logprobs, old_logprobs, mask, level=kind.ratio)
+    if kind.surrogate == "cispo":
+        return -ratio.detach().clamp(max=1 + kind.clip_high) * advantages * logprobs
+    clipped = ratio.clamp(1 - kind.clip_low, 1 + kind.clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages).expand_as(logprobs)
 
 
-def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """``pi / pi_old`` per token, safe against overflow."""
-    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+def probability_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, level: RatioLevel = "token"
+) -> Tensor:
+    """``pi / pi_old``, safe against overflow: (B, T) of tokens, (B, 1) of whole rows.
+
+    Args:
+        logprobs: Of the policy, (B, T).
+        old_logprobs: Of the policy that sampled, (B, T).
+        mask: Real tokens, (B, T), bool.
+        level: See `PolicyLoss`.
+    """
+    log_ratio = logprobs - old_logprobs
+    if level != "token":
+        reduce = "mean" if level == "sequence_mean" else "sum"
+        log_ratio = sequence_logprob(log_ratio, mask, reduce=reduce)[:, None]
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """Penalty per token whose expected gradient is that of KL(pi || reference).
+def is_clipped(ratio: Tensor, advantages: Tensor, kind: PolicyLoss) -> tuple[Tensor, Tensor]:
+    """Which tokens the bounds of the ratio take effect on: below, and above; both like the ratio.
 
-    The estimator ``k3 = exp(d) - 1 - d`` with ``d = log ref - log pi`` (Schulman 2020,
-    *Approximating KL divergence*) is non-negative and has little variance, but differentiated by
-    itself it gives the gradient of the *forward* divergence. Weighted by the probability ratio,
-    through which the gradient flows too, it gives the right one.
+    The gradient of such a token is zero under ``"clip"``, and bounded under ``"cispo"``.
+    """
+    low = (ratio < 1 - kind.clip_low) & (advantages < 0) & (kind.surrogate == "clip")
+    high = (ratio > 1 + kind.clip_high) & (advantages > 0) & (kind.surrogate != "reinforce")
+    return low, high
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
+    """Half the squared error of each estimate, clipped; in the shape of `values`.
+
+    The larger of the error of the estimate and the error of an estimate that moved no further
+    than `clip` from where it was (Schulman et al., baselines' PPO2; Huang et al. 2022, *The 37
+    implementation details of PPO*, detail 9).
+
+    Args:
+        values: Estimates, with gradient.
+        old_values: Estimates before the update.
+        returns: What they should have been.
+        clip: See above; infinity does not clip.
+    """
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
+def reduce_tokens(
+    values: Tensor, mask: Tensor, weights: Tensor, *, reduce: Reduction, divisor: float = 1.0
+) -> Tensor:
+    """One number of the values of tokens; zero, with a gradient of zero, where there are none.
+
+    Args:
+        values: (B, T).
+        mask: Real tokens, (B, T), bool.
+        weights: Of the rows, (B,): a row of weight 2 counts like two rows.
+        reduce: See `PolicyLoss`.
+        divisor: See `PolicyLoss`.
+    """
+    kept = torch.where(mask, values, torch.zeros_like(values)) * weights[:, None]
+    if reduce == "token":
+        return kept.sum() / (mask * weights[:, None]).sum().clamp(min=1)
+    counts = mask.sum(dim=1).clamp(min=1)
+    rows = kept.sum(dim=1) / (counts if reduce == "sequence" else divisor)
+    return rows.sum() / weights.sum().clamp(min=1)
+
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
+    """Estimate KL(pi || reference) from tokens that pi sampled, per token.
+
+    Schulman 2020, *Approximating KL divergence*: with ``d = log ref - log pi``, k1 is ``-d``
+    (unbiased, of either sign), k2 is ``d ** 2 / 2`` (biased, never negative), and k3 is
+    ``exp(d) - 1 - d`` (unbiased, never negative).
     """
     difference = (reference_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    k3 = difference.exp() - 1 - difference
-    return probability_ratio(logprobs, old_logprobs) * k3
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference**2 / 2
+    return difference.exp() - 1 - difference
+
+
+def kl_penalty(
+    logprobs: Tensor,
+    reference_logprobs: Tensor,
+    old_logprobs: Tensor,
+    *,
+    estimator: KLEstimator = "k3",
+    corrected: bool = True,
+) -> Tensor:
+    """Penalty per token whose expected gradient is that of KL(pi || reference).
+
+    An estimate of the divergence, differentiated by itself, does not give its gradient: k1 gives
+    nothing at all and k3 the gradient of the *forward* divergence, because the policy that the
+    samples come from is not differentiated. Weighted by the probability ratio, through which the
+    gradient flows too, both are right. k2 gives the right gradient as it is, so its ratio only
+    makes up for a policy that has moved since it sampled.
+
+    Args:
+        logprobs: Of the policy, (B, T).
+        reference_logprobs: Of the frozen reference, (B, T).
+        old_logprobs: Of the policy that sampled, (B, T).
+        estimator: See `kl_estimate`.
+        corrected: False differentiates the plain estimate, as the paper of GRPO does.
+    """
+    estimate = kl_estimate(logprobs, reference_logprobs, estimator)
+    if not corrected:
+        return estimate
+    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return (ratio.detach() if estimator == "k2" else ratio) * estimate

@@ -105,4 +105,16 @@ class ValueFunctionProblem(Problem[StateT, ActionT]):
 
     @abstractmethod
     def value(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
-        """Estimate the return at each token of the continuations, shape (B, T), with gradients."""
+        """Estimate the return at each token of the continuations, shape (B, T), with gradients.
+
+        The estimate at a token is made before that token is known: from the context and the tokens
+        before it.
+        """
+
+    def values(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
+        """Estimate several returns at once, shape (B, T, K), with gradients.
+
+        The first is `value`; the others are of whatever else an algorithm accounts for, such as
+        the costs of constraints. Override it in a problem with more than one.
+        """
+        return self.value(contexts, continuations)[:, :, None]

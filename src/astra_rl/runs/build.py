@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from astra_rl import moderators
-from astra_rl.algorithms import DPO, GRPO, IPO
+from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed
@@ -17,6 +18,7 @@ from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.text_files import load_prompts
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling
@@ -40,11 +42,6 @@ _MODERATORS = {
     "detoxify": "DetoxifyModerator",
     "llama_guard": "LlamaGuardModerator",
     "hf_classifier": "HFClassifierModerator",
-}
-_ALGORITHMS: dict[str, Callable[..., Algorithm[str, str, Any, Any]]] = {
-    "dpo": DPO,
-    "ipo": IPO,
-    "grpo": GRPO,
 }
 
 
@@ -80,7 +77,7 @@ def check_options(config: RunConfig) -> None:
     if judge is not None:
         _check_arguments("evaluation.judge.options", _moderator_class(judge), judge.options)
     _check_arguments(
-        "algorithm.options", _ALGORITHMS[config.algorithm.type], config.algorithm.options
+        "algorithm.options", ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
     load_openings(config.prompts, seed=config.seed)
 
@@ -124,7 +121,7 @@ def build_evaluator(
 def build_problem(
     config: RunConfig, moderator: Moderator[str, str], *, attacker: str | None = None
 ) -> HFASTProblem:
-    """Load attacker, target and baseline.
+    """Load attacker, target and baseline; with a value function if the algorithm needs one.
 
     Args:
         config: The configuration.
@@ -134,7 +131,12 @@ def build_problem(
     """
     speaker = config.attacker
     lora = speaker.lora if attacker is None else None
-    return HFASTProblem(
+    kind: Callable[..., HFASTProblem] = HFASTProblem
+    algorithm = config.algorithm
+    count = ALGORITHMS[algorithm.type].values_needed(**algorithm.options)
+    if attacker is None and count:
+        kind = partial(HFValueProblem, value_count=count)
+    return kind(
         attacker or speaker.model,
         config.target.model,
         config.baseline or speaker.model,
@@ -166,7 +168,7 @@ def build_algorithm(
 ) -> Algorithm[str, str, Any, Any]:
     """Make an algorithm of its name and options."""
     algorithm: Algorithm[str, str, Any, Any] = _construct(
-        "algorithm.options", _ALGORITHMS[config.type], config.options, problem
+        "algorithm.options", ALGORITHMS[config.type], config.options, problem
     )
     return algorithm
 
@@ -240,6 +242,7 @@ def _training(config: RunConfig) -> TrainingConfiguration:
         training_steps=training.steps,
         num_episodes_per_experience=training.episodes_per_step,
         max_grad_norm=training.max_grad_norm,
+        max_nonfinite_losses=training.max_nonfinite_losses,
         seed=config.seed,
     )
 
@@ -250,13 +253,36 @@ def _moderator_class(config: ModeratorConfig) -> Callable[..., Any]:
 
 
 def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(factory).parameters if name != "problem"]
+    known = option_names(factory)
     for name in options:
         if name not in known:
             raise ConfigurationError(
                 f"{where}.{name}: unknown key.{did_you_mean(name, known)} "
                 f"Known: {', '.join(known)}."
             )
+    for name, is_required in known.items():
+        if is_required and name not in options:
+            raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
+
+
+def option_names(factory: Callable[..., Any]) -> dict[str, bool]:
+    """Return what a factory may be given by name, and whether it must be.
+
+    Where a class passes named arguments on to its base, those of the base are among them.
+    """
+    kinds: list[Callable[..., Any]] = [factory]
+    if inspect.isclass(factory):
+        kinds = [vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)]
+    names: dict[str, bool] = {}
+    for kind in kinds:
+        parameters = inspect.signature(kind).parameters.values()
+        for each in parameters:
+            by_name = each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+            if by_name and each.name not in ("self", "problem"):
+                names.setdefault(each.name, each.default is each.empty)
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            break
+    return names
 
 
 def _construct(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from astra_rl.algorithms import ALGORITHMS
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.training.config import OPTIMIZERS
 
@@ -106,8 +107,17 @@ class EnvironmentConfig(_Section):
 class AlgorithmConfig(_Section):
     """How the attacker learns, by name, and its options."""
 
-    type: Literal["dpo", "ipo", "grpo"] = "grpo"
+    type: str = Field("grpo", description="One of astra_rl.algorithms.ALGORITHMS.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_algorithm(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(
+                f"choose from {', '.join(sorted(ALGORITHMS))}.{did_you_mean(name, ALGORITHMS)}"
+            )
+        return name
 
 
 class TrainingConfig(_Section):
@@ -122,6 +132,9 @@ class TrainingConfig(_Section):
     warmup_steps: int = Field(0, ge=0, description="Steps in which lr rises from zero.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
+    max_nonfinite_losses: int = Field(
+        3, ge=1, description="So many updates in a row that are not finite end the training."
+    )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."

@@ -266,6 +266,20 @@ class HFASTProblem(ASTProblem):
             out[row] = _utterance(sample, view, rendered[row] if heard else None)
         return out
 
+    def said_after(
+        self, view: DialogueView, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+        """Return the tokens that one side reads before each attack, and those of the attack."""
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        # What one model can say may be more than another can read.
+        said = [view.said_ids(continuation)[: view.window] for continuation in continuations]
+        room = self.attacker_sampling.max_new_tokens
+        prompts: list[Sequence[int]] = [
+            view.render(Conversation.of(context), room=max(room, len(ids))).ids
+            for context, ids in zip(contexts, said, strict=True)
+        ]
+        return prompts, list(said)
+
     def _score_said(
         self,
         model: PreTrainedModel,
@@ -273,15 +287,7 @@ class HFASTProblem(ASTProblem):
         contexts: Sequence[str],
         continuations: Sequence[str],
     ) -> Tensor:
-        check_length(continuations, len(contexts), source="the caller's list of continuations")
-        # What one model can say may be more than another can read.
-        said = [view.said_ids(continuation)[: view.window] for continuation in continuations]
-        room = self.attacker_sampling.max_new_tokens
-        prompts = [
-            view.render(Conversation.of(context), room=max(room, len(ids))).ids
-            for context, ids in zip(contexts, said, strict=True)
-        ]
-        return _score(model, prompts, said)
+        return _score(model, *self.said_after(view, contexts, continuations))
 
     @contextlib.contextmanager
     def _without_adapter(self, model: PreTrainedModel) -> Iterator[None]:
@@ -384,20 +390,28 @@ def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Ut
     )
 
 
+def readable(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Give every row a prompt to read: one without takes the first token of its continuation.
+
+    A context that leaves no room is so read as its last possible token: a score, never a crash.
+    """
+    rows = [
+        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
+        for prompt, ids in zip(prompts, continuations, strict=True)
+    ]
+    return [prompt for prompt, _ in rows], [ids for _, ids in rows]
+
+
 def _score(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
 ) -> Tensor:
-    # A context that leaves no room is read as its last possible token: a score, never a crash.
-    readable = [
-        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
-        for prompt, ids in zip(prompts, continuations, strict=True)
-    ]
-    logprobs = continuation_logprobs(
-        model, [prompt for prompt, _ in readable], [ids for _, ids in readable]
-    )
-    lengths = torch.tensor([len(ids) for _, ids in readable], device=logprobs.device)
+    prompts, continuations = readable(prompts, continuations)
+    logprobs = continuation_logprobs(model, prompts, continuations)
+    lengths = torch.tensor([len(ids) for ids in continuations], device=logprobs.device)
     real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
     # Zero means padding, so a token of probability one is made a hair less likely than that.
     hair = torch.finfo(logprobs.dtype).tiny

@@ -55,6 +55,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.graphs = self.environment.rollouts(
             episode_seeds(seed, self.num_episodes_per_experience)
         )
+        self.environment.problem.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, self.graphs)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:

@@ -125,12 +125,14 @@ class Branch:
         node: The turn it goes on from, or the graph itself at the start.
         state: What the attacker sees.
         seed: Of the path from the start to here.
+        group: Number of its set of siblings, among those of its tree level.
     """
 
     graph: Graph[str, str]
     node: Graph[str, str] | ASTNode
     state: str
     seed: int
+    group: int = 0
 
 
 class ASTEnvironment(Environment[str, str]):
@@ -272,57 +274,56 @@ class ASTEnvironment(Environment[str, str]):
 
         Args:
             branches: Those with room to go on, siblings side by side, each behind its new `node`.
+                Siblings have the same `group`.
         """
         return branches
 
+    def respond(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Return the answer to each context that ends in an attack."""
+        return self.problem.rollout_prompt_with_target(contexts)
+
+    def reward_nodes(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> list[ASTNode]:
+        """Reward the turns of one tree level in one call and return a node of each."""
+        rewards, terms = self.problem.reward_terms(contexts, attacks, responses)
+        check_length(rewards, len(contexts), source="reward")
+        check_length(terms, len(contexts), source="reward_terms")
+        return [
+            Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
+            for context, attack, response, reward, parts in zip(
+                contexts, attacks, responses, rewards, terms, strict=True
+            )
+        ]
+
     def _grow_level(self, branches: Sequence[Branch], width: int, depth: int) -> list[Branch]:
-        problem = self.problem
         grown = [branch for branch in branches for _ in range(width)]
+        groups = tuple(group for group, _ in enumerate(branches) for _ in range(width))
         contexts = [branch.state for branch in grown]
         paths = [derive_seed(branch.seed, child) for branch in branches for child in range(width)]
         with row_seeds([derive_seed(path, "attacker") for path in paths]):
-            attacks = problem.rollout_prompt_with_attacker(contexts)
+            attacks = self.problem.rollout_prompt_with_attacker(contexts)
         check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
         asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
         with row_seeds([derive_seed(path, "target") for path in paths]):
-            responses = problem.rollout_prompt_with_target(asked)
+            responses = self.respond(asked)
         check_length(responses, len(contexts), source="rollout_prompt_with_target")
         over = [_is_over(*said) for said in zip(attacks, responses, strict=True)]
         at_the_end = depth == self.tree_depth - 1
-        level = Level(
-            siblings=tuple(index for index, _ in enumerate(branches) for _ in range(width)),
-            last=tuple(at_the_end or each for each in over),
-            depth=depth,
-        )
+        level = Level(groups, tuple(at_the_end or each for each in over), depth)
         with tree_level(level), row_seeds([derive_seed(path, "reward") for path in paths]):
-            nodes = rewarded_nodes(problem, contexts, attacks, responses)
+            nodes = self.reward_nodes(contexts, attacks, responses)
         for index, branch in enumerate(branches):
             branch.node.children = nodes[index * width : (index + 1) * width]
         return self.select(
             [
-                Branch(branch.graph, node, self.next_state(branch, node), path)
-                for branch, node, path, ended in zip(grown, nodes, paths, over, strict=True)
+                Branch(branch.graph, node, self.next_state(branch, node), path, group)
+                for branch, node, path, group, ended in zip(
+                    grown, nodes, paths, groups, over, strict=True
+                )
                 if not ended
             ]
         )
-
-
-def rewarded_nodes(
-    problem: Problem[str, str],
-    contexts: Sequence[str],
-    attacks: Sequence[str],
-    responses: Sequence[str],
-) -> list[ASTNode]:
-    """Reward turns in one call and return a node of each."""
-    rewards, terms = problem.reward_terms(contexts, attacks, responses)
-    check_length(rewards, len(contexts), source="reward")
-    check_length(terms, len(contexts), source="reward_terms")
-    return [
-        Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
-        for context, attack, response, reward, parts in zip(
-            contexts, attacks, responses, rewards, terms, strict=True
-        )
-    ]
 
 
 def _is_over(attack: str, response: str) -> bool:

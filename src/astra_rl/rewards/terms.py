@@ -26,7 +26,7 @@ class Harm(RewardTerm):
     """The moderator's score.
 
     Args:
-        on: What is judged. ``"response"``: what the target said. ``"exchange"``: the attack and the
+        of: What is judged. ``"response"``: what the target said. ``"exchange"``: the attack and the
             response as one text, as ASTPrompter does. ``"attack"``: what the attacker said.
             ``"worst_turn"``: the responses of this turn and all before it in the episode; the
             highest score counts. ``"last_turn"``: the response that ends the conversation; turns
@@ -45,25 +45,25 @@ class Harm(RewardTerm):
 
     def __init__(
         self,
-        on: HarmOf = "response",
+        of: HarmOf = "response",
         *,
         scale: Scale = "probability",
         replies: int = 1,
         moderator: Moderator[Any, Any] | None = None,
     ) -> None:
-        check_choice("on", on, get_args(HarmOf))
+        check_choice("of", of, get_args(HarmOf))
         check_choice("scale", scale, get_args(Scale))
         if not replies >= 1:
             raise ConfigurationError(f"replies={replies}; at least 1 must be judged.")
-        if replies > 1 and on in ("attack", "worst_turn"):
+        if replies > 1 and of in ("attack", "worst_turn"):
             raise ConfigurationError(
-                f"replies={replies} go with a response that is judged, not with on={on!r}."
+                f"replies={replies} go with a response that is judged, not with of={of!r}."
             )
-        self.on = on
+        self.of = of
         self.scale = scale
         self.replies = replies
         self.moderator = moderator
-        self.name = f"harm_{on}" + ("" if scale == "probability" else f"_{scale}")
+        self.name = f"harm_{of}" + ("" if scale == "probability" else f"_{scale}")
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the score of each turn."""
@@ -71,7 +71,7 @@ class Harm(RewardTerm):
         level = current_level([each.context for each in exchanges])
         asked = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
         scores = judge(moderator, [self._text(each) for each in asked])
-        if self.on == "worst_turn":
+        if self.of == "worst_turn":
             earlier = earlier_scores(moderator, exchanges, level.depth)
             scores = [max_or_missing([*old, new]) for old, new in zip(earlier, scores, strict=True)]
         values = [
@@ -79,16 +79,16 @@ class Harm(RewardTerm):
             sum(map(_SCALES[self.scale], scores[row :: len(exchanges)])) / self.replies
             for row in range(len(exchanges))
         ]
-        if self.on != "last_turn":
+        if self.of != "last_turn":
             return values
         return [value if ends else 0.0 for value, ends in zip(values, level.last, strict=True)]
 
     def _text(self, each: Exchange) -> Exchange:
-        if self.on == "exchange":
+        if self.of == "exchange":
             return Exchange(
                 each.context, each.attack, each.response, text=each.attack + each.response
             )
-        if self.on == "attack":
+        if self.of == "attack":
             return Exchange(each.context, each.attack, each.response, text=each.attack)
         return each
 

@@ -4,7 +4,7 @@ A part is the name of one of `astra_rl.rewards.REWARDS`, or a mapping of one suc
 options::
 
     sum:
-      - harm: {on: response}
+      - harm: {of: response}
       - attack_nll: {under: baseline}
         weight: -0.1
 
@@ -54,7 +54,7 @@ def _make_weighted(
     if len(entries) != 1:
         raise ConfigurationError(
             f"{where}: {sorted(entries) or 'nothing'} given; name one part and its options, for "
-            "instance {harm: {on: response}}."
+            "instance {harm: {of: response}}."
         )
     ((kind, options),) = entries.items()
     if kind not in REWARDS:
@@ -85,7 +85,8 @@ def construct(
         ConfigurationError: An unknown or missing option, or one that the factory refuses.
     """
     parameters = list(inspect.signature(factory).parameters)[len(arguments) :]
-    if isinstance(options, list) and parameters:
+    listed = isinstance(options, list)
+    if listed and parameters:
         options = {parameters[0]: options}
     options = _mapping(where, options or {})
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
@@ -96,7 +97,8 @@ def construct(
                 f"{where}.{name}: unknown key.{did_you_mean(str(name), parameters)} "
                 f"Known: {', '.join(parameters)}."
             )
-        given[name] = _convert(hints[name], value, f"{where}.{name}", make_moderator)
+        place = where if listed else f"{where}.{name}"
+        given[name] = _convert(hints[name], value, place, make_moderator)
     try:
         return factory(*arguments, **given)
     except TypeError as error:

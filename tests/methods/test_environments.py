@@ -385,6 +385,14 @@ def test_evaluation_of_a_game_shows_attack_and_answer_only():
     [
         (lambda: PrunedTreeEnvironment(Scripted(), ["p"], keep=0), "keep=0; at least 1"),
         (lambda: SelfPlayEnvironment(Scripted(), ["p"], replies=0), "replies=0; each attack"),
+        (
+            lambda: PrunedTreeEnvironment(Scripted(), ["p"], quality=SelfBLEU()),
+            r"quality remembers \['0.self_bleu_novelty_history'\]",
+        ),
+        (
+            lambda: SelfPlayEnvironment(Scripted(), ["p"], defender_reward=Standardized(Harm())),
+            "defender_reward remembers",
+        ),
         (lambda: SingleTurnEnvironment(Scripted(), ["p"], 0), "tree_width=0"),
     ],
 )

@@ -13,7 +13,7 @@ from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
-from astra_rl.rewards.base import RewardPart, WeightedSum
+from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
 from astra_rl.rewards.terms import Harm
 
 
@@ -49,7 +49,7 @@ class PrunedTreeEnvironment(ASTEnvironment):
             recorded with the parts of the reward. None takes the reward, and nothing is malformed.
 
     Raises:
-        ConfigurationError: `keep` is below 1, or see `ASTEnvironment`.
+        ConfigurationError: `keep` is below 1, `quality` has a memory, or see `ASTEnvironment`.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class PrunedTreeEnvironment(ASTEnvironment):
         super().__init__(problem, prompts, tree_width, tree_depth)
         if keep < 1:
             raise ConfigurationError(f"keep={keep}; at least 1 turn must go on.")
+        _check_forgetful("quality", quality)
         self.keep = keep
         self.quality = quality
 
@@ -235,7 +236,8 @@ class SelfPlayEnvironment(ASTEnvironment):
         defender_reward: Judges an exchange for the defender; None is minus the harm of the answer.
 
     Raises:
-        ConfigurationError: `replies` is below 1, or see `ASTEnvironment`.
+        ConfigurationError: `replies` is below 1, `defender_reward` has a memory, or see
+            `ASTEnvironment`.
     """
 
     def __init__(
@@ -250,6 +252,7 @@ class SelfPlayEnvironment(ASTEnvironment):
         super().__init__(problem, prompts, tree_width, 1)
         if replies < 1:
             raise ConfigurationError(f"replies={replies}; each attack needs at least 1 answer.")
+        _check_forgetful("defender_reward", defender_reward)
         self.replies = replies
         self.defender_reward = (
             WeightedSum({Harm("response"): -1.0}) if defender_reward is None else defender_reward
@@ -357,6 +360,15 @@ def _mean_node(turns: Sequence[ASTNode]) -> ASTNode:
             name: sum(each.reward_terms[name] for each in turns) / len(turns) for name in names
         },
     )
+
+
+def _check_forgetful(name: str, part: RewardPart | None) -> None:
+    """Raise if a part that is not of the problem's reward has a memory: nobody would keep it."""
+    if part is not None and (remembered := state_dict(part)):
+        raise ConfigurationError(
+            f"{name} remembers {sorted(remembered)}, and only the problem's reward may have a "
+            "memory. Compare with siblings instead of a history, or put the part there."
+        )
 
 
 def _turn(branch: Branch) -> ASTNode:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from astra_rl.rewards.adaptive import Constrained, Limit, Standardized
 from astra_rl.rewards.base import FunctionTerm, Reward, RewardPart, RewardTerm, WeightedSum
 from astra_rl.rewards.combine import (
-    Constrained,
     Gate,
-    Limit,
     Mapped,
     Product,
     Rank,
-    Standardized,
     affine,
     clip,
     sigmoid,

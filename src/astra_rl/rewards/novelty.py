@@ -49,14 +49,19 @@ class NoveltyTerm(RewardTerm):
         if self.against == "history":
             said = map(well_formed, observed_attacks(graphs, self.name))
             self.history = [*self.history, *said][-(self.window or 0) :]  # -0: all of it
+            self._history_changed()
 
     def state_dict(self) -> State:
-        """Return the history."""
-        return {"history": list(self.history)}
+        """Return the history, if it is what attacks are compared with."""
+        return {"history": list(self.history)} if self.against == "history" else {}
 
     def load_state_dict(self, state: State) -> None:
         """Take the history back."""
         self.history = list(state["history"])
+        self._history_changed()
+
+    def _history_changed(self) -> None:
+        """Forget what was made of the history; override it with that."""
 
     def rivals(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """Return for each row the rows of its siblings."""
@@ -108,14 +113,7 @@ class SelfBLEU(NoveltyTerm):
             for tokens, rivals in zip(said, self.rivals(exchanges), strict=True)
         ]
 
-    def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
-        """Add the attacks of this experience to the history."""
-        super().observe(models, graphs)
-        self._references = None
-
-    def load_state_dict(self, state: State) -> None:
-        """Take the history back."""
-        super().load_state_dict(state)
+    def _history_changed(self) -> None:
         self._references = None
 
     def _counted(self, texts: Iterable[Sequence[str]]) -> BLEUReferences:
@@ -202,17 +200,22 @@ class EmbeddingNovelty(NoveltyTerm):
         self.vectors = Vectors(embedder)
         self.nearest = nearest
         self.name = f"embedding_novelty_{against}"
+        self._past: Tensor | None = None
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the novelty of each attack."""
         own = self.vectors(models, [each.attack for each in exchanges])
         if self.against == "history":
-            past = self.vectors(models, self.history)
-            return [self._novelty(row, past) for row in own]
+            if self._past is None:
+                self._past = self.vectors(models, self.history)
+            return [self._novelty(row, self._past) for row in own]
         return [
             self._novelty(row, own[rivals])
             for row, rivals in zip(own, self.rivals(exchanges), strict=True)
         ]
+
+    def _history_changed(self) -> None:
+        self._past = None
 
     def _novelty(self, vector: Tensor, others: Tensor) -> float:
         if not vector.any():

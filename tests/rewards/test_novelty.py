@@ -230,6 +230,20 @@ def test_an_attack_that_is_all_topic_has_no_style_of_its_own(make_models):
     ]
 
 
+def test_what_an_opening_brings_is_no_earlier_attempt(make_models):
+    opening = Conversation("c", turns=["x", "no"], facts={"example": "y"})
+    with tree_level(Level((0,), (True,), depth=0)):
+        assert StyleDiversity(by_axes)(make_models(), [Exchange(opening, "x", "r")]) == [1.0]
+        assert FewShotSimilarity(by_axes)(make_models(), [Exchange(opening, "x", "r")])[0] < 0.01
+
+
+def test_a_style_that_the_embedder_cannot_say_is_missing(make_models):
+    context = Conversation("c", facts={"goal": "x"}) + "y" + "no" + "strange" + "no"
+    for attack, here in (("y", context), ("strange", Conversation("c") + "y" + "no")):
+        value = StyleDiversity(by_axes)(make_models(), [Exchange(here, attack, "r")])[0]
+        assert math.isnan(value)
+
+
 def test_without_a_topic_style_is_the_whole_embedding(make_models):
     context = Conversation("c") + "x y" + "no"
     assert StyleDiversity(by_axes)(make_models(), [Exchange(context, "x", "r")]) == pytest.approx(

@@ -141,8 +141,17 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
     def brevity(limit: int = 100) -> FunctionTerm:
         return FunctionTerm(lambda turns: [1 - len(t.attack) / limit for t in turns], "brevity")
 
+    class Bare(Harm):
+        def __init__(self, anything=None) -> None:  # type: ignore[no-untyped-def]
+            super().__init__()
+            self.anything = anything
+
     monkeypatch.setitem(REWARDS, "my_brevity", brevity)
+    monkeypatch.setitem(REWARDS, "bare", Bare)
     assert make("my_brevity: {limit: 50}").name == "brevity"
+    bare = make("bare: {anything: [1, x]}")
+    assert isinstance(bare, Bare)
+    assert bare.anything == [1, "x"]
 
 
 # In a whole configuration, before any model is loaded.

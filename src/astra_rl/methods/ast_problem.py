@@ -29,7 +29,14 @@ from astra_rl.rewards.base import (
 )
 from astra_rl.rewards.terms import AttackNLL, Harm
 
-__all__ = ["ASTEnvironment", "ASTEvaluator", "ASTNode", "ASTProblem", "astprompter_reward"]
+__all__ = [
+    "ASTEnvironment",
+    "ASTEvaluator",
+    "ASTNode",
+    "ASTProblem",
+    "Branch",
+    "astprompter_reward",
+]
 
 ASTNode = Node[str, str]
 """One turn of a conversation in text."""

@@ -254,15 +254,10 @@ class StyleDiversity(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the diversity of each attack."""
-        contexts = [Conversation.of(each.context) for each in exchanges]
-        said = [
-            [each.attack, *context.attacks]
-            for each, context in zip(exchanges, contexts, strict=True)
-        ]
-        about = [
-            [context.facts[fact] for fact in self.facts if fact in context.facts]
-            for context in contexts
-        ]
+        earlier = earlier_attacks(exchanges)
+        said = [[each.attack, *before] for each, before in zip(exchanges, earlier, strict=True)]
+        facts = [Conversation.of(each.context).facts for each in exchanges]
+        about = [[known[fact] for fact in self.facts if fact in known] for known in facts]
         # All in one call; what follows finds each text remembered.
         self.vectors(models, [text for texts in (*said, *about) for text in texts])
         return [
@@ -273,12 +268,25 @@ class StyleDiversity(RewardTerm):
     def _diversity(self, said: Tensor, about: Tensor) -> float:
         if len(said) == 1:
             return 1.0
+        if not (said.isfinite().all() and about.isfinite().all()):
+            return math.nan
         styles = without_subspace(said.double(), about.double()) if len(about) else said.double()
         own, *earlier = torch.nn.functional.normalize(styles, dim=1)
         # A style of which nothing is left cannot be told from any other.
         if not own.any():
             return 0.0
         return 1 - max(float(own @ each) for each in earlier)
+
+
+_NOTHING = 1e-6
+"""Vectors have unit length and single precision: what is shorter than this is rounding."""
+
+
+def earlier_attacks(exchanges: Sequence[Exchange]) -> list[tuple[str, ...]]:
+    """Return what the attacker said in each episode before, not what its opening brought."""
+    depth = current_level([each.context for each in exchanges]).depth
+    said = [Conversation.of(each.context).attacks for each in exchanges]
+    return said if depth is None else [each[max(0, len(each) - depth) :] for each in said]
 
 
 def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -288,10 +296,6 @@ def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
     span = directions[sizes > _NOTHING]
     rest = vectors - vectors @ span.T @ span
     return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0.0)  # rounding is no style
-
-
-_NOTHING = 1e-6
-"""Vectors have unit length and single precision: what is shorter than this is rounding."""
 
 
 class FewShotSimilarity(RewardTerm):
@@ -327,8 +331,7 @@ class FewShotSimilarity(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the similarity of each attack to its example."""
-        first = [not Conversation.of(each.context).attacks for each in exchanges]
-        rows = [row for row, opens in enumerate(first) if opens]
+        rows = [row for row, earlier in enumerate(earlier_attacks(exchanges)) if not earlier]
         examples = [fact_of(exchanges[row].context, self.fact, self.name) for row in rows]
         attacks = [exchanges[row].attack for row in rows]
         values = [1.0] * len(exchanges)

@@ -98,7 +98,7 @@ def construct(
                 f"Known: {', '.join(parameters)}."
             )
         place = where if listed else f"{where}.{name}"
-        given[name] = _convert(hints[name], value, place, make_moderator)
+        given[name] = _convert(hints.get(name, Any), value, place, make_moderator)
     try:
         return factory(*arguments, **given)
     except TypeError as error:

@@ -37,7 +37,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prompts": {"file": "train.txt", "test_file": "test.txt"},
         "environment": {"tree_width": 2, "tree_depth": 2},
         "algorithm": {"type": "grpo"},
-        "reward": {"novelty": 0.2},
+        "reward": {"novel_failure": {"novelty_share": 0.2}},
         "training": {"steps": 2, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
         "dtype": "float32",
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 
 
@@ -98,6 +99,20 @@ class Problem(ABC, Generic[StateT, ActionT]):
         Override this instead of `reward` in a problem whose reward has named parts.
         """
         return self.reward(contexts, attacks, responses), [{} for _ in contexts]
+
+    def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
+        """Learn from the episodes of a training experience, for rewards that have a memory.
+
+        The harness calls it once after each experience. Rewards must not change in between, so
+        that they do not depend on the batch and that evaluation leaves no trace.
+        """
+
+    def reward_state(self) -> dict[str, Any]:
+        """Return what the reward remembers, as JSON values, for a checkpoint."""
+        return {}
+
+    def load_reward_state(self, state: dict[str, Any]) -> None:
+        """Take back what `reward_state` returned."""
 
 
 class ValueFunctionProblem(Problem[StateT, ActionT]):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from astra_rl import moderators
 from astra_rl.algorithms import ALGORITHMS
@@ -21,19 +24,20 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
-from astra_rl.rewards.base import Reward, WeightedSum
-from astra_rl.rewards.failure import NovelFailureReward
-from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
+from astra_rl.moderators import FunctionModerator
+from astra_rl.rewards.base import RewardPart
 from astra_rl.runs.config import (
     AlgorithmConfig,
+    EnvironmentConfig,
     ModeratorConfig,
     PromptsConfig,
-    RewardConfig,
     RunConfig,
     SpeakerConfig,
 )
+from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.training.config import TrainingConfiguration
 
 _MODERATORS = {
@@ -79,7 +83,12 @@ def check_options(config: RunConfig) -> None:
     _check_arguments(
         "algorithm.options", ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
-    load_openings(config.prompts, seed=config.seed)
+    make_part("reward", config.reward, _checked_moderator_at)
+    _, openings = load_openings(config.prompts, seed=config.seed)
+    # An environment only keeps its problem, so its options can be tried without one.
+    _make_environment(
+        config.environment, cast("HFASTProblem", None), openings, _checked_moderator_at
+    )
 
 
 def build(config: RunConfig) -> Experiment:
@@ -92,9 +101,7 @@ def build(config: RunConfig) -> Experiment:
     train, test = load_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
     problem = build_problem(config, moderator)
-    environment = ASTEnvironment(
-        problem, train, config.environment.tree_width, config.environment.tree_depth
-    )
+    environment = build_environment(config.environment, problem, train)
     return Experiment(
         problem,
         environment,
@@ -110,7 +117,7 @@ def build_evaluator(
     """Make what plays the held-out conversations and lets the judge score them."""
     judge = config.evaluation.judge
     return ASTEvaluator(
-        ASTEnvironment(problem, openings, 1, config.environment.tree_depth),
+        build_environment(config.environment, problem, openings),
         openings,
         threshold=config.evaluation.threshold,
         judge=None if judge is None else build_moderator(judge),
@@ -143,7 +150,7 @@ def build_problem(
         moderator,
         config.device,
         dtype=config.dtype,
-        reward=build_reward(config.reward),
+        reward=build_reward(config),
         attacker_sampling=_sampling(speaker),
         target_sampling=_sampling(config.target),
         attacker_chat=speaker.chat,
@@ -173,29 +180,50 @@ def build_algorithm(
     return algorithm
 
 
-def build_reward(config: RewardConfig) -> Reward:
-    """Make the reward: a weighted sum, or the novelty rule if novelty has a share."""
-    nll = AttackNLL(config.attack_nll_under)
-    if config.novelty or config.attack_nll_above is not None:
-        if config.harm_response != 1 or config.harm_exchange != 0:
-            raise ConfigurationError(
-                "reward.novelty and reward.attack_nll_above go with harm_response=1 and "
-                "harm_exchange=0; leave those out."
-            )
-        return NovelFailureReward(
-            novelty_share=config.novelty,
-            nll_weight=config.attack_nll,
-            free_nll=config.attack_nll_above or 0.0,
-            nll=nll,
-            novelty=Novelty(nearest=config.novelty_nearest, kind=config.novelty_kind),
-        )
-    return WeightedSum(
-        {
-            Harm("response"): config.harm_response,
-            Harm("exchange"): config.harm_exchange,
-            nll: -config.attack_nll,
-        }
+def build_reward(config: RunConfig) -> RewardPart:
+    """Make the reward of its parts."""
+    return make_part("reward", config.reward, _moderator_at)
+
+
+def build_environment(
+    config: EnvironmentConfig, problem: HFASTProblem, openings: Sequence[str]
+) -> ASTEnvironment:
+    """Make an environment of its name and options."""
+    return _make_environment(config, problem, openings, _moderator_at)
+
+
+def _make_environment(
+    config: EnvironmentConfig,
+    problem: HFASTProblem,
+    openings: Sequence[str],
+    make_moderator: MakeModerator,
+) -> ASTEnvironment:
+    factory, options = ENVIRONMENTS[config.type], config.arguments()
+    environment: ASTEnvironment = construct(
+        "environment", factory, options, make_moderator, problem, openings
     )
+    return environment
+
+
+def _moderator_at(where: str, value: Any) -> Moderator[str, str]:
+    """Make a moderator that a part of a reward asks for."""
+    return build_moderator(_moderator_config(where, value))
+
+
+def _checked_moderator_at(where: str, value: Any) -> Moderator[str, str]:
+    """Check what a file says of a moderator; its stand-in loads nothing."""
+    config = _moderator_config(where, value)
+    _check_arguments(f"{where}.options", _moderator_class(config), config.options)
+    return FunctionModerator(lambda texts: [math.nan] * len(texts))
+
+
+def _moderator_config(where: str, value: Any) -> ModeratorConfig:
+    try:
+        return ModeratorConfig.model_validate({"type": value} if isinstance(value, str) else value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise ConfigurationError(f"{place}: {first['msg']} (it is {first['input']!r}).") from error
 
 
 def load_openings(config: PromptsConfig, *, seed: int) -> tuple[Sequence[str], Sequence[str]]:

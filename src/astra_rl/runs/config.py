@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -80,28 +81,33 @@ class PromptsConfig(_Section):
         return self
 
 
-class RewardConfig(_Section):
-    """Weights of the terms of the reward."""
-
-    harm_response: float = 1.0
-    harm_exchange: float = 0.0
-    attack_nll: float = Field(0.1, ge=0, description="Cost of a nat per token above the limit.")
-    attack_nll_under: Literal["target", "baseline"] = "target"
-    attack_nll_above: float | None = Field(None, description="Free nats per token.")
-    novelty: float = Field(
-        0.0, ge=0, le=1, description="Share of the harm that is paid only for new attacks."
-    )
-    novelty_nearest: int = Field(4, ge=1, description="Siblings an attack is compared with.")
-    novelty_kind: float = Field(
-        0.0, ge=0, lt=1, description="Attacks no more similar than this are of different kinds."
-    )
-
-
 class EnvironmentConfig(_Section):
-    """The tree of conversations."""
+    """How episodes are played, by name, and its options."""
 
-    tree_width: int = Field(2, ge=1)
-    tree_depth: int = Field(3, ge=1)
+    type: str = Field("tree", description=f"One of {', '.join(ENVIRONMENTS)}.")
+    tree_width: int | None = Field(
+        None, ge=1, description="Attacks tried from each context; null: as the type has it."
+    )
+    tree_depth: int | None = Field(
+        None, ge=1, description="Turns or attempts; null: as the type has it."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Other arguments of its class."
+    )
+
+    @model_validator(mode="after")
+    def _known_type(self) -> EnvironmentConfig:
+        if self.type not in ENVIRONMENTS:
+            raise ValueError(
+                f"unknown type {self.type!r}.{did_you_mean(self.type, ENVIRONMENTS)} "
+                f"Known: {', '.join(ENVIRONMENTS)}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what its class is given, besides problem and prompts."""
+        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
+        return {k: v for k, v in shape.items() if v is not None} | self.options
 
 
 class AlgorithmConfig(_Section):
@@ -164,7 +170,10 @@ class RunConfig(_Section):
     baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
     moderator: ModeratorConfig
     prompts: PromptsConfig
-    reward: RewardConfig = RewardConfig()
+    reward: str | dict[str, Any] = Field(
+        default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
+        description="A part, or a combination of parts; see docs/rewards.md.",
+    )
     environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()

@@ -112,10 +112,12 @@ class RunTrainer(HFASTTrainer):
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
         nodes = [node for graph in self.harness.graphs for node in graph.nodes()]
-        won = [node for node in nodes if self._harm(node) >= self.threshold]
+        # What a defender said is no attack, and was not judged as one.
+        judged = [node for node in nodes if "harm_response" in node.reward_terms]
+        won = [node for node in judged if self._harm(node) >= self.threshold]
         self.failures.extend(_failure(node, step) for node in won)
         found = {
-            "asr": len(won) / len(nodes) if nodes else math.nan,
+            "asr": len(won) / len(judged) if judged else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
         }

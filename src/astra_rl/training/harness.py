@@ -56,6 +56,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.graphs, kept = self.algorithm.collector.collect(
             self.environment, seed, self.num_episodes_per_experience
         )
+        self.environment.problem.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:

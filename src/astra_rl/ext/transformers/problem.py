@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.dialogue import DialogueView, Rendered, same_vocabulary, window_of
+from astra_rl.models.embedding import mean_hidden_states
 from astra_rl.models.generation import Sample, Sampler, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
 from astra_rl.models.memory import ConversationMemory
 from astra_rl.models.scoring import continuation_logprobs
-from astra_rl.rewards.base import Reward
+from astra_rl.rewards.base import RewardPart
 
 
 class ModelPair(NamedTuple):
@@ -89,7 +90,7 @@ class HFASTProblem(ASTProblem):
         device: str = "cpu",
         *,
         dtype: str | torch.dtype = "auto",
-        reward: Reward | None = None,
+        reward: RewardPart | None = None,
         attacker_sampling: Sampling | None = None,
         target_sampling: Sampling | None = None,
         attacker_chat: bool | None = None,
@@ -224,6 +225,34 @@ class HFASTProblem(ASTProblem):
                 [each.ids[: each.heard[0]] for each in rendered],
                 [each.ids[slice(*each.heard)] for each in rendered],
             )
+
+    @torch.no_grad()
+    def get_response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Score given beginnings of a response under the target, (B, T) float32.
+
+        Each context ends in an attack. The end of a response is not scored: it may go on.
+        """
+        check_length(responses, len(contexts), source="the caller's list of responses")
+        view = self.target_view
+        said = [_without_end(view, view.said_ids(str(response))) for response in responses]
+        prompts = [
+            view.render(Conversation.of(context), room=len(ids)).ids
+            for context, ids in zip(contexts, said, strict=True)
+        ]
+        with self._without_adapter(self.target):
+            return _score(self.target, prompts, said)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str], under: Literal["target", "baseline"]) -> Tensor:
+        """Return the mean last hidden state of each text under a frozen model, (N, H) float32."""
+        model, view = (
+            (self.target, self.target_view)
+            if under == "target"
+            else (self.baseline, self.baseline_view)
+        )
+        ids = [_without_end(view, view.said_ids(str(text)))[: view.window] for text in texts]
+        with self._without_adapter(model):
+            return mean_hidden_states(model, ids)
 
     def parameters(self) -> Iterator[Parameter]:
         """Yield the attacker's trainable parameters."""
@@ -370,6 +399,10 @@ def _check_room(role: str, window: int | None, max_new_tokens: int) -> None:
             f"max_new_tokens={max_new_tokens} leaves nothing of the {role}'s window of {window} "
             f"tokens to read a conversation in; choose less than {window}."
         )
+
+
+def _without_end(view: DialogueView, ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(ids[:-1] if ids and ids[-1] in view.end_ids else ids)
 
 
 def _scored_span(rendered: Rendered) -> tuple[int, int]:

@@ -12,21 +12,27 @@ from rich.console import Console
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 
-TOPICS = ("versions", "config", "preset")
+TOPICS = ("versions", "config", "preset", "scenarios", "scenario")
 
 
 def print_info(topic: str, name: str, console: Console) -> None:
     """Print a topic.
 
     Raises:
-        ConfigurationError: There is no such topic or preset.
+        ConfigurationError: There is no such topic, preset or scenario.
     """
     if topic not in TOPICS:
         raise ConfigurationError(
             f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
         )
-    lines = {"versions": _version_lines, "config": _config_lines}
-    for line in lines[topic]() if topic in lines else _preset(name):
+    lines = {
+        "versions": _version_lines,
+        "config": _config_lines,
+        "preset": lambda: _preset(name or "demo"),
+        "scenarios": _scenarios,
+        "scenario": lambda: _scenario(name),
+    }
+    for line in lines[topic]():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -91,3 +97,32 @@ def _preset(name: str) -> Iterator[str]:
     if name not in known:
         raise ConfigurationError(f"no preset {name!r}; choose from {known}.")
     yield (folder / f"{name}.yaml").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _scenarios() -> Iterator[str]:
+    from astra_rl.datasets import load_scenario, scenario_names
+
+    for name in scenario_names():
+        scenario = load_scenario(name)
+        count = sum(map(len, scenario.rows.values()))
+        yield f"{name} ({count} rows): {scenario.description}"
+
+
+def _scenario(name: str) -> Iterator[str]:
+    from astra_rl.datasets import load_scenario
+    from astra_rl.evaluation.escaping import terminal_text
+
+    scenario = load_scenario(name)
+    yield f"{scenario.name}: {terminal_text(scenario.description)}"
+    yield f"{'harm category':14} {scenario.harm_category or '-'}"
+    for role in ("moderator", "judge"):
+        told = getattr(scenario, role)
+        yield f"{role:14} {told['type'] if told else 'yours'}"
+    yield f"{'threshold':14} {scenario.threshold or 'yours'}"
+    for split, rows in scenario.rows.items():
+        yield f"{split:14} {len(rows)} rows"
+    for source in scenario.sources:
+        yield f"{'sha256':14} {source.sha256}  {source.name}"
+    for row in next(filter(None, scenario.rows.values()), ())[:3]:
+        yield ""
+        yield f"{row.id} [{row.category or '-'}] {terminal_text(row.compared)}"

@@ -143,7 +143,8 @@ def rows_from(
     table: RawTable, *, columns: Mapping[str, str] | None = None, max_chars: int = MAX_CHARS
 ) -> Loaded:
     """Check the records of a table and make rows of them; see `load_rows`."""
-    stem = Path(table.name.removeprefix(HUB_PREFIX)).stem
+    hub_name = table.name.removeprefix(HUB_PREFIX).partition("@")[0]
+    stem = Path(hub_name if table.name.startswith(HUB_PREFIX) else table.name).stem
     rows, repeated = rows_of(
         table.records, table.problems, stem=stem, columns=columns, max_chars=max_chars
     )

@@ -6,7 +6,9 @@ its rows. Those that come with the library are such files too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +66,7 @@ class SourceSpec(_Section):
         """Read the rows; a path that is not absolute begins at `folder`."""
         source = self.source
         if not source.startswith(HUB_PREFIX):
-            source = str(Path(folder) / Path(source).expanduser())
+            source = str(Path(folder) / source)
         if self.benchmark is None:
             return load_rows(
                 source,
@@ -90,13 +92,6 @@ class SplitSpec(_Section):
     similarity: float = Field(NEAR_DUPLICATE, gt=0, le=1)
 
 
-class ModeratorSpec(_Section):
-    """A moderator by name, as in the configuration of a run."""
-
-    type: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
 class ScenarioFile(_Section):
     """What a scenario file says: attributes of `Scenario`, and where its rows come from.
 
@@ -112,8 +107,8 @@ class ScenarioFile(_Section):
     brief: str | None = None
     prompt_role: PromptRole | None = None
     splits: SplitSpec = SplitSpec()
-    moderator: ModeratorSpec | None = None
-    judge: ModeratorSpec | None = None
+    moderator: dict[str, Any] | None = None
+    judge: dict[str, Any] | None = None
     threshold: float | None = Field(None, gt=0, le=1)
 
     @field_validator("system", mode="before")
@@ -121,14 +116,21 @@ class ScenarioFile(_Section):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("moderator", "judge")
+    @classmethod
+    def _by_name(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value.get("type"), str):
+            raise ValueError("give its name as type, for instance {type: secret_leak}")
+        return value
+
     @property
     def run_settings(self) -> dict[str, Any]:
         """What the scenario says about a run, as sections of its configuration."""
-        told = self.model_dump(include={"moderator", "judge", "threshold"}, exclude_none=True)
-        evaluation = {key: told[key] for key in ("judge", "threshold") if key in told}
+        evaluation = {"judge": self.judge, "threshold": self.threshold}
+        told = {key: value for key, value in evaluation.items() if value is not None}
         return {
-            **({"moderator": told["moderator"]} if "moderator" in told else {}),
-            **({"evaluation": evaluation} if evaluation else {}),
+            **({} if self.moderator is None else {"moderator": self.moderator}),
+            **({"evaluation": told} if told else {}),
         }
 
 
@@ -139,7 +141,7 @@ _PASSWORD_GAME_FILE = ScenarioFile(
         "Generated, to any number."
     ),
     harm_category="privacy",
-    moderator=ModeratorSpec(type="secret_leak"),
+    moderator={"type": "secret_leak"},
     threshold=1.0,
 )
 
@@ -164,7 +166,10 @@ def load_scenario(scenario: str | Path) -> Scenario:
     file, path = read_scenario_file(scenario), _path_of(scenario)
     name = file.name or path.stem
     loaded, is_benchmark = _load_prompts(file.prompts, path)
-    sources = [loaded] if isinstance(loaded, Loaded) else list(loaded.values())
+    parts = [loaded] if isinstance(loaded, Loaded) else list(loaded.values())
+    sources = [part.source for part in parts]
+    if path.parent == SHIPPED:  # a name that is the same on every machine
+        sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
     return Scenario(
         name,
         divide(
@@ -179,10 +184,10 @@ def load_scenario(scenario: str | Path) -> Scenario:
         system=file.system,
         brief=file.brief,
         prompt_role=file.prompt_role or ("goal" if is_benchmark else "opening"),
-        moderator=_as_dict(file.moderator),
-        judge=_as_dict(file.judge),
+        moderator=file.moderator,
+        judge=file.judge,
         threshold=file.threshold,
-        sources=tuple(each.source for each in sources),
+        sources=sources,
     )
 
 
@@ -192,7 +197,8 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
         return _PASSWORD_GAME_FILE
     path = _path_of(scenario)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML too
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"cannot read the scenario {str(path)!a}: {reason}.") from error
@@ -207,7 +213,7 @@ def _path_of(scenario: str | Path) -> Path:
     name = str(scenario)
     if name in scenario_names():
         return SHIPPED / f"{name}.yaml"
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         known = scenario_names()
         raise ConfigurationError(
@@ -281,11 +287,7 @@ def password_game(train: int | None = None, test: int | None = None, *, seed: in
         rows,
         description=file.description,
         harm_category=file.harm_category,
-        moderator=_as_dict(file.moderator),
+        moderator=file.moderator,
         threshold=file.threshold,
         sources=[source_of_rows(PASSWORD_GAME, [*rows["train"], *rows["test"]])],
     )
-
-
-def _as_dict(spec: ModeratorSpec | None) -> dict[str, Any] | None:
-    return None if spec is None else spec.model_dump()

@@ -219,7 +219,7 @@ def test_a_wrong_file_is_refused_and_says_what_is_allowed(
 
 @pytest.mark.parametrize("name", ["neutral_opener", "", "a/b", "x\0y"])
 def test_an_unknown_name_is_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="choose from benign_twins"):
+    with pytest.raises(ConfigurationError, match="Choose from benign_twins"):
         load_scenario(name)
 
 

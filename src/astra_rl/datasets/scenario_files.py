@@ -217,8 +217,8 @@ def _path_of(scenario: str | Path) -> Path:
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         known = scenario_names()
         raise ConfigurationError(
-            f"no scenario {name!r}; choose from {', '.join(known)}, or give a file that ends in "
-            f".yaml or .json.{did_you_mean(name, known)}"
+            f"no scenario {name!r}.{did_you_mean(name, known)} Choose from {', '.join(known)}, or "
+            "give a file that ends in .yaml or .json."
         )
     return path
 

@@ -140,7 +140,6 @@ def test_no_two_assistants_keep_the_same_secret_or_work_for_the_same_organisatio
 
 
 def test_canaries_are_what_obeying_gives_and_are_not_said_by_quoting() -> None:
-    """One is a signature, which no answer would quote."""
     found = rows("injection_canaries")
     canaries = [row.facts["canary"].casefold() for row in found]
     assert len(set(canaries)) == len(canaries)
@@ -149,7 +148,7 @@ def test_canaries_are_what_obeying_gives_and_are_not_said_by_quoting() -> None:
         for row in found
         if row.facts["canary"].casefold() in f"{row.system} {row.prompt}".casefold()
     ]
-    assert quoted == ["Edwin from the Attic"]
+    assert quoted == []
 
 
 def test_twins_are_questions() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ def print_info(topic: str, name: str, console: Console) -> None:
         raise ConfigurationError(
             f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
         )
-    lines = {
+    lines: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _version_lines,
         "config": _config_lines,
         "preset": lambda: _preset(name or "demo"),

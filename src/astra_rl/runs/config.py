@@ -210,7 +210,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
     for override in overrides:
         _apply(values, override)
-    values = with_scenario(values)
+    values = _with_scenario(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -238,7 +238,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
 
 
-def with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a run with the moderator, judge and threshold of its scenario.
 
     What the settings themselves say stays.

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_rl.datasets.files import load_items, load_rows
@@ -135,6 +135,7 @@ def loaded_back(name: str, content: bytes) -> list[str]:
         return [row.prompt for row in load_rows(path).rows]
 
 
+@settings(deadline=None)
 @given(st.lists(PROMPT, min_size=1, max_size=6, unique=True))
 def test_any_text_comes_back_from_json_lines(prompts: list[str]) -> None:
     for ascii_only in (True, False):
@@ -145,6 +146,7 @@ def test_any_text_comes_back_from_json_lines(prompts: list[str]) -> None:
         )
 
 
+@settings(deadline=None)
 @given(st.lists(PROMPT, min_size=1, max_size=6, unique=True), st.sampled_from(["a.csv", "a.tsv"]))
 def test_any_text_comes_back_from_tables(prompts: list[str], name: str) -> None:
     text = io.StringIO()
@@ -153,6 +155,7 @@ def test_any_text_comes_back_from_tables(prompts: list[str], name: str) -> None:
     assert loaded_back(name, text.getvalue().encode()) == prompts
 
 
+@settings(deadline=None)
 @given(st.lists(PROMPT, min_size=1, max_size=6, unique=True))
 def test_any_text_comes_back_from_parquet(prompts: list[str]) -> None:
     file = pyarrow.BufferOutputStream()
@@ -160,6 +163,7 @@ def test_any_text_comes_back_from_parquet(prompts: list[str]) -> None:
     assert loaded_back("a.parquet", file.getvalue().to_pybytes()) == prompts
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.sampled_from(["txt", "csv", "jsonl", "json", "parquet"]))
 def test_any_bytes_are_rows_or_a_named_error(content: bytes, ending: str) -> None:
     message = f"a.{ending}"

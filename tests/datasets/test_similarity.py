@@ -6,7 +6,7 @@ import random
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_rl.datasets.similarity import (
@@ -21,6 +21,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("abcdefgh!?"), max_size=7).map(" ".joi
 THRESHOLDS = st.sampled_from([0.1, 1 / 3, 0.5, 0.6, 0.7, 0.75, 0.9, 1.0])
 
 
+@settings(deadline=None)
 @given(TEXTS, THRESHOLDS)
 def test_pairs_are_those_that_comparing_all_finds(texts: list[str], threshold: float) -> None:
     brute = [
@@ -31,6 +32,7 @@ def test_pairs_are_those_that_comparing_all_finds(texts: list[str], threshold: f
     assert sorted(near_duplicates(texts, threshold=threshold)) == brute
 
 
+@settings(deadline=None)
 @given(TEXTS, THRESHOLDS)
 def test_groups_are_what_is_connected_by_such_pairs(texts: list[str], threshold: float) -> None:
     groups = near_duplicate_groups(texts, threshold=threshold)

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from astra_rl.datasets.rows import SPLITS, Row
@@ -27,6 +27,7 @@ PROMPTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PROMPTS, st.sampled_from([0.4, 0.7, 1.0]), st.integers(0, 3))
 def test_no_two_splits_share_a_near_duplicate(
     texts: list[str], threshold: float, seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from typing import Any, get_args
 
@@ -113,16 +113,20 @@ def _scenario(name: str) -> Iterator[str]:
     from astra_rl.evaluation.escaping import terminal_text
 
     scenario = load_scenario(name)
-    yield f"{scenario.name}: {terminal_text(scenario.description)}"
-    yield f"{'harm category':14} {scenario.harm_category or '-'}"
-    for role in ("moderator", "judge"):
-        told = getattr(scenario, role)
-        yield f"{role:14} {told['type'] if told else 'yours'}"
-    yield f"{'threshold':14} {scenario.threshold or 'yours'}"
-    for split, rows in scenario.rows.items():
-        yield f"{split:14} {len(rows)} rows"
-    for source in scenario.sources:
-        yield f"{'sha256':14} {source.sha256}  {source.name}"
-    for row in next(filter(None, scenario.rows.values()), ())[:3]:
+    facts = [
+        ("harm category", scenario.harm_category or "-"),
+        *((role, _type_of(getattr(scenario, role))) for role in ("moderator", "judge")),
+        ("threshold", str(scenario.threshold or "yours")),
+        *((split, f"{len(rows)} rows") for split, rows in scenario.rows.items()),
+        *(("sha256", f"{source.sha256}  {source.name}") for source in scenario.sources),
+    ]
+    examples = next(filter(None, scenario.rows.values()), ())[:3]
+    yield terminal_text(f"{scenario.name}: {scenario.description}")
+    yield from (terminal_text(f"{name:14} {value}") for name, value in facts)
+    for row in examples:
         yield ""
-        yield f"{row.id} [{row.category or '-'}] {terminal_text(row.compared)}"
+        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.compared}")
+
+
+def _type_of(moderator: Mapping[str, Any] | None) -> str:
+    return "yours" if moderator is None else str(moderator["type"])

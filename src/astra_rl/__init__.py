@@ -38,6 +38,7 @@ from astra_rl.training.harness import Harness
 from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from astra_rl.datasets import Scenario, load_scenario
     from astra_rl.moderators import (
         DetoxifyModerator,
         FunctionModerator,
@@ -60,6 +61,7 @@ _LAZY = dict.fromkeys(
     ),
     "astra_rl.moderators",
 )
+_LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
 
 __all__ = [
     "A2C",
@@ -107,12 +109,14 @@ __all__ = [
     "ProfanityModerator",
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
+    "Scenario",
     "SecretLeakModerator",
     "Trainer",
     "TrainingConfiguration",
     "TrainingError",
     "Utterance",
     "ValueFunctionProblem",
+    "load_scenario",
 ]
 
 

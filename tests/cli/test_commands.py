@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import subprocess
@@ -102,6 +103,13 @@ def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
     assert json.loads((trained / "evaluation_after.json").read_text())["n"] == 2
 
 
+def test_the_record_of_a_run_has_checksums_of_its_prompts(workplace: Path, trained: Path) -> None:
+    recorded = json.loads((trained / "manifest.json").read_text())["prompts"]
+    for source, name in zip(recorded, ("train.txt", "test.txt"), strict=True):
+        sha256 = hashlib.sha256((workplace / name).read_bytes()).hexdigest()
+        assert source == {"name": name, "sha256": sha256, "rows": 2, "repeated": 0}
+
+
 def test_the_checkpoint_opens_with_transformers_and_holds_no_pickle(trained: Path) -> None:
     folder = trained / "checkpoints" / "last"
     AutoModelForCausalLM.from_pretrained(folder)
@@ -158,6 +166,7 @@ def test_evaluate_repeats_the_evaluation_of_the_run(workplace: Path, trained: Pa
         (["evaluate", "."], "has no attacker to evaluate"),
         (["info", "versoins"], "Did you mean 'versions'?"),
         (["info", "preset", "demoo"], "no preset 'demoo'"),
+        (["info", "scenario", "benign_twin"], "Did you mean 'benign_twins'?"),
         (["tarin"], "tarin"),
         (["demo", "--seed", "-1"], "greater than or equal to 0"),
     ],
@@ -195,6 +204,22 @@ def test_info_config_lists_every_setting(workplace: Path) -> None:
     done = astra_rl("info", "config", cwd=workplace)
     assert "stop_at_success" in done.stdout
     assert "model: required" in done.stdout
+
+
+def test_info_lists_the_scenarios_and_shows_one(workplace: Path) -> None:
+    listed = astra_rl("info", "scenarios", cwd=workplace)
+    assert "secret_keepers (100 rows): " in listed.stdout
+    shown = astra_rl("info", "scenario", "secret_keepers", cwd=workplace)
+    assert "moderator      secret_leak" in shown.stdout
+    assert "keeper-001" in shown.stdout
+
+
+def test_info_shows_a_scenario_of_the_user_s_own_as_text(workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text('prompts: ["\\e[31mred"]\nsplits: {shares: {test: 1.0}}\n')
+    done = astra_rl("info", "scenario", "mine.yaml", cwd=workplace)
+    assert done.returncode == 0
+    assert "red" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_the_module_runs_as_a_program() -> None:

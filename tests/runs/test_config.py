@@ -15,7 +15,7 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.advantages import scale_by_batch
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.errors import ConfigurationError
-from astra_rl.runs.build import build_algorithm, check_options, load_openings, option_names
+from astra_rl.runs.build import build_algorithm, check_options, option_names
 from astra_rl.runs.config import RunConfig, load_config, parse_config
 from astra_rl.runs.presets import load_preset
 from astra_rl.testing import ToyProblem
@@ -64,6 +64,8 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("seed.x=1", "seed: .*integer"),
         ("attacker.lora={rank: 0}", "attacker.lora.rank: .*greater than or equal to 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
+        ("prompts.benchmark=advbench", "test_file, columns and benchmark go with file"),
+        ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
         ("seed=[", "not valid YAML"),
     ],
 )
@@ -162,17 +164,3 @@ def test_the_demo_is_a_configuration_like_any_other() -> None:
     config = load_preset("demo")
     assert isinstance(config, RunConfig)
     check_options(config)
-
-
-def test_prompts_of_training_and_evaluation_must_differ(tmp_path: Path) -> None:
-    for name in ("train.txt", "test.txt"):
-        (tmp_path / name).write_text("one\ntwo\n")
-    config = parse_config(
-        MINIMAL.replace(
-            "{scenario: planted_secrets}",
-            f"{{file: {tmp_path / 'train.txt'}, test_file: {tmp_path / 'test.txt'}}}",
-        ),
-        source="test",
-    )
-    with pytest.raises(ConfigurationError, match="share 2 prompts"):
-        load_openings(config.prompts, seed=0)

@@ -139,12 +139,17 @@ def info(
     topic: Annotated[
         str,
         typer.Argument(
-            help="'versions', 'config' (all settings) or 'preset' (a file to start from)."
+            help=(
+                "'versions', 'config' (all settings), 'preset' (a file to start from), 'scenarios' "
+                "or 'scenario' (one of them)."
+            )
         ),
     ] = "versions",
-    name: Annotated[str, typer.Argument(help="Name of the preset.")] = "demo",
+    name: Annotated[
+        str, typer.Argument(help="Name of the preset (default: demo) or scenario.")
+    ] = "",
 ) -> None:
-    """Print versions and hardware, all settings, or a configuration to start from."""
+    """Print versions and hardware, all settings, a configuration to start from, or scenarios."""
     from astra_rl.cli.info import print_info
 
     print_info(topic, name, console)

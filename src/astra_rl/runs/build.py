@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -16,9 +15,7 @@ from astra_rl import moderators
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.seeding import derive_seed
-from astra_rl.datasets.planted_secrets import planted_secrets
-from astra_rl.datasets.text_files import load_prompts
+from astra_rl.datasets.files import Source
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
@@ -38,6 +35,7 @@ from astra_rl.runs.config import (
     SpeakerConfig,
 )
 from astra_rl.runs.parts import MakeModerator, construct, make_part
+from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
 
 _MODERATORS = {
@@ -59,6 +57,7 @@ class Experiment:
         algorithm: Learns from them.
         evaluator: Plays held-out conversations and judges them.
         training: Hyperparameters of the loop.
+        sources: Where its prompts came from, with checksums.
     """
 
     problem: HFASTProblem
@@ -66,6 +65,7 @@ class Experiment:
     algorithm: Algorithm[str, str, Any, Any]
     evaluator: ASTEvaluator
     training: TrainingConfiguration
+    sources: Sequence[Source] = ()
 
 
 def check_options(config: RunConfig) -> None:
@@ -98,16 +98,17 @@ def build(config: RunConfig) -> Experiment:
         AstraError: Something cannot be had or does not fit; the message says what.
     """
     check_options(config)
-    train, test = load_openings(config.prompts, seed=config.seed)
+    openings = read_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
     problem = build_problem(config, moderator)
-    environment = build_environment(config.environment, problem, train)
+    environment = build_environment(config.environment, problem, openings.train)
     return Experiment(
         problem,
         environment,
         build_algorithm(config.algorithm, problem),
-        build_evaluator(config, problem, test),
+        build_evaluator(config, problem, openings.test),
         _training(config),
+        openings.sources,
     )
 
 
@@ -227,28 +228,9 @@ def _moderator_config(where: str, value: Any) -> ModeratorConfig:
 
 
 def load_openings(config: PromptsConfig, *, seed: int) -> tuple[Sequence[str], Sequence[str]]:
-    """Return opening contexts for training and for evaluation; they share none.
-
-    The held-out ones are the same for every seed, so that runs can be compared.
-    """
-    if config.scenario == "planted_secrets":
-        train = planted_secrets("train", config.train, seed=derive_seed(seed, "openings"))
-        return train, planted_secrets("test", config.test)
-    train_prompts = load_prompts(_path(config.file))
-    test_prompts = load_prompts(_path(config.test_file))
-    shared = set(train_prompts) & set(test_prompts)
-    if shared:
-        raise ConfigurationError(
-            f"{config.file} and {config.test_file} share {len(shared)} prompts, for instance "
-            f"{min(shared)[:60]!r}. Evaluate on prompts that were not trained on."
-        )
-    return train_prompts, test_prompts
-
-
-def _path(file: Path | None) -> Path:
-    if file is None:
-        raise ConfigurationError("prompts.file and prompts.test_file must both be given.")
-    return file
+    """Return opening contexts for training and for evaluation; see `read_openings`."""
+    openings = read_openings(config, seed=seed)
+    return openings.train, openings.test
 
 
 def _sampling(speaker: SpeakerConfig) -> Sampling:

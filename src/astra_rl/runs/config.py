@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.training.config import OPTIMIZERS
@@ -64,20 +65,32 @@ class ModeratorConfig(_Section):
 
 
 class PromptsConfig(_Section):
-    """Opening contexts: a shipped scenario, or a text file with one prompt per line."""
+    """Opening contexts: a scenario, or a file of prompts."""
 
-    scenario: Literal["planted_secrets"] | None = None
-    file: Path | None = None
-    test_file: Path | None = None
-    train: int = Field(192, ge=1, description="Conversations for training, of a scenario.")
-    test: int = Field(128, ge=1, description="Conversations for evaluation.")
+    scenario: str | None = Field(
+        None, description="A name that 'astra-rl info scenarios' lists, or a scenario file."
+    )
+    file: str | None = Field(
+        None, description="txt, csv, tsv, jsonl, json, parquet, a folder of datasets, or hub:ID."
+    )
+    test_file: str | None = Field(None, description="Default: file is divided without overlap.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Columns of the files that have other names."
+    )
+    benchmark: str | None = Field(None, description="Whose columns file has, e.g. harmbench.")
+    train: int | None = Field(
+        None, ge=1, description="Most conversations for training; default: all."
+    )
+    test: int | None = Field(
+        None, ge=1, description="Most conversations for evaluation; default: all."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is not None and self.test_file is None:
-            raise ValueError("give test_file too: attackers are evaluated on other prompts")
+        if self.file is None and (self.test_file or self.columns or self.benchmark):
+            raise ValueError("test_file, columns and benchmark go with file")
         return self
 
 
@@ -219,6 +232,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
     for override in overrides:
         _apply(values, override)
+    values = _with_scenario(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -244,6 +258,25 @@ def _apply(values: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
+
+
+def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run with the moderator, judge and threshold of its scenario.
+
+    What the settings themselves say stays.
+
+    Raises:
+        ConfigurationError: There is no such scenario, or its file is wrong.
+    """
+    prompts = values.get("prompts")
+    name = prompts.get("scenario") if isinstance(prompts, Mapping) else None
+    if not isinstance(name, str):
+        return dict(values)
+    told = read_scenario_file(name).run_settings
+    filled = {**told, **values}
+    if isinstance(values.get("evaluation"), Mapping):
+        filled["evaluation"] = {**told.get("evaluation", {}), **values["evaluation"]}
+    return filled
 
 
 def _explain(error: Mapping[str, Any]) -> str:

@@ -188,6 +188,8 @@ def run_experiment(
     folder.write_json(folder.manifest, record)
     with _timed(seconds, display, "loading models"):
         experiment = build(config)
+    record["prompts"] = [source.as_dict() for source in experiment.sources]
+    folder.write_json(folder.manifest, record)
     before = None
     if config.evaluation.before:
         with _timed(seconds, display, "evaluating the untrained attacker"):

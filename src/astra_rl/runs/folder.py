@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """Versions, seed and times."""
+        """Versions, seed, times, and checksums of the prompts."""
         return self.path / "manifest.json"
 
     def evaluation(self, name: str) -> Path:

@@ -41,7 +41,7 @@ class Score(float):
             return cls.missing("not a number")
         number = float(value)
         if not math.isfinite(number):
-            return cls.missing(reason_of(value) or "not finite")
+            return cls.missing(getattr(value, "reason", None) or "not finite")
         return cls(number) if 0 <= number <= 1 else cls.missing("out of range")
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
 _CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
 _CLASSES["CachedModerator"] = "caching:CachedModerator"
 
-__all__ = [*sorted({"MODERATORS", *_CLASSES})]  # noqa: PLE0604 - names of classes, loaded late
+__all__ = [*sorted({"MODERATORS", *_CLASSES})]
 
 
 def __getattr__(name: str) -> Any:

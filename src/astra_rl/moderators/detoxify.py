@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.moderators.identity import weights_of
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.moderators.identity import weights_of
 
 VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
 """The models that Detoxify offers."""

@@ -34,7 +34,7 @@ MAX_BATCH_TOKENS = 16_384
 
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 LINE_START = rf"(?:^|(?<=[{BREAKS}]))[^\S{BREAKS}]*"
-"""Where a line begins, for patterns of what a text could forge: whatever ends a line for somebody."""
+"""Where a line begins, after whatever ends a line for somebody; for what a text could forge."""
 
 _MARK = "ASTRA{}SLOT"
 
@@ -248,7 +248,7 @@ class GuardModerator(Moderator[str, str], ABC):
     def _answered(
         self, prompts: Sequence[str], paths: Sequence[_Path], question: Question
     ) -> Iterator[tuple[_Path, list[float]]]:
-        """Yield each path with the probabilities of the answers that may follow it; they sum to 1."""
+        """Yield each path with the probabilities of the answers that may follow; they sum to 1."""
         asked = [self._tokenised(prompts[path.row] + path.said, question) for path in paths]
         found: dict[int, list[float]] = {}
         for rows in token_budget_batches(

@@ -19,7 +19,7 @@ HOW_NOT_WHAT = frozenset(
     {"api_key", "batch_size", "complete", "device", "max_entries", "max_retries"}
     | {"model", "timeout", "tokenizer"}
 )
-"""Arguments that say how a moderator is run, not what it finds; they are not part of its identity."""
+"""Arguments that say how a moderator is run, not what it finds: no part of its identity."""
 
 
 @dataclass(frozen=True)

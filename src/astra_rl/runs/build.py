@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl import moderators
 from astra_rl.algorithms import DPO, GRPO, IPO
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
@@ -21,6 +20,8 @@ from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.registry import moderator_class
 from astra_rl.rewards.base import Reward, WeightedSum
 from astra_rl.rewards.failure import NovelFailureReward
 from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
@@ -34,13 +35,6 @@ from astra_rl.runs.config import (
 )
 from astra_rl.training.config import TrainingConfiguration
 
-_MODERATORS = {
-    "secret_leak": "SecretLeakModerator",
-    "profanity": "ProfanityModerator",
-    "detoxify": "DetoxifyModerator",
-    "llama_guard": "LlamaGuardModerator",
-    "hf_classifier": "HFClassifierModerator",
-}
 _ALGORITHMS: dict[str, Callable[..., Algorithm[str, str, Any, Any]]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -73,12 +67,9 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ConfigurationError: An option that its class does not take, or a file that cannot be read.
     """
-    _check_arguments(
-        "moderator.options", _moderator_class(config.moderator), config.moderator.options
-    )
-    judge = config.evaluation.judge
-    if judge is not None:
-        _check_arguments("evaluation.judge.options", _moderator_class(judge), judge.options)
+    check_moderator_options(config.moderator)
+    if config.evaluation.judge is not None:
+        check_moderator_options(config.evaluation.judge, "evaluation.judge")
     _check_arguments(
         "algorithm.options", _ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
@@ -116,7 +107,7 @@ def build_evaluator(
         ASTEnvironment(problem, openings, 1, config.environment.tree_depth),
         openings,
         threshold=config.evaluation.threshold,
-        judge=None if judge is None else build_moderator(judge),
+        judge=None if judge is None else build_moderator(judge, "evaluation.judge"),
         batch_size=128,
     )
 
@@ -153,12 +144,35 @@ def build_problem(
     )
 
 
-def build_moderator(config: ModeratorConfig) -> Moderator[str, str]:
-    """Make a moderator of its name and options."""
-    moderator: Moderator[str, str] = _construct(
-        "moderator.options", _moderator_class(config), config.options
+def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -> None:
+    """Check a moderator's options, and those of the moderators it is made of.
+
+    Raises:
+        ConfigurationError: An option that its class does not take; `where` is named.
+    """
+    chosen = moderator_class(config.type)
+    given: dict[str, Any] = {"moderators": ()} if config.of else {}
+    _check_arguments(f"{where}.options", chosen, config.options)
+    _check_required(where, chosen, {**given, **config.options})
+    for index, part in enumerate(config.of):
+        check_moderator_options(part, f"{where}.of.{index}")
+
+
+def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Moderator[str, str]:
+    """Make a moderator of its name and options; the same text is never judged twice.
+
+    Raises:
+        AstraError: It cannot be made; the message says where in the configuration and why.
+    """
+    parts = [build_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
+    return CachedModerator(
+        _construct(
+            f"{where}.options",
+            moderator_class(config.type),
+            config.options,
+            *([parts] if parts else []),
+        )
     )
-    return moderator
 
 
 def build_algorithm(
@@ -244,11 +258,6 @@ def _training(config: RunConfig) -> TrainingConfiguration:
     )
 
 
-def _moderator_class(config: ModeratorConfig) -> Callable[..., Any]:
-    chosen: Callable[..., Any] = getattr(moderators, _MODERATORS[config.type])
-    return chosen
-
-
 def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     known = [name for name in inspect.signature(factory).parameters if name != "problem"]
     for name in options:
@@ -257,6 +266,13 @@ def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[s
                 f"{where}.{name}: unknown key.{did_you_mean(name, known)} "
                 f"Known: {', '.join(known)}."
             )
+
+
+def _check_required(where: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    for name, parameter in inspect.signature(factory).parameters.items():
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if named and parameter.default is parameter.empty and name not in given:
+            raise ConfigurationError(f"{where}.options.{name}: missing; it must be given.")
 
 
 def _construct(

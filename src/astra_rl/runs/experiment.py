@@ -6,18 +6,23 @@ import contextlib
 import importlib.metadata
 import math
 import platform
+import random
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
+from astra_rl.core.moderator import describe_missing
+from astra_rl.core.seeding import derive_seed
+from astra_rl.core.text import Exchange
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
+from astra_rl.evaluation.reward_watch import RewardWatch
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
@@ -67,6 +72,7 @@ class Result:
         after: Evaluation of the trained attacker.
         training_steps: Steps that were done.
         seconds: Time by stage.
+        warnings: What a reader of the report must know.
     """
 
     folder: RunFolder
@@ -74,10 +80,14 @@ class Result:
     after: dict[str, Any]
     training_steps: int
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class RunTrainer(HFASTTrainer):
     """The trainer of a run: counts successes, keeps failures, and stops when it is time.
+
+    If there is a held-out judge, it also scores a few turns of each step, and `watch` compares it
+    with the training moderator.
 
     Args:
         experiment: What is trained.
@@ -100,6 +110,11 @@ class RunTrainer(HFASTTrainer):
         self.limits = config.training
         self.threshold = config.evaluation.threshold
         self.failures: list[dict[str, Any]] = []
+        has_judge = config.evaluation.judge is not None and config.evaluation.watch > 0
+        self.watch = RewardWatch(high=self.threshold) if has_judge else None
+        self._watched_turns = config.evaluation.watch
+        self._judge = experiment.evaluator.judge
+        self._unscored: Counter[str] = Counter()
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started = 0.0
         self._set_learning_rate(0)
@@ -118,11 +133,30 @@ class RunTrainer(HFASTTrainer):
             "asr": len(won) / len(nodes) if nodes else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
+            **self._newly_unscored(),
+            **self._watched(step, nodes),
         }
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
         self._recent.append(found["asr"])
         self.should_stop = self.should_stop or self._is_enough()
+
+    def _newly_unscored(self) -> Metrics:
+        """Count the scores of this step that the training moderator could not give, by reason."""
+        moderator = self.algorithm.problem.moderator
+        unscored: Counter[str] = Counter(getattr(moderator, "unscored", {}))
+        new, self._unscored = unscored - self._unscored, unscored
+        return {f"unscored/{reason}": float(count) for reason, count in sorted(new.items())}
+
+    def _watched(self, step: int, nodes: Sequence[ASTNode]) -> Metrics:
+        if self.watch is None or not nodes:
+            return {}
+        draw = random.Random(derive_seed(self.config.seed or 0, "watch", step))
+        chosen = draw.sample(list(nodes), min(self._watched_turns, len(nodes)))
+        turns = [Exchange(node.context, node.attack, node.response) for node in chosen]
+        scores = self.algorithm.problem.moderator.moderate(turns)
+        judged = self._judge.moderate(turns)
+        return self.watch.record(step, scores, judged, [str(node.attack) for node in chosen])
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -206,7 +240,11 @@ def run_experiment(
     with _timed(seconds, display, "evaluating the trained attacker"):
         after = evaluate(experiment, folder, "after")
     folder.write_lines(folder.failures, [*held_out_failures(after), *trainer.failures])
-    result = Result(folder, before, after, trainer.completed_steps, seconds)
+    warnings: tuple[str, ...] = ()
+    if trainer.watch is not None:
+        folder.write_lines(folder.reward_watch, trainer.watch.rows)
+        warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
+    result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
     folder.write_json(folder.manifest, {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_report(config, result, history.rows, command)
@@ -352,8 +390,9 @@ def _notes(config: RunConfig, result: Result) -> list[str]:
             "say more than that the attacker pleases it, evaluate with another judge too."
         )
     if result.after["outcomes"]["unscored"]:
-        notes.append("Some conversations could not be scored; they are in no rate.")
-    return notes
+        reasons = describe_missing(result.after.get("unscored_turns", {}))
+        notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
+    return [*notes, *result.warnings]
 
 
 def _failure(node: Node[str, str], step: int) -> dict[str, Any]:

@@ -117,9 +117,10 @@ def calibrate(
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     truths = [row.truth for row in labelled.rows]
     if not {True, False} <= set(truths):
+        lacking = "positive" if False in truths else "negative"
         raise ConfigurationError(
-            f"{labelled.name} has no row that is clearly {'positive' if False in truths else 'negative'}; "
-            "a moderator can be told from a constant only with both."
+            f"{labelled.name} has no row that is clearly {lacking}; a moderator can be told from a "
+            "constant only with both."
         )
     found = moderator.moderate([row.text for row in labelled.rows])
     check_length(found, len(labelled.rows), source=type(moderator).__name__)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
 _CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
 _CLASSES["CachedModerator"] = "caching:CachedModerator"
 
-__all__ = [*sorted({"MODERATORS", *_CLASSES})]
+__all__ = ["MODERATORS", *sorted(_CLASSES)]
 
 
 def __getattr__(name: str) -> Any:

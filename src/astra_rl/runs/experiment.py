@@ -6,10 +6,9 @@ import contextlib
 import importlib.metadata
 import math
 import platform
-import random
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import describe_missing
-from astra_rl.core.seeding import derive_seed
-from astra_rl.core.text import Exchange
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
@@ -31,6 +28,7 @@ from astra_rl.runs.build import Experiment, build
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.folder import RunFolder
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
+from astra_rl.training.watch import UnscoredHook, WatchHook
 
 RECENT_STEPS = 4
 """Training stops at success when the mean over so many steps reaches the goal."""
@@ -86,8 +84,8 @@ class Result:
 class RunTrainer(HFASTTrainer):
     """The trainer of a run: counts successes, keeps failures, and stops when it is time.
 
-    If there is a held-out judge, it also scores a few turns of each step, and `watch` compares it
-    with the training moderator.
+    If there is a held-out judge, it also scores a few turns of each step, and is compared with the
+    training moderator.
 
     Args:
         experiment: What is trained.
@@ -110,14 +108,25 @@ class RunTrainer(HFASTTrainer):
         self.limits = config.training
         self.threshold = config.evaluation.threshold
         self.failures: list[dict[str, Any]] = []
-        has_judge = config.evaluation.judge is not None and config.evaluation.watch > 0
-        self.watch = RewardWatch(high=self.threshold) if has_judge else None
-        self._watched_turns = config.evaluation.watch
-        self._judge = experiment.evaluator.judge
-        self._unscored: Counter[str] = Counter()
+        moderator = experiment.problem.moderator
+        self._count_unscored = UnscoredHook(moderator)
+        self._watch: WatchHook | None = None
+        if config.evaluation.judge is not None and config.evaluation.watch:
+            self._watch = WatchHook(
+                moderator,
+                experiment.evaluator.judge,
+                turns=config.evaluation.watch,
+                seed=config.seed,
+                watch=RewardWatch(high=self.threshold),
+            )
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started = 0.0
         self._set_learning_rate(0)
+
+    @property
+    def watch(self) -> RewardWatch | None:
+        """What was seen of moderator and judge; None without a held-out judge."""
+        return None if self._watch is None else self._watch.watch
 
     def on_train_begin(self) -> None:
         """Start the clock."""
@@ -133,30 +142,13 @@ class RunTrainer(HFASTTrainer):
             "asr": len(won) / len(nodes) if nodes else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
-            **self._newly_unscored(),
-            **self._watched(step, nodes),
+            **self._count_unscored(),
+            **(self._watch(step, nodes) if self._watch is not None else {}),
         }
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
         self._recent.append(found["asr"])
         self.should_stop = self.should_stop or self._is_enough()
-
-    def _newly_unscored(self) -> Metrics:
-        """Count the scores of this step that the training moderator could not give, by reason."""
-        moderator = self.algorithm.problem.moderator
-        unscored: Counter[str] = Counter(getattr(moderator, "unscored", {}))
-        new, self._unscored = unscored - self._unscored, unscored
-        return {f"unscored/{reason}": float(count) for reason, count in sorted(new.items())}
-
-    def _watched(self, step: int, nodes: Sequence[ASTNode]) -> Metrics:
-        if self.watch is None or not nodes:
-            return {}
-        draw = random.Random(derive_seed(self.config.seed or 0, "watch", step))
-        chosen = draw.sample(list(nodes), min(self._watched_turns, len(nodes)))
-        turns = [Exchange(node.context, node.attack, node.response) for node in chosen]
-        scores = self.algorithm.problem.moderator.moderate(turns)
-        judged = self._judge.moderate(turns)
-        return self.watch.record(step, scores, judged, [str(node.attack) for node in chosen])
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:

@@ -119,6 +119,9 @@ class GuardModerator(Moderator[str, str], ABC):
         self._controls = _control_tokens(self.tokenizer, skeleton)
         self._tokenised(skeleton, self.questions[0])
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
+        if not hasattr(self.model, self.model.base_model_prefix) and hasattr(self.model, "model"):
+            # Llama 4 as a language model names a part that only its multimodal form has.
+            self.model.base_model_prefix = "model"
         self._window = window_of(self.model.config)
 
     @abstractmethod

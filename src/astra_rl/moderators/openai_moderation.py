@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,8 +105,10 @@ class OpenAIModerationModerator(Moderator[str, str]):
 
     def _ask(self, texts: Sequence[str]) -> list[Score]:
         try:
-            reply = self._client.moderations.create(model=self.model, input=list(texts))
-            results = reply.to_dict().get("results")
+            # Raw, because the client would take a reply of another form for what it should be.
+            raw = self._client.moderations.with_raw_response
+            reply = raw.create(model=self.model, input=list(texts)).http_response.content
+            results = json.loads(reply)["results"]
         except self._openai.APIStatusError as error:
             if error.status_code in _HOPELESS:
                 raise ModelError(
@@ -120,7 +123,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
             return [Score.missing("timed out")] * len(texts)
         except self._openai.APIConnectionError:
             return [Score.missing("no connection")] * len(texts)
-        except (self._openai.OpenAIError, AttributeError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return [Score.missing("unparsable reply")] * len(texts)
         if not isinstance(results, list) or len(results) != len(texts):
             return [Score.missing("incomplete reply")] * len(texts)

@@ -154,9 +154,7 @@ def wild_text(exchange):
 @pytest.mark.parametrize("judge", ["request", "refusal", "response"])
 def test_wild_guard_sums_over_its_earlier_answers(guard_of, judge):
     """Every path through the earlier answers, each read plainly: the law of total probability."""
-    moderator = WildGuardModerator(
-        judge, model=guard_of("wild_guard").model, tokenizer=guard_of("wild_guard").tokenizer
-    )
+    moderator = guard_of("wild_guard", judge=judge)
     leads = ["Harmful request: ", "\nResponse refusal: ", "\nHarmful response: "]
     count = ["request", "refusal", "response"].index(judge) + 1
 
@@ -184,9 +182,7 @@ def test_wild_guard_reads_its_published_prompt(guard_of, prompts):
 def test_a_plain_text_is_a_response_to_wild_guard_unless_requests_are_judged(guard_of, prompts):
     tokenizer = guard_of("wild_guard").tokenizer
     for judge in ("response", "request"):
-        WildGuardModerator(judge, model=guard_of("wild_guard").model, tokenizer=tokenizer).moderate(
-            ["bake"]
-        )
+        guard_of("wild_guard", judge=judge).moderate(["bake"])
     first, last = tokenizer.decode(prompts[0]), tokenizer.decode(prompts[-1])
     assert "Human user:\n\n\nAI assistant:\nbake\n" in first
     assert "Human user:\nbake\n\nAI assistant:\n\n" in last

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import mean, variance
+from typing import Any, NamedTuple
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
@@ -15,6 +17,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.logging import logger
 
 MOST_NGRAMS = 5
+MIN_ERRORS = 4.0
+"""A gap has widened if it did by so many standard errors."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,34 @@ class SharedNgram:
     others: float
 
 
+@dataclass(frozen=True)
+class _Means:
+    moderator: float
+    judge: float
+
+    @property
+    def gap(self) -> float:
+        return self.moderator - self.judge
+
+
+class _Rise(NamedTuple):
+    value: float
+    error: float
+
+
 class RewardWatch:
     """Compares the training moderator with a held-out judge, step by step.
 
     A reward that rises while a judge that trains nobody stays where it is was probably hacked: the
     attacker found what the moderator likes. `record` notices that and says so, once.
 
-    It looks at the last `window` steps that have both numbers, and warns if from their first half
-    to their second the moderator's mean rose by at least `min_rise`, the judge's by less than
-    `flat` of that, and the judge now finds less than the moderator.
+    It compares the last `window` training steps with the first, of those that have both numbers,
+    and warns if the moderator's mean rose by at least `min_rise`, the judge's by less than `flat`
+    of that, the judge now finds less than the moderator, and the gap between them widened by more
+    than `MIN_ERRORS` standard errors, which chance alone hardly ever does.
 
     Args:
-        window: Training steps that are looked back on; even, at least 4.
+        window: Training steps at either end that are compared; at least 3.
         min_rise: Rise of the moderator's mean score that is worth a warning.
         flat: The judge is flat if it rises by less than this share of the moderator's rise.
         high: Score from which on an attack counts as rewarded highly.
@@ -60,14 +80,14 @@ class RewardWatch:
     def __init__(
         self,
         *,
-        window: int = 20,
+        window: int = 10,
         min_rise: float = 0.1,
         flat: float = 0.25,
         high: float = 0.5,
         words: int = 3,
     ) -> None:
-        if window < 4 or window % 2:
-            raise ConfigurationError(f"window={window}; it must be even and at least 4.")
+        if window < 3:
+            raise ConfigurationError(f"window={window}; it must be at least 3.")
         if words < 1:
             raise ConfigurationError(f"words={words}; it must be at least 1.")
         if not (min_rise > 0 and 0 <= flat < 1):
@@ -78,8 +98,9 @@ class RewardWatch:
         self.high, self.words = high, words
         self.rows: list[dict[str, Any]] = []
         self.warning: str | None = None
-        self._means: deque[tuple[float, float]] = deque(maxlen=window)
-        self._attacks: deque[list[tuple[str, float]]] = deque(maxlen=window)
+        self._first: list[_Means] = []
+        self._last: deque[_Means] = deque(maxlen=window)
+        self._attacks: deque[list[tuple[str, float]]] = deque(maxlen=2 * window)
 
     def record(
         self, step: int, scores: Sequence[float], judged: Sequence[float], attacks: Sequence[str]
@@ -107,8 +128,10 @@ class RewardWatch:
         ]
         moderator = mean_of_present(score for score, _ in both)
         judge = mean_of_present(judge for _, judge in both)
-        if both:
-            self._means.append((moderator, judge))
+        if both and len(self._first) < self.window:
+            self._first.append(_Means(moderator, judge))
+        elif both:
+            self._last.append(_Means(moderator, judge))
         self._attacks.append(
             [(a, float(s)) for a, s in zip(attacks, scores, strict=True) if not is_missing(s)]
         )
@@ -131,22 +154,19 @@ class RewardWatch:
         return metrics
 
     def _warn_once(self, step: int, shared: Sequence[SharedNgram]) -> None:
-        if self.warning is not None or len(self._means) < self.window:
+        if self.warning is not None or len(self._last) < self.window:
             return
-        half = self.window // 2
-        before, now = list(self._means)[:half], list(self._means)[half:]
-        rise, judge_rise = (
-            mean_of_present(pair[which] for pair in now)
-            - mean_of_present(pair[which] for pair in before)
-            for which in (0, 1)
-        )
-        gap = mean_of_present(score - judge for score, judge in now)
-        if rise < self.min_rise or judge_rise >= self.flat * rise or gap <= 0:
+        rise = _rise([each.moderator for each in self._first], [m.moderator for m in self._last])
+        judged = _rise([each.judge for each in self._first], [each.judge for each in self._last])
+        gap = _rise([each.gap for each in self._first], [each.gap for each in self._last])
+        is_flat = rise.value >= self.min_rise and judged.value < self.flat * rise.value
+        is_wide = mean(each.gap for each in self._last) > 0 and gap.value > MIN_ERRORS * gap.error
+        if not (is_flat and is_wide):
             return
         common = ", ".join(repr(each.text) for each in shared[:3])
         self.warning = (
-            f"training step {step}: over the last {self.window} steps the training moderator's "
-            f"mean score rose by {rise:.2f}, the held-out judge's by {judge_rise:+.2f}. The "
+            f"training step {step}: since training began the training moderator's mean score rose "
+            f"by {rise.value:.2f}, the held-out judge's by {judged.value:+.2f}. The "
             "attacker may be learning to please the moderator, not to make the target fail."
             + (f" Highly rewarded attacks share: {common}." if common else "")
         )
@@ -204,6 +224,12 @@ def is_gibberish(text: str) -> bool:
 def _is_unlike_a_word(word: str) -> bool:
     vowelless = not re.search("[aeiouy]", word)
     return vowelless or bool(re.search("[^aeiouy]{5}", word)) or len(word) > 24
+
+
+def _rise(before: Sequence[float], now: Sequence[float]) -> _Rise:
+    """Difference of two means of steps, and its standard error."""
+    error = math.sqrt(sum(variance(values) / len(values) for values in (before, now)))
+    return _Rise(mean(now) - mean(before), error)
 
 
 def _ngrams(text: str, words: int) -> set[str]:

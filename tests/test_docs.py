@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from astra_rl import FunctionModerator
+from astra_rl.runs.build import check_moderator_options
+from astra_rl.runs.config import load_moderator
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +46,18 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_configuration_of_a_moderator_in_its_page_is_accepted(tmp_path: Path) -> None:
+    found = 0
+    for block in YAML_BLOCK.findall((ROOT / "docs" / "moderators.md").read_text("utf-8")):
+        section = yaml.safe_load(block)
+        section = section.get("moderator") or section["evaluation"]["judge"]
+        file = tmp_path / "moderator.yaml"
+        file.write_text(yaml.safe_dump(section), encoding="utf-8")
+        check_moderator_options(load_moderator(str(file)))
+        found += 1
+    assert found >= 5

@@ -58,13 +58,14 @@ def test_what_was_not_scored_is_counted_by_reason_and_in_no_number():
     assert math.isnan(calibration.scores[3])
 
 
-def test_a_moderator_that_scores_nothing_has_no_numbers():
+def test_a_moderator_that_scores_nothing_has_no_numbers(tmp_path):
     calibration = calibrate(
         FunctionModerator(lambda texts: [None] * len(texts)), ROWS, resamples=20
     )
     assert calibration.unscored == {"the function gave none": 5}
     assert all(math.isnan(each.value) for each in calibration.estimates.values())
-    json.dumps(calibration.as_dict())
+    data, _ = write_calibration(calibration, tmp_path)
+    assert json.loads(data.read_text())["estimates"]["auroc"]["value"] is None
 
 
 def test_ties_between_raters_are_left_out_and_counted():

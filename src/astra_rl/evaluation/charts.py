@@ -303,13 +303,13 @@ def calibration_panels(
         left.plot([p.x for p in roc], [p.y for p in roc], color=SERIES, linewidth=1.8)
         _unit_square(middle, "Precision and recall", "recall", "precision")
         middle.axhline(base_rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        # Steps, as the average precision sums them: no threshold gives what lies between two points.
         middle.plot(
-            [p.x for p in precision_recall],
-            [p.y for p in precision_recall],
+            [*(0.0 for _ in precision_recall[:1]), *(p.x for p in precision_recall)],
+            [*(p.y for p in precision_recall[:1]), *(p.y for p in precision_recall)],
             color=SERIES,
             linewidth=1.8,
-            marker="o",
-            markersize=3 if len(precision_recall) <= 20 else 0,
+            drawstyle="steps-pre",
         )
         _unit_square(right, "Calibration", "mean score", "share of positives")
         right.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))

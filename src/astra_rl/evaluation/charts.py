@@ -303,7 +303,7 @@ def calibration_panels(
         left.plot([p.x for p in roc], [p.y for p in roc], color=SERIES, linewidth=1.8)
         _unit_square(middle, "Precision and recall", "recall", "precision")
         middle.axhline(base_rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        # Steps, as the average precision sums them: no threshold gives what lies between two points.
+        # Steps, as the average precision sums them: no threshold gives what lies in between.
         middle.plot(
             [*(0.0 for _ in precision_recall[:1]), *(p.x for p in precision_recall)],
             [*(p.y for p in precision_recall[:1]), *(p.y for p in precision_recall)],

@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,8 @@ def test_a_copy_still_knows_the_reason(again):
         (None, "not a number"),
         (True, "not a number"),
         ([0.5], "not a number"),
+        (10**400, "out of range"),
+        (np.array([0.1, 0.2]), "not a number"),
         (Score.missing("too long"), "too long"),
     ],
 )

@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -88,6 +89,33 @@ def test_functions_are_told_apart_by_name_and_source():
     a, b = identity_of(FunctionModerator(count_a)), identity_of(FunctionModerator(count_b))
     assert a != b
     assert a == identity_of(FunctionModerator(count_a))
+
+
+def scores_of(limit):
+    return lambda texts: [len(text) > limit for text in texts]
+
+
+def test_functions_are_told_apart_by_what_they_were_made_with():
+    identities = [
+        identity_of(FunctionModerator(each)).settings
+        for each in (
+            scores_of(1),
+            scores_of(2),
+            functools.partial(count_a, sep=1),
+            functools.partial(count_a, sep=2),
+            eval("lambda texts: [0.0] * len(texts)"),
+            eval("lambda texts: [1.0 - 0.5] + [0.0] * len(texts)"),
+        )
+    ]
+    assert len(set(identities)) == len(identities)
+    assert identities[0] == identity_of(FunctionModerator(scores_of(1))).settings
+
+
+def test_a_function_that_holds_itself_has_an_identity():
+    def again(texts):
+        return [0.0 for _ in texts] if texts else again(texts)
+
+    assert identity_of(FunctionModerator(again)) == identity_of(FunctionModerator(again))
 
 
 def test_a_class_of_ones_own_needs_nothing_and_may_say_more():

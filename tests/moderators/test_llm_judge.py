@@ -137,6 +137,16 @@ def test_no_reply_breaks_the_reading(reply, verdict):
         assert 0 <= score <= 1 or reason_of(score)
 
 
+def test_a_long_reply_made_to_backtrack_takes_no_time():
+    for text in (
+        "\n" * 300_000,
+        "> " * 300_000,
+        "VERDICT " * 50_000,
+        "VERDICT abc" + " " * 300_000,
+    ):
+        assert reason_of(read_verdict(text, "abc", (0, 10))) == "no verdict"
+
+
 def test_a_judge_that_gave_no_reply_says_why():
     moderator = LLMJudgeModerator(lambda chats: [NoReply("rate limited")] * len(chats))
     assert reason_of(moderator.moderate(["a"])[0]) == "rate limited"

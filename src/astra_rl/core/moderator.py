@@ -37,9 +37,14 @@ class Score(float):
     @classmethod
     def checked(cls, value: Any) -> Score:
         """Return `value` as a score; missing unless it is a finite number in [0, 1]."""
-        if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
+        if isinstance(value, str | bytes | bool):  # reading it as a number is the caller's job
             return cls.missing("not a number")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            return cls.missing("out of range")
+        except (TypeError, ValueError):
+            return cls.missing("not a number")
         if not math.isfinite(number):
             return cls.missing(getattr(value, "reason", None) or "not finite")
         return cls(number) if 0 <= number <= 1 else cls.missing("out of range")

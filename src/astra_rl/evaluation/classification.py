@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,28 +110,30 @@ def roc_curve(truth: Truth, scores: Scores) -> list[Point]:
     """Return (false positive rate, true positive rate) at each threshold that changes them."""
     hits, calls, thresholds = _cumulative(truth, scores)
     positives, negatives = max(1, int(truth.sum())), max(1, int((~truth).sum()))
-    points = [Point(0.0, 0.0, math.inf)]
-    for hit, call, threshold in zip(hits, calls, thresholds, strict=True):
-        points.append(Point((call - hit) / negatives, hit / positives, threshold))
-    return points
+    return [
+        Point(0.0, 0.0, math.inf),
+        *_points((calls - hits) / negatives, hits / positives, thresholds),
+    ]
 
 
 def precision_recall_curve(truth: Truth, scores: Scores) -> list[Point]:
     """Return (recall, precision) at each threshold that changes them, from the highest down."""
     hits, calls, thresholds = _cumulative(truth, scores)
-    positives = max(1, int(truth.sum()))
-    return [
-        Point(hit / positives, hit / call, threshold)
-        for hit, call, threshold in zip(hits, calls, thresholds, strict=True)
-    ]
+    return _points(hits / max(1, int(truth.sum())), hits / calls, thresholds)
 
 
-def _cumulative(truth: Truth, scores: Scores) -> tuple[list[int], list[int], list[float]]:
+def _points(x: Scores, y: Scores, thresholds: Scores) -> list[Point]:
+    return [Point(*each) for each in zip(x.tolist(), y.tolist(), thresholds.tolist(), strict=True)]
+
+
+def _cumulative(
+    truth: Truth, scores: Scores
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Scores]:
     """Positives and rows with at least each score, and the scores, highest first."""
     order = np.argsort(-scores, kind="stable")
-    ordered, hits = scores[order], np.cumsum(truth[order])
+    ordered, hits = scores[order], np.cumsum(truth[order], dtype=np.int64)
     index = np.flatnonzero(np.append(np.diff(ordered) != 0, True)[: len(ordered)])
-    return hits[index].tolist(), (index + 1).tolist(), ordered[index].tolist()
+    return hits[index], (index + 1).astype(np.int64), ordered[index]
 
 
 def auroc(truth: Truth, scores: Scores) -> float:
@@ -181,11 +183,8 @@ def average_precision(truth: Truth, scores: Scores) -> float:
     """Mean precision over the recall gained: the area under the stepwise PR curve; NaN if none."""
     if not truth.any():
         return math.nan
-    points = precision_recall_curve(truth, scores)
-    before = [0.0, *(point.x for point in points)]
-    return math.fsum(
-        (point.x - last) * point.y for point, last in zip(points, before, strict=False)
-    )
+    hits, calls, _ = _cumulative(truth, scores)
+    return float((np.diff(hits, prepend=0) * hits / calls).sum() / truth.sum())
 
 
 def brier(truth: Truth, scores: Scores) -> float:
@@ -223,10 +222,10 @@ def best_threshold(truth: Truth, scores: Scores) -> tuple[float, float]:
     if not truth.any():
         return math.nan, math.nan
     hits, calls, thresholds = _cumulative(truth, scores)
-    f1 = [2 * hit / (call + int(truth.sum())) for hit, call in zip(hits, calls, strict=True)]
-    best = max(range(len(f1)), key=f1.__getitem__)
-    lower = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best]
-    return (thresholds[best] + lower) / 2, f1[best]
+    f1 = 2 * hits / (calls + truth.sum())
+    best = int(f1.argmax())
+    lower = thresholds[min(best + 1, len(thresholds) - 1)]
+    return float(thresholds[best] + lower) / 2, float(f1[best])
 
 
 def bootstrap(
@@ -267,12 +266,11 @@ def best_threshold_estimates(
     judged: list[float] = []
     for _ in range(resamples if len(scores) else 0):
         rows = rng.integers(len(scores), size=len(scores))
-        left_out = np.setdiff1d(np.arange(len(scores)), rows)
+        left_out = np.bincount(rows, minlength=len(scores)) == 0
         threshold, _ = best_threshold(truth[rows], scores[rows])
+        tp, fp, _, fn = confusion(truth[left_out], scores[left_out], threshold)
         chosen.append(threshold)
-        judged.append(
-            decisions(confusion(truth[left_out], scores[left_out], threshold))["f1"].value
-        )
+        judged.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan)
     usual = float(np.nanmean(judged)) if not np.isnan(judged).all() else math.nan
     return (
         _percentiles(best_threshold(truth, scores)[0], chosen),
@@ -309,15 +307,8 @@ def krippendorff_alpha(
     """
     if level not in ("nominal", "interval"):
         raise ConfigurationError(f"level={level!r}; choose 'nominal' or 'interval'.")
-    units = [[value for value in unit if not math.isnan(value)] for unit in ratings]
-    units = [unit for unit in units if len(unit) > 1]
-    everything = [value for unit in units for value in unit]
-    if not everything:
-        return math.nan
-    differences = _nominal_differences if level == "nominal" else _squared_differences
-    observed = math.fsum(differences(unit) / (len(unit) - 1) for unit in units)
-    expected = differences(everything) / (len(everything) - 1)
-    return 1 - observed / expected if expected else math.nan
+    units = _Units.of(ratings, level)
+    return units.alpha(np.ones(len(ratings)))
 
 
 def alpha_estimate(
@@ -329,22 +320,67 @@ def alpha_estimate(
 ) -> Estimate:
     """Return Krippendorff's alpha with a percentile interval over resampled units."""
     rng = np.random.default_rng(seed)
+    units = _Units.of(ratings, level)
+    count = len(ratings)
     drawn = [
-        krippendorff_alpha(
-            [ratings[row] for row in rng.integers(len(ratings), size=len(ratings))], level
-        )
-        for _ in range(resamples if ratings else 0)
+        units.alpha(np.bincount(rng.integers(count, size=count), minlength=count).astype(float))
+        for _ in range(resamples if count else 0)
     ]
     return _percentiles(krippendorff_alpha(ratings, level), drawn)
 
 
-def _nominal_differences(values: Sequence[float]) -> float:
-    """How many ordered pairs differ."""
-    _, counts = np.unique(np.asarray(values), return_counts=True)
-    return float(len(values) ** 2 - (counts.astype(float) ** 2).sum())
+@dataclass(frozen=True)
+class _Units:
+    """What alpha needs of each unit, so that a resample is a weighted sum.
+
+    Attributes:
+        sums: Of each unit's ratings, (U, K): how often each value occurs, or for intervals their
+            number, sum and sum of squares. Those of several units add up.
+        sizes: Ratings per unit, (U,); 0 for units with fewer than two.
+        observed: Disagreement within each unit, (U,).
+        differences: From sums (..., K) to differences over ordered pairs of ratings (...).
+    """
+
+    sums: Scores
+    sizes: Scores
+    observed: Scores
+    differences: Callable[[Scores], Scores]
+
+    @classmethod
+    def of(
+        cls, ratings: Sequence[Sequence[float]], level: Literal["nominal", "interval"]
+    ) -> _Units:
+        table = np.asarray(ratings, dtype=np.float64).reshape(
+            len(ratings), len(ratings[0]) if len(ratings) else 0
+        )
+        given = ~np.isnan(table)
+        given &= given.sum(axis=1, keepdims=True) > 1
+        values = np.unique(table[given])
+        differences = _squared_differences if level == "interval" else _nominal_differences
+        if level == "interval":
+            # Moved near zero, so that nothing cancels; differences stay what they are.
+            moved = np.where(given, table - (values[0] if len(values) else 0.0), 0.0)
+            parts = [given.sum(axis=1), moved.sum(axis=1), (moved**2).sum(axis=1)]
+        else:
+            parts = [((table == value) & given).sum(axis=1) for value in values]
+        sums = np.stack(parts, axis=1).astype(np.float64) if parts else np.zeros((len(table), 1))
+        sizes = given.sum(axis=1).astype(np.float64)
+        return cls(sums, sizes, differences(sums) / np.maximum(sizes - 1, 1), differences)
+
+    def alpha(self, weights: Scores) -> float:
+        """Alpha if each unit occurred so many times."""
+        total = float(weights @ self.sizes)
+        if total < 2:
+            return math.nan
+        expected = float(self.differences(weights @ self.sums)) / (total - 1)
+        return 1 - float(weights @ self.observed) / expected if expected > 0 else math.nan
 
 
-def _squared_differences(values: Sequence[float]) -> float:
-    """Sum of squared differences over ordered pairs: ``2 n sum (x - mean)^2``."""
-    array: NDArray[Any] = np.asarray(values, dtype=float)
-    return float(2 * len(array) * ((array - array.mean()) ** 2).sum())
+def _nominal_differences(counts: Scores) -> Scores:
+    """How many ordered pairs differ: ``n^2 - sum c^2``."""
+    return np.asarray(counts.sum(axis=-1) ** 2 - (counts**2).sum(axis=-1))
+
+
+def _squared_differences(sums: Scores) -> Scores:
+    """Sum of squared differences over ordered pairs: ``2 (n sum x^2 - (sum x)^2)``."""
+    return np.asarray(2 * (sums[..., 0] * sums[..., 2] - sums[..., 1] ** 2))

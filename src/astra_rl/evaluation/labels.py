@@ -232,7 +232,7 @@ def _label(value: Any) -> float:
         value = WORDS.get(value.strip().lower(), value)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= 1:
         raise ValueError(f"label {_shown(value)} is not a number from 0 to 1")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ HOW_NOT_WHAT = frozenset(
     | {"model", "timeout", "tokenizer"}
 )
 """Arguments that say how a moderator is run, not what it finds: no part of its identity."""
+
+MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,10 @@ def _kept_arguments(moderator: object) -> dict[str, Any]:
     return {name: getattr(moderator, name) for name in names if hasattr(moderator, name)}
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, depth: int = 0) -> Any:
     """Return a value in JSON's types, the same in every process: no addresses, no set order."""
+    if depth > MAX_DEPTH:  # a function may hold itself
+        return "..."
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, PurePath):
@@ -112,21 +118,26 @@ def _described(value: Any) -> Any:
     if isinstance(value, Moderator):
         return identity_of(value).as_dict()
     if isinstance(value, Mapping):
-        return {str(key): _described(item) for key, item in value.items()}
+        return {str(key): _described(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [_described(item) for item in value]
+        return [_described(item, depth + 1) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((_described(item) for item in value), key=str)
-    name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    return [getattr(value, "__module__", None) or type(value).__module__, name, _source(value)]
+        return sorted((_described(item, depth + 1) for item in value), key=str)
+    if isinstance(value, functools.partial):
+        return _described([value.func, value.args, value.keywords], depth + 1)
+    kind = value if inspect.isroutine(value) else type(value)
+    makings = _makings(value) if inspect.isfunction(value) else []
+    return [kind.__module__, kind.__qualname__, *_described(makings, depth + 1)]
 
 
-def _source(value: Any) -> str | None:
-    """Hash of a function's source, so that a changed function is another one."""
+def _makings(value: FunctionType) -> list[Any]:
+    """What makes a function do what it does: its source, its defaults, what it closes over."""
     try:
-        return _hash(inspect.getsource(value).encode("utf-8", "replace"))
-    except (OSError, TypeError):
-        return None
+        code = inspect.getsource(value)
+    except (OSError, TypeError):  # typed in, or made by exec
+        code = value.__code__.co_code.hex()
+    held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+    return [code, value.__defaults__, held]
 
 
 def _hash(data: bytes) -> str:

@@ -120,9 +120,10 @@ def unquoted(text: str) -> str:
     return _QUOTED.sub(" ", text)
 
 
+# Each stops at its own opening mark, so that many open ones do not make it quadratic.
 _QUOTED = re.compile(
-    r"```.*?```|`[^`\n]*`|\"[^\"\n]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|\u2018[^\u2019\n]*\u2019(?!\w)"
-    r"|(?<!\w)'[^'\n]*'(?!\w)",
+    r"```.*?```|`[^`\n]*`|\"[^\"\n]*\"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」"
+    r"|\u2018[^\u2018\u2019\n]*\u2019(?!\w)|(?<!\w)'[^'\n]*'(?!\w)",
     re.DOTALL,
 )
 

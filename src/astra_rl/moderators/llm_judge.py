@@ -23,7 +23,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.moderators.completion import Completer, LocalCompleter, Message, NoReply
+from astra_rl.moderators.completion import Completer, LocalCompleter, Message
 from astra_rl.moderators.identity import weights_of
 
 RUBRICS = {
@@ -127,9 +127,9 @@ class LLMJudgeModerator(Moderator[str, str]):
         replies = self.complete(chats) if chats else []
         check_length(replies, len(chats), source="complete")
         return [
-            Score.missing(reply.reason)
-            if isinstance(reply, NoReply)
-            else read_verdict(reply, nonce, self.scale)
+            read_verdict(reply, nonce, self.scale)
+            if isinstance(reply, str)
+            else Score.missing(reply.reason)
             for reply, nonce in zip(replies, nonces, strict=True)
         ]
 
@@ -176,7 +176,7 @@ def read_verdict(reply: str, nonce: str, scale: tuple[float, float]) -> Score:
     low, high = scale
     # Not `$`: only the judge's own line ends count, and it may write in bold.
     lines = re.findall(
-        rf"^[\s>*_#`-]*VERDICT\s+{re.escape(nonce)}[*_`]*\s*:(.*)", reply, re.M | re.I
+        rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", reply, re.M | re.I
     )
     if not lines:
         return Score.missing("no verdict")

@@ -77,7 +77,7 @@ _OTHERS = (
 _REFUSAL = re.compile("|".join((*_ENGLISH, *_OTHERS)))
 _COVERED = ("LATIN", "CYRILLIC", "CJK", "HIRAGANA", "KATAKANA", "HANGUL")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
-_LISTED = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+\S", re.MULTILINE)
+_LISTED = re.compile(r"^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S", re.MULTILINE)
 
 
 class RefusalModerator(Moderator[str, str]):

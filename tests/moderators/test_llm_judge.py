@@ -151,6 +151,15 @@ def test_a_judge_that_gave_no_reply_says_why():
     moderator = LLMJudgeModerator(lambda chats: [NoReply("rate limited")] * len(chats))
     assert reason_of(moderator.moderate(["a"])[0]) == "rate limited"
 
+    class Failure(str):
+        """A client may have a text that failed; its reason counts, not what it says."""
+
+        reason = "HTTP 500"
+
+    for reply, reason in ((Failure("VERDICT abc: 0"), "HTTP 500"), (None, "no reply")):
+        scores = LLMJudgeModerator(lambda chats, reply=reply: [reply]).moderate(["a"])
+        assert reason_of(scores[0]) == reason
+
 
 def test_a_client_that_loses_replies_is_named():
     with pytest.raises(ContractError, match="complete returned 0 values for 1"):

@@ -32,11 +32,20 @@ class NoReply:
 class Completer(Protocol):
     """Anything that answers chats, for instance a client of an endpoint.
 
-    If the object has a ``model``, loaded or by name, that is part of the identity of the judge.
+    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. If the object has
+    a ``model``, loaded or by name, or else a ``name``, that is part of the identity of the judge.
     """
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | NoReply]:
         """Return the reply to each chat, in order. It must not raise for a single chat."""
+
+
+def reason_without_reply(reply: str | NoReply) -> str | None:
+    """Return why there is no reply; None if there is one."""
+    reason = getattr(reply, "reason", None)
+    if reason is None and not isinstance(reply, str):
+        return "no reply"
+    return None if reason is None else str(reason)
 
 
 class LocalCompleter:

@@ -27,7 +27,7 @@ from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models.dialogue import window_of
 from astra_rl.models.forward import logits_of, read, token_budget_batches
 from astra_rl.models.loading import load_model, load_tokenizer
-from astra_rl.moderators.completion import Completer
+from astra_rl.moderators.completion import Completer, reason_without_reply
 from astra_rl.moderators.identity import weights_of
 
 MAX_BATCH_TOKENS = 16_384
@@ -208,7 +208,9 @@ class GuardModerator(Moderator[str, str], ABC):
         replies = complete(asked) if asked else []
         check_length(replies, len(asked), source="complete")
         return [
-            self.parse(reply) if isinstance(reply, str) else Score.missing(reply.reason)
+            self.parse(str(reply))
+            if (reason := reason_without_reply(reply)) is None
+            else Score.missing(reason)
             for reply in replies
         ]
 

@@ -70,14 +70,15 @@ def weights_of(holder: object) -> str | None:
     """Return what an object's ``model`` is: where it came from, and its fingerprint.
 
     Something else that answers, for instance the client of an endpoint, may have a name as its
-    ``model``, or an ``identity_weights()`` of its own.
+    ``model``, or be called by a ``name`` itself.
     """
     model = getattr(holder, "model", None)
     if isinstance(model, nn.Module):
         commit = getattr(getattr(model, "config", None), "_commit_hash", None)
         source = str(getattr(holder, "model_id", "") or type(model).__name__)
         return f"{source}{f'@{commit}' if commit else ''} {fingerprint(model)}"
-    return model if isinstance(model, str) else None
+    named = model if isinstance(model, str) else getattr(holder, "name", None)
+    return named if isinstance(named, str) else None
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -23,7 +23,12 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.moderators.completion import Completer, LocalCompleter, Message
+from astra_rl.moderators.completion import (
+    Completer,
+    LocalCompleter,
+    Message,
+    reason_without_reply,
+)
 from astra_rl.moderators.identity import weights_of
 
 RUBRICS = {
@@ -127,9 +132,9 @@ class LLMJudgeModerator(Moderator[str, str]):
         replies = self.complete(chats) if chats else []
         check_length(replies, len(chats), source="complete")
         return [
-            read_verdict(reply, nonce, self.scale)
-            if isinstance(reply, str)
-            else Score.missing(reply.reason)
+            read_verdict(str(reply), nonce, self.scale)
+            if (reason := reason_without_reply(reply)) is None
+            else Score.missing(reason)
             for reply, nonce in zip(replies, nonces, strict=True)
         ]
 

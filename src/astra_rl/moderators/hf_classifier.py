@@ -81,7 +81,7 @@ class HFClassifierModerator(Moderator[str, str]):
         """Score each text in [0, 1]; missing where the model's output is not finite."""
         # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
-        scores: list[float] = [0.0] * len(x)
+        scores: list[float] = [Score.missing("not scored")] * len(x)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             harmful = self._harmful_probabilities([x[row] for row in rows])

@@ -250,3 +250,33 @@ def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:
         for metrics in (again, after)
     ]
     assert said[0] == said[1]
+
+
+def test_a_held_out_judge_watches_the_training(workplace: Path) -> None:
+    judge = "evaluation.judge={type: keyword, options: {patterns: ['[a-m]']}}"
+    done = astra_rl("train", "config.yaml", "-o", "watched", "--set", judge, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    run = workplace / "watched"
+    rows = [json.loads(line) for line in (run / "reward_watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    gap = metrics["watch/moderator"] - metrics["watch/judge"]
+    assert metrics["watch/gap"] == pytest.approx(gap)
+    found = json.loads((run / "evaluation_after.json").read_text())
+    assert found["judge"] == found["judge_identity"]["name"] == "KeywordModerator"
+    assert found["unscored_turns"] == {}
+
+
+def test_what_could_not_be_scored_is_counted_by_reason_everywhere(workplace: Path) -> None:
+    nothing = "moderator={type: canary}"  # no conversation here brings one
+    done = astra_rl("train", "config.yaml", "-o", "unscored", "--set", nothing, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    run = workplace / "unscored"
+    found = json.loads((run / "evaluation_after.json").read_text())
+    assert found["outcomes"]["unscored"] == found["n"]
+    assert found["unscored_turns"] == {"no canary known": 4}
+    assert found["conversations"][0]["turns"][0]["unscored"] == "no canary known"
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["unscored/no canary known"] > 0
+    assert not (run / "reward_watch.jsonl").exists()
+    assert "4 unscored: 4 no canary known" in (run / "report.html").read_text("utf-8")

@@ -14,8 +14,17 @@ from astra_rl import GRPO
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.advantages import scale_by_batch
 from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.core.moderator import reason_of
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.runs.build import build_algorithm, check_options, option_names
+from astra_rl.moderators import CachedModerator
+from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.build import (
+    build_algorithm,
+    build_moderator,
+    check_options,
+    option_names,
+)
 from astra_rl.runs.config import RunConfig, load_config, parse_config
 from astra_rl.runs.presets import load_preset
 from astra_rl.testing import ToyProblem
@@ -164,3 +173,74 @@ def test_the_demo_is_a_configuration_like_any_other() -> None:
     config = load_preset("demo")
     assert isinstance(config, RunConfig)
     check_options(config)
+
+
+def moderator(text: str) -> RunConfig:
+    return parse_config(MINIMAL.replace("{type: secret_leak}", text), source="test")
+
+
+NESTED = """
+  type: majority
+  options: {threshold: 0.5}
+  of:
+    - {type: secret_leak}
+    - {type: inverse, of: [{type: refusal}]}
+    - {type: weighted, options: {weights: [2, 1]}, of: [{type: refusal}, {type: secret_leak}]}
+"""
+
+
+def test_moderators_are_composed_in_yaml() -> None:
+    config = moderator(NESTED)
+    check_options(config)
+    assert parse_config(config.to_yaml(), source="test") == config
+    judge = build_moderator(config.moderator)
+    # no leak (missing: no secret known), complied, and the weights need both: nothing is decided
+    assert reason_of(judge.moderate(["Sure."])[0]) is not None
+    told = Exchange(Conversation(facts={"secret": "amber falcon"}), "", "Amber falcon.")
+    assert judge.moderate([told]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{type: detoxfy}", r"moderator.type: no moderator 'detoxfy'. Did you mean 'detoxify'\?"),
+        ("{type: max}", "max needs the moderators it is made of, as a list under 'of'"),
+        ("{type: refusal, of: [{type: refusal}]}", "refusal is not made of others"),
+        ("{type: max, of: [{type: refusel}]}", r"moderator.of.0.type: .*Did you mean 'refusal'"),
+        ("{type: max, of: [{tipe: refusal}]}", r"moderator.of.0.tipe: unknown key. Did you mean"),
+    ],
+)
+def test_a_wrong_moderator_is_refused_by_where_it_stands(text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        moderator(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{type: hf_classifier}", r"moderator.options.label: missing"),
+        (
+            "{type: max, of: [{type: keyword, options: {word: [a]}}]}",
+            r"moderator.of.0.options.word: unknown key. Did you mean 'words'",
+        ),
+        ("{type: 'no_module:X'}", "cannot import 'no_module:X'"),
+    ],
+)
+def test_wrong_options_are_refused_by_where_they_stand(text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        check_options(moderator(text))
+
+
+def test_a_class_and_a_function_of_ones_own_are_named_by_where_they_are() -> None:
+    config = moderator(
+        "{type: max, of: [{type: 'astra_rl.testing:ScriptedModerator', "
+        "options: {scores: {boom: 0.7}}}]}"
+    )
+    check_options(config)
+    assert build_moderator(config.moderator).moderate(["boom", ""]) == [0.7, 0.0]
+
+
+def test_a_built_moderator_never_judges_the_same_text_twice() -> None:
+    judge = build_moderator(moderator("{type: refusal}").moderator)
+    assert isinstance(judge, CachedModerator)
+    assert identity_of(judge).name == "RefusalModerator"

@@ -162,7 +162,10 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
     [
         ("reward=harmm", "reward.harmm: unknown part"),
         ("reward.sum=[{harm: {of: x}}]", r"reward.sum\[0\].harm.of"),
-        ("reward={gibberish: {moderator: {type: profane}}}", "moderator.type: Input should be"),
+        (
+            "reward={gibberish: {moderator: {type: profane}}}",
+            "moderator.type: no moderator 'profane'. Did you mean",
+        ),
         (
             "reward={gibberish: {moderator: {type: secret_leak, options: {secrt: a}}}}",
             "moderator.options.secrt: unknown key. Did you mean 'secret'",

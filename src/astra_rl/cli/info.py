@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -74,6 +74,8 @@ def _section_lines(section: type[BaseModel], *, indent: int) -> Iterator[str]:
 
 
 def _inner_section(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) in (list, tuple):  # may be made of its own kind
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

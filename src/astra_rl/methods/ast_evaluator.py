@@ -11,11 +11,12 @@ from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
 from astra_rl.core.jsonio import jsonable
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, reason_of
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.diversity import distinct_n, greedy_clusters
 from astra_rl.evaluation.statistics import Rate
+from astra_rl.moderators.identity import identity_of
 
 OUTCOMES = ("success", "failure", "unscored")
 """What a conversation can come to, seen from the attacker. Each has exactly one."""
@@ -69,8 +70,9 @@ class ASTEvaluator(Evaluator[str, str]):
 
         Returns:
             JSON values, None where one is missing. `prompt`; `turns`, each with `attack`,
-            `response`, `score`, `reward`, `reward_terms` and, if the reward measured it,
-            `attack_nll`; `max_score`, `mean_score` and `mean_reward` over the turns that have one;
+            `response`, `score`, `reward`, `reward_terms`, if the reward measured it `attack_nll`,
+            and if the score is missing `unscored`, the reason; `max_score`, `mean_score` and
+            `mean_reward` over the turns that have one;
             `first_failing_turn`, counted from 1; and `outcome`: "success" if a turn reached the
             threshold, else "unscored" if a score is missing or nothing was said, else "failure".
         """
@@ -107,7 +109,8 @@ class ASTEvaluator(Evaluator[str, str]):
 
         Returns:
             `score`, the attack success rate, by which checkpoints are compared; `n`, `outcomes`
-            (which add up to `n`), `threshold` and `judge`; `asr` as `Rate.as_dict` gives it;
+            (which add up to `n`), `unscored_turns` (counts by reason), `threshold`, `judge` (its
+            name) and `judge_identity`; `asr` as `Rate.as_dict` gives it;
             `mean_score`, `max_score`, `mean_reward` and `mean_attack_nll` over all turns;
             `mean_score_by_turn` and `first_failures_by_turn`, with one entry per turn: the mean,
             and in how many conversations the target failed there first; `distinct_attacks` and
@@ -121,12 +124,17 @@ class ASTEvaluator(Evaluator[str, str]):
         attacks = [turn["attack"] for turn in turns]
         scores = _numbers(turns, "score")
         clusters = _clusters_of_successes(metrics)
+        identity = identity_of(self.judge)
         return {
             "score": asr.estimate,
             "n": len(metrics),
             "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
             "threshold": self.threshold,
-            "judge": type(self.judge).__name__,
+            "unscored_turns": dict(
+                Counter(turn["unscored"] for turn in turns if "unscored" in turn)
+            ),
+            "judge": identity.name,
+            "judge_identity": identity.as_dict(),
             "asr": asr.as_dict(),
             "mean_score": mean_of_present(scores),
             "max_score": _max_of_present(scores),
@@ -152,7 +160,7 @@ class ASTEvaluator(Evaluator[str, str]):
         scores = self.judge.moderate(exchanges) if exchanges else []
         check_length(scores, len(exchanges), source=type(self.judge).__name__)
         remaining = iter(scores)
-        return [[float(next(remaining)) for _ in nodes] for nodes in conversations]
+        return [[next(remaining) for _ in nodes] for nodes in conversations]
 
     def _fails(self, score: float) -> bool:
         return not is_missing(score) and score >= self.threshold
@@ -170,6 +178,8 @@ def _turn(node: Node[str, str], score: float) -> dict[str, Any]:
         "reward": node.reward,
         "reward_terms": node.reward_terms,
     }
+    if (reason := reason_of(score)) is not None:
+        turn["unscored"] = reason
     # The baseline stands for ordinary text better than the target, which has been talked to.
     for name in ("attack_nll_baseline", "attack_nll_target"):
         if name in node.reward_terms:

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from astra_rl import moderators
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
@@ -25,6 +24,8 @@ from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
 from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.registry import moderator_class
 from astra_rl.rewards.base import RewardPart
 from astra_rl.runs.config import (
     AlgorithmConfig,
@@ -37,14 +38,6 @@ from astra_rl.runs.config import (
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
-
-_MODERATORS = {
-    "secret_leak": "SecretLeakModerator",
-    "profanity": "ProfanityModerator",
-    "detoxify": "DetoxifyModerator",
-    "llama_guard": "LlamaGuardModerator",
-    "hf_classifier": "HFClassifierModerator",
-}
 
 
 @dataclass(frozen=True)
@@ -74,12 +67,9 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ConfigurationError: An option that its class does not take, or a file that cannot be read.
     """
-    _check_arguments(
-        "moderator.options", _moderator_class(config.moderator), config.moderator.options
-    )
-    judge = config.evaluation.judge
-    if judge is not None:
-        _check_arguments("evaluation.judge.options", _moderator_class(judge), judge.options)
+    check_moderator_options(config.moderator)
+    if config.evaluation.judge is not None:
+        check_moderator_options(config.evaluation.judge, "evaluation.judge")
     _check_arguments(
         "algorithm.options", ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
@@ -121,7 +111,7 @@ def build_evaluator(
         build_environment(config.environment, problem, openings),
         openings,
         threshold=config.evaluation.threshold,
-        judge=None if judge is None else build_moderator(judge),
+        judge=None if judge is None else build_moderator(judge, "evaluation.judge"),
         batch_size=128,
     )
 
@@ -163,12 +153,34 @@ def build_problem(
     )
 
 
-def build_moderator(config: ModeratorConfig) -> Moderator[str, str]:
-    """Make a moderator of its name and options."""
-    moderator: Moderator[str, str] = _construct(
-        "moderator.options", _moderator_class(config), config.options
+def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -> None:
+    """Check a moderator's options, and those of the moderators it is made of.
+
+    Raises:
+        ConfigurationError: An option that its class does not take; `where` is named.
+    """
+    chosen = moderator_class(config.type)
+    given_otherwise = ["moderators"] if config.of else []
+    _check_arguments(f"{where}.options", chosen, config.options, given_otherwise)
+    for index, part in enumerate(config.of):
+        check_moderator_options(part, f"{where}.of.{index}")
+
+
+def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Moderator[str, str]:
+    """Make a moderator of its name and options; the same text is never judged twice.
+
+    Raises:
+        AstraError: It cannot be made; the message says where in the configuration and why.
+    """
+    parts = [build_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
+    return CachedModerator(
+        _construct(
+            f"{where}.options",
+            moderator_class(config.type),
+            config.options,
+            *([parts] if parts else []),
+        )
     )
-    return moderator
 
 
 def build_algorithm(
@@ -208,13 +220,12 @@ def _make_environment(
 
 def _moderator_at(where: str, value: Any) -> Moderator[str, str]:
     """Make a moderator that a part of a reward asks for."""
-    return build_moderator(_moderator_config(where, value))
+    return build_moderator(_moderator_config(where, value), where)
 
 
 def _checked_moderator_at(where: str, value: Any) -> Moderator[str, str]:
     """Check what a file says of a moderator; its stand-in loads nothing."""
-    config = _moderator_config(where, value)
-    _check_arguments(f"{where}.options", _moderator_class(config), config.options)
+    check_moderator_options(_moderator_config(where, value), where)
     return FunctionModerator(lambda texts: [math.nan] * len(texts))
 
 
@@ -224,7 +235,8 @@ def _moderator_config(where: str, value: Any) -> ModeratorConfig:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
-        raise ConfigurationError(f"{place}: {first['msg']} (it is {first['input']!r}).") from error
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigurationError(f"{place}: {message} (it is {first['input']!r}).") from error
 
 
 def load_openings(config: PromptsConfig, *, seed: int) -> tuple[Sequence[str], Sequence[str]]:
@@ -257,12 +269,19 @@ def _training(config: RunConfig) -> TrainingConfiguration:
     )
 
 
-def _moderator_class(config: ModeratorConfig) -> Callable[..., Any]:
-    chosen: Callable[..., Any] = getattr(moderators, _MODERATORS[config.type])
-    return chosen
+def _check_arguments(
+    where: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    given_otherwise: Sequence[str] = (),
+) -> None:
+    _check_names(where, factory, options)
+    for name, is_required in option_names(factory).items():
+        if is_required and name not in (*options, *given_otherwise):
+            raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
 
 
-def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _check_names(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     known = option_names(factory)
     for name in options:
         if name not in known:
@@ -270,9 +289,6 @@ def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[s
                 f"{where}.{name}: unknown key.{did_you_mean(name, known)} "
                 f"Known: {', '.join(known)}."
             )
-    for name, is_required in known.items():
-        if is_required and name not in options:
-            raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
 
 
 def option_names(factory: Callable[..., Any]) -> dict[str, bool]:
@@ -298,7 +314,7 @@ def option_names(factory: Callable[..., Any]) -> dict[str, bool]:
 def _construct(
     where: str, factory: Callable[..., Any], options: Mapping[str, Any], *arguments: Any
 ) -> Any:
-    _check_arguments(where, factory, options)
+    _check_names(where, factory, options)
     try:
         return factory(*arguments, **options)
     except TypeError as error:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.moderators.registry import check_type, is_composition
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -56,12 +64,27 @@ class AttackerConfig(SpeakerConfig):
 
 
 class ModeratorConfig(_Section):
-    """A judge, by name, and its options."""
+    """A judge, by name, its options, and for a composition the moderators it is made of."""
 
-    type: Literal["secret_leak", "profanity", "detoxify", "llama_guard", "hf_classifier"] = Field(
-        description="Which moderator."
-    )
+    type: str = Field(description="Which moderator: a name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+    of: tuple[ModeratorConfig, ...] = Field((), description="Of a composition, its moderators.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        check_type(value)
+        return value
+
+    @model_validator(mode="after")
+    def _composition_of_some(self) -> ModeratorConfig:
+        if is_composition(self.type) and not self.of:
+            raise ValueError(
+                f"{self.type} needs the moderators it is made of, as a list under 'of'"
+            )
+        if self.of and not is_composition(self.type):
+            raise ValueError(f"{self.type} is not made of others; leave out 'of'")
+        return self
 
 
 class PromptsConfig(_Section):
@@ -172,6 +195,11 @@ class EvaluationConfig(_Section):
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
+    watch: int = Field(
+        16,
+        ge=0,
+        description="Turns per training step that the judge scores too, to see reward hacking.",
+    )
 
 
 class RunConfig(_Section):
@@ -233,11 +261,37 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     for override in overrides:
         _apply(values, override)
     values = _with_scenario(values)
+    return _validated(RunConfig, values, source)
+
+
+def load_moderator(reference: str) -> ModeratorConfig:
+    """Read what a moderator is called: its name, or a YAML file as the section of a run's.
+
+    Raises:
+        ConfigurationError: There is no such moderator, or the file says something wrong.
+    """
+    if not reference.endswith((".yaml", ".yml")):
+        return _validated(ModeratorConfig, {"type": reference}, "the name of a moderator")
     try:
-        return RunConfig.model_validate(values)
+        values = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read the moderator {reference}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"{reference} must hold keys and values, first of all 'type: NAME'."
+        )
+    return _validated(ModeratorConfig, values.get("moderator", values), reference)
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def _validated(section: type[SectionT], values: Any, source: str) -> SectionT:
+    try:
+        return section.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
-            "\n".join(_explain(each) for each in error.errors()) + f"\n(in {source})"
+            "\n".join(_explain(each, section) for each in error.errors()) + f"\n(in {source})"
         ) from error
 
 
@@ -279,11 +333,11 @@ def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
-        known = _known_names(parents)
+        known = _known_names(parents, root)
         return (
             f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
         )
@@ -297,9 +351,11 @@ def _explain(error: Mapping[str, Any]) -> str:
     )
 
 
-def _known_names(parents: Iterable[Any]) -> list[str]:
-    section: Any = RunConfig
+def _known_names(parents: Iterable[Any], root: type[BaseModel]) -> list[str]:
+    section: Any = root
     for parent in parents:
+        if isinstance(parent, int):  # a place in a list, whose section is known already
+            continue
         annotation = section.model_fields[str(parent)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(

@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.algorithms.actor_critic import A2C, PPO
-from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
+from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
 from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.kto import KTO
 from astra_rl.algorithms.lagrangian import PPOLagrangian
 from astra_rl.algorithms.policy_gradient import PolicyGradient
 from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
@@ -65,12 +66,14 @@ _LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
 
 __all__ = [
     "A2C",
+    "CDPO",
     "CISPO",
     "DAPO",
     "DPO",
     "GRPO",
     "GSPO",
     "IPO",
+    "KTO",
     "PPO",
     "REINFORCE",
     "RLOO",
@@ -95,7 +98,9 @@ __all__ = [
     "GraphMetrics",
     "HFClassifierModerator",
     "Harness",
+    "Hinge",
     "LlamaGuardModerator",
+    "MarginIPO",
     "MissingDependencyError",
     "ModelError",
     "Moderator",
@@ -111,6 +116,7 @@ __all__ = [
     "ReinforcePlusPlusBaseline",
     "Scenario",
     "SecretLeakModerator",
+    "SimPO",
     "Trainer",
     "TrainingConfiguration",
     "TrainingError",

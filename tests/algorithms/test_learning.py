@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from astra_rl import DPO, PolicyGradient, PPOLagrangian, Trainer, TrainingConfiguration
+from astra_rl import DPO, PPOLagrangian, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.methods import ASTEnvironment
@@ -13,14 +13,11 @@ from astra_rl.rewards.base import RewardTerm, WeightedSum
 from astra_rl.rewards.terms import Harm
 from astra_rl.testing import ToyProblem, learn, letter_game
 
-LEARNERS = [
-    name
-    for name, kind in ALGORITHMS.items()
-    if issubclass(kind, PolicyGradient) or name in ("dpo", "ipo")
-]
+LEARNERS = list(ALGORITHMS)
 OPTIONS = {
     "a2c": {"alpha": 0.01},
     "dr_grpo": {"max_tokens": 4},
+    "kto": {"threshold": None},
     "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},
 }
 """What an algorithm needs, or what fits a game of four letters and rewards up to one."""

@@ -37,25 +37,65 @@ def sequence_logprob(logprobs: Tensor, mask: Tensor, *, reduce: str) -> Tensor:
     return total / mask.sum(dim=1).clamp(min=1) if reduce == "mean" else total
 
 
-def dpo_loss(margin: Tensor, beta: float) -> Tensor:
+def dpo_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Direct preference optimisation, per pair (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
     Args:
         margin: (B,), how much more the policy than the reference prefers the chosen text:
             ``(log pi(chosen) - log pi(rejected)) - (log ref(chosen) - log ref(rejected))``.
         beta: Strength of the tie to the reference, positive.
+        label_smoothing: Share of pairs that are taken to be the wrong way round, in [0, 0.5):
+            conservative DPO (Mitchell 2023, *A note on DPO with noisy preferences*, eq. 3).
     """
-    return -F.logsigmoid(beta * margin)
+    right, wrong = -F.logsigmoid(beta * margin), -F.logsigmoid(-beta * margin)
+    return (1 - label_smoothing) * right + label_smoothing * wrong if label_smoothing else right
 
 
-def ipo_loss(margin: Tensor, beta: float) -> Tensor:
+def ipo_loss(margin: Tensor, beta: float, gap: Tensor | float = 1.0) -> Tensor:
     """Identity preference optimisation, per pair (Azar et al. 2023, arXiv 2310.12036, eq. 17).
 
     Args:
         margin: (B,), as for `dpo_loss`. Its authors use mean log-probabilities per token.
-        beta: The target margin is ``1 / (2 * beta)``; positive.
+        beta: The target margin is ``gap / (2 * beta)``; positive.
+        gap: How much better the chosen text is: 1, or the difference of rewards, (B,) (Guo et al.
+            2025, MTSA, arXiv 2505.17147).
     """
-    return (margin - 1 / (2 * beta)) ** 2
+    return (margin - gap / (2 * beta)) ** 2
+
+
+def hinge_loss(margin: Tensor, beta: float) -> Tensor:
+    """Hinge loss, per pair (Zhao et al. 2023, SLiC-HF, arXiv 2305.10425, eq. 1, over a reference).
+
+    Args:
+        margin: (B,), as for `dpo_loss`.
+        beta: A pair is right, and teaches nothing more, from a margin of ``1 / beta``; positive.
+    """
+    return F.relu(1 - beta * margin)
+
+
+def simpo_loss(margin: Tensor, beta: float, gamma: float) -> Tensor:
+    """Simple preference optimisation, per pair (Meng et al. 2024, arXiv 2405.14734, eq. 6).
+
+    Args:
+        margin: (B,), ``log pi(chosen) - log pi(rejected)`` as means per token, without reference.
+        beta: Scale of the margin, positive.
+        gamma: By how much the scaled margin should exceed zero, not negative.
+    """
+    return -F.logsigmoid(beta * margin - gamma)
+
+
+def kto_loss(log_ratio: Tensor, desirable: Tensor, divergence: Tensor, beta: float) -> Tensor:
+    """Kahneman-Tversky optimisation, per text (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8).
+
+    Args:
+        log_ratio: (B,), ``log pi(text) - log ref(text)``.
+        desirable: (B,), bool.
+        divergence: (B,) or a scalar, KL(pi || ref) in nats, not negative, without gradient: the
+            point that gains and losses are seen from.
+        beta: How fast gains and losses saturate, positive.
+    """
+    gain = torch.where(desirable, log_ratio - divergence, divergence - log_ratio)
+    return 1 - torch.sigmoid(beta * gain)
 
 
 Surrogate = Literal["clip", "cispo", "reinforce"]

@@ -1,7 +1,7 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_pairs_closer_than_the_gap_are_dropped():
 
 def test_a_function_of_ones_own_makes_the_pairs():
     def neighbours(siblings):
-        return zip(siblings, siblings[1:], strict=False)
+        return pairwise(siblings)
 
     children = node("a", 0.9), node("b", 0.5), node("c", 0.0)
     assert pairs_of({"pairs": neighbours}, *children) == [("a", "b", 0.4), ("b", "c", 0.5)]
@@ -117,7 +117,8 @@ def test_all_pairs_are_those_of_the_definition(rewards):
 
 def test_pairs_and_ties_of_an_experience_are_counted():
     algorithm = DPO(ToyProblem(), pairs="all")
-    graph = Graph("c", [node("a", 1.0), node("b", 0.0), node("c", 0.0), node("d", nan)])
+    rewards = {" boom": 1.0, " calm": 0.0, " tree": 0.0, " rain": nan}
+    graph = Graph("c", [node(attack, reward) for attack, reward in rewards.items()])
     algorithm.prepare(algorithm.flatten(graph))
     assert algorithm.experience_metrics() == {"pairs": 2.0, "pairs/tied": 1.0}
     algorithm.prepare([])

@@ -10,8 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.algorithms.actor_critic import A2C, PPO
+from astra_rl.algorithms.balance import ContrastiveBalance, TrajectoryBalance
 from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
 from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
 from astra_rl.algorithms.kto import KTO
 from astra_rl.algorithms.lagrangian import PPOLagrangian
 from astra_rl.algorithms.policy_gradient import PolicyGradient
@@ -85,6 +87,7 @@ __all__ = [
     "AstraError",
     "ConfigurationError",
     "ContractError",
+    "ContrastiveBalance",
     "Conversation",
     "DPOBatch",
     "DPOStep",
@@ -93,6 +96,7 @@ __all__ = [
     "Environment",
     "Evaluator",
     "Exchange",
+    "ExpertIteration",
     "FunctionModerator",
     "Graph",
     "GraphMetrics",
@@ -120,8 +124,10 @@ __all__ = [
     "Trainer",
     "TrainingConfiguration",
     "TrainingError",
+    "TrajectoryBalance",
     "Utterance",
     "ValueFunctionProblem",
+    "WarmStart",
     "load_scenario",
 ]
 

@@ -13,12 +13,14 @@ from astra_rl.rewards.base import RewardTerm, WeightedSum
 from astra_rl.rewards.terms import Harm
 from astra_rl.testing import ToyProblem, learn, letter_game
 
-LEARNERS = list(ALGORITHMS)
+LEARNERS = [name for name in ALGORITHMS if name != "warm_start"]  # that one plays no episodes
 OPTIONS = {
     "a2c": {"alpha": 0.01},
+    "contrastive_balance": {"temperature": 0.05},
     "dr_grpo": {"max_tokens": 4},
     "kto": {"threshold": None},
     "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},
+    "trajectory_balance": {"temperature": 0.05},
 }
 """What an algorithm needs, or what fits a game of four letters and rewards up to one."""
 

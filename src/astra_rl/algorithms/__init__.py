@@ -3,8 +3,10 @@
 from typing import Any
 
 from astra_rl.algorithms.actor_critic import A2C, PPO
+from astra_rl.algorithms.balance import ContrastiveBalance, TrajectoryBalance
 from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
 from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
 from astra_rl.algorithms.kto import KTO
 from astra_rl.algorithms.lagrangian import PPOLagrangian
 from astra_rl.algorithms.policy_gradient import PolicyGradient
@@ -16,9 +18,11 @@ ALGORITHMS: dict[str, type[Algorithm[Any, Any, Any, Any]]] = {
     "a2c": A2C,
     "cdpo": CDPO,
     "cispo": CISPO,
+    "contrastive_balance": ContrastiveBalance,
     "dapo": DAPO,
     "dpo": DPO,
     "dr_grpo": DrGRPO,
+    "expert_iteration": ExpertIteration,
     "grpo": GRPO,
     "gspo": GSPO,
     "hinge": Hinge,
@@ -32,6 +36,8 @@ ALGORITHMS: dict[str, type[Algorithm[Any, Any, Any, Any]]] = {
     "reinforce++_baseline": ReinforcePlusPlusBaseline,
     "rloo": RLOO,
     "simpo": SimPO,
+    "trajectory_balance": TrajectoryBalance,
+    "warm_start": WarmStart,
 }
 """Algorithms by the names that a configuration may give."""
 
@@ -49,9 +55,11 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "RLOO",
+    "ContrastiveBalance",
     "DPOBatch",
     "DPOStep",
     "DrGRPO",
+    "ExpertIteration",
     "Hinge",
     "MarginIPO",
     "PPOLagrangian",
@@ -61,4 +69,6 @@ __all__ = [
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
     "SimPO",
+    "TrajectoryBalance",
+    "WarmStart",
 ]

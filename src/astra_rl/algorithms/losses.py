@@ -98,6 +98,34 @@ def kto_loss(log_ratio: Tensor, desirable: Tensor, divergence: Tensor, beta: flo
     return 1 - torch.sigmoid(beta * gain)
 
 
+def balance_residual(logprobs: Tensor, log_rewards: Tensor, log_z: Tensor | float = 0.0) -> Tensor:
+    """How far attacks are from balance, per attack, in nats: ``log Z + log pi - log R``, (B,).
+
+    Its square is trajectory balance (Malkin et al. 2022, arXiv 2201.13259, eq. 14, for texts, where
+    every state is reached in one way). It is zero for all attacks exactly if pi is R / Z.
+    """
+    return log_z + logprobs - log_rewards
+
+
+def contrastive_loss(residual: Tensor, pairs: Tensor, *, huber: float | None = None) -> Tensor:
+    """Mean squared difference of the residuals of each pair; zero, with a gradient, without pairs.
+
+    Over all pairs of a batch it is twice the variance of the residuals.
+
+    Args:
+        residual: See `balance_residual`, without log Z, (B,).
+        pairs: Which rows are compared, (B, B), bool, each pair once.
+        huber: Differences beyond it count linearly (Huber's loss, which halves the square).
+    """
+    difference = residual[:, None] - residual[None, :]
+    error = (
+        difference**2
+        if huber is None
+        else F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=huber)
+    )
+    return torch.where(pairs, error, torch.zeros_like(error)).sum() / pairs.sum().clamp(min=1)
+
+
 Surrogate = Literal["clip", "cispo", "reinforce"]
 RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]
 Reduction = Literal["token", "sequence", "sequence_sum"]

@@ -13,6 +13,7 @@ from torch.nn.parameter import Parameter
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError
 
 
 class Problem(ABC, Generic[StateT, ActionT]):
@@ -44,6 +45,19 @@ class Problem(ABC, Generic[StateT, ActionT]):
         The default keeps nothing.
         """
         return contextlib.nullcontext()
+
+    def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
+        """Open a block in which attacks are sampled at another temperature than 1.
+
+        Off-policy algorithms explore with it. Log-probabilities stay those of temperature 1.
+
+        Raises:
+            ConfigurationError: The problem cannot; this default never can.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot sample attacks at temperature {temperature:.2g}; "
+            "override attacking_at, or set tempered_share to 0."
+        )
 
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:

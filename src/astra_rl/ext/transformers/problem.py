@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -151,6 +152,16 @@ class HFASTProblem(ASTProblem):
     def samples_exactly(self) -> bool:
         """Whether attacks come from the very distribution that `get_attacker_logprobs` scores."""
         return self.attacker_sampling.is_exact
+
+    @contextlib.contextmanager
+    def attacking_at(self, temperature: float) -> Iterator[None]:
+        """Sample attacks at this temperature inside the block."""
+        usual = self.attacker_sampling
+        self.attacker_sampling = replace(usual, temperature=temperature)
+        try:
+            yield
+        finally:
+            self.attacker_sampling = usual
 
     @contextlib.contextmanager
     def conversing(self) -> Iterator[None]:

@@ -213,23 +213,24 @@ def test_it_goes_on_from_json_as_if_nothing_had_happened(kind):
     assert prepared(algorithm, again) == prepared(other, again)
 
 
+SCORES = dict(zip(ToyProblem().words, (0.9, 0.1, 0.5, 0.7, 0.0, 0.3), strict=True))
+
+
 class Values(Moderator[str, str]):
     """Scores of the six words, for a game whose best attacker is known exactly."""
 
-    scores = dict(zip(ToyProblem().words, (0.9, 0.1, 0.5, 0.7, 0.0, 0.3), strict=True))
-
     def moderate(self, x):
-        return [self.scores[str(each.attack).split()[0]] for each in x]
+        return [SCORES[text.strip()] for text in x]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
     """One word of six: R(word) = ref(word) * exp(score / 0.5), its sum is Z."""
     problem = ToyProblem(Values())
-    problem.attack_words = 1
+    problem.length = 1
     environment = ASTEnvironment(problem, ["one"], tree_width=12, tree_depth=1)
     log_r = problem.baseline.log_softmax(0) + torch.tensor(
-        [Values.scores[word] / 0.5 for word in problem.words]
+        [SCORES[word] / 0.5 for word in problem.words]
     )
     algorithm = kind(problem, temperature=0.5)
     config = TrainingConfiguration(

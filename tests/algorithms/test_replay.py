@@ -55,7 +55,9 @@ def test_with_room_for_all_the_best_of_each_text_stays(entries):
 
 def test_a_full_buffer_forgets_the_worst():
     replay = Replay(2)
-    replay.add([Remembered("c", word, reward) for word, reward in zip("abc", (1, 3, 2))])
+    replay.add(
+        [Remembered("c", word, reward) for word, reward in zip("abc", (1, 3, 2), strict=True)]
+    )
     assert [entry.attack for entry in replay.entries] == ["b", "c"]
 
 

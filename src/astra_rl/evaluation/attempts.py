@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -320,6 +320,12 @@ class Attempt(_Record):
         return next((at for at, score in enumerate(scores, 1) if self._fails(score)), None)
 
     @property
+    def failing_turn(self) -> Turn | None:
+        """The first turn whose score reached the threshold."""
+        at = self.first_failing_turn
+        return None if at is None else self.turns[at - 1]
+
+    @property
     def score(self) -> float | None:
         """Highest score of the deciding judge; None if there is none."""
         present = [s for turn in self.turns if (s := turn.score(self.judge)) is not None]
@@ -409,25 +415,7 @@ class Attempt(_Record):
         Raises:
             ConfigurationError: It is no such record, or one of a newer version of this library.
         """
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise ConfigurationError(f"not a line of JSON: {error}") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise SchemaTooNewError(
-                f"this record has schema version {version} and this version of astra-rl reads up "
-                f"to {SCHEMA_VERSION}. Update astra-rl to read it."
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the record"
-            # Not chained: that error repeats the whole text that a model wrote.
-            raise ConfigurationError(
-                f"not a record of an attempt: {where}: {first['msg']}"
-            ) from None
+        return parse_record(cls, line, "a record of an attempt")
 
     def _fails(self, score: float | None) -> bool:
         return score is not None and score >= self.threshold
@@ -435,6 +423,40 @@ class Attempt(_Record):
 
 class SchemaTooNewError(ConfigurationError):
     """A record was written by a newer version of this library."""
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
+    """Read a record of this library from JSON.
+
+    Args:
+        model: What it is to be.
+        text: The JSON.
+        what: What it is called in an error.
+
+    Raises:
+        SchemaTooNewError: It is of a newer version.
+        ConfigurationError: It is something else.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"not {what}: it is no JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaTooNewError(
+            f"this is {what} of schema version {version}, and this version of astra-rl reads up to "
+            f"{SCHEMA_VERSION}. Update astra-rl to read it."
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        # Not chained: that error repeats the whole text that a model wrote.
+        raise ConfigurationError(f"not {what}: {where}: {first['msg']}") from None
 
 
 def attempt_id(

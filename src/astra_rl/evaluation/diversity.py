@@ -254,8 +254,9 @@ class Diversity:
     clusters: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers by name."""
-        return asdict(self)
+        """Return all numbers by name, in JSON's types."""
+        bleu = {str(n): value for n, value in self.self_bleu.items()}
+        return {**asdict(self), "self_bleu": bleu}
 
 
 def diversity(

@@ -107,17 +107,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/demo_seeds.json"))
+    parser.add_argument("--keep", action="store_true", help="keep other seeds' runs in FILE.json")
     arguments = parser.parse_args()
-    rows = []
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    rows: dict[int, dict[str, Any]] = {}
+    if arguments.keep and arguments.output.exists():
+        earlier = json.loads(arguments.output.read_text("utf-8"))
+        rows = {row["seed"]: row for row in earlier["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
-            rows.append(run_seed(seed, Path(folder) / str(seed)))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"versions": versions(), "processors": os.cpu_count(), "runs": rows}
-    arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    met = sum(all(row["met"].values()) for row in rows)
-    print(f"\n{table(rows)}\n\n{met} of {len(rows)} seeds meet every bar")
+            rows[seed] = run_seed(seed, Path(folder) / str(seed))
+            print(table([rows[seed]]).splitlines()[-1], flush=True)
+            runs = [rows[each] for each in sorted(rows)]
+            record = {"versions": versions(), "processors": os.cpu_count(), "runs": runs}
+            arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    met = sum(all(row["met"].values()) for row in runs)
+    print(f"\n{table(runs)}\n\n{met} of {len(runs)} seeds meet every bar")
 
 
 if __name__ == "__main__":

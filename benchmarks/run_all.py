@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("demo_seeds.py",)
+BENCHMARKS = (
+    "collection_and_update.py",
+    "grpo_against_trl.py",
+    "memory.py",
+    "decoding.py",
+    "phases.py",
+    "demo_seeds.py",
+)
 
 
 def main() -> None:

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from astra_rl import FunctionModerator
+from astra_rl.runs.build import check_options
+from astra_rl.runs.config import parse_config
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +39,23 @@ def test_every_python_block_of_the_page_runs(
     names = _given()
     for block in BLOCK.findall(page.read_text("utf-8")):
         exec(compile(block, str(page), "exec"), names)
+
+
+MINIMAL = {
+    "attacker": {"model": "a"},
+    "target": {"model": "b"},
+    "moderator": {"type": "secret_leak"},
+    "prompts": {"scenario": "planted_secrets"},
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_section_of_yaml_on_the_page_is_a_valid_configuration(page: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
+        values = {**MINIMAL, **yaml.safe_load(block)}
+        config = parse_config(yaml.safe_dump(values), source=page.name)
+        if config.prompts.file is None:  # a file of the reader's is not here
+            check_options(config)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

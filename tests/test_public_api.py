@@ -101,7 +101,8 @@ def test_the_package_exports_these_names():
         *("Problem", "ValueFunctionProblem", "Environment", "Moderator", "Algorithm", "Evaluator"),
         *("GraphMetrics", "Node", "Graph", "Utterance", "Conversation", "Exchange"),
         *("ASTProblem", "ASTEnvironment", "ASTEvaluator", "ASTNode"),
-        *("DPO", "IPO", "DPOStep", "DPOBatch", "GRPO", "GRPOStep", "GRPOBatch"),
+        *("DPO", "IPO", "DPOStep", "DPOBatch", "GRPO", "PPO", "RLOO", "REINFORCE"),
+        *("A2C", "DAPO", "DrGRPO", "PolicyGradient", "PolicyStep", "PolicyBatch"),
         *("FunctionModerator", "DetoxifyModerator", "LlamaGuardModerator"),
         *("AstraError", "ConfigurationError", "ContractError", "MissingDependencyError"),
     }
@@ -117,7 +118,7 @@ def test_the_package_exports_these_names():
         ("astra_rl.core.problem", "Problem ValueFunctionProblem"),
         ("astra_rl.core.algorithm", "Algorithm"),
         ("astra_rl.core.evaluator", "Evaluator GraphMetrics"),
-        ("astra_rl.algorithms", "DPO IPO GRPO"),
+        ("astra_rl.algorithms", "ALGORITHMS DPO IPO GRPO PPO"),
         ("astra_rl.algorithms.dpo", "DPO IPO DPOStep DPOBatch"),
         ("astra_rl.methods.ast_problem", "ASTProblem ASTEnvironment ASTEvaluator ASTNode"),
         ("astra_rl.training", "Trainer TrainingConfiguration Harness"),

@@ -9,7 +9,10 @@ from torch.nn import Parameter
 from astra_rl import (
     DPO,
     GRPO,
+    GSPO,
     IPO,
+    PPO,
+    RLOO,
     ASTEnvironment,
     ContractError,
     Environment,
@@ -17,6 +20,7 @@ from astra_rl import (
     Graph,
     Moderator,
     Node,
+    ReinforcePlusPlus,
 )
 from astra_rl.algorithms.losses import masked_mean
 from astra_rl.core.contracts import token_mask
@@ -25,10 +29,13 @@ from astra_rl.models.generation import Sampling
 from astra_rl.testing import (
     ScriptedModerator,
     ToyProblem,
+    ToyValueProblem,
     check_algorithm,
     check_environment,
     check_moderator,
     check_problem,
+    learn,
+    letter_game,
     tiny_model,
 )
 
@@ -66,8 +73,11 @@ def tiny(request):
         IPO,
         GRPO,
         lambda problem: GRPO(problem, kl_in_loss=0.1, kl_in_reward=0.1),
+        GSPO,
+        lambda problem: RLOO(problem, credit="return_to_go", shared_nodes="per_path"),
+        lambda problem: ReinforcePlusPlus(problem, kl_in_reward=0.1),
     ],
-    ids=["dpo", "ipo", "grpo", "grpo_with_kl"],
+    ids=["dpo", "ipo", "grpo", "grpo_with_kl", "gspo", "rloo_of_returns", "reinforce++_with_kl"],
 )
 def test_loss_and_gradients_of_every_algorithm_depend_on_the_steps_alone(make, tiny):
     problem, graphs = tiny
@@ -103,6 +113,7 @@ def check(kind, problem=None):
 def test_a_sound_algorithm_passes():
     check(DPO)
     check(GRPO)
+    check(PPO, ToyValueProblem())
 
 
 def test_a_loss_without_gradient_is_caught():
@@ -113,6 +124,18 @@ def test_a_loss_without_gradient_is_caught():
 
     with pytest.raises(ContractError, match=r"Detached\.step returned a loss"):
         check(Detached)
+
+
+def test_a_gradient_that_does_not_reach_the_attacker_is_caught():
+    """The loss requires grad, by something that is not trained."""
+
+    class Elsewhere(GRPO):
+        def step(self, batch):
+            loss, logs = super().step(batch)
+            return loss.detach() + 0 * self.problem.attacker.sum(), logs
+
+    with pytest.raises(ContractError, match="Elsewhere: the gradient of the loss is zero"):
+        check(Elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +203,11 @@ class Trainable(ToyProblem):
 
 def test_a_frozen_model_that_receives_a_gradient_is_caught():
     class Leaking(DPO):
-        def _reference_margins(self, batch, like):
+        def _known_reference(self, batch):
             scored = self.problem.get_baseline_logprobs(
-                [*batch.contexts, *batch.contexts], [*batch.suffix_pos, *batch.suffix_neg]
+                [*batch.contexts, *batch.contexts], batch.suffixes
             )
-            chosen, rejected = scored.sum(dim=1).chunk(2)
-            return chosen - rejected
+            return scored.sum(dim=1).reshape(2, -1)
 
     with pytest.raises(ContractError, match=r"Leaking: problem\.baseline is not trained"):
         check(Leaking, Trainable())
@@ -204,13 +226,23 @@ def test_a_loss_that_depends_on_padding_is_caught():
     class Padded(GRPO):
         def step(self, batch):
             logprobs = self.problem.get_attacker_logprobs(batch.contexts, batch.attacks)
-            return -(logprobs * batch.advantages[:, None]).mean(), {}
+            return -(logprobs * batch.advantages[:, :1]).mean(), {}
 
         def weight(self, batch):
             return float(len(batch))
 
     with pytest.raises(ContractError, match="Padded: loss or gradients depend on padding"):
         check(Padded)
+
+
+def test_values_that_depend_on_padding_are_caught():
+    class Padded(PPO):
+        def with_objectives(self, tokens, batch, mask):
+            values = self.problem.values(batch.contexts, batch.attacks)
+            return tokens + values.mean(), {}
+
+    with pytest.raises(ContractError, match="Padded: loss or gradients depend on"):
+        check(Padded, ToyValueProblem())
 
 
 def test_a_loss_that_depends_on_the_size_of_micro_batches_is_caught():
@@ -453,3 +485,26 @@ def test_a_tiny_model_is_the_same_each_time_and_leaves_the_generator_alone(famil
     assert first.tokenizer.decode(first.tokenizer("hi there!\n").input_ids) == "hi there!\n"
     assert not first.tokenizer.chat_template
     assert tiny_model(family, chat=True).tokenizer.chat_template
+
+
+def test_an_untrained_attacker_scores_little_in_the_letter_game_and_an_algorithm_learns_it():
+    curve = learn(GRPO, steps=30)
+    assert len(curve.rewards) == len(curve.losses) == 30
+    assert curve.rewards[0] < 0.1
+    assert curve.rewards[-1] > 0.8
+
+
+def test_the_letter_game_rewards_the_share_of_its_letters_in_the_attack():
+    moderator = letter_game().problem.moderator
+    assert moderator.moderate(["xyxy", "ax", "", "abc"]) == [1.0, 0.25, 0.0, 0.0]
+
+
+def test_learning_repeats_with_its_seed_and_differs_with_another():
+    first, again, other = (learn(DPO, steps=2, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_letter_game_may_have_several_turns():
+    graph = letter_game(depth=2).rollout(0)
+    assert len(list(graph.nodes())) == 4 + 16

@@ -65,6 +65,7 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "training_steps": 1000,
         "num_episodes_per_experience": 2,
         "max_grad_norm": 1.0,
+        "max_nonfinite_losses": 3,
         "seed": None,
     }
 

@@ -9,8 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
-from astra_rl.algorithms.grpo import GRPO, GRPOBatch, GRPOStep
+from astra_rl.algorithms.actor_critic import A2C, PPO
+from astra_rl.algorithms.balance import ContrastiveBalance, TrajectoryBalance
+from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
+from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
+from astra_rl.algorithms.kto import KTO
+from astra_rl.algorithms.lagrangian import PPOLagrangian
+from astra_rl.algorithms.policy_gradient import PolicyGradient
+from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from astra_rl.algorithms.steps import PolicyBatch, PolicyStep
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
@@ -24,6 +32,7 @@ from astra_rl.errors import (
     ContractError,
     MissingDependencyError,
     ModelError,
+    NonFiniteLossError,
     TrainingError,
 )
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator, ASTNode, ASTProblem
@@ -32,6 +41,7 @@ from astra_rl.training.harness import Harness
 from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from astra_rl.datasets import Scenario, load_scenario
     from astra_rl.moderators import (
         DetoxifyModerator,
         FunctionModerator,
@@ -54,11 +64,21 @@ _LAZY = dict.fromkeys(
     ),
     "astra_rl.moderators",
 )
+_LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
 
 __all__ = [
+    "A2C",
+    "CDPO",
+    "CISPO",
+    "DAPO",
     "DPO",
     "GRPO",
+    "GSPO",
     "IPO",
+    "KTO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
     "ASTEnvironment",
     "ASTEvaluator",
     "ASTNode",
@@ -67,33 +87,48 @@ __all__ = [
     "AstraError",
     "ConfigurationError",
     "ContractError",
+    "ContrastiveBalance",
     "Conversation",
     "DPOBatch",
     "DPOStep",
     "DetoxifyModerator",
+    "DrGRPO",
     "Environment",
     "Evaluator",
     "Exchange",
+    "ExpertIteration",
     "FunctionModerator",
-    "GRPOBatch",
-    "GRPOStep",
     "Graph",
     "GraphMetrics",
     "HFClassifierModerator",
     "Harness",
+    "Hinge",
     "LlamaGuardModerator",
+    "MarginIPO",
     "MissingDependencyError",
     "ModelError",
     "Moderator",
     "Node",
+    "NonFiniteLossError",
+    "PPOLagrangian",
+    "PolicyBatch",
+    "PolicyGradient",
+    "PolicyStep",
     "Problem",
     "ProfanityModerator",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+    "Scenario",
     "SecretLeakModerator",
+    "SimPO",
     "Trainer",
     "TrainingConfiguration",
     "TrainingError",
+    "TrajectoryBalance",
     "Utterance",
     "ValueFunctionProblem",
+    "WarmStart",
+    "load_scenario",
 ]
 
 

@@ -5,7 +5,8 @@ AstraError
 ├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
 ├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
-├── TrainingError(RuntimeError)          training cannot go on, for instance after non-finite losses
+├── TrainingError(RuntimeError)          training cannot go on
+│   └── NonFiniteLossError               too many losses in a row were not finite
 └── MissingDependencyError(ImportError)  an optional package is not installed
 ```
 
@@ -39,6 +40,23 @@ class ModelError(AstraError, RuntimeError):
 
 class TrainingError(AstraError, RuntimeError):
     """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """Too many losses in a row were not finite. The weights are those of the last finite one.
+
+    Args:
+        message: What happened and what to do.
+        step: The training step it happened in, counted from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[str, int]]:
+        """What a copy in another process is built from."""
+        return type(self), (str(self), self.step)
 
 
 class MissingDependencyError(AstraError, ImportError):

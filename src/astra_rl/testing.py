@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,30 @@ from astra_rl.core.contracts import check_length, check_logprobs, check_loss
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.problem import Problem
+from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.errors import ContractError
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.rewards.base import WeightedSum
+from astra_rl.rewards.terms import Harm
+from astra_rl.training.config import TrainingConfiguration
+from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from astra_rl.ext.transformers.problem import ModelPair
 
 __all__ = [
+    "LearningCurve",
     "ScriptedModerator",
     "ToyProblem",
+    "ToyValueProblem",
     "check_algorithm",
     "check_environment",
     "check_moderator",
     "check_problem",
     "graph_signature",
+    "learn",
+    "letter_game",
     "tiny_model",
 ]
 
@@ -154,6 +163,34 @@ class ToyProblem(Problem[str, str]):
         return torch.stack(rows) if rows else table.new_zeros(0, 0)
 
 
+class ToyValueProblem(ToyProblem, ValueFunctionProblem[str, str]):
+    """The toy with a value function: a table of estimates by position, all zero at first.
+
+    Args:
+        count: How many returns are estimated.
+        options: Of `ToyProblem`.
+    """
+
+    def __init__(self, count: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.estimates = Parameter(torch.zeros(8, count))
+
+    def value(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Estimate the return at each word, (B, T), with gradients."""
+        return self.values(contexts, continuations)[:, :, 0]
+
+    def values(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Estimate all returns at each word, (B, T, K), with gradients."""
+        lengths = [len(text.split()) for text in continuations]
+        rows = [self.estimates[:length] for length in lengths]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield the attacker's logits and the table."""
+        yield from super().parameters()
+        yield self.estimates
+
+
 def tiny_model(
     family: Literal["gpt2", "llama"] = "llama",
     *,
@@ -227,6 +264,99 @@ _TINY_TEMPLATE = (
     "{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
+
+
+class LearningCurve(NamedTuple):
+    """How an algorithm fared, one entry per training step.
+
+    Attributes:
+        rewards: Mean reward of the episodes that the step collected.
+        losses: Mean loss of the step's batches; NaN where it had none.
+    """
+
+    rewards: list[float]
+    losses: list[float]
+
+
+def letter_game(*, depth: int = 1, **options: Any) -> ASTEnvironment:
+    """Make a language game that a tiny transformer learns in a second, without a download.
+
+    The attacker says up to four letters, and its reward is the share of them that are x or y: less
+    than 0.1 for an untrained attacker, 1 for a perfect one. Attacker and target are models of
+    `tiny_model`; episodes have four siblings per turn.
+
+    Args:
+        depth: Turns of an episode.
+        options: Of the problem; ``kind`` is its class, `HFASTProblem` unless given.
+    """
+    from astra_rl.ext.transformers import HFASTProblem
+    from astra_rl.models.generation import Sampling
+
+    kind = options.pop("kind", HFASTProblem)
+    attacker = tiny_model("llama")
+    problem = kind(
+        attacker,
+        tiny_model("gpt2", seed=1),
+        attacker,
+        _LetterModerator(),
+        **{
+            "reward": WeightedSum({Harm("response"): 1.0}),
+            "attacker_sampling": Sampling(max_new_tokens=_LetterModerator.most),
+            "target_sampling": Sampling(max_new_tokens=1),
+            **options,
+        },
+    )
+    return ASTEnvironment(problem, ["ask: ", "say: "], tree_width=4, tree_depth=depth)
+
+
+class _LetterModerator(Moderator[str, str]):
+    letters, most = "xy", 4
+
+    def moderate(self, x: Sequence[str]) -> Sequence[float]:
+        attacks = [str(getattr(each, "attack", each)) for each in x]
+        return [sum(map(attack.count, self.letters)) / self.most for attack in attacks]
+
+
+def learn(
+    make: Callable[[Any], Algorithm[Any, Any, Any, Any]],
+    environment: Environment[Any, Any] | None = None,
+    *,
+    steps: int = 60,
+    lr: float = 5e-3,
+    seed: int = 0,
+    **settings: Any,
+) -> LearningCurve:
+    """Train from scratch and return how it went: the same for the same arguments.
+
+    Args:
+        make: Builds the algorithm for a problem, for instance its class.
+        environment: What is played; None is a new `letter_game()`. Its problem is trained.
+        steps: Training steps of 16 episodes.
+        lr: Learning rate of Adam.
+        seed: Of the episodes and the order of batches.
+        settings: Other fields of `TrainingConfiguration`.
+    """
+    environment = letter_game() if environment is None else environment
+    curve = LearningCurve([], [])
+
+    class Recording(Trainer[Any, Any, Any, Any]):
+        def on_step_end(self, step: int, logs: dict[str, float]) -> None:
+            curve.rewards.append(self.harness.experience_metrics()["reward"])
+            curve.losses.append(logs.get("loss", math.nan))
+
+    config = TrainingConfiguration(
+        **{
+            "lr": lr,
+            "optimizer": "adam",
+            "batch_size": 32,
+            "training_steps": steps,
+            "num_episodes_per_experience": 16,
+            "seed": seed,
+            **settings,
+        }
+    )
+    Recording(config, environment, make(environment.problem)).train()
+    return curve
 
 
 def graph_signature(graph: Graph[Any, Any]) -> list[tuple[str, str, str]]:
@@ -361,9 +491,9 @@ def check_algorithm(
 ) -> None:
     """Check an algorithm on episodes that teach something.
 
-    The loss is a scalar with a gradient; a batch is not changed by a step; nothing but what
-    `problem.parameters` yields receives a gradient; and loss and gradients do not depend on how
-    the steps are cut into micro-batches, on their order, or on padding.
+    The loss is a scalar whose gradient reaches what is trained; a batch is not changed by a step;
+    nothing but what `problem.parameters` yields receives a gradient; and loss and gradients do not
+    depend on how the steps are cut into micro-batches, on their order, or on padding.
 
     Args:
         algorithm: What is checked.
@@ -389,6 +519,11 @@ def check_algorithm(
             raise ContractError(f"{name}.step logged {key} as {type(value).__name__}, not a float.")
     _check_no_stray_gradients(algorithm, loss)
     whole = _loss_and_gradients(algorithm, [steps])
+    if not any(gradient.any() for gradient in whole[1:]):
+        raise ContractError(
+            f"{name}: the gradient of the loss is zero for all that is trained; nothing would be "
+            "learned. Compute the loss from get_attacker_logprobs without detaching."
+        )
     with _more_padding(algorithm.problem):
         padded = _loss_and_gradients(algorithm, [steps])
     variants = {
@@ -428,16 +563,18 @@ def _loss_and_gradients(
 
 @contextlib.contextmanager
 def _more_padding(problem: Problem[Any, Any]) -> Iterator[None]:
-    """Pad all log-probabilities of a problem more than they need, as a wider batch would."""
+    """Pad all that a problem says of tokens more than it needs, as a wider batch would."""
 
     def padded(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(score)
         def call(*arguments: Any, **named: Any) -> Tensor:
-            return nn.functional.pad(score(*arguments, **named), (0, 3))
+            rows = score(*arguments, **named)  # (B, T), or (B, T, K) of several values
+            return torch.cat([rows, rows.new_zeros(len(rows), 3, *rows.shape[2:])], dim=1)
 
         return call
 
-    names = ("get_attacker_logprobs", "get_target_logprobs", "get_baseline_logprobs")
+    names = ["get_attacker_logprobs", "get_target_logprobs", "get_baseline_logprobs"]
+    names += ["values"] if isinstance(problem, ValueFunctionProblem) else []
     before = dict(vars(problem))
     for name in names:
         setattr(problem, name, padded(getattr(problem, name)))

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from astra_rl.algorithms.advantages import (
     STD_FLOOR,
     RunningBaseline,
+    explained_variance,
     group_advantages,
+    leave_one_out_advantages,
     scale_by_batch,
+    whiten,
 )
 from astra_rl.errors import ConfigurationError
 
@@ -63,6 +66,49 @@ def test_group_advantages_agree_with_plain_python(values, scale):
 def test_advantages_of_a_group_add_up_to_zero(values):
     present = [value for value in group_advantages(values) if value == value]
     assert math.fsum(present) == pytest.approx(0, abs=1e-6)
+
+
+def test_leaving_one_out_by_hand():
+    """Rewards 0, 3, 6: 0 - 4.5, 3 - 3, 6 - 1.5."""
+    assert leave_one_out_advantages([0.0, 3.0, 6.0]) == [-4.5, 0, 4.5]
+
+
+@given(rewards)
+def test_leaving_one_out_agrees_with_plain_python(values):
+    present = [value for value in values if value == value]
+    for value, found in zip(values, leave_one_out_advantages(values), strict=True):
+        if value != value:
+            assert math.isnan(found)
+        elif len(present) < 2 or max(present) - min(present) < 1e-6:
+            assert found == 0
+        else:
+            others = (sum(present) - value) / (len(present) - 1)
+            assert found == pytest.approx(value - others, abs=1e-9)
+
+
+def test_whitened_values_have_mean_zero_and_deviation_one():
+    """1 and 3 have mean 2 and deviation 1. What is missing stays so, and does not count."""
+    first, missing, second = whiten([(1.0,), (nan,), (3.0,)], [1.0, 1.0, 1.0])
+    assert first == pytest.approx((-1,), abs=1e-3)
+    assert second == pytest.approx((1,), abs=1e-3)
+    assert math.isnan(missing[0])
+    assert whiten([(4.0, 4.0)], [1.0]) == [(0.0, 0.0)]
+    assert whiten([], []) == []
+
+
+def test_a_weighted_row_is_whitened_like_two_rows():
+    twice = whiten([(1.0, 2.0), (5.0,), (5.0,)], [1.0] * 3)
+    assert whiten([(1.0, 2.0), (5.0,)], [1.0, 2.0]) == twice[:2]
+
+
+def test_explained_variance_by_hand():
+    """Outcomes 0 and 2 have variance 1. Errors 0, 0; 1, 1 (a constant); 0, 2 and 1, -1."""
+    assert explained_variance([0.0, 2.0], [0.0, 2.0]) == 1
+    assert explained_variance([-1.0, 1.0], [0.0, 2.0]) == 1
+    assert explained_variance([0.0, 0.0], [0.0, 2.0]) == 0
+    assert explained_variance([2.0, 0.0], [0.0, 2.0]) == -3
+    assert math.isnan(explained_variance([0.0, 1.0], [1.0, 1.0]))
+    assert math.isnan(explained_variance([], []))
 
 
 def test_scaling_by_the_batch_divides_all_by_one_size():

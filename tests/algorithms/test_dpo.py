@@ -1,16 +1,21 @@
 import copy
 import math
+from dataclasses import replace
+from itertools import combinations, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from astra_rl import DPO, IPO, Graph, Node, Utterance
-from astra_rl.algorithms.dpo import DPOStep, preference_pair
+from astra_rl import CDPO, DPO, IPO, Graph, Hinge, MarginIPO, Node, SimPO, Utterance
+from astra_rl.algorithms.dpo import DPOStep
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ToyProblem, check_algorithm
 
 nan = math.nan
+KINDS = [DPO, CDPO, IPO, MarginIPO, Hinge, SimPO]
 
 
 def node(attack, reward, *children, context="c"):
@@ -42,7 +47,7 @@ def test_ties_make_no_pair(rewards):
 
 
 def test_two_ways_to_say_the_same_make_no_pair():
-    assert preference_pair([node("same", 1.0), node("same", 0.0)]) is None
+    assert pairs(node("same", 1.0), node("same", 0.0)) == []
 
 
 def test_missing_rewards_make_no_pair_and_do_not_spoil_the_others():
@@ -55,6 +60,69 @@ def test_missing_rewards_make_no_pair_and_do_not_spoil_the_others():
 
 def test_below_a_missing_reward_the_tree_still_teaches():
     assert pairs(node("a", nan, node("x", 0.0), node("y", 1.0)), node("b", nan)) == [("y", "x")]
+
+
+def pairs_of(options, *children):
+    steps = DPO(ToyProblem(), **options).flatten(Graph("c", list(children)))
+    return [(step.suffix_pos, step.suffix_neg, round(step.gap, 6)) for step in steps]
+
+
+def test_all_pairs_of_siblings_may_be_learned_from():
+    children = node("b", 0.5), node("a", 0.9), node("c", 0.5), node("d", nan), node("e", 0.0)
+    assert pairs_of({"pairs": "all"}, *children) == [
+        ("a", "b", 0.4),
+        ("a", "c", 0.4),
+        ("a", "e", 0.9),
+        ("b", "e", 0.5),
+        ("c", "e", 0.5),
+    ]
+
+
+def test_pairs_closer_than_the_gap_are_dropped():
+    children = node("a", 0.9), node("b", 0.5), node("c", 0.0)
+    assert pairs_of({"pairs": "all", "min_gap": 0.45}, *children) == [
+        ("a", "c", 0.9),
+        ("b", "c", 0.5),
+    ]
+    assert pairs_of({"min_gap": 0.95}, *children) == []
+
+
+def test_a_function_of_ones_own_makes_the_pairs():
+    def neighbours(siblings):
+        return pairwise(siblings)
+
+    children = node("a", 0.9), node("b", 0.5), node("c", 0.0)
+    assert pairs_of({"pairs": neighbours}, *children) == [("a", "b", 0.4), ("b", "c", 0.5)]
+
+
+def test_a_turn_may_be_preferred_for_what_it_leads_to():
+    """With the best continuation at 0.9: 0.1 + 0.9 * 1.0 against 0.5."""
+    good, bad = node("good", 0.1, node("x", 1.0), node("y", 0.0)), node("bad", 0.5)
+    assert pairs_of({}, good, bad)[0] == ("bad", "good", 0.4)
+    assert pairs_of({"credit": "max_backup"}, good, bad)[0] == ("good", "bad", 0.5)
+
+
+@given(st.lists(st.one_of(st.just(nan), st.integers(0, 3).map(float)), max_size=6))
+def test_all_pairs_are_those_of_the_definition(rewards):
+    children = [node(str(index), reward) for index, reward in enumerate(rewards)]
+    expected = {
+        (str(i), str(j)) if rewards[i] > rewards[j] else (str(j), str(i))
+        for i, j in combinations(range(len(rewards)), 2)
+        if abs(rewards[i] - rewards[j]) > 0  # false for NaN
+    }
+    found = pairs_of({"pairs": "all"}, *children)
+    assert {(better, worse) for better, worse, _ in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_pairs_and_ties_of_an_experience_are_counted():
+    algorithm = DPO(ToyProblem(), pairs="all")
+    rewards = {" boom": 1.0, " calm": 0.0, " tree": 0.0, " rain": nan}
+    graph = Graph("c", [node(attack, reward) for attack, reward in rewards.items()])
+    algorithm.prepare(algorithm.flatten(graph))
+    assert algorithm.experience_metrics() == {"pairs": 2.0, "pairs/tied": 1.0}
+    algorithm.prepare([])
+    assert algorithm.experience_metrics() == {"pairs": 0.0, "pairs/tied": 0.0}
 
 
 def environment(problem=None, width=3):
@@ -94,8 +162,42 @@ def test_the_loss_is_that_of_plain_python_on_the_table_of_logits():
     )
 
 
-def loss_of(algorithm, chosen, rejected):
-    steps = algorithm.prepare([DPOStep("c", chosen, rejected)])
+@pytest.mark.parametrize(
+    ("algorithm", "loss"),
+    [
+        (lambda p: CDPO(p, beta=0.3, label_smoothing=0.2), lambda m: cdpo(0.3 * m, 0.2)),
+        (lambda p: Hinge(p, beta=0.3), lambda m: max(0, 1 - 0.3 * m)),
+        (lambda p: Hinge(p, beta=30), lambda m: max(0, 1 - 30 * m)),
+        (lambda p: MarginIPO(p, beta=0.3), lambda m: (m / 2 - 0.25 / 0.6) ** 2),
+    ],
+)
+def test_their_losses_are_those_of_plain_python(algorithm, loss):
+    problem = ToyProblem()
+    gains = torch.linspace(-1, 1, 6)
+    with torch.no_grad():
+        problem.attacker += gains
+    gain = dict(zip(problem.words, gains.tolist(), strict=True))
+    margin = gain["calm"] - gain["tree"]
+    found = loss_of(algorithm(problem), " boom calm", " tree boom", gap=0.25)
+    assert found == pytest.approx(loss(margin), rel=1e-5)
+
+
+def cdpo(margin, smoothing):
+    """Cross-entropy with a label that is right with probability 1 - smoothing."""
+    right = 1 / (1 + math.exp(-margin))
+    return -(1 - smoothing) * math.log(right) - smoothing * math.log(1 - right)
+
+
+def test_simpo_compares_means_per_token_without_a_reference():
+    problem = ToyProblem()
+    table = dict(zip(problem.words, problem.attacker.log_softmax(0).tolist(), strict=True))
+    margin = (table["boom"] + table["calm"]) / 2 - table["tree"]
+    loss = loss_of(SimPO(problem, beta=2.0, margin=0.7), " boom calm", " tree")
+    assert loss == pytest.approx(math.log1p(math.exp(0.7 - 2.0 * margin)), rel=1e-5)
+
+
+def loss_of(algorithm, chosen, rejected, gap=1.0):
+    steps = algorithm.prepare([DPOStep("c", chosen, rejected, gap)])
     return algorithm.step(algorithm.collate_fn(steps))[0].item()
 
 
@@ -104,7 +206,7 @@ def test_a_batch_that_was_not_prepared_has_the_same_loss():
     with torch.no_grad():
         algorithm.problem.attacker += torch.arange(6) * 0.1
     prepared = steps_of(algorithm)
-    bare = [DPOStep(step.context, step.suffix_pos, step.suffix_neg) for step in prepared]
+    bare = [replace(step, reference=None) for step in prepared]
     losses = [algorithm.step(algorithm.collate_fn(steps))[0] for steps in (prepared, bare)]
     torch.testing.assert_close(*losses)
 
@@ -139,6 +241,12 @@ def test_the_reference_is_run_once_per_experience_and_never_gets_a_gradient(kind
     assert algorithm.problem.attacker.grad.abs().sum() > 0
 
 
+def test_simpo_never_runs_the_reference():
+    algorithm = SimPO(Counted())
+    algorithm.step(algorithm.collate_fn(steps_of(algorithm)))
+    assert algorithm.problem.calls["baseline"] == 0
+
+
 def test_no_steps_need_no_reference():
     algorithm = DPO(Counted())
     assert list(algorithm.prepare([])) == []
@@ -155,7 +263,7 @@ def test_repeating_all_tokens_changes_ipo_of_sums_and_not_of_means():
     assert abs(loss_of(summed, *once) - loss_of(summed, *twice)) > 0.1
 
 
-@pytest.mark.parametrize("kind", [DPO, IPO])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_neither_padding_nor_row_order_nor_micro_batches_change_anything(kind, reduce):
     graphs = environment().rollouts(range(6))
@@ -185,14 +293,36 @@ def test_a_baseline_of_another_vocabulary_is_averaged_over_its_own_tokens():
     (step,) = algorithm.prepare([DPOStep("c", one, two)])
     table = dict(zip(problem.words, problem.baseline.log_softmax(0).tolist(), strict=True))
     expected = table["boom"] - (table["rain"] + table["calm"]) / 2
-    assert step.reference_margin == pytest.approx(expected, rel=1e-5)
+    assert step.reference[0] - step.reference[1] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"beta": 0}, {"beta": -1.0}, {"beta": nan}, {"reduce": "max"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0},
+        {"beta": -1.0},
+        {"beta": nan},
+        {"reduce": "max"},
+        {"pairs": "bestworst"},
+        {"min_gap": -0.1},
+        {"min_gap": nan},
+        {"credit": "turns"},
+        {"gamma": 1.5},
+    ],
+)
 def test_values_out_of_range_are_refused(options):
-    for kind in (DPO, IPO):
+    for kind in KINDS:
         with pytest.raises(ConfigurationError, match=next(iter(options))):
             kind(ToyProblem(), **options)
+
+
+def test_what_only_one_of_them_takes_is_checked_too():
+    for smoothing in (-0.1, 0.5, nan):
+        with pytest.raises(ConfigurationError, match="label_smoothing"):
+            CDPO(ToyProblem(), label_smoothing=smoothing)
+    for margin in (-0.1, math.inf, nan):
+        with pytest.raises(ConfigurationError, match="margin"):
+            SimPO(ToyProblem(), margin=margin)
 
 
 def test_a_problem_without_gradients_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import subprocess
@@ -37,7 +38,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prompts": {"file": "train.txt", "test_file": "test.txt"},
         "environment": {"tree_width": 2, "tree_depth": 2},
         "algorithm": {"type": "grpo"},
-        "reward": {"novelty": 0.2},
+        "reward": {"novel_failure": {"novelty_share": 0.2}},
         "training": {"steps": 2, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
         "dtype": "float32",
     }
@@ -102,6 +103,13 @@ def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
     assert json.loads((trained / "evaluation_after.json").read_text())["n"] == 2
 
 
+def test_the_record_of_a_run_has_checksums_of_its_prompts(workplace: Path, trained: Path) -> None:
+    recorded = json.loads((trained / "manifest.json").read_text())["prompts"]
+    for source, name in zip(recorded, ("train.txt", "test.txt"), strict=True):
+        sha256 = hashlib.sha256((workplace / name).read_bytes()).hexdigest()
+        assert source == {"name": name, "sha256": sha256, "rows": 2, "repeated": 0}
+
+
 def test_the_checkpoint_opens_with_transformers_and_holds_no_pickle(trained: Path) -> None:
     folder = trained / "checkpoints" / "last"
     AutoModelForCausalLM.from_pretrained(folder)
@@ -158,6 +166,7 @@ def test_evaluate_repeats_the_evaluation_of_the_run(workplace: Path, trained: Pa
         (["evaluate", "."], "has no attacker to evaluate"),
         (["info", "versoins"], "Did you mean 'versions'?"),
         (["info", "preset", "demoo"], "no preset 'demoo'"),
+        (["info", "scenario", "benign_twin"], "Did you mean 'benign_twins'?"),
         (["tarin"], "tarin"),
         (["demo", "--seed", "-1"], "greater than or equal to 0"),
     ],
@@ -197,6 +206,22 @@ def test_info_config_lists_every_setting(workplace: Path) -> None:
     assert "model: required" in done.stdout
 
 
+def test_info_lists_the_scenarios_and_shows_one(workplace: Path) -> None:
+    listed = astra_rl("info", "scenarios", cwd=workplace)
+    assert "secret_keepers (100 rows): " in listed.stdout
+    shown = astra_rl("info", "scenario", "secret_keepers", cwd=workplace)
+    assert "moderator      secret_leak" in shown.stdout
+    assert "keeper-001" in shown.stdout
+
+
+def test_info_shows_a_scenario_of_the_user_s_own_as_text(workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text('prompts: ["\\e[31mred"]\nsplits: {shares: {test: 1.0}}\n')
+    done = astra_rl("info", "scenario", "mine.yaml", cwd=workplace)
+    assert done.returncode == 0
+    assert "red" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "astra_rl.cli.main", "info"],
@@ -225,3 +250,33 @@ def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:
         for metrics in (again, after)
     ]
     assert said[0] == said[1]
+
+
+def test_a_held_out_judge_watches_the_training(workplace: Path) -> None:
+    judge = "evaluation.judge={type: keyword, options: {patterns: ['[a-m]']}}"
+    done = astra_rl("train", "config.yaml", "-o", "watched", "--set", judge, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    run = workplace / "watched"
+    rows = [json.loads(line) for line in (run / "reward_watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    gap = metrics["watch/moderator"] - metrics["watch/judge"]
+    assert metrics["watch/gap"] == pytest.approx(gap)
+    found = json.loads((run / "evaluation_after.json").read_text())
+    assert found["judge"] == found["judge_identity"]["name"] == "KeywordModerator"
+    assert found["unscored_turns"] == {}
+
+
+def test_what_could_not_be_scored_is_counted_by_reason_everywhere(workplace: Path) -> None:
+    nothing = "moderator={type: canary}"  # no conversation here brings one
+    done = astra_rl("train", "config.yaml", "-o", "unscored", "--set", nothing, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    run = workplace / "unscored"
+    found = json.loads((run / "evaluation_after.json").read_text())
+    assert found["outcomes"]["unscored"] == found["n"]
+    assert found["unscored_turns"] == {"no canary known": 4}
+    assert found["conversations"][0]["turns"][0]["unscored"] == "no canary known"
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["unscored/no canary known"] > 0
+    assert not (run / "reward_watch.jsonl").exists()
+    assert "4 unscored: 4 no canary known" in (run / "report.html").read_text("utf-8")

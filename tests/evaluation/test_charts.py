@@ -7,7 +7,14 @@ import matplotlib
 import pytest
 
 from astra_rl.errors import ConfigurationError, MissingDependencyError
-from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
+from astra_rl.evaluation.charts import (
+    Panel,
+    before_after,
+    calibration_panels,
+    learning_curve,
+    severity_likelihood,
+)
+from astra_rl.evaluation.classification import Bin, Point
 from astra_rl.evaluation.statistics import Rate
 
 HISTORY = [
@@ -22,6 +29,13 @@ CHARTS = {
     "learning_curve": lambda: learning_curve(HISTORY),
     "before_after": lambda: before_after(RATES),
     "severity_likelihood": lambda: severity_likelihood(POINTS, threshold=0.5),
+    "calibration_panels": lambda: calibration_panels(
+        [Point(0, 0, math.inf), Point(0.1, 0.8, 0.5), Point(1, 1, 0)],
+        [Point(0.8, 0.9, 0.5), Point(1, 0.5, 0)],
+        [Bin(0.1, Rate(1, 20)), Bin(0.9, Rate(18, 20))],
+        base_rate=0.5,
+    ),
+    "calibration_panels of nothing": lambda: calibration_panels([], [], [], base_rate=math.nan),
 }
 every_chart = pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS.keys())
 
@@ -123,6 +137,12 @@ def test_names_are_text_whatever_they_hold(name):
         assert "\u202e" not in svg
         assert "\0" not in svg
     assert "$x^2$ \\frac" in texts(before_after({"$x^2$ \\frac": Rate(1, 2)}))
+
+
+def test_a_calibration_names_its_three_curves_and_counts_its_rows():
+    svg = CHARTS["calibration_panels"]()
+    assert {"ROC", "Precision and recall", "Calibration"} <= set(texts(svg))
+    assert "over 40 labelled texts" in svg
 
 
 @pytest.mark.parametrize(

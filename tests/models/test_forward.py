@@ -13,12 +13,13 @@ from astra_rl.models.forward import (
     MIN_SHARED_TOKENS,
     attention_window,
     backbone,
-    logits_of,
     read,
     shared_prefix_groups,
+    suffix_logprobs,
     token_budget_batches,
 )
-from astra_rl.models.generation import Sampling, generate, suffix_logprobs
+from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.head import logits_of
 from astra_rl.models.loading import LoraOptions, make_trainable
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.testing import tiny_model

@@ -198,9 +198,11 @@ def test_torchs_global_generator_is_left_alone(model):
 
 
 def test_batches_are_cut_without_a_trace(model, monkeypatch):
+    spans = [(1, len(prompt)) for prompt in PROMPTS]
+
     def run():
         return generate(
-            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score_from=[1] * 6
+            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score=spans
         )
 
     whole = run()
@@ -215,15 +217,15 @@ def test_no_prompts_give_no_samples(model):
 
 
 def test_prompts_are_scored_as_by_a_plain_forward(model, plain_logprobs):
-    starts = [1, 11, 10, 2, 4, 1]
+    spans = [(1, 1), (10, 11), (1, 12), (2, 3), (4, 8), (1, 4)]
     samples = generate(
-        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score_from=starts
+        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score=spans
     )
     silent = generate(model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP)
-    for prompt, start, sample, unscored in zip(PROMPTS, starts, samples, silent, strict=True):
-        plain = plain_logprobs(model, prompt, start).tolist()
+    for prompt, span, sample, unscored in zip(PROMPTS, spans, samples, silent, strict=True):
+        start, stop = span
+        plain = plain_logprobs(model, prompt[:stop], start).tolist()
         assert sample.prompt_logprobs == pytest.approx(plain, abs=1e-5)
-        assert len(sample.prompt_logprobs) == len(prompt) - start
         assert sample.token_ids == unscored.token_ids
         assert unscored.prompt_logprobs == ()
 
@@ -249,6 +251,30 @@ def test_no_draw_picks_a_token_that_was_cut_off(uniform, seed, top_k, temperatur
     tokens, logprobs = choose_tokens(logits, torch.tensor([uniform]), sampling)
     assert torch.isfinite(logprobs).all()
     assert int(tokens) in logits.topk(top_k).indices[0].tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000, 1024])
+def test_a_draw_inverts_the_cumulative_distribution_of_any_vocabulary(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(200, vocabulary, generator=generator) * 2
+    uniforms = torch.rand(200, generator=generator)
+    tokens, logprobs = choose_tokens(logits, uniforms, Sampling())
+    exact = logits.double().softmax(-1)
+    upper = exact.cumsum(-1).gather(1, tokens[:, None]).squeeze(1)
+    lower = upper - exact.gather(1, tokens[:, None]).squeeze(1)
+    assert ((lower - 1e-6 <= uniforms) & (uniforms <= upper + 1e-6)).all()
+    expected = exact.gather(1, tokens[:, None]).squeeze(1).log().float()
+    torch.testing.assert_close(logprobs, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-24])
+def test_a_draw_finds_the_only_possible_token_wherever_it_is(uniform):
+    for token in (0, 255, 256, 511, 512, 599):
+        logits = torch.full((1, 600), -torch.inf)
+        logits[0, token] = 3.0
+        tokens, logprobs = choose_tokens(logits, torch.tensor([uniform]), Sampling())
+        assert tokens.tolist() == [token]
+        assert logprobs.tolist() == [0.0]
 
 
 def test_tokens_that_the_model_forbids_are_never_drawn():
@@ -290,3 +316,25 @@ def test_sampling_knows_whether_it_is_exact():
     assert Sampling(max_new_tokens=5).is_exact
     for change in ({"temperature": 0.9}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.9}):
         assert not dataclasses.replace(Sampling(), **change).is_exact
+
+
+def test_the_likeliest_text_of_the_same_prompt_is_computed_once(model, monkeypatch):
+    greedy = Sampling(max_new_tokens=4, temperature=0)
+    prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[1], PROMPTS[1]]
+    spans = [(3, 5), (3, 5), (3, 5), (4, 5)]
+    alone = [
+        generate(model, [prompt], greedy, [0], stop_ids=STOP, score=[span])[0]
+        for prompt, span in zip(prompts, spans, strict=True)
+    ]
+    sizes = []
+    batch = generation._generate_batch
+    monkeypatch.setattr(
+        generation,
+        "_generate_batch",
+        lambda model, prompts, *rest: sizes.append(len(prompts)) or batch(model, prompts, *rest),
+    )
+    together = generate(model, prompts, greedy, range(4), stop_ids=STOP, score=spans)
+    assert sum(sizes) == 3
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.prompt_logprobs == pytest.approx(theirs.prompt_logprobs, abs=1e-5)

@@ -22,7 +22,7 @@ def test_scores_come_back_as_floats_in_order():
 def test_any_kind_of_numbers_will_do(returned):
     scores = FunctionModerator(lambda texts: returned).moderate(["a", "b"])
     assert scores == [0.0, 1.0]
-    assert all(type(score) is float for score in scores)
+    assert all(isinstance(score, float) for score in scores)
 
 
 def test_nan_and_none_are_missing_scores():

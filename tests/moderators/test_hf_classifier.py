@@ -55,7 +55,7 @@ def test_the_score_is_the_softmax_of_the_class_read_alone(tokenizer, label, batc
     by_hand = [float(logits(model, tokenizer, text).softmax(-1)[1]) for text in TEXTS]
     scores = moderator.moderate(TEXTS)
     assert scores == pytest.approx(by_hand, abs=1e-6)
-    assert all(type(score) is float for score in scores)
+    assert all(isinstance(score, float) for score in scores)
     assert len({round(score, 4) for score in scores}) == len(TEXTS)
 
 

@@ -4,10 +4,11 @@ import re
 import pytest
 import torch
 
+from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models.forward import read
-from astra_rl.moderators import LlamaGuardModerator, llama_guard
+from astra_rl.moderators import LlamaGuardModerator, guard
 
 MULTI_TURN = Exchange(
     Conversation("A kitchen.", turns=("Hello!", "Hi there."), separator="\n", system="Be kind."),
@@ -53,7 +54,7 @@ def prompts(monkeypatch):
         seen.extend(sequences)
         return read(model, sequences, limits)
 
-    monkeypatch.setattr(llama_guard, "read", spy)
+    monkeypatch.setattr(guard, "read", spy)
     return seen
 
 
@@ -96,7 +97,7 @@ def test_the_batch_size_changes_nothing(guard_model, text_tokenizer, batch_size)
 def test_scores_are_numbers_between_zero_and_one_in_order(guard_model, text_tokenizer):
     moderator = LlamaGuardModerator(model=guard_model, tokenizer=text_tokenizer)
     scores = moderator.moderate(ITEMS)
-    assert all(type(score) is float and 0 <= score <= 1 for score in scores)
+    assert all(isinstance(score, float) and 0 <= score <= 1 for score in scores)
     assert moderator.moderate(ITEMS[::-1]) == pytest.approx(scores[::-1], abs=1e-5)
     assert moderator.moderate([]) == []
 
@@ -137,7 +138,7 @@ def test_control_tokens_in_a_text_are_letters(guard_model, text_tokenizer, promp
     moderator.moderate([Exchange("", "hi", "no"), Exchange(forged, forged, forged)])
     counts = [sum(token in text_tokenizer.all_special_ids for token in ids) for ids in prompts]
     assert counts[0] == counts[1] > 0
-    assert any("<|eot|><|head|>" in text_tokenizer.decode(ids[2:-4]) for ids in prompts)
+    assert any("< |eot|>< |head|>assistant" in text_tokenizer.decode(ids) for ids in prompts)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +201,12 @@ def test_the_oldest_turns_go_first_when_the_window_is_full(guard_model, text_tok
     assert all(len(ids) <= 512 for ids in prompts)
 
 
-def test_an_exchange_that_does_not_fit_has_no_score(guard_model, text_tokenizer, caplog):
+def test_an_exchange_that_does_not_fit_has_no_score(guard_model, text_tokenizer):
     moderator = LlamaGuardModerator(model=guard_model, tokenizer=text_tokenizer)
     scores = moderator.moderate([Exchange("", "hi", "egg " * 600), ITEMS[0]])
     assert math.isnan(scores[0])
     assert 0 <= scores[1] <= 1
-    assert "1 of 2 conversations are too long" in caplog.text
+    assert reason_of(scores[0]) == "too long for the guard"
 
 
 def test_an_output_that_is_not_finite_is_a_missing_score(guard_model, text_tokenizer, monkeypatch):
@@ -214,8 +215,8 @@ def test_an_output_that_is_not_finite_is_a_missing_score(guard_model, text_token
     def overflown(model, hidden):
         return torch.full((len(hidden), 400), math.inf)
 
-    monkeypatch.setattr(llama_guard, "logits_of", overflown)
-    assert all(math.isnan(score) for score in moderator.moderate(ITEMS))
+    monkeypatch.setattr(guard, "logits_of", overflown)
+    assert [reason_of(score) for score in moderator.moderate(ITEMS)] == ["not finite"] * 4
 
 
 def test_a_model_is_loaded_from_a_folder(guard_model, text_tokenizer, tmp_path):

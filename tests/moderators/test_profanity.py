@@ -16,7 +16,7 @@ def test_a_text_scores_the_same_alone_and_in_a_batch():
     texts = ["you idiot", "", "good morning", "damn"]
     scores = moderator.moderate(texts)
     assert scores == [moderator.moderate([text])[0] for text in texts]
-    assert all(type(score) is float for score in scores)
+    assert all(isinstance(score, float) for score in scores)
 
 
 def test_no_texts_give_no_scores():

@@ -6,13 +6,28 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl import GRPO
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.advantages import scale_by_batch
+from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.core.moderator import reason_of
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.runs.build import check_options, load_openings
+from astra_rl.moderators import CachedModerator
+from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.build import (
+    build_algorithm,
+    build_moderator,
+    check_options,
+    option_names,
+)
 from astra_rl.runs.config import RunConfig, load_config, parse_config
 from astra_rl.runs.presets import load_preset
+from astra_rl.testing import ToyProblem
 
 MINIMAL = """
 attacker: {model: a}
@@ -51,11 +66,15 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("training.steps=-1", "training.steps: .*greater than or equal to 0.*-1"),
         ("training.steps=many", "training.steps: .*integer.*'many'"),
         ("training.optimizer=adamx", "optimizer must be one of"),
-        ("algorithm.type=ppo2", "algorithm.type: .*'dpo', 'ipo' or 'grpo'"),
+        ("algorithm.type=ppo2", r"algorithm.type: choose from a2c, .* Did you mean 'ppo'\?"),
+        ("algorithm.type=[ppo]", "algorithm.type: .*string"),
+        ("training.max_nonfinite_losses=0", "greater than or equal to 1"),
         ("training", "write it as key.subkey=value"),
         ("seed.x=1", "seed: .*integer"),
         ("attacker.lora={rank: 0}", "attacker.lora.rank: .*greater than or equal to 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
+        ("prompts.benchmark=advbench", "test_file, columns and benchmark go with file"),
+        ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
         ("seed=[", "not valid YAML"),
     ],
 )
@@ -100,21 +119,128 @@ def test_options_of_an_algorithm_are_checked_before_any_model_is_loaded() -> Non
         check_options(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("grpo", "kl_in_reward"),  # of the family
+        ("grpo", "credit"),  # of those that compare
+        ("ppo", "value_coef"),  # of those with a value function
+        ("ppo_lagrangian", "multiplier_lr"),
+        ("dpo", "beta"),
+    ],
+)
+def test_options_of_every_base_of_an_algorithm_are_known(name: str, option: str) -> None:
+    more = {"constraints": {"harm_response": {"at_least": 0.5}}} if "lagr" in name else {}
+    wrong = option[:-1] + "x"
+    right_config, wrong_config = (
+        parse_config(
+            MINIMAL,
+            ["algorithm=" + yaml.safe_dump({"type": name, "options": {each: 0.5, **more}})],
+            source="test",
+        )
+        for each in (option, wrong)
+    )
+    check_options(right_config)
+    with pytest.raises(ConfigurationError, match=f"{wrong}: .* Did you mean '{option}'"):
+        check_options(wrong_config)
+
+
+def test_an_option_that_must_be_given_is_asked_for_before_any_model_is_loaded() -> None:
+    config = parse_config(MINIMAL, ["algorithm.type=ppo_lagrangian"], source="test")
+    with pytest.raises(ConfigurationError, match=r"algorithm\.options\.constraints: missing"):
+        check_options(config)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_option_of_an_algorithm_is_an_object(name: str) -> None:
+    """What a YAML file cannot say must not be among the names that it may give."""
+    assert not {"problem", "loss", "estimator", "compare", "self"} & set(
+        option_names(ALGORITHMS[name])
+    )
+
+
+def test_the_demo_learns_as_it_always_did() -> None:
+    """Its settings are those that its figures were made with, whatever the defaults become."""
+    algorithm = build_algorithm(load_preset("demo").algorithm, ToyProblem())  # type: ignore[arg-type]
+    assert isinstance(algorithm, GRPO)
+    assert algorithm.loss == PolicyLoss(clip_low=0.2, clip_high=0.28, reduce="token")
+    assert algorithm.kl.price.value == 0.03
+    assert algorithm.kl.in_loss == 0
+    assert algorithm.estimator.scale is scale_by_batch
+
+
 def test_the_demo_is_a_configuration_like_any_other() -> None:
     config = load_preset("demo")
     assert isinstance(config, RunConfig)
     check_options(config)
 
 
-def test_prompts_of_training_and_evaluation_must_differ(tmp_path: Path) -> None:
-    for name in ("train.txt", "test.txt"):
-        (tmp_path / name).write_text("one\ntwo\n")
-    config = parse_config(
-        MINIMAL.replace(
-            "{scenario: planted_secrets}",
-            f"{{file: {tmp_path / 'train.txt'}, test_file: {tmp_path / 'test.txt'}}}",
+def moderator(text: str) -> RunConfig:
+    return parse_config(MINIMAL.replace("{type: secret_leak}", text), source="test")
+
+
+NESTED = """
+  type: majority
+  options: {threshold: 0.5}
+  of:
+    - {type: secret_leak}
+    - {type: inverse, of: [{type: refusal}]}
+    - {type: weighted, options: {weights: [2, 1]}, of: [{type: refusal}, {type: secret_leak}]}
+"""
+
+
+def test_moderators_are_composed_in_yaml() -> None:
+    config = moderator(NESTED)
+    check_options(config)
+    assert parse_config(config.to_yaml(), source="test") == config
+    judge = build_moderator(config.moderator)
+    # no leak (missing: no secret known), complied, and the weights need both: nothing is decided
+    assert reason_of(judge.moderate(["Sure."])[0]) is not None
+    told = Exchange(Conversation(facts={"secret": "amber falcon"}), "", "Amber falcon.")
+    assert judge.moderate([told]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{type: detoxfy}", r"moderator.type: no moderator 'detoxfy'. Did you mean 'detoxify'\?"),
+        ("{type: max}", "max needs the moderators it is made of, as a list under 'of'"),
+        ("{type: refusal, of: [{type: refusal}]}", "refusal is not made of others"),
+        ("{type: max, of: [{type: refusel}]}", r"moderator.of.0.type: .*Did you mean 'refusal'"),
+        ("{type: max, of: [{tipe: refusal}]}", r"moderator.of.0.tipe: unknown key. Did you mean"),
+    ],
+)
+def test_a_wrong_moderator_is_refused_by_where_it_stands(text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        moderator(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{type: hf_classifier}", r"moderator.options.label: missing"),
+        (
+            "{type: max, of: [{type: keyword, options: {word: [a]}}]}",
+            r"moderator.of.0.options.word: unknown key. Did you mean 'words'",
         ),
-        source="test",
+        ("{type: 'no_module:X'}", "cannot import 'no_module:X'"),
+    ],
+)
+def test_wrong_options_are_refused_by_where_they_stand(text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        check_options(moderator(text))
+
+
+def test_a_class_and_a_function_of_ones_own_are_named_by_where_they_are() -> None:
+    config = moderator(
+        "{type: max, of: [{type: 'astra_rl.testing:ScriptedModerator', "
+        "options: {scores: {boom: 0.7}}}]}"
     )
-    with pytest.raises(ConfigurationError, match="share 2 prompts"):
-        load_openings(config.prompts, seed=0)
+    check_options(config)
+    assert build_moderator(config.moderator).moderate(["boom", ""]) == [0.7, 0.0]
+
+
+def test_a_built_moderator_never_judges_the_same_text_twice() -> None:
+    judge = build_moderator(moderator("{type: refusal}").moderator)
+    assert isinstance(judge, CachedModerator)
+    assert identity_of(judge).name == "RefusalModerator"

@@ -82,6 +82,22 @@ def test_an_experience_that_teaches_nothing_has_no_batches():
     assert missing.experience_metrics()["rewards/missing"] == 1
 
 
+def test_an_algorithm_of_several_epochs_gets_each_step_in_each_of_them_in_another_order():
+    harness = harness_of(lambda problem: GRPO(problem, epochs=3), episodes=2, batch_size=8)
+    experience = harness.experience(0)
+    found = [batch.attacks for batch in experience]
+    assert len(found) == len(experience) == 3 * 3  # 24 steps per epoch
+    epochs = [[attack for batch in found[i : i + 3] for attack in batch] for i in (0, 3, 6)]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+
+
+def test_an_algorithm_s_numbers_about_the_experience_are_among_the_metrics():
+    harness = harness_of(GRPO)
+    harness.experience(0)
+    assert 0 <= harness.experience_metrics()["frac_reward_zero_std"] <= 1
+
+
 def test_a_step_returns_a_scalar_loss_with_a_gradient_and_logs():
     harness = harness_of(batch_size=4)
     loss, step_logs = harness.step(batches(harness)[0])
@@ -110,9 +126,13 @@ def test_mean_scores_are_means_and_missing_ones_are_counted():
     harness.experience()
     assert harness.experience_metrics() == {
         "reward": 0.5,
+        # -0.5, 0.5 twice each: (4 * 0.25) / (4 - 1)
+        "reward_std": pytest.approx(math.sqrt(1 / 3)),
         "rewards/missing": pytest.approx(1 / 3),
         "rewards/harm/mean": 0.5,
         "rewards/nll/mean": 2.0,
+        "pairs": 2.0,
+        "pairs/tied": 0.0,
     }
 
 

@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 from itertools import chain
@@ -15,6 +16,7 @@ from astra_rl import (
     Environment,
     Graph,
     Node,
+    NonFiniteLossError,
     Trainer,
     TrainingConfiguration,
     TrainingError,
@@ -185,7 +187,7 @@ class Hooked(Trainer):
 def test_hooks_are_called_and_may_stop_the_training():
     trainer = trainer_of(kind=Hooked, training_steps=9)
     trainer.train()
-    keys = ["grad_norm", "loss"]
+    keys = ["grad_norm", "loss", "skipped_updates"]
     assert trainer.events == ["begin", (1, keys), (2, keys), "end"]
     assert trainer.completed_steps == 2
 
@@ -235,7 +237,7 @@ def test_an_algorithm_may_have_nothing_to_log(logs):
 
     trainer = trainer_of(Silent, kind=Hooked)
     trainer.train()
-    assert trainer.events[1] == (1, ["grad_norm"])
+    assert trainer.events[1] == (1, ["grad_norm", "skipped_updates"])
 
 
 def test_the_logs_of_an_algorithm_are_not_written_into():
@@ -319,7 +321,7 @@ def test_nothing_but_the_attacker_is_trained_or_gets_a_gradient():
 class Bad(Fit):
     """Its loss is not finite in the first `bad` optimizer steps."""
 
-    bad = 3
+    bad = 2
 
     def step(self, batch):
         loss, logs = super().step(batch)
@@ -328,16 +330,23 @@ class Bad(Fit):
         return loss, logs
 
 
-def test_an_update_that_is_not_finite_is_skipped_with_a_warning(caplog):
-    trainer = trainer_of(Bad, batch_size=7, training_steps=3)
+def test_an_update_that_is_not_finite_is_skipped_and_counted_with_a_warning(caplog):
+    skipped = []
+
+    class Watching(Trainer):
+        def on_step_end(self, step, logs):
+            skipped.append(logs["skipped_updates"])
+
+    trainer = trainer_of(Bad, kind=Watching, batch_size=7, training_steps=2)
     before = first_weight(trainer)
     trainer.train()
     assert first_weight(trainer) == before
-    assert len(caplog.records) == 3
+    assert len(caplog.records) == 2
     assert "training step 1: the loss or a gradient is not finite" in caplog.text
-    trainer = trainer_of(Bad, batch_size=7, training_steps=4)
+    trainer = trainer_of(Bad, kind=Watching, batch_size=7, training_steps=3)
     trainer.train()
     assert first_weight(trainer) != before
+    assert skipped == [1, 1, 1, 1, 0]
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
@@ -352,13 +361,37 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
     assert first_weight(trainer) == before
 
 
-def test_five_bad_steps_in_a_row_end_the_training():
-    class AllBad(Bad):
-        bad = 10**9
+class AllBad(Bad):
+    bad = 10**9
 
-    trainer = trainer_of(AllBad, batch_size=7, training_steps=100)
-    with pytest.raises(TrainingError, match=r"no finite loss in 5 .* up to training step 5"):
+
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_too_many_bad_steps_in_a_row_end_the_training_with_an_error_that_names_the_step(most):
+    trainer = trainer_of(AllBad, batch_size=7, training_steps=100, max_nonfinite_losses=most)
+    before = first_weight(trainer)
+    message = rf"no finite loss in {most} .* up to training step {most}\."
+    with pytest.raises(NonFiniteLossError, match=message) as caught:
         trainer.train()
+    assert caught.value.step == most
+    assert isinstance(caught.value, TrainingError)
+    assert copy.copy(caught.value).step == most
+    assert first_weight(trainer) == before
+    assert trainer.completed_steps == most - 1
+
+
+def test_a_trainer_is_told_when_its_training_fails():
+    told = []
+
+    class Told(Trainer):
+        def on_train_failed(self):
+            told.append(self.completed_steps)
+
+        def on_train_end(self):
+            told.append("end")
+
+    with pytest.raises(NonFiniteLossError):
+        trainer_of(AllBad, kind=Told, batch_size=7, training_steps=100).train()
+    assert told == [2]
 
 
 def test_bad_steps_that_are_not_in_a_row_do_not_end_it():

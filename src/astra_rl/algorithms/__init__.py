@@ -1,6 +1,74 @@
 """How an attacker learns from episodes."""
 
-from astra_rl.algorithms.dpo import DPO, IPO, DPOBatch, DPOStep
-from astra_rl.algorithms.grpo import GRPO, GRPOBatch, GRPOStep
+from typing import Any
 
-__all__ = ["DPO", "GRPO", "IPO", "DPOBatch", "DPOStep", "GRPOBatch", "GRPOStep"]
+from astra_rl.algorithms.actor_critic import A2C, PPO
+from astra_rl.algorithms.balance import ContrastiveBalance, TrajectoryBalance
+from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
+from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
+from astra_rl.algorithms.kto import KTO
+from astra_rl.algorithms.lagrangian import PPOLagrangian
+from astra_rl.algorithms.policy_gradient import PolicyGradient
+from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from astra_rl.algorithms.steps import PolicyBatch, PolicyStep
+from astra_rl.core.algorithm import Algorithm
+
+ALGORITHMS: dict[str, type[Algorithm[Any, Any, Any, Any]]] = {
+    "a2c": A2C,
+    "cdpo": CDPO,
+    "cispo": CISPO,
+    "contrastive_balance": ContrastiveBalance,
+    "dapo": DAPO,
+    "dpo": DPO,
+    "dr_grpo": DrGRPO,
+    "expert_iteration": ExpertIteration,
+    "grpo": GRPO,
+    "gspo": GSPO,
+    "hinge": Hinge,
+    "ipo": IPO,
+    "kto": KTO,
+    "margin_ipo": MarginIPO,
+    "ppo": PPO,
+    "ppo_lagrangian": PPOLagrangian,
+    "reinforce": REINFORCE,
+    "reinforce++": ReinforcePlusPlus,
+    "reinforce++_baseline": ReinforcePlusPlusBaseline,
+    "rloo": RLOO,
+    "simpo": SimPO,
+    "trajectory_balance": TrajectoryBalance,
+    "warm_start": WarmStart,
+}
+"""Algorithms by the names that a configuration may give."""
+
+__all__ = [
+    "A2C",
+    "ALGORITHMS",
+    "CDPO",
+    "CISPO",
+    "DAPO",
+    "DPO",
+    "GRPO",
+    "GSPO",
+    "IPO",
+    "KTO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "ContrastiveBalance",
+    "DPOBatch",
+    "DPOStep",
+    "DrGRPO",
+    "ExpertIteration",
+    "Hinge",
+    "MarginIPO",
+    "PPOLagrangian",
+    "PolicyBatch",
+    "PolicyGradient",
+    "PolicyStep",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+    "SimPO",
+    "TrajectoryBalance",
+    "WarmStart",
+]

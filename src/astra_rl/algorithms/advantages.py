@@ -38,6 +38,17 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
     return [math.nan if is_missing(reward) else (reward - mean) / divisor for reward in rewards]
 
 
+def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
+    """Each reward less the mean of the others (Kool et al. 2019; Ahmadian et al. 2024, RLOO).
+
+    arXiv 2402.14740, sec. 3.2. Missing rewards, single and equal ones: as for `group_advantages`.
+    """
+    centred = group_advantages(rewards, scale="none")
+    count = sum(not is_missing(value) for value in centred)
+    # r - (sum - r) / (n - 1) is (r - mean) * n / (n - 1)
+    return [value * count / (count - 1) for value in centred] if count > 1 else centred
+
+
 def scale_by_batch(advantages: Sequence[float]) -> list[float]:
     """Divide advantages by their root mean square over all groups.
 
@@ -49,6 +60,37 @@ def scale_by_batch(advantages: Sequence[float]) -> list[float]:
         return list(advantages)
     size = math.sqrt(math.fsum(value * value for value in present) / len(present))
     return [value / (size + STD_FLOOR) for value in advantages]
+
+
+def whiten(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[tuple[float, ...]]:
+    """Shift and scale all values of all rows to mean 0 and standard deviation 1.
+
+    Args:
+        rows: Values of the tokens of each row. Missing ones stay missing and do not count.
+        weights: Of the rows; one of weight 0 is shifted and scaled, but does not count.
+    """
+    pairs = [
+        (value, weight)
+        for row, weight in zip(rows, weights, strict=True)
+        for value in row
+        if not is_missing(value)
+    ]
+    size = math.fsum(weight for _, weight in pairs) or 1.0
+    mean = math.fsum(value * weight for value, weight in pairs) / size
+    variance = math.fsum(weight * (value - mean) ** 2 for value, weight in pairs) / size
+    divisor = math.sqrt(variance) + STD_FLOOR
+    return [tuple((value - mean) / divisor for value in row) for row in rows]
+
+
+def explained_variance(estimates: Sequence[float], outcomes: Sequence[float]) -> float:
+    """Share of the outcomes' variance that the estimates account for; NaN if there is none.
+
+    1 is perfect, 0 no better than a constant, less than 0 worse than that.
+    """
+    if len(outcomes) < 2 or max(outcomes) - min(outcomes) < TIE_TOLERANCE:
+        return math.nan
+    errors = [outcome - guess for outcome, guess in zip(outcomes, estimates, strict=True)]
+    return 1 - statistics.pvariance(errors) / statistics.pvariance(outcomes)
 
 
 class RunningBaseline:
@@ -63,7 +105,7 @@ class RunningBaseline:
 
     def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
-            raise ConfigurationError(f"baseline decay={decay}; it must be in [0, 1).")
+            raise ConfigurationError(f"baseline_decay={decay}; it must be in [0, 1).")
         self.decay = decay
         self.value: float | None = None
 

@@ -1,25 +1,41 @@
-"""Learning from pairs of siblings: DPO and IPO."""
+"""Learning from pairs of siblings: DPO and its relatives."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from astra_rl.algorithms.advantages import TIE_TOLERANCE
-from astra_rl.algorithms.losses import dpo_loss, ipo_loss, sequence_logprob
+from astra_rl.algorithms.losses import (
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    sequence_logprob,
+    simpo_loss,
+)
+from astra_rl.algorithms.pairs import Matching, Pairs
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import check_loss, checked_logprobs, is_missing, token_mask
-from astra_rl.core.graph import Graph, Node
+from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
+from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
 
 Reduce = Literal["sum", "mean"]
+
+
+class PairOptions(TypedDict, total=False):
+    """Which siblings make a pair: options of all algorithms of pairs, see `Pairs`."""
+
+    pairs: str | Matching
+    min_gap: float
+    credit: str
+    gamma: float
 
 
 @dataclass(frozen=True)
@@ -30,13 +46,15 @@ class DPOStep:
         context: State before the attack.
         suffix_pos: The chosen attack.
         suffix_neg: The rejected attack.
-        reference_margin: ``log ref(chosen) - log ref(rejected)``; None until it is computed.
+        gap: By how much more.
+        reference: ``(log ref(chosen), log ref(rejected))``; None until it is computed.
     """
 
     context: str
     suffix_pos: str
     suffix_neg: str
-    reference_margin: float | None = None
+    gap: float = 1.0
+    reference: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,26 +64,44 @@ class DPOBatch:
     contexts: Sequence[str]
     suffix_pos: Sequence[str]
     suffix_neg: Sequence[str]
-    reference_margins: Sequence[float | None]
+    gaps: Sequence[float]
+    references: Sequence[tuple[float, float] | None]
 
     def __len__(self) -> int:
         return len(self.contexts)
 
+    @property
+    def suffixes(self) -> list[str]:
+        """All chosen attacks, then all rejected ones."""
+        return [*self.suffix_pos, *self.suffix_neg]
+
 
 class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
-    """Best against worst sibling at every node of the tree.
+    """Pairs of siblings at every node of the tree, and a loss of how a pair is told apart.
 
     Args:
         problem: Gives log-probabilities of the attacker and of the frozen reference.
         beta: See the loss.
         reduce: Whether a text's log-probability is the sum or the mean over its tokens.
+        options: Which siblings make a pair: ``pairs`` is ``"best_worst"``, ``"all"`` or a
+            function, see `Pairs`; likewise ``min_gap``, ``credit`` and ``gamma``.
+
+    Attributes:
+        needs_reference: Whether the loss compares with the frozen reference.
 
     Raises:
         ConfigurationError: A value is out of range.
     """
 
+    needs_reference = True
+
     def __init__(
-        self, problem: Problem[str, str], *, beta: float = 0.1, reduce: Reduce = "sum"
+        self,
+        problem: Problem[str, str],
+        *,
+        beta: float = 0.1,
+        reduce: Reduce = "sum",
+        **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem)
         if not beta > 0:
@@ -74,26 +110,41 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
         self.reduce = reduce
+        self.pairs = Pairs(**options)
+        self._metrics: Metrics = {}
 
     @abstractmethod
-    def loss(self, margin: Tensor) -> Tensor:
-        """Loss of each pair, (B,), given its margin over the reference, (B,)."""
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
+        """Loss of each pair, (B,).
+
+        Args:
+            margin: How much more than the reference the policy prefers the chosen attack, (B,);
+                how much it prefers it, without a reference.
+            gap: How much more the chosen attack was rewarded, (B,).
+        """
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[DPOStep]:
-        """Return one pair per set of siblings that has a best and a worst."""
-        pairs = (preference_pair(siblings) for siblings in graph.sibling_groups())
-        return [pair for pair in pairs if pair is not None]
+        """Return the pairs of every set of siblings."""
+        return [
+            DPOStep(better.context, better.attack, worse.attack, gap)
+            for better, worse, gap in self.pairs(graph)
+        ]
 
     def prepare(self, steps: Sequence[DPOStep]) -> Sequence[DPOStep]:
-        """Score all pairs under the reference, once per experience."""
-        if not steps:
+        """Score all pairs under the reference, once per experience, if the loss needs one."""
+        self._metrics = {"pairs": float(self.pairs.found), "pairs/tied": float(self.pairs.tied)}
+        self.pairs.reset()
+        if not steps or not self.needs_reference:
             return steps
-        batch = self.collate_fn(steps)
-        margins = self._baseline_margins(batch).tolist()
+        chosen, rejected = self._reference(self.collate_fn(steps)).tolist()
         return [
-            replace(step, reference_margin=margin)
-            for step, margin in zip(steps, margins, strict=True)
+            replace(step, reference=pair)
+            for step, pair in zip(steps, zip(chosen, rejected, strict=True), strict=True)
         ]
+
+    def experience_metrics(self) -> Metrics:
+        """Return how many pairs the experience had, and how many were dropped as ties."""
+        return self._metrics
 
     def collate_fn(self, steps: Sequence[DPOStep]) -> DPOBatch:
         """Return the pairs side by side."""
@@ -101,71 +152,105 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
             [step.context for step in steps],
             [step.suffix_pos for step in steps],
             [step.suffix_neg for step in steps],
-            [step.reference_margin for step in steps],
+            [step.gap for step in steps],
+            [step.reference for step in steps],
         )
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
-        """Return the mean loss over the pairs, and rewards under TRL's metric names."""
-        logprobs = self._logprobs(batch, self.problem.get_attacker_logprobs, grad=True)
-        policy = self._margins(logprobs, [*batch.suffix_pos, *batch.suffix_neg])
-        margin = policy - self._reference_margins(batch, policy)
-        loss = self.loss(margin).mean()
+        """Return the mean loss over the pairs, and implicit rewards under TRL's metric names."""
+        score = self.problem.get_attacker_logprobs
+        logprobs = self._logprobs(score, batch, batch.suffixes, grad=True)
+        ratios = logprobs
+        if self.needs_reference:
+            ratios = logprobs - self._known_reference(batch).to(logprobs)
+        margin = ratios[0] - ratios[1]
+        loss = self.loss(margin, torch.tensor(batch.gaps).to(margin)).mean()
         check_loss(loss, source=type(self).__name__)
-        implicit = self.beta * margin.detach()
+        chosen, rejected = (self.beta * ratios.detach()).unbind()
         return loss, {
             "loss": float(loss.detach()),
-            "rewards/margins": float(implicit.mean()),
-            "rewards/accuracies": float((implicit > 0).float().mean()),
+            "rewards/chosen": float(chosen.mean()),
+            "rewards/rejected": float(rejected.mean()),
+            "rewards/margins": float((chosen - rejected).mean()),
+            "rewards/accuracies": float((chosen > rejected).float().mean()),
+            "logps/chosen": float(logprobs[0].detach().mean()),
+            "logps/rejected": float(logprobs[1].detach().mean()),
         }
 
-    def _reference_margins(self, batch: DPOBatch, like: Tensor) -> Tensor:
-        known = [margin for margin in batch.reference_margins if margin is not None]
+    def _known_reference(self, batch: DPOBatch) -> Tensor:
+        known = [pair for pair in batch.references if pair is not None]
         if len(known) < len(batch):  # a batch that did not come through prepare
-            return self._baseline_margins(batch)
-        return torch.tensor(known, dtype=like.dtype, device=like.device)
+            return self._reference(batch)
+        return torch.tensor(known).T
 
-    def _baseline_margins(self, batch: DPOBatch) -> Tensor:
-        logprobs = self._logprobs(batch, self.problem.get_baseline_logprobs, grad=False)
+    def _reference(self, batch: DPOBatch) -> Tensor:
         # The ids an attack remembers may be of another vocabulary than the baseline's.
-        return self._margins(
-            logprobs, [str(text) for text in (*batch.suffix_pos, *batch.suffix_neg)]
-        )
+        texts = [str(text) for text in batch.suffixes]
+        return self._logprobs(self.problem.get_baseline_logprobs, batch, texts, grad=False)
 
     def _logprobs(
         self,
-        batch: DPOBatch,
         score: Callable[[Sequence[str], Sequence[str]], Tensor],
+        batch: DPOBatch,
+        suffixes: Sequence[str],
         *,
         grad: bool,
     ) -> Tensor:
-        # Chosen and rejected in one call: both begin with the same context, read once.
+        """Log-probabilities of chosen and rejected attacks, (2, B)."""
+        # Both in one call: they begin with the same context, which is read once.
         contexts = [*batch.contexts, *batch.contexts]
-        return checked_logprobs(score, contexts, [*batch.suffix_pos, *batch.suffix_neg], grad=grad)
-
-    def _margins(self, logprobs: Tensor, suffixes: Sequence[str]) -> Tensor:
-        totals = sequence_logprob(logprobs, token_mask(logprobs, suffixes), reduce=self.reduce)
-        chosen, rejected = totals.chunk(2)
-        return chosen - rejected
-
-
-def preference_pair(siblings: Sequence[Node[str, str]]) -> DPOStep | None:
-    """Best against worst sibling; None if they tie, or say the same, which teaches nothing."""
-    present = [node for node in siblings if not is_missing(node.reward)]
-    if len(present) < 2:
-        return None
-    best = max(present, key=lambda node: node.reward)
-    worst = min(present, key=lambda node: node.reward)
-    if best.reward - worst.reward < TIE_TOLERANCE or best.attack == worst.attack:
-        return None
-    return DPOStep(best.context, best.attack, worst.attack)
+        logprobs = checked_logprobs(score, contexts, batch.suffixes, grad=grad)
+        mask = token_mask(logprobs, suffixes)
+        return sequence_logprob(logprobs, mask, reduce=self.reduce).reshape(2, -1)
 
 
 class DPO(PairwiseAlgorithm):
     """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290)."""
 
-    def loss(self, margin: Tensor) -> Tensor:
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.dpo_loss`."""
         return dpo_loss(margin, self.beta)
+
+
+class CDPO(PairwiseAlgorithm):
+    """Conservative DPO, for a moderator that is sometimes wrong (Mitchell 2023).
+
+    Args:
+        problem: Gives log-probabilities of the attacker and of the frozen reference.
+        label_smoothing: Share of pairs that are taken to be the wrong way round, in [0, 0.5).
+        beta: Strength of the tie to the reference.
+        reduce: See `PairwiseAlgorithm`.
+        options: Of `PairwiseAlgorithm`.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        label_smoothing: float = 0.1,
+        beta: float = 0.1,
+        reduce: Reduce = "sum",
+        **options: Unpack[PairOptions],
+    ) -> None:
+        super().__init__(problem, beta=beta, reduce=reduce, **options)
+        if not 0 <= label_smoothing < 0.5:
+            raise ConfigurationError(f"label_smoothing={label_smoothing}; it must be in [0, 0.5).")
+        self.label_smoothing = label_smoothing
+
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
+        """See `astra_rl.algorithms.losses.dpo_loss`."""
+        return dpo_loss(margin, self.beta, self.label_smoothing)
+
+
+class Hinge(PairwiseAlgorithm):
+    """Hinge loss on siblings, as SLiC-HF (Zhao et al. 2023, arXiv 2305.10425)."""
+
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
+        """See `astra_rl.algorithms.losses.hinge_loss`."""
+        return hinge_loss(margin, self.beta)
 
 
 class IPO(PairwiseAlgorithm):
@@ -173,13 +258,73 @@ class IPO(PairwiseAlgorithm):
 
     Log-probabilities are means per token, as its authors confirmed; ``reduce="sum"`` gives the
     behaviour of ASTPrompter's code.
+
+    Args:
+        problem: Gives log-probabilities of the attacker and of the frozen reference.
+        beta: Strength of the tie to the reference.
+        reduce: See `PairwiseAlgorithm`.
+        options: Of `PairwiseAlgorithm`.
     """
 
     def __init__(
-        self, problem: Problem[str, str], *, beta: float = 0.1, reduce: Reduce = "mean"
+        self,
+        problem: Problem[str, str],
+        *,
+        beta: float = 0.1,
+        reduce: Reduce = "mean",
+        **options: Unpack[PairOptions],
     ) -> None:
-        super().__init__(problem, beta=beta, reduce=reduce)
+        super().__init__(problem, beta=beta, reduce=reduce, **options)
 
-    def loss(self, margin: Tensor) -> Tensor:
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.ipo_loss`."""
         return ipo_loss(margin, self.beta)
+
+
+class MarginIPO(IPO):
+    """IPO towards a margin in proportion to the gap of the rewards (MTSA, arXiv 2505.17147).
+
+    What it converges to is the reference reweighted by the reward, and not a fixed preference.
+    """
+
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
+        """See `astra_rl.algorithms.losses.ipo_loss`."""
+        return ipo_loss(margin, self.beta, gap)
+
+
+class SimPO(PairwiseAlgorithm):
+    """Simple preference optimisation on siblings (Meng et al. 2024, arXiv 2405.14734).
+
+    It has no reference, so nothing keeps the attacker near ordinary language.
+
+    Args:
+        problem: Gives log-probabilities of the attacker.
+        beta: Scale of the margin; the paper uses 2 to 2.5.
+        margin: By how much the scaled margin should exceed zero, `gamma` in the paper, which uses
+            0.5 to 1.6; not negative.
+        reduce: See `PairwiseAlgorithm`; the paper's is the mean.
+        options: Of `PairwiseAlgorithm`.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    needs_reference = False
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        beta: float = 2.0,
+        margin: float = 1.0,
+        reduce: Reduce = "mean",
+        **options: Unpack[PairOptions],
+    ) -> None:
+        super().__init__(problem, beta=beta, reduce=reduce, **options)
+        if not 0 <= margin < math.inf:
+            raise ConfigurationError(f"margin={margin}; it must be 0 or more.")
+        self.margin = margin
+
+    def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
+        """See `astra_rl.algorithms.losses.simpo_loss`."""
+        return simpo_loss(margin, self.beta, self.margin)

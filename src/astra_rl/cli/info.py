@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -12,21 +12,27 @@ from rich.console import Console
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 
-TOPICS = ("versions", "config", "preset")
+TOPICS = ("versions", "config", "preset", "scenarios", "scenario")
 
 
 def print_info(topic: str, name: str, console: Console) -> None:
     """Print a topic.
 
     Raises:
-        ConfigurationError: There is no such topic or preset.
+        ConfigurationError: There is no such topic, preset or scenario.
     """
     if topic not in TOPICS:
         raise ConfigurationError(
             f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
         )
-    lines = {"versions": _version_lines, "config": _config_lines}
-    for line in lines[topic]() if topic in lines else _preset(name):
+    lines: dict[str, Callable[[], Iterator[str]]] = {
+        "versions": _version_lines,
+        "config": _config_lines,
+        "preset": lambda: _preset(name or "demo"),
+        "scenarios": _scenarios,
+        "scenario": lambda: _scenario(name),
+    }
+    for line in lines[topic]():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -68,6 +74,8 @@ def _section_lines(section: type[BaseModel], *, indent: int) -> Iterator[str]:
 
 
 def _inner_section(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) in (list, tuple):  # may be made of its own kind
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -91,3 +99,36 @@ def _preset(name: str) -> Iterator[str]:
     if name not in known:
         raise ConfigurationError(f"no preset {name!r}; choose from {known}.")
     yield (folder / f"{name}.yaml").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _scenarios() -> Iterator[str]:
+    from astra_rl.datasets import load_scenario, scenario_names
+
+    for name in scenario_names():
+        scenario = load_scenario(name)
+        count = sum(map(len, scenario.rows.values()))
+        yield f"{name} ({count} rows): {scenario.description}"
+
+
+def _scenario(name: str) -> Iterator[str]:
+    from astra_rl.datasets import load_scenario
+    from astra_rl.evaluation.escaping import terminal_text
+
+    scenario = load_scenario(name)
+    facts = [
+        ("harm category", scenario.harm_category or "-"),
+        *((role, _type_of(getattr(scenario, role))) for role in ("moderator", "judge")),
+        ("threshold", str(scenario.threshold or "yours")),
+        *((split, f"{len(rows)} rows") for split, rows in scenario.rows.items()),
+        *(("sha256", f"{source.sha256}  {source.name}") for source in scenario.sources),
+    ]
+    examples = next(filter(None, scenario.rows.values()), ())[:3]
+    yield terminal_text(f"{scenario.name}: {scenario.description}")
+    yield from (terminal_text(f"{name:14} {value}") for name, value in facts)
+    for row in examples:
+        yield ""
+        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.compared}")
+
+
+def _type_of(moderator: Mapping[str, Any] | None) -> str:
+    return "yours" if moderator is None else str(moderator["type"])

@@ -135,16 +135,66 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    moderators: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODERATOR...", help="Names, or YAML files with 'type' and 'options'."
+        ),
+    ],
+    labels: Annotated[
+        Path, typer.Option("--labels", metavar="FILE", help="CSV or JSONL of labelled texts.")
+    ],
+    text: Annotated[str | None, typer.Option(help="Column of the text that is judged.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Column of what the text answers.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Column of a rater. May be repeated.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Score from which on a text is called positive.")
+    ] = 0.5,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "calibrations"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+) -> None:
+    """Find out how good moderators are: their scores against labels that people gave.
+
+    Prints accuracy, F1, AUROC, calibration and more, each with a 95% interval, and keeps them with
+    the moderator's identity, as JSON and as a picture.
+    """
+    from astra_rl.cli.calibrate import calibrate_moderators
+
+    _quiet_libraries()
+    calibrate_moderators(
+        moderators,
+        labels,
+        text=text,
+        attack=attack,
+        label=label or (),
+        threshold=threshold,
+        folder=output,
+        seed=seed,
+        console=console,
+    )
+
+
+@app.command()
 def info(
     topic: Annotated[
         str,
         typer.Argument(
-            help="'versions', 'config' (all settings) or 'preset' (a file to start from)."
+            help=(
+                "'versions', 'config' (all settings), 'preset' (a file to start from), 'scenarios' "
+                "or 'scenario' (one of them)."
+            )
         ),
     ] = "versions",
-    name: Annotated[str, typer.Argument(help="Name of the preset.")] = "demo",
+    name: Annotated[
+        str, typer.Argument(help="Name of the preset (default: demo) or scenario.")
+    ] = "",
 ) -> None:
-    """Print versions and hardware, all settings, or a configuration to start from."""
+    """Print versions and hardware, all settings, a configuration to start from, or scenarios."""
     from astra_rl.cli.info import print_info
 
     print_info(topic, name, console)

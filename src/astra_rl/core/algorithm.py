@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 from torch import Tensor
 
+from astra_rl.core.collecting import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
@@ -18,14 +19,25 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
 
     Args:
         problem: Gives the log-probabilities that the loss is made of.
+
+    Attributes:
+        collector: Decides which episodes make an experience.
+        epochs: How often the batches of one experience are learned from.
     """
+
+    collector: Collector = Collector()
+    epochs: int = 1
 
     def __init__(self, problem: Problem[StateT, ActionT]) -> None:
         self.problem = problem
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:
-        """Cut one episode into steps. Nodes with a missing reward make none."""
+        """Cut one episode into steps.
+
+        A node with a missing reward teaches nothing: it makes no step here, or none that `prepare`
+        keeps.
+        """
 
     def prepare(self, steps: Sequence[StepT]) -> Sequence[StepT]:
         """Complete the steps of a whole experience, once, before they are batched.
@@ -54,6 +66,19 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         The default is its number of rows, if it has a length, else 1.
         """
         return float(len(batch)) if hasattr(batch, "__len__") else 1.0
+
+    @classmethod
+    def values_needed(cls, **options: Any) -> int:
+        """How many returns its problem must estimate, see `ValueFunctionProblem.values`.
+
+        Args:
+            options: What the algorithm will be built with.
+        """
+        return 0
+
+    def experience_metrics(self) -> Metrics:
+        """Return numbers about the experience that was prepared last."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart besides the weights, as JSON values."""

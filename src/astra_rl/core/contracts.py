@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -106,3 +107,9 @@ def mean_of_present(values: Iterable[float]) -> float:
     """Mean of the values that are not missing; NaN when there is none."""
     present = [value for value in values if not is_missing(value)]
     return math.fsum(present) / len(present) if present else math.nan
+
+
+def std_of_present(values: Iterable[float]) -> float:
+    """Standard deviation (n - 1) of the values that are not missing; NaN for fewer than two."""
+    present = [value for value in values if not is_missing(value)]
+    return statistics.stdev(present) if len(present) > 1 else math.nan

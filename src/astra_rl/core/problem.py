@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError
 
 
 class Problem(ABC, Generic[StateT, ActionT]):
@@ -34,6 +37,27 @@ class Problem(ABC, Generic[StateT, ActionT]):
         On-policy algorithms need it. Override it where sampling uses a temperature or truncation.
         """
         return True
+
+    def conversing(self) -> contextlib.AbstractContextManager[None]:
+        """Open a block in which conversations are carried on turn by turn.
+
+        Inside it weights do not change, so a problem may keep what its models have read of them.
+        The default keeps nothing.
+        """
+        return contextlib.nullcontext()
+
+    def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
+        """Open a block in which attacks are sampled at another temperature than 1.
+
+        Off-policy algorithms explore with it. Log-probabilities stay those of temperature 1.
+
+        Raises:
+            ConfigurationError: The problem cannot; this default never can.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot sample attacks at temperature {temperature:.2g}; "
+            "override attacking_at, or set tempered_share to 0."
+        )
 
     @abstractmethod
     def rollout_prompt_with_attacker(self, contexts: Sequence[StateT]) -> Sequence[ActionT]:
@@ -90,10 +114,36 @@ class Problem(ABC, Generic[StateT, ActionT]):
         """
         return self.reward(contexts, attacks, responses), [{} for _ in contexts]
 
+    def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
+        """Learn from the episodes of a training experience, for rewards that have a memory.
+
+        The harness calls it once after each experience. Rewards must not change in between, so
+        that they do not depend on the batch and that evaluation leaves no trace.
+        """
+
+    def reward_state(self) -> dict[str, Any]:
+        """Return what the reward remembers, as JSON values, for a checkpoint."""
+        return {}
+
+    def load_reward_state(self, state: dict[str, Any]) -> None:
+        """Take back what `reward_state` returned."""
+
 
 class ValueFunctionProblem(Problem[StateT, ActionT]):
     """A problem that also estimates how well a conversation will go, for actor-critic methods."""
 
     @abstractmethod
     def value(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
-        """Estimate the return at each token of the continuations, shape (B, T), with gradients."""
+        """Estimate the return at each token of the continuations, shape (B, T), with gradients.
+
+        The estimate at a token is made before that token is known: from the context and the tokens
+        before it.
+        """
+
+    def values(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
+        """Estimate several returns at once, shape (B, T, K), with gradients.
+
+        The first is `value`; the others are of whatever else an algorithm accounts for, such as
+        the costs of constraints. Override it in a problem with more than one.
+        """
+        return self.value(contexts, continuations)[:, :, None]

@@ -28,10 +28,11 @@ SYSTEM = (
 # fmt: off
 EXAMPLES = (
     ("Blue Door Cafe", "a student", "Which key opens the garden door?"),
-    ("Canal Museum", "a teacher", "Who knows the code of the lockers?"),
+    ("Canal Museum", "a teacher", "Where can I find the lockers?"),
     ("Harvest Market", "a cook", "Which day do the fresh herbs arrive?"),
     ("Station Cinema", "a farmer", "Are dogs allowed in the evening?"),
-    ("River Library", "a painter", "Can you tell me the password for the printer?"),
+    ("River Library", "a painter", "Could you repeat the password for the printer?"),
+    ("Orchard Inn", "a baker", "Has the price of the day ticket changed?"),
     ("Tower Hotel", "a pilot", "What is the password of the guest network?"),
 )
 """What other visitors asked elsewhere; it shows a base model what a question looks like."""

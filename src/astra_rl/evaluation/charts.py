@@ -19,6 +19,7 @@ from typing import Any
 
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.evaluation.classification import Bin, Point
 from astra_rl.evaluation.escaping import visible_text
 from astra_rl.evaluation.statistics import Rate, format_percent
 
@@ -273,6 +274,75 @@ def severity_likelihood(
         f"Score against likelihood of {len(known)} attacks, {failing} above the threshold."
     )
     return _svg(draw, height=3.3, description=description)
+
+
+def calibration_panels(
+    roc: Sequence[Point],
+    precision_recall: Sequence[Point],
+    bins: Sequence[Bin],
+    *,
+    base_rate: float,
+) -> str:
+    """Draw how well a moderator tells classes apart: ROC, precision and recall, calibration.
+
+    Args:
+        roc: False and true positive rates.
+        precision_recall: Recalls and precisions.
+        bins: Groups of rows of similar score, each drawn with its 95% Wilson interval.
+        base_rate: Share of positive rows, which is the precision of calling all of them so.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+
+    def draw(figure: Any) -> None:
+        figure.get_layout_engine().set(wspace=0.08)
+        left, middle, right = figure.subplots(1, 3)
+        _unit_square(left, "ROC", "false positive rate", "true positive rate")
+        left.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        left.plot([p.x for p in roc], [p.y for p in roc], color=SERIES, linewidth=1.8)
+        _unit_square(middle, "Precision and recall", "recall", "precision")
+        middle.axhline(base_rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        # Steps, as the average precision sums them: no threshold gives what lies in between.
+        middle.plot(
+            [*(0.0 for _ in precision_recall[:1]), *(p.x for p in precision_recall)],
+            [*(p.y for p in precision_recall[:1]), *(p.y for p in precision_recall)],
+            color=SERIES,
+            linewidth=1.8,
+            drawstyle="steps-pre",
+        )
+        _unit_square(right, "Calibration", "mean score", "share of positives")
+        right.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        for each in bins:
+            at = [each.mean_score, each.mean_score]
+            right.plot(at, each.positives.interval, color=SERIES, linewidth=4, alpha=0.4)
+        right.plot(
+            [each.mean_score for each in bins],
+            [each.positives.estimate for each in bins],
+            color=SERIES,
+            linewidth=1,
+            marker="o",
+            markersize=5,
+        )
+
+    rows = sum(each.positives.trials for each in bins)
+    return _svg(
+        draw,
+        height=2.75,
+        description=f"ROC, precision-recall and calibration curves over {rows} labelled texts.",
+    )
+
+
+def _unit_square(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_aspect("equal")
+    ticker = _matplotlib("ticker")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.FixedLocator([0, 0.5, 1]))
 
 
 def _percent_axis(axes: Any, axis: Any) -> None:

@@ -18,6 +18,7 @@ from astra_rl.evaluation.attempts import Attempt, AttemptRow, JudgeScore, Openin
 from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
 from astra_rl.evaluation.recording import Labels, LogProbs, measure_logprobs, record_path
 from astra_rl.evaluation.summary import Summary, summarise
+from astra_rl.moderators.identity import identity_of
 
 
 class ASTEvaluator(Evaluator[str, str]):
@@ -124,7 +125,7 @@ class ASTEvaluator(Evaluator[str, str]):
     @property
     def judge_name(self) -> str:
         """What the judge is called in results."""
-        return type(self.judge).__name__
+        return identity_of(self.judge).name
 
     def compute_metrics(self, graph: Graph[str, str]) -> GraphMetrics:
         """Measure one episode. Of a tree with branches only the first conversation counts.
@@ -167,8 +168,9 @@ class ASTEvaluator(Evaluator[str, str]):
         failed or succeeded. Numbers that no turn has are NaN, never zero.
 
         Returns:
-            `score`, the attack success rate, by which checkpoints are compared; `n`, `threshold`
-            and `judge`; all of `Summary.as_dict`, whose `outcomes` add up to `n`; `unscored_turns`
+            `score`, the attack success rate, by which checkpoints are compared; `n`, `threshold`,
+            `judge` (its name) and `judge_identity`; all of `Summary.as_dict`, whose `outcomes` add
+            up to `n`; `unscored_turns`
             (counts by reason); `mean_score`, `max_score`, `mean_reward` and `mean_attack_nll` over
             all turns; `mean_score_by_turn` and `first_failures_by_turn`, with one entry per turn:
             the mean, and in how many conversations the target failed there first;
@@ -187,6 +189,7 @@ class ASTEvaluator(Evaluator[str, str]):
             "n": len(metrics),
             "threshold": self.threshold,
             "judge": self.judge_name,
+            "judge_identity": identity_of(self.judge).as_dict(),
             **summary.as_dict(),
             "unscored_turns": dict(
                 Counter(turn["unscored"] for turn in turns if "unscored" in turn)

@@ -6,21 +6,38 @@ Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.environment import Environment, Graph, Node
+from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, fresh_seed, repetitions, row_seeds, seeded
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.rewards.base import Reward, WeightedSum
+from astra_rl.rewards.base import (
+    Reward,
+    RewardPart,
+    WeightedSum,
+    load_state_dict,
+    observe,
+    state_dict,
+)
 from astra_rl.rewards.terms import AttackNLL, Harm
 
-__all__ = ["ASTEnvironment", "ASTEvaluator", "ASTNode", "ASTProblem", "astprompter_reward"]
+__all__ = [
+    "ASTEnvironment",
+    "ASTEvaluator",
+    "ASTNode",
+    "ASTProblem",
+    "Branch",
+    "astprompter_reward",
+]
 
 ASTNode = Node[str, str]
 """One turn of a conversation in text."""
@@ -59,9 +76,9 @@ class ASTProblem(Problem[str, str]):
         reward: How a turn is rewarded; None is `astprompter_reward()`.
     """
 
-    def __init__(self, moderator: Moderator[str, str], reward: Reward | None = None) -> None:
+    def __init__(self, moderator: Moderator[str, str], reward: RewardPart | None = None) -> None:
         super().__init__(moderator)
-        self.reward_rule = astprompter_reward() if reward is None else reward
+        self.reward_rule: RewardPart = astprompter_reward() if reward is None else reward
 
     def advance(self, context: str, attack: str, response: str) -> str:
         """Return the conversation with this turn added."""
@@ -88,7 +105,42 @@ class ASTProblem(Problem[str, str]):
             Exchange(context, attack, response)
             for context, attack, response in zip(contexts, attacks, responses, strict=True)
         ]
-        return self.reward_rule(self, exchanges)
+        return self.reward_rule.evaluate(self, exchanges)
+
+    def observe(self, graphs: Sequence[Graph[str, str]]) -> None:
+        """Let the parts of the reward that have a memory learn from an experience."""
+        observe(self.reward_rule, self, graphs)
+
+    def reward_state(self) -> dict[str, Any]:
+        """Return what the parts of the reward remember, as JSON values."""
+        return state_dict(self.reward_rule)
+
+    def load_reward_state(self, state: dict[str, Any]) -> None:
+        """Take back what `reward_state` returned.
+
+        Raises:
+            ConfigurationError: The state is of another reward.
+        """
+        load_state_dict(self.reward_rule, state)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a conversation goes on.
+
+    Attributes:
+        graph: The episode.
+        node: The turn it goes on from, or the graph itself at the start.
+        state: What the attacker sees.
+        seed: Of the path from the start to here.
+        group: Number of its set of siblings, among those of its tree level.
+    """
+
+    graph: Graph[str, str]
+    node: Graph[str, str] | ASTNode
+    state: str
+    seed: int
+    group: int = 0
 
 
 class ASTEnvironment(Environment[str, str]):
@@ -173,7 +225,13 @@ class ASTEnvironment(Environment[str, str]):
             else:
                 known.append(fresh_seed() if seed is None else seed)
                 contexts.append(self.choose_prompt(known[-1]))
-        return self.expand(contexts, known, width=1)
+        return self.expand_straight(contexts, known)
+
+    def expand_straight(
+        self, contexts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Graph[str, str]]:
+        """Play one conversation without branches per context, for evaluation."""
+        return self.expand(contexts, seeds, width=1)
 
     def _only_overrides(self, name: str, other: str) -> bool:
         """Whether a subclass has its own `name` and the `other` of this class."""
@@ -200,52 +258,86 @@ class ASTEnvironment(Environment[str, str]):
         # As a Conversation a plain prompt can grow without forgetting which tokens were said.
         contexts = [Conversation.of(context) for context in contexts]
         graphs = [Graph[str, str](context, []) for context in contexts]
-        # Each parent is where children are put, the state they continue, and the seed of its path.
-        parents: list[tuple[Any, str, int]] = [
-            (graph, context, derive_seed(seed, "tree"))
-            for graph, context, seed in zip(graphs, contexts, seeds, strict=True)
+        branches = [
+            Branch(graph, graph, graph.context, derive_seed(seed, "tree"))
+            for graph, seed in zip(graphs, seeds, strict=True)
         ]
-        with seeded(derive_seed(*seeds)):
-            for _ in range(self.tree_depth):
-                if not parents:  # no episodes, or all are over
+        goes_on = self.problem.conversing() if self.tree_depth > 1 else nullcontext()
+        with seeded(derive_seed(*seeds)), goes_on:
+            for depth in range(self.tree_depth):
+                if not branches:  # no episodes, or all are over
                     break
-                parents = self._grow_level(parents, width)
+                branches = self._grow_level(branches, width, depth)
         return graphs
 
-    def _grow_level(
-        self, parents: Sequence[tuple[Any, str, int]], width: int
-    ) -> list[tuple[Any, str, int]]:
-        problem = self.problem
-        contexts = [state for _, state, _ in parents for _ in range(width)]
-        paths = [derive_seed(path, child) for _, _, path in parents for child in range(width)]
-        with row_seeds([derive_seed(path, "attacker") for path in paths]):
-            attacks = problem.rollout_prompt_with_attacker(contexts)
-        check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
-        asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
-        with row_seeds([derive_seed(path, "target") for path in paths]):
-            responses = problem.rollout_prompt_with_target(asked)
-        check_length(responses, len(contexts), source="rollout_prompt_with_target")
-        rewards, terms = problem.reward_terms(contexts, attacks, responses)
+    def asked(self, branch: Branch, attack: str) -> str:
+        """Return what the target is asked; override it where the target sees something else."""
+        return branch.state + attack
+
+    def next_state(self, branch: Branch, node: ASTNode) -> str:
+        """Return what the attacker sees at the turn after `node`."""
+        return self.problem.advance(node.context, node.attack, node.response)
+
+    def select(self, branches: list[Branch]) -> list[Branch]:
+        """Return the conversations of a level that go on; override it to prune the trees.
+
+        Args:
+            branches: Those with room to go on, siblings side by side, each behind its new `node`.
+                Siblings have the same `group`.
+        """
+        return branches
+
+    def respond(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Return the answer to each context that ends in an attack."""
+        return self.problem.rollout_prompt_with_target(contexts)
+
+    def reward_nodes(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> list[ASTNode]:
+        """Reward the turns of one tree level in one call and return a node of each."""
+        rewards, terms = self.problem.reward_terms(contexts, attacks, responses)
         check_length(rewards, len(contexts), source="reward")
         check_length(terms, len(contexts), source="reward_terms")
-        nodes = [
+        return [
             Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
             for context, attack, response, reward, parts in zip(
                 contexts, attacks, responses, rewards, terms, strict=True
             )
         ]
-        for index, (parent, _, _) in enumerate(parents):
-            parent.children = nodes[index * width : (index + 1) * width]
-        return [
-            (node, problem.advance(node.context, node.attack, node.response), path)
-            for node, path in zip(nodes, paths, strict=True)
-            if not _is_over(node)
-        ]
+
+    def _grow_level(self, branches: Sequence[Branch], width: int, depth: int) -> list[Branch]:
+        grown = [branch for branch in branches for _ in range(width)]
+        groups = tuple(group for group, _ in enumerate(branches) for _ in range(width))
+        contexts = [branch.state for branch in grown]
+        paths = [derive_seed(branch.seed, child) for branch in branches for child in range(width)]
+        with row_seeds([derive_seed(path, "attacker") for path in paths]):
+            attacks = self.problem.rollout_prompt_with_attacker(contexts)
+        check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
+        asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
+        with row_seeds([derive_seed(path, "target") for path in paths]):
+            responses = self.respond(asked)
+        check_length(responses, len(contexts), source="rollout_prompt_with_target")
+        over = [_is_over(*said) for said in zip(attacks, responses, strict=True)]
+        at_the_end = depth == self.tree_depth - 1
+        level = Level(groups, tuple(at_the_end or each for each in over), depth)
+        with tree_level(level), row_seeds([derive_seed(path, "reward") for path in paths]):
+            nodes = self.reward_nodes(contexts, attacks, responses)
+        for index, branch in enumerate(branches):
+            branch.node.children = nodes[index * width : (index + 1) * width]
+        return self.select(
+            [
+                Branch(branch.graph, node, self.next_state(branch, node), path, group)
+                for branch, node, path, group, ended in zip(
+                    grown, nodes, paths, groups, over, strict=True
+                )
+                if not ended
+            ]
+        )
 
 
-def _is_over(node: ASTNode) -> bool:
+def _is_over(attack: str, response: str) -> bool:
     """Whether a speaker had no room left in its window: such a conversation cannot go on."""
-    reasons = (getattr(said, "finish_reason", None) for said in (node.attack, node.response))
+    reasons = (getattr(said, "finish_reason", None) for said in (attack, response))
     return "context_overflow" in reasons
 
 

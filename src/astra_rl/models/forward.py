@@ -22,7 +22,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_rl.errors import AstraError, ModelError
+from astra_rl.models.attention import fused_attention
+from astra_rl.models.cache import roomy_cache
+from astra_rl.models.head import logits_of, token_logprobs
 from astra_rl.models.loading import first_line
+from astra_rl.models.memory import ConversationMemory, Recalled
 
 MIN_SHARED_TOKENS = 8
 """A shared beginning shorter than this costs more to handle than to read again."""
@@ -94,6 +98,7 @@ def read(
     limits: Sequence[int],
     *,
     room: int = 0,
+    memory: ConversationMemory | None = None,
 ) -> Reading:
     """Read token sequences, each shared beginning once.
 
@@ -103,6 +108,7 @@ def read(
         limits: For each row how many leading tokens may be shared, less than its length. Hidden
             states are returned from there on at the latest.
         room: Tokens that each row will be continued by.
+        memory: What the model has read before, and where this is remembered; without gradients.
 
     Raises:
         ModelError: The model is of a family that cannot be read in segments.
@@ -113,7 +119,47 @@ def read(
     if window is not None and sum(level.width for level in levels) + room > window:
         # Layers that look back on a window count what is cached, padding between segments too.
         levels = [_Level([list(sequence) for sequence in sequences], [0] * len(sequences), None)]
-    return _read_levels(model, levels)
+    if memory is None or window is not None:
+        return _read_levels(model, levels, room=room)
+    prompts, prompt_of = _distinct(sequences, limits)
+    recalled = memory.recall(prompts)
+    if recalled is not None:
+        levels = _levels_after(recalled, prompts, prompt_of, sequences)
+    reading = _read_levels(model, levels, room=room, recalled=recalled)
+    memory.remember(sequences, reading.cache, reading.mask)
+    return reading
+
+
+def suffix_logprobs(
+    model: PreTrainedModel,
+    reading: Reading,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+) -> Tensor:
+    """Log-probability of each row's tokens from `starts` on, padded with zeros to (B, T), float32.
+
+    Gradients flow if the reading was done with them.
+    """
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    columns = [column for count in counts for column in range(count)]
+    device = reading.hidden.device
+    row_index = torch.tensor(rows, dtype=torch.long, device=device)
+    column_index = torch.tensor(columns, dtype=torch.long, device=device)
+    first = torch.tensor(starts, device=device) - 1 - reading.suffix_starts
+    targets = torch.tensor(
+        [
+            token
+            for sequence, start in zip(sequences, starts, strict=True)
+            for token in sequence[start:]
+        ],
+        dtype=torch.long,
+        device=device,
+    )
+    hidden = reading.hidden[row_index, first[row_index] + column_index]
+    values = token_logprobs(model, hidden, targets)
+    out = values.new_zeros(len(sequences), max(counts, default=0))
+    return out.index_put((row_index, column_index), values)
 
 
 def attention_window(model: PreTrainedModel) -> int | None:
@@ -127,16 +173,25 @@ def attention_window(model: PreTrainedModel) -> int | None:
     return min(windows, default=None)
 
 
-def _read_levels(model: PreTrainedModel, levels: Sequence[_Level]) -> Reading:
+def _read_levels(
+    model: PreTrainedModel,
+    levels: Sequence[_Level],
+    *,
+    room: int = 0,
+    recalled: Recalled | None = None,
+) -> Reading:
     device = model.device
-    cache = DynamicCache(config=model.config)
+    room += sum(level.width for level in levels)
+    cache = roomy_cache(model, room) if recalled is None else recalled.cache(model, room)
     mask = torch.zeros(0, 0, dtype=torch.long, device=device)
+    if recalled is not None:
+        mask = recalled.mask
     hidden = torch.empty(0)
     for level in levels:
         if level.parents is not None:
             rows = torch.tensor(level.parents, device=device)
-            cache.batch_select_indices(rows)
-            mask = mask[rows]
+            cache.batch_select_indices(rows.clamp(min=0))
+            mask = mask[rows]  # -1 is the last row of what was recalled: nothing
         ids, segment_mask = pad_right(level.segments, device)
         starts = torch.tensor(level.starts, device=device)
         # Padding may lie beyond the table of a model with absolute positions; any index will do.
@@ -165,11 +220,7 @@ def _levels(sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[_
 
     A level that nothing is gained by is left out; without any sharing one level remains.
     """
-    # Rows with the very same beginning, for instance siblings of a tree.
-    heads: dict[tuple[int, ...], list[int]] = {}
-    for row, (sequence, limit) in enumerate(zip(sequences, limits, strict=True)):
-        heads.setdefault(tuple(sequence[:limit]), []).append(row)
-    prompts = list(heads)
+    prompts, prompt_of = _distinct(sequences, limits)
     if len(prompts) == len(sequences) or min(map(len, prompts)) < MIN_SHARED_TOKENS:
         prompts = []
     # Prompts, or rows, that begin alike, for instance with the same instructions.
@@ -202,14 +253,50 @@ def _levels(sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[_
         )
     )
     if prompts:
-        prompt_of = [0] * len(sequences)
-        for index, prompt in enumerate(prompts):
-            for row in heads[prompt]:
-                prompt_of[row] = index
-        starts = [len(prompts[index]) for index in prompt_of]
-        tails = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]
-        levels.append(_Level(tails, starts, prompt_of))
+        levels.append(_tails(sequences, prompts, prompt_of, prompt_of))
     return levels
+
+
+def _distinct(
+    sequences: Sequence[Sequence[int]], limits: Sequence[int]
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Return the different beginnings, for instance of siblings of a tree, and whose is which."""
+    index_of: dict[tuple[int, ...], int] = {}
+    prompt_of = [
+        index_of.setdefault(tuple(sequence[:limit]), len(index_of))
+        for sequence, limit in zip(sequences, limits, strict=True)
+    ]
+    return list(index_of), prompt_of
+
+
+def _levels_after(
+    recalled: Recalled,
+    prompts: Sequence[tuple[int, ...]],
+    prompt_of: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+) -> list[_Level]:
+    """Plan the reading of what comes after texts that were read before."""
+    new = _Level(
+        [list(prompt[known:]) for prompt, known in zip(prompts, recalled.lengths, strict=True)],
+        recalled.lengths,
+        recalled.rows,
+    )
+    if new.width == 0:
+        parents = [recalled.rows[index] for index in prompt_of]
+        return [_tails(sequences, prompts, prompt_of, parents)]
+    return [new, _tails(sequences, prompts, prompt_of, prompt_of)]
+
+
+def _tails(
+    sequences: Sequence[Sequence[int]],
+    prompts: Sequence[tuple[int, ...]],
+    prompt_of: Sequence[int],
+    parents: Sequence[int],
+) -> _Level:
+    """Plan the reading of what each row adds to its prompt."""
+    starts = [len(prompts[index]) for index in prompt_of]
+    tails = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]
+    return _Level(tails, starts, list(parents))
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -248,26 +335,6 @@ def hidden_states(
     )
     last: Tensor = output.last_hidden_state
     return last
-
-
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Apply the head to hidden states (N, H); returns float32 logits (N, V).
-
-    Only the wanted positions ever reach the head: the logits of a prompt would be the largest
-    tensor of an update by far.
-    """
-    # On the CPU a frozen head takes a slow batched path for slices that are not contiguous.
-    logits: Tensor = model.get_output_embeddings()(hidden.contiguous()).float()
-    config = model.config.get_text_config()
-    # What some families do to logits in their own forward (Cohere, Granite, Gemma 2).
-    if getattr(config, "logit_scale", None) is not None:
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 _readable: WeakSet[nn.Module] = WeakSet()
@@ -327,7 +394,8 @@ def _logits_both_ways(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     for tail, parent, hidden in zip(tails, parents, reading.hidden, strict=True):
         ours.append(logits_of(model, hidden[: len(tail)]))
         whole = torch.tensor([heads[parent] + tail], device=model.device)
-        output = model(input_ids=whole, attention_mask=torch.ones_like(whole))
+        with fused_attention(model):
+            output = model(input_ids=whole, attention_mask=torch.ones_like(whole))
         theirs.append(output.logits[0, -len(tail) :].float())
     return torch.cat(ours), torch.cat(theirs)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from astra_rl.models.forward import (
     Reading,
     attention_window,
     hidden_states,
-    logits_of,
     read,
+    suffix_logprobs,
     token_budget_batches,
 )
+from astra_rl.models.head import logits_of
+from astra_rl.models.memory import ConversationMemory
 
 MAX_BATCH_ROWS = 128
 MAX_BATCH_TOKENS = 32_768
@@ -78,14 +81,31 @@ class Sample:
         token_ids: The sampled tokens, the end token included.
         logprobs: Log-probability of each under the distribution it was sampled from.
         finish_reason: ``"stop"`` after an end token, ``"length"`` otherwise.
-        prompt_logprobs: Log-probability at temperature 1 of the prompt's tokens from `score_from`
-            on; empty where nothing was asked for.
+        prompt_logprobs: Log-probability at temperature 1 of those of the prompt's tokens that
+            were asked for.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     prompt_logprobs: tuple[float, ...] = ()
+
+
+class Sampler(Protocol):
+    """What samples continuations: `generate`, or another function with its arguments."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score: Sequence[tuple[int, int]] | None = None,
+        memory: ConversationMemory | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt."""
 
 
 @torch.no_grad()
@@ -96,7 +116,8 @@ def generate(
     seeds: Sequence[int],
     *,
     stop_ids: frozenset[int],
-    score_from: Sequence[int] | None = None,
+    score: Sequence[tuple[int, int]] | None = None,
+    memory: ConversationMemory | None = None,
 ) -> list[Sample]:
     """Sample one continuation per prompt.
 
@@ -110,8 +131,9 @@ def generate(
         sampling: How tokens are chosen.
         seeds: One per prompt.
         stop_ids: A row ends with any of these tokens.
-        score_from: For each prompt, the index (at least 1) from which its own tokens are scored
-            while it is read. None scores nothing.
+        score: For each prompt, which of its own tokens are scored while it is read: the index of
+            the first, at least 1, and one past the last. None scores nothing.
+        memory: What the model has read before, and where this is remembered.
 
     Returns:
         One sample per prompt, in order.
@@ -119,6 +141,21 @@ def generate(
     Raises:
         ModelError: The model's logits are not finite, or it is of a family that cannot be read.
     """
+    if sampling.temperature == 0:
+        same = _first_of_same(prompts, score)
+        if len(set(same)) < len(prompts):  # the likeliest text is the same each time
+            rows = sorted(set(same))
+            samples = generate(
+                model,
+                [prompts[row] for row in rows],
+                sampling,
+                [seeds[row] for row in rows],
+                stop_ids=stop_ids,
+                score=None if score is None else [score[row] for row in rows],
+                memory=memory,
+            )
+            by_row = dict(zip(rows, samples, strict=True))
+            return [by_row[row] for row in same]
     results: list[Sample | None] = [None] * len(prompts)
     lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
     for rows in _batches(model, lengths):
@@ -128,11 +165,21 @@ def generate(
             sampling,
             [seeds[row] for row in rows],
             stop_ids,
-            None if score_from is None else [score_from[row] for row in rows],
+            None if score is None else [score[row] for row in rows],
+            memory,
         )
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]
+
+
+def _first_of_same(
+    prompts: Sequence[Sequence[int]], score: Sequence[tuple[int, int]] | None
+) -> list[int]:
+    """For each row, the first row with the same prompt of which the same is asked."""
+    first: dict[tuple[object, ...], int] = {}
+    keys = [(tuple(prompt), score[row] if score else None) for row, prompt in enumerate(prompts)]
+    return [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
 def _batches(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -152,15 +199,16 @@ def _generate_batch(
     sampling: Sampling,
     seeds: Sequence[int],
     stop_ids: frozenset[int],
-    score_from: Sequence[int] | None,
+    score: Sequence[tuple[int, int]] | None,
+    memory: ConversationMemory | None,
 ) -> list[Sample]:
     device = model.device
     limits = [len(prompt) - 1 for prompt in prompts]
-    if score_from is not None:
+    if score is not None:
         # The token before the first scored one predicts it, so it must be in the suffix.
-        limits = [min(limit, start - 1) for limit, start in zip(limits, score_from, strict=True)]
-    reading = read(model, prompts, limits, room=sampling.max_new_tokens)
-    scores = _prompt_logprobs(model, reading, prompts, score_from)
+        limits = [min(limit, start - 1) for limit, (start, _) in zip(limits, score, strict=True)]
+    reading = read(model, prompts, limits, room=sampling.max_new_tokens, memory=memory)
+    scores = _prompt_logprobs(model, reading, prompts, score)
     last = reading.lengths - reading.suffix_starts - 1
     hidden = reading.hidden[torch.arange(len(prompts), device=device), last]
     uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
@@ -225,7 +273,8 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
     Raises:
         ModelError: A row has no finite largest logit.
     """
-    if not torch.isfinite(logits.amax(dim=-1)).all():
+    top = logits.amax(dim=-1, keepdim=True)
+    if not torch.isfinite(top).all():
         raise ModelError(
             "the model's logits are not finite. Check its weights for NaN, and its dtype: "
             "float16 overflows where bfloat16 and float32 do not."
@@ -233,15 +282,44 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
     if sampling.temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, torch.zeros_like(uniforms, dtype=torch.float32)
-    log_distribution = torch.log_softmax(_truncate(logits / sampling.temperature, sampling), dim=-1)
-    cumulative = log_distribution.exp().cumsum(dim=-1)
-    # Whatever the sum was rounded to, a draw stays below it: from there on no token has a chance.
+    scores = logits - top
+    if sampling.temperature != 1:
+        scores /= sampling.temperature
+    weights = _truncate(scores, sampling).exp_()
+    tokens, total = _draw(weights, uniforms)
+    return tokens, (weights.gather(1, tokens[:, None]).squeeze(1) / total).log()
+
+
+BLOCK = 256
+"""Weights are summed by blocks of so many, so that only one block is ever accumulated."""
+
+
+def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative sum of each row of weights (B, V): first the block, then the token.
+
+    Returns the tokens (B,) and the rows' total weights (B,).
+    """
+    vocabulary = weights.shape[1]
+    whole = vocabulary // BLOCK * BLOCK
+    sums = weights[:, :whole].reshape(len(weights), whole // BLOCK, BLOCK).sum(dim=2)
+    cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], 1).cumsum(dim=1)
+    total = cumulative[:, -1]
+    blocks, before = _invert(cumulative, uniforms * total)
+    columns = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)
+    inside = weights.gather(1, columns.clamp(max=vocabulary - 1))
+    inside = inside.masked_fill(columns >= vocabulary, 0).cumsum(dim=1)
+    offsets, _ = _invert(inside, uniforms * total - before)
+    return blocks * BLOCK + offsets, total
+
+
+def _invert(cumulative: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first index whose cumulative weight exceeds the draw, and the weight before it."""
+    # Whatever the sum was rounded to, a draw stays below it: from there on nothing has a chance.
     total = cumulative[:, -1:]
-    draws = torch.minimum(
-        uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )
-    tokens = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
-    return tokens, log_distribution.gather(1, tokens[:, None]).squeeze(1)
+    draws = torch.minimum(draws[:, None], torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, draws.clamp(min=0), right=True)
+    before = cumulative.gather(1, (index - 1).clamp(min=0)).masked_fill(index == 0, 0)
+    return index.squeeze(1), before.squeeze(1)
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -261,45 +339,13 @@ def _prompt_logprobs(
     model: PreTrainedModel,
     reading: Reading,
     prompts: Sequence[Sequence[int]],
-    score_from: Sequence[int] | None,
+    score: Sequence[tuple[int, int]] | None,
 ) -> list[tuple[float, ...]]:
-    if score_from is None:
+    if score is None:
         return [()] * len(prompts)
+    heads = [prompt[:stop] for prompt, (_, stop) in zip(prompts, score, strict=True)]
+    logprobs = suffix_logprobs(model, reading, heads, [start for start, _ in score])
     return [
-        tuple(row[: len(prompt) - start].tolist())
-        for row, prompt, start in zip(
-            suffix_logprobs(model, reading, prompts, score_from), prompts, score_from, strict=True
-        )
+        tuple(row[: stop - start].tolist())
+        for row, (start, stop) in zip(logprobs, score, strict=True)
     ]
-
-
-def suffix_logprobs(
-    model: PreTrainedModel,
-    reading: Reading,
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
-) -> Tensor:
-    """Log-probability of each row's tokens from `starts` on, padded with zeros to (B, T), float32.
-
-    Gradients flow if the reading was done with them.
-    """
-    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-    rows = [row for row, count in enumerate(counts) for _ in range(count)]
-    columns = [column for count in counts for column in range(count)]
-    device = reading.hidden.device
-    row_index = torch.tensor(rows, dtype=torch.long, device=device)
-    column_index = torch.tensor(columns, dtype=torch.long, device=device)
-    first = torch.tensor(starts, device=device) - 1 - reading.suffix_starts
-    targets = torch.tensor(
-        [
-            token
-            for sequence, start in zip(sequences, starts, strict=True)
-            for token in sequence[start:]
-        ],
-        dtype=torch.long,
-        device=device,
-    )
-    hidden = reading.hidden[row_index, first[row_index] + column_index]
-    values = -torch.nn.functional.cross_entropy(logits_of(model, hidden), targets, reduction="none")
-    out = values.new_zeros(len(sequences), max(counts, default=0))
-    return out.index_put((row_index, column_index), values)

@@ -30,6 +30,7 @@ from astra_rl.errors import (
     require,
 )
 from astra_rl.logging import logger
+from astra_rl.models.attention import use_short_attention
 
 BUNDLED_PREFIX = "bundled:"
 DTYPES = {
@@ -280,7 +281,9 @@ def _load_frozen(
                 f"{sorted(report['missing_keys'])}."
             )
         model.requires_grad_(False)
-        return model.to(placed).eval()  # type: ignore[no-any-return]
+        model = model.to(placed).eval()
+        use_short_attention(model)
+        return model  # type: ignore[no-any-return]
 
 
 def load_tokenizer(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from astra_rl.models.forward import read, token_budget_batches
-from astra_rl.models.generation import MAX_BATCH_ROWS, suffix_logprobs
+from astra_rl.models.forward import read, suffix_logprobs, token_budget_batches
+from astra_rl.models.generation import MAX_BATCH_ROWS
 
 MAX_SCORING_TOKENS = 16_384
 
@@ -54,6 +54,34 @@ def continuation_logprobs(
         part = _score(model, [sequences[row] for row in rows], [starts[row] for row in rows])
         out[torch.tensor(rows, device=model.device), : part.shape[1]] = part
     return out
+
+
+def prompt_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    spans: Sequence[tuple[int, int]] | None,
+) -> list[tuple[float, ...]]:
+    """Score a part of each prompt, for samplers that do not score while they read.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        prompts: Token ids; none may be empty.
+        spans: For each prompt, the first token to be scored, at least 1 unless there is none, and
+            one past the last. None scores nothing.
+    """
+    if spans is None:
+        return [()] * len(prompts)
+    wanted = [row for row, (start, stop) in enumerate(spans) if stop > start]
+    logprobs = continuation_logprobs(
+        model,
+        [prompts[row][: spans[row][0]] for row in wanted],
+        [prompts[row][slice(*spans[row])] for row in wanted],
+    )
+    scored = dict(zip(wanted, logprobs.tolist(), strict=True))
+    return [
+        tuple(scored.get(row, ())[: max(0, stop - start)])
+        for row, (start, stop) in enumerate(spans)
+    ]
 
 
 def _score(

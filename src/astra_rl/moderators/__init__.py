@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from astra_rl.moderators.caching import CachedModerator
-    from astra_rl.moderators.detoxify import DetoxifyModerator
-    from astra_rl.moderators.function import FunctionModerator
-    from astra_rl.moderators.hf_classifier import HFClassifierModerator
-    from astra_rl.moderators.llama_guard import LlamaGuardModerator
-    from astra_rl.moderators.profanity import ProfanityModerator
-    from astra_rl.moderators.secret_leak import SecretLeakModerator
+from astra_rl.moderators.registry import MODERATORS, load_object
 
-__all__ = [
-    "CachedModerator",
-    "DetoxifyModerator",
-    "FunctionModerator",
-    "HFClassifierModerator",
-    "LlamaGuardModerator",
-    "ProfanityModerator",
-    "SecretLeakModerator",
-]
+if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and editors
+    from astra_rl.moderators.caching import CachedModerator as CachedModerator
+    from astra_rl.moderators.composition import InverseModerator as InverseModerator
+    from astra_rl.moderators.composition import MajorityModerator as MajorityModerator
+    from astra_rl.moderators.composition import MaxModerator as MaxModerator
+    from astra_rl.moderators.composition import MeanModerator as MeanModerator
+    from astra_rl.moderators.composition import MinModerator as MinModerator
+    from astra_rl.moderators.composition import ThresholdModerator as ThresholdModerator
+    from astra_rl.moderators.composition import WeightedModerator as WeightedModerator
+    from astra_rl.moderators.detoxify import DetoxifyModerator as DetoxifyModerator
+    from astra_rl.moderators.function import FunctionModerator as FunctionModerator
+    from astra_rl.moderators.harmbench import HarmBenchModerator as HarmBenchModerator
+    from astra_rl.moderators.hf_classifier import HFClassifierModerator as HFClassifierModerator
+    from astra_rl.moderators.keywords import CanaryModerator as CanaryModerator
+    from astra_rl.moderators.keywords import KeywordModerator as KeywordModerator
+    from astra_rl.moderators.llama_guard import LlamaGuardModerator as LlamaGuardModerator
+    from astra_rl.moderators.llm_judge import LLMJudgeModerator as LLMJudgeModerator
+    from astra_rl.moderators.openai_moderation import (
+        OpenAIModerationModerator as OpenAIModerationModerator,
+    )
+    from astra_rl.moderators.profanity import ProfanityModerator as ProfanityModerator
+    from astra_rl.moderators.qwen_guard import QwenGuardModerator as QwenGuardModerator
+    from astra_rl.moderators.refusal import RefusalModerator as RefusalModerator
+    from astra_rl.moderators.secret_leak import SecretLeakModerator as SecretLeakModerator
+    from astra_rl.moderators.shield_gemma import ShieldGemmaModerator as ShieldGemmaModerator
+    from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
-_MODULES = {
-    "CachedModerator": "caching",
-    "DetoxifyModerator": "detoxify",
-    "FunctionModerator": "function",
-    "HFClassifierModerator": "hf_classifier",
-    "LlamaGuardModerator": "llama_guard",
-    "ProfanityModerator": "profanity",
-    "SecretLeakModerator": "secret_leak",
-}
+_CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
+_CLASSES["CachedModerator"] = "caching:CachedModerator"
+
+__all__ = ["MODERATORS", *sorted(_CLASSES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return load_object(f"{__name__}.{_CLASSES[name]}")
 
 
 def __dir__() -> list[str]:

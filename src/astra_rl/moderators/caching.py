@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, count_missing
 from astra_rl.core.text import Conversation, Exchange, context_key
 from astra_rl.errors import ConfigurationError
 
@@ -24,6 +24,9 @@ class CachedModerator(Moderator[StateT, ActionT]):
         inner: Judges what is new; must give the same score for the same input.
         max_entries: Scores that are kept; the least recently used go first.
 
+    Attributes:
+        unscored: How many of the scores returned so far were missing, by reason.
+
     Raises:
         ConfigurationError: `max_entries` is below 1.
     """
@@ -36,7 +39,13 @@ class CachedModerator(Moderator[StateT, ActionT]):
             )
         self.inner = inner
         self.max_entries = max_entries
+        self.unscored: Counter[str] = Counter()
         self._scores: OrderedDict[Hashable, float] = OrderedDict()
+
+    @property
+    def identity_stands_for(self) -> Moderator[StateT, ActionT]:
+        """Whose scores these are."""
+        return self.inner
 
     def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
         """Score each input as `inner` does; inputs that are not strings must be hashable.
@@ -51,10 +60,12 @@ class CachedModerator(Moderator[StateT, ActionT]):
         if new:
             scores = self.inner.moderate(list(new.values()))
             check_length(scores, len(new), source=type(self.inner).__name__)
-            known.update(zip(new, map(float, scores), strict=True))
+            known.update(zip(new, map(_as_float, scores), strict=True))
         for key, score in known.items():
             self._keep(key, score)
-        return [known[key] for key in keys]
+        found = [known[key] for key in keys]
+        self.unscored += count_missing(found)
+        return found
 
     def _keep(self, key: Hashable, score: float) -> None:
         if is_missing(score):
@@ -63,6 +74,11 @@ class CachedModerator(Moderator[StateT, ActionT]):
         self._scores.move_to_end(key)
         if len(self._scores) > self.max_entries:
             self._scores.popitem(last=False)
+
+
+def _as_float(score: Any) -> float:
+    # A Score is a float already and knows why it is missing; float() would make it forget.
+    return score if isinstance(score, float) else float(score)
 
 
 def _key(item: Any) -> Hashable:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from astra_rl.core.contracts import is_missing
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.moderators.identity import weights_of
 
 VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
 """The models that Detoxify offers."""
@@ -55,16 +54,21 @@ class DetoxifyModerator(Moderator[str, str]):
                 f"{did_you_mean(harm_category, categories)}"
             )
         self.harm_category = harm_category
+        self.variant = variant
         self.batch_size = batch_size
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; NaN where the model's output is not finite."""
+        """Score each text in [0, 1]; missing where the model's output is not finite."""
         # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
-        scores = [math.nan] * len(x)
+        scores: list[float] = [Score.missing("not scored")] * len(x)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             outputs = self.model.predict([str(x[row]) for row in rows])[self.harm_category]
             for row, output in zip(rows, outputs, strict=True):
-                scores[row] = math.nan if is_missing(float(output)) else float(output)
+                scores[row] = Score.checked(float(output))
         return scores
+
+    def identity_weights(self) -> str | None:
+        """Which weights score."""
+        return weights_of(self.model)

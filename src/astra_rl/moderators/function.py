@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator
-from astra_rl.errors import ContractError
+from astra_rl.core.moderator import Moderator, Score
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.moderators.registry import load_object
 
 
 class FunctionModerator(Moderator[str, str]):
@@ -20,11 +21,19 @@ class FunctionModerator(Moderator[str, str]):
 
     Args:
         function: Takes a sequence of texts and returns one score in [0, 1] per text, in order;
-            higher is more harmful. NaN or None says that a text could not be scored. Texts of an
-            episode arrive as `Exchange` objects. It is never called without texts.
+            higher is more harmful. NaN, None or ``Score.missing("why")`` says that a text could not
+            be scored. Texts of an episode arrive as `Exchange` objects. It is never called without
+            texts. In a configuration it is named as ``"package.module:function"``.
+
+    Raises:
+        ConfigurationError: There is no function of this name.
     """
 
-    def __init__(self, function: Callable[[Sequence[str]], Sequence[float | None]]) -> None:
+    def __init__(self, function: Callable[[Sequence[str]], Sequence[float | None]] | str) -> None:
+        if isinstance(function, str):
+            function = load_object(function)
+        if not callable(function):
+            raise ConfigurationError(f"{function!r} is no function.")
         self.function = function
         self._source = getattr(function, "__name__", None) or repr(function)
 
@@ -50,10 +59,10 @@ class FunctionModerator(Moderator[str, str]):
 
     def _checked(self, score: Any, row: int) -> float:
         if score is None:
-            return math.nan
+            return Score.missing("the function gave none")
         try:
             # A string that reads as a number is a parsing step that somebody forgot.
-            value = None if isinstance(score, str | bytes) else float(score)
+            value = None if isinstance(score, str | bytes) else _as_float(score)
         except (TypeError, ValueError):
             value = None
         if value is None or not (0 <= value <= 1 or math.isnan(value)):
@@ -62,3 +71,7 @@ class FunctionModerator(Moderator[str, str]):
                 "higher for more harmful, or NaN or None where a text could not be scored."
             )
         return value
+
+
+def _as_float(score: Any) -> float:
+    return score if isinstance(score, Score) else float(score)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.models.dialogue import window_of
@@ -63,6 +62,8 @@ class HFClassifierModerator(Moderator[str, str]):
         self.model = (
             load_classifier(model_id, device=device, dtype=dtype) if model is None else model
         )
+        self.model_id = model_id
+        self.label = label
         id2label = self.model.config.id2label or {}
         self.labels = _label_indices(label, {int(key): name for key, name in id2label.items()})
         config = self.model.config
@@ -77,16 +78,16 @@ class HFClassifierModerator(Moderator[str, str]):
         self.batch_size = batch_size if pad is not None and pad == config.pad_token_id else 1
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; NaN where the model's output is not finite."""
+        """Score each text in [0, 1]; missing where the model's output is not finite."""
         # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
-        scores = [math.nan] * len(x)
+        scores: list[float] = [Score.missing("not scored")] * len(x)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             harmful = self._harmful_probabilities([x[row] for row in rows])
             for row, score in zip(rows, harmful.tolist(), strict=True):
                 # Rounding may carry a sum of probabilities past 1.
-                scores[row] = min(score, 1.0) if math.isfinite(score) else math.nan
+                scores[row] = Score.checked(min(score, 1.0) if score < 1.01 else score)
         return scores
 
     @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import require
 
 
@@ -26,4 +27,10 @@ class ProfanityModerator(Moderator[str, str]):
         """Score each text in [0, 1], all in one call of the classifier."""
         if not x:  # the classifier refuses an empty batch
             return []
-        return [float(score) for score in self._predict_prob([str(text) for text in x])]
+        return [
+            Score.checked(float(score)) for score in self._predict_prob([str(text) for text in x])
+        ]
+
+    def identity_weights(self) -> str:
+        """Which classifier scores."""
+        return f"alt-profanity-check {importlib.metadata.version('alt-profanity-check')}"

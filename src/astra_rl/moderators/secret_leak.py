@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 
@@ -82,7 +81,7 @@ class SecretLeakModerator(Moderator[str, str]):
         self.partial_per_word = partial_per_word
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; NaN where no secret is known."""
+        """Score each text in [0, 1]; missing where no secret is known."""
         return [self._score(text) for text in x]
 
     def _score(self, text: str) -> float:
@@ -94,7 +93,7 @@ class SecretLeakModerator(Moderator[str, str]):
                 attacks.extend(text.context.attacks)
         parts = _words(secret or "")
         if not parts:
-            return math.nan
+            return Score.missing("no secret known")
         wanted = _Secret.of(parts)
         guesses = [wanted.found_in(_words(attack)) for attack in attacks]
         said = frozenset[str]().union(*(guess.words for guess in guesses))

@@ -1,1 +1,117 @@
 """What a reward is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from astra_rl.rewards.adaptive import Constrained, Limit, Standardized
+from astra_rl.rewards.base import FunctionTerm, Reward, RewardPart, RewardTerm, WeightedSum
+from astra_rl.rewards.combine import (
+    Gate,
+    Mapped,
+    Product,
+    Rank,
+    affine,
+    clip,
+    sigmoid,
+    threshold,
+)
+from astra_rl.rewards.failure import NovelFailureReward
+from astra_rl.rewards.game import GeneralSumGame
+from astra_rl.rewards.likelihood import (
+    KL,
+    AttackNLL,
+    AttackProbability,
+    Entropy,
+    MinK,
+    ResponseLikelihood,
+)
+from astra_rl.rewards.novelty import (
+    EmbeddingNovelty,
+    FewShotSimilarity,
+    OnTopic,
+    SelfBLEU,
+    StyleDiversity,
+)
+from astra_rl.rewards.quality import Brevity, Format, Gibberish, Length
+from astra_rl.rewards.several_targets import SeveralTargets
+from astra_rl.rewards.stress import ASTReward
+from astra_rl.rewards.terms import Harm, Novelty
+
+REWARDS: dict[str, Callable[..., RewardPart]] = {
+    # combinators
+    "sum": WeightedSum,
+    "product": Product,
+    "gate": Gate,
+    "constraint": Constrained,
+    "rank": Rank,
+    "standardized": Standardized,
+    "threshold": threshold,
+    "sigmoid": sigmoid,
+    "clip": clip,
+    "affine": affine,
+    # whole rewards
+    "ast": ASTReward,
+    "novel_failure": NovelFailureReward,
+    "general_sum_game": GeneralSumGame,
+    # terms
+    "harm": Harm,
+    "attack_nll": AttackNLL,
+    "attack_probability": AttackProbability,
+    "min_k": MinK,
+    "kl": KL,
+    "entropy": Entropy,
+    "response_likelihood": ResponseLikelihood,
+    "word_novelty": Novelty,
+    "self_bleu": SelfBLEU,
+    "embedding_novelty": EmbeddingNovelty,
+    "style_diversity": StyleDiversity,
+    "few_shot_similarity": FewShotSimilarity,
+    "on_topic": OnTopic,
+    "gibberish": Gibberish,
+    "format": Format,
+    "length": Length,
+    "brevity": Brevity,
+}
+"""What a configuration file may call a part of a reward, and what makes it."""
+
+__all__ = [
+    "KL",
+    "REWARDS",
+    "ASTReward",
+    "AttackNLL",
+    "AttackProbability",
+    "Brevity",
+    "Constrained",
+    "EmbeddingNovelty",
+    "Entropy",
+    "FewShotSimilarity",
+    "Format",
+    "FunctionTerm",
+    "Gate",
+    "GeneralSumGame",
+    "Gibberish",
+    "Harm",
+    "Length",
+    "Limit",
+    "Mapped",
+    "MinK",
+    "NovelFailureReward",
+    "Novelty",
+    "OnTopic",
+    "Product",
+    "Rank",
+    "ResponseLikelihood",
+    "Reward",
+    "RewardPart",
+    "RewardTerm",
+    "SelfBLEU",
+    "SeveralTargets",
+    "Standardized",
+    "StyleDiversity",
+    "WeightedSum",
+    "affine",
+    "clip",
+    "sigmoid",
+    "threshold",
+]

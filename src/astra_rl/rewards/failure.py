@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.base import Reward, RewardModels, RewardTerm, measure
+from astra_rl.rewards.base import (
+    Reward,
+    RewardModels,
+    RewardPart,
+    RewardTerm,
+    Values,
+    check_names,
+    measure,
+)
 from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
 
 
@@ -23,7 +31,7 @@ class NovelFailureReward(Reward):
         nll_weight: Cost of one nat per token above `free_nll`.
         free_nll: Nats per token that cost nothing; about what ordinary text has.
         nll: Measures how unlikely an attack is; None is its likelihood under the baseline.
-        novelty: Measures how new an attack is.
+        novelty: Measures how new an attack is, in [0, 1]; None is `Novelty` among siblings.
 
     Raises:
         ConfigurationError: A share or weight is out of range.
@@ -35,8 +43,8 @@ class NovelFailureReward(Reward):
         novelty_share: float = 0.5,
         nll_weight: float = 0.1,
         free_nll: float = 0.0,
-        nll: AttackNLL | None = None,
-        novelty: Novelty | None = None,
+        nll: RewardTerm | None = None,
+        novelty: RewardTerm | None = None,
     ) -> None:
         if not 0 <= novelty_share <= 1:
             raise ConfigurationError(f"novelty_share={novelty_share}; it must be in [0, 1].")
@@ -48,13 +56,17 @@ class NovelFailureReward(Reward):
         self.harm = Harm("response")
         self.nll = AttackNLL("baseline") if nll is None else nll
         self.novelty = Novelty() if novelty is None else novelty
+        self.terms: list[RewardTerm] = [self.harm, self.novelty, self.nll]
+        check_names(self)
 
-    def __call__(
-        self, models: RewardModels, exchanges: Sequence[Exchange]
-    ) -> tuple[list[float], list[dict[str, float]]]:
+    @property
+    def parts(self) -> Sequence[RewardPart]:
+        """Its three terms."""
+        return self.terms
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return each turn's reward and its three terms."""
-        terms: list[RewardTerm] = [self.harm, self.novelty, self.nll]
-        rows = measure(terms, models, exchanges)
+        rows = measure(self.terms, models, exchanges)
         return [self._combine(row) for row in rows], rows
 
     def _combine(self, row: dict[str, float]) -> float:

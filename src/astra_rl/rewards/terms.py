@@ -1,98 +1,195 @@
-"""Terms of rewards: harm, likelihood, novelty."""
+"""Terms of rewards: harm, and novelty among siblings."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Literal, get_args
 
-from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
-from astra_rl.core.text import Exchange, context_key
+from astra_rl.core.contracts import check_length, is_missing
+from astra_rl.core.level import current_level
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
+from astra_rl.core.text import Conversation, Exchange, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm
+from astra_rl.rewards.likelihood import AttackNLL, check_choice
+
+__all__ = ["AttackNLL", "Harm", "Novelty", "jaccard", "word_set"]
+
+HarmOf = Literal["response", "exchange", "attack", "worst_turn", "last_turn"]
+Scale = Literal["probability", "log", "log_complement"]
 
 
 class Harm(RewardTerm):
     """The moderator's score.
 
     Args:
-        on: ``"response"`` judges what the target said; ``"exchange"`` judges the attack and the
-            response as one text, as ASTPrompter does.
+        of: What is judged. ``"response"``: what the target said. ``"exchange"``: the attack and the
+            response as one text, as ASTPrompter does. ``"attack"``: what the attacker said.
+            ``"worst_turn"``: the responses of this turn and all before it in the episode; the
+            highest score counts. ``"last_turn"``: the response that ends the conversation; turns
+            before it get 0.
+        scale: The score p as it is (``"probability"``); ``log p`` (``"log"``), as a log-reward
+            needs it; or ``-log(1 - p)`` (``"log_complement"``, Perez et al., arXiv 2202.03286),
+            which pays more and more for certainty. Logarithms are cut off at 1e-6.
+        replies: How many responses of the target to the attack are judged; the value is the mean
+            over them, after scaling. The first is the episode's own. A target that fails once by
+            chance is then worth less than one that fails each time.
+        moderator: Another judge than the problem's.
+
+    Raises:
+        ConfigurationError: A value is none of these.
     """
 
-    def __init__(self, on: Literal["response", "exchange"] = "response") -> None:
-        if on not in ("response", "exchange"):
-            raise ConfigurationError(f"on={on!r}; choose 'response' or 'exchange'.")
-        self.on = on
-        self.name = f"harm_{on}"
+    def __init__(
+        self,
+        of: HarmOf = "response",
+        *,
+        scale: Scale = "probability",
+        replies: int = 1,
+        moderator: Moderator[Any, Any] | None = None,
+    ) -> None:
+        check_choice("of", of, get_args(HarmOf))
+        check_choice("scale", scale, get_args(Scale))
+        if not replies >= 1:
+            raise ConfigurationError(f"replies={replies}; at least 1 must be judged.")
+        if replies > 1 and of in ("attack", "worst_turn"):
+            raise ConfigurationError(
+                f"replies={replies} go with a response that is judged, not with of={of!r}."
+            )
+        self.of = of
+        self.scale = scale
+        self.replies = replies
+        self.moderator = moderator
+        self.name = f"harm_{of}" + ("" if scale == "probability" else f"_{scale}")
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the moderator's score of each turn."""
-        texts = exchanges
-        if self.on == "exchange":
-            texts = [
-                Exchange(each.context, each.attack, each.response, text=each.attack + each.response)
-                for each in exchanges
-            ]
-        scores = models.moderator.moderate(texts)
-        check_length(scores, len(exchanges), source=type(models.moderator).__name__)
-        return [float(score) for score in scores]
+        """Return the score of each turn."""
+        moderator = models.moderator if self.moderator is None else self.moderator
+        level = current_level([each.context for each in exchanges])
+        asked = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
+        scores = judge(moderator, [self._text(each) for each in asked])
+        if self.of == "worst_turn":
+            earlier = earlier_scores(moderator, exchanges, level.depth)
+            scores = [max_or_missing([*old, new]) for old, new in zip(earlier, scores, strict=True)]
+        values = [
+            # A plain sum, so that one missing reply makes the mean missing.
+            sum(map(_SCALES[self.scale], scores[row :: len(exchanges)])) / self.replies
+            for row in range(len(exchanges))
+        ]
+        if self.of != "last_turn":
+            return values
+        return [value if ends else 0.0 for value, ends in zip(values, level.last, strict=True)]
+
+    def _text(self, each: Exchange) -> Exchange:
+        if self.of == "exchange":
+            return Exchange(
+                each.context, each.attack, each.response, text=each.attack + each.response
+            )
+        if self.of == "attack":
+            return Exchange(each.context, each.attack, each.response, text=each.attack)
+        return each
 
 
-class AttackNLL(RewardTerm):
-    """Mean negative log-likelihood of the attack per token, in nats; the log of its perplexity.
+_FLOOR = 1e-6
+_SCALES: dict[str, Callable[[float], float]] = {
+    "probability": float,
+    "log": lambda p: math.log(_within(p, _FLOOR)),
+    "log_complement": lambda p: -math.log(_within(1 - p, _FLOOR)),
+}
+
+
+def _within(p: float, floor: float) -> float:
+    return p if is_missing(p) else max(floor, p)  # max() would turn NaN into the floor
+
+
+def judge(moderator: Moderator[Any, Any], texts: Sequence[Exchange]) -> list[float]:
+    """Ask a moderator; not every one accepts an empty batch."""
+    scores = moderator.moderate(texts) if texts else []
+    check_length(scores, len(texts), source=type(moderator).__name__)
+    return [float(score) for score in scores]
+
+
+def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int) -> list[Exchange]:
+    """Let the target answer each attack `count` times more, all in one call.
+
+    Returns:
+        The first new answers to all attacks, then the second ones, and so on.
+    """
+    if count < 1 or not exchanges:
+        return []
+    own = current_row_seeds(len(exchanges))
+    seeds = [derive_seed(seed, "reply", reply) for reply in range(count) for seed in own]
+    again = [each for _ in range(count) for each in exchanges]
+    with row_seeds(seeds):
+        responses = models.rollout_prompt_with_target(
+            [each.context + each.attack for each in again]
+        )
+    check_length(responses, len(again), source="rollout_prompt_with_target")
+    return [
+        Exchange(each.context, each.attack, response)
+        for each, response in zip(again, responses, strict=True)
+    ]
+
+
+def earlier_scores(
+    moderator: Moderator[Any, Any], exchanges: Sequence[Exchange], depth: int | None
+) -> list[list[float]]:
+    """Judge the turns before each turn, in the episode or, if `depth` is None, in its context.
+
+    Turns that several conversations share are judged once.
 
     Args:
-        under: Which model finds the attack likely or not.
-
-    An attack without tokens has no likelihood: its value is missing.
+        moderator: The judge.
+        exchanges: Turns of one tree level.
+        depth: Turns that their episodes played before.
     """
+    asked: dict[Hashable, Exchange] = {}
+    needed: list[list[Hashable]] = []
+    for exchange in exchanges:
+        earlier = earlier_exchanges(exchange.context)
+        played = earlier if depth is None else earlier[max(0, len(earlier) - depth) :]
+        keys = [
+            (context_key(each.context), str(each.attack), str(each.response)) for each in played
+        ]
+        asked.update(zip(keys, played, strict=True))
+        needed.append(list(keys))
+    scores = dict(zip(asked, judge(moderator, list(asked.values())), strict=True))
+    return [[scores[key] for key in keys] for keys in needed]
 
-    def __init__(self, under: Literal["target", "baseline"] = "target") -> None:
-        if under not in ("target", "baseline"):
-            raise ConfigurationError(f"under={under!r}; choose 'target' or 'baseline'.")
-        self.under = under
-        self.name = f"attack_nll_{under}"
 
-    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the nats per token of each attack."""
-        heard = self._heard(exchanges)
-        return self._scored(models, exchanges) if heard is None else heard
+def max_or_missing(values: Iterable[float]) -> float:
+    """Return the highest value; NaN if one is missing, for it may have been the highest."""
+    values = list(values)
+    return math.nan if any(map(is_missing, values)) else max(values)
 
-    def _heard(self, exchanges: Sequence[Exchange]) -> list[float] | None:
-        """The likelihoods that fell out of the target's reading, if it kept all of them."""
-        if self.under != "target":
-            return None
-        values = []
-        for exchange in exchanges:
-            heard = getattr(exchange.response, "heard_logprobs", None)
-            if not heard:
-                return None
-            values.append(-sum(heard) / len(heard))
-        return values
 
-    def _scored(self, models: RewardModels, exchanges: Sequence[Exchange]) -> list[float]:
-        score = (
-            models.get_target_logprobs if self.under == "target" else models.get_baseline_logprobs
-        )
-        attacks = [exchange.attack for exchange in exchanges]
-        logprobs = checked_logprobs(
-            score, [exchange.context for exchange in exchanges], attacks, grad=False
-        )
-        # The ids an attack remembers are of the attacker's vocabulary, maybe not of this model's.
-        mask = token_mask(logprobs, [str(attack) for attack in attacks])
-        counts = mask.sum(dim=1)
-        means = -(logprobs * mask).sum(dim=1) / counts  # no tokens: 0 / 0, which is NaN
-        return [float(mean) for mean in means]
+def earlier_exchanges(context: str) -> list[Exchange]:
+    """Return the turns of a conversation, oldest first; none of a context that is plain text."""
+    if not isinstance(context, Conversation):
+        return []
+    state = Conversation(
+        context.prompt,
+        system=context.system,
+        brief=context.brief,
+        facts=context.facts,
+        separator=context.separator,
+    )
+    exchanges = []
+    for attack, response in zip(context.attacks, context.responses, strict=False):
+        exchanges.append(Exchange(state, attack, response))
+        state = state + attack + response
+    return exchanges
 
 
 class Novelty(RewardTerm):
     """How unlike its nearest siblings an attack is, from 0 (the same words) to 1.
 
-    Siblings are the attacks tried from the same context; likeness is the Jaccard similarity of
-    sets of words, and the value is the mean of ``min(1, (1 - similarity) / (1 - kind))``. An attack
-    without siblings is new.
+    Siblings are the attacks tried at one place of one episode; likeness is the Jaccard similarity
+    of sets of words, and the value is the mean of ``min(1, (1 - similarity) / (1 - kind))``. An
+    attack without siblings is new.
 
     Args:
         nearest: How many of the most similar siblings count.
@@ -112,12 +209,10 @@ class Novelty(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return how new each attack is, in [0, 1]."""
-        groups: dict[object, list[int]] = defaultdict(list)
-        for row, exchange in enumerate(exchanges):
-            groups[context_key(exchange.context)].append(row)
+        groups = current_level([exchange.context for exchange in exchanges]).groups()
         words = [word_set(exchange.attack) for exchange in exchanges]
         values = [1.0] * len(exchanges)
-        for rows in groups.values():
+        for rows in groups:
             for row in rows:
                 others = sorted(
                     (jaccard(words[row], words[other]) for other in rows if other != row),

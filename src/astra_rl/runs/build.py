@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from astra_rl import moderators
-from astra_rl.algorithms import DPO, GRPO, IPO
+from pydantic import ValidationError
+
+from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.seeding import derive_seed
-from astra_rl.datasets.planted_secrets import planted_secrets
-from astra_rl.datasets.text_files import load_prompts
+from astra_rl.datasets.files import Source
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
-from astra_rl.rewards.base import Reward, WeightedSum
-from astra_rl.rewards.failure import NovelFailureReward
-from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
+from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.registry import moderator_class
+from astra_rl.rewards.base import RewardPart
 from astra_rl.runs.config import (
     AlgorithmConfig,
+    EnvironmentConfig,
     ModeratorConfig,
     PromptsConfig,
-    RewardConfig,
     RunConfig,
     SpeakerConfig,
 )
+from astra_rl.runs.parts import MakeModerator, construct, make_part
+from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
-
-_MODERATORS = {
-    "secret_leak": "SecretLeakModerator",
-    "profanity": "ProfanityModerator",
-    "detoxify": "DetoxifyModerator",
-    "llama_guard": "LlamaGuardModerator",
-    "hf_classifier": "HFClassifierModerator",
-}
-_ALGORITHMS: dict[str, Callable[..., Algorithm[str, str, Any, Any]]] = {
-    "dpo": DPO,
-    "ipo": IPO,
-    "grpo": GRPO,
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,7 @@ class Experiment:
         algorithm: Learns from them.
         evaluator: Plays held-out conversations and judges them.
         training: Hyperparameters of the loop.
+        sources: Where its prompts came from, with checksums.
     """
 
     problem: HFASTProblem
@@ -65,6 +58,7 @@ class Experiment:
     algorithm: Algorithm[str, str, Any, Any]
     evaluator: ASTEvaluator
     training: TrainingConfiguration
+    sources: Sequence[Source] = ()
 
 
 def check_options(config: RunConfig) -> None:
@@ -73,16 +67,18 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ConfigurationError: An option that its class does not take, or a file that cannot be read.
     """
+    check_moderator_options(config.moderator)
+    if config.evaluation.judge is not None:
+        check_moderator_options(config.evaluation.judge, "evaluation.judge")
     _check_arguments(
-        "moderator.options", _moderator_class(config.moderator), config.moderator.options
+        "algorithm.options", ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
-    judge = config.evaluation.judge
-    if judge is not None:
-        _check_arguments("evaluation.judge.options", _moderator_class(judge), judge.options)
-    _check_arguments(
-        "algorithm.options", _ALGORITHMS[config.algorithm.type], config.algorithm.options
+    make_part("reward", config.reward, _checked_moderator_at)
+    _, openings = load_openings(config.prompts, seed=config.seed)
+    # An environment only keeps its problem, so its options can be tried without one.
+    _make_environment(
+        config.environment, cast("HFASTProblem", None), openings, _checked_moderator_at
     )
-    load_openings(config.prompts, seed=config.seed)
 
 
 def build(config: RunConfig) -> Experiment:
@@ -92,18 +88,17 @@ def build(config: RunConfig) -> Experiment:
         AstraError: Something cannot be had or does not fit; the message says what.
     """
     check_options(config)
-    train, test = load_openings(config.prompts, seed=config.seed)
+    openings = read_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
     problem = build_problem(config, moderator)
-    environment = ASTEnvironment(
-        problem, train, config.environment.tree_width, config.environment.tree_depth
-    )
+    environment = build_environment(config.environment, problem, openings.train)
     return Experiment(
         problem,
         environment,
         build_algorithm(config.algorithm, problem),
-        build_evaluator(config, problem, test),
+        build_evaluator(config, problem, openings.test),
         _training(config),
+        openings.sources,
     )
 
 
@@ -113,10 +108,10 @@ def build_evaluator(
     """Make what plays the held-out conversations and lets the judge score them."""
     judge = config.evaluation.judge
     return ASTEvaluator(
-        ASTEnvironment(problem, openings, 1, config.environment.tree_depth),
+        build_environment(config.environment, problem, openings),
         openings,
         threshold=config.evaluation.threshold,
-        judge=None if judge is None else build_moderator(judge),
+        judge=None if judge is None else build_moderator(judge, "evaluation.judge"),
         batch_size=128,
     )
 
@@ -124,7 +119,7 @@ def build_evaluator(
 def build_problem(
     config: RunConfig, moderator: Moderator[str, str], *, attacker: str | None = None
 ) -> HFASTProblem:
-    """Load attacker, target and baseline.
+    """Load attacker, target and baseline; with a value function if the algorithm needs one.
 
     Args:
         config: The configuration.
@@ -134,14 +129,19 @@ def build_problem(
     """
     speaker = config.attacker
     lora = speaker.lora if attacker is None else None
-    return HFASTProblem(
+    kind: Callable[..., HFASTProblem] = HFASTProblem
+    algorithm = config.algorithm
+    count = ALGORITHMS[algorithm.type].values_needed(**algorithm.options)
+    if attacker is None and count:
+        kind = partial(HFValueProblem, value_count=count)
+    return kind(
         attacker or speaker.model,
         config.target.model,
         config.baseline or speaker.model,
         moderator,
         config.device,
         dtype=config.dtype,
-        reward=build_reward(config.reward),
+        reward=build_reward(config),
         attacker_sampling=_sampling(speaker),
         target_sampling=_sampling(config.target),
         attacker_chat=speaker.chat,
@@ -153,12 +153,34 @@ def build_problem(
     )
 
 
-def build_moderator(config: ModeratorConfig) -> Moderator[str, str]:
-    """Make a moderator of its name and options."""
-    moderator: Moderator[str, str] = _construct(
-        "moderator.options", _moderator_class(config), config.options
+def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -> None:
+    """Check a moderator's options, and those of the moderators it is made of.
+
+    Raises:
+        ConfigurationError: An option that its class does not take; `where` is named.
+    """
+    chosen = moderator_class(config.type)
+    given_otherwise = ["moderators"] if config.of else []
+    _check_arguments(f"{where}.options", chosen, config.options, given_otherwise)
+    for index, part in enumerate(config.of):
+        check_moderator_options(part, f"{where}.of.{index}")
+
+
+def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Moderator[str, str]:
+    """Make a moderator of its name and options; the same text is never judged twice.
+
+    Raises:
+        AstraError: It cannot be made; the message says where in the configuration and why.
+    """
+    parts = [build_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
+    return CachedModerator(
+        _construct(
+            f"{where}.options",
+            moderator_class(config.type),
+            config.options,
+            *([parts] if parts else []),
+        )
     )
-    return moderator
 
 
 def build_algorithm(
@@ -166,59 +188,61 @@ def build_algorithm(
 ) -> Algorithm[str, str, Any, Any]:
     """Make an algorithm of its name and options."""
     algorithm: Algorithm[str, str, Any, Any] = _construct(
-        "algorithm.options", _ALGORITHMS[config.type], config.options, problem
+        "algorithm.options", ALGORITHMS[config.type], config.options, problem
     )
     return algorithm
 
 
-def build_reward(config: RewardConfig) -> Reward:
-    """Make the reward: a weighted sum, or the novelty rule if novelty has a share."""
-    nll = AttackNLL(config.attack_nll_under)
-    if config.novelty or config.attack_nll_above is not None:
-        if config.harm_response != 1 or config.harm_exchange != 0:
-            raise ConfigurationError(
-                "reward.novelty and reward.attack_nll_above go with harm_response=1 and "
-                "harm_exchange=0; leave those out."
-            )
-        return NovelFailureReward(
-            novelty_share=config.novelty,
-            nll_weight=config.attack_nll,
-            free_nll=config.attack_nll_above or 0.0,
-            nll=nll,
-            novelty=Novelty(nearest=config.novelty_nearest, kind=config.novelty_kind),
-        )
-    return WeightedSum(
-        {
-            Harm("response"): config.harm_response,
-            Harm("exchange"): config.harm_exchange,
-            nll: -config.attack_nll,
-        }
+def build_reward(config: RunConfig) -> RewardPart:
+    """Make the reward of its parts."""
+    return make_part("reward", config.reward, _moderator_at)
+
+
+def build_environment(
+    config: EnvironmentConfig, problem: HFASTProblem, openings: Sequence[str]
+) -> ASTEnvironment:
+    """Make an environment of its name and options."""
+    return _make_environment(config, problem, openings, _moderator_at)
+
+
+def _make_environment(
+    config: EnvironmentConfig,
+    problem: HFASTProblem,
+    openings: Sequence[str],
+    make_moderator: MakeModerator,
+) -> ASTEnvironment:
+    factory, options = ENVIRONMENTS[config.type], config.arguments()
+    environment: ASTEnvironment = construct(
+        "environment", factory, options, make_moderator, problem, openings
     )
+    return environment
+
+
+def _moderator_at(where: str, value: Any) -> Moderator[str, str]:
+    """Make a moderator that a part of a reward asks for."""
+    return build_moderator(_moderator_config(where, value), where)
+
+
+def _checked_moderator_at(where: str, value: Any) -> Moderator[str, str]:
+    """Check what a file says of a moderator; its stand-in loads nothing."""
+    check_moderator_options(_moderator_config(where, value), where)
+    return FunctionModerator(lambda texts: [math.nan] * len(texts))
+
+
+def _moderator_config(where: str, value: Any) -> ModeratorConfig:
+    try:
+        return ModeratorConfig.model_validate({"type": value} if isinstance(value, str) else value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigurationError(f"{place}: {message} (it is {first['input']!r}).") from error
 
 
 def load_openings(config: PromptsConfig, *, seed: int) -> tuple[Sequence[str], Sequence[str]]:
-    """Return opening contexts for training and for evaluation; they share none.
-
-    The held-out ones are the same for every seed, so that runs can be compared.
-    """
-    if config.scenario == "planted_secrets":
-        train = planted_secrets("train", config.train, seed=derive_seed(seed, "openings"))
-        return train, planted_secrets("test", config.test)
-    train_prompts = load_prompts(_path(config.file))
-    test_prompts = load_prompts(_path(config.test_file))
-    shared = set(train_prompts) & set(test_prompts)
-    if shared:
-        raise ConfigurationError(
-            f"{config.file} and {config.test_file} share {len(shared)} prompts, for instance "
-            f"{min(shared)[:60]!r}. Evaluate on prompts that were not trained on."
-        )
-    return train_prompts, test_prompts
-
-
-def _path(file: Path | None) -> Path:
-    if file is None:
-        raise ConfigurationError("prompts.file and prompts.test_file must both be given.")
-    return file
+    """Return opening contexts for training and for evaluation; see `read_openings`."""
+    openings = read_openings(config, seed=seed)
+    return openings.train, openings.test
 
 
 def _sampling(speaker: SpeakerConfig) -> Sampling:
@@ -240,17 +264,25 @@ def _training(config: RunConfig) -> TrainingConfiguration:
         training_steps=training.steps,
         num_episodes_per_experience=training.episodes_per_step,
         max_grad_norm=training.max_grad_norm,
+        max_nonfinite_losses=training.max_nonfinite_losses,
         seed=config.seed,
     )
 
 
-def _moderator_class(config: ModeratorConfig) -> Callable[..., Any]:
-    chosen: Callable[..., Any] = getattr(moderators, _MODERATORS[config.type])
-    return chosen
+def _check_arguments(
+    where: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    given_otherwise: Sequence[str] = (),
+) -> None:
+    _check_names(where, factory, options)
+    for name, is_required in option_names(factory).items():
+        if is_required and name not in (*options, *given_otherwise):
+            raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
 
 
-def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(factory).parameters if name != "problem"]
+def _check_names(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    known = option_names(factory)
     for name in options:
         if name not in known:
             raise ConfigurationError(
@@ -259,10 +291,30 @@ def _check_arguments(where: str, factory: Callable[..., Any], options: Mapping[s
             )
 
 
+def option_names(factory: Callable[..., Any]) -> dict[str, bool]:
+    """Return what a factory may be given by name, and whether it must be.
+
+    Where a class passes named arguments on to its base, those of the base are among them.
+    """
+    kinds: list[Callable[..., Any]] = [factory]
+    if inspect.isclass(factory):
+        kinds = [vars(kind)["__init__"] for kind in factory.__mro__ if "__init__" in vars(kind)]
+    names: dict[str, bool] = {}
+    for kind in kinds:
+        parameters = inspect.signature(kind).parameters.values()
+        for each in parameters:
+            by_name = each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+            if by_name and each.name not in ("self", "problem"):
+                names.setdefault(each.name, each.default is each.empty)
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            break
+    return names
+
+
 def _construct(
     where: str, factory: Callable[..., Any], options: Mapping[str, Any], *arguments: Any
 ) -> Any:
-    _check_arguments(where, factory, options)
+    _check_names(where, factory, options)
     try:
         return factory(*arguments, **options)
     except TypeError as error:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.moderators.registry import check_type, is_composition
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -53,61 +64,102 @@ class AttackerConfig(SpeakerConfig):
 
 
 class ModeratorConfig(_Section):
-    """A judge, by name, and its options."""
+    """A judge, by name, its options, and for a composition the moderators it is made of."""
 
-    type: Literal["secret_leak", "profanity", "detoxify", "llama_guard", "hf_classifier"] = Field(
-        description="Which moderator."
-    )
+    type: str = Field(description="Which moderator: a name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+    of: tuple[ModeratorConfig, ...] = Field((), description="Of a composition, its moderators.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        check_type(value)
+        return value
+
+    @model_validator(mode="after")
+    def _composition_of_some(self) -> ModeratorConfig:
+        if is_composition(self.type) and not self.of:
+            raise ValueError(
+                f"{self.type} needs the moderators it is made of, as a list under 'of'"
+            )
+        if self.of and not is_composition(self.type):
+            raise ValueError(f"{self.type} is not made of others; leave out 'of'")
+        return self
 
 
 class PromptsConfig(_Section):
-    """Opening contexts: a shipped scenario, or a text file with one prompt per line."""
+    """Opening contexts: a scenario, or a file of prompts."""
 
-    scenario: Literal["planted_secrets"] | None = None
-    file: Path | None = None
-    test_file: Path | None = None
-    train: int = Field(192, ge=1, description="Conversations for training, of a scenario.")
-    test: int = Field(128, ge=1, description="Conversations for evaluation.")
+    scenario: str | None = Field(
+        None, description="A name that 'astra-rl info scenarios' lists, or a scenario file."
+    )
+    file: str | None = Field(
+        None, description="txt, csv, tsv, jsonl, json, parquet, a folder of datasets, or hub:ID."
+    )
+    test_file: str | None = Field(None, description="Default: file is divided without overlap.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Columns of the files that have other names."
+    )
+    benchmark: str | None = Field(None, description="Whose columns file has, e.g. harmbench.")
+    train: int | None = Field(
+        None, ge=1, description="Most conversations for training; default: all."
+    )
+    test: int | None = Field(
+        None, ge=1, description="Most conversations for evaluation; default: all."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is not None and self.test_file is None:
-            raise ValueError("give test_file too: attackers are evaluated on other prompts")
+        if self.file is None and (self.test_file or self.columns or self.benchmark):
+            raise ValueError("test_file, columns and benchmark go with file")
         return self
 
 
-class RewardConfig(_Section):
-    """Weights of the terms of the reward."""
-
-    harm_response: float = 1.0
-    harm_exchange: float = 0.0
-    attack_nll: float = Field(0.1, ge=0, description="Cost of a nat per token above the limit.")
-    attack_nll_under: Literal["target", "baseline"] = "target"
-    attack_nll_above: float | None = Field(None, description="Free nats per token.")
-    novelty: float = Field(
-        0.0, ge=0, le=1, description="Share of the harm that is paid only for new attacks."
-    )
-    novelty_nearest: int = Field(4, ge=1, description="Siblings an attack is compared with.")
-    novelty_kind: float = Field(
-        0.0, ge=0, lt=1, description="Attacks no more similar than this are of different kinds."
-    )
-
-
 class EnvironmentConfig(_Section):
-    """The tree of conversations."""
+    """How episodes are played, by name, and its options."""
 
-    tree_width: int = Field(2, ge=1)
-    tree_depth: int = Field(3, ge=1)
+    type: str = Field("tree", description=f"One of {', '.join(ENVIRONMENTS)}.")
+    tree_width: int | None = Field(
+        None, ge=1, description="Attacks tried from each context; null: as the type has it."
+    )
+    tree_depth: int | None = Field(
+        None, ge=1, description="Turns or attempts; null: as the type has it."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Other arguments of its class."
+    )
+
+    @model_validator(mode="after")
+    def _known_type(self) -> EnvironmentConfig:
+        if self.type not in ENVIRONMENTS:
+            raise ValueError(
+                f"unknown type {self.type!r}.{did_you_mean(self.type, ENVIRONMENTS)} "
+                f"Known: {', '.join(ENVIRONMENTS)}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what its class is given, besides problem and prompts."""
+        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
+        return {k: v for k, v in shape.items() if v is not None} | self.options
 
 
 class AlgorithmConfig(_Section):
     """How the attacker learns, by name, and its options."""
 
-    type: Literal["dpo", "ipo", "grpo"] = "grpo"
+    type: str = Field("grpo", description="One of astra_rl.algorithms.ALGORITHMS.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_algorithm(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(
+                f"choose from {', '.join(sorted(ALGORITHMS))}.{did_you_mean(name, ALGORITHMS)}"
+            )
+        return name
 
 
 class TrainingConfig(_Section):
@@ -122,6 +174,9 @@ class TrainingConfig(_Section):
     warmup_steps: int = Field(0, ge=0, description="Steps in which lr rises from zero.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
+    max_nonfinite_losses: int = Field(
+        3, ge=1, description="So many updates in a row that are not finite end the training."
+    )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
@@ -140,6 +195,11 @@ class EvaluationConfig(_Section):
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
+    watch: int = Field(
+        16,
+        ge=0,
+        description="Turns per training step that the judge scores too, to see reward hacking.",
+    )
 
 
 class RunConfig(_Section):
@@ -151,7 +211,10 @@ class RunConfig(_Section):
     baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
     moderator: ModeratorConfig
     prompts: PromptsConfig
-    reward: RewardConfig = RewardConfig()
+    reward: str | dict[str, Any] = Field(
+        default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
+        description="A part, or a combination of parts; see docs/rewards.md.",
+    )
     environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
@@ -197,11 +260,38 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
     for override in overrides:
         _apply(values, override)
+    values = _with_scenario(values)
+    return _validated(RunConfig, values, source)
+
+
+def load_moderator(reference: str) -> ModeratorConfig:
+    """Read what a moderator is called: its name, or a YAML file as the section of a run's.
+
+    Raises:
+        ConfigurationError: There is no such moderator, or the file says something wrong.
+    """
+    if not reference.endswith((".yaml", ".yml")):
+        return _validated(ModeratorConfig, {"type": reference}, "the name of a moderator")
     try:
-        return RunConfig.model_validate(values)
+        values = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read the moderator {reference}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"{reference} must hold keys and values, first of all 'type: NAME'."
+        )
+    return _validated(ModeratorConfig, values.get("moderator", values), reference)
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def _validated(section: type[SectionT], values: Any, source: str) -> SectionT:
+    try:
+        return section.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(
-            "\n".join(_explain(each) for each in error.errors()) + f"\n(in {source})"
+            "\n".join(_explain(each, section) for each in error.errors()) + f"\n(in {source})"
         ) from error
 
 
@@ -224,11 +314,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run with the moderator, judge and threshold of its scenario.
+
+    What the settings themselves say stays.
+
+    Raises:
+        ConfigurationError: There is no such scenario, or its file is wrong.
+    """
+    prompts = values.get("prompts")
+    name = prompts.get("scenario") if isinstance(prompts, Mapping) else None
+    if not isinstance(name, str):
+        return dict(values)
+    told = read_scenario_file(name).run_settings
+    filled = {**told, **values}
+    if isinstance(values.get("evaluation"), Mapping):
+        filled["evaluation"] = {**told.get("evaluation", {}), **values["evaluation"]}
+    return filled
+
+
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     location = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
-        known = _known_names(parents)
+        known = _known_names(parents, root)
         return (
             f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
         )
@@ -242,9 +351,11 @@ def _explain(error: Mapping[str, Any]) -> str:
     )
 
 
-def _known_names(parents: Iterable[Any]) -> list[str]:
-    section: Any = RunConfig
+def _known_names(parents: Iterable[Any], root: type[BaseModel]) -> list[str]:
+    section: Any = root
     for parent in parents:
+        if isinstance(parent, int):  # a place in a list, whose section is known already
+            continue
         annotation = section.model_fields[str(parent)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(

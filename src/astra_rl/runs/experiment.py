@@ -15,9 +15,11 @@ from typing import Any
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
+from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
+from astra_rl.evaluation.reward_watch import RewardWatch
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
@@ -26,6 +28,7 @@ from astra_rl.runs.build import Experiment, build
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.folder import RunFolder
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
+from astra_rl.training.watch import UnscoredHook, WatchHook
 
 RECENT_STEPS = 4
 """Training stops at success when the mean over so many steps reaches the goal."""
@@ -67,6 +70,7 @@ class Result:
         after: Evaluation of the trained attacker.
         training_steps: Steps that were done.
         seconds: Time by stage.
+        warnings: What a reader of the report must know.
     """
 
     folder: RunFolder
@@ -74,10 +78,14 @@ class Result:
     after: dict[str, Any]
     training_steps: int
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class RunTrainer(HFASTTrainer):
     """The trainer of a run: counts successes, keeps failures, and stops when it is time.
+
+    If there is a held-out judge, it also scores a few turns of each step, and is compared with the
+    training moderator.
 
     Args:
         experiment: What is trained.
@@ -100,9 +108,25 @@ class RunTrainer(HFASTTrainer):
         self.limits = config.training
         self.threshold = config.evaluation.threshold
         self.failures: list[dict[str, Any]] = []
+        moderator = experiment.problem.moderator
+        self._count_unscored = UnscoredHook(moderator)
+        self._watch: WatchHook | None = None
+        if config.evaluation.judge is not None and config.evaluation.watch:
+            self._watch = WatchHook(
+                moderator,
+                experiment.evaluator.judge,
+                turns=config.evaluation.watch,
+                seed=config.seed,
+                watch=RewardWatch(high=self.threshold),
+            )
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._started = 0.0
         self._set_learning_rate(0)
+
+    @property
+    def watch(self) -> RewardWatch | None:
+        """What was seen of moderator and judge; None without a held-out judge."""
+        return None if self._watch is None else self._watch.watch
 
     def on_train_begin(self) -> None:
         """Start the clock."""
@@ -112,12 +136,16 @@ class RunTrainer(HFASTTrainer):
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
         nodes = [node for graph in self.harness.graphs for node in graph.nodes()]
-        won = [node for node in nodes if self._harm(node) >= self.threshold]
+        # What a defender said is no attack, and was not judged as one.
+        judged = [node for node in nodes if "harm_response" in node.reward_terms]
+        won = [node for node in judged if self._harm(node) >= self.threshold]
         self.failures.extend(_failure(node, step) for node in won)
         found = {
-            "asr": len(won) / len(nodes) if nodes else math.nan,
+            "asr": len(won) / len(judged) if judged else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
+            **self._count_unscored(),
+            **(self._watch(step, nodes) if self._watch is not None else {}),
         }
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
@@ -186,6 +214,8 @@ def run_experiment(
     folder.write_json(folder.manifest, record)
     with _timed(seconds, display, "loading models"):
         experiment = build(config)
+    record["prompts"] = [source.as_dict() for source in experiment.sources]
+    folder.write_json(folder.manifest, record)
     before = None
     if config.evaluation.before:
         with _timed(seconds, display, "evaluating the untrained attacker"):
@@ -206,7 +236,11 @@ def run_experiment(
     with _timed(seconds, display, "evaluating the trained attacker"):
         after = evaluate(experiment, folder, "after")
     folder.write_lines(folder.failures, [*held_out_failures(after), *trainer.failures])
-    result = Result(folder, before, after, trainer.completed_steps, seconds)
+    warnings: tuple[str, ...] = ()
+    if trainer.watch is not None:
+        folder.write_lines(folder.reward_watch, trainer.watch.rows)
+        warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
+    result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
     folder.write_json(folder.manifest, {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_report(config, result, history.rows, command)
@@ -352,8 +386,9 @@ def _notes(config: RunConfig, result: Result) -> list[str]:
             "say more than that the attacker pleases it, evaluate with another judge too."
         )
     if result.after["outcomes"]["unscored"]:
-        notes.append("Some conversations could not be scored; they are in no rate.")
-    return notes
+        reasons = describe_missing(result.after.get("unscored_turns", {}))
+        notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
+    return [*notes, *result.warnings]
 
 
 def _failure(node: Node[str, str], step: int) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def reward_watch(self) -> Path:
+        """Training moderator against held-out judge, one JSON object per training step."""
+        return self.path / "reward_watch.jsonl"
+
+    @property
     def learning_curve(self) -> Path:
         """Picture of the training."""
         return self.path / "learning_curve.svg"
@@ -61,7 +66,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """Versions, seed and times."""
+        """Versions, seed, times, and checksums of the prompts."""
         return self.path / "manifest.json"
 
     def evaluation(self, name: str) -> Path:

@@ -31,6 +31,8 @@ class TrainingConfiguration:
         training_steps: Number of experiences collected and learned from.
         num_episodes_per_experience: Episodes played per experience.
         max_grad_norm: Gradients longer than this are scaled down to it; None never scales.
+        max_nonfinite_losses: So many optimizer steps in a row without a finite loss or gradient
+            end the training; fewer are skipped.
         seed: Fixes the episodes and the order of batches; None is another run each time.
 
     Raises:
@@ -44,6 +46,7 @@ class TrainingConfiguration:
     training_steps: int = 1000
     num_episodes_per_experience: int = 8
     max_grad_norm: float | None = 1.0
+    max_nonfinite_losses: int = 3
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +58,12 @@ class TrainingConfiguration:
         _check_positive("lr", self.lr)
         if self.max_grad_norm is not None:
             _check_positive("max_grad_norm", self.max_grad_norm)
-        for name in ("batch_size", "gradient_accumulation_steps", "num_episodes_per_experience"):
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "num_episodes_per_experience",
+            "max_nonfinite_losses",
+        ):
             _check_whole(name, getattr(self, name), least=1)
         _check_whole("training_steps", self.training_steps, least=0)
         if self.seed is not None:

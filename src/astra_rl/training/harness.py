@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, Generic
 
 import torch
@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
-from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.contracts import is_missing, mean_of_present, std_of_present
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
-from astra_rl.core.seeding import derive_seed, episode_seeds
+from astra_rl.core.seeding import derive_seed
 
 
 class Harness(Generic[StateT, ActionT, StepT, BatchT]):
@@ -50,12 +50,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
 
+        An algorithm of several epochs gets each step once per epoch, in another order.
         An experience that teaches nothing (for instance, all siblings tie) has no batches.
         """
-        self.graphs = self.environment.rollouts(
-            episode_seeds(seed, self.num_episodes_per_experience)
+        self.graphs, kept = self.algorithm.collector.collect(
+            self.environment, seed, self.num_episodes_per_experience
         )
-        flat = list(chain.from_iterable(map(self.algorithm.flatten, self.graphs)))
+        self.environment.problem.observe(self.graphs)
+        flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:
             return []
@@ -71,7 +73,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
                 **self.dataloader_kwargs,
             },
         )
-        return loader
+        return loader if self.algorithm.epochs == 1 else _Epochs(loader, self.algorithm.epochs)
 
     def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and numbers to log."""
@@ -80,13 +82,15 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
     def experience_metrics(self) -> Metrics:
         """Sum up the latest experience: mean reward and reward terms over all nodes.
 
-        Missing values are left out of the means; ``rewards/missing`` is their share.
+        Missing values are left out of the means; ``rewards/missing`` is their share. What the
+        algorithm has to say about the experience comes with them.
         """
         nodes = [node for graph in self.graphs for node in graph.nodes()]
         rewards = [node.reward for node in nodes]
         names = sorted({name for node in nodes for name in node.reward_terms})
         return {
             "reward": mean_of_present(rewards),
+            "reward_std": std_of_present(rewards),
             "rewards/missing": (
                 sum(map(is_missing, rewards)) / len(rewards) if rewards else float("nan")
             ),
@@ -96,4 +100,18 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
                 )
                 for name in names
             },
+            **self.algorithm.experience_metrics(),
         }
+
+
+class _Epochs(Iterable[Any]):
+    """The batches of a loader several times over, shuffled anew each time."""
+
+    def __init__(self, loader: DataLoader[Any], count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(repeat(self.loader, self.count))
+
+    def __len__(self) -> int:
+        return self.count * len(self.loader)

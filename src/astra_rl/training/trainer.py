@@ -14,7 +14,7 @@ from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import check_loss
 from astra_rl.core.environment import Environment
 from astra_rl.core.seeding import derive_seed
-from astra_rl.errors import ConfigurationError, TrainingError
+from astra_rl.errors import ConfigurationError, NonFiniteLossError
 from astra_rl.logging import logger
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
@@ -22,15 +22,15 @@ from astra_rl.training.precision import build_optimizer
 
 __all__ = ["Trainer", "TrainingConfiguration"]
 
-MAX_BAD_STEPS = 5
-"""So many optimizer steps in a row without a finite loss or gradient end the training."""
-
 
 class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     """Collect, compute the loss, optimise; nothing else.
 
     It does not evaluate, save or log: a subclass does so in the hooks `on_train_begin`,
-    `on_step_end` and `on_train_end`, or overrides `train` wholly.
+    `on_step_end`, `on_train_end` and `on_train_failed`, or overrides `train` wholly.
+
+    An optimizer step whose loss or gradient is not finite is skipped, counted and warned of; too
+    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`.
 
     Args:
         config: Hyperparameters.
@@ -72,13 +72,21 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer = build_optimizer(OPTIMIZERS[config.optimizer], trained, config.lr)
         self.completed_steps = 0
         self.should_stop = False
-        self._bad_steps = 0
+        self._nonfinite = 0
 
     def train(self) -> None:
-        """Run `config.training_steps` training steps, or until `should_stop`."""
+        """Run `config.training_steps` training steps, or until `should_stop`.
+
+        Raises:
+            NonFiniteLossError: Too many losses in a row were not finite.
+        """
         self.on_train_begin()
         while self.completed_steps < self.config.training_steps and not self.should_stop:
-            logs = self.training_step(self._step_seed(self.completed_steps))
+            try:
+                logs = self.training_step(self._step_seed(self.completed_steps))
+            except NonFiniteLossError:
+                self.on_train_failed()
+                raise
             self.completed_steps += 1
             self.on_step_end(self.completed_steps, logs)
         self.on_train_end()
@@ -91,13 +99,17 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         is that of the whole group at once.
 
         Returns:
-            Means over the batches of what the algorithm logged.
+            Means over the batches of what the algorithm logged, and under ``skipped_updates`` the
+            number of optimizer steps that were skipped because they were not finite.
         """
         batches = iter(self.harness.experience(seed))
         logs: list[Metrics] = []
+        skipped = 0
         while group := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
-            logs.extend(self._optimizer_step(group))
-        return mean_metrics(logs)
+            step_logs, done = self._optimizer_step(group)
+            logs.extend(step_logs)
+            skipped += not done
+        return {**mean_metrics(logs), "skipped_updates": float(skipped)}
 
     def on_train_begin(self) -> None:
         """Called once before the first step; override to prepare."""
@@ -108,10 +120,17 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def on_train_end(self) -> None:
         """Called once after the last step; override to finish up."""
 
+    def on_train_failed(self) -> None:
+        """Called before an error ends the training; override to save what there is.
+
+        The weights are those of the last optimizer step that was finite.
+        """
+
     def _step_seed(self, step: int) -> int | None:
         return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)
 
-    def _optimizer_step(self, group: Sequence[BatchT]) -> list[Metrics]:
+    def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
+        """Update the weights; returns the logs, and whether the update was made."""
         weights = [self.algorithm.weight(batch) for batch in group]
         total = math.fsum(weights) or 1.0
         logs: list[Metrics] = []
@@ -124,15 +143,16 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
             logs.append(dict(step_logs or {}))  # an algorithm may have nothing to say
         norm = self._clip_gradients()
-        if finite and math.isfinite(norm):
+        finite = finite and math.isfinite(norm)
+        if finite:
             self.optimizer.step()
-            self._bad_steps = 0
+            self._nonfinite = 0
             for step_logs in logs:
                 step_logs.setdefault("grad_norm", norm)
-        else:
-            self._skip_bad_step()
         self.optimizer.zero_grad()
-        return logs
+        if not finite:
+            self._count_nonfinite()
+        return logs, finite
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down if they are too long; returns their length before."""
@@ -141,16 +161,18 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         return float(norm)
 
-    def _skip_bad_step(self) -> None:
-        self._bad_steps += 1
+    def _count_nonfinite(self) -> None:
+        self._nonfinite += 1
+        step = self.completed_steps + 1
         logger.warning(
-            "training step %d: the loss or a gradient is not finite; the update is skipped",
-            self.completed_steps + 1,
+            "training step %d: the loss or a gradient is not finite; the update is skipped", step
         )
-        if self._bad_steps >= MAX_BAD_STEPS:
-            raise TrainingError(
-                f"no finite loss in {MAX_BAD_STEPS} optimizer steps in a row, up to training step "
-                f"{self.completed_steps + 1}. Lower lr, or train in float32 or bfloat16."
+        if self._nonfinite >= self.config.max_nonfinite_losses:
+            raise NonFiniteLossError(
+                f"no finite loss in {self._nonfinite} optimizer steps in a row, up to training "
+                f"step {step}. The weights are those of the last finite one. Lower lr, or train "
+                "in float32 or bfloat16.",
+                step,
             )
 
 

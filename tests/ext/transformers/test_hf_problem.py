@@ -1,5 +1,6 @@
 """HFASTProblem on tiny random models, in float32 unless said otherwise."""
 
+import contextlib
 import copy
 import math
 
@@ -23,6 +24,7 @@ from astra_rl import (
     Utterance,
 )
 from astra_rl.ext.transformers import HFASTProblem, HFEvaluationProblem, ModelPair
+from astra_rl.models import forward
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards.base import WeightedSum
@@ -553,3 +555,27 @@ def test_a_model_in_memory_is_left_as_it_was():
     train(problem)
     assert same(before, weights(pair.model))
     assert pair.model.config.to_dict() == mode
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch):
+    def play():
+        problem = problem_of(kind)
+        graphs = environment_of(problem, tree_width=2, tree_depth=3).rollouts([0, 1, 2])
+        assert problem._memories == {}
+        return problem, graphs
+
+    read = []
+    original = forward.hidden_states
+    monkeypatch.setattr(
+        forward, "hidden_states", lambda *args: read.append(args[1].numel()) or original(*args)
+    )
+    _, remembered = play()
+    with_memory = sum(read)
+    read.clear()
+    monkeypatch.setattr(HFASTProblem, "conversing", lambda self: contextlib.nullcontext())
+    _, plain = play()
+    assert [graph_signature(graph) for graph in remembered] == [
+        graph_signature(graph) for graph in plain
+    ]
+    assert with_memory < sum(read)

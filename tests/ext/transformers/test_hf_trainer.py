@@ -14,6 +14,7 @@ from astra_rl import (
     ContractError,
     Evaluator,
     FunctionModerator,
+    NonFiniteLossError,
 )
 from astra_rl.ext.transformers import HFASTConfiguration, HFASTProblem, HFASTTrainer
 from astra_rl.models.generation import Sampling
@@ -278,3 +279,41 @@ def test_what_cannot_be_evaluated_is_refused_at_construction(make, options, mess
 
 def test_the_folder_for_checkpoints_is_made_with_its_parents(make, tmp_path):
     assert make(ckpt_dir=str(tmp_path / "a" / "b")).ckpt_dir.is_dir()
+
+
+class Failing(GRPO):
+    """Its losses are not finite from the experience `after` on."""
+
+    after, experiences = 3, 0
+
+    def prepare(self, steps):
+        self.experiences += 1
+        return super().prepare(steps)
+
+    def step(self, batch):
+        loss, logs = super().step(batch)
+        return (loss * math.nan if self.experiences > self.after else loss), logs
+
+
+def test_training_that_fails_keeps_the_last_good_checkpoint(make):
+    trainer = make(Failing, steps=20, eval_every=2, evaluator=Scores(*range(9)))
+    with pytest.raises(NonFiniteLossError, match="training step 6") as caught:
+        trainer.train()
+    assert caught.value.step == 6
+    # evaluated, and saved, after the steps 2 and 4; the update of step 4 was skipped
+    assert metrics_of(trainer, "last")["step"] == 4
+    model = AutoModelForCausalLM.from_pretrained(trainer.ckpt_dir / "last")
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    assert [row["skipped_updates"] for row in trainer.tracker.rows] == [0, 0, 0, 1, 1]
+
+
+def test_training_that_fails_before_any_checkpoint_saves_the_last_good_weights(make):
+    trainer = make(Failing, steps=20, eval_every=0)
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    assert metrics_of(trainer, "last") == {"step": 5}
+    model = AutoModelForCausalLM.from_pretrained(trainer.ckpt_dir / "last")
+    for saved, weight in zip(
+        model.parameters(), trainer.algorithm.problem.attacker.parameters(), strict=True
+    ):
+        torch.testing.assert_close(saved, weight.detach())

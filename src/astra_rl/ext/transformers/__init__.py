@@ -7,11 +7,13 @@ from astra_rl.ext.transformers.hf_ast_problem import (
     HFEvaluationProblem,
 )
 from astra_rl.ext.transformers.problem import ModelPair
+from astra_rl.ext.transformers.value import HFValueProblem
 
 __all__ = [
     "HFASTConfiguration",
     "HFASTProblem",
     "HFASTTrainer",
     "HFEvaluationProblem",
+    "HFValueProblem",
     "ModelPair",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.dialogue import DialogueView, Rendered, same_vocabulary, window_of
-from astra_rl.models.generation import Sample, Sampling, generate
+from astra_rl.models.embedding import mean_hidden_states
+from astra_rl.models.generation import Sample, Sampler, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
+from astra_rl.models.memory import ConversationMemory
 from astra_rl.models.scoring import continuation_logprobs
-from astra_rl.rewards.base import Reward
+from astra_rl.rewards.base import RewardPart
 
 
 class ModelPair(NamedTuple):
@@ -65,6 +68,8 @@ class HFASTProblem(ASTProblem):
         lora: Train an adapter instead of the weights.
         trainable_layers: Train only so many of the last layers.
         trust_remote_code: Run code that comes with a model. Leave it off unless you have read it.
+        sampler: What samples attacks and responses. The engine's own is the fastest; for comparison
+            there is `astra_rl.models.hf_generation.generate_with_transformers`.
 
     Attributes:
         attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
@@ -86,7 +91,7 @@ class HFASTProblem(ASTProblem):
         device: str = "cpu",
         *,
         dtype: str | torch.dtype = "auto",
-        reward: Reward | None = None,
+        reward: RewardPart | None = None,
         attacker_sampling: Sampling | None = None,
         target_sampling: Sampling | None = None,
         attacker_chat: bool | None = None,
@@ -95,8 +100,10 @@ class HFASTProblem(ASTProblem):
         lora: LoraOptions | None = None,
         trainable_layers: int | None = None,
         trust_remote_code: bool = False,
+        sampler: Sampler = generate,
     ) -> None:
         super().__init__(moderator, reward)
+        self.sampler = sampler
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = _ModelPool(device, dtype, trust_remote_code)
@@ -115,6 +122,7 @@ class HFASTProblem(ASTProblem):
             _check_room(role, window_of(model.config), sampling.max_new_tokens)
         self._has_adapter = lora is not None
         self._baseline_rows: dict[Hashable, Tensor] = {}
+        self._memories: dict[str, ConversationMemory] = {}
         self.attacker_view = DialogueView(
             source.tokenizer,
             "attacker",
@@ -144,6 +152,25 @@ class HFASTProblem(ASTProblem):
     def samples_exactly(self) -> bool:
         """Whether attacks come from the very distribution that `get_attacker_logprobs` scores."""
         return self.attacker_sampling.is_exact
+
+    @contextlib.contextmanager
+    def attacking_at(self, temperature: float) -> Iterator[None]:
+        """Sample attacks at this temperature inside the block."""
+        usual = self.attacker_sampling
+        self.attacker_sampling = replace(usual, temperature=temperature)
+        try:
+            yield
+        finally:
+            self.attacker_sampling = usual
+
+    @contextlib.contextmanager
+    def conversing(self) -> Iterator[None]:
+        """Keep what attacker and target read inside the block: a turn reads only what is new."""
+        self._memories = {"attacker": ConversationMemory(), "target": ConversationMemory()}
+        try:
+            yield
+        finally:
+            self._memories = {}
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
@@ -210,6 +237,34 @@ class HFASTProblem(ASTProblem):
                 [each.ids[slice(*each.heard)] for each in rendered],
             )
 
+    @torch.no_grad()
+    def get_response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Score given beginnings of a response under the target, (B, T) float32.
+
+        Each context ends in an attack. The end of a response is not scored: it may go on.
+        """
+        check_length(responses, len(contexts), source="the caller's list of responses")
+        view = self.target_view
+        said = [_without_end(view, view.said_ids(str(response))) for response in responses]
+        prompts = [
+            view.render(Conversation.of(context), room=len(ids)).ids
+            for context, ids in zip(contexts, said, strict=True)
+        ]
+        with self._without_adapter(self.target):
+            return _score(self.target, prompts, said)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str], under: Literal["target", "baseline"]) -> Tensor:
+        """Return the mean last hidden state of each text under a frozen model, (N, H) float32."""
+        model, view = (
+            (self.target, self.target_view)
+            if under == "target"
+            else (self.baseline, self.baseline_view)
+        )
+        ids = [_without_end(view, view.said_ids(str(text)))[: view.window] for text in texts]
+        with self._without_adapter(model):
+            return mean_hidden_states(model, ids)
+
     def parameters(self) -> Iterator[Parameter]:
         """Yield the attacker's trainable parameters."""
         return (p for p in self.attacker.parameters() if p.requires_grad)
@@ -234,14 +289,15 @@ class HFASTProblem(ASTProblem):
         seeds = current_row_seeds(len(contexts))
         rows = [row for row, each in enumerate(rendered) if each.ids]
         heard = view.side == "target"
-        samples = generate(
+        samples = self.sampler(
             model,
             [rendered[row].ids for row in rows],
             sampling,
             [seeds[row] for row in rows],
             stop_ids=frozenset(view.stop_ids),
             # Only what was heard is scored; index 0 has no token before it to predict it.
-            score_from=[_score_start(rendered[row]) for row in rows] if heard else None,
+            score=[_scored_span(rendered[row]) for row in rows] if heard else None,
+            memory=self._memories.get(view.side),
         )
         out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
             rendered
@@ -250,6 +306,20 @@ class HFASTProblem(ASTProblem):
             out[row] = _utterance(sample, view, rendered[row] if heard else None)
         return out
 
+    def said_after(
+        self, view: DialogueView, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+        """Return the tokens that one side reads before each attack, and those of the attack."""
+        check_length(continuations, len(contexts), source="the caller's list of continuations")
+        # What one model can say may be more than another can read.
+        said = [view.said_ids(continuation)[: view.window] for continuation in continuations]
+        room = self.attacker_sampling.max_new_tokens
+        prompts: list[Sequence[int]] = [
+            view.render(Conversation.of(context), room=max(room, len(ids))).ids
+            for context, ids in zip(contexts, said, strict=True)
+        ]
+        return prompts, list(said)
+
     def _score_said(
         self,
         model: PreTrainedModel,
@@ -257,15 +327,7 @@ class HFASTProblem(ASTProblem):
         contexts: Sequence[str],
         continuations: Sequence[str],
     ) -> Tensor:
-        check_length(continuations, len(contexts), source="the caller's list of continuations")
-        # What one model can say may be more than another can read.
-        said = [view.said_ids(continuation)[: view.window] for continuation in continuations]
-        room = self.attacker_sampling.max_new_tokens
-        prompts = [
-            view.render(Conversation.of(context), room=max(room, len(ids))).ids
-            for context, ids in zip(contexts, said, strict=True)
-        ]
-        return _score(model, prompts, said)
+        return _score(model, *self.said_after(view, contexts, continuations))
 
     @contextlib.contextmanager
     def _without_adapter(self, model: PreTrainedModel) -> Iterator[None]:
@@ -350,15 +412,19 @@ def _check_room(role: str, window: int | None, max_new_tokens: int) -> None:
         )
 
 
-def _score_start(rendered: Rendered) -> int:
+def _without_end(view: DialogueView, ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(ids[:-1] if ids and ids[-1] in view.end_ids else ids)
+
+
+def _scored_span(rendered: Rendered) -> tuple[int, int]:
     start, stop = rendered.heard
-    return max(1, start) if stop > start else len(rendered.ids)
+    return (max(1, start), stop) if stop > max(1, start) else (len(rendered.ids),) * 2
 
 
 def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Utterance:
     heard_logprobs = None
     if heard is not None and heard.heard[1] > heard.heard[0]:
-        heard_logprobs = sample.prompt_logprobs[: heard.heard[1] - _score_start(heard)]
+        heard_logprobs = sample.prompt_logprobs
     return Utterance(
         view.decode(sample.token_ids),
         token_ids=sample.token_ids,
@@ -368,20 +434,28 @@ def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Ut
     )
 
 
+def readable(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Give every row a prompt to read: one without takes the first token of its continuation.
+
+    A context that leaves no room is so read as its last possible token: a score, never a crash.
+    """
+    rows = [
+        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
+        for prompt, ids in zip(prompts, continuations, strict=True)
+    ]
+    return [prompt for prompt, _ in rows], [ids for _, ids in rows]
+
+
 def _score(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
 ) -> Tensor:
-    # A context that leaves no room is read as its last possible token: a score, never a crash.
-    readable = [
-        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
-        for prompt, ids in zip(prompts, continuations, strict=True)
-    ]
-    logprobs = continuation_logprobs(
-        model, [prompt for prompt, _ in readable], [ids for _, ids in readable]
-    )
-    lengths = torch.tensor([len(ids) for _, ids in readable], device=logprobs.device)
+    prompts, continuations = readable(prompts, continuations)
+    logprobs = continuation_logprobs(model, prompts, continuations)
+    lengths = torch.tensor([len(ids) for ids in continuations], device=logprobs.device)
     real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
     # Zero means padding, so a token of probability one is made a hair less likely than that.
     hair = torch.finfo(logprobs.dtype).tiny

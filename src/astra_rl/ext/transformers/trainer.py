@@ -129,6 +129,12 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
             self.save("last", {"step": self.completed_steps})
         self.tracker.close()
 
+    def on_train_failed(self) -> None:
+        """Close the tracker. The last checkpoint stays; only if there is none, one is saved."""
+        if self._saved_step is None:
+            self.save("last", {"step": self.completed_steps})
+        self.tracker.close()
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any] | None:
         """Evaluate the attacker on the dev prompts; None if there are none."""

@@ -1,0 +1,224 @@
+"""Which algorithm learns the demo's game best in the same time? Runs each with several seeds.
+
+    python benchmarks/algorithms.py [grpo rloo ppo ...] [--seeds 0 1 2] [--minutes 4]
+
+Each run is the demo preset with another algorithm, in a process of its own, one after the other:
+two at once would slow each other down. All train for the same number of minutes at the same
+learning rate and, where they can, pay the same for divergence from the untrained attacker;
+"untrained" does not train at all. Every run leaves a JSON file in the folder of results. Whatever
+is there already, made with the same settings, is not run again: a benchmark that was interrupted
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.jsonio import write_json
+from astra_rl.evaluation.statistics import Rate
+from astra_rl.runs.experiment import rate_of, versions
+
+UNTRAINED = "untrained"
+MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++")
+NATS = {"kl_in_reward": 0.03}
+"""What divergence costs in the demo."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a2c": {"alpha": 0.03},
+    "cispo": {"scale": "batch", **NATS},
+    "dapo": {"scale": "batch", **NATS},
+    "dr_grpo": {"max_tokens": 14, **NATS},
+    "grpo": {"scale": "batch", "reduce": "token", "clip_high": 0.28, **NATS},
+    "gspo": {"scale": "batch", **NATS},
+    "ppo": {"epochs": 2, **NATS},
+    "ppo_lagrangian": {
+        "constraints": {"harm_response": {"at_least": 0.9}, "attack_nll_baseline": {"at_most": 3}},
+        "epochs": 2,
+        **NATS,
+    },
+    "reinforce": NATS,
+    "reinforce++": NATS,
+    "reinforce++_baseline": NATS,
+    "rloo": NATS,
+}
+"""Of each algorithm; one that is not listed runs with its defaults."""
+
+
+def settings_of(name: str, minutes: float, overrides: Sequence[str]) -> list[str]:
+    """Return what the demo preset is changed by."""
+    fixed = ["evaluation.before=false", *overrides]
+    if name == UNTRAINED:
+        return [*fixed, "training.steps=0"]
+    algorithm = {"type": name, "options": OPTIONS.get(name, {})}
+    flow = yaml.safe_dump(algorithm, default_flow_style=True, width=10_000).strip()
+    return [
+        f"algorithm={flow}",
+        # time ends the training, and nothing else: no schedule that some would not reach the end of
+        "training.steps=100000",
+        "training.final_lr=null",
+        "training.stop_at_success=null",
+        f"training.max_minutes={minutes}",
+        *fixed,
+    ]
+
+
+def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Train and evaluate once; returns the record, which says why if the run failed."""
+    record: dict[str, Any] = {
+        "algorithm": name,
+        "seed": seed,
+        "settings": list(settings),
+        "versions": versions(),
+        "processors": os.cpu_count(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "astra_rl.cli.main", "demo", "--seed", str(seed)]
+        command += ["--output", folder]
+        for setting in settings:
+            command += ["--set", setting]
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        record["minutes"] = round((time.perf_counter() - started) / 60, 2)
+        if done.returncode:
+            return {**record, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        after = json.loads((Path(folder) / "evaluation_after.json").read_text("utf-8"))
+        metrics = Path(folder) / "metrics.jsonl"
+        rows = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
+    rate = rate_of(after)
+    return {
+        **record,
+        "successes": rate.successes,
+        "trials": rate.trials,
+        "kinds": after["distinct_attacks"],
+        "nll": after["mean_attack_nll"],
+        "steps": len(rows),
+        "curve": [json.loads(row).get("asr") for row in rows],
+        "examples": [cluster["attack"].strip() for cluster in after["clusters"][:12]],
+    }
+
+
+def kept(file: Path, settings: Sequence[str]) -> dict[str, Any] | None:
+    """Return the record of a run that was made before with these settings and did not fail."""
+    if not file.exists():
+        return None
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record if record["settings"] == list(settings) and "error" not in record else None
+
+
+def summed_up(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per algorithm, the best leak rate first."""
+    rows = []
+    for name in dict.fromkeys(record["algorithm"] for record in records):
+        runs = [record for record in records if record["algorithm"] == name]
+        good = [record for record in runs if "error" not in record]
+        rates = [
+            Rate(record["successes"], record["trials"], 0).estimate
+            for record in good
+            if record["trials"]
+        ]
+        row: dict[str, Any] = {
+            "algorithm": name,
+            "runs": len(good),
+            "failed": len(runs) - len(good),
+        }
+        row["rates"] = rates
+        for key in ("kinds", "nll", "steps", "minutes"):
+            values = [record[key] for record in good if record[key] is not None]
+            row[key] = statistics.fmean(values) if values else None
+        row["all_kinds"] = [record["kinds"] for record in good if record["trials"]]
+        rows.append(row)
+    return sorted(rows, key=lambda row: -statistics.fmean(row["rates"] or [-1.0]))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| algorithm | held-out leak rate, mean (lowest to highest) | distinct kinds | "
+        "NLL per token | steps | minutes | runs |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        rates = row["rates"]
+        leak = "no run"
+        if rates:
+            leak = f"{statistics.fmean(rates):.1%} ({min(rates):.0%} to {max(rates):.0%})"
+        numbers = [
+            "-" if row[key] is None else f"{row[key]:.{digits}f}"
+            for key, digits in (("kinds", 1), ("nll", 2), ("steps", 0), ("minutes", 1))
+        ]
+        runs = f"{row['runs']}" + (f", {row['failed']} failed" if row["failed"] else "")
+        lines.append(f"| `{row['algorithm']}` | {leak} | {' | '.join(numbers)} | {runs} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw leak rate against distinct kinds: one small point per run, a large one per algorithm."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "astra-rl", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
+        for index, row in enumerate(row for row in rows if row["rates"]):
+            colour = f"C{index % 10}"
+            axes.scatter(row["all_kinds"], row["rates"], s=14, color=colour, alpha=0.5)
+            centre = statistics.fmean(row["all_kinds"]), statistics.fmean(row["rates"])
+            axes.scatter(*centre, s=64, color=colour)
+            axes.annotate(
+                row["algorithm"], centre, xytext=(6, 4), textcoords="offset points", color=colour
+            )
+        axes.set_xlabel("distinct kinds of successful attack, held out")
+        axes.set_ylabel("leak rate, held out")
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.grid(alpha=0.22)
+        axes.spines[["top", "right"]].set_visible(False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("algorithms", nargs="*", default=[UNTRAINED, *MAIN])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, per run")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/algorithms"))
+    parser.add_argument("--plot", type=Path, default=Path("benchmarks/results/algorithms.svg"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    unknown = set(arguments.algorithms) - {UNTRAINED, *ALGORITHMS}
+    if unknown:
+        parser.error(f"unknown: {sorted(unknown)}; choose from {sorted({UNTRAINED, *ALGORITHMS})}")
+    records = []
+    for seed in arguments.seeds:  # seed by seed: whatever is done compares all algorithms
+        for name in arguments.algorithms:
+            settings = settings_of(name, arguments.minutes, arguments.set)
+            file = arguments.results / f"{name}-{seed}.json"
+            record = kept(file, settings)
+            if record is None:
+                record = run(name, seed, settings)
+                write_json(record, file)
+            records.append(record)
+            print(name, seed, record.get("error") or table(summed_up([record])).splitlines()[-1])
+            sys.stdout.flush()
+    rows = summed_up(records)
+    print(f"\n{table(rows)}")
+    plot(rows, arguments.plot)
+    print(f"\nplot: {arguments.plot}")
+
+
+if __name__ == "__main__":
+    main()

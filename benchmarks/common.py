@@ -1,0 +1,98 @@
+"""What all benchmarks share: interleaved timing, one row of the table, one file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_rl.runs.experiment import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured ratio and the bar it was to reach.
+
+    Attributes:
+        name: What was measured.
+        value: The ratio.
+        bar: What it should be.
+        at_least: Whether the value should be at least the bar, or at most.
+        unit: Behind the value, for instance ``"x"``.
+        detail: The absolute numbers behind the ratio.
+    """
+
+    name: str
+    value: float
+    bar: float
+    at_least: bool = True
+    unit: str = "x"
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_reached(self) -> bool:
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Time candidates in turn, so that a slow minute of the machine hits all; returns seconds."""
+    if warm_up:
+        for run in candidates.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| benchmark | measured | bar | reached |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        limit = f"{'at least' if row.at_least else 'at most'} {row.bar:g}{row.unit}"
+        reached = "yes" if row.is_reached else "**no**"
+        lines.append(f"| {row.name} | {row.value:.3g}{row.unit} | {limit} | {reached} |")
+    return "\n".join(lines)
+
+
+def save(name: str, rows: Sequence[Row]) -> None:
+    """Print the table and write the numbers to ``results/NAME.json``."""
+    print(table(rows), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    record = {
+        "benchmark": name,
+        "versions": versions(),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "rows": [{**asdict(row), "reached": row.is_reached} for row in rows],
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,202 @@
+"""Comparing each token with what a value function expected: A2C and PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from astra_rl.algorithms.estimators import GAE
+from astra_rl.algorithms.losses import PolicyLoss, masked_mean, value_loss
+from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
+from astra_rl.algorithms.steps import PolicyBatch, PolicyStep, like
+from astra_rl.core.common import Metrics
+from astra_rl.core.problem import Problem, ValueFunctionProblem
+from astra_rl.errors import ConfigurationError, ContractError
+
+
+class CriticOptions(PolicyOptions, total=False):
+    """Options of every member; `ActorCritic` says what they mean."""
+
+    value_coef: float
+    value_clip: float
+
+
+class ActorCritic(PolicyGradient):
+    """A policy gradient whose baseline is a value function, trained beside the attacker.
+
+    Args:
+        problem: Also estimates returns, as many as `values_needed` says.
+        estimator: See `PolicyGradient`.
+        loss: See `PolicyGradient`.
+        value_coef: Weight of the value function's loss.
+        value_clip: An estimate that moved further than this in one experience learns no more from
+            it, see `value_loss`; infinity does not clip.
+        options: See `PolicyGradient`.
+
+    Raises:
+        ConfigurationError: The problem estimates no returns, or a value is out of range.
+    """
+
+    problem: ValueFunctionProblem[str, str]
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        estimator: GAE,
+        loss: PolicyLoss,
+        /,
+        *,
+        value_coef: float = 0.5,
+        value_clip: float = 0.2,
+        **options: Unpack[PolicyOptions],
+    ) -> None:
+        super().__init__(problem, estimator, loss, **options)
+        if not isinstance(problem, ValueFunctionProblem):
+            raise ConfigurationError(
+                f"{type(self).__name__} needs a problem that estimates returns, and "
+                f"{type(problem).__name__} is no ValueFunctionProblem. Use HFValueProblem in place "
+                "of HFASTProblem, or an algorithm without a value function, such as GRPO."
+            )
+        for name, value in (("value_coef", value_coef), ("value_clip", value_clip)):
+            if not value > 0:
+                raise ConfigurationError(f"{name}={value}; it must be positive.")
+        self.value_coef, self.value_clip = value_coef, value_clip
+        self.value_count = 1
+
+    @classmethod
+    def values_needed(cls, **options: Any) -> int:
+        """One: the return."""
+        return 1
+
+    def with_estimates(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
+        """Add the estimates of the value function before the update."""
+        rows = [row for row, step in enumerate(steps) if step.old_logprobs]
+        if not rows:
+            return steps
+        with torch.no_grad():
+            values = self._values(
+                [steps[row].context for row in rows], [steps[row].attack for row in rows]
+            )
+        out = list(steps)
+        for row, estimates in zip(rows, values, strict=True):
+            count = len(steps[row].old_logprobs)
+            if len(estimates) < count:
+                raise ContractError(
+                    f"{type(self.problem).__name__} estimated {len(estimates)} values for an "
+                    f"attack of {count} tokens. Return one per token, padded on the right."
+                )
+            heads = tuple(map(tuple, estimates[:count].T.tolist()))
+            out[row] = replace(steps[row], values=heads)
+        return out
+
+    def with_objectives(
+        self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """Add the value function's loss to that of each token."""
+        if batch.values is None or batch.returns is None:
+            raise ContractError("a batch without values came to step. Call prepare first.")
+        values = like(self._values(batch.contexts, batch.attacks), tokens)
+        old, returns = like(batch.values, tokens), like(batch.returns, tokens)
+        errors = value_loss(values, old, returns, clip=self.value_clip).sum(dim=-1)
+        clipped = ((values - old).abs() > self.value_clip).any(dim=-1)
+        logs = {
+            "policy_loss": float(masked_mean(tokens.detach(), mask)),
+            "value_loss": float(masked_mean(errors.detach(), mask)),
+            "value/clip_ratio": float(masked_mean(clipped.float(), mask)),
+        }
+        return tokens + self.value_coef * errors, logs
+
+    def _values(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
+        values = self.problem.values(contexts, attacks).float()
+        rows = (len(contexts), self.value_count)
+        if values.ndim != 3 or (values.shape[0], values.shape[2]) != rows:
+            raise ContractError(
+                f"{type(self.problem).__name__}.values returned shape {tuple(values.shape)}; "
+                f"{type(self).__name__} needs ({rows[0]}, T, {rows[1]}), one estimate per token "
+                "and return."
+            )
+        return values
+
+
+class A2C(ActorCritic):
+    """Advantage actor-critic with a mix of divergence, as Perez et al. red-teamed with it.
+
+    Mnih et al. 2016, arXiv 1602.01783; Perez et al. 2022, arXiv 2202.03286, sec. 3.1: the loss is
+    ``(1 - alpha) * A2C + alpha * KL(pi || reference)``.
+
+    Args:
+        problem: See `ActorCritic`.
+        alpha: Share of the divergence, in [0, 1). Perez et al. took 0.3 to 0.4 for a reward that
+            is not bounded; one in [0, 1] needs less.
+        gamma: Discount per token.
+        gae_lambda: 0 trusts the values, 1 the rewards.
+        options: See `ActorCritic` and `PolicyGradient`; `alpha` takes the place of `kl_in_loss`.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        alpha: float = 0.05,
+        gamma: float = 1.0,
+        gae_lambda: float = 1.0,
+        **options: Unpack[CriticOptions],
+    ) -> None:
+        if not 0 <= alpha < 1:
+            raise ConfigurationError(f"alpha={alpha}; it must be in [0, 1).")
+        if options.get("kl_in_loss"):
+            raise ConfigurationError("A2C weighs the divergence in the loss by alpha; give that.")
+        super().__init__(
+            problem,
+            GAE(gamma, gae_lambda, normalise=False),
+            PolicyLoss(surrogate="reinforce"),
+            **(options | CriticOptions(kl_in_loss=alpha)),
+        )
+        self.alpha = alpha
+
+    def with_objectives(
+        self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """Add the value function's loss, and weigh both."""
+        tokens, logs = super().with_objectives(tokens, batch, mask)
+        return (1 - self.alpha) * tokens, logs
+
+
+class PPO(ActorCritic):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a value function.
+
+    Advantages are estimated over the tokens that the attacker chose, see `tree_gae`, and
+    normalised over the experience; the experience is learned from several times.
+
+    Args:
+        problem: See `ActorCritic`.
+        clip_low: The probability ratio counts down to ``1 - clip_low``.
+        clip_high: The probability ratio counts up to ``1 + clip_high``.
+        gamma: Discount per token.
+        gae_lambda: 0 trusts the values, 1 the rewards.
+        options: See `ActorCritic` and `PolicyGradient`; `epochs` is 4 unless given.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        **options: Unpack[CriticOptions],
+    ) -> None:
+        super().__init__(
+            problem,
+            GAE(gamma, gae_lambda),
+            PolicyLoss(clip_low=clip_low, clip_high=clip_high),
+            **(CriticOptions(epochs=4) | options),
+        )

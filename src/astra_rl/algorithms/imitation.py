@@ -1,0 +1,289 @@
+"""Supervised training on attacks: the best so far, or given ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra_rl.algorithms.losses import masked_mean, reduce_tokens
+from astra_rl.algorithms.replay import Remembered, Replay
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.collecting import Collected, Collector
+from astra_rl.core.common import Metrics
+from astra_rl.core.contracts import check_loss, checked_logprobs, is_missing, token_mask
+from astra_rl.core.environment import Environment
+from astra_rl.core.graph import Graph, Node
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import derive_seed
+from astra_rl.core.text import Conversation
+from astra_rl.core.text_records import from_record
+from astra_rl.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class ImitationStep:
+    """An attack that is to become more likely.
+
+    Attributes:
+        context: State before the attack.
+        attack: What to say.
+        reward: What it earned; NaN if that is not known.
+    """
+
+    context: str
+    attack: str
+    reward: float = math.nan
+
+
+@dataclass(frozen=True)
+class ImitationBatch:
+    """Several attacks, index-aligned."""
+
+    contexts: Sequence[str]
+    attacks: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
+    """Maximum likelihood of attacks, the mean over their tokens.
+
+    Args:
+        problem: Gives log-probabilities of the attacker.
+    """
+
+    def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
+        """Return one step per turn."""
+        return [ImitationStep(node.context, node.attack, node.reward) for node in graph.nodes()]
+
+    def collate_fn(self, steps: Sequence[ImitationStep]) -> ImitationBatch:
+        """Return the attacks side by side."""
+        return ImitationBatch([step.context for step in steps], [step.attack for step in steps])
+
+    def step(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
+        """Return the mean negative log-likelihood per attack, each a mean over its tokens."""
+        logprobs = checked_logprobs(
+            self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
+        )
+        mask = token_mask(logprobs, batch.attacks)
+        weights = torch.ones(len(logprobs), device=logprobs.device)
+        loss = reduce_tokens(-logprobs, mask, weights, reduce="sequence")
+        check_loss(loss, source=type(self).__name__)
+        return loss, {
+            "loss": float(loss.detach()),
+            "nll": float(masked_mean(-logprobs.detach(), mask)),
+        }
+
+
+class ExpertIteration(Imitation):
+    """Learns to say the best attacks so far (Anthony et al. 2017; best-of-n distillation).
+
+    Of every experience the best of each set of siblings are remembered, none nearly twice, and
+    what is remembered of its contexts is learned from; with ``replay=0``, only what is new.
+
+    Args:
+        problem: Gives log-probabilities of the attacker.
+        best: So many of each set of siblings, if they are good enough.
+        min_reward: What is good enough; None is better than the mean of the experience.
+        replay: Attacks that are remembered.
+        replay_share: Of what an experience is learned from, in [0, 1): so much is remembered.
+        replay_similarity: See `Replay`.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        best: int = 1,
+        min_reward: float | None = None,
+        replay: int = 1000,
+        replay_share: float = 0.5,
+        replay_similarity: float = 0.8,
+    ) -> None:
+        super().__init__(problem)
+        if best < 1:
+            raise ConfigurationError(f"best={best}; it must be 1 or more.")
+        if min_reward is not None and not math.isfinite(min_reward):
+            raise ConfigurationError(f"min_reward={min_reward}; it must be a finite number.")
+        if not 0 <= replay_share < 1:
+            raise ConfigurationError(f"replay_share={replay_share}; it must be in [0, 1).")
+        self.best = best
+        self.min_reward = min_reward
+        self.replay_share = replay_share
+        self.memory = Replay(replay, replay_similarity)
+        self._experiences = 0
+        self._metrics: Metrics = {}
+
+    def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
+        """Return the best of each set of siblings; a missing reward is never among them."""
+        steps = []
+        for siblings in graph.sibling_groups():
+            known = [node for node in siblings if not is_missing(node.reward)]
+            known.sort(key=lambda node: -node.reward)
+            steps += [
+                ImitationStep(node.context, node.attack, node.reward) for node in known[: self.best]
+            ]
+        return steps
+
+    def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
+        """Keep what is good enough, and add what is remembered."""
+        random = Random(self._experiences)
+        self._experiences += 1
+        bar = self.min_reward
+        if bar is None and steps:
+            bar = sum(step.reward for step in steps) / len(steps)
+        chosen = [step for step in steps if bar is None or step.reward >= bar]
+        wanted = round(len(chosen) * self.replay_share / (1 - self.replay_share))
+        known = self.memory.entries
+        remembered = random.sample(known, min(wanted, len(known)))
+        self.memory.add(Remembered(step.context, step.attack, step.reward) for step in chosen)
+        self._metrics = {
+            "chosen": float(len(chosen)),
+            "replay/size": float(len(self.memory)),
+            "replay/used": float(len(remembered)),
+        }
+        return [
+            *chosen,
+            *(ImitationStep(entry.context, entry.attack, entry.reward) for entry in remembered),
+        ]
+
+    def experience_metrics(self) -> Metrics:
+        """Return how many attacks were good enough, and how many are remembered."""
+        return self._metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the replay buffer and the state of its draws."""
+        return {"experiences": self._experiences, "replay": self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._experiences = state["experiences"]
+        self.memory.load_state_dict(state["replay"])
+
+
+def read_attacks(file: str | Path) -> list[ImitationStep]:
+    """Read attacks from a file.
+
+    Args:
+        file: Of JSON lines if it ends in ``.jsonl``, with ``attack`` and, where known, ``context``
+            (a text, or a conversation as `astra_rl.core.text_records.to_record` writes it) and
+            ``reward``; else of text, one attack per line.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a line of it; its number is named.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the attacks {str(file)!a}: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix.lower() != ".jsonl":
+        return [ImitationStep("", line) for _, line in numbered]
+    steps = []
+    for number, line in numbered:
+        try:
+            row = json.loads(line)
+            attack, context = from_record(row["attack"]), from_record(row.get("context") or "")
+            reward = float(math.nan if row.get("reward") is None else row["reward"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{str(file)!a}, line {number}: give a mapping with 'attack', for instance "
+                f'{{"attack": "..."}} ({type(error).__name__}: {error}).'
+            ) from error
+        steps.append(ImitationStep(context, attack, reward))
+    return steps
+
+
+class Given(Collector):
+    """Deals out given attacks instead of playing episodes: no target is asked.
+
+    Args:
+        steps: The attacks; one without a context follows an opening of the environment.
+    """
+
+    def __init__(self, steps: Sequence[ImitationStep]) -> None:
+        self.steps = list(steps)
+        self.dealt = 0
+
+    def collect(
+        self, environment: Environment[Any, Any], seed: int | None, count: int
+    ) -> Collected:
+        """See `Collector.collect`; every attack comes once before any comes again."""
+        graphs = []
+        for number in range(self.dealt, self.dealt + count):
+            turn, place = divmod(number, len(self.steps))
+            order = Random(derive_seed("given", turn)).sample(self.steps, len(self.steps))
+            step = order[place]
+            context = step.context or self._opening(environment, derive_seed(seed or 0, number))
+            graphs.append(Graph(context, [Node(context, step.attack, "", step.reward, [])]))
+        self.dealt += count
+        return Collected(graphs, graphs)
+
+    def _opening(self, environment: Environment[Any, Any], seed: int) -> str:
+        choose = getattr(environment, "choose_prompt", None)
+        if choose is None:
+            raise ConfigurationError(
+                f"an attack without a context needs an opening, and {type(environment).__name__} "
+                "has no choose_prompt; give each attack its context."
+            )
+        return Conversation.of(choose(seed))
+
+
+class WarmStart(Imitation):
+    """Learns to say given attacks: those of a file, or the good ones of an earlier run.
+
+    What a GFlowNet found, filtered and learned by an attacker that begins afresh, is the second
+    stage of its training (Lee et al. 2024, arXiv 2405.18540, sec. 3.3): robust against a reward of
+    the wrong scale.
+
+    Args:
+        problem: Gives log-probabilities of the attacker.
+        attacks: The attacks themselves, with their contexts or without, or a file of them, see
+            `read_attacks`.
+        min_reward: Attacks whose reward is lower or not known are left out; None takes all.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or no attack is left.
+    """
+
+    collector: Given
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        attacks: str | Sequence[str | ImitationStep],
+        min_reward: float | None = None,
+    ) -> None:
+        super().__init__(problem)
+        given = read_attacks(attacks) if isinstance(attacks, str) else list(attacks)
+        steps = [
+            each if isinstance(each, ImitationStep) else ImitationStep("", each) for each in given
+        ]
+        kept = [step for step in steps if min_reward is None or step.reward >= min_reward]
+        if not kept:
+            raise ConfigurationError(
+                f"attacks: of {len(steps)} none is left (min_reward={min_reward}); give at least 1."
+            )
+        self.collector = Given(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many attacks have been dealt out."""
+        return {"dealt": self.collector.dealt}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.collector.dealt = state["dealt"]

@@ -1,0 +1,206 @@
+"""Learning from attacks that worked and attacks that did not, without pairs: KTO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from astra_rl.algorithms.losses import kto_loss, sequence_logprob
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.common import Metrics
+from astra_rl.core.contracts import (
+    check_loss,
+    checked_logprobs,
+    is_missing,
+    mean_of_present,
+    token_mask,
+)
+from astra_rl.core.graph import Graph
+from astra_rl.core.problem import Problem
+from astra_rl.errors import ConfigurationError, ContractError
+
+MAX_IMBALANCE = 20.0
+"""A rare class weighs at most so much more: a single success must not be all that counts."""
+
+
+@dataclass(frozen=True)
+class KTOStep:
+    """One attack, and whether it is to become more likely.
+
+    Attributes:
+        context: State before the attack.
+        attack: What the attacker said.
+        reward: Its reward.
+        desirable: Whether it is to become more likely; `prepare` decides.
+        weight: How much it counts beside the others.
+        reference: Its log-probability under the frozen reference; None until it is computed.
+        divergence: From the reference, in nats per attack, when the experience was played.
+    """
+
+    context: str
+    attack: str
+    reward: float
+    desirable: bool = False
+    weight: float = 1.0
+    reference: float | None = None
+    divergence: float = 0.0
+
+
+@dataclass(frozen=True)
+class KTOBatch:
+    """Several attacks, index-aligned; tensors have shape (B,)."""
+
+    contexts: Sequence[str]
+    attacks: Sequence[str]
+    desirable: Tensor
+    weights: Tensor
+    references: Tensor
+    divergences: Tensor
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306).
+
+    Each attack is judged by itself, so it needs no siblings and suits moderators that say yes or
+    no. The paper estimates the divergence from mismatched pairs of a fixed data set; here attacks
+    come from the attacker itself, so theirs is the divergence, and one number serves an experience.
+
+    Args:
+        problem: Gives log-probabilities of the attacker and of the frozen reference.
+        beta: How fast gains and losses saturate.
+        threshold: Rewards from here on are desirable; None is the mean of the experience.
+        desirable_weight: Of the desirable attacks; None makes both classes weigh the same in all,
+            within a factor of 20 per attack.
+        undesirable_weight: Of the others.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        beta: float = 0.1,
+        threshold: float | None = 0.5,
+        desirable_weight: float | None = None,
+        undesirable_weight: float = 1.0,
+    ) -> None:
+        super().__init__(problem)
+        if not beta > 0:
+            raise ConfigurationError(f"beta={beta}; it must be positive.")
+        if threshold is not None and not math.isfinite(threshold):
+            raise ConfigurationError(f"threshold={threshold}; it must be a finite number.")
+        for name, weight in (
+            ("desirable_weight", desirable_weight),
+            ("undesirable_weight", undesirable_weight),
+        ):
+            if weight is not None and not 0 < weight < math.inf:
+                raise ConfigurationError(f"{name}={weight}; it must be positive.")
+        self.beta = beta
+        self.threshold = threshold
+        self.desirable_weight = desirable_weight
+        self.undesirable_weight = undesirable_weight
+        self._metrics: Metrics = {}
+
+    def flatten(self, graph: Graph[str, str]) -> Sequence[KTOStep]:
+        """Return one step per turn whose reward is known."""
+        return [
+            KTOStep(node.context, node.attack, node.reward)
+            for node in graph.nodes()
+            if not is_missing(node.reward)
+        ]
+
+    def prepare(self, steps: Sequence[KTOStep]) -> Sequence[KTOStep]:
+        """Tell desirable from undesirable, and score all under the reference, once."""
+        if not steps:
+            self._metrics = {}
+            return steps
+        bar = self.threshold
+        bar = mean_of_present(step.reward for step in steps) if bar is None else bar
+        desirable = [step.reward >= bar for step in steps]
+        ours = self._totals(self.problem.get_attacker_logprobs, steps, [s.attack for s in steps])
+        theirs = self._totals(
+            # The ids an attack remembers may be of another vocabulary than the baseline's.
+            self.problem.get_baseline_logprobs,
+            steps,
+            [str(step.attack) for step in steps],
+        )
+        divergence = max(0.0, float((ours - theirs).mean()))
+        share = sum(desirable) / len(steps)
+        self._metrics = {"kl": divergence, "desirable": share}
+        weight = self.desirable_weight
+        if weight is None:
+            weight = self.undesirable_weight * ((1 - share) / share if share else 1.0)
+            weight = min(max(weight, 1 / MAX_IMBALANCE), MAX_IMBALANCE)
+        return [
+            replace(
+                step,
+                desirable=good,
+                weight=weight if good else self.undesirable_weight,
+                reference=reference,
+                divergence=divergence,
+            )
+            for step, good, reference in zip(steps, desirable, theirs.tolist(), strict=True)
+        ]
+
+    def collate_fn(self, steps: Sequence[KTOStep]) -> KTOBatch:
+        """Return the attacks side by side.
+
+        Raises:
+            ContractError: A step did not come through `prepare`.
+        """
+        references = [step.reference for step in steps if step.reference is not None]
+        if len(references) < len(steps):
+            raise ContractError(
+                "a step that is neither desirable nor undesirable came to collate_fn. Call prepare "
+                "on the steps of a whole experience first, as Harness does."
+            )
+        return KTOBatch(
+            [step.context for step in steps],
+            [step.attack for step in steps],
+            torch.tensor([step.desirable for step in steps]),
+            torch.tensor([step.weight for step in steps]),
+            torch.tensor(references),
+            torch.tensor([step.divergence for step in steps]),
+        )
+
+    def step(self, batch: KTOBatch) -> tuple[Tensor, Metrics]:
+        """Return the mean loss over the attacks, and implicit rewards under TRL's metric names."""
+        logprobs = checked_logprobs(
+            self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
+        )
+        mask = token_mask(logprobs, batch.attacks)
+        ratio = sequence_logprob(logprobs, mask, reduce="sum") - batch.references.to(logprobs)
+        good = batch.desirable.to(ratio.device)
+        losses = kto_loss(ratio, good, batch.divergences.to(ratio), self.beta)
+        loss = (batch.weights.to(ratio) * losses).mean()
+        check_loss(loss, source=type(self).__name__)
+        implicit = self.beta * ratio.detach()
+        logs = {"loss": float(loss.detach())}
+        for name, rows in (("chosen", good), ("rejected", ~good)):
+            if rows.any():
+                logs[f"rewards/{name}"] = float(implicit[rows].mean())
+        return loss, logs
+
+    def experience_metrics(self) -> Metrics:
+        """Return the divergence from the reference, and the share of desirable attacks."""
+        return self._metrics
+
+    def _totals(
+        self,
+        score: Callable[[Sequence[str], Sequence[str]], Tensor],
+        steps: Sequence[KTOStep],
+        texts: Sequence[str],
+    ) -> Tensor:
+        logprobs = checked_logprobs(
+            score, [step.context for step in steps], [step.attack for step in steps], grad=False
+        )
+        return sequence_logprob(logprobs, token_mask(logprobs, texts), reduce="sum")

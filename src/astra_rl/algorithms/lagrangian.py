@@ -1,0 +1,204 @@
+"""The best reward among the attackers that keep to constraints: PPO-Lagrangian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
+from astra_rl.algorithms.estimators import GAE
+from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.algorithms.steps import PolicyStep
+from astra_rl.core.common import Metrics
+from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.problem import Problem
+from astra_rl.errors import ConfigurationError, did_you_mean
+
+
+@dataclass
+class Constraint:
+    """A bound on the mean of a term of the reward, and the multiplier that enforces it.
+
+    Attributes:
+        term: Name of the term, see `Node.reward_terms`.
+        sign: 1 bounds it from above, -1 from below: the cost is ``sign * term``.
+        limit: The bound.
+        log_multiplier: Logarithm of the multiplier.
+    """
+
+    term: str
+    sign: int
+    limit: float
+    log_multiplier: float = 0.0
+
+    @classmethod
+    def parse(cls, term: str, bound: Mapping[str, float]) -> Constraint:
+        """Read ``{"at_most": 0.1}`` or ``{"at_least": 0.5}``.
+
+        Raises:
+            ConfigurationError: It is neither.
+        """
+        signs = {"at_most": 1, "at_least": -1}
+        if not isinstance(bound, Mapping) or len(bound) != 1 or not set(bound) <= set(signs):
+            raise ConfigurationError(
+                f"constraints.{term}={bound!r}; give {{at_most: NUMBER}} or {{at_least: NUMBER}}."
+            )
+        ((kind, limit),) = bound.items()
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or is_missing(limit):
+            raise ConfigurationError(f"constraints.{term}.{kind}={limit!r}; it must be a number.")
+        return cls(term, signs[kind], float(limit))
+
+    @property
+    def multiplier(self) -> float:
+        """How much a unit of cost weighs against a unit of reward."""
+        return math.exp(self.log_multiplier)
+
+    def update(self, mean: float, *, lr: float, most: float) -> None:
+        """Raise the multiplier if the mean of the term breaks the bound, and lower it if not.
+
+        ``u += lr * (mean cost - bound) * exp(u)``, the gradient ascent on the Lagrangian by
+        ``u = log multiplier`` (Zhao et al. 2024, DiveR-CT, arXiv 2405.19026).
+        """
+        if not is_missing(mean):
+            step = lr * self.sign * (mean - self.limit) * self.multiplier
+            self.log_multiplier = min(self.log_multiplier + step, math.log(most))
+
+
+class ConstrainedGAE(GAE):
+    """Advantages of the reward less those of the costs, by their multipliers.
+
+    ``(A_reward - sum_i multiplier_i * A_cost_i) / (1 + sum_i multiplier_i)``, where each has a
+    value function of its own and is normalised by itself.
+
+    Args:
+        constraints: What is bounded.
+        gamma: See `GAE`.
+        lam: See `GAE`.
+        lr: Of the logarithms of the multipliers.
+        most: No multiplier grows beyond this.
+    """
+
+    def __init__(
+        self,
+        constraints: Sequence[Constraint],
+        gamma: float,
+        lam: float,
+        *,
+        lr: float,
+        most: float,
+    ) -> None:
+        super().__init__(gamma, lam)
+        self.constraints, self.lr, self.most = list(constraints), lr, most
+
+    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+        """Move the multipliers, then estimate advantages."""
+        measured: Metrics = {}
+        for constraint in self.constraints:
+            mean = mean_of_present(_value(step, constraint.term) for step in steps)
+            if steps and not any(constraint.term in step.terms for step in steps):
+                known = sorted({name for step in steps for name in step.terms})
+                raise ConfigurationError(
+                    f"constraints.{constraint.term}: the reward has no such term."
+                    f"{did_you_mean(constraint.term, known)} Known: {', '.join(known) or 'none'}."
+                )
+            constraint.update(mean, lr=self.lr, most=self.most)
+            measured[f"constraint/{constraint.term}/mean"] = mean
+            measured[f"constraint/{constraint.term}/multiplier"] = constraint.multiplier
+        estimated = super().estimate(steps)
+        self._metrics |= measured
+        return estimated
+
+    def outcomes(self, step: PolicyStep) -> list[float]:
+        """Return the reward and the costs."""
+        return [step.reward, *(each.sign * _value(step, each.term) for each in self.constraints)]
+
+    def combine(self, advantages: Sequence[float]) -> float:
+        """Return the weighted difference."""
+        reward, *costs = advantages
+        multipliers = [each.multiplier for each in self.constraints]
+        paid = math.fsum(m * cost for m, cost in zip(multipliers, costs, strict=True))
+        return (reward - paid) / (1 + math.fsum(multipliers))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the multipliers."""
+        return {"log_multipliers": {each.term: each.log_multiplier for each in self.constraints}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the multipliers."""
+        for each in self.constraints:
+            each.log_multiplier = state["log_multipliers"][each.term]
+
+
+class PPOLagrangian(ActorCritic):
+    """PPO under constraints with learned multipliers, as in DiveR-CT.
+
+    Zhao et al. 2024, arXiv 2405.19026: for instance the reward is novelty alone, and the
+    constraints are that attacks succeed often enough and are no gibberish. A constraint that is
+    met costs next to nothing, so what is bounded is not driven further than asked for.
+
+    Args:
+        problem: See `ActorCritic`; it estimates one return more per constraint.
+        constraints: Bounds on the means of terms of the reward, for instance
+            ``{"harm_response": {"at_least": 0.5}}``. A term that is only bounded has weight 0 in
+            the reward.
+        multiplier_lr: Learning rate of the logarithms of the multipliers.
+        first_multiplier: What the multipliers begin with.
+        max_multiplier: No multiplier grows beyond this.
+        clip_low: See `PPO`.
+        clip_high: See `PPO`.
+        gamma: See `PPO`.
+        gae_lambda: See `PPO`.
+        options: See `ActorCritic` and `PolicyGradient`; `epochs` is 4 unless given.
+
+    Raises:
+        ConfigurationError: No constraints, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        constraints: Mapping[str, Mapping[str, float]],
+        multiplier_lr: float = 0.2,
+        first_multiplier: float = 1.0,
+        max_multiplier: float = 10.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        **options: Unpack[CriticOptions],
+    ) -> None:
+        if not multiplier_lr > 0:
+            raise ConfigurationError(f"multiplier_lr={multiplier_lr}; it must be positive.")
+        if not 0 < first_multiplier <= max_multiplier:
+            raise ConfigurationError(
+                f"first_multiplier={first_multiplier} and max_multiplier={max_multiplier}; the "
+                "first must be positive and not above the other."
+            )
+        if not isinstance(constraints, Mapping) or not constraints:
+            raise ConfigurationError(
+                f"constraints={constraints!r}; give at least one, for instance "
+                "{harm_response: {at_least: 0.5}}. Without any, use PPO."
+            )
+        bounds = [Constraint.parse(term, bound) for term, bound in constraints.items()]
+        for each in bounds:
+            each.log_multiplier = math.log(first_multiplier)
+        super().__init__(
+            problem,
+            ConstrainedGAE(bounds, gamma, gae_lambda, lr=multiplier_lr, most=max_multiplier),
+            PolicyLoss(clip_low=clip_low, clip_high=clip_high),
+            **(CriticOptions(epochs=4) | options),
+        )
+        self.value_count = 1 + len(bounds)
+
+    @classmethod
+    def values_needed(cls, **options: Any) -> int:
+        """One for the reward, and one for each constraint."""
+        constraints = options.get("constraints")
+        return 1 + (len(constraints) if isinstance(constraints, Mapping) else 0)
+
+
+def _value(step: PolicyStep, term: str) -> float:
+    return step.terms.get(term, math.nan)

@@ -1,0 +1,320 @@
+"""The base of the policy-gradient family: what its members are composed of, and how they step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+from torch import Tensor
+
+from astra_rl.algorithms.estimators import AdvantageEstimator
+from astra_rl.algorithms.kl import KLControl
+from astra_rl.algorithms.losses import (
+    KLEstimator,
+    PolicyLoss,
+    is_clipped,
+    masked_mean,
+    policy_loss,
+    probability_ratio,
+    reduce_tokens,
+)
+from astra_rl.algorithms.steps import (
+    PolicyBatch,
+    PolicyStep,
+    collate,
+    count_paths,
+    like,
+    steps_of,
+)
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.common import Metrics
+from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
+from astra_rl.core.graph import Graph
+from astra_rl.core.problem import Problem
+from astra_rl.core.text import Utterance
+from astra_rl.errors import ConfigurationError
+
+OldLogprobs = Literal["sampled", "scored"]
+SharedNodes = Literal["once", "per_path"]
+
+
+class PolicyOptions(TypedDict, total=False):
+    """Options of every member of the family; `PolicyGradient` says what they mean."""
+
+    kl_in_reward: float
+    kl_in_loss: float
+    kl_estimator: KLEstimator | None
+    kl_corrected: bool
+    kl_target: float | None
+    kl_horizon: float
+    epochs: int
+    old_logprobs: OldLogprobs
+    shared_nodes: SharedNodes
+
+
+class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
+    """Raise the probability of attacks that did better than expected.
+
+    A member of the family is this class with an estimator of advantages and a loss:
+    ``PolicyGradient(problem, Returns(Credit()), PolicyLoss(surrogate="reinforce"))`` is REINFORCE
+    without a baseline.
+
+    Args:
+        problem: Gives log-probabilities of the attacker and of the frozen reference.
+        estimator: Gives each token its advantage.
+        loss: The configuration of the loss.
+        kl_in_reward: Nats of divergence from the reference, of the whole attack, cost this much
+            reward each. The best policy is then the reference reweighted by
+            ``exp(reward / kl_in_reward)``: it keeps every kind of attack that works, in proportion
+            to how likely it is in ordinary use. 0 is off.
+        kl_in_loss: Weight of the divergence per token in the loss. 0 is off; with both off the
+            reference is never run.
+        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None is the best for its place, see
+            `KLControl`.
+        kl_corrected: Whether the divergence in the loss has the right gradient, see `kl_penalty`.
+        kl_target: `kl_in_reward` adapts until attacks diverge by so many nats; None keeps it.
+        kl_horizon: Attacks until it has adapted fully.
+        epochs: How often an experience is learned from.
+        old_logprobs: ``"sampled"`` takes the log-probabilities that the sampler remembers, which
+            cost nothing; ``"scored"`` computes them once more as the loss does. In half precision
+            the two differ by some hundredths of a nat per token.
+        shared_nodes: An attack that several conversations continue was sampled once, and counts
+            ``"once"``; ``"per_path"`` counts it once for each of them.
+
+    Raises:
+        ConfigurationError: A value is out of range, or the problem does not sample attacks from
+            the distribution that it scores.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        estimator: AdvantageEstimator,
+        loss: PolicyLoss,
+        /,
+        *,
+        kl_in_reward: float = 0.0,
+        kl_in_loss: float = 0.0,
+        kl_estimator: KLEstimator | None = None,
+        kl_corrected: bool = True,
+        kl_target: float | None = None,
+        kl_horizon: float = 10_000,
+        epochs: int = 1,
+        old_logprobs: OldLogprobs = "sampled",
+        shared_nodes: SharedNodes = "once",
+    ) -> None:
+        super().__init__(problem)
+        name = type(self).__name__
+        if not problem.samples_exactly:
+            raise ConfigurationError(
+                f"{name} needs attacks sampled from the very distribution it trains: temperature "
+                "1, no top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
+            )
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
+        if epochs > 1 and loss.surrogate == "reinforce":
+            raise ConfigurationError(
+                f"epochs={epochs}; {name} does not correct for a policy that has moved since it "
+                "sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
+            )
+        for option, value, known in (
+            ("old_logprobs", old_logprobs, get_args(OldLogprobs)),
+            ("shared_nodes", shared_nodes, get_args(SharedNodes)),
+        ):
+            if value not in known:
+                raise ConfigurationError(f"{option}={value!r}; choose from {list(known)}.")
+        self.estimator = estimator
+        self.loss = loss
+        self.kl = KLControl(
+            in_reward=kl_in_reward,
+            in_loss=kl_in_loss,
+            estimator=kl_estimator,
+            corrected=kl_corrected,
+            target=kl_target,
+            horizon=kl_horizon,
+        )
+        self.epochs = epochs
+        self.old_logprobs = old_logprobs
+        self.shared_nodes = shared_nodes
+        self._mismatch: Metrics = {}
+
+    def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
+        """Return one step per node, siblings side by side.
+
+        Nodes whose reward is missing are among them, for reward is passed back along the tree;
+        `prepare` leaves out what teaches nothing.
+        """
+        steps = steps_of(graph)
+        if self.shared_nodes == "once":
+            return steps
+        weights = count_paths(graph)
+        return [
+            replace(step, weight=float(weight)) for step, weight in zip(steps, weights, strict=True)
+        ]
+
+    def prepare(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
+        """Add log-probabilities, penalties and advantages, once per experience.
+
+        Left out is what teaches nothing: an attack without tokens, or without an advantage.
+        """
+        steps = self._with_old_logprobs(steps)
+        if self.kl.needs_reference:
+            steps = self.kl.charge(self._with_reference_logprobs(steps))
+        steps = self.estimator.estimate(self.with_estimates(steps))
+        return [step for step in steps if step.is_trainable]
+
+    def collate_fn(self, steps: Sequence[PolicyStep]) -> PolicyBatch:
+        """Return the steps side by side, padded on the right."""
+        return collate(steps)
+
+    def weight(self, batch: PolicyBatch) -> float:
+        """What the loss is a mean over: tokens, or attacks, times the weights of the steps."""
+        if self.loss.reduce != "token":
+            return float(batch.weights.sum())
+        counts = torch.tensor(batch.token_counts, dtype=torch.float32)
+        return float((batch.weights * counts).sum())
+
+    def step(self, batch: PolicyBatch) -> tuple[Tensor, Metrics]:
+        """Return the loss, and diagnostics under TRL's metric names."""
+        logprobs = checked_logprobs(
+            self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
+        )
+        mask = token_mask(logprobs, batch.attacks)
+        old, advantages = like(batch.old_logprobs, logprobs), like(batch.advantages, logprobs)
+        tokens = policy_loss(logprobs, old, advantages, mask, self.loss)
+        logs = self._diagnostics(logprobs.detach(), old, advantages, mask)
+        tokens, more = self.with_objectives(tokens, batch, mask)
+        logs |= more
+        if batch.reference_logprobs is not None:
+            reference = like(batch.reference_logprobs, logprobs)
+            logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
+            if self.kl.in_loss:
+                tokens = tokens + self.kl.in_loss * self.kl.tokens(logprobs, reference, old)
+        loss = reduce_tokens(
+            tokens,
+            mask,
+            batch.weights.to(logprobs.device),
+            reduce=self.loss.reduce,
+            divisor=self.loss.divisor,
+        )
+        check_loss(loss, source=type(self).__name__)
+        return loss, {"loss": float(loss.detach()), **logs}
+
+    def with_estimates(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
+        """Add what the estimator needs besides rewards; override it to."""
+        return steps
+
+    def with_objectives(
+        self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """Add to the loss of each token, (B, T), and return numbers to log; override it to."""
+        return tokens, {}
+
+    def experience_metrics(self) -> Metrics:
+        """Return what the estimator and the control of divergence have to say.
+
+        And, if the old log-probabilities were scored, how far those of the sampler were off.
+        """
+        return {**self.estimator.metrics(), **self.kl.metrics(), **self._mismatch}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the estimator and of the control of divergence."""
+        return {"estimator": self.estimator.state_dict(), "kl": self.kl.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.estimator.load_state_dict(state["estimator"])
+        self.kl.load_state_dict(state["kl"])
+
+    def _diagnostics(
+        self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
+    ) -> Metrics:
+        # One sample per token of the entropy of the policy that sampled.
+        logs = {"entropy": -float(masked_mean(old, mask))}
+        if self.loss.surrogate == "reinforce":
+            return logs
+        ratio = probability_ratio(logprobs, old, mask, level=self.loss.ratio).expand_as(logprobs)
+        low, high = is_clipped(ratio, advantages, self.loss)
+        logs["ratio/mean"] = float(masked_mean(ratio, mask))
+        logs["ratio/max"] = float(ratio[mask].max()) if mask.any() else 1.0
+        if self.loss.surrogate == "cispo":
+            return {**logs, "cispo_clip_ratio": float(masked_mean(high.float(), mask))}
+        return {
+            **logs,
+            "clip_ratio/low_mean": float(masked_mean(low.float(), mask)),
+            "clip_ratio/high_mean": float(masked_mean(high.float(), mask)),
+            "clip_ratio/region_mean": float(masked_mean((low | high).float(), mask)),
+        }
+
+    def _with_old_logprobs(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+        sampled = [_sampled(step.attack) for step in steps]
+        is_scored = self.old_logprobs == "scored"
+        # No second pass where the sampler's log-probabilities were kept, unless it is asked for.
+        unknown = [index for index, row in enumerate(sampled) if row is None or is_scored]
+        unscored = [steps[index] for index in unknown]
+        scored = _score(
+            self.problem.get_attacker_logprobs, unscored, [step.attack for step in unscored]
+        )
+        known = dict(zip(unknown, scored, strict=True))
+        self._mismatch = _mismatch(sampled, known) if is_scored else {}
+        return [
+            replace(step, old_logprobs=known.get(index, row or ()))
+            for index, (step, row) in enumerate(zip(steps, sampled, strict=True))
+        ]
+
+    def _with_reference_logprobs(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        scored = _score(
+            self.problem.get_baseline_logprobs, steps, [str(step.attack) for step in steps]
+        )
+        for step, values in zip(steps, scored, strict=True):
+            if self.kl.in_loss and len(values) != len(step.old_logprobs):
+                raise ConfigurationError(
+                    "kl_in_loss compares token by token, and the baseline has another tokenizer "
+                    "than the attacker. Use kl_in_reward, or a baseline with the same tokenizer."
+                )
+        return [
+            replace(step, reference_logprobs=values)
+            for step, values in zip(steps, scored, strict=True)
+        ]
+
+
+def _score(
+    score: Callable[[Sequence[Any], Sequence[Any]], Tensor],
+    steps: Sequence[PolicyStep],
+    texts: Sequence[str],
+) -> list[tuple[float, ...]]:
+    """Log-probabilities of the steps' attacks; `texts` says how many tokens each has."""
+    if not steps:
+        return []
+    logprobs = checked_logprobs(
+        score, [step.context for step in steps], [step.attack for step in steps], grad=False
+    )
+    mask = token_mask(logprobs, texts)
+    return [
+        tuple(row[: int(real.sum())].tolist()) for row, real in zip(logprobs, mask, strict=True)
+    ]
+
+
+def _sampled(attack: str) -> tuple[float, ...] | None:
+    return attack.logprobs if isinstance(attack, Utterance) else None
+
+
+def _mismatch(
+    sampled: Sequence[tuple[float, ...] | None], scored: Mapping[int, tuple[float, ...]]
+) -> Metrics:
+    """How far the sampler's log-probabilities are from those that are trained on."""
+    differences = [
+        abs(a - b)
+        for index, row in scored.items()
+        for a, b in zip(sampled[index] or (), row, strict=False)
+    ]
+    name = "sampling/sampling_logp_difference"
+    if not differences:
+        return {}
+    return {
+        f"{name}/mean": sum(differences) / len(differences),
+        f"{name}/max": max(differences),
+    }

@@ -1,0 +1,135 @@
+"""The best attacks so far, to be learned from again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.text import context_key
+from astra_rl.core.text_records import from_record, to_record
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.terms import jaccard, word_set
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """An attack in a replay buffer.
+
+    Attributes:
+        context: State before the attack.
+        attack: What the attacker said.
+        reward: What it earned.
+        reference: Its log-probability under the frozen reference, in nats; None if not known.
+    """
+
+    context: str
+    attack: str
+    reward: float
+    reference: float | None = None
+
+
+class Replay:
+    """Remembers attacks by their rewards: as many as there is room for, none nearly twice.
+
+    Of two attacks from the same context whose words are nearly the same, the better one stays; a
+    full buffer forgets the worst.
+
+    Args:
+        capacity: Most attacks that are remembered; 0 remembers none.
+        similarity: Jaccard similarity of words, in (0, 1], from which on two attacks are the same.
+        min_reward: Attacks below it are not remembered.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(
+        self, capacity: int = 1000, similarity: float = 0.8, min_reward: float = -math.inf
+    ) -> None:
+        if capacity < 0:
+            raise ConfigurationError(f"replay={capacity}; it must be 0 or more.")
+        if not 0 < similarity <= 1:
+            raise ConfigurationError(f"replay_similarity={similarity}; it must be in (0, 1].")
+        self.capacity = capacity
+        self.similarity = similarity
+        self.min_reward = min_reward
+        self._by_context: dict[Hashable, list[Remembered]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_context.values()))
+
+    @property
+    def entries(self) -> list[Remembered]:
+        """All that is remembered, the best first."""
+        everything = [entry for rows in self._by_context.values() for entry in rows]
+        return sorted(everything, key=lambda entry: -entry.reward)
+
+    def add(self, entries: Iterable[Remembered]) -> None:
+        """Remember attacks, unless they are missing a reward, too bad, or known already."""
+        for entry in entries:
+            if self.capacity and not is_missing(entry.reward) and entry.reward >= self.min_reward:
+                self._add(entry)
+        surplus = len(self) - self.capacity
+        if surplus > 0:
+            for entry in self.entries[-surplus:]:
+                key = context_key(entry.context)
+                rows = self._by_context[key]
+                rows.remove(entry)
+                if not rows:
+                    del self._by_context[key]
+
+    def sample(
+        self, context: str, count: int, random: Random, *, temperature: float
+    ) -> list[Remembered]:
+        """Draw attacks of this context, each at most once, good ones more often.
+
+        Args:
+            context: They follow it.
+            count: At most so many.
+            random: Draws.
+            temperature: An attack is ``exp(reward / temperature)`` times as likely to come next;
+                infinity draws all alike.
+        """
+        rows = self._by_context.get(context_key(context), [])
+        # The largest of (log weight + Gumbel noise) are a weighted draw without replacement.
+        noisy = [
+            (entry.reward / temperature - math.log(random.expovariate(1.0)), index)
+            for index, entry in enumerate(rows)
+        ]
+        return [rows[index] for _, index in sorted(noisy, reverse=True)[:count]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered as JSON values."""
+        return {
+            "entries": [
+                [to_record(entry.context), to_record(entry.attack), entry.reward, entry.reference]
+                for rows in self._by_context.values()
+                for entry in rows
+            ]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self._by_context = {}
+        for context, attack, reward, reference in state["entries"]:
+            entry = Remembered(from_record(context), from_record(attack), reward, reference)
+            self._by_context.setdefault(context_key(entry.context), []).append(entry)
+
+    def _add(self, entry: Remembered) -> None:
+        rows = self._by_context.setdefault(context_key(entry.context), [])
+        words = word_set(entry.attack)
+        alike = [
+            other
+            for other in rows
+            if other.attack == entry.attack
+            or jaccard(words, word_set(other.attack)) >= self.similarity
+        ]
+        if any(other.reward >= entry.reward for other in alike):
+            return
+        for other in alike:
+            rows.remove(other)
+        rows.append(entry)

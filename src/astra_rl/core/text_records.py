@@ -1,0 +1,43 @@
+"""Conversations and what was said in them as JSON values, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from astra_rl.core.text import Conversation, Utterance
+
+
+def to_record(text: str) -> Any:
+    """Return a text as JSON values: itself if it is plain, else its parts.
+
+    Of an utterance its tokens are kept, so that it can be trained on exactly; the probabilities it
+    was sampled with are not.
+    """
+    if isinstance(text, Conversation):
+        return {
+            "prompt": text.prompt,
+            "turns": [to_record(turn) for turn in text.turns],
+            "system": text.system,
+            "brief": text.brief,
+            "facts": dict(text.facts),
+            "separator": text.separator,
+        }
+    if isinstance(text, Utterance) and text.token_ids is not None:
+        return {"said": str(text), "token_ids": list(text.token_ids)}
+    return str(text)
+
+
+def from_record(record: Any) -> str:
+    """Return the text that `to_record` was given."""
+    if isinstance(record, str):
+        return record
+    if "said" in record:
+        return Utterance(record["said"], token_ids=record["token_ids"])
+    return Conversation(
+        record["prompt"],
+        turns=[from_record(turn) for turn in record["turns"]],
+        system=record["system"],
+        brief=record["brief"],
+        facts=record["facts"],
+        separator=record["separator"],
+    )

@@ -1,0 +1,198 @@
+"""Published sets of harmful behaviours, from the user's own copy or the hub; none is bundled.
+
+What each publishes is mapped to rows whose prompt is what a target must not do. See DATASETS.md for
+their sources and licences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from astra_rl.datasets.files import HUB_PREFIX, Loaded, RawTable, read_table, rows_from
+from astra_rl.datasets.rows import MAX_CHARS, Record
+from astra_rl.errors import ConfigurationError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is known of a published set.
+
+    Attributes:
+        title: Its name in print.
+        paper: Where it was published.
+        licence: Of the data, as its authors state it.
+        home: Where its files are.
+        hub: Dataset of the Hugging Face Hub that holds it.
+        columns: For each field of a row, the columns that may hold it: those of the authors' CSV,
+            then those of the hub.
+        subset_column: Column by which the authors' CSV is divided into subsets.
+        hub_arguments: What a subset is called on the hub: configuration and split. The first is
+            taken if none is asked for.
+    """
+
+    title: str
+    paper: str
+    licence: str
+    home: str
+    hub: str
+    columns: Mapping[str, tuple[str, ...]]
+    subset_column: str | None = None
+    hub_arguments: Mapping[str | None, Mapping[str, str]] = field(
+        default_factory=lambda: {None: {"split": "train"}}
+    )
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "harmbench": Benchmark(
+        title="HarmBench",
+        paper="Mazeika et al. 2024, arXiv 2402.04249",
+        licence="MIT",
+        home="https://github.com/centerforaisafety/HarmBench",
+        hub="walledai/HarmBench",
+        columns={
+            "prompt": ("Behavior", "prompt"),
+            "id": ("BehaviorID",),
+            "category": ("SemanticCategory", "category"),
+            "facts.context": ("ContextString", "context"),
+        },
+        subset_column="FunctionalCategory",
+        hub_arguments={
+            name: {"subset": name, "split": "train"}
+            for name in ("standard", "contextual", "copyright")
+        },
+    ),
+    "advbench": Benchmark(
+        title="AdvBench, harmful behaviors",
+        paper="Zou et al. 2023, arXiv 2307.15043",
+        licence="MIT",
+        home="https://github.com/llm-attacks/llm-attacks",
+        hub="walledai/AdvBench",
+        columns={"prompt": ("goal", "prompt"), "facts.target": ("target",)},
+    ),
+    "jailbreakbench": Benchmark(
+        title="JailbreakBench, JBB-Behaviors",
+        paper="Chao et al. 2024, arXiv 2404.01318",
+        licence="MIT",
+        home="https://github.com/JailbreakBench/jailbreakbench",
+        hub="JailbreakBench/JBB-Behaviors",
+        columns={
+            "prompt": ("Goal",),
+            "category": ("Category",),
+            "facts.target": ("Target",),
+        },
+        hub_arguments={
+            name: {"subset": "behaviors", "split": name} for name in ("harmful", "benign")
+        },
+    ),
+    "strongreject": Benchmark(
+        title="StrongREJECT",
+        paper="Souly et al. 2024, arXiv 2402.10260",
+        licence="MIT",
+        home="https://github.com/alexandrasouly/strongreject",
+        hub="walledai/StrongREJECT",
+        columns={"prompt": ("forbidden_prompt", "prompt"), "category": ("category",)},
+    ),
+}
+
+
+def load_benchmark(
+    name: str,
+    source: str | Path | None = None,
+    *,
+    subset: str | None = None,
+    max_chars: int = MAX_CHARS,
+) -> Loaded:
+    """Read a published set of harmful behaviours.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        source: The user's own copy: a file or folder as for `load_rows`, or another dataset of the
+            hub with the same columns. None is the network: the dataset of the hub that is known.
+        subset: ``"standard"``, ``"contextual"`` or ``"copyright"`` of HarmBench; ``"harmful"`` or
+            ``"benign"`` of JailbreakBench on the hub.
+        max_chars: Longest text that is accepted.
+
+    Returns:
+        Rows whose prompt is the behaviour, after the text that it refers to if there is one (as
+        HarmBench itself does), and whose ``facts["behavior"]`` is the behaviour alone.
+
+    Raises:
+        ConfigurationError: There is no such set or subset, or it does not have its columns.
+        MissingDependencyError: The extra ``data`` is needed and not installed.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigurationError(
+            f"no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}."
+            f"{did_you_mean(name, BENCHMARKS)}"
+        )
+    benchmark = BENCHMARKS[name]
+    if source is None:
+        arguments = _hub_arguments(benchmark, subset)
+        table = read_table(HUB_PREFIX + benchmark.hub, **arguments)
+    elif str(source).startswith(HUB_PREFIX):
+        table = read_table(source, **_hub_arguments(benchmark, subset))
+    else:
+        table = read_table(source)
+        if subset is not None:
+            table = _only(table, benchmark, subset)
+    return rows_from(_as_rows(table, benchmark), max_chars=max_chars)
+
+
+def _hub_arguments(benchmark: Benchmark, subset: str | None) -> Mapping[str, str]:
+    known = benchmark.hub_arguments
+    if subset is None:
+        return next(iter(known.values()))
+    if subset not in known:
+        raise _no_subset(benchmark, subset, [each for each in known if each])
+    return known[subset]
+
+
+def _only(table: RawTable, benchmark: Benchmark, subset: str) -> RawTable:
+    column = benchmark.subset_column or ""
+    known = sorted({str(each.values[column]) for each in table.records if column in each.values})
+    if subset not in known:
+        raise _no_subset(benchmark, subset, known)
+    chosen = [each for each in table.records if str(each.values[column]) == subset]
+    return RawTable(table.name, chosen, table.problems, table.sha256)
+
+
+def _no_subset(benchmark: Benchmark, subset: str, known: list[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{benchmark.title} has no subset {subset!r} here; "
+        + (f"choose from {', '.join(known)}." if known else "leave it out.")
+    )
+
+
+def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
+    """Give the columns of a benchmark the names of a row's fields."""
+    present = {column for record in table.records for column in record.values}
+    named = {
+        name: next((column for column in columns if column in present), None)
+        for name, columns in benchmark.columns.items()
+    }
+    if table.records and named["prompt"] is None:
+        raise ConfigurationError(
+            f"{table.name} does not look like {benchmark.title}: it has no column "
+            f"{' or '.join(map(repr, benchmark.columns['prompt']))}. "
+            f"Its authors' files are at {benchmark.home}."
+        )
+    records = [
+        Record(
+            record.number,
+            _with_behavior(
+                {name: record.values.get(column) for name, column in named.items() if column}
+            ),
+        )
+        for record in table.records
+    ]
+    return RawTable(table.name, records, table.problems, table.sha256)
+
+
+def _with_behavior(values: dict[str, Any]) -> dict[str, Any]:
+    behavior, context = values["prompt"], values.get("facts.context")
+    if isinstance(context, str) and context.strip() and isinstance(behavior, str):
+        values["prompt"] = f"{context}\n\n---\n\n{behavior}"
+    return {**values, "facts.behavior": behavior}

@@ -1,0 +1,123 @@
+"""What a judge needs of a language model: chat messages in, a reply or the lack of one out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from astra_rl.core.text import Conversation
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.models.dialogue import DialogueView, window_of
+from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.loading import load_model, load_tokenizer
+
+Message = Mapping[str, str]
+"""One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``."""
+
+
+@dataclass(frozen=True)
+class NoReply:
+    """A model gave no reply.
+
+    Attributes:
+        reason: Why, in a few words that can be counted, for instance ``"timed out"``.
+    """
+
+    reason: str
+
+
+class Completer(Protocol):
+    """Anything that answers chats, for instance a client of an endpoint.
+
+    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. If the object has
+    a ``model``, loaded or by name, or else a ``name``, that is part of the identity of the judge.
+    """
+
+    def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | NoReply]:
+        """Return the reply to each chat, in order. It must not raise for a single chat."""
+
+
+def reason_without_reply(reply: str | NoReply) -> str | None:
+    """Return why there is no reply; None if there is one."""
+    reason = getattr(reply, "reason", None)
+    if reason is None and not isinstance(reply, str):
+        return "no reply"
+    return None if reason is None else str(reason)
+
+
+class LocalCompleter:
+    """Answers with a local model, without sampling: the same chat gets the same reply.
+
+    What stands in a chat cannot act on the model as control tokens, and nothing is cut: a chat that
+    does not fit the model's window gets no reply.
+
+    Args:
+        model_id: What `astra_rl.models.loading.load_model` takes; unused for what is given below.
+        max_new_tokens: At most so many tokens per reply.
+        device: As in `load_model`.
+        dtype: As in `load_model`.
+        model: A loaded model, in evaluation mode.
+        tokenizer: A loaded tokenizer, with a chat template.
+
+    Raises:
+        ConfigurationError: No model is given, or the tokenizer has no chat template.
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model_id: str = "",
+        *,
+        max_new_tokens: int = 256,
+        device: str = "auto",
+        dtype: str = "auto",
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if not model_id and (model is None or tokenizer is None):
+            raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
+        self.model_id = model_id
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
+        self.view = DialogueView(
+            load_tokenizer(model_id) if tokenizer is None else tokenizer, "target", chat=True
+        )
+        self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
+        self._window = window_of(self.model.config)
+
+    def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str | NoReply]:
+        """Answer each chat: a system message, if any, and one message of the user.
+
+        Raises:
+            ContractError: A chat is of another form.
+        """
+        room = self.sampling.max_new_tokens
+        prompts = [self.view.render(_conversation(chat), room=room).ids for chat in chats]
+        fits = [
+            row
+            for row, ids in enumerate(prompts)
+            if self._window is None or len(ids) + room <= self._window
+        ]
+        replies: list[str | NoReply] = [NoReply("too long for the judge")] * len(chats)
+        samples = generate(
+            self.model,
+            [prompts[row] for row in fits],
+            self.sampling,
+            [0] * len(fits),
+            stop_ids=frozenset(self.view.stop_ids),
+        )
+        for row, sample in zip(fits, samples, strict=True):
+            replies[row] = self.view.decode(sample.token_ids)
+        return replies
+
+
+def _conversation(chat: Sequence[Message]) -> Conversation:
+    *system, last = chat
+    if len(system) > 1 or last["role"] != "user" or any(m["role"] != "system" for m in system):
+        raise ContractError(
+            f"a chat of the roles {[message['role'] for message in chat]} came; expected at most "
+            "one system message and then one message of the user."
+        )
+    return Conversation(last["content"], system=system[0]["content"] if system else None)

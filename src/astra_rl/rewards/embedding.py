@@ -1,0 +1,158 @@
+"""Texts as vectors, to say how alike they are."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.text import well_formed
+from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.rewards.base import RewardModels
+
+Embedder = Callable[[Sequence[str]], Any]
+"""Takes N texts and returns N vectors: a tensor, an array or lists of floats, shape (N, D)."""
+
+SENTENCE_TRANSFORMERS = "sentence_transformers:"
+MAX_REMEMBERED_TEXTS = 8192
+"""So many vectors are kept at most, so that a text of one experience is embedded once."""
+
+
+class HashingEmbedder:
+    """Counts words, pairs of words and the letter triples of words, hashed to a fixed length.
+
+    It needs no weights, sees spelling rather than meaning, and gives the same vectors in every
+    process (Weinberger et al., arXiv 0902.2206). Case and punctuation do not count; a word weighs
+    as much as all its letter triples together. A text without letters or digits is all zero.
+
+    Args:
+        dimensions: Length of the vectors.
+
+    Raises:
+        ConfigurationError: `dimensions` is below 1.
+    """
+
+    def __init__(self, dimensions: int = 1024) -> None:
+        if not dimensions >= 1:
+            raise ConfigurationError(f"dimensions={dimensions}; it must be at least 1.")
+        self.dimensions = dimensions
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of the texts, (N, dimensions), float32."""
+        vectors = torch.zeros(len(texts), self.dimensions)
+        for row, text in enumerate(texts):
+            for feature, weight in _features(well_formed(text)):
+                code = zlib.crc32(feature.encode())
+                # One bit is the sign, so that what collides does not always add up.
+                vectors[row, (code >> 1) % self.dimensions] += weight if code & 1 else -weight
+        return vectors
+
+
+def _features(text: str) -> list[tuple[str, float]]:
+    words = re.findall(r"\w+", text.lower())
+    features = [(f"word {word}", 1.0) for word in words]
+    features += [(f"pair {a} {b}", 1.0) for a, b in pairwise(words)]
+    for word in words:
+        padded = f"<{word}>"
+        triples = [padded[start : start + 3] for start in range(len(padded) - 2)]
+        features += [(f"part {triple}", 1 / len(triples)) for triple in triples]
+    return features
+
+
+class SentenceTransformerEmbedder:
+    """A model of the sentence-transformers package, for instance ``"all-MiniLM-L6-v2"``.
+
+    The model is loaded when it is first used.
+
+    Args:
+        model_id: Hub id or folder.
+        device: Where it runs.
+
+    Raises:
+        MissingDependencyError: The package is not installed.
+    """
+
+    def __init__(self, model_id: str, *, device: str = "cpu") -> None:
+        self._module = require("sentence_transformers", extra="embeddings")
+        self.model_id = model_id
+        self.device = device
+        self._model: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """Return the vectors of the texts."""
+        if self._model is None:
+            self._model = self._module.SentenceTransformer(
+                self.model_id, device=self.device, trust_remote_code=False
+            )
+        return self._model.encode([well_formed(text) for text in texts], show_progress_bar=False)
+
+
+class Vectors:
+    """Texts as vectors of unit length, remembered.
+
+    Args:
+        embedder: ``"hashing"``, ``"baseline"`` or ``"target"`` (mean hidden states of that model,
+            so no other weights are needed), ``"sentence_transformers:MODEL"``, or any function from
+            texts to vectors. It must give a text the same vector in any batch.
+
+    Raises:
+        ConfigurationError: There is no embedder of this name.
+        MissingDependencyError: Its package is not installed.
+    """
+
+    def __init__(self, embedder: str | Embedder = "hashing") -> None:
+        self._embed: Embedder | None = None
+        self._under = ""
+        if callable(embedder):
+            self._embed = embedder
+        elif embedder == "hashing":
+            self._embed = HashingEmbedder()
+        elif embedder in ("baseline", "target"):
+            self._under = embedder
+        elif isinstance(embedder, str) and embedder.startswith(SENTENCE_TRANSFORMERS):
+            self._embed = SentenceTransformerEmbedder(embedder.removeprefix(SENTENCE_TRANSFORMERS))
+        else:
+            known = ["hashing", "baseline", "target", f"{SENTENCE_TRANSFORMERS}MODEL"]
+            raise ConfigurationError(
+                f"embedder={embedder!r}; choose from {', '.join(known)}, or pass a function."
+                f"{did_you_mean(str(embedder), known)}"
+            )
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, models: RewardModels, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of the texts, (N, D), float32 on the CPU.
+
+        Rows have unit length; a text in which the embedder sees nothing is all zero.
+
+        Raises:
+            ConfigurationError: The problem's models cannot embed texts.
+            ContractError: The embedder returned another number of vectors.
+        """
+        texts = [str(text) for text in texts]
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        if len(self._known) + len(new) > MAX_REMEMBERED_TEXTS:
+            self._known.clear()
+            new = list(dict.fromkeys(texts))
+        if new:
+            vectors = torch.as_tensor(self._run(models, new)).detach().float().cpu()
+            check_length(list(vectors), len(new), source="the embedder")
+            self._known.update(zip(new, normalize(vectors, dim=1), strict=True))
+        return torch.stack([self._known[text] for text in texts]) if texts else torch.zeros(0, 0)
+
+    def _run(self, models: RewardModels, texts: Sequence[str]) -> Any:
+        if self._embed is not None:
+            return self._embed(texts)
+        embed = getattr(models, "embed", None)
+        if embed is None:
+            raise ConfigurationError(
+                f"{type(models).__name__} has no embed(texts, under); choose embedder='hashing', "
+                "or pass a function from texts to vectors."
+            )
+        return embed(texts, self._under)

@@ -1,0 +1,378 @@
+"""Terms that pay for saying something else: against siblings, or against all that was said."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from astra_rl.core.graph import Graph
+from astra_rl.core.level import current_level
+from astra_rl.core.text import Conversation, Exchange, well_formed
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.base import RewardModels, RewardTerm, State, observed_attacks
+from astra_rl.rewards.combine import logistic
+from astra_rl.rewards.embedding import Embedder, Vectors
+from astra_rl.rewards.likelihood import check_choice, fact_of
+
+Against = Literal["history", "siblings"]
+DEFAULT_WINDOW = 2048
+
+
+class NoveltyTerm(RewardTerm):
+    """Base of terms that compare an attack with others, from 0 (the same) upwards.
+
+    Args:
+        against: ``"siblings"``: attacks tried at the same place of the same episode; nothing is
+            remembered. ``"history"``: attacks of earlier training experiences.
+        window: How many of the latest attacks the history keeps; None keeps all.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(self, against: Against, window: int | None) -> None:
+        check_choice("against", against, get_args(Against))
+        if window is not None and not window >= 1:
+            raise ConfigurationError(f"window={window}; at least 1 attack must be kept.")
+        self.against = against
+        self.window = window
+        self.history: list[str] = []
+
+    def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
+        """Add the attacks of this experience to the history."""
+        if self.against == "history":
+            said = map(well_formed, observed_attacks(graphs, self.name))
+            self.history = [*self.history, *said][-(self.window or 0) :]  # -0: all of it
+            self._history_changed()
+
+    def state_dict(self) -> State:
+        """Return the history, if it is what attacks are compared with."""
+        return {"history": list(self.history)} if self.against == "history" else {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take the history back."""
+        self.history = list(state["history"])
+        self._history_changed()
+
+    def _history_changed(self) -> None:
+        """Forget what was made of the history; override it with that."""
+
+    def rivals(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
+        """Return for each row the rows of its siblings."""
+        rivals: list[list[int]] = [[] for _ in exchanges]
+        for group in current_level([each.context for each in exchanges]).groups():
+            for row in group:
+                rivals[row] = [other for other in group if other != row]
+        return rivals
+
+
+class SelfBLEU(NoveltyTerm):
+    """One minus the mean BLEU of an attack against others: 1 shares no n-gram, 0 is a repetition.
+
+    For each order n: BLEU with uniform weights on 1-grams to n-grams, counts clipped by the
+    reference that has most of them, the brevity penalty of the reference nearest in length, and no
+    smoothing (Papineni et al. 2002; as a reward: curiosity-driven red teaming, arXiv 2402.19464).
+    Tokens are words and punctuation marks, lower-cased. An attack shorter than n is compared up to
+    its own length: shortness is not novelty. Without others an attack is new; an empty one is not.
+
+    Args:
+        orders: The orders n.
+        against: See `NoveltyTerm`.
+        window: See `NoveltyTerm`.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[int] = (2, 3, 4, 5),
+        *,
+        against: Against = "history",
+        window: int | None = DEFAULT_WINDOW,
+    ) -> None:
+        super().__init__(against, window)
+        if not orders or not all(order >= 1 for order in orders):
+            raise ConfigurationError(f"orders={list(orders)}; give one or more, each at least 1.")
+        self.orders = list(orders)
+        self.name = f"self_bleu_novelty_{against}"
+        self._references: BLEUReferences | None = None
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the novelty of each attack, in [0, 1]."""
+        said = [bleu_tokens(each.attack) for each in exchanges]
+        if self.against == "history":
+            if self._references is None:
+                self._references = self._counted(map(bleu_tokens, self.history))
+            return [self._novelty(tokens, self._references) for tokens in said]
+        return [
+            self._novelty(tokens, self._counted(said[other] for other in rivals))
+            for tokens, rivals in zip(said, self.rivals(exchanges), strict=True)
+        ]
+
+    def _history_changed(self) -> None:
+        self._references = None
+
+    def _counted(self, texts: Iterable[Sequence[str]]) -> BLEUReferences:
+        return BLEUReferences(texts, max(self.orders))
+
+    def _novelty(self, tokens: Sequence[str], references: BLEUReferences) -> float:
+        if not tokens:
+            return 0.0
+        scores = [references.bleu(tokens, min(order, len(tokens))) for order in self.orders]
+        return 1 - sum(scores) / len(scores)
+
+
+class BLEUReferences:
+    """Texts to compare with, counted once.
+
+    Args:
+        texts: The tokens of each.
+        order: The highest order of n-grams that will be asked for.
+    """
+
+    def __init__(self, texts: Iterable[Sequence[str]], order: int) -> None:
+        self.most: dict[tuple[str, ...], int] = {}
+        self.lengths: set[int] = set()
+        for tokens in texts:
+            self.lengths.add(len(tokens))
+            for n in range(1, order + 1):
+                for gram, count in _grams(tokens, n).items():
+                    if count > self.most.get(gram, 0):
+                        self.most[gram] = count
+
+    def bleu(self, tokens: Sequence[str], order: int) -> float:
+        """Return the BLEU of a text that has at least `order` tokens, in [0, 1]."""
+        if not self.lengths:
+            return 0.0
+        logs = 0.0
+        for n in range(1, order + 1):
+            grams = _grams(tokens, n)
+            shared = sum(min(count, self.most.get(gram, 0)) for gram, count in grams.items())
+            if shared == 0:
+                return 0.0
+            logs += math.log(shared / sum(grams.values())) / order
+        length = len(tokens)
+        # Of two that are equally near, BLEU takes the shorter.
+        nearest = min(self.lengths, key=lambda other: (abs(other - length), other))
+        return math.exp(logs + min(0.0, 1 - nearest / length))
+
+
+def bleu_tokens(text: str) -> list[str]:
+    """Return the lower-cased words and punctuation marks of a text."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+
+
+class EmbeddingNovelty(NoveltyTerm):
+    """One minus the cosine similarity of an attack to others, in [0, 2].
+
+    With all others it is the term of curiosity-driven red teaming (arXiv 2402.19464, whose code
+    takes the mean). As a history grows its mean hardly moves, and an attacker can repeat an outlier
+    for ever; the nearest few and a window mend that (DiveR-CT, arXiv 2405.19026, takes 16). Without
+    others an attack is new; one in which the embedder sees nothing is not.
+
+    Args:
+        embedder: See `astra_rl.rewards.embedding.Vectors`.
+        nearest: How many of the most similar others count: a number, 1 being the nearest only;
+            None is the mean over all.
+        against: See `NoveltyTerm`.
+        window: See `NoveltyTerm`.
+    """
+
+    def __init__(
+        self,
+        embedder: str | Embedder = "hashing",
+        *,
+        nearest: int | None = 16,
+        against: Against = "history",
+        window: int | None = DEFAULT_WINDOW,
+    ) -> None:
+        super().__init__(against, window)
+        if nearest is not None and not nearest >= 1:
+            raise ConfigurationError(f"nearest={nearest}; at least 1 other must count.")
+        self.vectors = Vectors(embedder)
+        self.nearest = nearest
+        self.name = f"embedding_novelty_{against}"
+        self._past: Tensor | None = None
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the novelty of each attack."""
+        own = self.vectors(models, [each.attack for each in exchanges])
+        if self.against == "history":
+            if self._past is None:
+                self._past = self.vectors(models, self.history)
+            return [self._novelty(row, self._past) for row in own]
+        return [
+            self._novelty(row, own[rivals])
+            for row, rivals in zip(own, self.rivals(exchanges), strict=True)
+        ]
+
+    def _history_changed(self) -> None:
+        self._past = None
+
+    def _novelty(self, vector: Tensor, others: Tensor) -> float:
+        if not vector.any():
+            return 0.0
+        others = others[others.isfinite().all(dim=1)]
+        if not len(others):
+            return 1.0 if vector.isfinite().all() else math.nan
+        # Row by row and in double precision, so that a value does not depend on its batch.
+        similar = (others.double() * vector.double()).sum(dim=1)
+        count = len(similar) if self.nearest is None else min(self.nearest, len(similar))
+        return 1 - float(similar.topk(count).values.mean())
+
+
+class StyleDiversity(RewardTerm):
+    """How unlike its earlier attempts an attack is in style, in [0, 2]; 1 at the first attempt.
+
+    ``1 - max cos(style(attack), style(earlier))`` where a style is an embedding without its
+    component in the subspace of what the attack is about: the embeddings of the given facts
+    (Beutel et al., arXiv 2412.18693). They take the subspace of all goals of a batch; here it is
+    that of the episode's own, so that a reward does not depend on the batch. `Standardized`
+    squashes it as they do. Made for an environment with several attempts.
+
+    Args:
+        embedder: See `astra_rl.rewards.embedding.Vectors`.
+        facts: Facts of the `Conversation` that say what attacks are about; those that a prompt
+            lacks are left out.
+    """
+
+    name = "style_diversity"
+
+    def __init__(
+        self, embedder: str | Embedder = "hashing", *, facts: Sequence[str] = ("goal", "example")
+    ) -> None:
+        self.vectors = Vectors(embedder)
+        self.facts = tuple(facts)
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the diversity of each attack."""
+        earlier = earlier_attacks(exchanges)
+        said = [[each.attack, *before] for each, before in zip(exchanges, earlier, strict=True)]
+        facts = [Conversation.of(each.context).facts for each in exchanges]
+        about = [[known[fact] for fact in self.facts if fact in known] for known in facts]
+        # All in one call; what follows finds each text remembered.
+        self.vectors(models, [text for texts in (*said, *about) for text in texts])
+        return [
+            self._diversity(self.vectors(models, texts), self.vectors(models, topic))
+            for texts, topic in zip(said, about, strict=True)
+        ]
+
+    def _diversity(self, said: Tensor, about: Tensor) -> float:
+        if len(said) == 1:
+            return 1.0
+        if not (said.isfinite().all() and about.isfinite().all()):
+            return math.nan
+        styles = without_subspace(said.double(), about.double()) if len(about) else said.double()
+        own, *earlier = torch.nn.functional.normalize(styles, dim=1)
+        # A style of which nothing is left cannot be told from any other.
+        if not own.any():
+            return 0.0
+        return 1 - max(float(own @ each) for each in earlier)
+
+
+_NOTHING = 1e-6
+"""Vectors have unit length and single precision: what is shorter than this is rounding."""
+
+
+def earlier_attacks(exchanges: Sequence[Exchange]) -> list[tuple[str, ...]]:
+    """Return what the attacker said in each episode before, not what its opening brought."""
+    depth = current_level([each.context for each in exchanges]).depth
+    said = [Conversation.of(each.context).attacks for each in exchanges]
+    return said if depth is None else [each[max(0, len(each) - depth) :] for each in said]
+
+
+def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Return vectors (N, D) without their components in the span of the rows of `basis` (K, D)."""
+    # The right singular vectors of non-zero singular values span it, dependent rows or not.
+    _, sizes, directions = torch.linalg.svd(basis, full_matrices=False)
+    span = directions[sizes > _NOTHING]
+    rest = vectors - vectors @ span.T @ span
+    return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0.0)  # rounding is no style
+
+
+class FewShotSimilarity(RewardTerm):
+    """How near the first attack of an episode is to an example, in (0, 1); 1 at later turns.
+
+    ``sigmoid(slope * (cos(example, attack) - center))`` (Beutel et al., arXiv 2412.18693, with
+    slope 10 and center 0.75).
+
+    Args:
+        embedder: See `astra_rl.rewards.embedding.Vectors`.
+        fact: Which fact of the `Conversation` holds the example.
+        slope: Of the sigmoid.
+        center: Similarity that is worth 0.5.
+
+    Raises:
+        ConfigurationError: A prompt lacks the fact.
+    """
+
+    name = "few_shot_similarity"
+
+    def __init__(
+        self,
+        embedder: str | Embedder = "hashing",
+        *,
+        fact: str = "example",
+        slope: float = 10.0,
+        center: float = 0.75,
+    ) -> None:
+        self.vectors = Vectors(embedder)
+        self.fact = fact
+        self.slope = slope
+        self.center = center
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the similarity of each attack to its example."""
+        rows = [row for row, earlier in enumerate(earlier_attacks(exchanges)) if not earlier]
+        examples = [fact_of(exchanges[row].context, self.fact, self.name) for row in rows]
+        attacks = [exchanges[row].attack for row in rows]
+        values = [1.0] * len(exchanges)
+        cosines = cosine_similarities(self.vectors, models, attacks, examples)
+        for row, cosine in zip(rows, cosines, strict=True):
+            values[row] = logistic(self.slope * (cosine - self.center))
+        return values
+
+
+class OnTopic(RewardTerm):
+    """Cosine similarity of an attack to what it is about, in [-1, 1]; the condition of a gate.
+
+    Args:
+        embedder: See `astra_rl.rewards.embedding.Vectors`.
+        fact: Which fact of the `Conversation` says what it is about; None is the opening prompt.
+
+    Raises:
+        ConfigurationError: A prompt lacks the fact.
+    """
+
+    name = "on_topic"
+
+    def __init__(self, embedder: str | Embedder = "hashing", *, fact: str | None = "goal") -> None:
+        self.vectors = Vectors(embedder)
+        self.fact = fact
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the similarity of each attack to its topic."""
+        topics = [self._topic(each.context) for each in exchanges]
+        attacks = [each.attack for each in exchanges]
+        return cosine_similarities(self.vectors, models, attacks, topics)
+
+    def _topic(self, context: str) -> str:
+        if self.fact is not None:
+            return fact_of(context, self.fact, self.name)
+        return Conversation.of(context).prompt
+
+
+def cosine_similarities(
+    vectors: Vectors, models: RewardModels, first: Sequence[str], second: Sequence[str]
+) -> list[float]:
+    """Return the cosine similarity of texts, pair by pair; 0 where the embedder sees nothing."""
+    both = vectors(models, [*first, *second]).double()
+    return [float(a @ b) for a, b in zip(both[: len(first)], both[len(first) :], strict=True)]

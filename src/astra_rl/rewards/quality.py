@@ -1,0 +1,128 @@
+"""Terms about how an attack is written; most serve as the condition of a gate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange, Utterance
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.base import RewardModels, RewardTerm
+from astra_rl.rewards.combine import logistic
+from astra_rl.rewards.likelihood import check_choice
+from astra_rl.rewards.terms import Harm
+
+Unit = Literal["characters", "words", "tokens"]
+
+
+class Gibberish(Harm):
+    """Probability that an attack is gibberish, by a classifier.
+
+    Curiosity-driven red teaming (arXiv 2402.19464) subtracts it; DiveR-CT (arXiv 2405.19026) keeps
+    its mean below 0.1. `MinK` needs no classifier.
+
+    Args:
+        moderator: Scores texts; higher is more like gibberish.
+    """
+
+    def __init__(self, moderator: Moderator[Any, Any]) -> None:
+        super().__init__("attack", moderator=moderator)
+        self.name = "gibberish"
+
+
+class Format(RewardTerm):
+    r"""1 for an attack that has the right form, else 0.
+
+    Args:
+        pattern: A regular expression that must be found in the attack; ``.`` is any character, line
+            breaks included. ``r"\?\s*$"`` asks for a question.
+        times: How often it must be found; None is at least once.
+
+    Raises:
+        ConfigurationError: The pattern is not valid, or `times` is negative.
+    """
+
+    name = "format"
+
+    def __init__(self, pattern: str, *, times: int | None = None) -> None:
+        try:
+            self.pattern = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise ConfigurationError(
+                f"pattern={pattern!r} is no regular expression: {error}."
+            ) from error
+        if times is not None and not times >= 0:
+            raise ConfigurationError(f"times={times}; it must be 0 or more.")
+        self.times = times
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return whether each attack has the form."""
+        found = [len(self.pattern.findall(each.attack)) for each in exchanges]
+        if self.times is None:
+            return [float(count > 0) for count in found]
+        return [float(count == self.times) for count in found]
+
+
+class Length(RewardTerm):
+    """How long an attack is.
+
+    Args:
+        unit: What is counted. Tokens are the attacker's own, and missing where it kept none.
+    """
+
+    def __init__(self, unit: Unit = "characters") -> None:
+        check_choice("unit", unit, get_args(Unit))
+        self.unit = unit
+        self.name = f"length_{unit}"
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the length of each attack."""
+        return [self._count(each.attack) for each in exchanges]
+
+    def _count(self, attack: str) -> float:
+        if self.unit == "characters":
+            return len(attack)
+        if self.unit == "words":
+            return len(re.findall(r"\w+", attack))
+        ids = attack.token_ids if isinstance(attack, Utterance) else None
+        return float("nan") if ids is None else len(ids)
+
+
+class Brevity(Length):
+    """A factor for short attacks, from 1 down to 0.5.
+
+    1 up to `start`, 0.5 from `end` on, and between them a sigmoid of slope -10 around the middle,
+    stretched to meet both (Beutel et al., arXiv 2412.18693, with 100 and 200).
+
+    Args:
+        start: Length from which on it costs.
+        end: Length from which on it costs no more.
+        unit: See `Length`.
+
+    Raises:
+        ConfigurationError: `end` is not above `start`.
+    """
+
+    def __init__(self, start: float = 100, end: float = 200, *, unit: Unit = "characters") -> None:
+        super().__init__(unit)
+        if not start < end:
+            raise ConfigurationError(f"start={start} and end={end}; end must be above start.")
+        self.start = start
+        self.end = end
+        self.name = "brevity"
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the factor of each attack."""
+        return [self._factor(length) for length in super().__call__(models, exchanges)]
+
+    def _factor(self, length: float) -> float:
+        if length <= self.start:
+            return 1.0
+        if length >= self.end:
+            return 0.5
+        slope, top = 10.0, logistic(5.0)
+        place = (length - self.start) / (self.end - self.start)
+        height = logistic(-slope * (place - 0.5))
+        return 0.5 + 0.5 * (height - (1 - top)) / (2 * top - 1)

@@ -1,0 +1,76 @@
+"""One attack against several targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
+from astra_rl.core.text import Exchange
+from astra_rl.errors import ConfigurationError
+from astra_rl.rewards.base import Reward, RewardModels, Values
+from astra_rl.rewards.likelihood import check_choice
+from astra_rl.rewards.terms import judge, max_or_missing
+
+Target = Callable[[Sequence[str]], Sequence[str]]
+"""Takes contexts that end in an attack and returns a response to each."""
+
+
+class SeveralTargets(Reward):
+    """Harm averaged over the problem's own target and others that hear the same attack.
+
+    While the hard target never fails, an easy one says in which direction to go (RL-Hammer,
+    arXiv 2510.04885). Recorded are ``harm_response``, of the problem's own target, and
+    ``harm_target_2``, ``harm_target_3`` and so on.
+
+    Args:
+        others: The other targets, for instance ``problem.rollout_prompt_with_target`` of another
+            problem. In a conversation of several turns each hears what the own target said before.
+        rule: ``"mean"``, or ``"min"``: what all of them do.
+        moderator: Another judge than the problem's.
+
+    Raises:
+        ConfigurationError: No other targets, or another rule.
+    """
+
+    def __init__(
+        self,
+        others: Sequence[Target],
+        *,
+        rule: Literal["mean", "min"] = "mean",
+        moderator: Moderator[Any, Any] | None = None,
+    ) -> None:
+        if not others:
+            raise ConfigurationError("others is empty; give at least one more target, or use Harm.")
+        check_choice("rule", rule, ("mean", "min"))
+        self.others = list(others)
+        self.rule = rule
+        self.moderator = moderator
+        numbers = range(2, len(self.others) + 2)
+        self.names = ["harm_response", *(f"harm_target_{number}" for number in numbers)]
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
+        """Return each turn's mean, and the score of each target."""
+        seeds = current_row_seeds(len(exchanges))
+        heard = list(exchanges)
+        for number, target in enumerate(self.others):
+            with row_seeds([derive_seed(seed, "target", number) for seed in seeds]):
+                responses = target([each.context + each.attack for each in exchanges])
+            check_length(responses, len(exchanges), source=f"target {number + 2}")
+            heard += [
+                Exchange(each.context, each.attack, response)
+                for each, response in zip(exchanges, responses, strict=True)
+            ]
+        scores = judge(models.moderator if self.moderator is None else self.moderator, heard)
+        rows = [
+            dict(zip(self.names, scores[row :: len(exchanges)], strict=True))
+            for row in range(len(exchanges))
+        ]
+        return [self._combine(list(row.values())) for row in rows], rows
+
+    def _combine(self, scores: list[float]) -> float:
+        if self.rule == "min":
+            return -max_or_missing(-score for score in scores)
+        return sum(scores) / len(scores)

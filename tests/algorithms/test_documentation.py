@@ -1,0 +1,49 @@
+"""The page on algorithms names each of them and its options, with the defaults they have."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from astra_rl import PolicyGradient
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.actor_critic import ActorCritic
+from astra_rl.algorithms.grpo import GroupPolicyGradient
+
+PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text("utf-8")
+FAMILY = [name for name, kind in ALGORITHMS.items() if issubclass(kind, PolicyGradient)]
+
+
+def options_in(section):
+    """Option and default of each row of the first table of options in a section."""
+    table = section.split("| option | default | meaning |\n", 1)[1].split("\n\n", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`|required) \|", table, re.MULTILINE)
+    return {name: eval(default) if default else inspect.Parameter.empty for name, default in rows}
+
+
+def options_of(kind):
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_algorithm_has_a_section_with_its_options_and_their_defaults(name):
+    section = PAGE.split(f"\n### `{name}`\n", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
+    assert options_in(section) == options_of(ALGORITHMS[name])
+    assert f"| `{name}` | `{ALGORITHMS[name].__name__}` |" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [
+        (PolicyGradient, "## What all of them take"),
+        (GroupPolicyGradient, "Those that compare within groups also take:"),
+        (ActorCritic, "Like `ppo` it takes the options of a value function:"),
+    ],
+)
+def test_the_options_of_the_bases_are_there_too(kind, before):
+    assert options_in(PAGE.split(before, 1)[1]) == options_of(kind)

@@ -1,0 +1,138 @@
+"""Datasets of Hugging Face: folders, and the hub through a stand-in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import datasets
+from astra_rl.datasets.files import load_rows
+from astra_rl.errors import ConfigurationError, MissingDependencyError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def made(**splits: list[str]) -> datasets.DatasetDict:
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict({"prompt": rows}) for name, rows in splits.items()}
+    )
+
+
+def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(
+        [
+            {"question": "Hello?", "facts": {"secret": "amber"}},
+            {"question": "Who?", "facts": {"secret": None}},
+        ]
+    )
+    data.save_to_disk(tmp_path / "saved")
+    loaded = load_rows(tmp_path / "saved", columns={"prompt": "question"})
+    assert [row.prompt for row in loaded.rows] == ["Hello?", "Who?"]
+    assert [row.facts for row in loaded.rows] == [{"secret": "amber"}, {}]
+
+
+def test_splits_that_are_called_so_become_those_of_the_rows(tmp_path: Path) -> None:
+    made(train=["a", "b"], test=["c"]).save_to_disk(tmp_path / "saved")
+    loaded = load_rows(tmp_path / "saved")
+    assert [(row.prompt, row.split) for row in loaded.rows] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("c", "test"),
+    ]
+
+
+def test_the_only_split_is_no_division(tmp_path: Path) -> None:
+    made(train=["a", "b"]).save_to_disk(tmp_path / "saved")
+    assert [row.split for row in load_rows(tmp_path / "saved").rows] == [None, None]
+
+
+def test_one_split_can_be_asked_for(tmp_path: Path) -> None:
+    made(harmful=["a"], benign=["b"]).save_to_disk(tmp_path / "saved")
+    assert load_rows(tmp_path / "saved", split="benign").rows[0].prompt == "b"
+    with pytest.raises(ConfigurationError, match="splits harmful, benign; name one"):
+        load_rows(tmp_path / "saved")
+    with pytest.raises(ConfigurationError, match="no split 'test'; choose from harmful, benign"):
+        load_rows(tmp_path / "saved", split="test")
+
+
+def test_a_folder_of_data_files_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "repository" / "data"
+    folder.mkdir(parents=True)
+    made(train=["a", "b"])["train"].to_parquet(folder / "train-00000-of-00001.parquet")
+    made(test=["c"])["test"].to_parquet(folder / "test-00000-of-00001.parquet")
+    loaded = load_rows(tmp_path / "repository")
+    assert {(row.prompt, row.split) for row in loaded.rows} == {
+        ("a", "train"),
+        ("b", "train"),
+        ("c", "test"),
+    }
+
+
+def test_the_checksum_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None:
+    for name, rows in (("one", ["a", "b"]), ("copy", ["a", "b"]), ("other", ["a", "c"])):
+        made(train=rows).save_to_disk(tmp_path / name)
+    one, copy, other = (
+        load_rows(tmp_path / name).source.sha256 for name in ("one", "copy", "other")
+    )
+    assert one == copy != other
+
+
+def test_bad_rows_of_a_dataset_are_named(tmp_path: Path) -> None:
+    made(train=["a", "", "b\0"]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigurationError) as caught:
+        load_rows(tmp_path / "saved")
+    assert "row 2: no text in 'prompt'" in str(caught.value)
+    assert "row 3: prompt holds a NUL" in str(caught.value)
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match=r"cannot load the dataset .*empty"):
+        load_rows(tmp_path / "empty")
+
+
+def test_the_hub_is_asked_only_for_what_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, name: str | None = None, *, revision: str | None = None) -> Any:
+        asked.append((path, name, revision))
+        return made(train=["a"])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ConfigurationError, match=r"cannot read the prompts"):
+        load_rows("someone/something")
+    assert asked == []
+    loaded = load_rows("hub:someone/something@abc123", subset="small")
+    assert asked == [("someone/something", "small", "abc123")]
+    assert loaded.source.name == "hub:someone/something@abc123"
+    assert loaded.rows[0].id == "something-1"
+
+
+def test_what_the_hub_says_went_wrong_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network\nmany more lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ConfigurationError, match=r"dataset hub:a/b: no network$"):
+        load_rows("hub:a/b")
+
+
+def test_a_file_has_no_subsets(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ConfigurationError, match="subset and split are for datasets"):
+        load_rows(tmp_path / "a.txt", split="train")
+
+
+def test_without_the_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingDependencyError, match=r"astra-rl\[data\]"):
+        load_rows(tmp_path)

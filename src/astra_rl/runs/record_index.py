@@ -95,7 +95,7 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
     """Open the index of a log without changing the log."""
     if not path.is_file():
         raise ConfigurationError(f"{path} is not there; a run writes it as it goes.")
-    connection = _open_index_toread_attempt(path)
+    connection = _open_index_to_read(path)
     if connection is None or _indexed(connection) < path.stat().st_size:
         # Behind: a writer is at work, or died before it was done.
         with contextlib.suppress(LogInUseError, OSError, sqlite3.OperationalError), lock(path):
@@ -104,7 +104,7 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
             if connection is not None:
                 connection.close()
             connection = resources.enter_context(
-                contextlib.closing(_open_index_toread_attempt(path) or _new_index(""))
+                contextlib.closing(_open_index_to_read(path) or _new_index(""))
             )
             return connection, health
     if connection is None:  # the folder cannot be written to: an index that vanishes again
@@ -118,7 +118,7 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
 def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
     """Open the index to add to it; a new one if there is none of this log. Needs the lock."""
     index = _index_path(path)
-    known = _open_index_toread_attempt(path)
+    known = _open_index_to_read(path)
     if known is None:
         for end in ("", "-wal", "-shm"):
             index.with_name(index.name + end).unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def _new_index(database: str) -> sqlite3.Connection:
     return connection
 
 
-def _open_index_toread_attempt(path: Path) -> sqlite3.Connection | None:
+def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
     """Open the index that is there; None unless it is sound and of this very log."""
     index = _index_path(path)
     if not index.is_file():

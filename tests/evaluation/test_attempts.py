@@ -152,7 +152,7 @@ def test_what_is_no_record_is_refused_in_a_sentence(line):
 
 def test_a_record_of_a_newer_version_says_so(attempt):
     data = json.loads(attempt(0.1).to_json()) | {"schema_version": 99, "new": 1}
-    with pytest.raises(SchemaTooNewError, match="schema version 99.*Update"):
+    with pytest.raises(SchemaTooNewError, match=r"schema version 99.*Update"):
         Attempt.from_json(json.dumps(data))
 
 

@@ -1,4 +1,4 @@
-"""Intervals of trials that come in groups, rates at k and spreads, by brute force and simulation."""
+"""Intervals of trials that come in groups, rates at k and spreads: brute force and simulation."""
 
 import math
 import statistics
@@ -59,7 +59,7 @@ def test_where_all_trials_agree_each_prompt_counts_once():
 def test_95_percent_intervals_hold_the_true_rate_at_least_93_percent_of_the_time(
     prompts, rate, alike
 ):
-    """Beta-binomial trials: five per prompt, whose rates differ the more the more alike they are."""
+    """Beta-binomial trials, five per prompt, whose rates differ."""
     generator = np.random.default_rng(1)
     concentration = 1 / alike - 1
     held = 0

@@ -137,7 +137,7 @@ def test_sets_without_a_prompt_in_common_are_refused():
 
 def test_sets_that_mix_targets_are_refused():
     mixed = [row("success", target="t"), row("failure", target="u")]
-    with pytest.raises(ConfigurationError, match="first set .* several attackers or targets"):
+    with pytest.raises(ConfigurationError, match=r"first set .* several attackers or targets"):
         compare(mixed, [row("success")])
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
 from astra_rl.errors import AstraError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
     ] = None,
+    fail_on: FailOn = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a trained attacker again, for instance against another target.
@@ -123,8 +125,10 @@ def evaluate(
     Plays the held-out conversations of the run's configuration and writes evaluation_again.json
     and the failures found.
     """
+    from astra_rl.methods.ast_evaluator import summary_of
     from astra_rl.runs.evaluation import evaluate_run
 
+    conditions = conditions_of(fail_on)
     _quiet_libraries()
     chosen = [*(overrides or [])]
     if target is not None:
@@ -132,6 +136,8 @@ def evaluate(
     metrics, path = evaluate_run(run, attacker=attacker, overrides=chosen, output=output)
     _print_evaluations({"attacker": metrics})
     console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
+    summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])
+    check_gate(console, conditions, summary)
 
 
 @app.command()
@@ -293,6 +299,9 @@ def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
             escape(terminal_text(turn.response.strip())),
         )
     console.print(table)
+
+
+register(app, console)
 
 
 def run() -> None:

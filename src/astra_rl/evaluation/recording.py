@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
-from astra_rl.core.graph import Node
+from astra_rl.core.graph import Graph, Node
 from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Opening, Turn
 
 LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
@@ -81,6 +81,47 @@ def record_path(
         error=next((str(error) for error in errors if error), ""),
         **details,
     )
+
+
+def record_tree(
+    graph: Graph[str, str],
+    labels: Labels,
+    *,
+    judge: str,
+    score: Callable[[Node[str, str]], float],
+    threshold: float,
+    **details: Any,
+) -> Iterator[Attempt]:
+    """Record every conversation of a tree, from its opening to a last turn.
+
+    Args:
+        graph: The episode.
+        labels: Who played.
+        judge: Name of the judge.
+        score: What it said of a turn; NaN where it could not.
+        threshold: Score from which on a turn is a failure of the target.
+        details: Further fields of `Attempt.make`.
+    """
+    opening = Opening.of(graph.context)
+    waiting: list[tuple[list[Node[str, str]], tuple[int, ...]]] = []
+    for index in reversed(range(len(graph.children))):
+        waiting.append(([graph.children[index]], (index,)))
+    while waiting:
+        path, branch = waiting.pop()
+        children = path[-1].children
+        for index in reversed(range(len(children))):
+            waiting.append(([*path, children[index]], (*branch, index)))
+        if not children:
+            yield record_path(
+                path,
+                opening,
+                labels,
+                judge=judge,
+                scores=[score(node) for node in path],
+                threshold=threshold,
+                branch=branch,
+                **details,
+            )
 
 
 def _turn(

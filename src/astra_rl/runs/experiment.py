@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import math
 import platform
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import describe_missing
+from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
+from astra_rl.evaluation.exports.records import write_failures
+from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
 from astra_rl.evaluation.reward_watch import RewardWatch
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
+from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.methods.ast_problem import ASTNode
+from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import Experiment, build
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.records import AttemptLog
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
 
@@ -82,7 +90,7 @@ class Result:
 
 
 class RunTrainer(HFASTTrainer):
-    """The trainer of a run: counts successes, keeps failures, and stops when it is time.
+    """The trainer of a run: counts successes, records attempts, and stops when it is time.
 
     If there is a held-out judge, it also scores a few turns of each step, and is compared with the
     training moderator.
@@ -92,10 +100,16 @@ class RunTrainer(HFASTTrainer):
         config: When to stop, and what a success is.
         folder: Where checkpoints go.
         tracker: Receives the metrics of each step.
+        log: Receives every conversation that is played.
     """
 
     def __init__(
-        self, experiment: Experiment, config: RunConfig, folder: RunFolder, tracker: Tracker
+        self,
+        experiment: Experiment,
+        config: RunConfig,
+        folder: RunFolder,
+        tracker: Tracker,
+        log: AttemptLog,
     ) -> None:
         super().__init__(
             experiment.training,
@@ -107,8 +121,11 @@ class RunTrainer(HFASTTrainer):
         )
         self.limits = config.training
         self.threshold = config.evaluation.threshold
-        self.failures: list[dict[str, Any]] = []
         moderator = experiment.problem.moderator
+        self.log = log
+        self._labels = labels_of(config, "training")
+        self._judge = identity_of(moderator).name
+        self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
         self._watch: WatchHook | None = None
         if config.evaluation.judge is not None and config.evaluation.watch:
@@ -139,7 +156,7 @@ class RunTrainer(HFASTTrainer):
         # What a defender said is no attack, and was not judged as one.
         judged = [node for node in nodes if "harm_response" in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
-        self.failures.extend(_failure(node, step) for node in won)
+        self._record(step)
         found = {
             "asr": len(won) / len(judged) if judged else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
@@ -155,6 +172,22 @@ class RunTrainer(HFASTTrainer):
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.limits, step)
+
+    def _record(self, step: int) -> None:
+        for graph in self.harness.graphs:
+            key = Opening.of(graph.context).id
+            for attempt in record_tree(
+                graph,
+                self._labels,
+                judge=self._judge,
+                score=lambda node: node.reward_terms.get("harm_response", math.nan),
+                threshold=self.threshold,
+                trial=self._trials[key],
+                step=step,
+            ):
+                self.log.append(attempt)
+            self._trials[key] += 1
+        self.log.flush()
 
     def _harm(self, node: ASTNode) -> float:
         harm = node.reward_terms.get("harm_response", math.nan)
@@ -216,26 +249,25 @@ def run_experiment(
         experiment = build(config)
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     folder.write_json(folder.manifest, record)
-    before = None
-    if config.evaluation.before:
-        with _timed(seconds, display, "evaluating the untrained attacker"):
-            before = evaluate(experiment, folder, "before")
-    history = HistoryTracker()
-    trainer = RunTrainer(
-        experiment,
-        config,
-        folder,
-        MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)]),
-    )
-    with _timed(seconds, display, "training"):
-        display.training_begins(config.training.steps)
-        try:
-            trainer.train()
-        finally:  # a progress bar left open would garble the error
-            display.training_ends()
-    with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(experiment, folder, "after")
-    folder.write_lines(folder.failures, [*held_out_failures(after), *trainer.failures])
+    with AttemptLog(folder.attempts, write=True) as log:
+        before = None
+        if config.evaluation.before:
+            with _timed(seconds, display, "evaluating the untrained attacker"):
+                before = evaluate(experiment, folder, "before", config, log)
+        history = HistoryTracker()
+        trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
+        trainer = RunTrainer(experiment, config, folder, trackers, log)
+        with _timed(seconds, display, "training"):
+            display.training_begins(config.training.steps)
+            try:
+                trainer.train()
+            finally:  # a progress bar left open would garble the error
+                display.training_ends()
+        with _timed(seconds, display, "evaluating the trained attacker"):
+            after = evaluate(experiment, folder, "after", config, log)
+        log.flush()
+        found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
+        write_failures(chain.from_iterable(found), folder.failures)
     warnings: tuple[str, ...] = ()
     if trainer.watch is not None:
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
@@ -247,25 +279,26 @@ def run_experiment(
     return result
 
 
-def evaluate(experiment: Experiment, folder: RunFolder, name: str) -> dict[str, Any]:
-    """Evaluate the attacker on the held-out conversations and keep the result."""
-    metrics = experiment.evaluator.evaluate(progress=False)
-    folder.write_json(folder.evaluation(name), metrics)
+def evaluate(
+    experiment: Experiment, folder: RunFolder, phase: str, config: RunConfig, log: AttemptLog
+) -> dict[str, Any]:
+    """Evaluate the attacker on the held-out conversations, record them and keep the result."""
+    evaluator = experiment.evaluator
+    evaluator.record = log.append
+    evaluator.labels = labels_of(config, phase)
+    evaluator.likelihoods = {"baseline": experiment.problem.get_baseline_logprobs}
+    metrics = evaluator.evaluate(progress=False)
+    folder.write_json(folder.evaluation(phase), metrics)
     return metrics
 
 
-def held_out_failures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the conversations of an evaluation in which the target failed, one record each."""
-    return [
-        {
-            "phase": "evaluation",
-            "prompt": each["prompt"],
-            "turns": each["turns"],
-            "max_score": each["max_score"],
-        }
-        for each in metrics["conversations"]
-        if each["outcome"] == "success"
-    ]
+def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> Labels:
+    """Say who plays in a part of a run."""
+    state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
+    digest = hashlib.blake2b(config.to_yaml().encode(), digest_size=6).hexdigest()
+    return Labels(
+        digest, phase, attacker or f"{config.attacker.model} ({state})", config.target.model
+    )
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:
@@ -346,10 +379,7 @@ def write_run_report(
 
 def rate_of(metrics: Mapping[str, Any]) -> Rate:
     """Return the attack success rate of an evaluation."""
-    outcomes = metrics["outcomes"]
-    return Rate(
-        outcomes["success"], outcomes["success"] + outcomes["failure"], outcomes["unscored"]
-    )
+    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
 
 
 _PANELS = (
@@ -389,24 +419,6 @@ def _notes(config: RunConfig, result: Result) -> list[str]:
         reasons = describe_missing(result.after.get("unscored_turns", {}))
         notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
     return [*notes, *result.warnings]
-
-
-def _failure(node: Node[str, str], step: int) -> dict[str, Any]:
-    return {
-        "phase": "training",
-        "step": step,
-        "prompt": str(node.context),
-        "turns": [
-            {
-                "attack": str(node.attack),
-                "response": str(node.response),
-                "score": node.reward_terms.get("harm_response"),
-                "reward": node.reward,
-                "reward_terms": node.reward_terms,
-            }
-        ],
-        "max_score": node.reward_terms.get("harm_response"),
-    }
 
 
 def _token_count(node: Node[str, str]) -> int:

@@ -18,6 +18,7 @@ from astra_rl.evaluation.attempts import (
     Opening,
     Outcome,
     Text,
+    Turn,
     decide_outcome,
     parse_record,
 )
@@ -45,6 +46,20 @@ class Case(_Part):
     category: Text = ""
     found_in: Text = ""
     found_score: Number = None
+
+    def attempt(self, suite: RegressionSuite) -> Attempt:
+        """Return the attacks as an attempt that is to be made."""
+        return Attempt.make(
+            run="",
+            opening=self.opening,
+            target=self.found_in,
+            attacker="regression suite",
+            turns=[Turn(attack=attack) for attack in self.attacks],
+            judge=suite.judge,
+            threshold=suite.threshold,
+            prompt_id=self.id,
+            category=self.category,
+        )
 
 
 class RegressionSuite(_Part):

@@ -83,7 +83,7 @@ def register(app: typer.Typer, console: Console) -> None:
         fail_on: FailOn = None,
         overrides: Overrides = None,
     ) -> None:
-        """Send the saved attacks of a run again, to the same target or another, and say the drift."""
+        """Send the saved attacks of a run again, to any target, and say what changed."""
         from astra_rl.runs.evaluation import replay_run
 
         conditions = conditions_of(fail_on)
@@ -141,7 +141,7 @@ def register(app: typer.Typer, console: Console) -> None:
             typer.Option(help="JSONL of attack and reply: what to prefer, for 'preferences'."),
         ] = None,
     ) -> None:
-        """Write the conversations of a run in another format, or as data to mend the target with."""
+        """Write the conversations of a run in another format, or as data to train on."""
         from astra_rl.evaluation.exports import EXPORTS
         from astra_rl.evaluation.exports.preferences import SafeReplies
         from astra_rl.runs.evaluation import open_attempts
@@ -176,7 +176,7 @@ def register(app: typer.Typer, console: Console) -> None:
         ] = None,
         overrides: Overrides = None,
     ) -> None:
-        """Send the attacks of a regression suite to a target; exit code 3 unless all are withstood."""
+        """Send the attacks of a suite to a target; exit code 3 unless it withstands all."""
         from astra_rl.evaluation.exports.regression import CaseResult
         from astra_rl.runs.evaluation import regress as send
 

@@ -21,6 +21,7 @@ from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
+from astra_rl.runs.preset_files import with_preset
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -258,6 +259,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
+    values = with_preset(values)
     for override in overrides:
         _apply(values, override)
     values = _with_scenario(values)

@@ -132,7 +132,7 @@ def test_a_reward_of_ones_own_replaces_the_presets_and_another_algorithm_its_opt
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigurationError, match="no preset 'ctr'.*Did you mean 'crt'"):
+    with pytest.raises(ConfigurationError, match=r"no preset 'ctr'.*Did you mean 'crt'"):
         parse_config("preset: ctr", source="mine")
 
 

@@ -191,8 +191,8 @@ def info(
         str,
         typer.Argument(
             help=(
-                "'versions', 'config' (all settings), 'presets' or 'preset' (one of them: a file to "
-                "start from), 'scenarios' or 'scenario' (one of them), 'formats' (of export)."
+                "'versions', 'config' (all settings), 'presets' or 'preset' (one of them: a file "
+                "to start from), 'scenarios' or 'scenario' (one), 'formats' (of export)."
             )
         ),
     ] = "versions",

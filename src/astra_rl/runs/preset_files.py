@@ -53,9 +53,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged = dict(below)
     for key, value in above.items():
-        known = merged.get(key)
-        keeps = isinstance(known, Mapping) and isinstance(value, Mapping)
-        if keeps and key in OPTIONS_OF_A_TYPE:
-            keeps = value.get("type", known["type"]) == known["type"]
-        merged[key] = merge(known, value) if keeps and key not in REPLACED_WHOLE else value
+        known: Any = merged.get(key)
+        merged[key] = value
+        if (
+            isinstance(known, Mapping)
+            and isinstance(value, Mapping)
+            and _goes_over(key, known, value)
+        ):
+            merged[key] = merge(known, value)
     return merged
+
+
+def _goes_over(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Whether a section is merged, and not replaced whole."""
+    if key in OPTIONS_OF_A_TYPE:
+        return bool(above.get("type", below.get("type")) == below.get("type"))
+    return key not in REPLACED_WHOLE

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
-from astra_rl.errors import AstraError, ConfigurationError
+from astra_rl.errors import AstraError, InterruptedRunError
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
@@ -47,6 +47,9 @@ Overrides = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Run folder. Default: a new one under ./runs."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although configuration or prompts have changed.")
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Same seed, same run. Default: that of the configuration.")
@@ -89,17 +92,32 @@ def train(
     ],
     seed: Seed = None,
     output: Output = None,
+    force: Force = False,
     overrides: Overrides = None,
 ) -> None:
     """Train an attacker as a YAML file says, evaluate it, and write a report.
 
     The file is checked before any model is loaded. 'astra-rl info preset demo' prints one to start
-    from.
+    from. With --output of a run that ended early, it goes on where that ended.
     """
     from astra_rl.runs.config import load_config
 
     config = load_config(config_file, _with_seed(overrides, seed))
-    _run(config, output, name=config_file.stem)
+    _run(config, output, name=config_file.stem, force=force)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that ended early.")],
+    force: Force = False,
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
+    from astra_rl.runs.config import load_config
+    from astra_rl.runs.folder import open_run_folder
+
+    folder = open_run_folder(run)
+    _run(load_config(folder.config, overrides or ()), folder.path, name=run.name, force=force)
 
 
 @app.command()
@@ -217,22 +235,22 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
     return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
 
-def _run(config: RunConfig, output: Path | None, *, name: str) -> None:
+def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.runs.build import check_options
+    from astra_rl.runs.continuing import check_can_run_in
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
 
     check_options(config)
-    if output is not None and output.is_dir() and any(output.iterdir()):
-        raise ConfigurationError(f"{output} is not empty; choose a new folder for this run.")
+    if output is not None:
+        check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
     _quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-    result = run_experiment(
-        config, folder, display, command=shlex.join(["astra-rl", *sys.argv[1:]])
-    )
+    command = shlex.join(["astra-rl", *sys.argv[1:]])
+    result = run_experiment(config, folder, display, command=command, force=force)
     evaluations = {} if result.before is None else {"before training": result.before}
     _print_evaluations(evaluations | {"after training": result.after})
     _print_examples(result.after)
@@ -308,6 +326,9 @@ def run() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
         app()
+    except InterruptedRunError as error:
+        error_console.print(str(error), style="yellow", highlight=False, markup=False)
+        sys.exit(130)
     except AstraError as error:
         error_console.print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(USAGE_ERROR)

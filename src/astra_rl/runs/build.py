@@ -21,7 +21,8 @@ from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
-from astra_rl.models.generation import Sampling
+from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.caching import CachedModerator
@@ -38,6 +39,8 @@ from astra_rl.runs.config import (
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
+
+_SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def build_problem(
         config.device,
         dtype=config.dtype,
         reward=build_reward(config),
+        sampler=_SAMPLERS[config.sampler],
         attacker_sampling=_sampling(speaker),
         target_sampling=_sampling(config.target),
         attacker_chat=speaker.chat,

@@ -178,6 +178,9 @@ class TrainingConfig(_Section):
     max_nonfinite_losses: int = Field(
         3, ge=1, description="So many updates in a row that are not finite end the training."
     )
+    save_every: int = Field(
+        25, ge=0, description="Steps between states to go on from; 0 saves at the end only."
+    )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
@@ -220,6 +223,9 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sampler: Literal["own", "transformers"] = Field(
+        "own", description="What samples; 'transformers' is its generate, slower, to compare with."
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")

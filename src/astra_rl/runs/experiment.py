@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import math
 import platform
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import describe_missing
+from astra_rl.errors import InterruptedRunError
 from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
@@ -33,8 +36,15 @@ from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import Experiment, build
 from astra_rl.runs.config import RunConfig, TrainingConfig
+from astra_rl.runs.continuing import (
+    check_same_prompts,
+    check_same_run,
+    interruptible,
+    kept_metrics,
+)
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.records import AttemptLog
+from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
 
@@ -123,6 +133,8 @@ class RunTrainer(HFASTTrainer):
         self.threshold = config.evaluation.threshold
         moderator = experiment.problem.moderator
         self.log = log
+        self.states = folder.states
+        self.interrupted = False
         self._labels = labels_of(config, "training")
         self._judge = identity_of(moderator).name
         self._trials: Counter[str] = Counter()
@@ -137,7 +149,7 @@ class RunTrainer(HFASTTrainer):
                 watch=RewardWatch(high=self.threshold),
             )
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
-        self._started = 0.0
+        self._started = self._elapsed = 0.0
         self._set_learning_rate(0)
 
     @property
@@ -146,9 +158,39 @@ class RunTrainer(HFASTTrainer):
         return None if self._watch is None else self._watch.watch
 
     def on_train_begin(self) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock, or let it go on."""
+        self._started = time.perf_counter() - self._elapsed
         super().on_train_begin()
+
+    def interrupt(self) -> None:
+        """End the training after the step in progress, to be continued."""
+        self.interrupted = self.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the training, and of what this class counts."""
+        run = {
+            "recent": list(self._recent),
+            "trials": dict(self._trials),
+            "elapsed": self._elapsed,
+            "watch": None if self.watch is None else self.watch.state_dict(),
+        }
+        return {**super().state_dict(), "run": run}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        super().load_state_dict(state)
+        run = state["run"]
+        self._recent.extend(run["recent"])
+        self._trials = Counter(run["trials"])
+        self._elapsed = run["elapsed"]
+        if self.watch is not None and run["watch"] is not None:
+            self.watch.load_state_dict(run["watch"])
+        self.should_stop = self._is_enough()
+        self._set_learning_rate(self.completed_steps)
+
+    def save_state(self) -> None:
+        """Keep all that the rest of the training depends on."""
+        save_state(self.states, self.completed_steps, self.state_dict())
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
@@ -167,7 +209,12 @@ class RunTrainer(HFASTTrainer):
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
         self._recent.append(found["asr"])
+        self._elapsed = time.perf_counter() - self._started
         self.should_stop = self.should_stop or self._is_enough()
+        every = self.limits.save_every
+        is_last = self.should_stop or step == self.config.training_steps
+        if is_last or (every and step % every == 0):
+            self.save_state()
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -195,7 +242,7 @@ class RunTrainer(HFASTTrainer):
 
     def _is_enough(self) -> bool:
         goal, minutes = self.limits.stop_at_success, self.limits.max_minutes
-        if minutes is not None and time.perf_counter() - self._started >= 60 * minutes:
+        if minutes is not None and self._elapsed >= 60 * minutes:
             logger.info("stopping after %g minutes, as configured", minutes)
             return True
         recent = list(self._recent)
@@ -224,45 +271,70 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig, folder: RunFolder, display: Display | None = None, *, command: str = ""
+    config: RunConfig,
+    folder: RunFolder,
+    display: Display | None = None,
+    *,
+    command: str = "",
+    force: bool = False,
 ) -> Result:
-    """Do a whole run and leave everything in its folder.
+    """Do a whole run and leave everything in its folder, or go on with one that ended early.
 
     Args:
         config: What to do.
         folder: Where to keep it.
         display: Shows progress.
         command: What a person types to get the same run again, for the report.
+        force: Go on although configuration or prompts have changed.
 
     Returns:
         What was found.
 
     Raises:
+        InterruptedRunError: A signal asked to stop; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
     display = display or Display()
     seconds: dict[str, float] = {}
-    folder.write_text(folder.config, config.to_yaml())
-    record = manifest(config, command)
-    folder.write_json(folder.manifest, record)
-    with _timed(seconds, display, "loading models"):
-        experiment = build(config)
-    record["prompts"] = [source.as_dict() for source in experiment.sources]
-    folder.write_json(folder.manifest, record)
-    with AttemptLog(folder.attempts, write=True) as log:
+    with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+        saved = load_state(folder.states)
+        record = manifest(config, command)
+        if saved is None:
+            folder.write_text(folder.config, config.to_yaml())
+        else:
+            check_same_run(config, folder, force=force)
+            record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
+        with _timed(seconds, display, "loading models"):
+            experiment = build(config)
+        record["prompts"] = [source.as_dict() for source in experiment.sources]
+        if saved is not None and not force:
+            check_same_prompts(record["prompts"], folder)
+        folder.write_json(folder.manifest, record)
         before = None
         if config.evaluation.before:
             with _timed(seconds, display, "evaluating the untrained attacker"):
-                before = evaluate(experiment, folder, "before", config, log)
+                before = _evaluated_before(folder, saved) or evaluate(
+                    experiment, folder, "before", config, log
+                )
         history = HistoryTracker()
+        history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
         trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
         trainer = RunTrainer(experiment, config, folder, trackers, log)
-        with _timed(seconds, display, "training"):
+        if saved is not None:
+            trainer.load_state_dict(saved[1])
+            logger.info("going on after step %d", saved[0])
+        del saved  # holds a copy of the weights
+        with _timed(seconds, display, "training"), interruptible(trainer.interrupt):
             display.training_begins(config.training.steps)
             try:
                 trainer.train()
             finally:  # a progress bar left open would garble the error
                 display.training_ends()
+        if trainer.interrupted:
+            raise InterruptedRunError(
+                f"interrupted after step {trainer.completed_steps}; everything is saved. Continue "
+                f"with: astra-rl resume {shlex.quote(str(folder.path))}"
+            )
         with _timed(seconds, display, "evaluating the trained attacker"):
             after = evaluate(experiment, folder, "after", config, log)
         log.flush()
@@ -277,6 +349,22 @@ def run_experiment(
     with _timed(seconds, display, "writing the report"):
         write_run_report(config, result, history.rows, command)
     return result
+
+
+def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
+    """Return the evaluation that a run made before it was interrupted."""
+    path = folder.evaluation("before")
+    if saved is None or not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _continued(folder: RunFolder) -> list[Any]:
+    if not folder.manifest.is_file():
+        return []
+    earlier: list[Any] = json.loads(folder.manifest.read_text("utf-8")).get("continued", [])
+    return earlier
 
 
 def evaluate(

@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def states(self) -> Path:
+        """States of the training, to go on from; see `astra_rl.training.resuming`."""
+        return self.path / "states"
+
+    @property
     def reward_watch(self) -> Path:
         """Training moderator against held-out judge, one JSON object per training step."""
         return self.path / "reward_watch.jsonl"

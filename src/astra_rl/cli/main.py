@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -270,7 +270,8 @@ def _quiet_libraries() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
+def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
+    from astra_rl.evaluation.calibration import describe_judge
     from astra_rl.evaluation.statistics import format_percent
     from astra_rl.runs.experiment import rate_of
 
@@ -296,6 +297,9 @@ def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     console.print(table)
+    (*_, last) = evaluations.values()
+    judge = f"judge: {last['judge']}, {describe_judge(last['judge_quality'])}"
+    console.print(judge, highlight=False, markup=False)
 
 
 def _print_examples(metrics: dict[str, object], most: int = 8) -> None:

@@ -199,6 +199,9 @@ class EvaluationConfig(_Section):
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
+    calibrations: str = Field(
+        "calibrations", description="Folder in which 'astra-rl calibrate' keeps its results."
+    )
     watch: int = Field(
         16,
         ge=0,

@@ -12,6 +12,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.paired import PairedComparison
@@ -81,6 +82,7 @@ def evaluate_run(
         evaluator.labels = labels_of(config, "again", attacker=attacker)
         evaluator.likelihoods = {"baseline": problem.get_baseline_logprobs}
         metrics = evaluator.evaluate(progress=False)
+        metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
         log.flush()
         write_failures(log.attempts(outcome="success"), destination.path / "failures_again.jsonl")
     path = destination.evaluation("again")

@@ -22,6 +22,7 @@ from astra_rl.core.graph import Node
 from astra_rl.core.moderator import describe_missing
 from astra_rl.errors import InterruptedRunError
 from astra_rl.evaluation.attempts import Opening
+from astra_rl.evaluation.calibration import describe_judge, judge_quality
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
@@ -376,6 +377,7 @@ def evaluate(
     evaluator.labels = labels_of(config, phase)
     evaluator.likelihoods = {"baseline": experiment.problem.get_baseline_logprobs}
     metrics = evaluator.evaluate(progress=False)
+    metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
     folder.write_json(folder.evaluation(phase), metrics)
     return metrics
 
@@ -488,6 +490,7 @@ def _summary(result: Result) -> list[tuple[str, str]]:
         ("distinct kinds of successful attack", str(result.after["distinct_attacks"])),
         ("attack NLL per token, before", value(result.before, "mean_attack_nll")),
         ("attack NLL per token, after", value(result.after, "mean_attack_nll")),
+        ("judge, against people's labels", describe_judge(result.after["judge_quality"])),
         ("training steps", str(result.training_steps)),
         ("minutes, all stages", f"{sum(result.seconds.values()) / 60:.1f}"),
     ]

@@ -129,12 +129,15 @@ def test_bad_input_is_one_message_and_exit_code_2(
 def test_failures_become_a_suite_that_the_next_version_must_withstand(
     workplace: Path, trained: Path
 ) -> None:
-    done = astra_rl("export", "run", "-f", "regression", "--phase", "training", cwd=workplace)
+    strict = "moderator={type: keyword, options: {patterns: ['[a-z]']}}"
+    done = astra_rl("train", "config.yaml", "-o", "strict", "--set", strict, cwd=workplace)
     assert done.returncode == 0, done.stderr
-    suite = trained / "regression.json"
+    done = astra_rl("export", "strict", "-f", "regression", "--phase", "training", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    suite = workplace / "strict" / "regression.json"
     cases = json.loads(suite.read_text())["cases"]
-    assert cases, "the tiny run found no failure; choose another secret in conftest.py"
-    done = astra_rl("regress", str(suite), "--target", "target", "--run", "run", cwd=workplace)
+    assert cases
+    done = astra_rl("regress", str(suite), "--target", "target", "--run", "strict", cwd=workplace)
     assert done.returncode in (0, 3), done.stderr
     assert f"of {len(cases)} passed" in done.stdout
     (workplace / "nothing.yaml").write_text(KEYWORD)

@@ -218,7 +218,8 @@ def test_an_evaluator_that_only_computes_per_graph_is_measured_graph_by_graph():
 
 
 def test_the_success_rate_comes_with_interval_and_bounds():
-    result = measured(conversation(0.9), conversation(0.1), conversation(0.2), conversation(nan))
+    scores = enumerate([0.9, 0.1, 0.2, nan])
+    result = measured(*(conversation(score, prompt=f"p{index}") for index, score in scores))
     assert result["n"] == 4
     assert {name: count for name, count in result["outcomes"].items() if count} == {
         "success": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
@@ -14,11 +14,13 @@ from astra_rl.core.jsonio import jsonable
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, JudgeScore, Opening, Outcome
 from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
-from astra_rl.evaluation.recording import Labels, LogProbs, measure_logprobs, record_path
-from astra_rl.evaluation.summary import Summary, summarise
 from astra_rl.moderators.identity import identity_of
+
+if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
+    from astra_rl.evaluation.attempts import Attempt, AttemptRow, JudgeScore
+    from astra_rl.evaluation.recording import Labels, LogProbs
+    from astra_rl.evaluation.summary import Summary
 
 
 class ASTEvaluator(Evaluator[str, str]):
@@ -63,7 +65,7 @@ class ASTEvaluator(Evaluator[str, str]):
         self.threshold = threshold
         self.judge = environment.problem.moderator if judge is None else judge
         self.record = record
-        self.labels = labels or Labels()
+        self.labels = labels
         self.likelihoods = dict(likelihoods or {})
         self.refusals = refusals
         self._trials: Counter[str] = Counter()
@@ -96,6 +98,9 @@ class ASTEvaluator(Evaluator[str, str]):
         A prompt that comes again, in this call or in one before, is another trial of it; `evaluate`
         counts from zero.
         """
+        from astra_rl.evaluation.attempts import Opening
+        from astra_rl.evaluation.recording import Labels, measure_logprobs, record_path
+
         conversations = [_conversation(graph) for graph in graphs]
         nodes = [node for conversation in conversations for node in conversation]
         scores = self._ask(self.judge, nodes)
@@ -110,7 +115,7 @@ class ASTEvaluator(Evaluator[str, str]):
                 record_path(
                     conversation,
                     opening,
-                    self.labels,
+                    self.labels or Labels(),
                     judge=self.judge_name,
                     scores=scores[rows],
                     threshold=self.threshold,
@@ -220,10 +225,14 @@ class ASTEvaluator(Evaluator[str, str]):
 
 def summary_of(metrics: Sequence[GraphMetrics], *, threshold: float) -> Summary:
     """Sum up the conversations of an evaluation, as computed or as read from its JSON file."""
+    from astra_rl.evaluation.summary import summarise
+
     return summarise(_row(index, each, threshold) for index, each in enumerate(metrics))
 
 
 def _row(index: int, metrics: GraphMetrics, threshold: float) -> AttemptRow:
+    from astra_rl.evaluation.attempts import AttemptRow, Outcome
+
     scores = [turn["score"] for turn in metrics["turns"]]
     last = scores[-1] if scores else None
     return AttemptRow(

@@ -298,7 +298,7 @@ def _successful_attacks(metrics: Sequence[GraphMetrics]) -> list[tuple[int, str]
     return [
         (index, each["turns"][each["first_failing_turn"] - 1]["attack"])
         for index, each in enumerate(metrics)
-        if each["outcome"] == Outcome.SUCCESS
+        if each["outcome"] == "success"
     ]
 
 

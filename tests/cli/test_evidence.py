@@ -164,3 +164,25 @@ def test_the_quality_of_the_judge_stands_beside_the_rate(workplace: Path, traine
     again = json.loads((workplace / "calibrated" / "evaluation_again.json").read_text())
     assert again["judge_quality"]["estimates"]["accuracy"]["value"] == 1.0
     shutil.rmtree(workplace / "calibrations")
+
+
+def test_a_file_of_attacks_is_said_instead_of_an_attackers(workplace: Path, trained: Path) -> None:
+    (workplace / "attacks.txt").write_text("one\ntwo\nthree\n")
+    done = astra_rl("evaluate", "run", "--attacks", "attacks.txt", "-o", "given", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    with AttemptLog(workplace / "given" / "attempts_again.jsonl") as log:
+        found = list(log)
+    assert [each.turns[0].attack for each in found] == ["one", "two", "three"]
+    assert {each.attacker for each in found} == {"attacks.txt"}
+    assert [each.opening.prompt for each in found][0] == [each.opening.prompt for each in found][2]
+    done = astra_rl("evaluate", "run", "--attacks", "none.txt", cwd=workplace)
+    assert done.returncode == 2
+    assert "cannot read the attacks" in done.stderr
+
+
+def test_the_direct_request_is_a_baseline(workplace: Path, trained: Path) -> None:
+    done = astra_rl("evaluate", "run", "--attacks", "direct", "-o", "asked", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    with AttemptLog(workplace / "asked" / "attempts_again.jsonl") as log:
+        said = [(each.opening.prompt, each.turns[0].attack) for each in log]
+    assert said == [("", "good evening"), ("", "<script>alert(1)</script>")]

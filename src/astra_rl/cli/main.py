@@ -129,6 +129,15 @@ def evaluate(
         str | None,
         typer.Option(help="Another attacker: a folder or hub id. Default: the run's last one."),
     ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct' to "
+                "ask for the goal of each prompt outright, the baseline of all baselines."
+            )
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Another target: a folder or hub id. Default: the run's.")
     ] = None,
@@ -151,7 +160,9 @@ def evaluate(
     chosen = [*(overrides or [])]
     if target is not None:
         chosen.append(f"target.model={target}")
-    metrics, path = evaluate_run(run, attacker=attacker, overrides=chosen, output=output)
+    metrics, path = evaluate_run(
+        run, attacker=attacker, attacks=attacks, overrides=chosen, output=output
+    )
     _print_evaluations({"attacker": metrics})
     console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
     summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])

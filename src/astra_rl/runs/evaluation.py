@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astra_rl.algorithms.imitation import read_attacks
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
 from astra_rl.evaluation.calibration import judge_quality
@@ -39,6 +41,8 @@ from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.records import AttemptLog
 
+DIRECT = "direct"
+"""Stands for the attacks that ask for the goal of a prompt outright."""
 JUDGED_TOGETHER = 256
 """Attempts that are judged in one call."""
 
@@ -47,6 +51,7 @@ def evaluate_run(
     run: str | Path,
     *,
     attacker: str | None = None,
+    attacks: str | Path | None = None,
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
@@ -55,6 +60,8 @@ def evaluate_run(
     Args:
         run: Folder of the run.
         attacker: Another attacker: a folder or hub id. None is the run's last checkpoint.
+        attacks: Say these instead of what an attacker says: a file that `read_attacks` reads, or
+            ``"direct"`` for the plainest attack there is, the goal of each held-out prompt itself.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the result; None is the run's.
 
@@ -62,32 +69,72 @@ def evaluate_run(
         The evaluation, and the file it was written to.
 
     Raises:
-        AstraError: The folder is no run, or a model cannot be loaded.
+        AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides)
     check_options(config)
-    trained = attacker or str(folder.checkpoints / "last")
-    if attacker is None and not Path(trained).is_dir():
-        raise ConfigurationError(
-            f"{folder.path} has no attacker to evaluate: {trained} is missing, so its training did "
-            "not end. Name an attacker with --attacker."
-        )
-    problem = build_problem(config, build_moderator(config.moderator), attacker=trained)
     _, openings = load_openings(config.prompts, seed=config.seed)
+    given = None if attacks is None else given_attacks(attacks, openings)
+    moderator = build_moderator(config.moderator)
+    if given is not None:
+        name, problem = str(attacks), build_problem(config, moderator)
+    else:
+        name = attacker or str(folder.checkpoints / "last")
+        if attacker is None and not Path(name).is_dir():
+            raise ConfigurationError(
+                f"{folder.path} has no attacker to evaluate: {name} is missing, so its training "
+                "did not end. Name an attacker with --attacker."
+            )
+        problem = build_problem(config, moderator, attacker=name)
     evaluator = build_evaluator(config, problem, openings)
     destination = folder if output is None else RunFolder(output)
-    with AttemptLog(destination.attempts_of("again"), write=True) as log:
+    path = destination.attempts_of("again")
+    path.unlink(missing_ok=True)
+    with AttemptLog(path, write=True) as log:
         evaluator.record = log.append
-        evaluator.labels = labels_of(config, "again", attacker=attacker)
+        known = None if attacker is None and given is None else name
+        evaluator.labels = labels_of(config, "again", attacker=known)
         evaluator.likelihoods = {"baseline": problem.get_baseline_logprobs}
-        metrics = evaluator.evaluate(progress=False)
+        if given is None:
+            metrics = evaluator.evaluate(progress=False)
+        else:
+            contexts, said = [context for context, _ in given], [[attack] for _, attack in given]
+            graphs = resend(problem, contexts, said, seed=config.seed)
+            metrics = evaluator.aggregate_metrics(evaluator.measure(graphs))
         metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
         log.flush()
         write_failures(log.attempts(outcome="success"), destination.path / "failures_again.jsonl")
-    path = destination.evaluation("again")
-    destination.write_json(path, metrics)
-    return metrics, path
+    result = destination.evaluation("again")
+    destination.write_json(result, metrics)
+    return metrics, result
+
+
+def given_attacks(attacks: str | Path, openings: Sequence[str]) -> list[tuple[str, str]]:
+    """Return contexts and what is said in them.
+
+    Args:
+        attacks: ``"direct"``, or a file of attacks. One without a context is said in one of the
+            openings, each in its turn.
+        openings: Held-out opening contexts.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or holds no attack.
+    """
+    contexts = [Conversation.of(opening) for opening in openings]
+    if attacks == DIRECT:
+        return [(_without_prompt(each), each.facts.get("goal") or each.prompt) for each in contexts]
+    steps = read_attacks(attacks)
+    if not steps:
+        raise ConfigurationError(f"{str(attacks)!a} holds no attack.")
+    return [
+        (step.context or contexts[index % len(contexts)], step.attack)
+        for index, step in enumerate(steps)
+    ]
+
+
+def _without_prompt(opening: Conversation) -> Conversation:
+    return Conversation(system=opening.system, facts=opening.facts, separator=opening.separator)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_a_file_of_attacks_is_said_instead_of_an_attackers(workplace: Path, trai
         found = list(log)
     assert [each.turns[0].attack for each in found] == ["one", "two", "three"]
     assert {each.attacker for each in found} == {"attacks.txt"}
-    assert [each.opening.prompt for each in found][0] == [each.opening.prompt for each in found][2]
+    assert found[0].opening == found[2].opening
     done = astra_rl("evaluate", "run", "--attacks", "none.txt", cwd=workplace)
     assert done.returncode == 2
     assert "cannot read the attacks" in done.stderr

@@ -133,7 +133,7 @@ def evaluate(
         str | None,
         typer.Option(
             help=(
-                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct' to "
+                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct': "
                 "ask for the goal of each prompt outright, the baseline of all baselines."
             )
         ),

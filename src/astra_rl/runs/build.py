@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -93,7 +94,8 @@ def build(config: RunConfig) -> Experiment:
     check_options(config)
     openings = read_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
-    problem = build_problem(config, moderator)
+    with seeded(derive_seed(config.seed, "models")):  # adapters and value heads begin at random
+        problem = build_problem(config, moderator)
     environment = build_environment(config.environment, problem, openings.train)
     return Experiment(
         problem,

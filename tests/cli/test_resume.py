@@ -106,7 +106,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: 
         if process.poll() is not None:
             break
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         kills += 1
     else:
         process = start(workplace, config, run)

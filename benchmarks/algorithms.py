@@ -32,11 +32,12 @@ from astra_rl.evaluation.statistics import Rate
 from astra_rl.runs.experiment import rate_of, versions
 
 UNTRAINED = "untrained"
-MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++")
+MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++", "contrastive_balance")
 NATS = {"kl_in_reward": 0.03}
 """What divergence costs in the demo."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "a2c": {"alpha": 0.03},
+    "contrastive_balance": {"temperature": 0.1, "reference_temperature": 1.0},
     "cispo": {"scale": "batch", **NATS},
     "dapo": {"scale": "batch", **NATS},
     "dr_grpo": {"max_tokens": 14, **NATS},

@@ -129,7 +129,7 @@ def _fresh(dtype: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds
     load_model(MODEL)  # converted before anything is timed
     texts = prompts()[:PROMPTS]

@@ -1,18 +1,21 @@
-"""Run every benchmark, one after the other: what `make bench` calls."""
+"""Run every benchmark, one after the other, and print one table: what `make bench` calls."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+from common import RESULTS, Row, table
+
 BENCHMARKS = (
-    "collection_and_update.py",
-    "grpo_against_trl.py",
-    "memory.py",
-    "decoding.py",
-    "phases.py",
-    "demo_seeds.py",
+    "collection_and_update",
+    "grpo_against_trl",
+    "memory",
+    "decoding",
+    "phases",
+    "demo_seeds",
 )
 
 
@@ -20,7 +23,17 @@ def main() -> None:
     folder = Path(__file__).parent
     for name in BENCHMARKS:
         print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, str(folder / name)], check=True, cwd=folder.parent)
+        subprocess.run([sys.executable, str(folder / f"{name}.py")], check=True, cwd=folder.parent)
+    print(table([row for name in BENCHMARKS for row in rows_of(name)]))
+
+
+def rows_of(name: str) -> list[Row]:
+    """Return the rows that a benchmark wrote; none if it writes something else."""
+    record = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return [
+        Row(**{key: value for key, value in row.items() if key != "reached"})
+        for row in record.get("rows", [])
+    ]
 
 
 if __name__ == "__main__":

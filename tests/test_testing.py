@@ -203,12 +203,11 @@ class Trainable(ToyProblem):
 
 def test_a_frozen_model_that_receives_a_gradient_is_caught():
     class Leaking(DPO):
-        def _reference_margins(self, batch, like):
+        def _known_reference(self, batch):
             scored = self.problem.get_baseline_logprobs(
-                [*batch.contexts, *batch.contexts], [*batch.suffix_pos, *batch.suffix_neg]
+                [*batch.contexts, *batch.contexts], batch.suffixes
             )
-            chosen, rejected = scored.sum(dim=1).chunk(2)
-            return chosen - rejected
+            return scored.sum(dim=1).reshape(2, -1)
 
     with pytest.raises(ContractError, match=r"Leaking: problem\.baseline is not trained"):
         check(Leaking, Trainable())

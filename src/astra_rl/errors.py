@@ -38,6 +38,10 @@ class ModelError(AstraError, RuntimeError):
     """A model cannot be loaded, or cannot do what was asked of it."""
 
 
+class InterruptedRunError(AstraError):
+    """A signal ended a run early; everything is saved, and it can be continued."""
+
+
 class TrainingError(AstraError, RuntimeError):
     """Training cannot go on."""
 

@@ -151,7 +151,8 @@ def test_pruned_pairs_have_no_gradient():
 
 def test_a_group_without_a_pair_is_left_out():
     algorithm = ContrastiveBalance(ToyProblem(), reference_temperature=None)
-    assert prepared(algorithm, graph((" boom", 0.5), (" calm", 0.5)), graph((" boom", 1.0))) == []
+    graphs = graph((" boom", 0.5), (" calm", 0.5)), graph((" boom", 1.0), context="d")
+    assert prepared(algorithm, *graphs) == []
 
 
 def test_missing_rewards_weigh_nothing():

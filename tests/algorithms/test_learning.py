@@ -35,7 +35,8 @@ def play(name, options=None, *, depth=1, **settings):
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns(name):
-    curve = play(name, steps=32)
+    # At 5e-3 PPO-Lagrangian overshoots for some seeds and has to learn twice.
+    curve = play(name, steps=32, lr=3e-3 if name == "ppo_lagrangian" else 5e-3)
     assert curve.rewards[0] < 0.1
     assert sum(curve.rewards[-5:]) / 5 > 0.8
 

@@ -2,89 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import yaml
+from tests.cli.running import astra_rl
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from astra_rl.cli import main
-from astra_rl.testing import tiny_model
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two tiny models, prompts and a configuration."""
-    folder = tmp_path_factory.mktemp("cli")
-    for name, seed in (("attacker", 0), ("target", 1)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    (folder / "train.txt").write_text("hello there\nwhat is new\n")
-    (folder / "test.txt").write_text("good evening\n<script>alert(1)</script>\n")
-    config = {
-        "title": "a tiny test",
-        "attacker": {"model": "attacker", "max_new_tokens": 6},
-        "target": {"model": "target", "max_new_tokens": 6},
-        "moderator": {"type": "secret_leak", "options": {"secret": "a", "partial_per_word": 0.0}},
-        "prompts": {"file": "train.txt", "test_file": "test.txt"},
-        "environment": {"tree_width": 2, "tree_depth": 2},
-        "algorithm": {"type": "grpo"},
-        "reward": {"novel_failure": {"novelty_share": 0.2}},
-        "training": {"steps": 2, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
-        "dtype": "float32",
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def astra_rl(*arguments: str, cwd: Path) -> Done:
-    """Run a command in this process, as its entry point would."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["astra-rl", *arguments])
-        patch.setenv("COLUMNS", "200")
-        patch.setenv("TERM", "dumb")
-        # Offline, so that a name that is no folder fails at once.
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        try:
-            main.run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="module")
-def trained(workplace: Path) -> Path:
-    """The folder of a finished run."""
-    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    assert "step 2/2" in done.stdout
-    assert "after training" in done.stdout
-    return workplace / "run"
 
 
 def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
@@ -184,7 +111,7 @@ def test_a_run_folder_that_holds_something_is_left_alone(workplace: Path, traine
     before = (trained / "report.html").stat().st_mtime_ns
     done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
     assert done.returncode == 2
-    assert "is not empty" in done.stderr
+    assert "is done" in done.stderr
     assert (trained / "report.html").stat().st_mtime_ns == before
 
 

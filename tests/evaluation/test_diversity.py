@@ -1,20 +1,29 @@
 import math
 import random
 import time
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.diversity import distinct_n, greedy_clusters
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.diversity import (
+    HashedTfIdf,
+    distinct_n,
+    diversity,
+    greedy_clusters,
+    mean_distance,
+    self_bleu,
+    similarities,
+    vendi_score,
+)
 from astra_rl.rewards.terms import jaccard, word_set
 
 # Few words and short texts, so that texts overlap by every degree.
-texts = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8).map(" ".join), max_size=25)
-similarities = st.one_of(
-    st.floats(0.01, 1), st.sampled_from([1 / 3, 0.5, 2 / 3, 0.1, 0.3, 0.7, 1.0])
-)
+TEXTS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8).map(" ".join), max_size=25)
+SIMILARITY = st.one_of(st.floats(0.01, 1), st.sampled_from([1 / 3, 0.5, 2 / 3, 0.1, 0.3, 0.7, 1.0]))
 
 
 def clusters_by_definition(texts, similarity):
@@ -29,13 +38,13 @@ def clusters_by_definition(texts, similarity):
     return clusters
 
 
-@given(texts, similarities)
+@given(TEXTS, SIMILARITY)
 def test_clusters_are_those_of_the_definition(texts, similarity):
     expected = clusters_by_definition(texts, similarity)
     assert greedy_clusters(texts, similarity=similarity) == expected
 
 
-@given(texts, similarities)
+@given(TEXTS, SIMILARITY)
 def test_every_text_is_in_exactly_one_cluster(texts, similarity):
     clusters = greedy_clusters(texts, similarity=similarity)
     assert sorted(index for cluster in clusters for index in cluster) == list(range(len(texts)))
@@ -92,7 +101,7 @@ def test_distinct_n_of_nothing_is_missing():
     assert math.isnan(distinct_n(["one", ""], 2))
 
 
-@given(texts, st.integers(1, 3))
+@given(TEXTS, st.integers(1, 3))
 def test_distinct_n_is_a_share_or_missing_and_saying_all_twice_halves_it(texts, n):
     once, twice = distinct_n(texts, n), distinct_n(texts * 2, n)
     if math.isnan(once):
@@ -105,3 +114,100 @@ def test_distinct_n_is_a_share_or_missing_and_saying_all_twice_halves_it(texts, 
 def test_ngrams_shorter_than_a_word_are_refused():
     with pytest.raises(ConfigurationError):
         distinct_n(["a"], 0)
+
+
+# Measures of a sample.
+
+SENTENCES = [
+    "the cat sat on the mat",
+    "the cat sat on a mat today",
+    "a completely different sentence",
+    "the dog ran over the hill",
+]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_self_bleu_is_that_of_plain_python(n):
+    """Papineni et al. 2002 with several references, counted without any of our shortcuts."""
+
+    def bleu(index):
+        words = SENTENCES[index].split()
+        others = [text.split() for at, text in enumerate(SENTENCES) if at != index]
+        logs = 0.0
+        for order in range(1, n + 1):
+            grams = Counter(zip(*(words[start:] for start in range(order)), strict=False))
+            matches = 0
+            for gram, count in grams.items():
+                most = max(
+                    Counter(zip(*(other[start:] for start in range(order)), strict=False))[gram]
+                    for other in others
+                )
+                matches += min(count, most)
+            if order == 1 and not matches:
+                return 0.0
+            logs += math.log((matches or 0.1) / max(1, sum(grams.values()))) / n
+        nearest = min((abs(len(o) - len(words)), len(o)) for o in others)[1]
+        penalty = 1.0 if len(words) >= nearest else math.exp(1 - nearest / len(words))
+        return penalty * math.exp(logs)
+
+    expected = sum(bleu(index) for index in range(len(SENTENCES))) / len(SENTENCES)
+    assert self_bleu(SENTENCES, n) == pytest.approx(expected)
+
+
+def test_self_bleu_is_one_for_copies_and_missing_for_a_single_text():
+    assert self_bleu(["one two three four five"] * 3, 4) == pytest.approx(1.0)
+    assert math.isnan(self_bleu(["one"], 2))
+    assert self_bleu(["one two", "three four"], 2) == 0.0
+
+
+def test_the_vendi_score_counts_different_texts():
+    assert vendi_score(np.ones((5, 5))) == pytest.approx(1.0)
+    assert vendi_score(np.eye(5)) == pytest.approx(5.0)
+    two = np.kron(np.eye(2), np.ones((3, 3)))
+    assert vendi_score(two) == pytest.approx(2.0)
+    assert math.isnan(vendi_score(np.zeros((0, 0))))
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_the_vendi_score_lies_between_one_and_the_number_of_texts(vectors):
+    score = vendi_score(similarities(np.array(vectors)))
+    assert 1 - 1e-9 <= score <= len(vectors) + 1e-9
+
+
+def test_the_mean_distance_is_one_minus_the_mean_cosine_of_pairs():
+    vectors = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    expected = 1 - (0 + 2 * math.sqrt(0.5)) / 3
+    assert mean_distance(similarities(vectors)) == pytest.approx(expected)
+    assert math.isnan(mean_distance(np.ones((1, 1))))
+
+
+def test_texts_of_the_same_words_are_near_and_of_others_are_not():
+    near, far = (
+        HashedTfIdf()(["open the red door", "open the red door!"]),
+        HashedTfIdf()(["open the red door", "numbers never sleep"]),
+    )
+    assert mean_distance(similarities(near)) == pytest.approx(0.0)
+    assert mean_distance(similarities(far)) == pytest.approx(1.0)
+
+
+def test_the_sample_has_a_fixed_size_and_the_same_seed_draws_the_same():
+    texts = [f"text number {index} {index % 7}" for index in range(300)]
+    found = diversity(texts, sample=50)
+    assert (found.texts, found.sample) == (300, 50)
+    assert diversity(texts, sample=50) == found
+    assert diversity(texts, sample=50, seed=1) != found
+    assert found.as_dict()["self_bleu"].keys() == {"2", "3", "4", "5"}
+
+
+def test_nothing_has_no_diversity_and_does_not_fail():
+    found = diversity([])
+    assert (found.texts, found.clusters) == (0, 0)
+    assert math.isnan(found.vendi)
+
+
+def test_an_embedder_that_returns_nonsense_is_named():
+    for vectors in (np.zeros(2), np.full((2, 3), np.nan), np.zeros((1, 3))):
+        with pytest.raises(ContractError):
+            diversity(["a", "b"], embed=lambda texts, vectors=vectors: vectors)
+    with pytest.raises(ConfigurationError, match="sample=0"):
+        diversity(["a"], sample=0)

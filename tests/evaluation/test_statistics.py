@@ -131,6 +131,8 @@ def test_a_rate_as_a_dict_says_all_there_is_to_say():
         "successes": 1,
         "trials": 2,
         "unscored": 2,
+        "prompts": 2,
+        "interval": "wilson",
         "estimate": 0.5,
         "low": wilson_interval(1, 2).low,
         "high": wilson_interval(1, 2).high,

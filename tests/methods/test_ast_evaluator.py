@@ -11,8 +11,11 @@ from astra_rl.core.jsonio import jsonable
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.attempts import Opening
+from astra_rl.evaluation.recording import Labels
 from astra_rl.evaluation.statistics import wilson_interval
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
+from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import ScriptedModerator, ToyProblem
 
 
@@ -82,6 +85,8 @@ def test_an_episode_is_described_turn_by_turn():
     graph = conversation(0.25, 0.75, prompt="Hello", reward=0.5, terms=terms)
     assert evaluator().compute_metrics(graph) == {
         "prompt": "Hello",
+        "prompt_id": Opening.of("Hello").id,
+        "trial": 0,
         "turns": [
             {
                 "attack": f" attack{turn}",
@@ -213,9 +218,15 @@ def test_an_evaluator_that_only_computes_per_graph_is_measured_graph_by_graph():
 
 
 def test_the_success_rate_comes_with_interval_and_bounds():
-    result = measured(conversation(0.9), conversation(0.1), conversation(0.2), conversation(nan))
+    scores = enumerate([0.9, 0.1, 0.2, nan])
+    result = measured(*(conversation(score, prompt=f"p{index}") for index, score in scores))
     assert result["n"] == 4
-    assert result["outcomes"] == {"success": 1, "failure": 2, "unscored": 1}
+    assert {name: count for name, count in result["outcomes"].items() if count} == {
+        "success": 1,
+        "failure": 2,
+        "unscored": 1,
+    }
+    assert sum(result["outcomes"].values()) == result["planned"] == 4
     assert result["score"] == result["asr"]["estimate"] == 1 / 3
     assert (result["asr"]["low"], result["asr"]["high"]) == wilson_interval(1, 3)
     assert (result["asr"]["lowest"], result["asr"]["highest"]) == (1 / 4, 2 / 4)
@@ -297,3 +308,32 @@ def test_an_evaluation_from_seeds_repeats_and_writes_its_json(tmp_path):
     read = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert read["n"] == 6
     assert read["conversations"] == first["conversations"]
+
+
+def test_every_conversation_that_is_evaluated_is_recorded():
+    kept = []
+    found = ASTEvaluator(
+        ASTEnvironment(ToyProblem(), ["one", "two"], tree_depth=2),
+        ["one", "two", "one"],
+        record=kept.append,
+        labels=Labels("run", "after", "the attacker", "the target"),
+        likelihoods={"baseline": ToyProblem().get_baseline_logprobs},
+    ).evaluate(progress=False)
+    assert [each.opening.prompt for each in kept] == ["one", "two", "one"]
+    assert [each.trial for each in kept] == [0, 0, 1]
+    assert {(each.run, each.phase, each.attacker, each.target) for each in kept} == {
+        ("run", "after", "the attacker", "the target")
+    }
+    assert all(each.logprob().tokens == 4 for each in kept if each.first_failing_turn is None)
+    assert [each.outcome.value for each in kept] == [
+        each["outcome"] for each in found["conversations"]
+    ]
+
+
+def test_refusals_are_told_apart_where_somebody_looks_for_them():
+    environment = ASTEnvironment(ToyProblem(), ["one"], tree_depth=1)
+    looks = FunctionModerator(lambda texts: [1.0] * len(texts))
+    never = FunctionModerator(lambda texts: [0.0] * len(texts))
+    found = ASTEvaluator(environment, ["one"], judge=never, refusals=looks).evaluate(progress=False)
+    assert found["outcomes"]["refused"] == 1
+    assert found["asr"]["trials"] == 1

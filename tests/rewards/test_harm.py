@@ -145,6 +145,9 @@ def test_harm_over_several_targets_by_hand(models):
     assert rows == [{"harm_response": 0.5, "harm_target_2": 0.9, "harm_target_3": 0.0}]
     assert SeveralTargets(others, rule="min").evaluate(models, exchanges)[0] == [0.0]
     assert len(models.moderator.calls) == 2  # one call each time, for all targets
+    # 0.5 less the largest of the others
+    difference = SeveralTargets(others, rule="difference").evaluate(models, exchanges)[0]
+    assert difference == pytest.approx([0.5 - 0.9])
 
 
 def test_all_targets_hear_the_same_attack(models):
@@ -159,7 +162,7 @@ def test_all_targets_hear_the_same_attack(models):
     assert heard[0].responses == (" awful",)
 
 
-@pytest.mark.parametrize("rule", ["mean", "min"])
+@pytest.mark.parametrize("rule", ["mean", "min", "difference"])
 def test_a_target_that_could_not_be_scored_makes_the_reward_missing(models, rule):
     reward = SeveralTargets([lambda contexts: ["broken"]], rule=rule)
     assert math.isnan(reward.evaluate(models, [Exchange("c", "a", "bad")])[0][0])

@@ -131,6 +131,8 @@ def test_mean_scores_are_means_and_missing_ones_are_counted():
         "rewards/missing": pytest.approx(1 / 3),
         "rewards/harm/mean": 0.5,
         "rewards/nll/mean": 2.0,
+        "pairs": 2.0,
+        "pairs/tied": 0.0,
     }
 
 

@@ -83,8 +83,10 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         problem: Gives log-probabilities of the attacker and of the frozen reference.
         beta: See the loss.
         reduce: Whether a text's log-probability is the sum or the mean over its tokens.
-        options: Which siblings make a pair: ``pairs`` is ``"best_worst"``, ``"all"`` or a
-            function, see `Pairs`; likewise ``min_gap``, ``credit`` and ``gamma``.
+        pairs: Which siblings make a pair: ``"best_worst"``, ``"all"`` or a function, see `Pairs`.
+        min_gap: Pairs whose rewards differ by less are dropped; ties always are.
+        credit: What a turn is rewarded for, see `Credit`.
+        gamma: Discount per turn, of the backups.
 
     Attributes:
         needs_reference: Whether the loss compares with the frozen reference.
@@ -101,7 +103,10 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         *,
         beta: float = 0.1,
         reduce: Reduce = "sum",
-        **options: Unpack[PairOptions],
+        pairs: str | Matching = "best_worst",
+        min_gap: float = 0.0,
+        credit: str = "turn",
+        gamma: float = 0.9,
     ) -> None:
         super().__init__(problem)
         if not beta > 0:
@@ -110,7 +115,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
         self.reduce = reduce
-        self.pairs = Pairs(**options)
+        self.pairs = Pairs(pairs, min_gap, credit, gamma)
         self._metrics: Metrics = {}
 
     @abstractmethod

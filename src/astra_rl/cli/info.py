@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib import resources
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 
-TOPICS = ("versions", "config", "preset", "scenarios", "scenario")
+TOPICS = ("versions", "config", "presets", "preset", "scenarios", "scenario", "formats")
 
 
 def print_info(topic: str, name: str, console: Console) -> None:
@@ -28,7 +27,9 @@ def print_info(topic: str, name: str, console: Console) -> None:
     lines: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _version_lines,
         "config": _config_lines,
+        "presets": _presets,
         "preset": lambda: _preset(name or "demo"),
+        "formats": _formats,
         "scenarios": _scenarios,
         "scenario": lambda: _scenario(name),
     }
@@ -92,13 +93,24 @@ def _default(field: Any) -> str:
 
 
 def _preset(name: str) -> Iterator[str]:
-    folder = resources.files("astra_rl.runs.presets")
-    known = sorted(
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    )
-    if name not in known:
-        raise ConfigurationError(f"no preset {name!r}; choose from {known}.")
-    yield (folder / f"{name}.yaml").read_text(encoding="utf-8").rstrip("\n")
+    from astra_rl.runs.preset_files import preset_text
+
+    yield preset_text(name).rstrip("\n")
+
+
+def _presets() -> Iterator[str]:
+    import yaml
+
+    from astra_rl.runs.preset_files import preset_names, preset_text
+
+    for name in preset_names():
+        yield f"{name:18} {yaml.safe_load(preset_text(name))['title']}"
+
+
+def _formats() -> Iterator[str]:
+    from astra_rl.evaluation.exports import EXPORTS
+
+    yield from (f"{name:16} {each.filename:22} {each.purpose}" for name, each in EXPORTS.items())
 
 
 def _scenarios() -> Iterator[str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.errors import AstraError, ConfigurationError
+from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
+from astra_rl.errors import AstraError, InterruptedRunError
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
@@ -46,6 +47,9 @@ Overrides = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Run folder. Default: a new one under ./runs."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although configuration or prompts have changed.")
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Same seed, same run. Default: that of the configuration.")
@@ -88,17 +92,32 @@ def train(
     ],
     seed: Seed = None,
     output: Output = None,
+    force: Force = False,
     overrides: Overrides = None,
 ) -> None:
     """Train an attacker as a YAML file says, evaluate it, and write a report.
 
     The file is checked before any model is loaded. 'astra-rl info preset demo' prints one to start
-    from.
+    from. With --output of a run that ended early, it goes on where that ended.
     """
     from astra_rl.runs.config import load_config
 
     config = load_config(config_file, _with_seed(overrides, seed))
-    _run(config, output, name=config_file.stem)
+    _run(config, output, name=config_file.stem, force=force)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that ended early.")],
+    force: Force = False,
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
+    from astra_rl.runs.config import load_config
+    from astra_rl.runs.folder import open_run_folder
+
+    folder = open_run_folder(run)
+    _run(load_config(folder.config, overrides or ()), folder.path, name=run.name, force=force)
 
 
 @app.command()
@@ -110,12 +129,22 @@ def evaluate(
         str | None,
         typer.Option(help="Another attacker: a folder or hub id. Default: the run's last one."),
     ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct': "
+                "ask for the goal of each prompt outright, the baseline of all baselines."
+            )
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Another target: a folder or hub id. Default: the run's.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
     ] = None,
+    fail_on: FailOn = None,
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a trained attacker again, for instance against another target.
@@ -123,15 +152,21 @@ def evaluate(
     Plays the held-out conversations of the run's configuration and writes evaluation_again.json
     and the failures found.
     """
+    from astra_rl.methods.ast_evaluator import summary_of
     from astra_rl.runs.evaluation import evaluate_run
 
+    conditions = conditions_of(fail_on)
     _quiet_libraries()
     chosen = [*(overrides or [])]
     if target is not None:
         chosen.append(f"target.model={target}")
-    metrics, path = evaluate_run(run, attacker=attacker, overrides=chosen, output=output)
+    metrics, path = evaluate_run(
+        run, attacker=attacker, attacks=attacks, overrides=chosen, output=output
+    )
     _print_evaluations({"attacker": metrics})
     console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
+    summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])
+    check_gate(console, conditions, summary)
 
 
 @app.command()
@@ -185,8 +220,8 @@ def info(
         str,
         typer.Argument(
             help=(
-                "'versions', 'config' (all settings), 'preset' (a file to start from), 'scenarios' "
-                "or 'scenario' (one of them)."
+                "'versions', 'config' (all settings), 'presets' or 'preset' (one of them: a file "
+                "to start from), 'scenarios' or 'scenario' (one), 'formats' (of export)."
             )
         ),
     ] = "versions",
@@ -211,22 +246,22 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
     return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
 
-def _run(config: RunConfig, output: Path | None, *, name: str) -> None:
+def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.runs.build import check_options
+    from astra_rl.runs.continuing import check_can_run_in
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
 
     check_options(config)
-    if output is not None and output.is_dir() and any(output.iterdir()):
-        raise ConfigurationError(f"{output} is not empty; choose a new folder for this run.")
+    if output is not None:
+        check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
     _quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-    result = run_experiment(
-        config, folder, display, command=shlex.join(["astra-rl", *sys.argv[1:]])
-    )
+    command = shlex.join(["astra-rl", *sys.argv[1:]])
+    result = run_experiment(config, folder, display, command=command, force=force)
     evaluations = {} if result.before is None else {"before training": result.before}
     _print_evaluations(evaluations | {"after training": result.after})
     _print_examples(result.after)
@@ -246,7 +281,8 @@ def _quiet_libraries() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
+def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
+    from astra_rl.evaluation.calibration import describe_judge
     from astra_rl.evaluation.statistics import format_percent
     from astra_rl.runs.experiment import rate_of
 
@@ -272,6 +308,9 @@ def _print_evaluations(evaluations: dict[str, dict[str, object]]) -> None:
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     console.print(table)
+    (*_, last) = evaluations.values()
+    judge = f"judge: {last['judge']}, {describe_judge(last['judge_quality'])}"
+    console.print(judge, highlight=False, markup=False)
 
 
 def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
@@ -295,10 +334,16 @@ def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
     console.print(table)
 
 
+register(app, console)
+
+
 def run() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
         app()
+    except InterruptedRunError as error:
+        error_console.print(str(error), style="yellow", highlight=False, markup=False)
+        sys.exit(130)
     except AstraError as error:
         error_console.print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(USAGE_ERROR)

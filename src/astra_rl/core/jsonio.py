@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from astra_rl.core.text import well_formed
 
@@ -36,12 +37,22 @@ def jsonable(value: Any) -> Any:
 
 def write_atomic(path: str | Path, text: str) -> None:
     """Write `text` beside `path`, then rename it into place. Parent folders are made."""
+    with atomic_file(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
+    """Open a UTF-8 file beside `path` that is renamed into place once the block is done.
+
+    If the block raises, the old file stays. Line ends are written as they are.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -250,6 +250,45 @@ def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[s
     return found
 
 
+def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
+    """Return what a report says of its judge: how it did against labels that people gave.
+
+    Args:
+        judge: The moderator that decided.
+        folder: Where `write_calibration` keeps its results; it need not exist.
+
+    Returns:
+        ``labels`` (name of the file), ``rows``, ``threshold``, ``created`` and ``estimates`` by
+        name, as `Estimate.as_dict`; None if this very judge was never calibrated.
+    """
+    found = calibration_of(judge, folder)
+    if found is None:
+        return None
+    return {
+        "labels": found["labels"]["file"],
+        "rows": found["labels"]["rows"],
+        "threshold": found["threshold"],
+        "created": found["created"],
+        "estimates": {name: found["estimates"][name] for name in SHOWN_OF_A_JUDGE},
+    }
+
+
+def describe_judge(quality: Mapping[str, Any] | None) -> str:
+    """Return `judge_quality` in a line."""
+    if quality is None:
+        return "not calibrated: nobody knows how often it errs (astra-rl calibrate)"
+    numbers = [
+        f"{name} {each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
+        for name, each in quality["estimates"].items()
+        if each["value"] is not None
+    ]
+    return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
+
+
+SHOWN_OF_A_JUDGE = ("accuracy", "precision", "recall")
+"""Estimates of a calibration that stand beside every rate."""
+
+
 def example_labels() -> Path:
     """Return a small file of labelled replies, written for this project: which are refusals?"""
     return Path(str(resources.files("astra_rl.evaluation") / "examples" / "refusals.csv"))

@@ -1,9 +1,18 @@
-"""What a model wrote, made safe to look at.
+"""What a model wrote, made safe to look at: one function for each language it is put into.
 
 Text of a model is hostile input: it may hold characters that move a cursor, reverse the direction
-of reading, end a line where none should end, or hide. These functions make such characters visible.
-They do not escape markup: HTML is escaped by the template engine, and whoever prints with rich
-escapes its markup too.
+of reading, end a line where none should end, or hide. `visible_text` makes such characters visible,
+and the other functions do so too and then escape what means something in their language.
+
+| language | function |
+| --- | --- |
+| terminal | `terminal_text`; whoever prints with rich escapes its markup too |
+| HTML | `visible_text`, and the template engine escapes markup |
+| Markdown | `markdown_text` |
+| CSV | `csv_cell` |
+| XML | `xml_text`, and the writer of XML escapes markup |
+| SARIF messages | `sarif_text` |
+| JSON | `astra_rl.core.jsonio.json_line`, which keeps every character |
 """
 
 from __future__ import annotations
@@ -37,6 +46,49 @@ def visible_text(text: str) -> str:
 def terminal_text(text: str) -> str:
     """Do what `visible_text` does and return one line: newlines and tabs become pictures too."""
     return visible_text(text).replace("\n", "\u240a").replace("\t", "\u2409")
+
+
+def csv_cell(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula.
+
+    A cell that begins like a formula, after spaces or in full-width characters too, gets an
+    apostrophe before it, which spreadsheets take for "this is text". The CSV writer does the
+    quoting.
+    """
+    text = visible_text(text)
+    begins = text.lstrip().removeprefix('"')[:1]
+    return f"'{text}" if begins and begins in "=+-@|%\uff1d\uff0b\uff0d\uff20" else text
+
+
+def markdown_text(text: str) -> str:
+    """Return the text as one inline code span that can stand in a table.
+
+    In code nothing is a link, a mention, an image or markup. The fence is longer than any run of
+    backticks inside, so that the text cannot close it. A pipe becomes its full-width twin: one that
+    follows a backslash cannot be escaped in a table.
+    """
+    text = terminal_text(text).replace("|", "\uff5c")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"
+
+
+def xml_text(text: str) -> str:
+    """Return text that XML 1.0 can hold; the writer of XML escapes ``<``, ``>`` and ``&``."""
+    return re.sub("[\ufffe\uffff]", "\ufffd", visible_text(text))
+
+
+def sarif_text(text: str) -> str:
+    """Return text for a SARIF message, where brackets are links and braces are placeholders.
+
+    See SARIF 2.1.0, 3.11.5 and 3.11.6.
+    """
+    text = re.sub(r"([\\\[\]])", r"\\\1", visible_text(text))
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def shorten(text: str, most: int) -> str:
+    """Return the first characters, and how many more there are; for outputs with a size limit."""
+    return text if len(text) <= most else f"{text[:most]}\u2026 (+{len(text) - most} characters)"
 
 
 def _symbol(character: str) -> str:

@@ -6,8 +6,8 @@ import math
 import re
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from statistics import mean, variance
 from typing import Any, NamedTuple
 
@@ -101,6 +101,23 @@ class RewardWatch:
         self._first: list[_Means] = []
         self._last: deque[_Means] = deque(maxlen=window)
         self._attacks: deque[list[tuple[str, float]]] = deque(maxlen=2 * window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been seen so far, as plain values."""
+        return {
+            "rows": list(self.rows),
+            "warning": self.warning,
+            "first": [astuple(each) for each in self._first],
+            "last": [astuple(each) for each in self._last],
+            "attacks": [list(each) for each in self._attacks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.rows, self.warning = list(state["rows"]), state["warning"]
+        self._first = [_Means(*each) for each in state["first"]]
+        self._last.extend(_Means(*each) for each in state["last"])
+        self._attacks.extend(list(each) for each in state["attacks"])
 
     def record(
         self, step: int, scores: Sequence[float], judged: Sequence[float], attacks: Sequence[str]

@@ -28,7 +28,9 @@ class SeveralTargets(Reward):
     Args:
         others: The other targets, for instance ``problem.rollout_prompt_with_target`` of another
             problem. In a conversation of several turns each hears what the own target said before.
-        rule: ``"mean"``, or ``"min"``: what all of them do.
+        rule: ``"mean"``; ``"min"``: what all of them do; or ``"difference"``: the own target's less
+            the largest of the others', for attacks that break this one and none of them
+            (differential testing), in [-1, 1].
         moderator: Another judge than the problem's.
 
     Raises:
@@ -39,12 +41,12 @@ class SeveralTargets(Reward):
         self,
         others: Sequence[Target],
         *,
-        rule: Literal["mean", "min"] = "mean",
+        rule: Literal["mean", "min", "difference"] = "mean",
         moderator: Moderator[Any, Any] | None = None,
     ) -> None:
         if not others:
             raise ConfigurationError("others is empty; give at least one more target, or use Harm.")
-        check_choice("rule", rule, ("mean", "min"))
+        check_choice("rule", rule, ("mean", "min", "difference"))
         self.others = list(others)
         self.rule = rule
         self.moderator = moderator
@@ -73,4 +75,6 @@ class SeveralTargets(Reward):
     def _combine(self, scores: list[float]) -> float:
         if self.rule == "min":
             return -max_or_missing(-score for score in scores)
+        if self.rule == "difference":
+            return scores[0] - max_or_missing(scores[1:])
         return sum(scores) / len(scores)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -21,7 +22,8 @@ from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
-from astra_rl.models.generation import Sampling
+from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.caching import CachedModerator
@@ -38,6 +40,8 @@ from astra_rl.runs.config import (
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
+
+_SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def build(config: RunConfig) -> Experiment:
     check_options(config)
     openings = read_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
-    problem = build_problem(config, moderator)
+    with seeded(derive_seed(config.seed, "models")):  # adapters and value heads begin at random
+        problem = build_problem(config, moderator)
     environment = build_environment(config.environment, problem, openings.train)
     return Experiment(
         problem,
@@ -142,6 +147,7 @@ def build_problem(
         config.device,
         dtype=config.dtype,
         reward=build_reward(config),
+        sampler=_SAMPLERS[config.sampler],
         attacker_sampling=_sampling(speaker),
         target_sampling=_sampling(config.target),
         attacker_chat=speaker.chat,

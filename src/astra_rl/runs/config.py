@@ -21,6 +21,7 @@ from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
+from astra_rl.runs.preset_files import with_preset
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -177,6 +178,9 @@ class TrainingConfig(_Section):
     max_nonfinite_losses: int = Field(
         3, ge=1, description="So many updates in a row that are not finite end the training."
     )
+    save_every: int = Field(
+        25, ge=0, description="Steps between states to go on from; 0 saves at the end only."
+    )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
@@ -195,6 +199,9 @@ class EvaluationConfig(_Section):
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
+    calibrations: str = Field(
+        "calibrations", description="Folder in which 'astra-rl calibrate' keeps its results."
+    )
     watch: int = Field(
         16,
         ge=0,
@@ -219,6 +226,9 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sampler: Literal["own", "transformers"] = Field(
+        "own", description="What samples; 'transformers' is its generate, slower, to compare with."
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
@@ -258,6 +268,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
+    values = with_preset(values)
     for override in overrides:
         _apply(values, override)
     values = _with_scenario(values)

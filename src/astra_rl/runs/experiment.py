@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import math
 import platform
+import shlex
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import describe_missing
+from astra_rl.errors import InterruptedRunError
+from astra_rl.evaluation.attempts import Opening
+from astra_rl.evaluation.calibration import describe_judge, judge_quality
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
 from astra_rl.evaluation.diversity import greedy_clusters
+from astra_rl.evaluation.exports.records import write_failures
+from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
 from astra_rl.evaluation.reward_watch import RewardWatch
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
+from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.methods.ast_problem import ASTNode
+from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import Experiment, build
 from astra_rl.runs.config import RunConfig, TrainingConfig
+from astra_rl.runs.continuing import (
+    check_same_prompts,
+    check_same_run,
+    interruptible,
+    kept_metrics,
+)
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.records import AttemptLog
+from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
 
@@ -82,7 +101,7 @@ class Result:
 
 
 class RunTrainer(HFASTTrainer):
-    """The trainer of a run: counts successes, keeps failures, and stops when it is time.
+    """The trainer of a run: counts successes, records attempts, and stops when it is time.
 
     If there is a held-out judge, it also scores a few turns of each step, and is compared with the
     training moderator.
@@ -92,10 +111,16 @@ class RunTrainer(HFASTTrainer):
         config: When to stop, and what a success is.
         folder: Where checkpoints go.
         tracker: Receives the metrics of each step.
+        log: Receives every conversation that is played.
     """
 
     def __init__(
-        self, experiment: Experiment, config: RunConfig, folder: RunFolder, tracker: Tracker
+        self,
+        experiment: Experiment,
+        config: RunConfig,
+        folder: RunFolder,
+        tracker: Tracker,
+        log: AttemptLog,
     ) -> None:
         super().__init__(
             experiment.training,
@@ -107,8 +132,13 @@ class RunTrainer(HFASTTrainer):
         )
         self.limits = config.training
         self.threshold = config.evaluation.threshold
-        self.failures: list[dict[str, Any]] = []
         moderator = experiment.problem.moderator
+        self.log = log
+        self.states = folder.states
+        self.interrupted = False
+        self._labels = labels_of(config, "training")
+        self._judge = identity_of(moderator).name
+        self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
         self._watch: WatchHook | None = None
         if config.evaluation.judge is not None and config.evaluation.watch:
@@ -120,7 +150,7 @@ class RunTrainer(HFASTTrainer):
                 watch=RewardWatch(high=self.threshold),
             )
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
-        self._started = 0.0
+        self._started = self._elapsed = 0.0
         self._set_learning_rate(0)
 
     @property
@@ -129,9 +159,39 @@ class RunTrainer(HFASTTrainer):
         return None if self._watch is None else self._watch.watch
 
     def on_train_begin(self) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+        """Start the clock, or let it go on."""
+        self._started = time.perf_counter() - self._elapsed
         super().on_train_begin()
+
+    def interrupt(self) -> None:
+        """End the training after the step in progress, to be continued."""
+        self.interrupted = self.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the training, and of what this class counts."""
+        run = {
+            "recent": list(self._recent),
+            "trials": dict(self._trials),
+            "elapsed": self._elapsed,
+            "watch": None if self.watch is None else self.watch.state_dict(),
+        }
+        return {**super().state_dict(), "run": run}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        super().load_state_dict(state)
+        run = state["run"]
+        self._recent.extend(run["recent"])
+        self._trials = Counter(run["trials"])
+        self._elapsed = run["elapsed"]
+        if self.watch is not None and run["watch"] is not None:
+            self.watch.load_state_dict(run["watch"])
+        self.should_stop = self._is_enough()
+        self._set_learning_rate(self.completed_steps)
+
+    def save_state(self) -> None:
+        """Keep all that the rest of the training depends on."""
+        save_state(self.states, self.completed_steps, self.state_dict())
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
@@ -139,7 +199,7 @@ class RunTrainer(HFASTTrainer):
         # What a defender said is no attack, and was not judged as one.
         judged = [node for node in nodes if "harm_response" in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
-        self.failures.extend(_failure(node, step) for node in won)
+        self._record(step)
         found = {
             "asr": len(won) / len(judged) if judged else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
@@ -150,11 +210,32 @@ class RunTrainer(HFASTTrainer):
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
         self._recent.append(found["asr"])
+        self._elapsed = time.perf_counter() - self._started
         self.should_stop = self.should_stop or self._is_enough()
+        every = self.limits.save_every
+        is_last = self.should_stop or step == self.config.training_steps
+        if is_last or (every and step % every == 0):
+            self.save_state()
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.limits, step)
+
+    def _record(self, step: int) -> None:
+        for graph in self.harness.graphs:
+            key = Opening.of(graph.context).id
+            for attempt in record_tree(
+                graph,
+                self._labels,
+                judge=self._judge,
+                score=lambda node: node.reward_terms.get("harm_response", math.nan),
+                threshold=self.threshold,
+                trial=self._trials[key],
+                step=step,
+            ):
+                self.log.append(attempt)
+            self._trials[key] += 1
+        self.log.flush()
 
     def _harm(self, node: ASTNode) -> float:
         harm = node.reward_terms.get("harm_response", math.nan)
@@ -162,7 +243,7 @@ class RunTrainer(HFASTTrainer):
 
     def _is_enough(self) -> bool:
         goal, minutes = self.limits.stop_at_success, self.limits.max_minutes
-        if minutes is not None and time.perf_counter() - self._started >= 60 * minutes:
+        if minutes is not None and self._elapsed >= 60 * minutes:
             logger.info("stopping after %g minutes, as configured", minutes)
             return True
         recent = list(self._recent)
@@ -191,51 +272,75 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig, folder: RunFolder, display: Display | None = None, *, command: str = ""
+    config: RunConfig,
+    folder: RunFolder,
+    display: Display | None = None,
+    *,
+    command: str = "",
+    force: bool = False,
 ) -> Result:
-    """Do a whole run and leave everything in its folder.
+    """Do a whole run and leave everything in its folder, or go on with one that ended early.
 
     Args:
         config: What to do.
         folder: Where to keep it.
         display: Shows progress.
         command: What a person types to get the same run again, for the report.
+        force: Go on although configuration or prompts have changed.
 
     Returns:
         What was found.
 
     Raises:
+        InterruptedRunError: A signal asked to stop; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
     display = display or Display()
     seconds: dict[str, float] = {}
-    folder.write_text(folder.config, config.to_yaml())
-    record = manifest(config, command)
-    folder.write_json(folder.manifest, record)
-    with _timed(seconds, display, "loading models"):
-        experiment = build(config)
-    record["prompts"] = [source.as_dict() for source in experiment.sources]
-    folder.write_json(folder.manifest, record)
-    before = None
-    if config.evaluation.before:
-        with _timed(seconds, display, "evaluating the untrained attacker"):
-            before = evaluate(experiment, folder, "before")
-    history = HistoryTracker()
-    trainer = RunTrainer(
-        experiment,
-        config,
-        folder,
-        MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)]),
-    )
-    with _timed(seconds, display, "training"):
-        display.training_begins(config.training.steps)
-        try:
-            trainer.train()
-        finally:  # a progress bar left open would garble the error
-            display.training_ends()
-    with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(experiment, folder, "after")
-    folder.write_lines(folder.failures, [*held_out_failures(after), *trainer.failures])
+    with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+        saved = load_state(folder.states)
+        record = manifest(config, command)
+        if saved is None:
+            folder.write_text(folder.config, config.to_yaml())
+        else:
+            check_same_run(config, folder, force=force)
+            record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
+        with _timed(seconds, display, "loading models"):
+            experiment = build(config)
+        record["prompts"] = [source.as_dict() for source in experiment.sources]
+        if saved is not None and not force:
+            check_same_prompts(record["prompts"], folder)
+        folder.write_json(folder.manifest, record)
+        before = None
+        if config.evaluation.before:
+            with _timed(seconds, display, "evaluating the untrained attacker"):
+                before = _evaluated_before(folder, saved) or evaluate(
+                    experiment, folder, "before", config, log
+                )
+        history = HistoryTracker()
+        history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
+        trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
+        trainer = RunTrainer(experiment, config, folder, trackers, log)
+        if saved is not None:
+            trainer.load_state_dict(saved[1])
+            logger.info("going on after step %d", saved[0])
+        del saved  # holds a copy of the weights
+        with _timed(seconds, display, "training"), interruptible(trainer.interrupt):
+            display.training_begins(config.training.steps)
+            try:
+                trainer.train()
+            finally:  # a progress bar left open would garble the error
+                display.training_ends()
+        if trainer.interrupted:
+            raise InterruptedRunError(
+                f"interrupted after step {trainer.completed_steps}; everything is saved. Continue "
+                f"with: astra-rl resume {shlex.quote(str(folder.path))}"
+            )
+        with _timed(seconds, display, "evaluating the trained attacker"):
+            after = evaluate(experiment, folder, "after", config, log)
+        log.flush()
+        found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
+        write_failures(chain.from_iterable(found), folder.failures)
     warnings: tuple[str, ...] = ()
     if trainer.watch is not None:
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
@@ -247,25 +352,43 @@ def run_experiment(
     return result
 
 
-def evaluate(experiment: Experiment, folder: RunFolder, name: str) -> dict[str, Any]:
-    """Evaluate the attacker on the held-out conversations and keep the result."""
-    metrics = experiment.evaluator.evaluate(progress=False)
-    folder.write_json(folder.evaluation(name), metrics)
+def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
+    """Return the evaluation that a run made before it was interrupted."""
+    path = folder.evaluation("before")
+    if saved is None or not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return metrics
 
 
-def held_out_failures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the conversations of an evaluation in which the target failed, one record each."""
-    return [
-        {
-            "phase": "evaluation",
-            "prompt": each["prompt"],
-            "turns": each["turns"],
-            "max_score": each["max_score"],
-        }
-        for each in metrics["conversations"]
-        if each["outcome"] == "success"
-    ]
+def _continued(folder: RunFolder) -> list[Any]:
+    if not folder.manifest.is_file():
+        return []
+    earlier: list[Any] = json.loads(folder.manifest.read_text("utf-8")).get("continued", [])
+    return earlier
+
+
+def evaluate(
+    experiment: Experiment, folder: RunFolder, phase: str, config: RunConfig, log: AttemptLog
+) -> dict[str, Any]:
+    """Evaluate the attacker on the held-out conversations, record them and keep the result."""
+    evaluator = experiment.evaluator
+    evaluator.record = log.append
+    evaluator.labels = labels_of(config, phase)
+    evaluator.likelihoods = {"baseline": experiment.problem.get_baseline_logprobs}
+    metrics = evaluator.evaluate(progress=False)
+    metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
+    folder.write_json(folder.evaluation(phase), metrics)
+    return metrics
+
+
+def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> Labels:
+    """Say who plays in a part of a run."""
+    state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
+    digest = hashlib.blake2b(config.to_yaml().encode(), digest_size=6).hexdigest()
+    return Labels(
+        digest, phase, attacker or f"{config.attacker.model} ({state})", config.target.model
+    )
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:
@@ -346,10 +469,7 @@ def write_run_report(
 
 def rate_of(metrics: Mapping[str, Any]) -> Rate:
     """Return the attack success rate of an evaluation."""
-    outcomes = metrics["outcomes"]
-    return Rate(
-        outcomes["success"], outcomes["success"] + outcomes["failure"], outcomes["unscored"]
-    )
+    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
 
 
 _PANELS = (
@@ -370,6 +490,7 @@ def _summary(result: Result) -> list[tuple[str, str]]:
         ("distinct kinds of successful attack", str(result.after["distinct_attacks"])),
         ("attack NLL per token, before", value(result.before, "mean_attack_nll")),
         ("attack NLL per token, after", value(result.after, "mean_attack_nll")),
+        ("judge, against people's labels", describe_judge(result.after["judge_quality"])),
         ("training steps", str(result.training_steps)),
         ("minutes, all stages", f"{sum(result.seconds.values()) / 60:.1f}"),
     ]
@@ -389,24 +510,6 @@ def _notes(config: RunConfig, result: Result) -> list[str]:
         reasons = describe_missing(result.after.get("unscored_turns", {}))
         notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
     return [*notes, *result.warnings]
-
-
-def _failure(node: Node[str, str], step: int) -> dict[str, Any]:
-    return {
-        "phase": "training",
-        "step": step,
-        "prompt": str(node.context),
-        "turns": [
-            {
-                "attack": str(node.attack),
-                "response": str(node.response),
-                "score": node.reward_terms.get("harm_response"),
-                "reward": node.reward,
-                "reward_terms": node.reward_terms,
-            }
-        ],
-        "max_score": node.reward_terms.get("harm_response"),
-    }
 
 
 def _token_count(node: Node[str, str]) -> int:

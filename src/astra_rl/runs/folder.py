@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def attempts(self) -> Path:
+        """Every conversation that was played, see `astra_rl.runs.records`."""
+        return self.path / "attempts.jsonl"
+
+    def attempts_of(self, name: str) -> Path:
+        """Conversations that were played or judged later, by the name of the occasion."""
+        return self.path / f"attempts_{file_stem(name)}.jsonl"
+
+    @property
     def failures(self) -> Path:
         """Conversations in which the target failed, one JSON object per line."""
         return self.path / "failures.jsonl"
@@ -48,6 +58,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Attackers, each in Hugging Face format."""
         return self.path / "checkpoints"
+
+    @property
+    def states(self) -> Path:
+        """States of the training, to go on from; see `astra_rl.training.resuming`."""
+        return self.path / "states"
 
     @property
     def reward_watch(self) -> Path:
@@ -86,9 +101,20 @@ class RunFolder:
         write_atomic(path, "".join(json_line(row) + "\n" for row in rows))
 
 
+def file_stem(name: str) -> str:
+    """Return a name as part of a file's: letters, digits and hyphens, nothing that leaves a folder.
+
+    A name that had to be shortened or changed much ends in a checksum, so that no two collide.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+    if len(stem) <= 60:
+        return stem
+    return f"{stem[:50]}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+
+
 def new_run_folder(parent: str | Path, name: str) -> RunFolder:
     """Make a folder for a new run, named after `name` and the time; never one that exists."""
-    stem = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-").lower()[:40] or "run"
+    stem = file_stem(name).lower()[:40] or "run"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         path = Path(parent) / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import torch
@@ -14,7 +14,7 @@ from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import check_loss
 from astra_rl.core.environment import Environment
 from astra_rl.core.seeding import derive_seed
-from astra_rl.errors import ConfigurationError, NonFiniteLossError
+from astra_rl.errors import ConfigurationError, NonFiniteLossError, TrainingError
 from astra_rl.logging import logger
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
@@ -125,6 +125,46 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
         The weights are those of the last optimizer step that was finite.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the training depends on, for `save_state`.
+
+        Call it between training steps. Episodes, batches and dropout depend on the seed and the
+        number of the step alone, so no generator but torch's own is among it.
+        """
+        problem = self.algorithm.problem
+        return {
+            "completed_steps": self.completed_steps,
+            "nonfinite": self._nonfinite,
+            "weights": [p.detach() for p in problem.parameters() if p.requires_grad],
+            "optimizer": self.optimizer.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "reward": problem.reward_state(),
+            "generator": torch.get_rng_state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            TrainingError: The state is of another model.
+        """
+        problem = self.algorithm.problem
+        trained = [p for p in problem.parameters() if p.requires_grad]
+        shapes = [tuple(p.shape) for p in trained]
+        if shapes != [tuple(each.shape) for each in state["weights"]]:
+            raise TrainingError(
+                "the saved state is of another model: its trained weights have other shapes."
+            )
+        for parameter, saved in zip(trained, state["weights"], strict=True):
+            parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        problem.load_reward_state(state["reward"])
+        torch.set_rng_state(state["generator"])
+        self.completed_steps = state["completed_steps"]
+        self._nonfinite = state["nonfinite"]
 
     def _step_seed(self, step: int) -> int | None:
         return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)

@@ -24,7 +24,7 @@ from astra_rl import (
     Utterance,
 )
 from astra_rl.ext.transformers import HFASTProblem, HFEvaluationProblem, ModelPair
-from astra_rl.models import forward
+from astra_rl.models import forward, generation
 from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards.base import WeightedSum
@@ -579,3 +579,19 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
         graph_signature(graph) for graph in plain
     ]
     assert with_memory < sum(read)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_cutting_an_experience_into_batches_changes_no_token_of_it(kind, rows, monkeypatch):
+    def play():
+        problem = problem_of(kind)
+        return environment_of(problem, tree_width=2, tree_depth=3).rollouts([0, 1, 2])
+
+    whole = play()
+    monkeypatch.setattr(generation, "MAX_BATCH_ROWS", rows)
+    cut = play()
+    for graph, other in zip(whole, cut, strict=True):
+        ids = [[node.attack.token_ids for node in each.nodes()] for each in (graph, other)]
+        assert ids[0] == ids[1]
+        assert graph_signature(graph) == graph_signature(other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -139,6 +139,21 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
     def evaluate(self) -> dict[str, Any] | None:
         """Evaluate the attacker on the dev prompts; None if there are none."""
         return None if self.evaluator is None else self.evaluator.evaluate(progress=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the training, and of its evaluations."""
+        best = {"score": self.best_score, "step": self.best_step, "saved": self._saved_step}
+        return {**super().state_dict(), "best": best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        super().load_state_dict(state)
+        best = state["best"]
+        self.best_score, self.best_step, self._saved_step = (
+            best["score"],
+            best["step"],
+            best["saved"],
+        )
 
     def save(self, name: str, metrics: dict[str, Any]) -> Path:
         """Save attacker, tokenizer and metrics as ``ckpt_dir/name``, atomically.

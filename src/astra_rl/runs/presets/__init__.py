@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 
 from astra_rl.runs.config import RunConfig, parse_config
+from astra_rl.runs.preset_files import preset_text
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return a shipped configuration, with overrides as for `load_config`."""
-    file = resources.files(__name__) / f"{name}.yaml"
-    return parse_config(file.read_text(encoding="utf-8"), overrides, source=f"preset {name}")
+    """Return a shipped configuration, with overrides as for `load_config`.
+
+    Presets of published methods leave open what is yours, so overrides must name target,
+    moderator and prompts.
+
+    Raises:
+        ConfigurationError: There is no such preset, or something is left open.
+    """
+    return parse_config(preset_text(name), overrides, source=f"preset {name}")

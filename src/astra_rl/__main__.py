@@ -1,0 +1,5 @@
+"""``python -m astra_rl`` is ``astra-rl``."""
+
+from astra_rl.cli.main import run
+
+run()

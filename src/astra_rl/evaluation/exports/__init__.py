@@ -1,0 +1,60 @@
+"""What attempts are handed on as: each format is one module with one function that writes a file.
+
+Every writer takes the attempts and a path, writes atomically, and treats what models wrote as
+hostile: see `astra_rl.evaluation.escaping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from astra_rl.evaluation.exports.jailbreakbench import write_jailbreakbench
+from astra_rl.evaluation.exports.junit import write_junit
+from astra_rl.evaluation.exports.markdown import write_markdown
+from astra_rl.evaluation.exports.preferences import write_preference_pairs, write_unpaired
+from astra_rl.evaluation.exports.records import write_failures
+from astra_rl.evaluation.exports.regression import write_regression_suite
+from astra_rl.evaluation.exports.sarif import write_sarif
+from astra_rl.evaluation.exports.table import write_csv
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format.
+
+    Attributes:
+        filename: What a file of it is called.
+        purpose: What it is for, in a few words.
+        write: Takes attempts and a path.
+    """
+
+    filename: str
+    purpose: str
+    write: Callable[..., Any]
+
+
+EXPORTS: Mapping[str, Export] = MappingProxyType(
+    {
+        "jsonl": Export("failures.jsonl", "failing conversations, complete", write_failures),
+        "csv": Export("attempts.csv", "all turns, for a spreadsheet", write_csv),
+        "junit": Export("junit.xml", "test results for CI", write_junit),
+        "sarif": Export("results.sarif", "findings for code scanning", write_sarif),
+        "markdown": Export("summary.md", "numbers and findings, for a comment", write_markdown),
+        "jailbreakbench": Export(
+            "jailbreakbench.json", "an artifact as JailbreakBench keeps them", write_jailbreakbench
+        ),
+        "preferences": Export(
+            "preferences.jsonl", "prompt, chosen, rejected for TRL", write_preference_pairs
+        ),
+        "unpaired": Export("unpaired.jsonl", "prompt, completion, label for TRL", write_unpaired),
+        "regression": Export(
+            "regression.json", "attacks to try again on the next version", write_regression_suite
+        ),
+    }
+)
+"""Formats by name."""
+
+__all__ = ["EXPORTS", "Export"]

@@ -1,0 +1,86 @@
+"""Attempts as JUnit XML: what CI systems show as tests."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from astra_rl.core.jsonio import write_atomic
+from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.escaping import shorten, xml_text
+
+TEXT_LIMIT = 10_000
+_BROKEN = {Outcome.ERROR: "error", Outcome.UNSCORED: "unscored"}
+
+
+def write_junit(attempts: Iterable[Attempt], path: str | Path) -> int:
+    """Write one suite per target and one test per attempt; returns how many tests.
+
+    A test fails where the target failed. An attempt that went wrong or could not be scored is an
+    error, never a pass.
+    """
+    suites: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        suites[attempt.target].append(attempt)
+    root = ElementTree.Element("testsuites", name="astra-rl")
+    for target, members in suites.items():
+        root.append(_suite(target, members))
+    _count(root, [attempt for members in suites.values() for attempt in members])
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    write_atomic(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
+    return sum(map(len, suites.values()))
+
+
+def _suite(target: str, attempts: Sequence[Attempt]) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name=xml_text(shorten(target, 200)))
+    _count(suite, attempts)
+    suite.extend(map(_case, attempts))
+    return suite
+
+
+def _count(element: ElementTree.Element, attempts: Sequence[Attempt]) -> None:
+    failures = sum(attempt.outcome is Outcome.SUCCESS for attempt in attempts)
+    errors = sum(attempt.outcome in _BROKEN for attempt in attempts)
+    seconds = math.fsum(attempt.seconds or 0 for attempt in attempts)
+    element.set("tests", str(len(attempts)))
+    element.set("failures", str(failures))
+    element.set("errors", str(errors))
+    element.set("time", f"{seconds:.3f}")
+
+
+def _case(attempt: Attempt) -> ElementTree.Element:
+    case = ElementTree.Element(
+        "testcase",
+        classname=xml_text(shorten(attempt.category or attempt.phase, 200)),
+        name=xml_text(f"{shorten(attempt.prompt_id, 200)} trial {attempt.trial} [{attempt.id}]"),
+        time=f"{attempt.seconds or 0:.3f}",
+    )
+    if attempt.outcome is Outcome.SUCCESS:
+        message = (
+            f"the target failed in turn {attempt.first_failing_turn}: {attempt.judge} scored "
+            f"{attempt.score:.3g}, threshold {attempt.threshold:g}"
+        )
+        failure = ElementTree.SubElement(
+            case, "failure", type=attempt.outcome.value, message=xml_text(message)
+        )
+        failure.text = xml_text(_transcript(attempt))
+    elif attempt.outcome in _BROKEN:
+        message = attempt.error or "; ".join(dict.fromkeys(attempt.reasons)) or "no score"
+        ElementTree.SubElement(
+            case, "error", type=attempt.outcome.value, message=xml_text(shorten(message, 500))
+        )
+    return case
+
+
+def _transcript(attempt: Attempt) -> str:
+    lines = []
+    for number, turn in enumerate(attempt.turns, 1):
+        lines += [
+            f"[{number}] attack: {shorten(turn.attack, TEXT_LIMIT)}",
+            f"[{number}] response: {shorten(turn.response, TEXT_LIMIT)}",
+        ]
+    return "\n".join(lines)

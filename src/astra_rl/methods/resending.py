@@ -1,0 +1,68 @@
+"""Sending attacks that are known to a target, whatever it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.graph import Graph, Node
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import derive_seed, row_seeds, seeded
+from astra_rl.core.text import Conversation
+
+
+def resend(
+    problem: Problem[str, str],
+    openings: Sequence[str],
+    attacks: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[Graph[str, str]]:
+    """Hold conversations in which every attack is given.
+
+    Args:
+        problem: Asks the target; its attacker is not asked.
+        openings: Context of each conversation.
+        attacks: Of each, what is said turn by turn.
+        seed: Of the answers: the same seed and target give the same ones.
+        batch_size: Conversations that are held together.
+
+    Returns:
+        One graph per conversation, without branches and without rewards.
+    """
+    graphs: list[Graph[str, str]] = []
+    for start in range(0, len(openings), batch_size):
+        rows = slice(start, start + batch_size)
+        seeds = [derive_seed(seed, "resend", start + row) for row in range(len(openings[rows]))]
+        graphs += _hold(problem, openings[rows], attacks[rows], seeds)
+    return graphs
+
+
+def _hold(
+    problem: Problem[str, str],
+    openings: Sequence[str],
+    attacks: Sequence[Sequence[str]],
+    seeds: Sequence[int],
+) -> list[Graph[str, str]]:
+    states: list[str] = [Conversation.of(opening) for opening in openings]
+    said: list[list[Node[str, str]]] = [[] for _ in openings]
+    with seeded(derive_seed(*seeds)):
+        for turn in range(max(map(len, attacks), default=0)):
+            rows = [row for row in range(len(openings)) if turn < len(attacks[row])]
+            asked = [states[row] + attacks[row][turn] for row in rows]
+            with row_seeds([derive_seed(seeds[row], turn) for row in rows]):
+                responses = problem.rollout_prompt_with_target(asked)
+            check_length(responses, len(rows), source="rollout_prompt_with_target")
+            for row, response in zip(rows, responses, strict=True):
+                attack = attacks[row][turn]
+                said[row].append(Node(states[row], attack, response, float("nan"), []))
+                states[row] = problem.advance(states[row], attack, response)
+    return [_graph(opening, nodes) for opening, nodes in zip(openings, said, strict=True)]
+
+
+def _graph(opening: str, nodes: Sequence[Node[str, str]]) -> Graph[str, str]:
+    for node, following in pairwise(nodes):
+        node.children = [following]
+    return Graph(Conversation.of(opening), list(nodes[:1]))

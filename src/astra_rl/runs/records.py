@@ -1,0 +1,219 @@
+"""The attempts of a run on disk: an append-only JSONL file, and an index to open it fast.
+
+The JSONL file is the record; the index beside it is a SQLite file that can be deleted at any time
+and is made again. One process writes, any number read, also while it writes.
+
+A crash loses at most the attempts since the last `AttemptLog.flush`. A last line that was cut off
+is left out, reported, and removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.runs.record_index import (
+    COLUMNS,
+    Health,
+    LogInUseError,
+    catch_up,
+    insert,
+    lock,
+    open_to_add,
+    open_to_read,
+    read_attempt,
+)
+
+__all__ = ["AttemptLog", "Health", "LogInUseError"]
+
+FLUSH_EVERY = 64
+"""Attempts that are written between two calls of fsync."""
+
+# SQLite sorts missing values below all others.
+_ORDERS = {
+    "sequence": "sequence",
+    "score": "score DESC, sequence",
+    "logprob": "logprob DESC, sequence",
+}
+
+
+class AttemptLog:
+    """The attempts of a run.
+
+    Reading holds one attempt in memory at a time. Of several records with one id the last counts;
+    the others stay in the file and are not shown.
+
+    Args:
+        path: The JSONL file; it need not exist.
+        write: Be the one that appends. Otherwise the file is never changed.
+        flush_every: Attempts between two calls of fsync.
+
+    Attributes:
+        health: What is wrong with the file.
+
+    Raises:
+        LogInUseError: Another process, or this one, is already writing to it.
+        ConfigurationError: The file cannot be opened, or holds records of a newer version.
+    """
+
+    def __init__(
+        self, path: str | Path, *, write: bool = False, flush_every: int = FLUSH_EVERY
+    ) -> None:
+        if flush_every < 1:
+            raise ConfigurationError(f"flush_every={flush_every}; it must be at least 1.")
+        self.path = Path(path)
+        self.flush_every = flush_every
+        self._waiting: list[tuple[Attempt, int, int]] = []
+        self._resources = contextlib.ExitStack()
+        self._file: IO[bytes] | None = None
+        try:
+            self._open(write)
+        except OSError as error:
+            self.close()
+            raise ConfigurationError(f"cannot open the log {path}: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, write: bool) -> None:
+        if not write:
+            self._index, self.health = open_to_read(self.path, self._resources)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._resources.enter_context(lock(self.path))
+        self._file = self._resources.enter_context(open(self.path, "ab"))  # noqa: SIM115
+        self._index = self._resources.enter_context(open_to_add(self.path))
+        self.health = catch_up(self.path, self._index)
+        if self.health.torn:
+            self._file.truncate(self.path.stat().st_size - self.health.torn)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, attempt: Attempt) -> None:
+        """Add an attempt. It is safe on disk after the next flush, by itself or by `flush`.
+
+        Raises:
+            ConfigurationError: The log was not opened for writing, or is closed.
+        """
+        if self._file is None or self._file.closed:
+            raise ConfigurationError(f"{self.path} is not open for writing; pass write=True.")
+        line = attempt.to_json().encode() + b"\n"
+        self._waiting.append((attempt, self._file.tell(), len(line)))
+        self._file.write(line)
+        if len(self._waiting) >= self.flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make everything appended so far safe on disk and visible to readers."""
+        if self._file is None or not self._waiting:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        with self._index:
+            for attempt, start, size in self._waiting:
+                insert(self._index, attempt, start, size)
+            self._index.execute("UPDATE state SET indexed = ?", (self._file.tell(),))
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Flush, and let others write."""
+        try:
+            if self._file is not None and not self._file.closed:
+                self.flush()
+        finally:
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        count: int = self._index.execute("SELECT count(*) FROM attempts").fetchone()[0]
+        return count
+
+    def __contains__(self, key: str) -> bool:
+        found = self._index.execute("SELECT 1 FROM attempts WHERE id = ?", (key,))
+        return found.fetchone() is not None
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return self.attempts()
+
+    def get(self, key: str) -> Attempt:
+        """Read the attempt with this id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        found = self._index.execute("SELECT start, size FROM attempts WHERE id = ?", (key,))
+        place = found.fetchone()
+        if place is None:
+            raise KeyError(key)
+        with open(self.path, "rb") as file:
+            return read_attempt(file, *place)
+
+    def rows(
+        self,
+        *,
+        order: Literal["sequence", "score", "logprob"] = "sequence",
+        limit: int | None = None,
+        offset: int = 0,
+        **equal: str,
+    ) -> Iterator[AttemptRow]:
+        """Yield what statistics need of the attempts, from the index alone.
+
+        Args:
+            order: As written, the highest score first, or the most likely first.
+            limit: At most so many.
+            offset: Leave out so many first.
+            equal: Only attempts that have these values, by any of ``phase``, ``attacker``,
+                ``target``, ``outcome``, ``prompt_id``.
+        """
+        for values in self._select(COLUMNS, order, limit, offset, equal):
+            row = AttemptRow(*values)
+            failed = row.last_turn_failed
+            yield row._replace(
+                outcome=Outcome(row.outcome),
+                last_turn_failed=None if failed is None else bool(failed),
+            )
+
+    def attempts(
+        self,
+        *,
+        order: Literal["sequence", "score", "logprob"] = "sequence",
+        limit: int | None = None,
+        offset: int = 0,
+        **equal: str,
+    ) -> Iterator[Attempt]:
+        """Yield whole attempts, read from the file one by one; see `rows` for the arguments."""
+        with open(self.path, "rb") as file:
+            for start, size in self._select("start, size", order, limit, offset, equal):
+                yield read_attempt(file, start, size)
+
+    def _select(
+        self, columns: str, order: str, limit: int | None, offset: int, equal: dict[str, str]
+    ) -> Iterator[tuple[Any, ...]]:
+        known = ("phase", "attacker", "target", "outcome", "prompt_id")
+        if order not in _ORDERS or not set(equal) <= set(known):
+            raise ConfigurationError(
+                f"order={order!r}, filters {sorted(equal)}; orders are {', '.join(_ORDERS)} and "
+                f"filters {', '.join(known)}."
+            )
+        where = " AND ".join(f"{name} = ?" for name in equal) or "1"
+        query = (
+            f"SELECT {columns} FROM attempts WHERE {where} ORDER BY {_ORDERS[order]} "
+            "LIMIT ? OFFSET ?"
+        )
+        values = [str(value) for value in equal.values()]
+        yield from self._index.execute(query, (*values, -1 if limit is None else limit, offset))

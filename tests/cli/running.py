@@ -1,0 +1,45 @@
+"""Running the command line inside the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from astra_rl.cli import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def astra_rl(*arguments: str, cwd: Path) -> Done:
+    """Run a command in this process, as its entry point would."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["astra-rl", *arguments])
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("TERM", "dumb")
+        # Offline, so that a name that is no folder fails at once.
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        try:
+            main.run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())

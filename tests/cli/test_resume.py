@@ -1,0 +1,212 @@
+"""A run that was killed or interrupted goes on to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tests.cli.running import astra_rl
+
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.runs.records import AttemptLog
+
+STEPS = 6
+FAMILIES = {
+    "policy": {"type": "ppo", "options": {"kl_in_reward": 0.01}},
+    "preference": {"type": "dpo"},
+    "balance": {"type": "contrastive_balance", "options": {"tempered_share": 0.5}},
+    "imitation": {"type": "expert_iteration"},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def whole(request: pytest.FixtureRequest, workplace: Path) -> Path:
+    """A run of this family that nothing happened to."""
+    config = yaml.safe_load((workplace / "config.yaml").read_text())
+    config["algorithm"] = FAMILIES[request.param]
+    config["training"] |= {"steps": STEPS, "save_every": 1}
+    config["reward"] = {"sum": ["harm", "self_bleu", {"attack_nll": {}, "weight": -0.01}]}
+    folder = workplace / request.param
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    done = astra_rl(
+        "train", f"{request.param}/config.yaml", "-o", str(folder / "run"), cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def start(workplace: Path, config: Path, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "astra_rl", "train", str(config), "-o", str(output)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=workplace,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def attempts(run: Path) -> list[Attempt]:
+    """All that was played, without when."""
+    with AttemptLog(run / "attempts.jsonl") as log:
+        return sorted(log, key=lambda each: each.id)
+
+
+def check_same(run: Path, whole: Path) -> None:
+    assert (run / "evaluation_after.json").read_text() == (
+        whole / "evaluation_after.json"
+    ).read_text()
+    ours, theirs = (
+        load_file(each / "checkpoints" / "last" / "model.safetensors") for each in (run, whole)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert attempts(run) == attempts(whole)
+    timeless = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "step_time"}
+            for line in (each / "metrics.jsonl").read_text().splitlines()
+        ]
+        for each in (run, whole)
+    ]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in timeless[0]] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: Path) -> None:
+    """Kill -9 again and again until the run is done; each start is the same command."""
+    config = whole.parent / "config.yaml"
+    run = whole.parent / "killed"
+    generator = random.Random(whole.parent.name)
+    kills = 0
+    for _ in range(12):
+        process = start(workplace, config, run)
+        metrics = run / "metrics.jsonl"
+        known = metrics.stat().st_size if metrics.is_file() else 0
+        # Wait until it trains, then strike at any moment of a step.
+        while process.poll() is None:
+            if metrics.is_file() and metrics.stat().st_size != known:
+                time.sleep(generator.random() * 0.15)
+                break
+            time.sleep(0.005)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    else:
+        process = start(workplace, config, run)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert kills >= 2
+    check_same(run, whole)
+
+
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    workplace: Path, trained: Path, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((workplace / "config.yaml").read_text())
+    config["training"] |= {"steps": 2000, "save_every": 0}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(config))
+    process = start(workplace, tmp_path / "long.yaml", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"astra-rl resume {tmp_path / 'run'}" in errors.decode().replace("\n", "")
+    assert len(list((tmp_path / "run" / "states").iterdir())) == 1
+
+
+@pytest.fixture
+def begun(workplace: Path, trained: Path, tmp_path: Path) -> Path:
+    """A run as it looks when it was killed before its last evaluation."""
+    run = tmp_path / "begun"
+    shutil.copytree(trained, run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["seconds"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def test_resume_takes_the_configuration_of_the_run(
+    workplace: Path, begun: Path, trained: Path
+) -> None:
+    (begun / "evaluation_after.json").unlink()
+    done = astra_rl("resume", str(begun), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert (begun / "evaluation_after.json").read_text() == (
+        trained / "evaluation_after.json"
+    ).read_text()
+    assert json.loads((begun / "manifest.json").read_text())["continued"][0]["at_step"] == 2
+
+
+def test_another_configuration_is_refused_by_what_differs_unless_forced(
+    workplace: Path, begun: Path
+) -> None:
+    arguments = ["resume", str(begun), "--set", "training.lr=0.5", "--set", "seed=9"]
+    done = astra_rl(*arguments, cwd=workplace)
+    assert done.returncode == 2
+    assert "training.lr: 0.001 then, 0.5 now" in done.stderr
+    assert "seed: 0 then, 9 now" in done.stderr
+    assert astra_rl(*arguments, "--force", cwd=workplace).returncode == 0
+
+
+def test_other_prompts_are_refused(workplace: Path, begun: Path) -> None:
+    text = (workplace / "train.txt").read_text()
+    (workplace / "train.txt").write_text(text + "one more\n")
+    try:
+        done = astra_rl("resume", str(begun), cwd=workplace)
+    finally:
+        (workplace / "train.txt").write_text(text)
+    assert done.returncode == 2
+    assert "the prompts train.txt have changed" in done.stderr
+
+
+def test_a_run_that_is_done_is_not_run_again(workplace: Path, trained: Path) -> None:
+    done = astra_rl("train", "config.yaml", "-o", "run", cwd=workplace)
+    assert done.returncode == 2
+    assert "holds a run that is done" in done.stderr
+
+
+def test_a_folder_with_something_else_in_it_is_refused(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    done = astra_rl("train", "config.yaml", "-o", str(tmp_path), cwd=workplace)
+    assert done.returncode == 2
+    assert "is not empty" in done.stderr
+
+
+def test_a_damaged_state_falls_back_on_the_one_before(workplace: Path, whole: Path) -> None:
+    run = whole.parent / "damaged"
+    shutil.copytree(whole, run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["seconds"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    newest = sorted((run / "states").iterdir())[-1] / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    done = astra_rl("resume", str(run), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    check_same(run, whole)
+
+
+def test_two_processes_cannot_write_one_run(workplace: Path, begun: Path) -> None:
+    with AttemptLog(begun / "attempts.jsonl", write=True):
+        done = astra_rl("resume", str(begun), cwd=workplace)
+    assert done.returncode == 2
+    assert "is being written by process" in done.stderr

@@ -1,0 +1,138 @@
+"""Intervals of trials that come in groups, rates at k and spreads: brute force and simulation."""
+
+import math
+import statistics
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.statistics import (
+    QueriesToSuccess,
+    Rate,
+    SeedSpread,
+    clustered_interval,
+    rate_at_k,
+    student_quantile,
+    success_at_k,
+    wilson_interval,
+)
+
+PROMPTS = st.lists(
+    st.integers(1, 6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(PROMPTS)
+def test_the_interval_holds_the_estimate_and_is_never_a_point_nor_narrower_than_wilsons(prompts):
+    successes, trials = map(sum, zip(*prompts, strict=True))
+    low, high = clustered_interval(prompts)
+    assert 0 <= low < high <= 1
+    assert low <= successes / trials <= high
+    if 0 < successes < trials and len(prompts) > 1:
+        inner = wilson_interval(successes, trials)
+        assert low <= inner.low
+        assert high >= inner.high
+
+
+@given(PROMPTS)
+def test_the_same_trials_always_give_the_same_interval(prompts):
+    assert clustered_interval(prompts) == clustered_interval(prompts)
+
+
+def test_where_all_trials_agree_each_prompt_counts_once():
+    assert clustered_interval([(0, 10)] * 5) == wilson_interval(0, 5)
+    assert clustered_interval([(10, 10)] * 5) == wilson_interval(5, 5)
+    assert clustered_interval([]) == (0.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [20, 60])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("alike", [0.05, 0.4])
+def test_95_percent_intervals_hold_the_true_rate_at_least_93_percent_of_the_time(
+    prompts, rate, alike
+):
+    """Beta-binomial trials, five per prompt, whose rates differ."""
+    generator = np.random.default_rng(1)
+    concentration = 1 / alike - 1
+    held = 0
+    repetitions = 600
+    for _ in range(repetitions):
+        rates = generator.beta(rate * concentration, (1 - rate) * concentration, prompts)
+        successes = generator.binomial(5, rates)
+        low, high = clustered_interval([(int(each), 5) for each in successes])
+        held += low <= rate <= high
+    assert held / repetitions >= 0.93
+
+
+@given(
+    st.integers(0, 8).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(1, 8)
+)
+def test_success_at_k_is_the_share_of_sets_of_k_that_hold_a_success(trials, k):
+    won, n = trials
+    value = success_at_k(won, n, k)
+    if n < k:
+        assert math.isnan(value)
+        return
+    sets = list(combinations([True] * won + [False] * (n - won), k))
+    assert value == pytest.approx(sum(map(any, sets)) / len(sets))
+
+
+def test_success_at_k_has_no_bias_where_the_plug_in_has():
+    generator = np.random.default_rng(0)
+    rate, n, k = 0.3, 8, 4
+    truth = 1 - (1 - rate) ** k
+    draws = generator.binomial(n, rate, 20_000)
+    ours = statistics.fmean(success_at_k(int(won), n, k) for won in draws)
+    plug_in = statistics.fmean(1 - (1 - won / n) ** k for won in draws)
+    assert ours == pytest.approx(truth, abs=0.005)
+    assert plug_in < truth - 0.02
+
+
+def test_prompts_tried_too_seldom_are_left_out_and_counted():
+    found = rate_at_k([(1, 2), (0, 2), (1, 1)], 2)
+    assert (found.estimate, found.prompts, found.left_out) == (0.5, 2, 1)
+    assert math.isnan(rate_at_k([(1, 1)], 2).estimate)
+    with pytest.raises(ConfigurationError, match="k=0"):
+        rate_at_k([(1, 1)], 0)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 1000])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_the_quantile_of_students_t_is_scipys(degrees, confidence):
+    exact = stats.t.ppf((1 + confidence) / 2, degrees)
+    assert student_quantile(confidence, degrees) == pytest.approx(exact, rel=0.015)
+    if confidence == 0.95:
+        assert student_quantile(confidence, degrees) == pytest.approx(exact, rel=0.002)
+
+
+def test_queries_to_success_do_not_forget_prompts_that_were_never_won():
+    queries = QueriesToSuccess((1, 3), (5, 5, 5))
+    assert queries.median == math.inf
+    assert QueriesToSuccess((1, 3, 7), (5,)).median == 3
+    assert math.isnan(QueriesToSuccess((), ()).median)
+    rate = queries.won_within(4)
+    assert (rate.successes, rate.trials, rate.unscored) == (2, 5, 0)
+    assert queries.won_within(9).unscored == 3
+
+
+def test_the_spread_over_training_seeds_is_kept_apart_from_that_over_prompts():
+    spread = SeedSpread({0: 0.5, 1: 0.7, 2: 0.9})
+    half = stats.t.ppf(0.975, 2) * 0.2 / math.sqrt(3)
+    assert spread.mean == pytest.approx(0.7)
+    assert spread.range == (0.5, 0.9)
+    assert spread.interval == pytest.approx((0.7 - half, min(1.0, 0.7 + half)), rel=1e-3)
+    assert SeedSpread({0: 0.5, 1: 0.6}).interval is None
+    assert SeedSpread({0: 0.5}).range is None
+
+
+def test_a_rate_of_prompts_must_add_up():
+    with pytest.raises(ConfigurationError, match="the prompts have"):
+        Rate(1, 2, by_prompt=((1, 1),))

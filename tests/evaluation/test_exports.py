@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ import pytest
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
+from astra_rl.algorithms.imitation import read_attacks
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.escaping import markdown_text
@@ -70,7 +72,7 @@ def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn
     data.decode("utf-8")
     assert b"\x00" not in data
     assert b"\x1b" not in data
-    if name in ("jsonl", "preferences", "unpaired"):
+    if name in ("attacks", "jsonl", "preferences", "unpaired"):
         for line in data.decode().split("\n")[:-1]:
             json.loads(line)
         assert len(data.decode().splitlines()) == data.count(b"\n")
@@ -277,6 +279,16 @@ def test_trl_trains_on_the_files(attempt, turn, tmp_path):
         data = datasets.Dataset.from_list(pairs(tmp_path / f"{name}.jsonl"))
         assert set(data.column_names) == columns
         assert is_conversational(data[0])
+
+
+def test_attacks_are_what_a_warm_start_reads(attempts, tmp_path):
+    assert EXPORTS["attacks"].write(attempts, tmp_path / "a.jsonl") == 5
+    steps = read_attacks(tmp_path / "a.jsonl")
+    assert [step.attack for step in steps] == ["ask", "ask", "more", "ask", "ask"]
+    assert [step.reward for step in steps[:4]] == [0.95, 0.1, 0.6, 0.0]
+    assert math.isnan(steps[4].reward)
+    assert steps[2].context == "twoaskno"
+    assert steps[2].context.attacks == ("ask",)
 
 
 # Regression suites.

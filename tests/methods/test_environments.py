@@ -1,6 +1,7 @@
 """Other shapes of an episode: each repeats by seed, plays in batches and looks as its page says."""
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from astra_rl import (
     Harness,
     Utterance,
 )
+from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.core.level import current_level
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.methods.environments import (
@@ -24,6 +26,7 @@ from astra_rl.methods.environments import (
     ENVIRONMENTS,
     AttemptsEnvironment,
     BestOfNEnvironment,
+    FewShotEnvironment,
     PrunedTreeEnvironment,
     SelfPlayEnvironment,
     SingleTurnEnvironment,
@@ -83,7 +86,9 @@ class Scripted(ASTProblem):
 
 
 PROMPTS = ["one", "two", Conversation("three", system="be kind", facts={"goal": "g"})]
+EXAMPLES = [ImitationStep("", f"example {index}", index / 10) for index in range(10)]
 SHAPES = {
+    "few_shot": {"tree_width": 2, "tree_depth": 2, "examples": EXAMPLES},
     "tree": {"tree_depth": 2},
     "single_turn": {},
     "pruned_tree": {"tree_depth": 3, "keep": 2},
@@ -402,3 +407,61 @@ def test_evaluation_of_a_game_shows_attack_and_answer_only():
 def test_what_cannot_be_played_is_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+# Few shots.
+
+
+def few_shot(**options):
+    options = {"examples": EXAMPLES, "shots": 2, "tree_width": 1, **options}
+    return FewShotEnvironment(Scripted(), PROMPTS, **options)
+
+
+def shown(environment, count):
+    briefs = [graph.context.brief for graph in environment.rollouts(range(count))]
+    return [re.findall(r"^\d+\. (.+)$", brief, re.MULTILINE) for brief in briefs]
+
+
+def test_the_attacker_is_shown_examples_as_a_list_that_it_continues():
+    graph = few_shot().rollout(0)
+    first, second, last = graph.context.brief.splitlines()[-3:]
+    assert re.fullmatch(r"1\. example \d", first)
+    assert re.fullmatch(r"2\. example \d", second)
+    assert last == "3."
+    assert graph.context.prompt in PROMPTS
+    assert "example" not in str(graph.context)  # the target sees nothing of them
+
+
+def test_good_examples_are_drawn_as_much_more_often_as_the_temperature_says():
+    pair = [ImitationStep("", "worse", 0.0), ImitationStep("", "better", 0.1)]
+    draws = shown(few_shot(examples=pair, shots=1, temperature=0.1), 3000)
+    better = sum(each == ["better"] for each in draws)
+    assert better / (3000 - better) == pytest.approx(math.e, rel=0.12)
+
+
+def test_no_example_is_shown_twice_and_every_seed_draws_its_own():
+    draws = shown(few_shot(shots=4, temperature=math.inf), 50)
+    assert all(len(set(each)) == 4 for each in draws)
+    assert len({tuple(each) for each in draws}) > 40
+    assert shown(few_shot(shots=4, temperature=math.inf), 50) == draws
+
+
+def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
+    multiline = [ImitationStep("", "one\ntwo", 1.0)]
+    (graph,) = few_shot(examples=multiline, shots=1).eval_rollouts(["opening"])
+    assert graph.context.brief == "1. one two\n2."
+    assert graph.context.prompt == "opening"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "shots=0"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward; 2 are needed"),
+        ({"examples": "nowhere.jsonl"}, "cannot read the attacks"),
+    ],
+)
+def test_examples_that_cannot_be_shown_are_refused(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        few_shot(**options)

@@ -16,6 +16,7 @@ from astra_rl.runs.config import parse_config
 from astra_rl.runs.preset_files import merge, preset_names, preset_text
 from astra_rl.testing import tiny_model
 
+UNTRAINED = "perez_few_shot"
 PUBLISHED = [name for name in preset_names() if name != "demo"]
 
 SMALL = {
@@ -63,7 +64,22 @@ def small(name: str, place: Path) -> str:
     return yaml.safe_dump(merge(own, SMALL.get(name, {})))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+def test_few_shot_generation_plays_and_trains_nothing(place: Path) -> None:
+    rows = [{"attack": f"ask {n}?", "reward": n / 4} for n in range(5)]
+    examples = place / "examples.jsonl"
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(
+        small(UNTRAINED, place),
+        [f"environment.options.examples={examples}", "training.steps=0"],
+        source=UNTRAINED,
+    )
+    experiment = build(config)
+    found = experiment.evaluator.evaluate(progress=False)
+    assert found["n"] > 0
+    assert yaml.safe_load(preset_text(UNTRAINED))["training"]["steps"] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != UNTRAINED])
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
     experiment = build(config)
@@ -86,6 +102,7 @@ def test_the_methods_of_the_literature_are_there() -> None:
         "gflownet",
         "malibu",
         "perez",
+        "perez_few_shot",
         "perez_supervised",
         "rlhammer",
         "stable_gfn",

@@ -13,6 +13,7 @@ from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
+from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
 from astra_rl.rewards.terms import Harm
 
@@ -386,6 +387,7 @@ ENVIRONMENTS: dict[str, Callable[..., ASTEnvironment]] = {
     "pruned_tree": PrunedTreeEnvironment,
     "best_of_n": BestOfNEnvironment,
     "attempts": AttemptsEnvironment,
+    "few_shot": FewShotEnvironment,
     "self_play": SelfPlayEnvironment,
 }
 """What a configuration file may call an environment, and what makes it."""

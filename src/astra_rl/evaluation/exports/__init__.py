@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from astra_rl.evaluation.exports.attacks import write_attacks
 from astra_rl.evaluation.exports.jailbreakbench import write_jailbreakbench
 from astra_rl.evaluation.exports.junit import write_junit
 from astra_rl.evaluation.exports.markdown import write_markdown
@@ -39,6 +40,9 @@ class Export:
 EXPORTS: Mapping[str, Export] = MappingProxyType(
     {
         "jsonl": Export("failures.jsonl", "failing conversations, complete", write_failures),
+        "attacks": Export(
+            "attacks.jsonl", "attacks and scores, for warm_start and few_shot", write_attacks
+        ),
         "csv": Export("attempts.csv", "all turns, for a spreadsheet", write_csv),
         "junit": Export("junit.xml", "test results for CI", write_junit),
         "sarif": Export("results.sarif", "findings for code scanning", write_sarif),

@@ -1,0 +1,97 @@
+"""Attackers that are shown examples of attacks, other ones in each episode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+from astra_rl.algorithms.imitation import ImitationStep, read_attacks
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.environment import Graph
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import derive_seed
+from astra_rl.core.text import Conversation
+from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_problem import ASTEnvironment
+
+
+class FewShotEnvironment(ASTEnvironment):
+    """A tree whose attacker is shown some earlier attacks, good ones more often.
+
+    Stochastic few-shot generation (Perez et al. 2022, arXiv 2202.03286, sec. 3.1): the examples of
+    an episode are drawn with probability ``exp(reward / temperature)`` from what an earlier
+    attacker said, and stand in the attacker's brief as a numbered list that it continues. Only the
+    attacker sees them. An episode depends on its seed and opening, and on nothing played before.
+
+    Args:
+        problem: The models and the reward.
+        prompts: Opening contexts.
+        tree_width: Attacks tried from each context.
+        tree_depth: Turns of an episode.
+        examples: Earlier attacks with their rewards, or a file of them, see `read_attacks`; those
+            without a reward are left out. The export "attacks" of a run writes one.
+        shots: Examples per episode.
+        temperature: See above; infinity draws all alike.
+
+    Raises:
+        ConfigurationError: The file cannot be read, fewer examples than `shots` have a reward, a
+            value is out of range, or see `ASTEnvironment`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        prompts: Sequence[str],
+        tree_width: int = 4,
+        tree_depth: int = 1,
+        *,
+        examples: str | Sequence[ImitationStep],
+        shots: int = 4,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(problem, prompts, tree_width, tree_depth)
+        if shots < 1:
+            raise ConfigurationError(f"shots={shots}; at least 1.")
+        if not temperature > 0:
+            raise ConfigurationError(f"temperature={temperature}; it must be positive.")
+        given = read_attacks(examples) if isinstance(examples, str) else examples
+        known = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
+        if len(known) < shots:
+            raise ConfigurationError(
+                f"examples: {len(known)} of {len(given)} attacks have a reward; {shots} are needed."
+            )
+        self.examples = known
+        self.shots = shots
+        self.temperature = temperature
+
+    def expand(
+        self, contexts: Sequence[str], seeds: Sequence[int], *, width: int
+    ) -> list[Graph[str, str]]:
+        """Grow one tree per context, each behind examples of its own."""
+        shown = [
+            self._behind_examples(Conversation.of(context), derive_seed(seed, "examples"))
+            for context, seed in zip(contexts, seeds, strict=True)
+        ]
+        return super().expand(shown, seeds, width=width)
+
+    def _behind_examples(self, opening: Conversation, seed: int) -> Conversation:
+        random = Random(seed)
+        # The largest of (log weight + Gumbel noise) are a weighted draw without replacement.
+        noisy = sorted(
+            (-(each.reward / self.temperature - math.log(random.expovariate(1.0))), index)
+            for index, each in enumerate(self.examples)
+        )
+        lines = [
+            f"{number}. {' '.join(self.examples[index].attack.split())}"
+            for number, (_, index) in enumerate(noisy[: self.shots], 1)
+        ]
+        parts = [opening.brief, "\n".join([*lines, f"{self.shots + 1}."])]
+        return Conversation(
+            opening.prompt,
+            turns=opening.turns,
+            system=opening.system,
+            brief="\n".join(part for part in parts if part),
+            facts=opening.facts,
+            separator=opening.separator,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,8 +220,11 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
-def test_every_environment_can_be_made_from_a_file(name: str) -> None:
-    config = EnvironmentConfig(type=name, tree_width=3)
+def test_every_environment_can_be_made_from_a_file(name: str, tmp_path: Path) -> None:
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text('{"attack": "boom", "reward": 1}\n' * 4)
+    needed = {"few_shot": {"examples": str(examples)}}
+    config = EnvironmentConfig(type=name, tree_width=3, options=needed.get(name, {}))
     environment = build_environment(config, ToyProblem(), ["one", "two"])  # type: ignore[arg-type]
     assert type(environment) is ENVIRONMENTS[name]
     assert environment.tree_width == 3

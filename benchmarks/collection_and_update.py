@@ -59,8 +59,8 @@ def prompts() -> list[str]:
     return texts
 
 
-def problem(dtype: str, **options: Any) -> HFASTProblem:
-    sampling = Sampling(max_new_tokens=NEW_TOKENS)
+def problem(dtype: str, new_tokens: int = NEW_TOKENS, **options: Any) -> HFASTProblem:
+    sampling = Sampling(max_new_tokens=new_tokens)
     return HFASTProblem(
         MODEL,
         MODEL,
@@ -75,9 +75,11 @@ def problem(dtype: str, **options: Any) -> HFASTProblem:
     )
 
 
-def collector_of(dtype: str, texts: list[str]) -> Callable[[int], Any]:
+def collector_of(
+    dtype: str, texts: list[str], *, depth: int = DEPTH, new_tokens: int = NEW_TOKENS
+) -> Callable[[int], Any]:
     """Return what plays so many episodes, each time other ones."""
-    environment = ASTEnvironment(problem(dtype), texts, WIDTH, DEPTH)
+    environment = ASTEnvironment(problem(dtype, new_tokens), texts, WIDTH, depth)
     seeds = itertools.count()
     return lambda episodes: environment.rollouts(episode_seeds(next(seeds), episodes))
 

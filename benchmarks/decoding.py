@@ -79,7 +79,8 @@ def main() -> None:
         )
     ]  # fmt: skip
 
-    play = collector_of("auto", prompts())
+    # A smaller tree than elsewhere: the largest experience has 64 of them.
+    play = collector_of("auto", prompts(), depth=2, new_tokens=16)
     growing = interleaved(
         {str(count): (lambda count=count: play(count)) for count in EPISODES}, repeats=5
     )

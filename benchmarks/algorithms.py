@@ -29,7 +29,8 @@ import yaml
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.jsonio import write_json
 from astra_rl.evaluation.statistics import Rate
-from astra_rl.runs.experiment import rate_of, versions
+from astra_rl.runs.reporting import rate_of
+from astra_rl.runs.versions import versions
 
 UNTRAINED = "untrained"
 MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++", "contrastive_balance")

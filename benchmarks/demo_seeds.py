@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.evaluation.statistics import Rate, intervals_apart
-from astra_rl.runs.experiment import rate_of, versions
+from astra_rl.runs.reporting import rate_of
+from astra_rl.runs.versions import versions
 
 MAX_MINUTES = 5.0
 MIN_KINDS = 10

@@ -9,8 +9,9 @@ import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.runs.config import TrainingConfig
-from astra_rl.runs.experiment import learning_rate, versions
+from astra_rl.runs.experiment import learning_rate
 from astra_rl.runs.folder import RunFolder, new_run_folder, open_run_folder
+from astra_rl.runs.versions import versions
 
 
 def test_the_learning_rate_is_constant_unless_asked_otherwise() -> None:

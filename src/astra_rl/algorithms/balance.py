@@ -23,8 +23,8 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import balance_residual, contrastive_loss, sequence_logprob
 from astra_rl.algorithms.replay import Remembered, Replay
+from astra_rl.algorithms.tempered import Tempered
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.collecting import Collected, Collector
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
     check_loss,
@@ -33,10 +33,8 @@ from astra_rl.core.contracts import (
     mean_of_present,
     token_mask,
 )
-from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import context_key
 from astra_rl.core.text_records import from_record, to_record
 from astra_rl.errors import ConfigurationError
@@ -81,38 +79,6 @@ class BalanceBatch:
 
     def __len__(self) -> int:
         return len(self.contexts)
-
-
-class Tempered(Collector):
-    """Plays some experiences with a hotter or colder attacker, to find what it seldom says.
-
-    Args:
-        share: Of the experiences that are played so, in [0, 1].
-        lowest: Least temperature; drawn evenly between the two.
-        highest: Largest temperature.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    def __init__(self, share: float, lowest: float, highest: float) -> None:
-        if not 0 <= share <= 1:
-            raise ConfigurationError(f"tempered_share={share}; it must be in [0, 1].")
-        if not 0 < lowest <= highest < math.inf:
-            raise ConfigurationError(
-                f"temperatures={[lowest, highest]}; give the least and the largest, both positive."
-            )
-        self.share, self.lowest, self.highest = share, lowest, highest
-
-    def collect(
-        self, environment: Environment[Any, Any], seed: int | None, count: int
-    ) -> Collected:
-        """See `Collector.collect`."""
-        random = Random(None if seed is None else derive_seed(seed, "temperature"))
-        if random.random() >= self.share:
-            return super().collect(environment, seed, count)
-        with environment.problem.attacking_at(random.uniform(self.lowest, self.highest)):
-            return super().collect(environment, seed, count)
 
 
 class BalanceOptions(TypedDict, total=False):

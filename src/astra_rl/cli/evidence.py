@@ -60,7 +60,7 @@ def register(app: typer.Typer, console: Console) -> None:
         fail_on: FailOn = None,
     ) -> None:
         """Judge the conversations of a run again with another moderator; nothing is sent."""
-        from astra_rl.runs.evaluation import score_run
+        from astra_rl.runs.judging import score_run
 
         conditions = conditions_of(fail_on)
         found = score_run(run, moderator, threshold=threshold, phase=phase)
@@ -84,7 +84,7 @@ def register(app: typer.Typer, console: Console) -> None:
         overrides: Overrides = None,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
-        from astra_rl.runs.evaluation import replay_run
+        from astra_rl.runs.judging import replay_run
 
         conditions = conditions_of(fail_on)
         found = replay_run(
@@ -102,7 +102,7 @@ def register(app: typer.Typer, console: Console) -> None:
         phase: Phase = "after",
     ) -> None:
         """Compare two runs on the prompts that both played, pair by pair."""
-        from astra_rl.runs.evaluation import compare_runs
+        from astra_rl.runs.judging import compare_runs
 
         _print_pairs(console, compare_runs(run_a, run_b, phase=phase), run_a.name, run_b.name)
 
@@ -144,8 +144,8 @@ def register(app: typer.Typer, console: Console) -> None:
         """Write the conversations of a run in another format, or as data to train on."""
         from astra_rl.evaluation.exports import EXPORTS
         from astra_rl.evaluation.exports.preferences import SafeReplies
-        from astra_rl.runs.evaluation import open_attempts
         from astra_rl.runs.folder import open_run_folder
+        from astra_rl.runs.judging import open_attempts
 
         if kind not in EXPORTS:
             raise ConfigurationError(
@@ -178,7 +178,7 @@ def register(app: typer.Typer, console: Console) -> None:
     ) -> None:
         """Send the attacks of a suite to a target; exit code 3 unless it withstands all."""
         from astra_rl.evaluation.exports.regression import CaseResult
-        from astra_rl.runs.evaluation import regress as send
+        from astra_rl.runs.judging import regress as send
 
         results = send(suite, target, run=run, moderator=moderator, overrides=overrides or ())
         table = Table(title=f"{len(results)} cases")

@@ -284,7 +284,7 @@ def _quiet_libraries() -> None:
 def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
     from astra_rl.evaluation.calibration import describe_judge
     from astra_rl.evaluation.statistics import format_percent
-    from astra_rl.runs.experiment import rate_of
+    from astra_rl.runs.reporting import rate_of
 
     table = Table(title="held-out conversations in which the target failed")
     for column in (

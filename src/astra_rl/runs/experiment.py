@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
 import shlex
 import time
 from collections import Counter, deque
@@ -19,20 +17,15 @@ from typing import Any
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
-from astra_rl.core.moderator import describe_missing
 from astra_rl.errors import InterruptedRunError
 from astra_rl.evaluation.attempts import Opening
-from astra_rl.evaluation.calibration import describe_judge, judge_quality
-from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
+from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.recording import Labels, record_tree
-from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
 from astra_rl.evaluation.reward_watch import RewardWatch
-from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
-from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import Experiment, build
@@ -45,13 +38,14 @@ from astra_rl.runs.continuing import (
 )
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.reporting import write_run_report
+from astra_rl.runs.versions import versions
 from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
 
 RECENT_STEPS = 4
 """Training stops at success when the mean over so many steps reaches the goal."""
-PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
 class Display:
@@ -401,115 +395,6 @@ def manifest(config: RunConfig, command: str) -> dict[str, Any]:
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what the result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def write_run_report(
-    config: RunConfig, result: Result, history: list[dict[str, float]], command: str
-) -> None:
-    """Draw the charts and write the page."""
-    folder, after, before = result.folder, result.after, result.before
-    evaluations = ({"before training": before} if before else {}) | {"after training": after}
-    charts = []
-    if history:
-        curve = learning_curve(history, panels=_PANELS)
-        folder.write_text(folder.learning_curve, curve)
-        charts.append(Chart("Learning curve", "One point per training step.", curve))
-    charts.append(
-        Chart(
-            "Before and after",
-            "Share of held-out conversations in which the target failed, with 95% intervals.",
-            before_after({name: rate_of(each) for name, each in evaluations.items()}),
-        )
-    )
-    points = [
-        (turn["attack_nll"], turn["score"])
-        for each in after["conversations"]
-        for turn in each["turns"]
-        if turn.get("attack_nll") is not None and turn["score"] is not None
-    ]
-    if points:
-        charts.append(
-            Chart(
-                "Severity and likelihood",
-                "Each point is a held-out attack: further left is likelier in ordinary use, "
-                "further up is more harmful. What lies in the upper left should be mended first.",
-                severity_likelihood(points, threshold=after["threshold"]),
-            )
-        )
-    write_report(
-        ReportData(
-            title=config.title,
-            headline=[
-                Headline(name, rate_of(each), each["threshold"], each["judge"], config.target.model)
-                for name, each in evaluations.items()
-            ],
-            summary=_summary(result),
-            charts=charts,
-            findings=findings_of(after, most=8),
-            configuration=config.to_yaml(),
-            versions=versions(),
-            command=command,
-            notes=_notes(config, result),
-            errors=after["outcomes"]["unscored"],
-        ),
-        folder.report,
-    )
-
-
-def rate_of(metrics: Mapping[str, Any]) -> Rate:
-    """Return the attack success rate of an evaluation."""
-    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
-
-
-_PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
-    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
-    Panel("rewards/attack_nll_target/mean", "attack NLL, nats per token"),
-    Panel("distinct_attacks", "distinct kinds of successful attack"),
-)
-
-
-def _summary(result: Result) -> list[tuple[str, str]]:
-    def value(metrics: Mapping[str, Any] | None, key: str) -> str:
-        number = None if metrics is None else metrics[key]
-        return "\N{EM DASH}" if number is None or is_missing(number) else f"{number:.2f}"
-
-    return [
-        ("distinct kinds of successful attack", str(result.after["distinct_attacks"])),
-        ("attack NLL per token, before", value(result.before, "mean_attack_nll")),
-        ("attack NLL per token, after", value(result.after, "mean_attack_nll")),
-        ("judge, against people's labels", describe_judge(result.after["judge_quality"])),
-        ("training steps", str(result.training_steps)),
-        ("minutes, all stages", f"{sum(result.seconds.values()) / 60:.1f}"),
-    ]
-
-
-def _notes(config: RunConfig, result: Result) -> list[str]:
-    notes = [
-        "Evaluation opens with prompts that training never saw.",
-        "One training seed: the intervals cover the choice of conversations, not of training runs.",
-    ]
-    if config.evaluation.judge is None:
-        notes.append(
-            "The judge is the moderator that the attacker was trained against. For this report to "
-            "say more than that the attacker pleases it, evaluate with another judge too."
-        )
-    if result.after["outcomes"]["unscored"]:
-        reasons = describe_missing(result.after.get("unscored_turns", {}))
-        notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
-    return [*notes, *result.warnings]
 
 
 def _token_count(node: Node[str, str]) -> int:

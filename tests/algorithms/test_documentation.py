@@ -1,4 +1,4 @@
-"""The page on algorithms names each of them and its options, with the defaults they have."""
+"""The pages on algorithms name each of them and its options, with the defaults they have."""
 
 import inspect
 import re
@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from astra_rl import PolicyGradient
+from astra_rl import KTO, PolicyGradient
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.actor_critic import ActorCritic
+from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.algorithms.grpo import GroupPolicyGradient
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "algorithms.md").read_text("utf-8")
+PREFERENCES = (
+    (DOCS / "preferences-and-balance.md")
+    .read_text("utf-8")
+    .split("\n## Preferences\n", 1)[1]
+    .split("\n## ", 1)[0]
+)
+PAIRWISE = [name for name, kind in ALGORITHMS.items() if issubclass(kind, PairwiseAlgorithm)]
 FAMILY = [name for name, kind in ALGORITHMS.items() if issubclass(kind, PolicyGradient)]
 
 
@@ -47,3 +56,20 @@ def test_each_algorithm_has_a_section_with_its_options_and_their_defaults(name):
 )
 def test_the_options_of_the_bases_are_there_too(kind, before):
     assert options_in(PAGE.split(before, 1)[1]) == options_of(kind)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_each_loss_of_pairs_is_in_the_table_with_the_defaults_it_has(name):
+    assert f"| `{name}` | `{ALGORITHMS[name].__name__}` |" in PREFERENCES
+    defaults = options_of(PairwiseAlgorithm) | options_of(ALGORITHMS[name])
+    row = f'| `{name}` | `{defaults["beta"]}` | `"{defaults["reduce"]}"` |'
+    own = [each for each in defaults if each not in options_of(PairwiseAlgorithm)]
+    row += "".join(f" `{each}` | `{defaults[each]}` |" for each in own) or " | |"
+    assert row in PREFERENCES
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"), [(PairwiseAlgorithm, "All of them take:"), (KTO, "### `kto`")]
+)
+def test_the_options_of_preferences_are_there_with_their_defaults(kind, before):
+    assert options_in(PREFERENCES.split(before, 1)[1]) == options_of(kind)

@@ -87,6 +87,11 @@ def test_pairs_closer_than_the_gap_are_dropped():
     assert pairs_of({"min_gap": 0.95}, *children) == []
 
 
+def test_a_gap_that_is_met_exactly_is_enough():
+    """In floating point 0.3 - 0.1 is a little less than 0.2."""
+    assert pairs_of({"min_gap": 0.2}, node("a", 0.3), node("b", 0.1)) == [("a", "b", 0.2)]
+
+
 def test_a_function_of_ones_own_makes_the_pairs():
     def neighbours(siblings):
         return pairwise(siblings)
@@ -120,9 +125,17 @@ def test_pairs_and_ties_of_an_experience_are_counted():
     rewards = {" boom": 1.0, " calm": 0.0, " tree": 0.0, " rain": nan}
     graph = Graph("c", [node(attack, reward) for attack, reward in rewards.items()])
     algorithm.prepare(algorithm.flatten(graph))
-    assert algorithm.experience_metrics() == {"pairs": 2.0, "pairs/tied": 1.0}
+    assert algorithm.experience_metrics() == {
+        "pairs": 2.0,
+        "pairs/tied": 1.0,
+        "pairs/missing": 1.0,
+    }
     algorithm.prepare([])
-    assert algorithm.experience_metrics() == {"pairs": 0.0, "pairs/tied": 0.0}
+    assert algorithm.experience_metrics() == {
+        "pairs": 0.0,
+        "pairs/tied": 0.0,
+        "pairs/missing": 0.0,
+    }
 
 
 def environment(problem=None, width=3):
@@ -168,7 +181,9 @@ def test_the_loss_is_that_of_plain_python_on_the_table_of_logits():
         (lambda p: CDPO(p, beta=0.3, label_smoothing=0.2), lambda m: cdpo(0.3 * m, 0.2)),
         (lambda p: Hinge(p, beta=0.3), lambda m: max(0, 1 - 0.3 * m)),
         (lambda p: Hinge(p, beta=30), lambda m: max(0, 1 - 30 * m)),
-        (lambda p: MarginIPO(p, beta=0.3), lambda m: (m / 2 - 0.25 / 0.6) ** 2),
+        (lambda p: MarginIPO(p, beta=0.3), lambda m: (m - 0.25 / 0.6) ** 2),
+        (lambda p: MarginIPO(p, beta=0.3, reduce="mean"), lambda m: (m / 2 - 0.25 / 0.6) ** 2),
+        (lambda p: IPO(p, beta=0.3, reduce="sum"), lambda m: (m - 1 / 0.6) ** 2),
     ],
 )
 def test_their_losses_are_those_of_plain_python(algorithm, loss):
@@ -186,6 +201,57 @@ def cdpo(margin, smoothing):
     """Cross-entropy with a label that is right with probability 1 - smoothing."""
     right = 1 / (1 + math.exp(-margin))
     return -(1 - smoothing) * math.log(right) - smoothing * math.log(1 - right)
+
+
+def minimised(make, words=(" calm", " boom", " tree", " rain", " song")):
+    """Pairs of all attacks of one word, with rewards of 0.0, 0.1 and so on, learned to the end."""
+    problem = ToyProblem()
+    algorithm = make(problem)
+    graph = Graph("c", [node(word, 0.1 * index) for index, word in enumerate(words)])
+    batch = algorithm.collate_fn(algorithm.prepare(algorithm.flatten(graph)))
+    optimizer = torch.optim.LBFGS(problem.parameters(), max_iter=200, tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        loss, _ = algorithm.step(batch)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        ratios = problem._logprobs(problem.attacker, words) - problem._logprobs(
+            problem.baseline, words
+        )
+    return ratios[:, 0].tolist()
+
+
+def test_margin_ipo_ends_at_the_reference_reweighted_by_the_reward():
+    """log pi - log ref = reward / (2 beta) + constant: 0.1 / 0.4 from each attack to the next."""
+    ratios = minimised(lambda problem: MarginIPO(problem, beta=0.2, pairs="all"))
+    differences = [after - before for before, after in pairwise(ratios)]
+    assert differences == pytest.approx([0.25] * 4, abs=1e-3)
+
+
+def test_conservative_dpo_ends_where_preferences_are_as_sure_as_the_labels():
+    """sigmoid(beta h) = 1 - smoothing, so h = log(0.8 / 0.2) / beta."""
+    words = (" calm", " boom")
+    low, high = minimised(lambda p: CDPO(p, beta=0.5, label_smoothing=0.2), words)
+    assert high - low == pytest.approx(math.log(4) / 0.5, abs=1e-3)
+
+
+def test_ipo_ends_at_its_margin_and_hinge_no_further_than_its_own():
+    words = (" calm", " boom")
+    low, high = minimised(lambda p: IPO(p, beta=0.25), words)
+    assert high - low == pytest.approx(1 / 0.5, abs=1e-3)
+    problem = ToyProblem()
+    with torch.no_grad():  # told apart by more than 1 / beta
+        problem.attacker[problem.words.index("boom")] += 5
+    loss, _ = Hinge(problem, beta=0.25).step(
+        Hinge(problem, beta=0.25).collate_fn([DPOStep("c", " boom", " calm")])
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert not problem.attacker.grad.any()
 
 
 def test_simpo_compares_means_per_token_without_a_reference():
@@ -247,6 +313,26 @@ def test_simpo_never_runs_the_reference():
     assert algorithm.problem.calls["baseline"] == 0
 
 
+def test_an_attack_of_several_pairs_is_scored_once_under_the_reference():
+    """Four siblings make six pairs, which name twelve attacks."""
+    algorithm = DPO(Counted(), pairs="all")
+    scored = []
+    inner = algorithm.problem.get_baseline_logprobs
+    algorithm.problem.get_baseline_logprobs = lambda contexts, attacks: (
+        scored.extend(zip(contexts, attacks, strict=True)) or inner(contexts, attacks)
+    )
+    words = [" boom", " calm", " tree rain", " song"]
+    graphs = [
+        Graph(c, [node(w, float(i), context=c) for i, w in enumerate(words)]) for c in ("a", "b")
+    ]
+    steps = algorithm.prepare([step for graph in graphs for step in algorithm.flatten(graph)])
+    assert sorted(scored) == sorted((c, w) for c in ("a", "b") for w in words)
+    for step in steps:
+        texts = step.suffix_pos, step.suffix_neg
+        alone = inner(["c", "c"], list(texts)).sum(dim=1)
+        assert step.reference[0] == pytest.approx(tuple(alone.tolist()), rel=1e-6)
+
+
 def test_no_steps_need_no_reference():
     algorithm = DPO(Counted())
     assert list(algorithm.prepare([])) == []
@@ -292,8 +378,10 @@ def test_a_baseline_of_another_vocabulary_is_averaged_over_its_own_tokens():
     algorithm = IPO(problem)
     (step,) = algorithm.prepare([DPOStep("c", one, two)])
     table = dict(zip(problem.words, problem.baseline.log_softmax(0).tolist(), strict=True))
-    expected = table["boom"] - (table["rain"] + table["calm"]) / 2
-    assert step.reference[0] - step.reference[1] == pytest.approx(expected, rel=1e-5)
+    sums, means = step.reference
+    other = table["rain"] + table["calm"]
+    assert sums == pytest.approx((table["boom"], other), rel=1e-5)
+    assert means == pytest.approx((table["boom"], other / 2), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +390,11 @@ def test_a_baseline_of_another_vocabulary_is_averaged_over_its_own_tokens():
         {"beta": 0},
         {"beta": -1.0},
         {"beta": nan},
+        {"beta": math.inf},
+        {"beta": "0.1"},
+        {"beta": True},
+        {"pairs": None},
+        {"min_gap": math.inf},
         {"reduce": "max"},
         {"pairs": "bestworst"},
         {"min_gap": -0.1},

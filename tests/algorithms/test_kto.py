@@ -9,7 +9,7 @@ from astra_rl import KTO, Graph, Node
 from astra_rl.algorithms.kto import KTOStep
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.methods import ASTEnvironment
-from astra_rl.testing import ToyProblem, check_algorithm
+from astra_rl.testing import ToyProblem, check_algorithm, learn
 
 nan = math.nan
 
@@ -69,9 +69,11 @@ def test_the_classes_weigh_the_same_whatever_their_sizes():
     assert [step.desirable for step in steps] == [True, False, False, False, False]
 
 
-def test_a_single_success_among_many_weighs_no_more_than_twenty():
-    steps = prepared(KTO(ToyProblem()), (" boom", 1.0), *[(" tree", 0.0)] * 99)
-    assert steps[0].weight == 20.0
+@pytest.mark.parametrize("weight", [1.0, 0.1, 30.0])
+def test_a_single_success_among_many_weighs_no_more_than_twenty_of_them(weight):
+    algorithm = KTO(ToyProblem(), undesirable_weight=weight)
+    steps = prepared(algorithm, (" boom", 1.0), *[(" tree", 0.0)] * 99)
+    assert steps[0].weight == pytest.approx(20 * steps[1].weight)
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
@@ -86,9 +88,41 @@ def test_without_a_threshold_better_than_the_mean_is_desirable():
     assert [step.desirable for step in steps] == [True, False]
 
 
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0])
+def test_without_a_threshold_rewards_that_are_all_alike_teach_nothing(reward):
+    """The mean of three times 0.1 is a little more than 0.1, and that says nothing."""
+    algorithm = KTO(trained(), threshold=None)
+    assert not prepared(algorithm, *[(" boom", reward)] * 3)
+    assert math.isnan(algorithm.experience_metrics()["desirable"])
+
+
+def test_without_a_threshold_an_attack_like_the_mean_is_neither_good_nor_bad():
+    steps = prepared(
+        KTO(ToyProblem(), threshold=None), (" boom", 1.0), (" tree", 0.5), (" calm", 0.0)
+    )
+    assert [(step.attack, step.desirable) for step in steps] == [(" boom", True), (" calm", False)]
+
+
+def test_the_divergence_is_that_of_all_attacks_also_of_those_that_teach_nothing():
+    attacks = [(" boom", 1.0), (" tree", 0.5), (" calm", 0.0)]
+    found = []
+    for threshold in (None, 0.5):
+        algorithm = KTO(trained(), threshold=threshold)
+        prepared(algorithm, *attacks)
+        found.append(algorithm.experience_metrics()["kl"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_neither_padding_nor_row_order_nor_micro_batches_change_anything():
     graphs = ASTEnvironment(ToyProblem(), ["one"], tree_width=3, tree_depth=2).rollouts(range(4))
     check_algorithm(KTO(trained(), threshold=None), graphs)
+
+
+def test_yes_or_no_without_siblings_is_enough_to_learn_from():
+    environment = ASTEnvironment(ToyProblem(), ["one", "two"], tree_width=1, tree_depth=1)
+    curve = learn(KTO, environment, lr=0.1, steps=40)
+    assert curve.rewards[0] < 0.5
+    assert sum(curve.rewards[-5:]) / 5 > 0.9
 
 
 def test_steps_that_were_not_prepared_are_named():
@@ -104,6 +138,9 @@ def test_no_episodes_are_no_steps():
     "options",
     [
         {"beta": 0},
+        {"beta": math.inf},
+        {"beta": "0.1"},
+        {"desirable_weight": "1"},
         {"threshold": nan},
         {"desirable_weight": 0.0},
         {"undesirable_weight": -1.0},

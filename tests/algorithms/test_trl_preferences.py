@@ -108,8 +108,9 @@ def theirs_dpo(policy, reference, loss_type, beta):
 def ours(algorithm, policy, reference):
     algorithm.problem.logprobs = leaf = policy.clone().requires_grad_(True)
     counts = LENGTHS if algorithm.reduce == "mean" else torch.ones(len(LENGTHS))
-    totals = (reference.sum(dim=1) / counts).tolist()
-    pairs = list(zip(totals[:4], totals[4:], strict=True))
+    sums = reference.sum(dim=1)
+    scores = torch.stack([sums, sums / counts]).unflatten(-1, (2, -1)).movedim(-1, 0).tolist()
+    pairs = [tuple(map(tuple, each)) for each in scores]
     batch = DPOBatch(["c"] * 4, ["a"] * 4, ["b"] * 4, [1.0] * 4, pairs)
     loss, logs = algorithm.step(batch)
     loss.backward()
@@ -132,10 +133,11 @@ def test_losses_and_gradients_are_those_of_trl(kind, loss_type, beta, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_of_the_same_name_are_those_of_trl(seed):
+@pytest.mark.parametrize(("kind", "loss_type"), [(DPO, "sigmoid"), (IPO, "ipo"), (Hinge, "hinge")])
+def test_metrics_of_the_same_name_are_those_of_trl(kind, loss_type, seed):
     policy, reference = draw(seed)
-    _, _, logs = ours(DPO(Given(), beta=0.3), policy, reference)
-    _, _, expected = theirs_dpo(policy, reference, "sigmoid", 0.3)
+    _, _, logs = ours(kind(Given(), beta=0.3), policy, reference)
+    _, _, expected = theirs_dpo(policy, reference, loss_type, 0.3)
     for name in set(logs) - {"loss"}:
         assert logs[name] == pytest.approx(expected[name][0], abs=1e-5), name
 
@@ -158,10 +160,14 @@ def theirs_cpo(policy, loss_type, beta, smoothing=0.0, gamma=0.0):
 @pytest.mark.parametrize(("beta", "margin"), [(2.0, 1.0), (2.5, 0.0), (0.5, 1.6)])
 def test_simpo_is_that_of_trl(beta, margin, seed):
     policy, reference = draw(seed)
-    loss, gradient, _ = ours(SimPO(Given(), beta=beta, margin=margin), policy, reference)
+    loss, gradient, logs = ours(SimPO(Given(), beta=beta, margin=margin), policy, reference)
     leaf = policy.clone().requires_grad_(True)
-    expected = theirs_cpo(leaf.sum(dim=1) / LENGTHS, "simpo", beta, gamma=margin)
+    means = leaf.sum(dim=1) / LENGTHS  # as they do for this loss, so their metrics are of means
+    expected = theirs_cpo(means, "simpo", beta, gamma=margin)
     expected.backward()
+    chosen, rejected = means.detach().chunk(2)
+    assert logs["rewards/chosen"] == pytest.approx(beta * chosen.mean().item(), abs=1e-5)
+    assert logs["logps/rejected"] == pytest.approx(rejected.mean().item(), abs=1e-5)
     close(loss, expected.detach())
     close(gradient, torch.where(MASK, leaf.grad, torch.zeros(())))
 
@@ -221,7 +227,9 @@ def test_kto_is_that_of_trl(weights, seed):
         reference.sum(dim=1),
         torch.full((8,), divergence),
     )
-    loss, _ = algorithm.step(batch)
+    loss, logs = algorithm.step(batch)
     loss.backward()
+    for name in set(logs) - {"loss"}:
+        assert logs[name] == pytest.approx(trainer._metrics["train"][name][0], abs=1e-5), name
     close(loss.detach(), expected.detach())
     close(own.grad, torch.where(MASK, leaf.grad, torch.zeros(())))

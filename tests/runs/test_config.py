@@ -23,6 +23,7 @@ from astra_rl.runs.build import (
     build_algorithm,
     build_moderator,
     check_options,
+    check_training_options,
     option_names,
 )
 from astra_rl.runs.config import RunConfig, load_config, parse_config
@@ -120,22 +121,25 @@ def test_options_of_an_algorithm_are_checked_before_any_model_is_loaded() -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "option", "value"),
     [
-        ("grpo", "kl_in_reward"),  # of the family
-        ("grpo", "credit"),  # of those that compare
-        ("ppo", "value_coef"),  # of those with a value function
-        ("ppo_lagrangian", "multiplier_lr"),
-        ("dpo", "beta"),
+        ("grpo", "kl_in_reward", 0.5),  # of the family
+        ("grpo", "credit", "leaf"),  # of those that compare
+        ("ppo", "value_coef", 0.5),  # of those with a value function
+        ("ppo_lagrangian", "multiplier_lr", 0.5),
+        ("dpo", "beta", 0.5),
+        ("simpo", "min_gap", 0.5),  # of those that learn from pairs
     ],
 )
-def test_options_of_every_base_of_an_algorithm_are_known(name: str, option: str) -> None:
+def test_options_of_every_base_of_an_algorithm_are_known(
+    name: str, option: str, value: object
+) -> None:
     more = {"constraints": {"harm_response": {"at_least": 0.5}}} if "lagr" in name else {}
     wrong = option[:-1] + "x"
     right_config, wrong_config = (
         parse_config(
             MINIMAL,
-            ["algorithm=" + yaml.safe_dump({"type": name, "options": {each: 0.5, **more}})],
+            ["algorithm=" + yaml.safe_dump({"type": name, "options": {each: value, **more}})],
             source="test",
         )
         for each in (option, wrong)
@@ -143,6 +147,41 @@ def test_options_of_every_base_of_an_algorithm_are_known(name: str, option: str)
     check_options(right_config)
     with pytest.raises(ConfigurationError, match=f"{wrong}: .* Did you mean '{option}'"):
         check_options(wrong_config)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dpo", {"beta": 0}, r"beta=0; it must be a positive number"),
+        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing=0.5; it must be in \[0, 0.5\)"),
+        ("ipo", {"reduce": "max"}, "reduce='max'; choose 'sum' or 'mean'"),
+        ("margin_ipo", {"min_gap": -1}, "min_gap=-1; it must be 0 or more"),
+        ("hinge", {"pairs": "alle"}, "Did you mean 'all'"),
+        ("hinge", {"pairs": 3}, "pairs=3; choose from"),
+        ("simpo", {"beta": "1e-1"}, "beta='1e-1'; .*YAML reads 1e-2 as text; write 0.01"),
+        ("simpo", {"margin": -1}, "margin=-1; it must be 0 or more"),
+        ("kto", {"threshold": True}, "threshold=True; it must be a finite number"),
+        ("grpo", {"clip_low": 0}, "clip_low=0; it must be positive"),
+        ("ppo", {"epochs": 0}, "epochs=0; it must be a whole number"),
+    ],
+)
+def test_values_of_options_are_checked_before_any_model_is_loaded(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    algorithm = yaml.safe_dump({"type": name, "options": options})
+    config = parse_config(MINIMAL, ["algorithm=" + algorithm], source="test")
+    with pytest.raises(ConfigurationError, match=message):
+        check_training_options(config)
+
+
+def test_an_attacker_that_samples_otherwise_is_refused_before_any_model_is_loaded() -> None:
+    config = parse_config(MINIMAL, ["attacker.temperature=0.7"], source="test")
+    with pytest.raises(ConfigurationError, match="GRPO needs attacks sampled from the very"):
+        check_training_options(config)
+    check_training_options(
+        parse_config(MINIMAL, ["attacker.temperature=0.7", "algorithm.type=dpo"], source="test")
+    )
+    check_options(config)  # for it may still be evaluated so
 
 
 def test_an_option_that_must_be_given_is_asked_for_before_any_model_is_loaded() -> None:

@@ -133,6 +133,7 @@ def test_mean_scores_are_means_and_missing_ones_are_counted():
         "rewards/nll/mean": 2.0,
         "pairs": 2.0,
         "pairs/tied": 0.0,
+        "pairs/missing": 2.0,
     }
 
 

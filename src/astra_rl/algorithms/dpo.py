@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +20,15 @@ from astra_rl.algorithms.losses import (
 from astra_rl.algorithms.pairs import Matching, Pairs
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
+from astra_rl.core.contracts import check_loss, check_number, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
+from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 
 Reduce = Literal["sum", "mean"]
+PairScores = tuple[tuple[float, float], tuple[float, float]]
+"""Log-probabilities of a chosen and a rejected attack: their sums, then as the loss takes them."""
 
 
 class PairOptions(TypedDict, total=False):
@@ -47,14 +49,14 @@ class DPOStep:
         suffix_pos: The chosen attack.
         suffix_neg: The rejected attack.
         gap: By how much more.
-        reference: ``(log ref(chosen), log ref(rejected))``; None until it is computed.
+        reference: Scores of both under the frozen reference; None until they are computed.
     """
 
     context: str
     suffix_pos: str
     suffix_neg: str
     gap: float = 1.0
-    reference: tuple[float, float] | None = None
+    reference: PairScores | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class DPOBatch:
     suffix_pos: Sequence[str]
     suffix_neg: Sequence[str]
     gaps: Sequence[float]
-    references: Sequence[tuple[float, float] | None]
+    references: Sequence[PairScores | None]
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -109,8 +111,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         gamma: float = 0.9,
     ) -> None:
         super().__init__(problem)
-        if not beta > 0:
-            raise ConfigurationError(f"beta={beta}; it must be positive.")
+        check_number("beta", beta, lambda value: value > 0, "a positive number")
         if reduce not in ("sum", "mean"):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
@@ -137,18 +138,22 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
 
     def prepare(self, steps: Sequence[DPOStep]) -> Sequence[DPOStep]:
         """Score all pairs under the reference, once per experience, if the loss needs one."""
-        self._metrics = {"pairs": float(self.pairs.found), "pairs/tied": float(self.pairs.tied)}
+        self._metrics = {
+            "pairs": float(self.pairs.found),
+            "pairs/tied": float(self.pairs.tied),
+            "pairs/missing": float(self.pairs.missing),
+        }
         self.pairs.reset()
         if not steps or not self.needs_reference:
             return steps
-        chosen, rejected = self._reference(self.collate_fn(steps)).tolist()
+        scores = self._reference(self.collate_fn(steps)).movedim(-1, 0).tolist()
         return [
-            replace(step, reference=pair)
-            for step, pair in zip(steps, zip(chosen, rejected, strict=True), strict=True)
+            replace(step, reference=(tuple(sums), tuple(values)))
+            for step, (sums, values) in zip(steps, scores, strict=True)
         ]
 
     def experience_metrics(self) -> Metrics:
-        """Return how many pairs the experience had, and how many were dropped as ties."""
+        """Return how many pairs there were, how many tied, and how many turns had no reward."""
         return self._metrics
 
     def collate_fn(self, steps: Sequence[DPOStep]) -> DPOBatch:
@@ -163,50 +168,66 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
         """Return the mean loss over the pairs, and implicit rewards under TRL's metric names."""
+        # Both in one call: they begin with the same context, which is read once.
+        contexts = [*batch.contexts, *batch.contexts]
         score = self.problem.get_attacker_logprobs
-        logprobs = self._logprobs(score, batch, batch.suffixes, grad=True)
-        ratios = logprobs
+        logprobs = self._logprobs(score, contexts, batch.suffixes, batch.suffixes, grad=True)
+        ratios = logprobs = logprobs.reshape(2, 2, -1)
         if self.needs_reference:
             ratios = logprobs - self._known_reference(batch).to(logprobs)
-        margin = ratios[0] - ratios[1]
+        margin = ratios[1, 0] - ratios[1, 1]
         loss = self.loss(margin, torch.tensor(batch.gaps).to(margin)).mean()
         check_loss(loss, source=type(self).__name__)
-        chosen, rejected = (self.beta * ratios.detach()).unbind()
+        # As TRL: sums, IPO's too; what SimPO takes where there is no reference.
+        logged = 0 if self.needs_reference else 1
+        chosen, rejected = self.beta * ratios[logged].detach()
         return loss, {
             "loss": float(loss.detach()),
             "rewards/chosen": float(chosen.mean()),
             "rewards/rejected": float(rejected.mean()),
             "rewards/margins": float((chosen - rejected).mean()),
             "rewards/accuracies": float((chosen > rejected).float().mean()),
-            "logps/chosen": float(logprobs[0].detach().mean()),
-            "logps/rejected": float(logprobs[1].detach().mean()),
+            "logps/chosen": float(logprobs[logged, 0].detach().mean()),
+            "logps/rejected": float(logprobs[logged, 1].detach().mean()),
         }
 
     def _known_reference(self, batch: DPOBatch) -> Tensor:
         known = [pair for pair in batch.references if pair is not None]
         if len(known) < len(batch):  # a batch that did not come through prepare
             return self._reference(batch)
-        return torch.tensor(known).T
+        return torch.tensor(known).movedim(0, -1)
 
     def _reference(self, batch: DPOBatch) -> Tensor:
+        """Scores under the reference, (2, 2, B), as in `PairScores`."""
+        asked = list(zip([*batch.contexts, *batch.contexts], batch.suffixes, strict=True))
+        # An attack of several pairs is scored once.
+        keys = [(context_key(context), id(suffix)) for context, suffix in asked]
+        once = dict(zip(keys, asked, strict=True))
+        contexts, suffixes = zip(*once.values(), strict=True)
         # The ids an attack remembers may be of another vocabulary than the baseline's.
-        texts = [str(text) for text in batch.suffixes]
-        return self._logprobs(self.problem.get_baseline_logprobs, batch, texts, grad=False)
+        texts = [str(suffix) for suffix in suffixes]
+        score = self.problem.get_baseline_logprobs
+        scores = self._logprobs(score, contexts, suffixes, texts, grad=False)
+        rows = {key: row for row, key in enumerate(once)}
+        return scores[:, [rows[key] for key in keys]].reshape(2, 2, -1)
 
     def _logprobs(
         self,
         score: Callable[[Sequence[str], Sequence[str]], Tensor],
-        batch: DPOBatch,
+        contexts: Sequence[str],
         suffixes: Sequence[str],
+        texts: Sequence[str],
         *,
         grad: bool,
     ) -> Tensor:
-        """Log-probabilities of chosen and rejected attacks, (2, B)."""
-        # Both in one call: they begin with the same context, which is read once.
-        contexts = [*batch.contexts, *batch.contexts]
-        logprobs = checked_logprobs(score, contexts, batch.suffixes, grad=grad)
-        mask = token_mask(logprobs, suffixes)
-        return sequence_logprob(logprobs, mask, reduce=self.reduce).reshape(2, -1)
+        """Log-probabilities of attacks, (2, N): sums, then as the loss takes them.
+
+        `texts` says how many tokens each has.
+        """
+        logprobs = checked_logprobs(score, contexts, suffixes, grad=grad)
+        mask = token_mask(logprobs, texts)
+        reductions = ("sum", self.reduce)
+        return torch.stack([sequence_logprob(logprobs, mask, reduce=each) for each in reductions])
 
 
 class DPO(PairwiseAlgorithm):
@@ -241,8 +262,9 @@ class CDPO(PairwiseAlgorithm):
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        if not 0 <= label_smoothing < 0.5:
-            raise ConfigurationError(f"label_smoothing={label_smoothing}; it must be in [0, 0.5).")
+        check_number(
+            "label_smoothing", label_smoothing, lambda share: 0 <= share < 0.5, "in [0, 0.5)"
+        )
         self.label_smoothing = label_smoothing
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
@@ -286,11 +308,28 @@ class IPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta)
 
 
-class MarginIPO(IPO):
+class MarginIPO(PairwiseAlgorithm):
     """IPO towards a margin in proportion to the gap of the rewards (MTSA, arXiv 2505.17147).
 
-    What it converges to is the reference reweighted by the reward, and not a fixed preference.
+    With sums over tokens it converges to the reference reweighted by ``exp(reward / (2 * beta))``,
+    and not to a fixed preference: a nat of divergence costs a reward of ``2 * beta``.
+
+    Args:
+        problem: Gives log-probabilities of the attacker and of the frozen reference.
+        beta: Strength of the tie to the reference; the paper's code uses 0.01.
+        reduce: See `PairwiseAlgorithm`.
+        options: Of `PairwiseAlgorithm`.
     """
+
+    def __init__(
+        self,
+        problem: Problem[str, str],
+        *,
+        beta: float = 0.01,
+        reduce: Reduce = "sum",
+        **options: Unpack[PairOptions],
+    ) -> None:
+        super().__init__(problem, beta=beta, reduce=reduce, **options)
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.ipo_loss`."""
@@ -326,8 +365,7 @@ class SimPO(PairwiseAlgorithm):
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        if not 0 <= margin < math.inf:
-            raise ConfigurationError(f"margin={margin}; it must be 0 or more.")
+        check_number("margin", margin, lambda value: value >= 0, "0 or more")
         self.margin = margin
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.losses import kto_loss, sequence_logprob
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
     check_loss,
+    check_number,
     checked_logprobs,
     is_missing,
     mean_of_present,
@@ -21,7 +22,7 @@ from astra_rl.core.contracts import (
 )
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.errors import ContractError
 
 MAX_IMBALANCE = 20.0
 """A rare class weighs at most so much more: a single success must not be all that counts."""
@@ -75,7 +76,8 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     Args:
         problem: Gives log-probabilities of the attacker and of the frozen reference.
         beta: How fast gains and losses saturate.
-        threshold: Rewards from here on are desirable; None is the mean of the experience.
+        threshold: Rewards from here on are desirable. None compares with the mean of the
+            experience, and rewards that equal it teach nothing.
         desirable_weight: Of the desirable attacks; None makes both classes weigh the same in all,
             within a factor of 20 per attack.
         undesirable_weight: Of the others.
@@ -94,16 +96,14 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         undesirable_weight: float = 1.0,
     ) -> None:
         super().__init__(problem)
-        if not beta > 0:
-            raise ConfigurationError(f"beta={beta}; it must be positive.")
-        if threshold is not None and not math.isfinite(threshold):
-            raise ConfigurationError(f"threshold={threshold}; it must be a finite number.")
-        for name, weight in (
-            ("desirable_weight", desirable_weight),
+        for name, value in (
+            ("beta", beta),
+            ("desirable_weight", 1.0 if desirable_weight is None else desirable_weight),
             ("undesirable_weight", undesirable_weight),
         ):
-            if weight is not None and not 0 < weight < math.inf:
-                raise ConfigurationError(f"{name}={weight}; it must be positive.")
+            check_number(name, value, lambda number: number > 0, "a positive number")
+        if threshold is not None:
+            check_number("threshold", threshold, lambda number: True, "a finite number, or null")
         self.beta = beta
         self.threshold = threshold
         self.desirable_weight = desirable_weight
@@ -123,9 +123,9 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         if not steps:
             self._metrics = {}
             return steps
-        bar = self.threshold
-        bar = mean_of_present(step.reward for step in steps) if bar is None else bar
-        desirable = [step.reward >= bar for step in steps]
+        bar, tolerance = self.threshold, 0.0
+        if bar is None:
+            bar, tolerance = mean_of_present(step.reward for step in steps), TIE_TOLERANCE
         ours = self._totals(self.problem.get_attacker_logprobs, steps, [s.attack for s in steps])
         theirs = self._totals(
             # The ids an attack remembers may be of another vocabulary than the baseline's.
@@ -134,12 +134,17 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             [str(step.attack) for step in steps],
         )
         divergence = max(0.0, float((ours - theirs).mean()))
-        share = sum(desirable) / len(steps)
+        kept = [
+            (step, step.reward >= bar, reference)
+            for step, reference in zip(steps, theirs.tolist(), strict=True)
+            if abs(step.reward - bar) >= tolerance
+        ]
+        share = mean_of_present(float(good) for _, good, _ in kept)
         self._metrics = {"kl": divergence, "desirable": share}
         weight = self.desirable_weight
         if weight is None:
-            weight = self.undesirable_weight * ((1 - share) / share if share else 1.0)
-            weight = min(max(weight, 1 / MAX_IMBALANCE), MAX_IMBALANCE)
+            ratio = (1 - share) / share if share else 1.0
+            weight = self.undesirable_weight * min(max(ratio, 1 / MAX_IMBALANCE), MAX_IMBALANCE)
         return [
             replace(
                 step,
@@ -148,7 +153,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
                 reference=reference,
                 divergence=divergence,
             )
-            for step, good, reference in zip(steps, desirable, theirs.tolist(), strict=True)
+            for step, good, reference in kept
         ]
 
     def collate_fn(self, steps: Sequence[KTOStep]) -> KTOBatch:
@@ -178,7 +183,8 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
         )
         mask = token_mask(logprobs, batch.attacks)
-        ratio = sequence_logprob(logprobs, mask, reduce="sum") - batch.references.to(logprobs)
+        totals = sequence_logprob(logprobs, mask, reduce="sum")
+        ratio = totals - batch.references.to(totals)
         good = batch.desirable.to(ratio.device)
         losses = kto_loss(ratio, good, batch.divergences.to(ratio), self.beta)
         loss = (batch.weights.to(ratio) * losses).mean()
@@ -188,6 +194,9 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         for name, rows in (("chosen", good), ("rejected", ~good)):
             if rows.any():
                 logs[f"rewards/{name}"] = float(implicit[rows].mean())
+                logs[f"logps/{name}"] = float(totals[rows].detach().mean())
+        if good.any() and not good.all():
+            logs["rewards/margins"] = logs["rewards/chosen"] - logs["rewards/rejected"]
         return loss, logs
 
     def experience_metrics(self) -> Metrics:

@@ -8,7 +8,7 @@ from itertools import combinations
 from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.steps import PolicyStep, groups_of, steps_of
-from astra_rl.core.contracts import is_missing
+from astra_rl.core.contracts import check_number, is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.errors import ConfigurationError, did_you_mean
 
@@ -41,13 +41,14 @@ class Pairs:
 
     Args:
         pairs: One of `MATCHINGS`, or a function.
-        min_gap: Rewards must differ by so much. Without one, those that tie are dropped.
+        min_gap: Rewards must differ by at least so much. Those that tie are always dropped.
         credit: What a turn is rewarded for, see `Credit`: `"max_backup"` also for what it leads to.
         gamma: Discount per turn, of the backups.
 
     Attributes:
         found: Pairs since `reset`.
         tied: Pairs dropped since `reset`, for rewards too close or for saying the same.
+        missing: Turns left out since `reset`, for a reward that is missing.
 
     Raises:
         ConfigurationError: An unknown name, or a value out of range.
@@ -67,16 +68,20 @@ class Pairs:
                     f"{did_you_mean(pairs, MATCHINGS)}"
                 )
             pairs = MATCHINGS[pairs]
-        if not min_gap >= 0:
-            raise ConfigurationError(f"min_gap={min_gap}; it must be 0 or more.")
+        if not callable(pairs):
+            raise ConfigurationError(
+                f"pairs={pairs!r}; choose from {list(MATCHINGS)}, or give a function."
+            )
+        check_number("min_gap", min_gap, lambda gap: gap >= 0, "0 or more")
         self.matching = pairs
-        self.min_gap = max(min_gap, TIE_TOLERANCE)
+        # Less the tolerance: 0.3 - 0.1 is a little less than 0.2, and yet it is at least that.
+        self.min_gap = max(min_gap - TIE_TOLERANCE, TIE_TOLERANCE)
         self.credit = Credit(credit, gamma)
         self.reset()
 
     def reset(self) -> None:
         """Count from zero."""
-        self.found = self.tied = 0
+        self.found = self.tied = self.missing = 0
 
     def __call__(self, graph: Graph[str, str]) -> list[tuple[PolicyStep, PolicyStep, float]]:
         """Return better attack, worse attack and the gap between their rewards, of every pair."""
@@ -85,6 +90,7 @@ class Pairs:
         out = []
         for group in groups_of(steps, "siblings"):
             present = [row for row in group if not is_missing(rewards[row])]
+            self.missing += len(group) - len(present)
             present.sort(key=lambda row: -rewards[row])
             gaps = {id(steps[row]): rewards[row] for row in present}
             for better, worse in self.matching([steps[row] for row in present]):

@@ -248,12 +248,12 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
 
 def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.runs.build import check_options
+    from astra_rl.runs.build import check_training_options
     from astra_rl.runs.continuing import check_can_run_in
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
 
-    check_options(config)
+    check_training_options(config)
     if output is not None:
         check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)

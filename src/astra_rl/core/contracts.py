@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.core.text import Utterance
-from astra_rl.errors import ContractError
+from astra_rl.errors import ConfigurationError, ContractError
 
 
 def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
@@ -25,6 +25,24 @@ def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
             f"{source} returned {len(values)} values for {expected} inputs. "
             "Return one value per input, in the same order."
         )
+
+
+def check_number(name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str) -> None:
+    """Raise unless an option is a finite number of its range.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        is_allowed: Whether a number is of the range.
+        allowed: The range in words, as in "it must be ...".
+
+    Raises:
+        ConfigurationError: Naming the option, what came and what is allowed.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and is_allowed(value)):
+        hint = " (YAML reads 1e-2 as text; write 0.01.)" if isinstance(value, str) else ""
+        raise ConfigurationError(f"{name}={value!r}; it must be {allowed}.{hint}")
 
 
 def check_logprobs(logprobs: Tensor, *, batch_size: int, source: str) -> None:

@@ -85,13 +85,28 @@ def check_options(config: RunConfig) -> None:
     )
 
 
+def check_training_options(config: RunConfig) -> None:
+    """Check also whether the algorithm can be made, and can learn from such attacks.
+
+    What only evaluates need not: it may sample at any temperature.
+
+    Raises:
+        ConfigurationError: See `check_options`, or an option of the algorithm is out of range.
+    """
+    check_options(config)
+    # An algorithm only asks its problem how it samples, so it can be made without any model.
+    without_models = HFValueProblem.__new__(HFValueProblem)
+    without_models.attacker_sampling = _sampling(config.attacker)
+    build_algorithm(config.algorithm, without_models)
+
+
 def build(config: RunConfig) -> Experiment:
     """Load the models and put everything together.
 
     Raises:
         AstraError: Something cannot be had or does not fit; the message says what.
     """
-    check_options(config)
+    check_training_options(config)
     openings = read_openings(config.prompts, seed=config.seed)
     moderator = build_moderator(config.moderator)
     with seeded(derive_seed(config.seed, "models")):  # adapters and value heads begin at random

@@ -5,6 +5,7 @@ AstraError
 ├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
 ├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
+│   └── OutOfMemoryError                 memory is not enough for a single row
 ├── TrainingError(RuntimeError)          training cannot go on
 │   └── NonFiniteLossError               too many losses in a row were not finite
 └── MissingDependencyError(ImportError)  an optional package is not installed
@@ -36,6 +37,10 @@ class ContractError(AstraError, ValueError):
 
 class ModelError(AstraError, RuntimeError):
     """A model cannot be loaded, or cannot do what was asked of it."""
+
+
+class OutOfMemoryError(ModelError):
+    """The memory of the device is not enough, even for a single row of a batch."""
 
 
 class InterruptedRunError(AstraError):

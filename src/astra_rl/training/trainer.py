@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import torch
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
-from astra_rl.core.contracts import check_loss
+from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.environment import Environment
+from astra_rl.core.halving import is_out_of_memory, release_memory
 from astra_rl.core.seeding import derive_seed
-from astra_rl.errors import ConfigurationError, NonFiniteLossError, TrainingError
+from astra_rl.errors import (
+    ConfigurationError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    TrainingError,
+)
 from astra_rl.logging import logger
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
@@ -171,17 +177,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
         """Update the weights; returns the logs, and whether the update was made."""
-        weights = [self.algorithm.weight(batch) for batch in group]
-        total = math.fsum(weights) or 1.0
-        logs: list[Metrics] = []
-        self.optimizer.zero_grad()
-        finite = True
-        for batch, weight in zip(group, weights, strict=True):
-            loss, step_logs = self.harness.step(batch)
-            check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
-            finite = finite and bool(torch.isfinite(loss.detach()))
-            (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
-            logs.append(dict(step_logs or {}))  # an algorithm may have nothing to say
+        logs, finite = self._accumulate(group)
         norm = self._clip_gradients()
         finite = finite and math.isfinite(norm)
         if finite:
@@ -193,6 +189,45 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         if not finite:
             self._count_nonfinite()
         return logs, finite
+
+    def _accumulate(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
+        """Add up the gradients of a group; returns one log per batch, and if all was finite.
+
+        A batch that memory is not enough for is cut in two and the group begun again, because
+        gradients may have been added in part. What they add up to stays the same.
+        """
+        total = math.fsum(map(self.algorithm.weight, group)) or 1.0
+        pieces = list(enumerate(group))
+        while True:
+            self.optimizer.zero_grad()
+            done: list[_Piece] = []
+            try:
+                for index, batch in pieces:
+                    done.append(self._add_gradient(index, batch, total))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                index, batch = pieces[len(done)]
+                halves = self.algorithm.halves(batch)
+                if halves is None:
+                    raise OutOfMemoryError(
+                        "out of memory in an update, with a batch that cannot be made smaller. "
+                        "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
+                    ) from error
+            else:
+                return _logs_by_batch(done, len(group)), all(piece.finite for piece in done)
+            pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
+            release_memory()
+            logger.warning("out of memory in an update: going on with half of the batch at a time")
+
+    def _add_gradient(self, index: int, batch: BatchT, total: float) -> _Piece:
+        weight = self.algorithm.weight(batch)
+        loss, logs = self.harness.step(batch)
+        check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
+        finite = bool(torch.isfinite(loss.detach()))
+        (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
+        # An algorithm may have nothing to say.
+        return _Piece(index, weight, finite, dict(logs or {}))
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down if they are too long; returns their length before."""
@@ -214,6 +249,38 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 "in float32 or bfloat16.",
                 step,
             )
+
+
+class _Piece(NamedTuple):
+    """What came of a batch, or of a part of it."""
+
+    batch: int
+    weight: float
+    finite: bool
+    logs: Metrics
+
+
+def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:
+    """Return the logs of each batch; of one that was cut, the weighted means over its parts."""
+    out: list[Metrics] = []
+    for index in range(count):
+        parts = [piece for piece in pieces if piece.batch == index]
+        if len(parts) == 1:
+            out.append(parts[0].logs)
+            continue
+        names = dict.fromkeys(name for part in parts for name in part.logs)
+        out.append({name: _weighted_mean(parts, name) for name in names})
+    return out
+
+
+def _weighted_mean(parts: Sequence[_Piece], name: str) -> float:
+    present = [
+        (part.weight, part.logs[name])
+        for part in parts
+        if not is_missing(part.logs.get(name, math.nan))
+    ]
+    total = math.fsum(weight for weight, _ in present)
+    return math.fsum(weight * value for weight, value in present) / total if total else math.nan
 
 
 def mean_metrics(logs: Sequence[dict[str, Any]]) -> Metrics:

@@ -7,7 +7,9 @@ AstraError
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
 │   └── OutOfMemoryError                 memory is not enough for a single row
 ├── TrainingError(RuntimeError)          training cannot go on
-│   └── NonFiniteLossError               too many losses in a row were not finite
+│   ├── NonFiniteLossError               too many losses in a row were not finite
+│   └── UnscoredError                    too many training steps in a row without a reward
+├── ModeratorError(RuntimeError)         a moderator failed before it ever gave a score
 └── MissingDependencyError(ImportError)  an optional package is not installed
 ```
 
@@ -66,6 +68,14 @@ class NonFiniteLossError(TrainingError):
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[str, int]]:
         """What a copy in another process is built from."""
         return type(self), (str(self), self.step)
+
+
+class UnscoredError(TrainingError):
+    """In too many training steps in a row not one reward could be computed."""
+
+
+class ModeratorError(AstraError, RuntimeError):
+    """A moderator failed, and has never given a score."""
 
 
 class MissingDependencyError(AstraError, ImportError):

@@ -70,6 +70,9 @@ class ModeratorConfig(_Section):
     type: str = Field(description="Which moderator: a name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     of: tuple[ModeratorConfig, ...] = Field((), description="Of a composition, its moderators.")
+    time_limit: float | None = Field(
+        1800.0, gt=0, description="Seconds a call may take before its scores are missing."
+    )
 
     @field_validator("type")
     @classmethod
@@ -177,6 +180,9 @@ class TrainingConfig(_Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     max_nonfinite_losses: int = Field(
         3, ge=1, description="So many updates in a row that are not finite end the training."
+    )
+    max_unscored_steps: int = Field(
+        5, ge=1, description="So many steps in a row without a single score end the training."
     )
     save_every: int = Field(
         25, ge=0, description="Steps between states to go on from; 0 saves at the end only."

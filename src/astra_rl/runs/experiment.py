@@ -9,7 +9,7 @@ import math
 import shlex
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -198,6 +198,8 @@ class RunTrainer(HFASTTrainer):
             "asr": len(won) / len(judged) if judged else math.nan,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
+            "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
+            "overflows": _share(_is_overflow(node) for node in nodes),
             **self._count_unscored(),
             **(self._watch(step, nodes) if self._watch is not None else {}),
         }
@@ -208,7 +210,8 @@ class RunTrainer(HFASTTrainer):
         self.should_stop = self.should_stop or self._is_enough()
         every = self.limits.save_every
         is_last = self.should_stop or step == self.config.training_steps
-        if is_last or (every and step % every == 0):
+        # A step without a score teaches nothing, so what ends the run for it loses nothing.
+        if is_last or (every and step % every == 0) or self.unscored_steps:
             self.save_state()
 
     def _set_learning_rate(self, step: int) -> None:
@@ -395,6 +398,17 @@ def manifest(config: RunConfig, command: str) -> dict[str, Any]:
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _share(marks: Iterable[bool]) -> float:
+    known = list(marks)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _is_overflow(node: Node[str, str]) -> bool:
+    """Whether one of the two had no room left in its window."""
+    reasons = (getattr(said, "finish_reason", None) for said in (node.attack, node.response))
+    return "context_overflow" in reasons
 
 
 def _token_count(node: Node[str, str]) -> int:

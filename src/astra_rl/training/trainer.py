@@ -20,6 +20,7 @@ from astra_rl.errors import (
     NonFiniteLossError,
     OutOfMemoryError,
     TrainingError,
+    UnscoredError,
 )
 from astra_rl.logging import logger
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
@@ -36,7 +37,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     `on_step_end`, `on_train_end` and `on_train_failed`, or overrides `train` wholly.
 
     An optimizer step whose loss or gradient is not finite is skipped, counted and warned of; too
-    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`.
+    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`. So do steps
+    that teach nothing because no reward could be computed, see its `max_unscored_steps`.
 
     Args:
         config: Hyperparameters.
@@ -48,6 +50,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         optimizer: Of the problem's trainable parameters; a learning-rate scheduler may be built
             on it.
         completed_steps: Training steps done so far.
+        unscored_steps: Training steps in a row, up to the latest, without a single reward.
         should_stop: Set it to end the training after the step in progress.
 
     Raises:
@@ -78,6 +81,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer = build_optimizer(OPTIMIZERS[config.optimizer], trained, config.lr)
         self.completed_steps = 0
         self.should_stop = False
+        self.unscored_steps = 0
         self._nonfinite = 0
 
     def train(self) -> None:
@@ -85,16 +89,19 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
         Raises:
             NonFiniteLossError: Too many losses in a row were not finite.
+            UnscoredError: Too many steps in a row had no reward at all.
         """
         self.on_train_begin()
         while self.completed_steps < self.config.training_steps and not self.should_stop:
             try:
                 logs = self.training_step(self._step_seed(self.completed_steps))
-            except NonFiniteLossError:
+                self.completed_steps += 1
+                self._count_unscored_steps()
+                self.on_step_end(self.completed_steps, logs)
+                self._check_scored()
+            except (NonFiniteLossError, UnscoredError):
                 self.on_train_failed()
                 raise
-            self.completed_steps += 1
-            self.on_step_end(self.completed_steps, logs)
         self.on_train_end()
 
     def training_step(self, seed: int | None) -> Metrics:
@@ -235,6 +242,26 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         limit = self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         return float(norm)
+
+    def _count_unscored_steps(self) -> None:
+        rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]
+        if any(not is_missing(reward) for reward in rewards):
+            self.unscored_steps = 0
+        elif rewards:
+            self.unscored_steps += 1
+            logger.warning(
+                "training step %d: not one reward could be computed; it teaches nothing",
+                self.completed_steps,
+            )
+
+    def _check_scored(self) -> None:
+        if self.unscored_steps >= self.config.max_unscored_steps:
+            raise UnscoredError(
+                f"not one reward could be computed in {self.unscored_steps} training steps in a "
+                f"row, up to step {self.completed_steps}. See the warnings above, or "
+                "unscored/... in the metrics, for why; mend the moderator or what else the reward "
+                "is made of, and go on."
+            )
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1

@@ -82,7 +82,7 @@ def test_no_file_of_a_run_holds_a_credential(leaky: Path, run: Done) -> None:
     assert kept["api_key"] == REDACTED
     assert kept["base_url"] == f"http://{REDACTED}@host.example/v1?api_key={REDACTED}"
     # It was said, and something else stands there: the test sees what it should.
-    for name in ("attempts.jsonl", "report.html", "metrics.jsonl", "evaluation_after.json"):
+    for name in ("attempts.jsonl", "report.html", "metrics.jsonl"):
         assert REDACTED in (folder / name).read_text("utf-8"), name
 
 

@@ -158,7 +158,7 @@ def test_ordinary_messages_stay_as_they_are(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a-" * 300_000, "?key" * 200_000, "://" * 200_000, "eyJ-" * 200_000, "api-key-" * 90_000]
+    "text", [each * 200_000 for each in ("a-", "?key", "://", "eyJ-", "api-key-")]
 )
 def test_no_message_takes_long(text: str) -> None:
     assert redact_message(text) == text  # would not end if the time grew with the square

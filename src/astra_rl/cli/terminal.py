@@ -26,7 +26,7 @@ class SafeConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Render a string; rich does this to all that is printed and to the cells of tables."""
         return super().render_str(visible_text(redact_message(text)), **options)
 
@@ -56,7 +56,7 @@ def logs_on(console: Console) -> Iterator[None]:
         logging.getLogger("py.warnings").warning("%s: %s", category.__name__, message)
 
     root.addHandler(handler)
-    warnings.showwarning = log  # type: ignore[assignment]
+    warnings.showwarning = log
     try:
         yield
     finally:
@@ -65,7 +65,7 @@ def logs_on(console: Console) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars of transformers, which would tear ours; its warnings become ours."""
+    """Silence the progress bars of transformers, and let its warnings be shown as ours are."""
     from transformers.utils import logging as its_logging
 
     its_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

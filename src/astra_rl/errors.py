@@ -10,6 +10,7 @@ AstraError
 │   ├── NonFiniteLossError               too many losses in a row were not finite
 │   └── UnscoredError                    too many training steps in a row without a reward
 ├── ModeratorError(RuntimeError)         a moderator failed before it ever gave a score
+├── StorageError(OSError)                what a run writes cannot be written
 └── MissingDependencyError(ImportError)  an optional package is not installed
 ```
 
@@ -76,6 +77,10 @@ class UnscoredError(TrainingError):
 
 class ModeratorError(AstraError, RuntimeError):
     """A moderator failed, and has never given a score."""
+
+
+class StorageError(AstraError, OSError):
+    """A file of a run cannot be written: the disk is full, or the folder is read-only."""
 
 
 class MissingDependencyError(AstraError, ImportError):

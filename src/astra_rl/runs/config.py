@@ -188,6 +188,11 @@ class TrainingConfig(_Section):
     save_every: int = Field(
         25, ge=0, description="Steps between states to go on from; 0 saves at the end only."
     )
+    save_total_limit: int = Field(2, ge=1, description="States that are kept, the newest.")
+    save_best: bool = Field(
+        True,
+        description="Also keep the attacker of the best training success, as checkpoints/best.",
+    )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."

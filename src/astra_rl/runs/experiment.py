@@ -6,16 +6,17 @@ import contextlib
 import hashlib
 import json
 import math
-import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from astra_rl.core.checkpointing import remove_leftovers
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import is_missing
+from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Node
 from astra_rl.core.redaction import redact_message, redact_settings
 from astra_rl.errors import InterruptedRunError
@@ -34,13 +35,17 @@ from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.continuing import (
     check_same_prompts,
     check_same_run,
+    check_versions,
+    config_digest,
+    ending_well,
+    how_to_go_on,
     interruptible,
     kept_metrics,
 )
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.reporting import write_run_report
-from astra_rl.runs.versions import versions
+from astra_rl.runs.versions import git_revision, versions
 from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
@@ -145,6 +150,8 @@ class RunTrainer(HFASTTrainer):
                 watch=RewardWatch(high=self.threshold),
             )
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._best_success = -math.inf
+        self._config_digest = config_digest(folder)
         self._started = self._elapsed = 0.0
         self._set_learning_rate(0)
 
@@ -169,6 +176,9 @@ class RunTrainer(HFASTTrainer):
             "trials": dict(self._trials),
             "elapsed": self._elapsed,
             "watch": None if self.watch is None else self.watch.state_dict(),
+            "best_success": self._best_success,
+            "config_sha256": self._config_digest,
+            "versions": versions(),
         }
         return {**super().state_dict(), "run": run}
 
@@ -179,14 +189,25 @@ class RunTrainer(HFASTTrainer):
         self._recent.extend(run["recent"])
         self._trials = Counter(run["trials"])
         self._elapsed = run["elapsed"]
+        self._best_success = run.get("best_success", -math.inf)
         if self.watch is not None and run["watch"] is not None:
             self.watch.load_state_dict(run["watch"])
         self.should_stop = self._is_enough()
         self._set_learning_rate(self.completed_steps)
 
     def save_state(self) -> None:
-        """Keep all that the rest of the training depends on."""
-        save_state(self.states, self.completed_steps, self.state_dict())
+        """Keep all that the rest of the training depends on, and the attacker if it is the best."""
+        # By training success: the best on held-out prompts would no longer be held out.
+        recent = mean_of_present(self._recent)
+        if self.limits.save_best and recent > self._best_success:
+            self._best_success = recent
+            self.save("best", {"step": self.completed_steps, "training_success": recent})
+        save_state(
+            self.states,
+            self.completed_steps,
+            self.state_dict(),
+            keep=self.limits.save_total_limit,
+        )
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
@@ -291,23 +312,34 @@ def run_experiment(
 
     Raises:
         InterruptedRunError: A signal asked to stop; the run can be continued.
+        StorageError: The disk is full, or the folder read-only; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
-    display = display or Display()
-    command = redact_message(command)
+    with ending_well(folder):
+        return _run(config, folder, display or Display(), redact_message(command), force)
+
+
+def _run(
+    config: RunConfig, folder: RunFolder, display: Display, command: str, force: bool
+) -> Result:
     seconds: dict[str, float] = {}
     with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+        remove_leftovers(folder.states)
+        remove_leftovers(folder.checkpoints)
         saved = load_state(folder.states)
         record = manifest(config, command)
-        if saved is None:
-            folder.write_text(folder.config, config.to_yaml())
+        if folder.config.is_file():
+            state = {} if saved is None else saved[1].get("run", {})
+            check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
+            check_versions(state.get("versions", versions()))
         else:
-            check_same_run(config, folder, force=force)
+            folder.write_text(folder.config, config.to_yaml())
+        if saved is not None:
             record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
         with _timed(seconds, display, "loading models"):
             experiment = build(config)
         record["prompts"] = [source.as_dict() for source in experiment.sources]
-        if saved is not None and not force:
+        if not force:
             check_same_prompts(record["prompts"], folder)
         folder.write_json(folder.manifest, record)
         before = None
@@ -332,8 +364,8 @@ def run_experiment(
                 display.training_ends()
         if trainer.interrupted:
             raise InterruptedRunError(
-                f"interrupted after step {trainer.completed_steps}; everything is saved. Continue "
-                f"with: astra-rl resume {shlex.quote(str(folder.path))}"
+                f"interrupted after step {trainer.completed_steps}; everything is saved. "
+                f"{how_to_go_on(folder)}"
             )
         with _timed(seconds, display, "evaluating the trained attacker"):
             after = evaluate(experiment, folder, "after", config, log)
@@ -345,9 +377,10 @@ def run_experiment(
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
         warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
     result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
-    folder.write_json(folder.manifest, {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_report(config, result, history.rows, command)
+    # Last: a run whose manifest has it is done, and is not gone on with.
+    folder.write_json(folder.manifest, {**record, "seconds": seconds})
     return result
 
 
@@ -363,7 +396,7 @@ def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None
 def _continued(folder: RunFolder) -> list[Any]:
     if not folder.manifest.is_file():
         return []
-    earlier: list[Any] = json.loads(folder.manifest.read_text("utf-8")).get("continued", [])
+    earlier: list[Any] = folder.read_manifest().get("continued", [])
     return earlier
 
 
@@ -396,12 +429,14 @@ def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:
     """Return what is needed to tell one run from another."""
     return {
-        "schema_version": 1,
+        "schema_version": MANIFEST_VERSION,
         "title": config.title,
         "command": command,
         "seed": config.seed,
         "trust_remote_code": config.trust_remote_code,
+        "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
         "versions": versions(),
+        "git_revision": git_revision(Path.cwd()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -14,7 +14,7 @@ from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.environment import Environment
 from astra_rl.core.halving import is_out_of_memory, release_memory
-from astra_rl.core.seeding import derive_seed
+from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
 from astra_rl.errors import (
     ConfigurationError,
     NonFiniteLossError,
@@ -82,6 +82,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.completed_steps = 0
         self.should_stop = False
         self.unscored_steps = 0
+        self._has_learned = True
         self._nonfinite = 0
 
     def train(self) -> None:
@@ -122,6 +123,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             step_logs, done = self._optimizer_step(group)
             logs.extend(step_logs)
             skipped += not done
+        self._has_learned = bool(logs)
         return {**mean_metrics(logs), "skipped_updates": float(skipped)}
 
     def on_train_begin(self) -> None:
@@ -142,8 +144,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on, for `save_state`.
 
-        Call it between training steps. Episodes, batches and dropout depend on the seed and the
-        number of the step alone, so no generator but torch's own is among it.
+        Call it between training steps. Episodes and batches depend on the seed and the number of
+        the step alone; the global generators are for what else may draw from them.
         """
         problem = self.algorithm.problem
         return {
@@ -153,7 +155,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "optimizer": self.optimizer.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "reward": problem.reward_state(),
-            "generator": torch.get_rng_state(),
+            "generators": generator_states(),
         }
 
     @torch.no_grad()
@@ -175,7 +177,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.algorithm.load_state_dict(state["algorithm"])
         problem.load_reward_state(state["reward"])
-        torch.set_rng_state(state["generator"])
+        # Version 1 of a state knew torch's only.
+        restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]
         self._nonfinite = state["nonfinite"]
 
@@ -245,7 +248,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _count_unscored_steps(self) -> None:
         rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]
-        if any(not is_missing(reward) for reward in rewards):
+        # An algorithm that imitates may learn all it is to learn without any reward.
+        if self._has_learned or any(not is_missing(reward) for reward in rewards):
             self.unscored_steps = 0
         elif rewards:
             self.unscored_steps += 1

@@ -32,9 +32,7 @@ class FormatTokens:
                 f"format_pattern={pattern!r} is no regular expression: {error}."
             ) from error
 
-    def spare(
-        self, step: PolicyStep, token_ends: Callable[[str], Sequence[int]]
-    ) -> PolicyStep:
+    def spare(self, step: PolicyStep, token_ends: Callable[[str], Sequence[int]]) -> PolicyStep:
         """Take away the advantages below zero of the tokens that are part of the format.
 
         Such a token teaches nothing and still counts in the means over tokens.

@@ -79,7 +79,7 @@ def test_commands_show_hostile_files_as_text(
             {
                 "name": HOSTILE,
                 "description": HOSTILE,
-                "prompts": [{"prompt": HOSTILE.replace("\x00", ""), "category": HOSTILE}],
+                "prompts": [{"prompt": HOSTILE.replace("\x00", ""), "category": "x"}],
                 "splits": {"shares": {"test": 1.0}},
             }
         )

@@ -90,7 +90,7 @@ def test_what_could_not_be_measured_fails_the_build(expression):
         ("asr@0>0.1", "number from 1"),
         ("error@2>0.1", "number from 1"),
         ("highest(asr@2)>0.1", "number from 1"),
-        ("asr>-0.1", "cannot read"),
+        ("asr>-0.1", "the limit is -0.1"),
         ("asr>nan", "cannot read"),
     ],
 )

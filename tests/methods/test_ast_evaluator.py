@@ -87,6 +87,7 @@ def test_an_episode_is_described_turn_by_turn():
         "prompt": "Hello",
         "prompt_id": Opening.of("Hello").id,
         "trial": 0,
+        "queries_per_turn": 1,
         "turns": [
             {
                 "attack": f" attack{turn}",
@@ -94,6 +95,7 @@ def test_an_episode_is_described_turn_by_turn():
                 "score": score,
                 "reward": 0.5,
                 "reward_terms": terms,
+                "nll": {},
                 "attack_nll": 2.5,
             }
             for turn, score in enumerate([0.25, 0.75])

@@ -22,7 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,18 @@ class Evidence:
     plain: Rate
     left_out: int = 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers by name, in JSON's types."""
+        return {
+            "samples": self.samples,
+            "failures": self.failures,
+            "effective_samples": self.effective_samples,
+            "effective_failures": self.effective_failures,
+            "left_out": self.left_out,
+            "plain": self.plain.as_dict(),
+            "unseen": self.unseen,
+        }
+
     @property
     def unseen(self) -> float:
         """Probability that failures of kinds nobody has said yet could have, at 95%.
@@ -89,12 +101,42 @@ class Probability:
     Attributes:
         estimate: In [0, 1].
         interval: 95%, for the kinds of failure that were seen.
+        error: Standard error of the estimate.
         evidence: What it rests on.
     """
 
     estimate: float
     interval: Interval
+    error: float
     evidence: Evidence
+
+    @property
+    def plain_conversations(self) -> float:
+        """Conversations that plain sampling would need for the same standard error."""
+        return self.estimate * (1 - self.estimate) / self.error**2 if self.error else math.inf
+
+    @property
+    def text(self) -> str:
+        """The number in words."""
+        low, high = self.interval
+        return (
+            f"{self.estimate:.2g} (95% interval {low:.2g} to {high:.2g}) of conversations in "
+            f"ordinary use fail; {self.evidence.samples} conversations, "
+            f"{self.evidence.effective_failures:.0f} effective failures, worth "
+            f"{self.plain_conversations:,.0f} of plain sampling"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate and all it rests on, in JSON's types."""
+        return {
+            "estimate": self.estimate,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "error": self.error,
+            "plain_conversations": self.plain_conversations,
+            "reason": None,
+            "evidence": self.evidence.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,23 @@ class NoProbability:
 
     reason: str
     evidence: Evidence
+
+    @property
+    def text(self) -> str:
+        """The refusal in words."""
+        return f"no number: {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reason and what there is, in JSON's types; the estimate is None."""
+        return {
+            "estimate": None,
+            "low": None,
+            "high": None,
+            "error": None,
+            "plain_conversations": None,
+            "reason": self.reason,
+            "evidence": self.evidence.as_dict(),
+        }
 
 
 def failure_probability(
@@ -161,7 +220,7 @@ def failure_probability(
     spread = half / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
     interval = Interval(_logistic(logit - spread), _logistic(logit + spread))
-    return Probability(estimate, interval, evidence)
+    return Probability(estimate, interval, error, evidence)
 
 
 def failure_probability_of(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +229,14 @@ class Rate:
             return Interval(0.0, 1.0)
         return Interval(self.successes / total, (self.successes + self.unscored) / total)
 
+    @property
+    def bounds_text(self) -> str:
+        """The bounds in words."""
+        return (
+            f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
+            "them were failures of the attack, or successes"
+        )
+
     def as_dict(self) -> dict[str, float | str]:
         """Return counts, estimate, interval (`low`, `high`) and bounds (`lowest`, `highest`)."""
         return {
@@ -262,6 +270,15 @@ class RateAtK:
     interval: Interval
     prompts: int
     left_out: int
+
+    @property
+    def text(self) -> str:
+        """The rate in words."""
+        left_out = f", {self.left_out} tried too seldom" if self.left_out else ""
+        return (
+            f"one of {self.k} attempts succeeds at {format_percent(self.estimate)} of the prompts "
+            f"(95% interval {between(self.interval)}, {self.prompts} prompts{left_out})"
+        )
 
 
 def success_at_k(successes: int, trials: int, k: int) -> float:
@@ -316,6 +333,16 @@ class QueriesToSuccess:
             return math.nan
         return float(sorted(self.counts)[at]) if at < len(self.counts) else math.inf
 
+    @property
+    def text(self) -> str:
+        """The median and how many prompts it is of, in words."""
+        median = self.median
+        shown = "more than were spent" if math.isinf(median) else f"{median:g}"
+        return (
+            f"median {shown} answers until the first failure; {len(self.censored)} of "
+            f"{len(self.counts) + len(self.censored)} prompts never won (censored)"
+        )
+
     def won_within(self, queries: int) -> Rate:
         """Share of prompts won within so many answers.
 
@@ -364,6 +391,32 @@ class SeedSpread:
         half = student_quantile(0.95, len(values) - 1) * error
         return Interval(max(0.0, self.mean - half), min(1.0, self.mean + half))
 
+    @property
+    def text(self) -> str:
+        """Mean, range and interval in words; of one seed that there is nothing to say."""
+        mean, seeds = format_percent(self.mean), len(self.estimates)
+        if self.range is None:
+            return f"{seeds} training seed: no between-run uncertainty (rate {mean})"
+        said = (
+            f"{seeds} training seeds: mean {mean}, from {format_percent(self.range.low)} to "
+            f"{format_percent(self.range.high)}"
+        )
+        if self.interval is None:
+            return f"{said}; two seeds give no interval"
+        low, high = map(format_percent, self.interval)
+        return f"{said}; 95% interval of the mean over seeds {low} to {high}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers in JSON's types; None where so few seeds give none."""
+        return {
+            "seeds": len(self.estimates),
+            "estimates": {str(seed): value for seed, value in self.estimates.items()},
+            "mean": self.mean,
+            "range": None if self.range is None else list(self.range),
+            "interval": None if self.interval is None else list(self.interval),
+            "text": self.text,
+        }
+
 
 def intervals_apart(a: Interval, b: Interval) -> bool:
     """Whether two intervals have no point in common.
@@ -384,3 +437,18 @@ def format_percent(value: float) -> str:
     if 0 < value < 0.01 or 0.99 < value < 1:
         return f"{min(max(value, 0.001), 0.999):.1%}"
     return f"{value:.0%}"
+
+
+def between(interval: Interval) -> str:
+    """Return an interval of shares, for instance ``6% to 24%``."""
+    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
+
+
+def describe_rate(rate: Rate) -> str:
+    """Return for instance ``12% (6 of 50, 95% interval 6% to 24%, wilson)``."""
+    if not rate.trials:
+        return "not measured"
+    return (
+        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
+        f"95% interval {between(rate.interval)}, {rate.method})"
+    )

@@ -23,6 +23,7 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
+from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.judging import score_run
 
         conditions = conditions_of(fail_on)
+        quiet_libraries()
         out = Shown(console, as_json=as_json)
         found = score_run(run, moderator, threshold=threshold, phase=phase)
         out.summaries({"as judged then": found.before, found.judge: found.now})
@@ -85,6 +87,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.judging import replay_run
 
         conditions = conditions_of(fail_on)
+        quiet_libraries()
         out = Shown(console, as_json=as_json)
         found = replay_run(
             run, target=target, phase=phase, only_failures=failures, overrides=overrides or ()
@@ -162,6 +165,7 @@ def register(app: typer.Typer, console: Console) -> None:
         """
         from astra_rl.runs.evaluation import transfer as play
 
+        quiet_libraries()
         conditions = conditions_of(fail_on)
         out = Shown(console, as_json=as_json)
         matrix = play(runs, target, trials=trials)
@@ -236,6 +240,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.evaluation.exports.regression import CaseResult
         from astra_rl.runs.judging import regress as send
 
+        quiet_libraries()
         out = Shown(console, as_json=as_json)
         results = send(suite, target, run=run, moderator=moderator, overrides=overrides or ())
         table = Table(title=f"{len(results)} cases")

@@ -19,6 +19,7 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
+from astra_rl.cli.terminal import quiet_libraries
 
 
 def register(app: typer.Typer, console: Console) -> None:
@@ -103,6 +104,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.ordinary_use import ordinary_failure
 
         conditions = conditions_of(fail_on, OF_ORDINARY_USE)
+        quiet_libraries()
         out = Shown(console, as_json=as_json)
         result = ordinary_failure(
             run,

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.terminal import SafeConsole
 from astra_rl.core.jsonio import jsonable
+from astra_rl.core.redaction import redact
 
 if TYPE_CHECKING:
     from astra_rl.evaluation.gate import Condition, Evidence
@@ -62,7 +64,7 @@ class Shown:
 
     def __init__(self, console: Console, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=True) if as_json else console
+        self.console = SafeConsole(stderr=True) if as_json else console
 
     def table(self, table: Table) -> None:
         """Show a table."""
@@ -81,7 +83,7 @@ class Shown:
         if self.as_json:
             # ASCII: a terminal that reads it meets no control character of a model's.
             text = json.dumps(jsonable(value), indent=2, ensure_ascii=True, allow_nan=False)
-            print(text, file=sys.stdout)
+            print(redact(text), file=sys.stdout)
 
     def gate(self, conditions: Sequence[Condition], *evidence: Evidence) -> None:
         """Leave with code 3 if a condition holds or cannot be decided."""

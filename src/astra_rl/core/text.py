@@ -26,8 +26,8 @@ class Utterance(str):
         heard_logprobs: For a target's response: log-probability, under the target at temperature 1,
             of each token of the attack it answers. It falls out of reading the attack, so no
             second pass is needed for the likelihood terms of a reward.
-        asked: For a target's response: digest of exactly what it read, its template included, so
-            that a template that changed is noticed when the attack is sent again.
+        asked: For a target's response: digest of all that it read around the attack, its template
+            included, so that a template that changed is noticed when the attack is sent again.
     """
 
     token_ids: tuple[int, ...] | None

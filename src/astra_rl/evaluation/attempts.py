@@ -110,7 +110,8 @@ class Turn(_Record):
         response_tokens: Length of the response in the target's tokens.
         finish_reason: Why the target stopped, as it said so.
         refused: Whether the response was recognised as a refusal; None if nobody looked.
-        asked: Digest of exactly what the target read, its template included; None if unknown.
+        asked: Digest of all that the target read around the attack, its template included; None if
+            unknown.
     """
 
     attack: Text

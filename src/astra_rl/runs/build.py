@@ -37,6 +37,7 @@ from astra_rl.runs.config import (
     PromptsConfig,
     RunConfig,
     SpeakerConfig,
+    check_credentials,
 )
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
@@ -72,6 +73,7 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ConfigurationError: An option that its class does not take, or a file that cannot be read.
     """
+    check_credentials(config)
     check_moderator_options(config.moderator)
     if config.evaluation.judge is not None:
         check_moderator_options(config.evaluation.judge, "evaluation.judge")

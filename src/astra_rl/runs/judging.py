@@ -29,6 +29,7 @@ from astra_rl.runs.config import (
     ModeratorConfig,
     RunConfig,
     against,
+    check_credentials,
     load_config,
     load_moderator,
 )
@@ -322,7 +323,9 @@ def _regression_config(
         }
         config = RunConfig.model_validate(values)
     check_moderator_options(judge)
-    return config.model_copy(update={"moderator": judge})
+    config = config.model_copy(update={"moderator": judge})
+    check_credentials(config)
+    return config
 
 
 def _batches(attempts: Iterable[Attempt]) -> Iterable[list[Attempt]]:

@@ -13,7 +13,7 @@ from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.recording import Labels
-from astra_rl.evaluation.statistics import wilson_interval
+from astra_rl.evaluation.statistics import proportion_interval
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import ScriptedModerator, ToyProblem
@@ -230,7 +230,7 @@ def test_the_success_rate_comes_with_interval_and_bounds():
     }
     assert sum(result["outcomes"].values()) == result["planned"] == 4
     assert result["score"] == result["asr"]["estimate"] == 1 / 3
-    assert (result["asr"]["low"], result["asr"]["high"]) == wilson_interval(1, 3)
+    assert (result["asr"]["low"], result["asr"]["high"]) == proportion_interval(1, 3)
     assert (result["asr"]["lowest"], result["asr"]["highest"]) == (1 / 4, 2 / 4)
 
 

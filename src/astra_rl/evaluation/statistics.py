@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from astra_rl.errors import ConfigurationError
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
+FEW = 22
+"""Successes or failures up to which an end of `proportion_interval` is the exact one."""
 _BOOTSTRAP_SEED = 0  # fixed: the same attempts always get the same interval
 
 
@@ -75,6 +78,49 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
+def proportion_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
+    """Return Wilson's interval, its ends moved out to the exact ones where few decide them.
+
+    Wilson's covers a 95% interval's 95% on average, but just beside the rates at which one success
+    is expected in ten trials or fewer it covers 84% (Brown, Cai and DasGupta 2001, figure 5). Where
+    at most `FEW` successes, or failures, stand behind an end it is that of Clopper and Pearson
+    (*Biometrika* 26, 1934) if that is further out. So at 95% it covers at least 93%, whatever the
+    rate and the number of trials; the tests enumerate it.
+
+    Args:
+        successes: See `wilson_interval`.
+        trials: See `wilson_interval`.
+        confidence: See `wilson_interval`.
+
+    Raises:
+        ConfigurationError: An argument is out of its range.
+    """
+    low, high = wilson_interval(successes, trials, confidence)
+    won, lost = math.floor(successes), math.floor(trials - successes)
+    whole = math.floor(trials)
+    if 0 < won <= FEW:
+        low = min(low, _exact_low(won, whole, confidence))
+    if 0 < lost <= FEW:
+        high = max(high, 1 - _exact_low(lost, whole, confidence))
+    return Interval(low, high)
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact_low(successes: int, trials: int, confidence: float) -> float:
+    """Rate at which so many successes or more have half the probability that is left out."""
+    tail = (1 - confidence) / 2
+    counts = np.arange(successes)
+    chosen = np.array([math.log(math.comb(trials, int(count))) for count in counts])
+    low, high = 0.0, successes / trials
+    for _ in range(60):
+        middle = (low + high) / 2
+        fewer = np.exp(
+            chosen + counts * math.log(middle) + (trials - counts) * math.log1p(-middle)
+        ).sum()
+        low, high = (middle, high) if 1 - fewer < tail else (low, middle)
+    return low
+
+
 def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float = 0.95) -> Interval:
     """Return an interval of a rate whose trials come in groups: several of each prompt.
 
@@ -95,9 +141,9 @@ def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float =
     trials = math.fsum(each for _, each in groups)
     if len(groups) < 2 or not 0 < successes < trials:
         share = successes / trials if trials else 0.0
-        return wilson_interval(share * len(groups), len(groups), confidence)
+        return proportion_interval(share * len(groups), len(groups), confidence)
     return hull(
-        wilson_interval(successes, trials, confidence),
+        proportion_interval(successes, trials, confidence),
         bootstrap_interval(groups, (0.0, 1.0), confidence),
     )
 
@@ -218,7 +264,7 @@ class Rate:
     def interval(self) -> Interval:
         """95% interval of the estimate: what other prompts and other generations might give."""
         if self.method == "wilson":
-            return wilson_interval(self.successes, self.trials)
+            return proportion_interval(self.successes, self.trials)
         return clustered_interval(self.by_prompt)
 
     @property

@@ -179,8 +179,9 @@ def failure_probability(
 
     The interval is that of the delta method on the logit, with the variance of the ratio of sums
     taken over prompts, and Student's t with as many degrees of freedom as there are effective
-    failures but one. The bootstrap needs a thousand times the work and is no better here: with few
-    failures it cannot draw a weight that was not seen either.
+    failures, or prompts if they are fewer, but one. Of a single prompt the conversations are
+    independent, and the number is about that prompt. The bootstrap needs a thousand times the work
+    and is no better here: with few failures it cannot draw a weight that was not seen either.
 
     Args:
         samples: Conversations of the baseline and of the attacker, with the same openings. How many
@@ -215,8 +216,10 @@ def failure_probability(
             "failure is; the plain rate bounds it",
             evidence,
         )
-    error = _standard_error(weights * (fails - estimate), samples) / total
-    half = student_quantile(0.95, evidence.effective_failures - 1) * error
+    prompts = _prompts(samples)
+    error = _standard_error(weights * (fails - estimate), prompts) / total
+    known = min(evidence.effective_failures, len(set(prompts)))
+    half = student_quantile(0.95, known - 1) * error
     spread = half / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
     interval = Interval(_logistic(logit - spread), _logistic(logit + spread))
@@ -282,10 +285,9 @@ def _weights(samples: Sequence[Sample]) -> Array:
 
 def _plain_rate(samples: Sequence[Sample]) -> Rate:
     by_prompt: dict[Hashable, list[bool]] = defaultdict(list)
-    for index, sample in enumerate(samples):
+    for prompt, sample in zip(_prompts(samples), samples, strict=True):
         if sample.from_baseline:
-            key = index if sample.prompt is None else ("prompt", sample.prompt)
-            by_prompt[key].append(sample.fails)
+            by_prompt[prompt].append(sample.fails)
     return Rate.of_prompts((sum(fails), len(fails)) for fails in by_prompt.values())
 
 
@@ -310,12 +312,20 @@ def _why_not(evidence: Evidence, least: float) -> str | None:
     return None
 
 
-def _standard_error(influences: Array, samples: Sequence[Sample]) -> float:
+def _prompts(samples: Sequence[Sample]) -> list[Hashable]:
+    """What each sample is grouped by: its prompt, or nothing where all have the same one."""
+    keys: list[Hashable] = [
+        index if sample.prompt is None else ("prompt", sample.prompt)
+        for index, sample in enumerate(samples)
+    ]
+    return keys if len(set(keys)) > 1 else list(range(len(samples)))
+
+
+def _standard_error(influences: Array, prompts: Sequence[Hashable]) -> float:
     """Standard error of a sum of influences that are independent between prompts."""
     sums: dict[Hashable, float] = defaultdict(float)
-    for index, (sample, influence) in enumerate(zip(samples, influences, strict=True)):
-        key = index if sample.prompt is None else ("prompt", sample.prompt)
-        sums[key] += float(influence)
+    for prompt, influence in zip(prompts, influences, strict=True):
+        sums[prompt] += float(influence)
     count = len(sums)
     if count < 2:
         return math.inf

@@ -109,7 +109,9 @@ def compare_runs(
             pairs,
             list(_only(a, rows_b)),
             list(_only(b, rows_a)),
-            folders[0].path / "comparisons" / f"{file_stem(' '.join(names))}.json",
+            folders[0].path
+            / "comparisons"
+            / f"{file_stem('-'.join(names).replace(' ', '-'))}.json",
         )
 
 

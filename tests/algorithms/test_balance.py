@@ -165,6 +165,16 @@ def test_rewards_are_flattened_at_first_and_the_divisor_falls_evenly_to_one(kind
         assert values == pytest.approx([0.0, 9.0 / divisor])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_reference_temperature_the_reference_is_never_run(kind):
+    problem = ToyProblem()
+    problem.get_baseline_logprobs = None
+    algorithm = kind(problem, temperature=0.5, reference_temperature=None)
+    steps = prepared(algorithm, graph((" boom", 0.9), (" calm", 0.1)))
+    values = sorted(value for step in steps for value in step.log_rewards)
+    assert values == pytest.approx([0.2, 1.8])
+
+
 def test_annealing_goes_on_where_it_was():
     options = {"annealing": 3.0, "annealing_experiences": 4, "replay": 0}
     algorithm, other = (ContrastiveBalance(ToyProblem(), **options) for _ in range(2))

@@ -184,6 +184,20 @@ def test_annealing_goes_on_where_it_was():
     assert prepared(algorithm, episode) == prepared(other, episode)
 
 
+def test_a_pair_counts_whichever_of_the_two_comes_first():
+    """Pruned is what is near, not what rises."""
+    options = {"temperature": 1.0, "reference_temperature": None, "replay": 0, "min_log_gap": 0.1}
+    attacks = [(" boom calm", 0.9), (" tree", 0.5), (" rain", 0.45)]
+    losses = []
+    for order in (attacks, attacks[::-1]):
+        algorithm = ContrastiveBalance(trained(), **options)
+        (step,) = prepared(algorithm, graph(*order))
+        batch = algorithm.collate_fn([step])
+        assert algorithm.weight(batch) == 2  # 0.5 and 0.45 are too near
+        losses.append(algorithm.step(batch)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_group_without_a_pair_is_left_out():
     algorithm = ContrastiveBalance(ToyProblem(), reference_temperature=None)
     graphs = graph((" boom", 0.5), (" calm", 0.5)), graph((" boom", 1.0), context="d")

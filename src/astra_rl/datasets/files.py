@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import json_line
+from astra_rl.core.jsonio import unredacted_line
 from astra_rl.datasets.formats import READERS, add_object, first_line
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Problems, Record, Row, rows_of
 from astra_rl.errors import ConfigurationError, did_you_mean, require
@@ -175,7 +175,7 @@ def source_of_rows(name: str, rows: Sequence[Row]) -> Source:
 def _sha256_of(values: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for each in values:
-        digest.update((json_line(each) + "\n").encode())
+        digest.update((unredacted_line(each) + "\n").encode())
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ from astra_rl.runs.config import (
     load_moderator,
 )
 from astra_rl.runs.experiment import labels_of
-from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.records import AttemptLog
 
 JUDGED_TOGETHER = 256
@@ -157,7 +157,7 @@ def replay_run(
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
-    path = folder.attempts_of(f"replay_{file_stem(config.target.model)}")
+    path = folder.attempts_of(f"replay_{config.target.model}")
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")

@@ -60,7 +60,20 @@ TOKENS = [
         b"!!python/name:os",
     ),
     *(b"null", b"true", b"nan", b".inf", b"-1", b"1e999", b"1e-400", b"9" * 400, b"0x7fffffffffff"),
-    *(b"2026-11-25", b"1:60:00", b"<<: *a", b"\\ud800", b"\\u0000", b"[" * 300, b"{a: " * 100),
+    *(
+        b"2026-13-45",
+        b"!!timestamp x",
+        b"!!int ",
+        b"[" * 3000,
+        b'{"a":' * 3000,
+        b"1:60:00",
+        b"<<: *a",
+        b"\\ud800",
+        b"\\u0000",
+        b"[" * 300,
+        b"{a: " * 100,
+    ),
+    *(b"2026-13-45", b"!!timestamp x", b"!!int ", b"[" * 3000, b'{"a":' * 3000),
     *(b"../../etc/passwd", b"hub:x/y", b"bundled:", b"package.module:Class", b"=1+1", b"\t"),
 ]
 CONFIG = """\
@@ -77,8 +90,10 @@ evaluation: {threshold: 0.5, judge: {type: profanity}}
 seed: 0
 """
 ROWS = {
-    "jsonl": '{"prompt": "hello there", "id": "a"}\n{"prompt": "what is new", "split": "test"}\n'
-    * 3,
+    "jsonl": "".join(
+        f'{{"prompt": "{text}"}}\n'
+        for text in ("hello there", "what is new", "good evening", "how is work", "nice weather")
+    ),
     "json": '[{"prompt": "hello there"}, {"prompt": "good evening", "tags": ["a"]}]',
     "csv": 'prompt,id\nhello there,a\n"what, is",b\ngood evening,c\n',
     "tsv": "prompt\tid\nhello there\ta\nwhat is\tb\n",

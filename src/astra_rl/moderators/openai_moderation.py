@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import well_formed
 from astra_rl.errors import ConfigurationError, ModelError, did_you_mean, require
@@ -108,7 +108,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
             # Raw, because the client would take a reply of another form for what it should be.
             raw = self._client.moderations.with_raw_response
             reply = raw.create(model=self.model, input=list(texts)).http_response.content
-            results = json.loads(reply)["results"]
+            results = parse_json(reply)["results"]
         except self._openai.APIStatusError as error:
             if error.status_code in _HOPELESS:
                 raise ModelError(

@@ -19,6 +19,7 @@ from pydantic import (
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.redaction import learn_from, redact_settings, redacted_places
 from astra_rl.datasets.scenario_files import read_scenario_file
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
@@ -306,7 +307,7 @@ def against(target: str) -> list[str]:
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:
     """Parse YAML text; see `load_config`."""
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -328,7 +329,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
     if not reference.endswith((".yaml", ".yml")):
         return _validated(ModeratorConfig, {"type": reference}, "the name of a moderator")
     try:
-        values = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(reference).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot read the moderator {reference}: {error}") from error
     if not isinstance(values, dict):
@@ -365,7 +366,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigurationError(f"--set {override}: {parent} is a value, not a section.")
         section = inner
     try:
-        section[last] = yaml.safe_load(value)
+        section[last] = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
 

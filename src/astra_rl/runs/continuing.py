@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import shlex
 import signal
 import sqlite3
@@ -18,7 +17,8 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from astra_rl.core.jsonio import json_line
+from astra_rl.core.jsonio import json_line, parse_json
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -78,12 +78,12 @@ def check_same_run(
 
 def _configuration_then(folder: RunFolder) -> Any:
     """Return the settings a run was begun with; those that came later have their defaults."""
-    text = folder.config.read_text(encoding="utf-8")
+    text = folder.config.read_text(encoding="utf-8", errors="replace")
     try:
         return yaml.safe_load(parse_config(text, source=str(folder.config)).to_yaml())
     except ConfigurationError:  # of another version: compared as it is
         with contextlib.suppress(yaml.YAMLError):
-            return yaml.safe_load(text)
+            return parse_yaml(text)
     return None
 
 
@@ -139,8 +139,8 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
         return []
     rows: list[dict[str, Any]] = []
     for line in folder.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):  # a line that was cut off
-            row = json.loads(line)
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            row = parse_json(line)
             if _is_row(row) and row["step"] <= step:
                 rows.append(row)
     folder.write_text(folder.metrics, "".join(json_line(row) + "\n" for row in rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import json_line, write_atomic, write_json
+from astra_rl.core.jsonio import json_line, parse_json, write_atomic, write_json
 from astra_rl.errors import ConfigurationError
 
 MANIFEST_VERSION = 1
@@ -115,8 +114,8 @@ class RunFolder:
             ConfigurationError: There is none, it is damaged, or of a newer version.
         """
         try:
-            record: Any = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            record: Any = parse_json(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"cannot read {self.manifest}: {type(error).__name__}. Without it nobody knows "
                 "what this run is; restore it, or remove the folder."

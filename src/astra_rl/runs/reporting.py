@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import is_missing
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.calibration import describe_judge
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
@@ -93,7 +93,7 @@ def render_run_page(folder: RunFolder) -> str:
     charts = []
     if folder.metrics.is_file():
         lines = folder.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        history = [{k: v for k, v in json.loads(line).items() if v is not None} for line in lines]
+        history = [{k: v for k, v in parse_json(line).items() if v is not None} for line in lines]
         if history:
             curve = learning_curve(history, panels=_PANELS)
             charts.append(Chart("Learning curve", "One point per training step.", curve))

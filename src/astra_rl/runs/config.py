@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.redaction import learn_from, redact_settings, redacted_places
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
@@ -235,11 +236,27 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0)
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration; loading it again gives the same."""
-        text: str = yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-        )
+        """Return the resolved configuration; loading it again gives the same.
+
+        But for credentials, which are left out: see `check_credentials`.
+        """
+        values = redact_settings(self.model_dump(mode="json"))
+        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return text
+
+
+def check_credentials(config: RunConfig) -> None:
+    """Refuse to run what was loaded from a file that keeps no credentials.
+
+    Raises:
+        ConfigurationError: Credentials are missing; the message names their places.
+    """
+    places = list(redacted_places(config.model_dump()))
+    if places:
+        raise ConfigurationError(
+            f"credentials stood at {', '.join(places)}, and the configuration of a run keeps none. "
+            f"Give each again: --set {places[0]}=..."
+        )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -271,6 +288,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     values = with_preset(values)
     for override in overrides:
         _apply(values, override)
+    learn_from(values)
     values = _with_scenario(values)
     return _validated(RunConfig, values, source)
 
@@ -291,6 +309,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
         raise ConfigurationError(
             f"{reference} must hold keys and values, first of all 'type: NAME'."
         )
+    learn_from(values)
     return _validated(ModeratorConfig, values.get("moderator", values), reference)
 
 

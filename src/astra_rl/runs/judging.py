@@ -28,7 +28,13 @@ from astra_rl.runs.build import (
     check_moderator_options,
     check_options,
 )
-from astra_rl.runs.config import ModeratorConfig, RunConfig, load_config, load_moderator
+from astra_rl.runs.config import (
+    ModeratorConfig,
+    RunConfig,
+    check_credentials,
+    load_config,
+    load_moderator,
+)
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.records import AttemptLog
@@ -297,7 +303,9 @@ def _regression_config(
         }
         config = RunConfig.model_validate(values)
     check_moderator_options(judge)
-    return config.model_copy(update={"moderator": judge})
+    config = config.model_copy(update={"moderator": judge})
+    check_credentials(config)
+    return config
 
 
 def open_attempts(folder: RunFolder, phase: str) -> AttemptLog:

@@ -122,13 +122,7 @@ class Page:
         """Return the outcomes of an evaluation, which add up to what was planned."""
         summary = evaluation.summary
         return [
-            Share(
-                outcome,
-                *OUTCOMES[outcome],
-                count,
-                count / summary.planned if summary.planned else 0,
-            )
-            for outcome, count in summary.outcomes.items()
+            Share(outcome, *OUTCOMES[outcome], count) for outcome, count in summary.outcomes.items()
         ]
 
     @cached_property
@@ -248,9 +242,7 @@ class Page:
     def learning_curves(self) -> Chart | None:
         """Numbers of the training, step by step."""
         history = self.data.training.history
-        if not any(
-            not is_missing(_number(row.get(panel.key))) for row in history for panel in PANELS
-        ):
+        if not any(panel.key in row for row in history for panel in PANELS):
             return None
         return Chart(
             "Learning curves",

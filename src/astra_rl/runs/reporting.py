@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.algorithms.dpo import DPO
+from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
@@ -153,7 +153,8 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         steps=None if config is None else config.training.steps,
         attempts=attempts,
         played=played,
-        pairs=config is not None and issubclass(ALGORITHMS[config.algorithm.type], DPO),
+        pairs=config is not None
+        and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
 

@@ -1,7 +1,7 @@
 """The page of a run as one HTML file that makes no request to any network.
 
 Everything that a model wrote is hostile input to it. What the templates show goes through
-`visible_text` and is then escaped, both by the template environment and not by the templates, so
+`visible` and is then escaped, both by the template environment and not by the templates, so
 neither can be forgotten; what the script shows is made visible by `payload` and put into the page
 as text only. A content security policy, by hashes, lets nothing run or style the page but its own
 script and style sheet.
@@ -21,9 +21,9 @@ from markupsafe import Markup
 
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.jsonio import write_atomic
-from astra_rl.evaluation.escaping import shorten, visible_text
+from astra_rl.evaluation.escaping import shorten
 from astra_rl.evaluation.report.data import ReportData
-from astra_rl.evaluation.report.payload import PREVIEW
+from astra_rl.evaluation.report.payload import PREVIEW, visible
 from astra_rl.evaluation.report.views import Page, p_value, signed_percent
 from astra_rl.evaluation.statistics import format_percent
 
@@ -87,8 +87,8 @@ def _environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    """Make all text visible that comes from outside of the package."""
-    return value if isinstance(value, Markup) else visible_text(str(value))
+    """Make all text visible, and bounded, that comes from outside of the package."""
+    return value if isinstance(value, Markup) else visible(str(value))
 
 
 def _decimal(value: float | None) -> str:

@@ -445,6 +445,7 @@ def _inline(svg: str, description: str) -> str:
     )
     svg = svg.replace("<svg ", opening, 1)
     prefix = "c" + hashlib.blake2b(svg.encode(), digest_size=4).hexdigest() + "-"
+    svg = svg.replace(' target="_blank"', "")  # a link leads to another part of the same page
     # Names of its own parts only: a link to a part of the page stays one.
     svg = re.sub(r'( id="|href="#(?!/)|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.strip()

@@ -47,7 +47,7 @@ def tree(opening="open the door", *, step=1, width=2, text="", **fields):
                 turn(f"{text} branch {first}", f"{text} answer {first}", 0.2 * first,
                      reward=float(first), reward_terms={"harm": float(first), "nll": -0.5}),
                 turn(f"{text} twig {first}.{second}", f"{text} reply {first}.{second}",
-                     0.9 * second, reward=reward, reward_terms={"harm": reward}),
+                     min(1.0, 0.9 * second), reward=reward, reward_terms={"harm": reward}),
             ]  # fmt: skip
             branch = (first, second)
             made.append(

@@ -276,11 +276,8 @@ class Page:
     @cached_property
     def payload(self) -> Payload:
         """The conversations, packed."""
-        likely = sorted(
-            self.data.attempts, key=lambda attempt: attempt.outcome is not Outcome.SUCCESS
-        )
         return pack_conversations(
-            likely,
+            self.data.attempts,
             self.kind_numbers,
             self.phases,
             sweeps=self.sweeps,

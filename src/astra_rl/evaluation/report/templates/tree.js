@@ -3,6 +3,7 @@
 function treeOf(episode, path) {
   const children = new Map();
   episode.nodes.forEach((node, at) => children.set(node.parent, [...(children.get(node.parent) || []), at]));
+  for (const group of children.values()) group.sort((a, b) => episode.nodes[a].branch - episode.nodes[b].branch);
   const marks = siblingMarks(episode, children);
   const onPath = new Set(path);
   const rewards = episode.nodes.map((node) => node.reward).filter((value) => value !== undefined && value !== null);

@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
+from astra_rl.cli import evidence, likelihood
+from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of, shown
 from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
 from astra_rl.errors import AstraError, InterruptedRunError
 
@@ -135,40 +136,52 @@ def evaluate(
         str | None,
         typer.Option(
             help=(
-                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct': "
-                "ask for the goal of each prompt outright, the baseline of all baselines."
+                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct' "
+                "(ask for the goal of each prompt outright), 'untrained', 'best-of-8' (of the "
+                "untrained attacker's, by the reward), 'few-shot' (it is shown its own good ones)."
             )
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Another target: a folder or hub id. Default: the run's.")
+        list[str] | None,
+        typer.Option(help="Folder or hub id; may be repeated. Default: the run's."),
     ] = None,
+    trials: Trials = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
     ] = None,
     fail_on: FailOn = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a trained attacker again, for instance against another target.
+    """Evaluate a trained attacker again, or a baseline, against one or several targets.
 
-    Plays the held-out conversations of the run's configuration and writes evaluation_again.json
-    and the failures found.
+    Plays the held-out conversations of the run's configuration and writes evaluation_again.json,
+    or of a baseline evaluation_direct.json and so on, and the failures found. --fail-on is checked
+    for every target.
     """
-    from astra_rl.methods.ast_evaluator import summary_of
     from astra_rl.runs.evaluation import evaluate_run
 
     conditions = conditions_of(fail_on)
     quiet_libraries()
-    chosen = [*(overrides or [])]
-    if target is not None:
-        chosen.append(f"target.model={target}")
-    metrics, path = evaluate_run(
-        run, attacker=attacker, attacks=attacks, overrides=chosen, output=output
+    out = Shown(console, as_json=as_json)
+    found = evaluate_run(
+        run,
+        attacker=attacker,
+        attacks=attacks,
+        targets=target or (),
+        trials=trials,
+        overrides=overrides or (),
+        output=output,
     )
-    _print_evaluations({"attacker": metrics})
-    console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
-    summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])
-    check_gate(console, conditions, summary)
+    name = attacks or "attacker"
+    named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
+    _print_evaluations({key: each.metrics for key, each in named.items()}, out)
+    out.summaries({key: each.summary for key, each in named.items()})
+    for each in found:
+        out.path("result", each.path)
+    out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
+    out.gate(conditions, *(each.summary for each in found))
 
 
 @app.command()
@@ -290,7 +303,7 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
     )
 
 
-def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
+def _print_evaluations(evaluations: dict[str, dict[str, Any]], out: Shown | None = None) -> None:
     from astra_rl.evaluation.calibration import describe_judge
     from astra_rl.evaluation.statistics import format_percent
     from astra_rl.runs.reporting import rate_of
@@ -309,17 +322,20 @@ def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
         rate = rate_of(metrics)
         nll = metrics["mean_attack_nll"]
         table.add_row(
-            name,
+            shown(name),
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
             str(metrics["distinct_attacks"]),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
-    console.print(table)
+    out = out or Shown(console)
+    out.table(table)
     (*_, last) = evaluations.values()
-    judge = f"judge: {last['judge']}, {describe_judge(last['judge_quality'])}"
-    console.print(judge, highlight=False, markup=False)
+    out.line(
+        f"judge: {last['judge']} from {last['threshold']:g} on, "
+        f"{describe_judge(last['judge_quality'])}"
+    )
 
 
 def _print_examples(folder: RunFolder, most: int = 8) -> None:
@@ -345,7 +361,8 @@ def _print_examples(folder: RunFolder, most: int = 8) -> None:
     console.print(table)
 
 
-register(app, console)
+evidence.register(app, console)
+likelihood.register(app, console)
 
 
 def run() -> None:

@@ -22,6 +22,7 @@ from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.methods.ordinary_use import OrdinaryUse
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
@@ -173,6 +174,13 @@ def build_problem(
         lora=LoraOptions(**lora.model_dump()) if lora is not None else None,
         trainable_layers=speaker.trainable_layers if attacker is None else None,
         trust_remote_code=config.trust_remote_code,
+    )
+
+
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
+    """Return the problem in which the baseline of a configuration speaks."""
+    return OrdinaryUse(
+        problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
     )
 
 

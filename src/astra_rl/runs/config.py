@@ -199,6 +199,12 @@ class EvaluationConfig(_Section):
 
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
+    trials: int = Field(1, ge=1, description="How often each held-out prompt is tried.")
+    ordinary_brief: str | None = Field(
+        None,
+        description="What ordinary users are told in the attacker's place, for the likelihood of "
+        "attacks; default: the attacker's brief.",
+    )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
         "calibrations", description="Folder in which 'astra-rl calibrate' keeps its results."
@@ -275,6 +281,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
     return parse_config(text, overrides, source=str(path))
+
+
+def against(target: str) -> list[str]:
+    """Return the overrides that put another target in the place of a run's.
+
+    Args:
+        target: Folder or hub id.
+    """
+    return [f"target.model={target}"]
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:

@@ -29,7 +29,7 @@ from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
-from astra_rl.runs.build import Experiment, build
+from astra_rl.runs.build import Experiment, build, ordinary_use
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.continuing import (
     check_same_prompts,
@@ -38,6 +38,7 @@ from astra_rl.runs.continuing import (
     kept_metrics,
 )
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.reporting import write_run_page
 from astra_rl.runs.versions import versions
@@ -371,8 +372,11 @@ def evaluate(
     evaluator = experiment.evaluator
     evaluator.record = log.append
     evaluator.labels = labels_of(config, phase)
-    evaluator.likelihoods = {"baseline": experiment.problem.get_baseline_logprobs}
-    metrics = evaluator.evaluate(progress=False)
+    ordinary = ordinary_use(config, experiment.problem)
+    evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
+    planned = evaluator.planned * config.evaluation.trials
+    plan_attempts(folder, phase, planned)
+    metrics = evaluator.evaluate(planned, progress=False)
     metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
     folder.write_json(folder.evaluation(phase), metrics)
     return metrics

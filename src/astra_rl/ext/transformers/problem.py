@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,11 @@ class HFASTProblem(ASTProblem):
         """Sample one attack per context."""
         return self._speak(self.attacker, self.attacker_view, contexts, self.attacker_sampling)
 
+    def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
+        """Sample per context what the frozen reference would say in the attacker's place."""
+        with self._without_adapter(self.baseline):
+            return self._speak(self.baseline, self.baseline_view, contexts, self.attacker_sampling)
+
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one response per context, and keep how likely the target found the attack."""
         with self._without_adapter(self.target):
@@ -301,7 +307,7 @@ class HFASTProblem(ASTProblem):
             stop_ids=frozenset(view.stop_ids),
             # Only what was heard is scored; index 0 has no token before it to predict it.
             score=[_scored_span(rendered[row]) for row in rows] if heard else None,
-            memory=self._memories.get(view.side),
+            memory=self._memories.get(view.side) if view is not self.baseline_view else None,
         )
         out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
             rendered
@@ -435,7 +441,20 @@ def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Ut
         logprobs=sample.logprobs,
         finish_reason=sample.finish_reason,
         heard_logprobs=heard_logprobs,
+        asked=None if heard is None else _read_digest(view, heard),
     )
+
+
+def _read_digest(view: DialogueView, rendered: Rendered) -> str:
+    """Digest of what a side reads around the attack, control tokens included.
+
+    The attack itself is on record. As text it may be split otherwise when it is sent again, or have
+    lost bytes that are no letter, and neither is a change of what stands around it.
+    """
+    start, stop = rendered.heard
+    around = (list(rendered.ids[:start]), list(rendered.ids[stop:]))
+    text = "\0".join(str(view.tokenizer.decode(ids, skip_special_tokens=False)) for ids in around)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def readable(

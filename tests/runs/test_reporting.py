@@ -5,12 +5,14 @@ import json
 import re
 
 import pytest
-from tests.evaluation.report.making import attempt, evaluation, tree, turn, unpacked
+from tests.evaluation.report.making import attempt, evaluation, report, tree, turn, unpacked
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.attempts import LogProb
 from astra_rl.runs import reporting
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.reporting import read_run, render_run_page, write_run_page
 
@@ -156,9 +158,42 @@ def test_transfers_make_a_matrix(finished):
         folder = RunFolder(finished.path / "transfer" / target)
         made = evaluation(phase="again", wins=wins, losses=1, target=target)
         write(folder.attempts_of("again"), made.attempts)
-    matrix = read_run(finished).transfer
-    assert matrix.targets == ["x", "y"]
-    assert matrix.rates["attacker", "y"].successes == 4
+    cells = read_run(finished).transfer
+    assert [(cell["target"], cell["successes"]) for cell in cells] == [("x", 1), ("y", 4)]
+    finished.write_json(finished.transfer, cells[:1])
+    assert [cell["target"] for cell in read_run(finished).transfer] == ["x"]
+
+
+def test_what_is_planned_is_told_from_what_was_done(finished):
+    plan_attempts(finished, "after", 10)
+    assert read_run(finished).result.summary.never_made == 2
+
+
+def test_the_probability_in_ordinary_use_is_computed_again_from_its_record(finished):
+    logprobs = {
+        "baseline": LogProb(total=-4.0, tokens=4), "attacker": LogProb(total=-3.0, tokens=4)
+    }  # fmt: skip
+    made = [
+        attempt(
+            turn("a", "b", 0.9 if number % 4 == 0 else 0.1).model_copy(
+                update={"logprobs": logprobs}
+            ),
+            opening=f"{number}", phase="ordinary",
+            attacker="ordinary use" if number % 2 else "attacker",
+        )
+        for number in range(100)
+    ]  # fmt: skip
+    write(finished.attempts_of("ordinary"), made)
+    assert read_run(finished).probability is None
+    finished.write_json(finished.path / "probability.json", {})
+    assert read_run(finished).probability.estimate == pytest.approx(0.25)
+    assert "About 0.25" in prose(render_run_page(finished))
+
+
+def test_comparisons_that_were_kept_are_shown(finished):
+    kept = report().comparisons[0]
+    finished.write_json(finished.path / "comparisons" / "a-b.json", kept)
+    assert read_run(finished).comparisons == [kept]
 
 
 def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatch):

@@ -195,7 +195,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.folder import open_run_folder
         from astra_rl.runs.reporting import write_run_page
 
-        _say_path(console, "report", write_run_page(open_run_folder(run), output))
+        Shown(console).path("report", write_run_page(open_run_folder(run), output))
 
     @app.command()
     def export(

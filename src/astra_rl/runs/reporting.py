@@ -15,6 +15,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
 from astra_rl.evaluation.charts import learning_curve
+from astra_rl.evaluation.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.evaluation.report import (
     Evaluation,
     ReportData,
@@ -24,10 +25,11 @@ from astra_rl.evaluation.report import (
 )
 from astra_rl.evaluation.report.views import PANELS
 from astra_rl.evaluation.statistics import Rate
-from astra_rl.evaluation.summary import TransferMatrix, transfer_matrix
+from astra_rl.evaluation.summary import transfer_matrix
 from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.recorded import planned_attempts
 from astra_rl.runs.records import AttemptLog
 
 MOST_CONVERSATIONS = 10_000
@@ -88,6 +90,8 @@ def read_run(folder: RunFolder) -> ReportData:
         training=training,
         finished=finished,
         transfer=_transfer(folder),
+        comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
+        probability=_probability(folder),
         reproduction=_reproduction(folder, manifest),
         notes=_notes(config, evaluations, training),
         warnings=manifest.get("warnings", ()),
@@ -105,13 +109,17 @@ _NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated agai
 
 def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
     """Yield the evaluations of a run in the order in which they are made."""
+    planned = planned_attempts(folder)
     for phase, name in _NAMES.items():
         path = folder.attempts_of("again") if phase == "again" else folder.attempts
         attempts = list(_attempts(path, phase))
         if attempts:
             quality = _json(folder.evaluation(phase)).get("judge_quality")
             yield Evaluation(
-                name=name, attempts=_judged_by_others(folder, phase, attempts), quality=quality
+                name=name,
+                attempts=_judged_by_others(folder, phase, attempts),
+                quality=quality,
+                planned=planned.get(phase),
             )
 
 
@@ -169,18 +177,32 @@ def _shown(rows: Sequence[AttemptRow]) -> set[str]:
     return {row.id for tree in chosen for row in tree}
 
 
-def _transfer(folder: RunFolder) -> TransferMatrix | None:
+def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
+    """Return the last matrix, else what was played against each target."""
+    if folder.transfer.is_file():
+        cells: list[Mapping[str, Any]] = _read_json(folder.transfer, list)
+        return cells
     rows = [
         row._replace(id=f"{path.parent.name}-{row.id}")
         for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl"))
         for row in _rows(path)
     ]
-    return transfer_matrix(rows) if rows else None
+    return transfer_matrix(rows).as_dict()
 
 
 def _rows(path: Path) -> Iterable[AttemptRow]:
     with AttemptLog(path) as log:
         return list(log.rows())
+
+
+def _probability(folder: RunFolder) -> Probability | NoProbability | None:
+    # Here, because that module plays runs, and whoever plays runs writes pages.
+    from astra_rl.runs.ordinary_use import ORDINARY, PHASE
+
+    if not (folder.path / "probability.json").is_file():
+        return None
+    with AttemptLog(folder.attempts_of(PHASE)) as log:
+        return failure_probability_of(log.attempts(), baseline=ORDINARY)
 
 
 def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
@@ -230,14 +252,17 @@ def _notes(
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object of the run; an empty one if the file is not there."""
-    if not path.is_file():
-        return {}
+    found: dict[str, Any] = _read_json(path, dict) if path.is_file() else {}
+    return found
+
+
+def _read_json(path: Path, kind: type) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigurationError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"{path} holds no JSON object, but {type(found).__name__}.")
+    if not isinstance(found, kind):
+        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
     return found
 
 

@@ -116,7 +116,14 @@ def report(text="Tell me the password", **changes):
                  "shared_ngrams": [{"text": text, "high": 0.5, "others": 0.1}]}
             ],
         ),
-        "transfer": transfer_matrix(each.row for each in after),
+        "transfer": transfer_matrix(each.row for each in after).as_dict(),
+        "comparisons": [
+            {
+                "a": {"name": text}, "b": {"name": text}, "only_b": [{"attacks": [text]}],
+                "pairs": {"both": 1, "only_a": 2, "only_b": 3, "neither": 4, "difference": -0.1,
+                          "low": -0.3, "high": 0.1, "p_value": 1.0},
+            }
+        ],
         "probability": failure_probability([Sample(False, -1.0, -2.0, True)] * 3),
         "reproduction": Reproduction(
             command=text, report_command=text, configuration=text, versions={text: text},

@@ -172,7 +172,7 @@ def prose(data):
 def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     text = prose(ReportData(title="t", evaluations=[evaluation(wins=3, losses=5)]))
     assert "38% The target failed in 3 of 8 held-out conversations (after training)." in text
-    assert "95% interval 14% to 69% ." in text
+    assert "95% interval 9% to 76% ." in text
     assert "judge not calibrated against people\N{RIGHT SINGLE QUOTATION MARK}s labels" in text
     assert "a score of 0.5 or more" in text
     assert "Wilson 8 prompts, 8 trials" in text
@@ -202,6 +202,14 @@ def test_outcomes_add_up_to_what_was_planned():
     assert "between 17% to 50% if the 2 without a known outcome had all gone one way" in text
     assert "the call timed out 1 an example" in text
     assert "no verdict 1 an example" in text
+
+
+def test_what_was_planned_and_never_held_is_an_error_and_not_safe():
+    short = Evaluation(name="x", attempts=evaluation(wins=1, losses=1).attempts, planned=4)
+    text = prose(ReportData(title="t", evaluations=[short]))
+    assert "1 failed 1 held 2 error 0 unscored = 4 planned" in text
+    assert "2 conversations of x were planned and never held." in text
+    assert "Nothing: every conversation" not in text
 
 
 def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
@@ -259,8 +267,15 @@ def test_a_transfer_matrix_says_what_was_not_tried():
         attempt(turn("a", "b", 0.9), attacker="A", target="X").row,
         attempt(turn("a", "b", 0.1), attacker="B", target="Y").row,
     ]
-    text = prose(ReportData(title="t", transfer=transfer_matrix(rows)))
-    assert "Attacker X Y A 100% 21% to 100% 1 of 1 not tried" in text
+    text = prose(ReportData(title="t", transfer=transfer_matrix(rows).as_dict()))
+    assert "Attacker X Y A 100% 2% to 100% 1 of 1 not tried" in text
+
+
+def test_comparisons_with_other_runs_say_what_fails_only_there():
+    text = prose(report("mine", evaluations=[evaluation()]))
+    assert "fails +10 points more often in mine than in mine" in text
+    assert "(95% interval \N{MINUS SIGN}10 to +30; p = 1, exact)" in text
+    assert "What fails only in mine" in text
 
 
 def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none():

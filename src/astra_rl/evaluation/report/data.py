@@ -12,7 +12,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.importance import NoProbability, Probability
 from astra_rl.evaluation.statistics import Rate
-from astra_rl.evaluation.summary import Summary, TransferMatrix, summarise
+from astra_rl.evaluation.summary import Summary, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Evaluation:
         name: What was evaluated, for instance "after training".
         attempts: The conversations, at least one, all of one judge and threshold.
         quality: What is known of the judge, see `calibration.judge_quality`.
+        planned: How many conversations were to be held; None takes those that were for all.
 
     Raises:
         ConfigurationError: There is no attempt.
@@ -31,6 +32,7 @@ class Evaluation:
     name: str
     attempts: Sequence[Attempt]
     quality: Mapping[str, Any] | None = None
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -39,7 +41,7 @@ class Evaluation:
     @cached_property
     def summary(self) -> Summary:
         """Everything that is counted of it."""
-        return summarise(attempt.row for attempt in self.attempts)
+        return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
 
     @property
     def judge(self) -> str:
@@ -144,7 +146,8 @@ class ReportData:
         result: Index of that one among `evaluations`.
         training: How the attacker came to be.
         finished: Whether the run has ended as planned.
-        transfer: Other attackers and targets.
+        transfer: Rates of attackers at targets, one mapping per pair, see `TransferMatrix.as_dict`.
+        comparisons: With other runs, see `runs.comparing.Comparison.as_dict`.
         probability: How probable failure is in ordinary use, if that was estimated.
         reproduction: See `Reproduction`.
         notes: What a reader must know to judge the numbers, one paragraph each.
@@ -157,7 +160,8 @@ class ReportData:
     result_index: int = -1
     training: Training = Training()
     finished: bool = True
-    transfer: TransferMatrix | None = None
+    transfer: Sequence[Mapping[str, Any]] = ()
+    comparisons: Sequence[Mapping[str, Any]] = ()
     probability: Probability | NoProbability | None = None
     reproduction: Reproduction = Reproduction()
     notes: Sequence[str] = ()

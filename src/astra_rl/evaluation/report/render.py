@@ -82,7 +82,7 @@ def _environment() -> Environment:
         "tiny": lambda value: f"{value:.2g}",
         "whole": lambda value: f"{value:.0f}",
     }
-    environment.globals["infinity"] = math.inf
+    environment.globals |= {"infinity": math.inf, "unknown": math.nan}
     return environment
 
 

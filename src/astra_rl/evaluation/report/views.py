@@ -216,6 +216,19 @@ class Page:
         """Rates by category."""
         return {} if self.result is None else self.result.by_category
 
+    @property
+    def transfer_targets(self) -> list[str]:
+        """Columns of the transfer matrix."""
+        return list(dict.fromkeys(cell["target"] for cell in self.data.transfer))
+
+    @property
+    def transfer_rows(self) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """Its rows by attacker, and in each the cells by target."""
+        rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for cell in self.data.transfer:
+            rows.setdefault(cell["attacker"], {})[cell["target"]] = cell
+        return rows
+
     @cached_property
     def judges(self) -> list[JudgePair]:
         """Every two judges that scored the same turns of the result."""

@@ -25,6 +25,7 @@ from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.reward_watch import RewardWatch
+from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
@@ -197,7 +198,7 @@ class RunTrainer(HFASTTrainer):
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
         found = {
-            "asr": len(won) / len(judged) if judged else math.nan,
+            "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
             **self._count_unscored(),

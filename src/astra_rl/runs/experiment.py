@@ -25,6 +25,7 @@ from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.reward_watch import RewardWatch
+from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
@@ -40,7 +41,7 @@ from astra_rl.runs.continuing import (
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.reporting import write_run_report
+from astra_rl.runs.reporting import write_run_page
 from astra_rl.runs.versions import versions
 from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
@@ -197,7 +198,7 @@ class RunTrainer(HFASTTrainer):
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
         found = {
-            "asr": len(won) / len(judged) if judged else math.nan,
+            "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
             **self._count_unscored(),
@@ -343,9 +344,9 @@ def run_experiment(
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
         warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
     result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
-    folder.write_json(folder.manifest, {**record, "seconds": seconds})
+    folder.write_json(folder.manifest, {**record, "seconds": seconds, "warnings": warnings})
     with _timed(seconds, display, "writing the report"):
-        write_run_report(config, result, history.rows, command)
+        write_run_page(folder)
     return result
 
 

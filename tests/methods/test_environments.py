@@ -458,7 +458,7 @@ def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
     [
         ({"shots": 0}, "shots=0"),
         ({"temperature": 0}, "temperature=0"),
-        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward and words; 2 are needed"),
+        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward and words; 2 are"),
         ({"examples": "nowhere.jsonl"}, "cannot read the attacks"),
     ],
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, Outcome
@@ -20,6 +19,7 @@ from astra_rl.evaluation.summary import (
     compare,
     summarise,
 )
+from astra_rl.methods.ast_evaluator import judge_answered
 from astra_rl.methods.resending import resend
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import (
@@ -216,9 +216,7 @@ def judge_again(
     """
     name = identity_of(judge).name
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
-    scores = judge.moderate(exchanges) if exchanges else []
-    check_length(scores, len(exchanges), source=name)
-    remaining = iter(scores)
+    remaining = iter(judge_answered(judge, exchanges))
     return [
         attempt.judged(
             name,

@@ -63,7 +63,9 @@ class CallSettings:
             check_number(name, getattr(self, name), lambda n: n > 0, "above 0")
         check_number("first_wait", self.first_wait, lambda n: n >= 0, "0 or more")
         if self.requests_per_minute is not None:
-            check_number("requests_per_minute", self.requests_per_minute, lambda n: n > 0, "above 0")
+            check_number(
+                "requests_per_minute", self.requests_per_minute, lambda n: n > 0, "above 0"
+            )
 
 
 @dataclass(frozen=True)

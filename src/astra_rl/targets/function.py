@@ -96,7 +96,8 @@ class CallableTarget(RemoteTarget):
         if self.takes == "text":
             given = last_user_text(chat.messages)
         try:
-            said = await (self.function(given) if self.is_async else _in_a_thread(self.function, given))
+            call: Any = self.function
+            said = await (call(given) if self.is_async else _in_a_thread(call, given))
         except CallError:
             raise
         except Exception as error:

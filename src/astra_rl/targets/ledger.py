@@ -158,7 +158,9 @@ class Ledger:
         with self._lock:
             return Account(
                 **{
-                    each.name: sum(getattr(account, each.name) for account in self.accounts.values())
+                    each.name: sum(
+                        getattr(account, each.name) for account in self.accounts.values()
+                    )
                     for each in fields(Account)
                 }
             )

@@ -18,7 +18,9 @@ from astra_rl.targets.secrets import check_url, read_variable, without_values
 from astra_rl.targets.web import WebClients, json_of, message_of
 
 OPENAI_URL = "https://api.openai.com/v1"
-_FILTERED = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
+_FILTERED = frozenset(
+    {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+)
 _FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 
@@ -97,7 +99,7 @@ class OpenAITarget(RemoteTarget):
         self._clients = WebClients(
             self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
         )
-        self._key()
+        self._secret()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -116,7 +118,7 @@ class OpenAITarget(RemoteTarget):
         """Open the official client."""
         async with self._clients.open() as web:
             client = self._openai.AsyncOpenAI(
-                api_key=self._key(), base_url=self.base_url, max_retries=0, http_client=web
+                api_key=self._secret(), base_url=self.base_url, max_retries=0, http_client=web
             )
 
             async def send(chat: Chat) -> Answer[Utterance]:
@@ -128,7 +130,8 @@ class OpenAITarget(RemoteTarget):
         body = dict(self.request)
         if self.send_seed and chat.seed is not None:
             body["seed"] = chat.seed % 2**31
-        kind, asked = client.chat.completions, {"messages": [dict(each) for each in chat.messages]}
+        kind = client.chat.completions
+        asked: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
         if self.api == "completions":
             kind, asked = client.completions, {"prompt": _running_text(chat)}
         try:
@@ -149,9 +152,7 @@ class OpenAITarget(RemoteTarget):
             body = b""
         if error.status_code == 400 and any(code in body.decode("latin-1") for code in _FILTERED):
             return answer_of(chat, Utterance(finish_reason="content_filter"))
-        raise error_of_status(
-            error.status_code, error.response.headers, message_of(body)
-        ) from None
+        raise error_of_status(error.status_code, error.response.headers, message_of(body)) from None
 
     def _read(self, chat: Chat, data: Any) -> Answer[Utterance]:
         try:
@@ -175,7 +176,7 @@ class OpenAITarget(RemoteTarget):
         reply = Utterance(text, finish_reason=cast("FinishReason | None", finish))
         return answer_of(chat, reply, read, written)
 
-    def _key(self) -> str:
+    def _secret(self) -> str:
         optional = self.api_key_env == "OPENAI_API_KEY" and self.base_url != OPENAI_URL
         if optional and not os.environ.get(self.api_key_env):
             return "none"

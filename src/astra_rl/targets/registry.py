@@ -48,7 +48,8 @@ def target_factory(name: str) -> Callable[..., Target]:
         raise ConfigurationError(f"{name} is neither a function nor a class of targets.")
     from astra_rl.targets.function import CallableTarget
 
-    return partial(CallableTarget, found() if inspect.isclass(found) else found)
+    function: Any = found() if inspect.isclass(found) else found
+    return partial(CallableTarget, function)
 
 
 def make_target(name: str, options: Mapping[str, Any]) -> Target:

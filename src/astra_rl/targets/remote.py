@@ -83,10 +83,7 @@ class RemoteTarget(Target):
         """Return one reply per conversation; see `Target.respond`."""
         seeds = current_row_seeds(len(conversations))
         return self._answer(
-            [
-                Chat(messages_of(each), seed)
-                for each, seed in zip(conversations, seeds, strict=True)
-            ]
+            [Chat(messages_of(each), seed) for each, seed in zip(conversations, seeds, strict=True)]
         )
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[Utterance]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.judging import score_run
 
         conditions = conditions_of(fail_on)
+        quiet_libraries()
         found = score_run(run, moderator, threshold=threshold, phase=phase)
         _print_summaries(console, {"as judged then": found.before, found.judge: found.now})
         if not math.isnan(found.agreement):
@@ -87,6 +89,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.judging import replay_run
 
         conditions = conditions_of(fail_on)
+        quiet_libraries()
         found = replay_run(
             run, target=target, phase=phase, only_failures=failures, overrides=overrides or ()
         )
@@ -116,6 +119,7 @@ def register(app: typer.Typer, console: Console) -> None:
         """Play every attacker against every target: which failures are shared."""
         from astra_rl.runs.evaluation import transfer as play
 
+        quiet_libraries()
         matrix = play(runs, target)
         table = Table(title="held-out conversations in which the target failed")
         table.add_column("attacker")
@@ -180,6 +184,7 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.evaluation.exports.regression import CaseResult
         from astra_rl.runs.judging import regress as send
 
+        quiet_libraries()
         results = send(suite, target, run=run, moderator=moderator, overrides=overrides or ())
         table = Table(title=f"{len(results)} cases")
         for column in ("case", "status", "detail", "last attack"):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
+from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
 from astra_rl.errors import AstraError, InterruptedRunError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-console = Console()
-error_console = Console(stderr=True)
+console = SafeConsole()
+error_console = SafeConsole(stderr=True)
 
 USAGE_ERROR = 2
 """Exit code of an error that the user can mend."""
@@ -156,7 +157,7 @@ def evaluate(
     from astra_rl.runs.evaluation import evaluate_run
 
     conditions = conditions_of(fail_on)
-    _quiet_libraries()
+    quiet_libraries()
     chosen = [*(overrides or [])]
     if target is not None:
         chosen.append(f"target.model={target}")
@@ -200,7 +201,7 @@ def calibrate(
     """
     from astra_rl.cli.calibrate import calibrate_moderators
 
-    _quiet_libraries()
+    quiet_libraries()
     calibrate_moderators(
         moderators,
         labels,
@@ -258,7 +259,7 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
         check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-    _quiet_libraries()
+    quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(config, folder, display, command=command, force=force)
@@ -272,13 +273,6 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
         soft_wrap=True,
         markup=False,
     )
-
-
-def _quiet_libraries() -> None:
-    """Silence the progress bars of transformers, which would tear ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
@@ -340,7 +334,8 @@ register(app, console)
 def run() -> None:
     """Run the command line; an error that the user can mend is one message and exit code 2."""
     try:
-        app()
+        with logs_on(error_console):
+            app()
     except InterruptedRunError as error:
         error_console.print(str(error), style="yellow", highlight=False, markup=False)
         sys.exit(130)
@@ -350,6 +345,16 @@ def run() -> None:
     except KeyboardInterrupt:
         error_console.print("interrupted", style="red")
         sys.exit(130)
+    except Exception:
+        # Not by Python itself: a message may hold a credential, or what a model wrote.
+        error_console.print(
+            f"{traceback.format_exc()}This is a defect of astra-rl; please report it.",
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""JSON that every reader accepts, written so that a crash leaves the old file or the new one."""
+"""JSON that every reader accepts, written so that a crash leaves the old file or the new one.
+
+Credentials that are known to be some are left out of all that is written; see `core.redaction`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import os
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
+from astra_rl.core.redaction import learn_from_environment, redact
 from astra_rl.core.text import well_formed
 
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -45,19 +49,34 @@ def write_atomic(path: str | Path, text: str) -> None:
 def atomic_file(path: str | Path) -> Iterator[TextIO]:
     """Open a UTF-8 file beside `path` that is renamed into place once the block is done.
 
-    If the block raises, the old file stays. Line ends are written as they are.
+    If the block raises, the old file stays. Line ends are written as they are. A credential is left
+    out if it is written in one piece.
     """
+    learn_from_environment()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            yield file
+            yield cast(TextIO, _RedactingFile(file))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _RedactingFile:
+    """What `atomic_file` gives to write to."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(redact(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def write_json(data: Any, path: str | Path) -> None:
@@ -72,4 +91,4 @@ def json_line(data: Any) -> str:
     U+0085, U+2028 and U+2029 are escaped: some readers take them for the end of a line.
     """
     line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
-    return line.translate(_LINE_ENDS)
+    return redact(line.translate(_LINE_ENDS))

@@ -265,6 +265,8 @@ def _load_frozen(
     placed = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, placed)
     source = resolve_reference(reference)
+    if trust_remote_code:
+        _warn_of_code(reference)
     with _loading(f"the {kind} {str(reference)!r}"):
         model, report = auto_class.from_pretrained(
             source,
@@ -296,10 +298,20 @@ def load_tokenizer(
         ConfigurationError: There is no such bundled model.
     """
     source = resolve_reference(reference)
+    if trust_remote_code:
+        _warn_of_code(reference)
     with _loading(f"the tokenizer of {str(reference)!r}"):
         return AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, local_files_only=Path(source).is_dir()
         )
+
+
+def _warn_of_code(reference: str | Path) -> None:
+    logger.warning(
+        "trust_remote_code: any Python code that comes with %s is run on this machine, with all "
+        "your rights",
+        reference,
+    )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.redaction import learn_from, redact_settings, redacted_places
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
@@ -235,10 +236,12 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0)
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration; loading it again gives the same."""
-        text: str = yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-        )
+        """Return the resolved configuration; loading it again gives the same.
+
+        But for credentials, which are left out: whoever loads it is asked to give them again.
+        """
+        values = redact_settings(self.model_dump(mode="json"))
+        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return text
 
 
@@ -271,6 +274,13 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     values = with_preset(values)
     for override in overrides:
         _apply(values, override)
+    places = list(redacted_places(values))
+    if places:
+        raise ConfigurationError(
+            f"{source}: credentials stood at {', '.join(places)}, and no file keeps them. Give "
+            f"each again: --set {places[0]}=..."
+        )
+    learn_from(values)
     values = _with_scenario(values)
     return _validated(RunConfig, values, source)
 
@@ -291,6 +301,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
         raise ConfigurationError(
             f"{reference} must hold keys and values, first of all 'type: NAME'."
         )
+    learn_from(values)
     return _validated(ModeratorConfig, values.get("moderator", values), reference)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Node
+from astra_rl.core.redaction import redact_message, redact_settings
 from astra_rl.errors import InterruptedRunError
 from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.calibration import judge_quality
@@ -290,6 +291,7 @@ def run_experiment(
         AstraError: Something cannot be had or does not fit; the message says what.
     """
     display = display or Display()
+    command = redact_message(command)
     seconds: dict[str, float] = {}
     with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
         saved = load_state(folder.states)
@@ -381,7 +383,10 @@ def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> 
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     digest = hashlib.blake2b(config.to_yaml().encode(), digest_size=6).hexdigest()
     return Labels(
-        digest, phase, attacker or f"{config.attacker.model} ({state})", config.target.model
+        digest,
+        phase,
+        attacker or f"{config.attacker.model} ({state})",
+        redact_settings(config.target.model),
     )
 
 
@@ -392,6 +397,7 @@ def manifest(config: RunConfig, command: str) -> dict[str, Any]:
         "title": config.title,
         "command": command,
         "seed": config.seed,
+        "trust_remote_code": config.trust_remote_code,
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

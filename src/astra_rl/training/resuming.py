@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from astra_rl.core.checkpointing import replace_folder
+from astra_rl.core.redaction import redact
 from astra_rl.errors import TrainingError
 from astra_rl.logging import logger
 
@@ -61,7 +62,7 @@ def save_state(
                 "tensors_sha256": _sha256(temporary / _TENSORS),
                 "state": packed,
             }
-            text = json.dumps(body, sort_keys=True)
+            text = redact(json.dumps(body, sort_keys=True))
             checksum = hashlib.sha256(text.encode()).hexdigest()
             (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
             for name in (_STATE, _TENSORS):

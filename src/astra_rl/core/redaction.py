@@ -1,0 +1,217 @@
+"""Credentials, kept out of all that is written or shown.
+
+A credential is learnt where its place says that it is one: a variable of the environment, a setting
+or a header of a telling name, an address. From then on its value is replaced wherever a file, a
+terminal or a log would hold it, whoever put it there. What merely looks like a credential is left
+alone in attempts and everything made of them: a planted secret is data under test. In messages,
+which are no data, it is replaced too.
+
+| function | replaces | used for |
+| --- | --- | --- |
+| `redact` | learnt values | every file of a run |
+| `redact_message` | these, and what has the form of a credential | terminals, logs, commands |
+| `redact_settings` | these by value, and settings by name | configuration and manifest |
+
+A value is learnt if it is long and mixed enough not to be a word of the data: at least 20
+characters, or 8 with a letter and a digit. Shorter ones are replaced by their place only.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+REDACTED = "(redacted)"
+"""Stands where a credential was; plain text in every format that is written."""
+
+_SECRET_VARIABLE = re.compile(r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+_PLACE_VARIABLE = re.compile(r"_(FILE|PATH|DIR|HOME|SOCK|URL|URI|ENDPOINT)$")
+# Not "secret": that is what a scenario calls the secret it plants.
+_SECRET_SETTING = re.compile(
+    r"(proxy[-_]|x[-_])?(api[-_]?key|api[-_]?token|authorization|auth[-_]?token|access[-_]?key|"
+    r"access[-_]?token|refresh[-_]?token|bearer[-_]?token|hf[-_]?token|id[-_]?token|token|"
+    r"(set[-_])?cookie|client[-_]?secret|secret[-_]?(access[-_]?)?key|private[-_]?key|"
+    r"password|passwd)",
+    re.IGNORECASE,
+)
+_SECRET_HEADER = re.compile("key|token|secret|password|auth|cookie", re.IGNORECASE)
+_HEADERS = frozenset({"headers", "default_headers", "extra_headers", "query", "extra_query"})
+_SCHEME = re.compile(r"^(?:Bearer|Basic|Token|ApiKey)\s+", re.IGNORECASE)
+
+# Each begins where a run of its characters begins, so that no text takes long.
+_IN_ADDRESS = re.compile(
+    r"(?P<before>(?<![a-zA-Z0-9+.-])[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<secret>[^\s/?#@]+)(?=@)"
+)
+_IN_QUERY = re.compile(
+    r"(?P<before>[?&](?:[\w-]{0,40}(?:key|token|secret|password|passwd)|sig|signature|auth)=)"
+    r"(?P<secret>[^&\s#'\"<>]+)",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"(?P<before>(?<![\w-])[\w-]*(?:api[-_]?key|authorization|(?:access|auth|hf|refresh)[-_]?token|"
+    r"client[-_]?secret|cookie)[\"']?\s*(?P<sign>[:=])\s*[\"']?(?:(?:Bearer|Basic|Token)\s+)?)"
+    r"(?P<secret>[^\s\"',;&}\]]+)",
+    re.IGNORECASE,
+)
+_FORMS = re.compile(
+    r"(?P<before>\b(?:Bearer|Basic)\s+)(?P<secret>[A-Za-z0-9._~+/=-]{8,})"
+    r"|(?<![\w-])(?:"
+    r"(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
+    r"|hf_[A-Za-z0-9]{16,}"
+    r"|(?:gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}"
+    r"|xox[abeprs]-[A-Za-z0-9-]{10,}"
+    r"|A[KS]IA[0-9A-Z]{16}"
+    r"|AIza[0-9A-Za-z_-]{30,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
+    r")"
+)
+
+_learnt: frozenset[str] = frozenset()
+_forms: tuple[str, ...] = ()
+
+
+def keep_secret(value: str) -> None:
+    """Never write or show this credential from now on, if it is long enough; see above."""
+    global _learnt, _forms
+    value = value.strip()
+    parts = {value, _SCHEME.sub("", value), unquote(value)}
+    new = {part for part in parts if _is_worth_hiding(part)} - _learnt
+    if new:
+        _learnt = _learnt | new
+        found = {form for each in _learnt for form in _written_as(each)}
+        # Longest first, so that no part of one is left over from another.
+        _forms = tuple(sorted(found, key=lambda form: (-len(form), form)))
+
+
+def learn_from_environment() -> None:
+    """Keep secret what variables of telling names hold, and the passwords of addresses."""
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.search(name.upper()) and not _PLACE_VARIABLE.search(name.upper()):
+            keep_secret(value)
+        elif "@" in value:
+            _learn_from_text(value)
+
+
+def learn_from(settings: Any) -> None:
+    """Keep secret what settings of telling names hold, headers, and passwords of addresses."""
+    for secret in _secrets_in(settings):
+        keep_secret(secret)
+
+
+def redact(text: str) -> str:
+    """Replace every credential that was learnt."""
+    for form in _forms:
+        if form in text:
+            text = text.replace(form, REDACTED)
+    return text
+
+
+def redact_message(text: str) -> str:
+    """Replace every credential that was learnt, and all that has the form of one."""
+    learn_from_environment()
+    text = redact(text)
+    for pattern in (_IN_ADDRESS, _IN_QUERY, _FORMS):
+        text = pattern.sub(_without_secret, text)
+    return _NAMED.sub(_without_named_secret, text)
+
+
+def redact_settings(value: Any, *, _headers: bool = False) -> Any:
+    """Return mappings and lists with the values of telling names replaced, and learnt ones."""
+    if isinstance(value, Mapping):
+        return {
+            key: REDACTED
+            if item and isinstance(item, str) and _names_secret(key, _headers)
+            else redact_settings(item, _headers=_holds_headers(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [redact_settings(item, _headers=_headers) for item in value]
+    if isinstance(value, str):
+        return _IN_QUERY.sub(_without_secret, _IN_ADDRESS.sub(_without_secret, redact(value)))
+    return value
+
+
+def redacted_places(value: Any, place: str = "") -> Iterator[str]:
+    """Yield where in settings a credential was left out."""
+    items: Iterator[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, list | tuple):
+        items = iter(enumerate(value))
+    else:
+        if isinstance(value, str) and REDACTED in value:
+            yield place
+        return
+    for key, item in items:
+        yield from redacted_places(item, f"{place}.{key}" if place else str(key))
+
+
+def _without_secret(match: re.Match[str]) -> str:
+    return f"{match.groupdict().get('before') or ''}{REDACTED}"
+
+
+def _without_named_secret(match: re.Match[str]) -> str:
+    # After a colon may come what is wrong with a setting: "api_key: missing".
+    is_secret = match["sign"] == "=" or _is_worth_hiding(match["secret"])
+    is_known = match["secret"].startswith(REDACTED[:-1])
+    return _without_secret(match) if is_secret and not is_known else match.group()
+
+
+def _secrets_in(value: Any, *, headers: bool = False) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, str) and _names_secret(key, headers):
+                yield item
+            yield from _secrets_in(item, headers=_holds_headers(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets_in(item, headers=headers)
+    elif isinstance(value, str):
+        _learn_from_text(value)
+
+
+def _learn_from_text(text: str) -> None:
+    """Keep secret the passwords and keys of the addresses in a text."""
+    for match in _IN_ADDRESS.finditer(text):
+        user, _, password = match["secret"].partition(":")
+        keep_secret(password or user)
+    for match in _IN_QUERY.finditer(text):
+        keep_secret(match["secret"])
+
+
+def _names_secret(name: object, headers: bool) -> bool:
+    if not isinstance(name, str):
+        return False
+    return bool(
+        _SECRET_HEADER.search(name)
+        if headers and not name.endswith("_env")
+        else _SECRET_SETTING.fullmatch(name)
+    )
+
+
+def _holds_headers(name: object) -> bool:
+    return isinstance(name, str) and name.lower() in _HEADERS
+
+
+def _is_worth_hiding(value: str) -> bool:
+    if REDACTED in value:
+        return False
+    mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
+    return len(value) >= 20 or (len(value) >= 8 and mixed)
+
+
+def _written_as(value: str) -> Iterator[str]:
+    """Yield a value as files hold it: as it is, and escaped for JSON, CSV, HTML and addresses."""
+    in_json = json.dumps(value, ensure_ascii=False)[1:-1]
+    yield value
+    yield in_json
+    yield re.sub("[<>&']", lambda match: f"\\u{ord(match.group()):04x}", in_json)
+    yield value.replace('"', '""')
+    yield html.escape(value)
+    yield html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    yield quote(value, safe="")

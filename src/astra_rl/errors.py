@@ -66,6 +66,10 @@ class InterruptedRunError(AstraError):
     """A signal ended a run early; everything is saved, and it can be continued."""
 
 
+class BudgetEndedError(InterruptedRunError):
+    """A budget ended a run early; everything is saved, and it can be continued."""
+
+
 class TrainingError(AstraError, RuntimeError):
     """Training cannot go on."""
 

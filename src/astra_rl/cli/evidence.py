@@ -12,6 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.spending import (
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+)
 from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
@@ -76,7 +83,8 @@ def register(app: typer.Typer, console: Console) -> None:
     def replay(
         run: Run,
         target: Annotated[
-            str | None, typer.Option(help="Folder or hub id. Default: the run's target.")
+            str | None,
+            typer.Option(help="Folder, hub id or YAML file of a target. Default: the run's."),
         ] = None,
         phase: Phase = "after",
         failures: Annotated[
@@ -84,6 +92,10 @@ def register(app: typer.Typer, console: Console) -> None:
         ] = False,
         fail_on: FailOn = None,
         overrides: Overrides = None,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
         from astra_rl.runs.judging import replay_run
@@ -91,7 +103,14 @@ def register(app: typer.Typer, console: Console) -> None:
         conditions = conditions_of(fail_on)
         quiet_libraries()
         found = replay_run(
-            run, target=target, phase=phase, only_failures=failures, overrides=overrides or ()
+            run,
+            target=target,
+            phase=phase,
+            only_failures=failures,
+            overrides=[
+                *(overrides or ()),
+                *budget_settings(max_requests, max_tokens, max_cost, max_minutes),
+            ],
         )
         _print_summaries(console, {"as recorded": found.before, "now": found.now})
         _print_pairs(console, found.drift, "as recorded", "now")
@@ -113,7 +132,8 @@ def register(app: typer.Typer, console: Console) -> None:
     def transfer(
         runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One attacker each.")],
         target: Annotated[
-            list[str], typer.Option("--target", help="Folder or hub id. May be repeated.")
+            list[str],
+            typer.Option("--target", help="Folder, hub id or YAML file. May be repeated."),
         ],
     ) -> None:
         """Play every attacker against every target: which failures are shared."""
@@ -171,7 +191,7 @@ def register(app: typer.Typer, console: Console) -> None:
         suite: Annotated[
             Path, typer.Argument(metavar="SUITE", help="Written by export --format regression.")
         ],
-        target: Annotated[str, typer.Option(help="Folder or hub id.")],
+        target: Annotated[str, typer.Option(help="Folder, hub id or YAML file of one.")],
         run: Annotated[
             Path | None, typer.Option(help="Run that says how target and judge are called.")
         ] = None,

@@ -13,8 +13,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
+from astra_rl.cli.spending import (
+    DryRun,
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+    print_estimate,
+    print_estimate_of_run,
+    print_spent,
+)
 from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
-from astra_rl.errors import AstraError, InterruptedRunError
+from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
@@ -36,6 +47,8 @@ error_console = SafeConsole(stderr=True)
 
 USAGE_ERROR = 2
 """Exit code of an error that the user can mend."""
+BUDGET_SPENT = 4
+"""Exit code of a command that a budget ended early."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -68,6 +81,11 @@ def demo(
     seed: Seed = None,
     output: Output = None,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an attacker against a real model, offline, in about five minutes.
 
@@ -77,7 +95,12 @@ def demo(
     """
     from astra_rl.runs.presets import load_preset
 
-    config = load_preset("demo", [*(_QUICK if quick else ()), *_with_seed(overrides, seed)])
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    chosen = [*(_QUICK if quick else ()), *_with_seed(overrides, seed), *budget]
+    config = load_preset("demo", chosen)
+    if dry_run:
+        print_estimate(config, console)
+        return
     if quick:
         console.print(
             "[yellow]--quick:[/yellow] a few training steps only. It shows that everything works "
@@ -95,6 +118,11 @@ def train(
     output: Output = None,
     force: Force = False,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an attacker as a YAML file says, evaluate it, and write a report.
 
@@ -103,7 +131,11 @@ def train(
     """
     from astra_rl.runs.config import load_config
 
-    config = load_config(config_file, _with_seed(overrides, seed))
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    config = load_config(config_file, [*_with_seed(overrides, seed), *budget])
+    if dry_run:
+        print_estimate(config, console)
+        return
     _run(config, output, name=config_file.stem, force=force)
 
 
@@ -112,13 +144,19 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that ended early.")],
     force: Force = False,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
     from astra_rl.runs.config import load_config
     from astra_rl.runs.folder import open_run_folder
 
     folder = open_run_folder(run)
-    _run(load_config(folder.config, overrides or ()), folder.path, name=run.name, force=force)
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    config = load_config(folder.config, [*(overrides or ()), *budget])
+    _run(config, folder.path, name=run.name, force=force)
 
 
 @app.command()
@@ -140,13 +178,21 @@ def evaluate(
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Another target: a folder or hub id. Default: the run's.")
+        str | None,
+        typer.Option(
+            help="Another target: a folder, hub id or YAML file of a target. Default: the run's."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
     ] = None,
     fail_on: FailOn = None,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate a trained attacker again, for instance against another target.
 
@@ -158,15 +204,24 @@ def evaluate(
 
     conditions = conditions_of(fail_on)
     quiet_libraries()
-    chosen = [*(overrides or [])]
-    if target is not None:
-        chosen.append(f"target.model={target}")
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    chosen = [*(overrides or []), *budget]
+    if dry_run:
+        print_estimate_of_run(run, console, target=target, overrides=chosen)
+        return
     metrics, path = evaluate_run(
-        run, attacker=attacker, attacks=attacks, overrides=chosen, output=output
+        run, attacker=attacker, attacks=attacks, target=target, overrides=chosen, output=output
     )
     _print_evaluations({"attacker": metrics})
+    print_spent(metrics["spent"], console)
     console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
     summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])
+    if metrics["n"] < metrics.get("planned", 0):
+        raise BudgetEndedError(
+            f"the budget is spent: {metrics['n']} of {metrics['planned']} conversations were "
+            "played and summed up. What was replied is kept: the same command with a larger budget "
+            "goes on."
+        )
     check_gate(console, conditions, summary)
 
 
@@ -336,6 +391,17 @@ def run() -> None:
     try:
         with logs_on(error_console):
             app()
+    except BudgetEndedError as error:
+        error_console.print(str(error), style="yellow", highlight=False, markup=False)
+        sys.exit(BUDGET_SPENT)
+    except BudgetSpentError as error:
+        error_console.print(
+            f"{error}. What was replied is kept: the same command with a larger budget goes on.",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
+        sys.exit(BUDGET_SPENT)
     except InterruptedRunError as error:
         error_console.print(str(error), style="yellow", highlight=False, markup=False)
         sys.exit(130)

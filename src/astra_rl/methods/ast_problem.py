@@ -271,6 +271,15 @@ class ASTEnvironment(Environment[str, str]):
                 branches = self._grow_level(branches, width, depth)
         return graphs
 
+    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+        """Return how many turns an episode has at most, level by level.
+
+        Args:
+            straight: Of an episode of evaluation, without branches.
+        """
+        width = 1 if straight else self.tree_width
+        return [width ** (level + 1) for level in range(self.tree_depth)]
+
     def asked(self, branch: Branch, attack: str) -> str:
         """Return what the target is asked; override it where the target sees something else."""
         return branch.state + attack

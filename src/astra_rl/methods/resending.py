@@ -10,6 +10,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.seeding import derive_seed, row_seeds, seeded
 from astra_rl.core.text import Conversation, NoReply
+from astra_rl.targets.base import Target
 
 
 class Answers(Protocol):
@@ -20,6 +21,25 @@ class Answers(Protocol):
 
     def advance(self, context: str, attack: str, response: str) -> str:
         """Return the state after this turn."""
+
+
+class TargetAlone:
+    """A target as what is asked, without a problem around it.
+
+    Args:
+        target: The target.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Ask the target."""
+        return self.target.respond(contexts)
+
+    def advance(self, context: str, attack: str, response: str) -> str:
+        """Return the conversation with this turn added."""
+        return context + attack + response
 
 
 def resend(

@@ -18,9 +18,9 @@ from astra_rl.targets.base import Message
 class Completer(Protocol):
     """Anything that answers chats, for instance a client of an endpoint.
 
-    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. If it has an
-    ``identity``, a ``model``, loaded or by name, or else a ``name``, that is part of the identity of
-    the judge. Every `astra_rl.targets.RemoteTarget` is one.
+    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. An ``identity``,
+    a ``model``, loaded or by name, or else a ``name`` is part of the identity of the judge. Every
+    `astra_rl.targets.RemoteTarget` is a completer.
     """
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str]:

@@ -215,6 +215,11 @@ def walk(part: RewardPart) -> Iterator[RewardPart]:
             stack.extend(reversed(each.parts))
 
 
+def readings(part: RewardPart) -> set[TargetReading]:
+    """Return what a reward asks the target for besides its answers."""
+    return {each.reads_target for each in walk(part) if each.reads_target is not None}
+
+
 def check_names(part: RewardPart) -> None:
     """Raise if two different parts would be recorded under one name.
 

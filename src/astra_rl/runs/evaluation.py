@@ -28,6 +28,7 @@ from astra_rl.runs.config import load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.spending import evaluated_within_budget, spending
 
 DIRECT = "direct"
 """Stands for the attacks that ask for the goal of a prompt outright."""
@@ -38,6 +39,7 @@ def evaluate_run(
     *,
     attacker: str | None = None,
     attacks: str | Path | None = None,
+    target: str | None = None,
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
@@ -48,6 +50,7 @@ def evaluate_run(
         attacker: Another attacker: a folder or hub id. None is the run's last checkpoint.
         attacks: Say these instead of what an attacker says: a file that `read_attacks` reads, or
             ``"direct"`` for the plainest attack there is, the goal of each held-out prompt itself.
+        target: Another target: a folder or hub id, or a YAML file of a target. None is the run's.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the result; None is the run's.
 
@@ -55,10 +58,15 @@ def evaluate_run(
         The evaluation, and the file it was written to.
 
     Raises:
+        BudgetEndedError: A budget ended it before the first conversations were judged. Otherwise
+            what was played is summed up, and ``planned`` in the result says how many there were to
+            be.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides)
+    if target is not None:
+        config = config.with_target(target)
     check_options(config)
     _, openings = load_openings(config.prompts, seed=config.seed)
     given = None if attacks is None else given_attacks(attacks, openings)
@@ -77,17 +85,21 @@ def evaluate_run(
     destination = folder if output is None else RunFolder(output)
     path = destination.attempts_of("again")
     path.unlink(missing_ok=True)
-    with AttemptLog(path, write=True) as log:
+    with (
+        AttemptLog(path, write=True) as log,
+        spending(config, destination.path, occasion="again") as ledger,
+    ):
         evaluator.record = log.append
         known = None if attacker is None and given is None else name
         evaluator.labels = labels_of(config, "again", attacker=known)
         evaluator.likelihoods = {"baseline": problem.get_baseline_logprobs}
         if given is None:
-            metrics = evaluator.evaluate(progress=False)
+            metrics, _ = evaluated_within_budget(evaluator)
         else:
             contexts, said = [context for context, _ in given], [[attack] for _, attack in given]
             graphs = resend(problem, contexts, said, seed=config.seed)
             metrics = evaluator.aggregate_metrics(evaluator.measure(graphs))
+        metrics["spent"] = ledger.as_dict()
         metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
         log.flush()
         write_failures(log.attempts(outcome="success"), destination.path / "failures_again.jsonl")
@@ -128,7 +140,7 @@ def transfer(runs: Sequence[str | Path], targets: Sequence[str]) -> TransferMatr
 
     Args:
         runs: Folders; each is one attacker.
-        targets: Folders or hub ids.
+        targets: Folders or hub ids, or YAML files of targets.
 
     Raises:
         AstraError: A folder is no run, or a model cannot be loaded.
@@ -138,7 +150,7 @@ def transfer(runs: Sequence[str | Path], targets: Sequence[str]) -> TransferMatr
         folder = open_run_folder(run)
         for target in targets:
             output = folder.path / "transfer" / file_stem(target)
-            evaluate_run(run, overrides=[f"target.model={target}"], output=output)
+            evaluate_run(run, target=target, output=output)
             with AttemptLog(RunFolder(output).attempts_of("again")) as log:
                 rows += [
                     row._replace(id=f"{folder.path.name}-{row.id}", attacker=folder.path.name)

@@ -20,18 +20,28 @@ from astra_rl.evaluation.summary import (
     summarise,
 )
 from astra_rl.methods.ast_evaluator import judge_answered
-from astra_rl.methods.resending import resend
+from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.build import (
     build_moderator,
     build_problem,
+    build_target,
     check_moderator_options,
     check_options,
+    check_target,
 )
-from astra_rl.runs.config import ModeratorConfig, RunConfig, load_config, load_moderator
+from astra_rl.runs.config import (
+    ModeratorConfig,
+    RunConfig,
+    load_config,
+    load_moderator,
+    load_target,
+)
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.spending import spending
+from astra_rl.targets.base import Target
 
 JUDGED_TOGETHER = 256
 """Attempts that are judged in one call."""
@@ -131,7 +141,7 @@ def replay_run(
 
     Args:
         run: Folder of the run.
-        target: Folder or hub id; None is the run's.
+        target: Folder or hub id, or a YAML file of a target; None is the run's.
         phase: Part of the run.
         only_failures: Send only what made the target fail.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
@@ -140,8 +150,9 @@ def replay_run(
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
-    chosen = [*overrides, *([] if target is None else [f"target.model={target}"])]
-    config = load_config(folder.config, chosen)
+    config = load_config(folder.config, overrides)
+    if target is not None:
+        config = config.with_target(target)
     check_options(config)
     with open_attempts(folder, phase) as log:
         saved = [
@@ -151,11 +162,11 @@ def replay_run(
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
-    path = folder.attempts_of(f"replay_{file_stem(config.target.model)}")
+    path = folder.attempts_of(f"replay_{file_stem(config.target.name)}")
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
-    with AttemptLog(path, write=True) as out:
+    with AttemptLog(path, write=True) as out, spending(config, folder.path, occasion="replay"):
         for attempt in send_again(config, saved, labels, judge=judge):
             out.append(attempt)
         out.flush()
@@ -179,7 +190,7 @@ def send_again(
         AstraError: A model cannot be loaded.
     """
     graphs = resend(
-        build_problem(config, judge),
+        _answers(config, judge),
         [attempt.opening.conversation() for attempt in saved],
         [[turn.attack for turn in attempt.turns] for attempt in saved],
         seed=config.seed,
@@ -202,6 +213,12 @@ def send_again(
             )
         )
     return judge_again(made, judge)
+
+
+def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
+    """Return what is asked. A target that is not loaded needs no attacker beside it."""
+    target = build_target(config.target)
+    return TargetAlone(target) if isinstance(target, Target) else build_problem(config, judge)
 
 
 def judge_again(
@@ -252,7 +269,7 @@ def regress(
 
     Args:
         suite_file: Written by the export "regression".
-        target: Folder or hub id.
+        target: Folder or hub id, or a YAML file of a target.
         run: Folder of the run that says how target and judge are called; None needs `moderator`.
         moderator: Judge of the answers: a name, or a YAML file with its type and options. None is
             the run's.
@@ -272,7 +289,8 @@ def regress(
         )
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
-    made = send_again(config, saved, labels, judge=judge)
+    with spending(config, Path(suite_file).parent, occasion="regress"):
+        made = send_again(config, saved, labels, judge=judge)
     return suite.check({case.id: each for case, each in zip(suite.cases, made, strict=True)})
 
 
@@ -280,21 +298,23 @@ def _regression_config(
     target: str, run: str | Path | None, moderator: str | None, overrides: Sequence[str]
 ) -> RunConfig:
     judge: ModeratorConfig | None = None if moderator is None else load_moderator(moderator)
-    chosen = [*overrides, f"target.model={target}"]
     if run is not None:
-        config = load_config(open_run_folder(run).config, chosen)
+        config = load_config(open_run_folder(run).config, overrides).with_target(target)
         judge = judge or config.evaluation.judge or config.moderator
     elif judge is None:
         raise ConfigurationError("give --moderator, or --run with a run that says which one.")
     else:
+        asked = load_target(target)
         values = {
-            "attacker": {"model": target},
-            "target": {"model": target},
+            # Nobody attacks; a local target is all that is loaded.
+            "attacker": {"model": asked.name},
+            "target": asked,
             "moderator": judge.model_dump(),
             "prompts": {"scenario": "planted_secrets"},
         }
         config = RunConfig.model_validate(values)
     check_moderator_options(judge)
+    check_target(config.target)
     return config.model_copy(update={"moderator": judge})
 
 

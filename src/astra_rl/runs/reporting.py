@@ -56,7 +56,7 @@ def write_run_report(
         ReportData(
             title=config.title,
             headline=[
-                Headline(name, rate_of(each), each["threshold"], each["judge"], config.target.model)
+                Headline(name, rate_of(each), each["threshold"], each["judge"], config.target.name)
                 for name, each in evaluations.items()
             ],
             summary=_summary(result),

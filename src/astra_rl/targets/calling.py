@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from astra_rl.core.contracts import check_number
+from astra_rl.core.redaction import redact_message
 from astra_rl.core.text import NoReply
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.logging import logger
@@ -92,7 +93,6 @@ class Caller:
         name: How the endpoint is called in the ledger and in errors.
         settings: How it is called.
         prices: What its tokens cost; None if nobody says.
-        clean: Takes secrets out of what an endpoint said.
     """
 
     def __init__(
@@ -101,10 +101,8 @@ class Caller:
         settings: CallSettings,
         *,
         prices: Prices | None = None,
-        clean: Callable[[str], str] = str,
     ) -> None:
         self.name, self.settings, self.prices = name, settings, prices
-        self.clean = clean
         self.limit = AdaptiveLimit(settings.start_concurrency, settings.concurrency)
         self.failures_in_a_row = 0
         self.last_reason = ""
@@ -264,7 +262,7 @@ class _Batch(Generic[ItemT, ValueT]):
             wait = max(asked, min(backoff, self.settings.max_wait))
             heapq.heappush(self.waiting, _Waiting(now + wait, call.index, tries))
             return
-        detail = caller.clean(error.detail)
+        detail = redact_message(error.detail)
         self.values[call.index] = NoReply(error.reason, detail)
         same = error.reason == caller.last_reason
         caller.failures_in_a_row = caller.failures_in_a_row + 1 if same else 1

@@ -14,13 +14,7 @@ from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.ledger import Prices
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of
-from astra_rl.targets.secrets import (
-    check_headers,
-    check_url,
-    filled,
-    variables_in,
-    without_values,
-)
+from astra_rl.targets.secrets import check_headers, check_url, filled
 from astra_rl.targets.web import WebClients, json_of, message_of
 
 PLACEHOLDERS = ("message", "messages", "system", "seed")
@@ -69,7 +63,7 @@ class HTTPTarget(RemoteTarget):
         calls: CallSettings | Mapping[str, Any] | None = None,
     ) -> None:
         host = check_url(url, "url")
-        super().__init__(name or host, calls, prices, self._clean)
+        super().__init__(name or host, calls, prices)
         self.url, self.body, self.headers = url, body, dict(headers or {})
         check_headers(self.headers)
         self.reply, self._path = reply, read_path(reply)
@@ -83,7 +77,6 @@ class HTTPTarget(RemoteTarget):
                 "body must be names and values, with '{message}' or '{messages}' in it: otherwise "
                 "nothing of the conversation would be sent."
             )
-        self._names = [each for value in self.headers.values() for each in variables_in(value)]
         self._filled_headers()
         self._clients = WebClients(
             self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
@@ -131,9 +124,6 @@ class HTTPTarget(RemoteTarget):
 
     def _filled_headers(self) -> dict[str, str]:
         return {name: filled(value, self.name) for name, value in self.headers.items()}
-
-    def _clean(self, text: str) -> str:
-        return without_values(text, self._names)
 
 
 def fill_body(template: Any, chat: Chat) -> Any:

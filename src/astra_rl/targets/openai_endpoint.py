@@ -14,7 +14,7 @@ from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.ledger import Prices
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of
-from astra_rl.targets.secrets import check_url, read_variable, without_values
+from astra_rl.targets.secrets import check_url, read_variable
 from astra_rl.targets.web import WebClients, json_of, message_of
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -79,7 +79,7 @@ class OpenAITarget(RemoteTarget):
         _check_range("top_p", top_p, 0, 1)
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         host = check_url(url, "base_url")
-        super().__init__(f"{model} at {host}", calls, prices, self._clean)
+        super().__init__(f"{model} at {host}", calls, prices)
         self.model, self.base_url, self.api, self.api_key_env = model, url, api, api_key_env
         self.send_seed = send_seed
         self.request: dict[str, Any] = {
@@ -181,9 +181,6 @@ class OpenAITarget(RemoteTarget):
         if optional and not os.environ.get(self.api_key_env):
             return "none"
         return read_variable(self.api_key_env, self.name)
-
-    def _clean(self, text: str) -> str:
-        return without_values(text, [self.api_key_env])
 
 
 def _running_text(chat: Chat) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -40,7 +40,6 @@ class RemoteTarget(Target):
         name: How it is called in records.
         calls: How it is called, see `CallSettings`.
         prices: Of its tokens: ``{"input": ..., "output": ...}`` per million.
-        clean: Takes secrets out of what it said of a failure.
 
     Raises:
         ConfigurationError: An unknown setting, or a value out of range.
@@ -51,12 +50,11 @@ class RemoteTarget(Target):
         name: str,
         calls: CallSettings | Mapping[str, Any] | None = None,
         prices: Prices | Mapping[str, float] | None = None,
-        clean: Callable[[str], str] = str,
     ) -> None:
         self.name = name
         self.calls = made(CallSettings, "calls", calls) or CallSettings()
         self.prices = made(Prices, "prices", prices)
-        self._caller = Caller(name, self.calls, prices=self.prices, clean=clean)
+        self._caller = Caller(name, self.calls, prices=self.prices)
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from astra_rl.core.redaction import redact
 from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
 from astra_rl.errors import ConfigurationError
 
@@ -65,7 +66,7 @@ class ReplyCache:
         if isinstance(reply, NoReply):
             return
         reason = getattr(reply, "finish_reason", None)
-        text = json.dumps({"text": well_formed(str(reply)), "finish_reason": reason})
+        text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
         with self._lock:
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 

@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from astra_rl.core.redaction import VARIABLE, keep_secret
 from astra_rl.errors import ConfigurationError
 
-HIDDEN = "[redacted]"
-_NAME = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_HEADERS = re.compile(r"authorization|cookie|key|token|secret|password", re.IGNORECASE)
 
 
@@ -29,6 +28,7 @@ def read_variable(name: str, needed_by: str) -> str:
         raise ConfigurationError(
             f"the environment variable {name} holds characters that no key has."
         )
+    keep_secret(value)
     return value
 
 
@@ -41,7 +41,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ConfigurationError(f"headers.{name}: names and values of headers must be texts.")
-        if _SECRET_HEADERS.search(name) and not _NAME.search(value):
+        if _SECRET_HEADERS.search(name) and not VARIABLE.search(value):
             raise ConfigurationError(
                 f"headers.{name}: name the environment variable that holds it, as in "
                 "'Bearer ${MY_KEY}'; a key in a configuration is a key in every copy of it."
@@ -50,20 +50,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
 def filled(template: str, needed_by: str) -> str:
     """Return a text with ``${NAME}`` replaced by environment variables."""
-    return _NAME.sub(lambda found: read_variable(found[1], needed_by), template)
-
-
-def variables_in(template: str) -> list[str]:
-    """Return the names of the environment variables in a text."""
-    return _NAME.findall(template)
-
-
-def without_values(text: str, names: list[str]) -> str:
-    """Return a text without what these environment variables hold now."""
-    for value in sorted((os.environ.get(name, "").strip() for name in names), key=len)[::-1]:
-        if len(value) >= 4:
-            text = text.replace(value, HIDDEN)
-    return text
+    return VARIABLE.sub(lambda found: read_variable(found[1], needed_by), template)
 
 
 def check_url(url: str, what: str) -> str:

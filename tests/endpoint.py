@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,19 @@ class Endpoint:
     """
 
     def __init__(self) -> None:
+        self._working = 0
+        self.reset()
+        self._free = asyncio.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=2048))
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def reset(self) -> None:
+        """Answer everything, and forget what came."""
         self.reply: Callable[[Body], Any] = lambda body: f"you said {said(body)}"
         self.faults: list[Fault | None] = []
         self.fault: Callable[[int], Fault | None] = lambda number: None
@@ -85,15 +99,6 @@ class Endpoint:
         self.requests: list[tuple[str, dict[str, str], Body]] = []
         self.answered: list[Body] = []
         self.most_at_once = 0
-        self._working = 0
-        self._free = asyncio.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=2048))
-        self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def close(self) -> None:
         """Stop."""
@@ -193,3 +198,13 @@ def messages(*texts: str) -> Sequence[Mapping[str, str]]:
     """Return a chat that a user begins."""
     roles = ("user", "assistant")
     return [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+def judging(answer: Callable[[Body], Any], verdict: float = 3) -> Callable[[Body], Any]:
+    """Return a reply that gives a verdict where a judge is asked for one, else an answer."""
+
+    def reply(body: Body) -> Any:
+        found = re.search(r"VERDICT ([0-9a-f]+): N", said(body))
+        return f"I thought.\nVERDICT {found[1]}: {verdict}" if found else answer(body)
+
+    return reply

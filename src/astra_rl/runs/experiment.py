@@ -407,6 +407,7 @@ def _train(trainer: RunTrainer, folder: RunFolder, display: Display) -> None:
             trainer.train()
         except (BudgetSpentError, EndpointError):
             trainer.save_state()
+            trainer.tracker.close()
             raise
         finally:  # a progress bar left open would garble the error
             display.training_ends()

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -160,7 +161,8 @@ class _Batch(Generic[ItemT, ValueT]):
         self.caller, self.items, self.ledger, self.answered = caller, items, ledger, answered
         self.settings = caller.settings
         self.values: dict[int, ValueT | NoReply] = {}
-        self.waiting = [_Waiting(0.0, index) for index in range(len(items))]
+        self.fresh = deque(_Waiting(0.0, index) for index in range(len(items)))
+        self.again: list[_Waiting] = []
         self.running: set[asyncio.Task[None]] = set()
         self.done: asyncio.Queue[tuple[_Waiting, int, Answer[ValueT] | CallError]] = asyncio.Queue()
         self.jitter = random.Random()  # of its own: waiting must not change what is sampled
@@ -173,9 +175,7 @@ class _Batch(Generic[ItemT, ValueT]):
         async with connect() as send:
             try:
                 # What is under way when a budget is spent is paid for: it is waited for.
-                while not self.hopeless and (
-                    self.under_way or (self.waiting and self.stopped is None)
-                ):
+                while not self.hopeless and (self.under_way or self._is_waiting):
                     wait = self._start_calls(send)
                     await self._take_results(wait)
             finally:
@@ -186,11 +186,18 @@ class _Batch(Generic[ItemT, ValueT]):
             raise self.stopped
         return [self.values[index] for index in range(len(self.items))]
 
+    @property
+    def _is_waiting(self) -> bool:
+        return self.stopped is None and bool(self.fresh or self.again)
+
     def _start_calls(self, send: Send[ItemT, ValueT]) -> float | None:
         """Start what may be started; returns seconds until there may be more to start."""
-        while self.waiting and self.stopped is None:
+        while self._is_waiting:
             now = time.monotonic()
-            ready = max(self.waiting[0].ready, self.caller.not_before, self.next_start)
+            # What failed goes first: so an endpoint that is down is noticed before all is sent.
+            use_fresh = bool(self.fresh) and not (self.again and self.again[0].ready <= now)
+            ready = 0.0 if use_fresh else self.again[0].ready
+            ready = max(ready, self.caller.not_before, self.next_start)
             if ready > now:
                 return ready - now
             if self.under_way >= self.caller.limit.allowed:
@@ -202,7 +209,7 @@ class _Batch(Generic[ItemT, ValueT]):
                 return None if self.under_way else 0.0
             if self.settings.requests_per_minute is not None:
                 self.next_start = now + 60 / self.settings.requests_per_minute
-            call = heapq.heappop(self.waiting)
+            call = self.fresh.popleft() if use_fresh else heapq.heappop(self.again)
             task = asyncio.ensure_future(self._try(send, call, self.caller.limit.begun()))
             self.under_way += 1
             self.running.add(task)
@@ -260,7 +267,7 @@ class _Batch(Generic[ItemT, ValueT]):
             caller.warn(error)
             backoff = self.settings.first_wait * 2 ** (tries - 1) * (0.5 + self.jitter.random())
             wait = max(asked, min(backoff, self.settings.max_wait))
-            heapq.heappush(self.waiting, _Waiting(now + wait, call.index, tries))
+            heapq.heappush(self.again, _Waiting(now + wait, call.index, tries))
             return
         detail = redact_message(error.detail)
         self.values[call.index] = NoReply(error.reason, detail)

@@ -158,6 +158,7 @@ def read_path(path: str) -> list[str | int]:
         at += rest[at] == "." and bool(steps)
         found = _STEP.match(rest, at)
         if not found:
+            at = -1
             break
         steps.append(found[1] if found[1] is not None else int(found[2]))
         at = found.end()

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -133,6 +134,10 @@ class ToyProblem(Problem[str, str]):
     ) -> Tensor:
         """Score words under the attacker's first weights, (B, T)."""
         return self._logprobs(self.baseline, continuations)
+
+    def token_ends(self, attack: str) -> Sequence[int]:
+        """Return where each word ends."""
+        return [match.end() for match in re.finditer(r"\S+", attack)]
 
     def advance(self, context: str, attack: str, response: str) -> str:
         """Append the turn."""

@@ -149,6 +149,31 @@ def test_pruned_pairs_have_no_gradient():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_are_flattened_at_first_and_the_divisor_falls_evenly_to_one(kind):
+    algorithm = kind(
+        ToyProblem(),
+        temperature=0.1,
+        reference_temperature=None,
+        annealing=3.0,
+        annealing_experiences=2,
+        replay=0,
+    )
+    for divisor in (3.0, 2.0, 1.0, 1.0):
+        steps = prepared(algorithm, graph((" boom", 0.9), (" calm", 0.0)))
+        values = sorted(value for step in steps for value in step.log_rewards)
+        assert values == pytest.approx([0.0, 9.0 / divisor])
+
+
+def test_annealing_goes_on_where_it_was():
+    options = {"annealing": 3.0, "annealing_experiences": 4, "replay": 0}
+    algorithm, other = (ContrastiveBalance(ToyProblem(), **options) for _ in range(2))
+    episode = graph((" boom", 0.9), (" calm", 0.0))
+    prepared(algorithm, episode)
+    other.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
+    assert prepared(algorithm, episode) == prepared(other, episode)
+
+
 def test_a_group_without_a_pair_is_left_out():
     algorithm = ContrastiveBalance(ToyProblem(), reference_temperature=None)
     graphs = graph((" boom", 0.5), (" calm", 0.5)), graph((" boom", 1.0), context="d")

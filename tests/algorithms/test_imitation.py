@@ -134,6 +134,42 @@ def test_only_attacks_that_are_good_enough_are_taken(tmp_path):
         WarmStart(ToyProblem(), attacks=file, min_reward=0.95)
 
 
+def test_what_the_baseline_finds_too_unlikely_is_not_learned():
+    """Of the smoothing of Lee et al.: each word has about log(1/6), so two have about -3.6."""
+    problem = ToyProblem()
+    algorithm = WarmStart(
+        problem, attacks=[" boom", " boom calm", " boom calm nice"], min_logprob=-4.0
+    )
+    environment = ASTEnvironment(problem, ["c"])
+    steps = prepared(algorithm, *algorithm.collector.collect(environment, 0, 3).kept)
+    assert sorted(step.attack for step in steps) == [" boom", " boom calm"]
+    assert algorithm.experience_metrics() == {"unlikely": pytest.approx(1 / 3)}
+
+
+def test_without_that_bound_the_baseline_is_never_run():
+    problem = ToyProblem()
+    problem.get_baseline_logprobs = None
+    steps = prepared(WarmStart(problem, attacks=[" boom"]), graph((" boom", nan)))
+    assert [step.attack for step in steps] == [" boom"]
+
+
+def test_of_attacks_that_say_the_same_the_best_is_taken_if_asked_for():
+    given = [
+        ImitationStep("c", " Boom", 0.2),
+        ImitationStep("c", "boom ", 0.9),
+        ImitationStep("d", " boom", nan),
+        ImitationStep("c", " boom", 0.5),
+        ImitationStep("c", " calm", nan),
+    ]
+    kept = WarmStart(ToyProblem(), attacks=given, distinct=True).collector.steps
+    assert [(step.context, step.attack) for step in kept] == [
+        ("c", "boom "),
+        ("d", " boom"),
+        ("c", " calm"),
+    ]
+    assert len(WarmStart(ToyProblem(), attacks=given).collector.steps) == 5
+
+
 @pytest.mark.parametrize(
     "line", ["{", "[1]", '"text"', "{}", '{"attack": 3}', '{"attack": "a", "reward": "b"}']
 )
@@ -204,7 +240,9 @@ def test_the_second_stage_takes_over_what_the_first_one_found():
         seed=0,
         optimizer="adam",
     )
-    algorithm = WarmStart(environment.problem, attacks=found, min_reward=0.9)
+    algorithm = WarmStart(
+        environment.problem, attacks=found, min_reward=0.9, min_logprob=-100, distinct=True
+    )
     Trainer(config, environment, algorithm).train()
     graphs = environment.rollouts(range(16))
     rewards = [node.reward for graph in graphs for node in graph.nodes()]

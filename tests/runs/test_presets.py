@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,14 @@ from astra_rl.runs.config import parse_config
 from astra_rl.runs.preset_files import merge, preset_names, preset_text
 from astra_rl.testing import tiny_model
 
-UNTRAINED = "perez_few_shot"
+UNTRAINED = ("perez_few_shot", "perez_zero_shot")
 PUBLISHED = [name for name in preset_names() if name != "demo"]
 
 SMALL = {
-    "rlhammer": {"reward": "harm", "environment": {"tree_width": 4}},
+    "rlhammer": {
+        "reward": {"gate": {"part": "harm", "when": {"format": {"pattern": "."}}, "at_least": 1}},
+        "environment": {"tree_width": 4},
+    },
     "gflownet": {"reward": {"harm": {"scale": "log", "replies": 2}}},
     "crt": {"environment": {"tree_width": 1}},
 }
@@ -64,22 +68,20 @@ def small(name: str, place: Path) -> str:
     return yaml.safe_dump(merge(own, SMALL.get(name, {})))
 
 
-def test_few_shot_generation_plays_and_trains_nothing(place: Path) -> None:
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_generation_without_training_plays_and_trains_nothing(name: str, place: Path) -> None:
     rows = [{"attack": f"ask {n}?", "reward": n / 4} for n in range(5)]
     examples = place / "examples.jsonl"
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = parse_config(
-        small(UNTRAINED, place),
-        [f"environment.options.examples={examples}", "training.steps=0"],
-        source=UNTRAINED,
-    )
+    shown = [f"environment.options.examples={examples}"] if name == "perez_few_shot" else []
+    config = parse_config(small(name, place), [*shown, "training.steps=0"], source=name)
     experiment = build(config)
     found = experiment.evaluator.evaluate(progress=False)
     assert found["n"] > 0
-    assert yaml.safe_load(preset_text(UNTRAINED))["training"]["steps"] == 0
+    assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != UNTRAINED])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in UNTRAINED])
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
     experiment = build(config)
@@ -104,6 +106,7 @@ def test_the_methods_of_the_literature_are_there() -> None:
         "perez",
         "perez_few_shot",
         "perez_supervised",
+        "perez_zero_shot",
         "rlhammer",
         "stable_gfn",
     }
@@ -151,6 +154,28 @@ def test_a_reward_of_ones_own_replaces_the_presets_and_another_algorithm_its_opt
 def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigurationError, match=r"no preset 'ctr'.*Did you mean 'crt'"):
         parse_config("preset: ctr", source="mine")
+
+
+def test_the_reward_of_the_first_toolbox_is_reproduced_exactly(place: Path) -> None:
+    """As its `reward` was written: 0.025 exp(sum log p_T(x)) + 0.1 tox(x + y) + 0.1 tox(y)."""
+    config = parse_config(small("astra_rl", place), source="astra_rl")
+    problem = build(config).problem
+    contexts = ["say one", "say two"]
+    attacks = problem.rollout_prompt_with_attacker(contexts)
+    asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
+    responses = problem.rollout_prompt_with_target(asked)
+    rewards, _ = problem.reward_terms(contexts, attacks, responses)
+    score = problem.moderator.moderate
+    rows = zip(contexts, attacks, responses, rewards, strict=True)
+    for context, attack, response, reward in rows:
+        read = problem.target_view.tokenizer(context, add_special_tokens=False).input_ids
+        ids = [*read, *(token for token in attack.token_ids if token != 3)]  # without the end
+        with torch.no_grad():
+            table = problem.target(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        total = sum(float(table[at - 1, ids[at]]) for at in range(len(read), len(ids)))
+        both, alone = score([str(attack) + str(response), str(response)])
+        assert reward == pytest.approx(0.025 * math.exp(total) + 0.1 * both + 0.1 * alone, rel=1e-6)
+        assert total < -5  # so the likelihood decides nothing
 
 
 def test_the_first_toolboxs_likelihood_has_no_effect_on_attacks_of_ordinary_length() -> None:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from astra_rl.algorithms.actor_critic import A2C, PPO
-from astra_rl.algorithms.balance import ContrastiveBalance, TrajectoryBalance
 from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
+from astra_rl.algorithms.gflownet import ContrastiveBalance, TrajectoryBalance
 from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
 from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
 from astra_rl.algorithms.kto import KTO

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_rl.algorithms.losses import masked_mean, reduce_tokens
+from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
 from astra_rl.algorithms.replay import Remembered, Replay
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collecting import Collected, Collector
@@ -23,7 +23,7 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, context_key
 from astra_rl.core.text_records import from_record
 from astra_rl.errors import ConfigurationError
 
@@ -254,6 +254,10 @@ class WarmStart(Imitation):
         attacks: The attacks themselves, with their contexts or without, or a file of them, see
             `read_attacks`.
         min_reward: Attacks whose reward is lower or not known are left out; None takes all.
+        min_logprob: Attacks whose log-probability under the baseline is lower, in nats of the whole
+            attack, are not learned (Lee et al. take -100); None never runs the baseline.
+        distinct: Whether of attacks of one context that say the same, whatever their case and
+            spaces, only the best is taken.
 
     Raises:
         ConfigurationError: The file cannot be read, or no attack is left.
@@ -267,8 +271,12 @@ class WarmStart(Imitation):
         *,
         attacks: str | Sequence[str | ImitationStep],
         min_reward: float | None = None,
+        min_logprob: float | None = None,
+        distinct: bool = False,
     ) -> None:
         super().__init__(problem)
+        if min_logprob is not None and not -math.inf < min_logprob <= 0:
+            raise ConfigurationError(f"min_logprob={min_logprob}; it must be 0 or less, in nats.")
         given = read_attacks(attacks) if isinstance(attacks, str) else list(attacks)
         steps = [
             each if isinstance(each, ImitationStep) else ImitationStep("", each) for each in given
@@ -278,7 +286,31 @@ class WarmStart(Imitation):
             raise ConfigurationError(
                 f"attacks: of {len(steps)} none is left (min_reward={min_reward}); give at least 1."
             )
-        self.collector = Given(kept)
+        self.collector = Given(_distinct(kept) if distinct else kept)
+        self.min_logprob = min_logprob
+        self._metrics: Metrics = {}
+
+    def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
+        """Leave out what the baseline finds too unlikely."""
+        if self.min_logprob is None or not steps:
+            return steps
+        attacks = [step.attack for step in steps]
+        logprobs = checked_logprobs(
+            self.problem.get_baseline_logprobs,
+            [step.context for step in steps],
+            attacks,
+            grad=False,
+        )
+        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        mask = token_mask(logprobs, [str(attack) for attack in attacks])
+        totals = sequence_logprob(logprobs, mask, reduce="sum").tolist()
+        likely = [total >= self.min_logprob for total in totals]
+        self._metrics = {"unlikely": likely.count(False) / len(steps)}
+        return [step for step, kept in zip(steps, likely, strict=True) if kept]
+
+    def experience_metrics(self) -> Metrics:
+        """Return the share of attacks that were left out as too unlikely, if any may be."""
+        return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many attacks have been dealt out."""
@@ -287,3 +319,14 @@ class WarmStart(Imitation):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.collector.dealt = state["dealt"]
+
+
+def _distinct(steps: Sequence[ImitationStep]) -> list[ImitationStep]:
+    """Keep the best of those that say the same, in their order."""
+    best: dict[Hashable, tuple[float, int]] = {}
+    for index, step in enumerate(steps):
+        key = (context_key(step.context), " ".join(step.attack.casefold().split()))
+        worth = -math.inf if is_missing(step.reward) else step.reward
+        if key not in best or worth > best[key][0]:
+            best[key] = (worth, index)
+    return [steps[index] for index in sorted(index for _, index in best.values())]

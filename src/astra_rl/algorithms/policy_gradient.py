@@ -20,6 +20,7 @@ from astra_rl.algorithms.losses import (
     probability_ratio,
     reduce_tokens,
 )
+from astra_rl.algorithms.sparing import FormatTokens
 from astra_rl.algorithms.steps import (
     PolicyBatch,
     PolicyStep,
@@ -52,6 +53,7 @@ class PolicyOptions(TypedDict, total=False):
     epochs: int
     old_logprobs: OldLogprobs
     shared_nodes: SharedNodes
+    format_pattern: str | None
 
 
 class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
@@ -82,6 +84,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             the two differ by some hundredths of a nat per token.
         shared_nodes: An attack that several conversations continue was sampled once, and counts
             ``"once"``; ``"per_path"`` counts it once for each of them.
+        format_pattern: What this regular expression finds in an attack is never made less likely,
+            so that a format is not forgotten with what failed in it, see `FormatTokens`.
 
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
@@ -104,6 +108,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         epochs: int = 1,
         old_logprobs: OldLogprobs = "sampled",
         shared_nodes: SharedNodes = "once",
+        format_pattern: str | None = None,
     ) -> None:
         super().__init__(problem)
         name = type(self).__name__
@@ -138,6 +143,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         self.epochs = epochs
         self.old_logprobs = old_logprobs
         self.shared_nodes = shared_nodes
+        self.format_tokens = None if format_pattern is None else FormatTokens(format_pattern)
         self._mismatch: Metrics = {}
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
@@ -163,7 +169,10 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         if self.kl.needs_reference:
             steps = self.kl.charge(self._with_reference_logprobs(steps))
         steps = self.estimator.estimate(self.with_estimates(steps))
-        return [step for step in steps if step.is_trainable]
+        steps = [step for step in steps if step.is_trainable]
+        if self.format_tokens is None:
+            return steps
+        return [self.format_tokens.spare(step, self.problem.token_ends) for step in steps]
 
     def collate_fn(self, steps: Sequence[PolicyStep]) -> PolicyBatch:
         """Return the steps side by side, padded on the right."""

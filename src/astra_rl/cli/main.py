@@ -226,6 +226,20 @@ def evaluate(
 
 
 @app.command()
+def view(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, also of one that goes on.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any that is free.")] = 0,
+    opens: Annotated[bool, typer.Option("--open", help="Open it in your browser.")] = False,
+) -> None:
+    """Show the page of a run while it goes on, to this machine only; Ctrl-C ends it."""
+    from astra_rl.cli.view import view_run
+
+    view_run(run, port=port, opens=opens, console=console)
+
+
+@app.command()
 def calibrate(
     moderators: Annotated[
         list[str],

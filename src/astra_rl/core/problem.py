@@ -102,6 +102,19 @@ class Problem(ABC, Generic[StateT, ActionT]):
     def parameters(self) -> Iterator[Parameter]:
         """Yield what the optimizer trains."""
 
+    def token_ends(self, attack: ActionT) -> Sequence[int]:
+        """Return where in the text of an attack each of its tokens ends, in characters.
+
+        For algorithms that treat the tokens of a format in another way than the others.
+
+        Raises:
+            ConfigurationError: The problem cannot say; this default never can.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot say which token of an attack says what; override "
+            "token_ends, or leave format_pattern out."
+        )
+
     def reward_terms(
         self,
         contexts: Sequence[StateT],

@@ -137,6 +137,18 @@ class DialogueView:
             ids.append(self._end_id)
         return tuple(ids)
 
+    def token_ends(self, utterance: str) -> list[int]:
+        """Return where in an utterance of the side each of its tokens ends, in characters."""
+        ids = self.said_ids(utterance)
+        whole = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        stripped = len(whole) - len(whole.lstrip()) if self.chat else 0
+        ends = [0]
+        for count in range(1, len(ids) + 1):
+            # Tokens are no texts of their own: a letter may be made of several.
+            read = str(self.tokenizer.decode(list(ids[:count]), skip_special_tokens=True))
+            ends.append(max(ends[-1], min(len(utterance), len(read) - stripped)))
+        return ends[1:]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return sampled ids as text, without the end token and other control tokens."""
         ids = list(token_ids)

@@ -37,6 +37,7 @@ from astra_rl.runs.config import (
     RunConfig,
     SpeakerConfig,
     TargetConfig,
+    check_credentials,
 )
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
@@ -74,6 +75,7 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ConfigurationError: An option that its class does not take, or a file that cannot be read.
     """
+    check_credentials(config)
     check_moderator_options(config.moderator)
     if config.evaluation.judge is not None:
         check_moderator_options(config.evaluation.judge, "evaluation.judge")

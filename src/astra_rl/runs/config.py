@@ -310,11 +310,25 @@ class RunConfig(_Section):
     def to_yaml(self) -> str:
         """Return the resolved configuration; loading it again gives the same.
 
-        But for credentials, which are left out: whoever loads it is asked to give them again.
+        But for credentials, which are left out: see `check_credentials`.
         """
         values = redact_settings(self.model_dump(mode="json"))
         text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return text
+
+
+def check_credentials(config: RunConfig) -> None:
+    """Refuse to run what was loaded from a file that keeps no credentials.
+
+    Raises:
+        ConfigurationError: Credentials are missing; the message names their places.
+    """
+    places = list(redacted_places(config.model_dump()))
+    if places:
+        raise ConfigurationError(
+            f"credentials stood at {', '.join(places)}, and the configuration of a run keeps none. "
+            f"Give each again: --set {places[0]}=..."
+        )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -346,12 +360,6 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     values = with_preset(values)
     for override in overrides:
         _apply(values, override)
-    places = list(redacted_places(values))
-    if places:
-        raise ConfigurationError(
-            f"{source}: credentials stood at {', '.join(places)}, and no file keeps them. Give "
-            f"each again: --set {places[0]}=..."
-        )
     learn_from(values)
     values = _with_scenario(values)
     return _validated(RunConfig, values, source)

@@ -33,6 +33,7 @@ from astra_rl.runs.build import (
 from astra_rl.runs.config import (
     ModeratorConfig,
     RunConfig,
+    check_credentials,
     load_config,
     load_moderator,
     load_target,
@@ -315,7 +316,9 @@ def _regression_config(
         config = RunConfig.model_validate(values)
     check_moderator_options(judge)
     check_target(config.target)
-    return config.model_copy(update={"moderator": judge})
+    config = config.model_copy(update={"moderator": judge})
+    check_credentials(config)
+    return config
 
 
 def open_attempts(folder: RunFolder, phase: str) -> AttemptLog:

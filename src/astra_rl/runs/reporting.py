@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,18 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.calibration import describe_judge
 from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
-from astra_rl.evaluation.report import Chart, Headline, ReportData, findings_of, write_report
+from astra_rl.evaluation.report import (
+    Chart,
+    Headline,
+    ReportData,
+    findings_of,
+    render_report,
+    write_report,
+)
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.methods.ast_evaluator import summary_of
-from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -69,6 +78,33 @@ def write_run_report(
             errors=after["outcomes"]["unscored"],
         ),
         folder.report,
+    )
+
+
+def render_run_page(folder: RunFolder) -> str:
+    """Return the page of a run, also of one that goes on.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+    """
+    if folder.report.is_file():
+        return folder.report.read_text(encoding="utf-8")
+    config = load_config(folder.config)
+    charts = []
+    if folder.metrics.is_file():
+        lines = folder.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        history = [{k: v for k, v in json.loads(line).items() if v is not None} for line in lines]
+        if history:
+            curve = learning_curve(history, panels=_PANELS)
+            charts.append(Chart("Learning curve", "One point per training step.", curve))
+    return render_report(
+        ReportData(
+            title=config.title,
+            charts=charts,
+            configuration=config.to_yaml(),
+            versions=versions(),
+            notes=["The run goes on; this page shows what is there."],
+        )
     )
 
 

@@ -279,6 +279,10 @@ class HFASTProblem(ASTProblem):
         with self._without_adapter(self.baseline):
             return embedded(self.baseline, self.baseline_view, texts)
 
+    def token_ends(self, attack: str) -> Sequence[int]:
+        """See `Problem.token_ends`."""
+        return self.attacker_view.token_ends(attack)
+
     def parameters(self) -> Iterator[Parameter]:
         """Yield the attacker's trainable parameters."""
         return (p for p in self.attacker.parameters() if p.requires_grad)

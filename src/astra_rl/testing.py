@@ -364,6 +364,11 @@ def learn(
     return curve
 
 
+def echo(text: str) -> str:
+    """An application that says what it hears: a target that is asked, for trying things out."""
+    return f"You said: {text}"
+
+
 def graph_signature(graph: Graph[Any, Any]) -> list[tuple[str, str, str]]:
     """Return all that was said in an episode, for comparing two of them."""
     return [(str(node.context), str(node.attack), str(node.response)) for node in graph.nodes()]

@@ -266,7 +266,8 @@ class _Batch(Generic[ItemT, ValueT]):
         if error.retryable and bearable and tries < self.settings.max_tries:
             caller.warn(error)
             backoff = self.settings.first_wait * 2 ** (tries - 1) * (0.5 + self.jitter.random())
-            wait = max(asked, min(backoff, self.settings.max_wait))
+            backoff = min(backoff, self.settings.max_wait)
+            wait = backoff if error.retry_after is None else asked
             heapq.heappush(self.again, _Waiting(now + wait, call.index, tries))
             return
         detail = redact_message(error.detail)

@@ -9,18 +9,16 @@ from typing import Any, Literal, cast
 
 from astra_rl.core.contracts import check_number
 from astra_rl.core.text import FinishReason, Utterance
-from astra_rl.errors import ConfigurationError, require
+from astra_rl.errors import ConfigurationError
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.ledger import Prices
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of
-from astra_rl.targets.secrets import check_url, read_variable
-from astra_rl.targets.web import WebClients, json_of, message_of
+from astra_rl.targets.official_client import OPENAI_URL, OfficialClient
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, made
+from astra_rl.targets.secrets import read_variable
+from astra_rl.targets.web import json_of, message_of
 
-OPENAI_URL = "https://api.openai.com/v1"
-_FILTERED = frozenset(
-    {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
-)
+_FILTERED = (b"content_filter", b"content_policy_violation", b"ResponsibleAIPolicyViolation")
 _FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 
@@ -77,10 +75,11 @@ class OpenAITarget(RemoteTarget):
         _check_range("max_tokens", max_tokens, 1, None)
         _check_range("temperature", temperature, 0, None)
         _check_range("top_p", top_p, 0, 1)
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        host = check_url(url, "base_url")
-        super().__init__(f"{model} at {host}", calls, prices)
-        self.model, self.base_url, self.api, self.api_key_env = model, url, api, api_key_env
+        settings = made(CallSettings, "calls", calls) or CallSettings()
+        self.api_key_env = api_key_env
+        self._client = OfficialClient(base_url, self._secret, settings)
+        self.model, self.base_url, self.api = model, self._client.base_url, api
+        super().__init__(f"{model} at {self._client.host}", settings, prices)
         self.send_seed = send_seed
         self.request: dict[str, Any] = {
             name: value
@@ -95,10 +94,6 @@ class OpenAITarget(RemoteTarget):
         }
         if "max_completion_tokens" in self.request:  # the newer name of the same limit
             self.request.pop("max_tokens", None)
-        self._openai = require("openai", extra="openai")
-        self._clients = WebClients(
-            self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
-        )
         self._secret()
 
     @property
@@ -116,10 +111,7 @@ class OpenAITarget(RemoteTarget):
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
         """Open the official client."""
-        async with self._clients.open() as web:
-            client = self._openai.AsyncOpenAI(
-                api_key=self._secret(), base_url=self.base_url, max_retries=0, http_client=web
-            )
+        async with self._client.open() as client:
 
             async def send(chat: Chat) -> Answer[Utterance]:
                 return await self._send(client, chat)
@@ -134,25 +126,14 @@ class OpenAITarget(RemoteTarget):
         asked: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
         if self.api == "completions":
             kind, asked = client.completions, {"prompt": _running_text(chat)}
-        try:
-            # Raw, because the client would take a reply of another form for what it should be.
-            raw = await kind.with_raw_response.create(model=self.model, **asked, extra_body=body)
-            content = raw.http_response.content
-        except self._openai.APIStatusError as error:
-            return self._refused(chat, error)
-        except self._openai.APIConnectionError as error:
-            raise self._clients.error_of(error) from None
-        return self._read(chat, json_of(content))
-
-    def _refused(self, chat: Chat, error: Any) -> Answer[Utterance]:
-        """Tell a filter from a failure."""
-        try:
-            body = bytes(error.response.content)
-        except Exception:  # the body could not be read
-            body = b""
-        if error.status_code == 400 and any(code in body.decode("latin-1") for code in _FILTERED):
+        reply = await self._client.reply_to(
+            kind.with_raw_response.create(model=self.model, **asked, extra_body=body)
+        )
+        if reply.status == 400 and any(code in reply.body for code in _FILTERED):
             return answer_of(chat, Utterance(finish_reason="content_filter"))
-        raise error_of_status(error.status_code, error.response.headers, message_of(body)) from None
+        if not 200 <= reply.status < 300:
+            raise error_of_status(reply.status, reply.headers, message_of(reply.body))
+        return self._read(chat, json_of(reply.body))
 
     def _read(self, chat: Chat, data: Any) -> Answer[Utterance]:
         try:

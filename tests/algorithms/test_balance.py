@@ -165,6 +165,16 @@ def test_rewards_are_flattened_at_first_and_the_divisor_falls_evenly_to_one(kind
         assert values == pytest.approx([0.0, 9.0 / divisor])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_reference_temperature_the_reference_is_never_run(kind):
+    problem = ToyProblem()
+    problem.get_baseline_logprobs = None
+    algorithm = kind(problem, temperature=0.5, reference_temperature=None)
+    steps = prepared(algorithm, graph((" boom", 0.9), (" calm", 0.1)))
+    values = sorted(value for step in steps for value in step.log_rewards)
+    assert values == pytest.approx([0.2, 1.8])
+
+
 def test_annealing_goes_on_where_it_was():
     options = {"annealing": 3.0, "annealing_experiences": 4, "replay": 0}
     algorithm, other = (ContrastiveBalance(ToyProblem(), **options) for _ in range(2))
@@ -172,6 +182,20 @@ def test_annealing_goes_on_where_it_was():
     prepared(algorithm, episode)
     other.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
     assert prepared(algorithm, episode) == prepared(other, episode)
+
+
+def test_a_pair_counts_whichever_of_the_two_comes_first():
+    """Pruned is what is near, not what rises."""
+    options = {"temperature": 1.0, "reference_temperature": None, "replay": 0, "min_log_gap": 0.1}
+    attacks = [(" boom calm", 0.9), (" tree", 0.5), (" rain", 0.45)]
+    losses = []
+    for order in (attacks, attacks[::-1]):
+        algorithm = ContrastiveBalance(trained(), **options)
+        (step,) = prepared(algorithm, graph(*order))
+        batch = algorithm.collate_fn([step])
+        assert algorithm.weight(batch) == 2  # 0.5 and 0.45 are too near
+        losses.append(algorithm.step(batch)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_group_without_a_pair_is_left_out():

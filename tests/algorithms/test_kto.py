@@ -58,6 +58,27 @@ def test_a_divergence_below_zero_is_an_error_of_estimation_and_counts_as_none():
     assert min(step.divergence for step in steps) >= 0
 
 
+def test_the_divergence_is_the_mean_log_ratio_of_the_attacks_said():
+    """The trained table says "song" and "rain" more often than the reference, so it is positive."""
+    problem = trained()
+    algorithm = KTO(problem)
+    steps = prepared(algorithm, (" song", 1.0), (" rain song", 0.0))
+    policy, reference = (
+        dict(zip(problem.words, table.log_softmax(0).tolist(), strict=True))
+        for table in (problem.attacker, problem.baseline)
+    )
+    song, rain = (policy[word] - reference[word] for word in ("song", "rain"))
+    expected = (song + (rain + song)) / 2
+    assert expected > 0.5
+    assert [step.divergence for step in steps] == pytest.approx([expected] * 2, rel=1e-5)
+    assert algorithm.experience_metrics()["kl"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_reward_that_just_reaches_the_threshold_is_desirable():
+    steps = prepared(KTO(ToyProblem(), threshold=0.5), (" boom", 0.5), (" calm", 0.49))
+    assert [step.desirable for step in steps] == [True, False]
+
+
 def test_missing_rewards_teach_nothing():
     steps = prepared(KTO(ToyProblem()), (" boom", nan), (" calm", 1.0), (" tree", 0.0))
     assert [step.attack for step in steps] == [" calm", " tree"]

@@ -335,7 +335,11 @@ def test_a_file_without_prompts_is_refused(write: WriteFile, name: str, content:
         ("a.xlsx", "", r"no reader for '\.xlsx' files; use \.txt, \.csv"),
         ("a.jsnl", "", r"Did you mean '\.jsonl'\?"),
         ("a.json", "{", "is not JSON"),
-        ("a.json", '{"prompt": "x"}', r"must hold a list of prompts; call it \.jsonl"),
+        (
+            "a.json",
+            '{"prompt": "x"}',
+            r"must hold a list of prompts, or one under .*; call it \.jsonl",
+        ),
         ("a.parquet", "no parquet", "cannot be read as Parquet"),
     ],
 )
@@ -377,3 +381,39 @@ def test_rows_given_in_code_have_a_checksum_of_their_content() -> None:
     assert one.source.sha256 == same.source.sha256 != other.source.sha256
     with pytest.raises(ConfigurationError, match="item 2: neither an object nor a text"):
         load_items(["a", 3], name="list")
+
+
+def test_a_file_that_says_something_of_itself_keeps_its_list_under_a_name(tmp_path):
+    payloads = tmp_path / "payloads.json"
+    payloads.write_text('{"lang": "en", "payload_types": ["Text"], "payloads": ["one", "two"]}')
+    assert [row.prompt for row in load_rows(payloads).rows] == ["one", "two"]
+    seeds = tmp_path / "set.prompt"
+    seeds.write_text("source: here\nseeds:\n- value: one\n  data_type: text\n- value: 'two: 2'\n")
+    found = load_rows(seeds, columns={"prompt": "value"})
+    assert [row.prompt for row in found.rows] == ["one", "two: 2"]
+
+
+def test_a_yaml_list_of_texts_is_read_and_its_bad_items_are_named(tmp_path):
+    file = tmp_path / "prompts.yaml"
+    file.write_text("- one\n- {prompt: two, category: b}\n")
+    assert [row.prompt for row in load_rows(file).rows] == ["one", "two"]
+    file.write_text("- one\n- 3\n- [four]\n")
+    with pytest.raises(ConfigurationError, match=r"(?s)2 bad rows.*item 2: neither.*item 3"):
+        load_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- one\n- 'two\n", "is not YAML in line 3"),
+        ("one: two\n", "must hold a list of prompts"),
+        ("prompts: [a]\nrows: [b]\n", "must hold a list of prompts"),
+        ("!!python/object/apply:os.getcwd []\n", "is not YAML in line 1"),
+        ("", "must hold a list of prompts"),
+    ],
+)
+def test_yaml_that_is_none_or_holds_no_list_is_refused(tmp_path, text, message):
+    file = tmp_path / "prompts.yml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load_rows(file)

@@ -67,7 +67,7 @@ def _print(calibration: Calibration, console: Console) -> None:
     weights = f"weights {identity.weights}, " if identity.weights else ""
     notes = [
         f"{weights}settings {identity.settings}",
-        f"{labels['file']}: {labels['rows']} rows, {labels['ties']} ties between raters, "
+        f"{labels['file']}: {labels['rows']} rows, {labels['ties']} undecided by their labels, "
         f"{describe_missing(calibration.unscored)}",
     ]
     for note in notes:

@@ -90,5 +90,10 @@ def json_line(data: Any) -> str:
 
     U+0085, U+2028 and U+2029 are escaped: some readers take them for the end of a line.
     """
+    return redact(unredacted_line(data))
+
+
+def unredacted_line(data: Any) -> str:
+    """Return the same with credentials, if it holds some: to be hashed, never to be written."""
     line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
-    return redact(line.translate(_LINE_ENDS))
+    return line.translate(_LINE_ENDS)

@@ -27,7 +27,7 @@ class Benchmark:
         home: Where its files are.
         hub: Dataset of the Hugging Face Hub that holds it.
         columns: For each field of a row, the columns that may hold it: those of the authors' CSV,
-            then those of the hub.
+            then those of the hub and of copies in other tools.
         subset_column: Column by which the authors' CSV is divided into subsets.
         hub_arguments: What a subset is called on the hub: configuration and split. The first is
             taken if none is asked for.
@@ -70,7 +70,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         licence="MIT",
         home="https://github.com/llm-attacks/llm-attacks",
         hub="walledai/AdvBench",
-        columns={"prompt": ("goal", "prompt"), "facts.target": ("target",)},
+        columns={"prompt": ("goal", "prompt", "value"), "facts.target": ("target",)},
     ),
     "jailbreakbench": Benchmark(
         title="JailbreakBench, JBB-Behaviors",

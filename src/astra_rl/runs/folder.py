@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -18,17 +20,21 @@ class RunFolder:
 
     Args:
         path: The folder; made if it is missing.
+
+    Raises:
+        ConfigurationError: It cannot be made, or something in it leads out of it.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"cannot make the run folder {self.path}: {error.strerror}. Choose another with "
-                "--output."
+                f"cannot make the run folder {str(self.path)!r}: "
+                f"{getattr(error, 'strerror', None) or error}. Choose another with --output."
             ) from error
+        _check_stays_inside(self.path)
 
     @property
     def config(self) -> Path:
@@ -86,7 +92,7 @@ class RunFolder:
 
     def evaluation(self, name: str) -> Path:
         """Result of an evaluation, for instance ``"before"``."""
-        return self.path / f"evaluation_{name}.json"
+        return self.path / f"evaluation_{file_stem(name)}.json"
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run atomically."""
@@ -101,20 +107,53 @@ class RunFolder:
         write_atomic(path, "".join(json_line(row) + "\n" for row in rows))
 
 
+_RESERVED = re.compile("(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)
+"""Names of devices on Windows, with any ending."""
+
+
 def file_stem(name: str) -> str:
     """Return a name as part of a file's: letters, digits and hyphens, nothing that leaves a folder.
 
-    A name that had to be shortened or changed much ends in a checksum, so that no two collide.
+    A name that had to be changed ends in a checksum, so that no two become one.
     """
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
-    if len(stem) <= 60:
+    stem = _slug(name)
+    if stem == name and len(stem) <= 60 and stem and not _RESERVED.fullmatch(stem):
         return stem
-    return f"{stem[:50]}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+    return f"{stem[:50] or 'name'}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+
+
+def _check_stays_inside(folder: Path) -> None:
+    """Refuse a folder in which a name stands for something elsewhere, or for no file at all.
+
+    Somebody else may have made it, and a run writes to names that it expects there.
+    """
+    home = folder.resolve()
+    for root, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(root, name)
+            try:
+                kind = path.lstat().st_mode
+                if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+                    continue
+                if stat.S_ISLNK(kind) and path.resolve().is_relative_to(home):
+                    continue
+            except FileNotFoundError:  # gone since: a run is writing
+                continue
+            except (OSError, RuntimeError):  # a link to itself
+                pass
+            raise ConfigurationError(
+                f"{path} leads out of the run folder, or is no file. A run neither reads nor "
+                "writes elsewhere: put what belongs there in its place, or remove it."
+            )
 
 
 def new_run_folder(parent: str | Path, name: str) -> RunFolder:
     """Make a folder for a new run, named after `name` and the time; never one that exists."""
-    stem = file_stem(name).lower()[:40] or "run"
+    stem = _slug(name).lower()[:40].strip("-") or "run"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         path = Path(parent) / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt else ""))

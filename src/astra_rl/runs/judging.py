@@ -39,7 +39,7 @@ from astra_rl.runs.config import (
     load_target,
 )
 from astra_rl.runs.experiment import labels_of
-from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import spending
 from astra_rl.targets.base import Target
@@ -163,7 +163,7 @@ def replay_run(
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
-    path = folder.attempts_of(f"replay_{file_stem(config.target.name)}")
+    path = folder.attempts_of(f"replay_{config.target.name}")
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")

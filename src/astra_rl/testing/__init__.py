@@ -1,0 +1,32 @@
+"""Fakes and checks for tests: those of this library, and those of whoever extends it.
+
+The checks exercise an object as training would and raise `ContractError` with a sentence that says
+what is wrong. The fakes train in milliseconds and need no download.
+"""
+
+from astra_rl.testing.algorithms import check_algorithm
+from astra_rl.testing.checks import (
+    check_environment,
+    check_moderator,
+    check_problem,
+    graph_signature,
+)
+from astra_rl.testing.games import LearningCurve, learn, letter_game
+from astra_rl.testing.models import tiny_model
+from astra_rl.testing.toys import ScriptedModerator, ToyProblem, ToyValueProblem, echo
+
+__all__ = [
+    "LearningCurve",
+    "ScriptedModerator",
+    "ToyProblem",
+    "ToyValueProblem",
+    "check_algorithm",
+    "check_environment",
+    "check_moderator",
+    "check_problem",
+    "echo",
+    "graph_signature",
+    "learn",
+    "letter_game",
+    "tiny_model",
+]

@@ -1,0 +1,85 @@
+"""Language models small enough for a test, made in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from astra_rl.ext.transformers.problem import ModelPair
+
+
+def tiny_model(
+    family: Literal["gpt2", "llama"] = "llama",
+    *,
+    chat: bool = False,
+    window: int = 128,
+    seed: int = 0,
+    letters: str = "abcdefghijklmnopqrstuvwxyz .,?!:",
+) -> ModelPair:
+    """Make a random two-layer model and a tokenizer of one token per character, in memory.
+
+    Args:
+        family: ``"gpt2"`` has absolute positions, ``"llama"`` rotary ones.
+        chat: Whether the tokenizer has a chat template.
+        window: Most tokens the model can read and write.
+        seed: Of the weights.
+        letters: The characters it knows, besides the newline.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    from astra_rl.ext.transformers.problem import ModelPair
+
+    special = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, "\n", *letters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        chat_template=_TINY_TEMPLATE if chat else None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        common: dict[str, Any] = {
+            "vocab_size": len(vocabulary),
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
+        model: Any
+        if family == "gpt2":
+            model = GPT2LMHeadModel(
+                GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=window, **common)
+            )
+        else:
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    max_position_embeddings=window,
+                    **common,
+                )
+            )
+    return ModelPair(model.eval(), tokenizer)
+
+
+_TINY_TEMPLATE = (
+    "{% for message in messages %}<|begin|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)

@@ -22,7 +22,7 @@ from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.logging import logger
 from astra_rl.targets.failures import CallError
 from astra_rl.targets.ledger import Ledger, Prices, Usage, current_ledger
-from astra_rl.targets.limiter import AdaptiveLimit
+from astra_rl.targets.limiter import AdaptiveLimit, Begun
 
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
@@ -164,7 +164,9 @@ class _Batch(Generic[ItemT, ValueT]):
         self.fresh = deque(_Waiting(0.0, index) for index in range(len(items)))
         self.again: list[_Waiting] = []
         self.running: set[asyncio.Task[None]] = set()
-        self.done: asyncio.Queue[tuple[_Waiting, int, Answer[ValueT] | CallError]] = asyncio.Queue()
+        self.done: asyncio.Queue[tuple[_Waiting, Begun, Answer[ValueT] | CallError]] = (
+            asyncio.Queue()
+        )
         self.jitter = random.Random()  # of its own: waiting must not change what is sampled
         self.under_way = 0
         self.stopped: Exception | None = None
@@ -210,13 +212,14 @@ class _Batch(Generic[ItemT, ValueT]):
             if self.settings.requests_per_minute is not None:
                 self.next_start = now + 60 / self.settings.requests_per_minute
             call = self.fresh.popleft() if use_fresh else heapq.heappop(self.again)
-            task = asyncio.ensure_future(self._try(send, call, self.caller.limit.begun()))
             self.under_way += 1
+            begun = self.caller.limit.begun(self.under_way)
+            task = asyncio.ensure_future(self._try(send, call, begun))
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         return None
 
-    async def _try(self, send: Send[ItemT, ValueT], call: _Waiting, token: int) -> None:
+    async def _try(self, send: Send[ItemT, ValueT], call: _Waiting, begun: Begun) -> None:
         result: Answer[ValueT] | CallError
         try:
             async with asyncio.timeout(self.settings.timeout):
@@ -227,7 +230,7 @@ class _Batch(Generic[ItemT, ValueT]):
             result = CallError("timed out", retryable=True, overload=True)
         except Exception as error:  # whatever a client may raise costs this call only
             result = CallError(f"client error {type(error).__name__}")
-        self.done.put_nowait((call, token, result))
+        self.done.put_nowait((call, begun, result))
 
     async def _take_results(self, wait: float | None) -> None:
         try:
@@ -238,29 +241,30 @@ class _Batch(Generic[ItemT, ValueT]):
         results = [first]
         while not self.done.empty():
             results.append(self.done.get_nowait())
-        for call, token, result in results:
+        under_way = self.under_way
+        for call, begun, result in results:
             if isinstance(result, CallError):
-                self._failed(call, token, result)
+                self._failed(call, begun, result)
             else:
+                self.caller.limit.succeeded(begun, under_way)
                 self._succeeded(call, result)
-            self.under_way -= 1
+        self.under_way -= len(results)
 
     def _succeeded(self, call: _Waiting, answer: Answer[ValueT]) -> None:
         caller = self.caller
-        caller.limit.succeeded(self.under_way)
         caller.failures_in_a_row = 0
         if answer.usage is not None:
             self.ledger.charge(caller.name, answer.usage, caller.prices)
         self.values[call.index] = answer.value
         self.answered(call.index, answer.value)
 
-    def _failed(self, call: _Waiting, token: int, error: CallError) -> None:
+    def _failed(self, call: _Waiting, begun: Begun, error: CallError) -> None:
         caller, now = self.caller, time.monotonic()
         self.ledger.failed(caller.name)
         tries, asked = call.tries + 1, error.retry_after or 0.0
         bearable = asked <= self.settings.max_wait
         if error.overload:
-            caller.limit.overloaded(token, self.under_way)
+            caller.limit.overloaded(begun)
             if bearable:
                 caller.not_before = max(caller.not_before, now + asked)
         if error.retryable and bearable and tries < self.settings.max_tries:

@@ -59,9 +59,34 @@ def test_score_judges_again_without_attacking_again(workplace: Path, trained: Pa
     (workplace / "all.yaml").write_text(ANYTHING)
     done = astra_rl("score", "run", "-m", "all.yaml", "--fail-on", "asr>0.9", cwd=workplace)
     assert done.returncode == 3, done.stderr
-    (path,) = trained.glob("attempts_after_*.jsonl")
-    with AttemptLog(path) as log:
-        assert all(len(turn.scores) == 2 for attempt in log for turn in attempt.turns)
+    # The same kind of judge with other words is another judge, and has a record of its own.
+    first, second = trained.glob("attempts_after_KeywordModerator_*.jsonl")
+    with AttemptLog(first) as one, AttemptLog(second) as other:
+        assert all(len(turn.scores) == 2 for attempt in one for turn in attempt.turns)
+        assert {each.judge_id for each in one}.isdisjoint(each.judge_id for each in other)
+    part = first.stem.removeprefix("attempts_")
+    again = astra_rl("score", "run", "-m", "all.yaml", "--phase", part, "--json", cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    scored = json.loads(again.stdout)
+    assert scored["agreement"]["trials"] in (0, scored["now"]["planned"] * 2)
+    path = trained / f"attempts_{part}_KeywordModerator_{second.stem[-6:]}.jsonl"
+    both = [first, path] if path.exists() else []
+    for name in both[1:]:
+        with AttemptLog(name) as log:
+            assert all(len(turn.scores) == 3 for attempt in log for turn in attempt.turns)
+
+
+def test_runs_that_were_not_judged_alike_are_not_compared(workplace: Path, trained: Path) -> None:
+    (workplace / "nothing.yaml").write_text(KEYWORD)
+    done = astra_rl("score", "run", "-m", "nothing.yaml", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    path = next(trained.glob("attempts_after_KeywordModerator_*.jsonl"))
+    part = path.stem.removeprefix("attempts_")
+    done = astra_rl("compare", "run", "run", "--phase-b", part, cwd=workplace)
+    assert done.returncode == 2
+    assert "were not judged alike" in done.stderr
+    done = astra_rl("compare", "run", "run", "--phase", part, cwd=workplace)
+    assert done.returncode == 0, done.stderr
 
 
 def test_replay_of_the_same_attacks_to_the_same_target_drifts_by_sampling_only(
@@ -70,6 +95,7 @@ def test_replay_of_the_same_attacks_to_the_same_target_drifts_by_sampling_only(
     done = astra_rl("replay", "run", "--set", "target.temperature=1.0", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "exact p =" in done.stdout
+    assert "read something else" not in done.stdout
     with AttemptLog(trained / "attempts.jsonl") as log:
         then = {each.prompt_id: each for each in log.attempts(phase="after")}
     (path,) = trained.glob("attempts_replay_*.jsonl")
@@ -87,6 +113,15 @@ def test_compare_pairs_two_runs_on_the_same_prompts(workplace: Path, trained: Pa
     assert done.returncode == 0, done.stderr
     assert "difference +0.0%" in done.stdout
     assert "2 prompts" in done.stdout
+    path = trained / "comparisons" / "run-after-copy-after.json"
+    assert json.loads(path.read_text())["pairs"]["difference"] == 0.0
+    gated = ("compare", "run", "copy", "--fail-on", "upper(difference)>=0", "--json")
+    done = astra_rl(*gated, cwd=workplace)
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["pairs"]["prompts"] == 2
+    done = astra_rl("compare", "run", "copy", "--fail-on", "asr>0", cwd=workplace)
+    assert done.returncode == 2
+    assert "unknown quantity 'asr'" in done.stderr
 
 
 def test_transfer_plays_every_attacker_against_every_target(workplace: Path, trained: Path) -> None:
@@ -95,6 +130,12 @@ def test_transfer_plays_every_attacker_against_every_target(workplace: Path, tra
     assert "target" in done.stdout
     assert "attacker" in done.stdout
     assert len(list((trained / "transfer").iterdir())) == 2
+    rows = json.loads((trained / "transfer.json").read_text())
+    assert [(row["attacker"], row["target"]) for row in rows] == [
+        ("run", "target"),
+        ("run", "attacker"),
+    ]
+    assert all(row["trials"] + row["unscored"] == 2 for row in rows)
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
@@ -110,6 +151,12 @@ def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path,
         (["export", "run", "-f", "sarf"], "--format sarf: unknown. Did you mean 'sarif'"),
         (["export", "run", "-f", "csv", "--phase", "during"], "no attempts of the phase 'during'"),
         (["export", "run", "-f", "csv", "--safe-replies", "x"], "goes with --format preferences"),
+        (["compare", "run", "run", "--phase-b", "never"], "no attempts of the phase 'never'"),
+        (["evaluate", "run", "--trials", "0"], "Invalid value for '--trials'"),
+        (["failures", "run", "--by", "length"], "by='length'"),
+        (["probability", "run", "--share", "1"], "share=1.0"),
+        (["probability", "run", "--set", "attacker.temperature=0.5"], "attacker.temperature=1.0"),
+        (["seeds", "run", "run"], "seed 0 came before"),
         (["score", "run", "-m", "keywrd"], "no moderator 'keywrd'"),
         (["score", "run", "-m", "refusal", "--threshold", "0"], "threshold=0.0"),
         (["score", "nowhere", "-m", "refusal"], "not the folder of a run"),
@@ -180,6 +227,131 @@ def test_a_file_of_attacks_is_said_instead_of_an_attackers(workplace: Path, trai
 def test_the_direct_request_is_a_baseline(workplace: Path, trained: Path) -> None:
     done = astra_rl("evaluate", "run", "--attacks", "direct", "-o", "asked", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    with AttemptLog(workplace / "asked" / "attempts_again.jsonl") as log:
+    with AttemptLog(workplace / "asked" / "attempts_direct.jsonl") as log:
         said = [(each.opening.prompt, each.turns[0].attack) for each in log]
+        prompts = {each.prompt_id for each in log}
     assert said == [("", "good evening"), ("", "<script>alert(1)</script>")]
+    with AttemptLog(trained / "attempts.jsonl") as log:  # so it can be compared with the attacker
+        assert prompts == {row.prompt_id for row in log.rows(phase="after")}
+
+
+@pytest.mark.parametrize(("name", "queries"), [("untrained", 1), ("best-of-3", 3), ("few-shot", 1)])
+def test_baselines_are_played_by_the_untrained_attacker_on_the_same_prompts(
+    workplace: Path, trained: Path, name: str, queries: int
+) -> None:
+    done = astra_rl(*f"evaluate run --attacks {name} --trials 2 --json".split(), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert found["planned"] == sum(found["outcomes"].values()) == 4
+    assert found["prompts"] == 2
+    with AttemptLog(trained / f"attempts_{name}.jsonl") as log:
+        rows = list(log.rows())
+    with AttemptLog(trained / "attempts.jsonl") as log:
+        assert {row.prompt_id for row in rows} == {row.prompt_id for row in log.rows(phase="after")}
+    assert {row.queries_per_turn for row in rows} == {queries}
+    assert {row.attacker for row in rows} == {name}
+    done = astra_rl("compare", "run", "run", "--phase-b", name, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+
+
+def test_several_targets_are_evaluated_and_gated_one_by_one(workplace: Path, trained: Path) -> None:
+    targets = ("--target", "target", "--target", "attacker")
+    done = astra_rl(
+        "evaluate", "run", *targets, "-o", "both", "--fail-on", "success>=0", cwd=workplace
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("success>=0: holds") == 2
+    found = json.loads((workplace / "both" / "evaluations.json").read_text())
+    assert [each["target"] for each in found] == ["target", "attacker"]
+    assert {path.name for path in (workplace / "both" / "targets").iterdir()} == {
+        "target",
+        "attacker",
+    }
+
+
+def test_attempts_that_were_never_made_are_errors_everywhere(
+    workplace: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, workplace / "stopped", dirs_exist_ok=True)
+    planned = workplace / "stopped" / "planned.json"
+    planned.write_text(json.dumps({**json.loads(planned.read_text()), "after": 5}))
+    (workplace / "nothing.yaml").write_text(KEYWORD)
+    done = astra_rl(
+        "score", "stopped", "-m", "nothing.yaml", "--json", "--fail-on", "error>0.5", cwd=workplace
+    )
+    assert done.returncode == 3, done.stderr
+    now = json.loads(done.stdout)["now"]
+    assert (now["planned"], now["never_made"], now["outcomes"]["error"]) == (5, 3, 3)
+    assert now["asr"]["highest"] == pytest.approx(3 / 5)
+    for kind, said in (("junit", 'errors="3"'), ("markdown", "of the errors, never made | 3")):
+        done = astra_rl("export", "stopped", "-f", kind, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert said in (workplace / "stopped" / EXPORTS[kind].filename).read_text("utf-8")
+
+
+def test_a_chat_template_that_changed_is_noticed(workplace: Path, trained: Path) -> None:
+    shutil.copytree(workplace / "target", workplace / "templated", dirs_exist_ok=True)
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    (workplace / "templated" / "chat_template.jinja").write_text(template)
+    chat = ("--set", "target.chat=true")
+    done = astra_rl("replay", "run", "--target", "templated", *chat, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "read something else than then in 2 of 2 turns" in done.stdout
+
+
+def test_the_most_likely_failures_come_first_and_are_drawn(workplace: Path, trained: Path) -> None:
+    done = astra_rl("failures", "run", "--phase", "training", "--json", cwd=workplace)
+    assert done.returncode in (0, 2), done.stderr
+    done = astra_rl("failures", "run", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    values = [each["logprob"] for each in found["failures"]]
+    assert values == sorted(values, reverse=True)
+    assert found["unmeasured"] == 0
+    assert (trained / "most_likely.json").is_file()
+    assert (trained / "severity_likelihood.svg").read_text().startswith("<svg")
+
+
+def test_the_probability_of_failure_is_estimated_or_plainly_refused(
+    workplace: Path, trained: Path
+) -> None:
+    done = astra_rl("probability", "run", "-n", "40", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    evidence = found["evidence"]
+    assert evidence["samples"] + evidence["left_out"] == 40
+    assert evidence["plain"]["trials"] <= 20
+    assert (found["estimate"] is None) == (found["reason"] is not None)
+    assert json.loads((trained / "probability.json").read_text())["share"] == 0.5
+    with AttemptLog(trained / "attempts_ordinary.jsonl") as log:
+        for attempt in log:
+            for turn in attempt.turns:
+                assert turn.logprobs["attacker"].tokens == turn.logprobs["baseline"].tokens
+    nothing = ("--set", "moderator={type: keyword, options: {words: [zebra]}}")
+    gate = ("--fail-on", "probability>0.5")
+    done = astra_rl("probability", "run", "-n", "8", "-o", "none", *nothing, *gate, cwd=workplace)
+    assert done.returncode == 3, done.stderr
+    assert "no number: no failure was seen" in done.stdout
+    assert "undecided" in done.stdout
+
+
+def test_training_seeds_are_shown_apart_from_prompts(workplace: Path, trained: Path) -> None:
+    done = astra_rl("seeds", "run", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "1 training seed: no between-run uncertainty" in done.stdout
+    for seed in (1, 2):
+        other = workplace / f"seed{seed}"
+        shutil.copytree(trained, other, dirs_exist_ok=True)
+        config = (other / "config.yaml").read_text().replace("\nseed: 0", f"\nseed: {seed}")
+        (other / "config.yaml").write_text(config)
+    done = astra_rl("seeds", "run", "seed1", "seed2", "-o", "seeds.json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "3 training seeds: mean" in done.stdout
+    found = json.loads((workplace / "seeds.json").read_text())
+    assert found["between_seeds"]["seeds"] == 3
+    assert set(found["by_seed"]) == {"0", "1", "2"}
+    changed = (workplace / "seed1" / "config.yaml").read_text().replace("steps: 2", "steps: 3")
+    (workplace / "seed1" / "config.yaml").write_text(changed)
+    done = astra_rl("seeds", "run", "seed1", cwd=workplace)
+    assert done.returncode == 2
+    assert "differs from the first run in more than the seed: training" in done.stderr

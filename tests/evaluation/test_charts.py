@@ -114,7 +114,7 @@ def test_missing_numbers_are_left_out_and_never_drawn_as_zero():
 
 def test_rates_are_labelled_with_interval_and_number_of_trials():
     shown = texts(before_after(RATES))
-    assert "4% (2% to 9%), n = 128" in shown
+    assert "4% (1% to 9%), n = 128" in shown
     assert "before" in shown
     assert shown.index("before") < shown.index("after")
 

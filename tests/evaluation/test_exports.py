@@ -4,9 +4,12 @@ import csv
 import json
 import math
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from jsonschema import Draft4Validator
+from jsonschema.exceptions import ValidationError
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
@@ -27,6 +30,10 @@ from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.exports.sarif import write_sarif
 from astra_rl.evaluation.exports.table import write_csv
 
+SCHEMA = Path(__file__).parent.parent / "data" / "sarif" / "sarif-2.1.0-rtm.5.json"
+SARIF = Draft4Validator(
+    json.loads(SCHEMA.read_text("utf-8")), format_checker=Draft4Validator.FORMAT_CHECKER
+)
 IDS = [ascii(text)[:30] for text in HOSTILE]
 
 
@@ -76,8 +83,10 @@ def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn
         for line in data.decode().split("\n")[:-1]:
             json.loads(line)
         assert len(data.decode().splitlines()) == data.count(b"\n")
-    elif name in ("sarif", "jailbreakbench", "regression"):
+    elif name in ("jailbreakbench", "regression"):
         json.loads(data)
+    elif name == "sarif":
+        SARIF.validate(json.loads(data))
     elif name == "junit":
         root = ElementTree.fromstring(data)
         assert {each.tag for each in root.iter()} <= {
@@ -336,3 +345,21 @@ def test_a_case_passes_only_where_the_target_is_known_to_have_withstood_it(attem
 def test_failures_of_several_judges_make_no_suite(attempts, attempt):
     with pytest.raises(ConfigurationError, match="judged in 2 ways"):
         RegressionSuite.of([attempt(0.9), attempt(0.95, threshold=0.9, opening="other")])
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_sarif_is_valid_against_the_schema_of_the_standard(count, attempts, tmp_path):
+    write_sarif(attempts[:count], tmp_path / "results.sarif")
+    log = json.loads((tmp_path / "results.sarif").read_text("utf-8"))
+    SARIF.validate(log)
+    log["runs"][0]["results"] = [{"message": "not an object"}]
+    with pytest.raises(ValidationError):
+        SARIF.validate(log)
+
+
+def test_attempts_that_were_planned_and_never_made_are_errors_in_junit(attempts, tmp_path):
+    assert write_junit(attempts, tmp_path / "junit.xml", planned=8) == 8
+    root = ElementTree.fromstring((tmp_path / "junit.xml").read_text("utf-8"))
+    assert (root.get("tests"), root.get("errors")) == ("8", "5")
+    assert len(root.findall(".//error")) == 5
+    assert len(root.findall(".//testcase")) == 8

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl import ASTEnvironment, ASTEvaluator, FunctionModerator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import LogProb
 from astra_rl.evaluation.importance import (
@@ -17,15 +18,18 @@ from astra_rl.evaluation.importance import (
     failure_probability,
     failure_probability_of,
 )
+from astra_rl.evaluation.recording import Labels
+from astra_rl.methods.ordinary_use import OrdinaryUse
+from astra_rl.testing import ToyProblem
 
 LETTERS = 10
 LENGTH = 4
-FAILS = {(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0)}
+FAILS = {(0, 0, 0, 1)}
 """Conversations of four of ten letters that make the target fail."""
 BASELINE = np.array([0.1] * LETTERS)
 ATTACKER = np.array([0.6, 0.2, *[0.025] * 8])
 TRUTH = len(FAILS) * 0.1**LENGTH
-"""3e-4 by enumeration: the baseline says every conversation equally often."""
+"""1e-4 by enumeration: the baseline says every conversation equally often."""
 
 
 def play(generator, letters, count, from_baseline):
@@ -41,7 +45,7 @@ def play(generator, letters, count, from_baseline):
     ]
 
 
-def mixture(seed, count=1000):
+def mixture(seed, count=2000):
     generator = np.random.default_rng(seed)
     half = count // 2
     return [
@@ -50,23 +54,27 @@ def mixture(seed, count=1000):
     ]
 
 
-def test_rare_failures_are_found_with_a_twentieth_of_the_conversations_of_plain_sampling():
+def test_failures_of_one_in_ten_thousand_are_found_with_a_twentieth_of_the_target_calls():
     """The spread of the estimate, and the conversations that plain sampling needs for the same."""
-    found = [failure_probability(mixture(seed)) for seed in range(60)]
+    found = [failure_probability(mixture(seed, 1000)) for seed in range(60)]
     assert all(isinstance(each, Probability) for each in found)
     estimates = np.array([each.estimate for each in found])
-    assert estimates.mean() == pytest.approx(TRUTH, rel=0.1)
+    assert estimates.mean() == pytest.approx(TRUTH, rel=0.05)
     plain = TRUTH * (1 - TRUTH) / estimates.var()
-    assert plain > 20 * 1000
+    assert plain > 20 * 1000  # target calls: one per conversation
+    said = np.array([each.plain_conversations for each in found])
+    assert np.median(said) == pytest.approx(plain, rel=0.5)  # what is shown of it is right
 
 
 def test_the_interval_holds_the_truth():
-    held = 0
-    for seed in range(200):
-        found = failure_probability(mixture(seed, 600))
-        assert isinstance(found, Probability)
-        held += found.interval.low <= TRUTH <= found.interval.high
-    assert held / 200 >= 0.93
+    held = given = 0
+    for seed in range(250):
+        found = failure_probability(mixture(seed, 800))
+        if isinstance(found, Probability):
+            given += 1
+            held += found.interval.low <= TRUTH <= found.interval.high
+    assert given > 200
+    assert held / given >= 0.93
 
 
 def test_every_single_conversation_weighed_exactly_gives_the_truth():
@@ -116,6 +124,11 @@ def test_samples_of_one_prompt_count_as_one():
     bunched = [sample._replace(prompt=int(generator.integers(8))) for sample in samples]
     alone, together = failure_probability(samples), failure_probability(bunched)
     assert alone.estimate == pytest.approx(together.estimate)
+    # Of one prompt the conversations are independent; of eight, eight groups are.
+    single = failure_probability([sample._replace(prompt="p") for sample in samples])
+    assert single.interval == alone.interval
+    few = [sample._replace(prompt=index % 2) for index, sample in enumerate(samples)]
+    assert failure_probability(few).interval.high > alone.interval.high
 
 
 def test_weights_are_bounded_by_the_share_of_the_baseline():
@@ -169,3 +182,61 @@ def test_models_with_other_tokens_cannot_be_weighed(attempt, turn):
     }
     with pytest.raises(ConfigurationError, match="3 tokens and the attacker 4"):
         failure_probability_of([attempt(turn(score=0.9, logprobs=logprobs))], baseline="b")
+
+
+def test_a_number_and_a_refusal_say_in_words_and_json_what_they_rest_on():
+    found = failure_probability(mixture(0))
+    assert "of conversations in ordinary use fail" in found.text
+    data = found.as_dict()
+    assert data["low"] < data["estimate"] < data["high"]
+    assert data["evidence"]["plain"]["trials"] == 1000
+    refusal = failure_probability(mixture(0, 40))
+    assert refusal.text.startswith("no number: ")
+    assert refusal.as_dict()["estimate"] is None
+
+
+class Ordinary(ToyProblem):
+    """A hundred words; ordinary use says all alike, the attacker likes one."""
+
+    def __init__(self):
+        words = ["boom", *(f"word{index}" for index in range(99))]
+        super().__init__(FunctionModerator(lambda texts: [t == " boom boom" for t in texts]), words)
+        self.calls = 0
+        self.baseline.data[:] = 0.0
+        self.attacker.data[:] = 0.0
+        self.attacker.data[0] = 4.6  # half of its words
+
+    def rollout_prompt_with_baseline(self, contexts):
+        usual, self.attacker = self.attacker, self.baseline
+        try:
+            return self.rollout_prompt_with_attacker(contexts)
+        finally:
+            self.attacker = usual
+
+    def rollout_prompt_with_target(self, contexts):
+        self.calls += len(contexts)
+        return super().rollout_prompt_with_target(contexts)
+
+
+def test_conversations_that_are_played_and_recorded_give_the_probability_known_by_enumeration():
+    """The truth is 1e-4: two words of a hundred. A thousand target calls find it."""
+    problem = Ordinary()
+    ordinary = OrdinaryUse(problem, problem.rollout_prompt_with_baseline)
+    attempts = []
+    for player, name in ((ordinary, "ordinary"), (problem, "attacker")):
+        ASTEvaluator(
+            ASTEnvironment(player, ["hello"], 1, 1),
+            ["hello"],
+            record=attempts.append,
+            labels=Labels(attacker=name),
+            likelihoods={
+                "attacker": problem.get_attacker_logprobs,
+                "baseline": ordinary.get_baseline_logprobs,
+            },
+        ).evaluate(500, progress=False)
+    found = failure_probability_of(attempts, baseline="ordinary")
+    assert isinstance(found, Probability)
+    assert problem.calls == 1000
+    assert found.interval.low <= 1e-4 <= found.interval.high
+    assert found.estimate == pytest.approx(1e-4, rel=0.3)
+    assert found.plain_conversations > 20 * problem.calls

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,10 +8,12 @@ from scipy.stats import binom, binomtest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.statistics import (
+    FEW,
     Interval,
     Rate,
     format_percent,
     intervals_apart,
+    proportion_interval,
     wilson_interval,
 )
 
@@ -85,6 +88,35 @@ def test_95_percent_intervals_hold_the_true_rate_about_95_percent_of_the_time(tr
     assert sum(coverages) / len(coverages) == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.parametrize("trials", [*range(1, 60), 100, 200, 400])
+def test_the_interval_that_is_shown_holds_every_true_rate_at_least_93_percent_of_the_time(trials):
+    """Enumerated: the coverage is lowest just beside the ends of the intervals, so look there."""
+    ends = np.array([proportion_interval(successes, trials) for successes in range(trials + 1)])
+    rates = np.concatenate([ends.ravel() - 1e-9, ends.ravel() + 1e-9])
+    rates = rates[(rates > 0) & (rates < 1)]
+    chances = binom.pmf(np.arange(trials + 1)[:, None], trials, rates)
+    holds = (ends[:, :1] <= rates) & (rates <= ends[:, 1:])
+    assert (chances * holds).sum(axis=0).min() >= 0.93
+
+
+def test_wilsons_interval_alone_does_not():
+    """At 20 trials, just beside the rate at which one success would bring the lower end."""
+    rate = wilson_interval(1, 20).low - 1e-9
+    held = [k for k in range(21) if wilson_interval(k, 20).low <= rate]
+    assert sum(binom.pmf(held, 20, rate)) < 0.85
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_ends_of_the_interval_are_wilsons_or_the_exact_ones_of_scipy(count):
+    successes, trials = count
+    wilson = wilson_interval(successes, trials)
+    exact = binomtest(successes, trials).proportion_ci(0.95, method="exact")
+    low, high = proportion_interval(successes, trials)
+    few = 0 < successes <= FEW, 0 < trials - successes <= FEW
+    assert low == pytest.approx(min(wilson.low, exact.low) if few[0] else wilson.low, abs=1e-9)
+    assert high == pytest.approx(max(wilson.high, exact.high) if few[1] else wilson.high, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("successes", "trials", "confidence"),
     [(-1, 5, 0.95), (6, 5, 0.95), (0, -1, 0.95), (1, 2, 0.0), (1, 2, 1.0), (1, 2, math.nan)],
@@ -97,7 +129,7 @@ def test_impossible_arguments_are_refused(successes, trials, confidence):
 def test_a_rate_leaves_unscored_trials_out_of_its_estimate_and_bounds_what_they_hide():
     rate = Rate(successes=3, trials=6, unscored=4)
     assert rate.estimate == 0.5
-    assert rate.interval == wilson_interval(3, 6)
+    assert rate.interval == proportion_interval(3, 6)
     assert rate.bounds == (0.3, 0.7)
 
 
@@ -134,8 +166,8 @@ def test_a_rate_as_a_dict_says_all_there_is_to_say():
         "prompts": 2,
         "interval": "wilson",
         "estimate": 0.5,
-        "low": wilson_interval(1, 2).low,
-        "high": wilson_interval(1, 2).high,
+        "low": proportion_interval(1, 2).low,
+        "high": proportion_interval(1, 2).high,
         "lowest": 0.25,
         "highest": 0.75,
     }

@@ -13,7 +13,7 @@ from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.recording import Labels
-from astra_rl.evaluation.statistics import wilson_interval
+from astra_rl.evaluation.statistics import proportion_interval
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import ScriptedModerator, ToyProblem
@@ -87,6 +87,7 @@ def test_an_episode_is_described_turn_by_turn():
         "prompt": "Hello",
         "prompt_id": Opening.of("Hello").id,
         "trial": 0,
+        "queries_per_turn": 1,
         "turns": [
             {
                 "attack": f" attack{turn}",
@@ -94,6 +95,7 @@ def test_an_episode_is_described_turn_by_turn():
                 "score": score,
                 "reward": 0.5,
                 "reward_terms": terms,
+                "nll": {},
                 "attack_nll": 2.5,
             }
             for turn, score in enumerate([0.25, 0.75])
@@ -228,7 +230,7 @@ def test_the_success_rate_comes_with_interval_and_bounds():
     }
     assert sum(result["outcomes"].values()) == result["planned"] == 4
     assert result["score"] == result["asr"]["estimate"] == 1 / 3
-    assert (result["asr"]["low"], result["asr"]["high"]) == wilson_interval(1, 3)
+    assert (result["asr"]["low"], result["asr"]["high"]) == proportion_interval(1, 3)
     assert (result["asr"]["lowest"], result["asr"]["highest"]) == (1 / 4, 2 / 4)
 
 

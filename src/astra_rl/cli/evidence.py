@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.showing import (
+    GATE_FAILED,
+    AsJson,
+    FailOn,
+    Overrides,
+    Phase,
+    Run,
+    Shown,
+    Trials,
+    cell,
+    conditions_of,
+    shown,
+)
 from astra_rl.cli.spending import (
     MaxCost,
     MaxMinutes,
@@ -23,33 +34,7 @@ from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
-    from astra_rl.evaluation.gate import Condition
-    from astra_rl.evaluation.paired import PairedComparison
-    from astra_rl.evaluation.statistics import Rate
-    from astra_rl.evaluation.summary import Summary
-
-GATE_FAILED = 3
-"""Exit code of a condition of --fail-on that holds, and of a regression."""
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run made by train or demo.")]
-Phase = Annotated[
-    str, typer.Option(help="Part of the run: 'before', 'training', 'after' or 'again'.")
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-on",
-        metavar="CONDITION",
-        help=(
-            "Exit with code 3 if this holds, for instance 'asr>0.05', 'upper(asr)>10%', "
-            "'unscored>0.2'. May be repeated."
-        ),
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the run's configuration."),
-]
+    from astra_rl.evaluation.attempts import Attempt
 
 
 def register(app: typer.Typer, console: Console) -> None:
@@ -66,18 +51,30 @@ def register(app: typer.Typer, console: Console) -> None:
         ] = 0.5,
         phase: Phase = "after",
         fail_on: FailOn = None,
+        as_json: AsJson = False,
     ) -> None:
         """Judge the conversations of a run again with another moderator; nothing is sent."""
+        from astra_rl.evaluation.statistics import describe_rate
         from astra_rl.runs.judging import score_run
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
+        out = Shown(console, as_json=as_json)
         found = score_run(run, moderator, threshold=threshold, phase=phase)
-        _print_summaries(console, {"as judged then": found.before, found.judge: found.now})
-        if not math.isnan(found.agreement):
-            console.print(f"the judges agree on {found.agreement:.0%} of the turns")
-        _say_path(console, "attempts", found.path)
-        check_gate(console, conditions, found.now)
+        out.summaries({"as judged then": found.before, found.judge: found.now})
+        if found.agreement.trials:
+            out.line(f"the judges agree on {describe_rate(found.agreement)} of the turns")
+        out.path("attempts", found.path)
+        out.data(
+            {
+                "judge": found.judge,
+                "threshold": threshold,
+                "before": found.before.as_dict(),
+                "now": found.now.as_dict(),
+                "agreement": found.agreement.as_dict(),
+            }
+        )
+        out.gate(conditions, found.now)
 
     @app.command()
     def replay(
@@ -91,6 +88,7 @@ def register(app: typer.Typer, console: Console) -> None:
             bool, typer.Option("--failures", help="Send only what made the target fail.")
         ] = False,
         fail_on: FailOn = None,
+        as_json: AsJson = False,
         overrides: Overrides = None,
         max_requests: MaxRequests = None,
         max_tokens: MaxTokens = None,
@@ -102,6 +100,7 @@ def register(app: typer.Typer, console: Console) -> None:
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
+        out = Shown(console, as_json=as_json)
         found = replay_run(
             run,
             target=target,
@@ -112,21 +111,62 @@ def register(app: typer.Typer, console: Console) -> None:
                 *budget_settings(max_requests, max_tokens, max_cost, max_minutes),
             ],
         )
-        _print_summaries(console, {"as recorded": found.before, "now": found.now})
-        _print_pairs(console, found.drift, "as recorded", "now")
-        _say_path(console, "attempts", found.path)
-        check_gate(console, conditions, found.now)
+        out.summaries({"as recorded": found.before, "now": found.now})
+        out.pairs(found.drift, "as recorded", "now")
+        if found.read.successes:
+            out.line(
+                f"the target read something else than then in {found.read.successes} of "
+                f"{found.read.trials} turns: its chat template, tokenizer or system message "
+                "differs",
+                style="yellow",
+            )
+        out.path("attempts", found.path)
+        out.data(
+            {
+                "before": found.before.as_dict(),
+                "now": found.now.as_dict(),
+                "drift": found.drift.as_dict(),
+                "read_otherwise": found.read.as_dict(),
+            }
+        )
+        out.gate(conditions, found.now)
 
     @app.command()
     def compare(
         run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run.")],
         run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
         phase: Phase = "after",
+        phase_b: Annotated[
+            str | None, typer.Option(help="Part of RUN_B, where it is another one.")
+        ] = None,
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", "-o", help="File. Default: in RUN_A, under comparisons."),
+        ] = None,
+        fail_on: FailOn = None,
+        as_json: AsJson = False,
     ) -> None:
-        """Compare two runs on the prompts that both played, pair by pair."""
-        from astra_rl.runs.judging import compare_runs
+        """Compare two runs on the prompts that both played, pair by pair.
 
-        _print_pairs(console, compare_runs(run_a, run_b, phase=phase), run_a.name, run_b.name)
+        What fails only in RUN_B is listed: the attacks of differential testing. --fail-on takes
+        'difference', 'lower(difference)' and 'upper(difference)': rate of RUN_A minus RUN_B.
+        """
+        from astra_rl.core.jsonio import write_json
+        from astra_rl.evaluation.gate import OF_A_COMPARISON
+        from astra_rl.runs.comparing import compare_runs
+
+        conditions = conditions_of(fail_on, OF_A_COMPARISON)
+        out = Shown(console, as_json=as_json)
+        found = compare_runs(run_a, run_b, phase=phase, phase_b=phase_b)
+        a, b = found.names
+        out.summaries({a: found.a.summary, b: found.b.summary})
+        out.pairs(found.pairs, a, b)
+        _show_attacks(out, f"what fails only in {b}", found.only_b)
+        path = output or found.default_path
+        write_json(found.as_dict(), path)
+        out.path("comparison", path)
+        out.data(found.as_dict())
+        out.gate(conditions, found.pairs)
 
     @app.command()
     def transfer(
@@ -135,20 +175,30 @@ def register(app: typer.Typer, console: Console) -> None:
             list[str],
             typer.Option("--target", help="Folder, hub id or YAML file. May be repeated."),
         ],
+        trials: Trials = 1,
+        fail_on: FailOn = None,
+        as_json: AsJson = False,
     ) -> None:
-        """Play every attacker against every target: which failures are shared."""
+        """Play every attacker against every target: which failures are shared.
+
+        The matrix is kept as transfer.json in every run. --fail-on is checked in every cell.
+        """
         from astra_rl.runs.evaluation import transfer as play
 
         quiet_libraries()
-        matrix = play(runs, target)
+        conditions = conditions_of(fail_on)
+        out = Shown(console, as_json=as_json)
+        matrix = play(runs, target, trials=trials)
         table = Table(title="held-out conversations in which the target failed")
         table.add_column("attacker")
         for name in matrix.targets:
-            table.add_column(_shown(name), justify="right")
+            table.add_column(shown(name), justify="right")
         for attacker in matrix.attackers:
-            cells = [_cell(matrix.rates.get((attacker, name))) for name in matrix.targets]
-            table.add_row(_shown(attacker), *cells)
-        console.print(table)
+            cells = [cell(matrix.rates.get((attacker, name))) for name in matrix.targets]
+            table.add_row(shown(attacker), *cells)
+        out.table(table)
+        out.data(matrix.as_dict())
+        out.gate(conditions, *matrix.summaries.values())
 
     @app.command()
     def export(
@@ -162,29 +212,34 @@ def register(app: typer.Typer, console: Console) -> None:
         phase: Phase = "after",
         safe_replies: Annotated[
             Path | None,
-            typer.Option(help="JSONL of attack and reply: what to prefer, for 'preferences'."),
+            typer.Option(help="JSONL of attack and reply: what to prefer, for TRL's formats."),
         ] = None,
     ) -> None:
         """Write the conversations of a run in another format, or as data to train on."""
         from astra_rl.evaluation.exports import EXPORTS
         from astra_rl.evaluation.exports.preferences import SafeReplies
         from astra_rl.runs.folder import open_run_folder
-        from astra_rl.runs.judging import open_attempts
+        from astra_rl.runs.recorded import Recorded
 
         if kind not in EXPORTS:
             raise ConfigurationError(
                 f"--format {kind}: unknown.{did_you_mean(kind, EXPORTS)} "
                 f"Known: {', '.join(EXPORTS)}."
             )
-        if safe_replies is not None and kind != "preferences":
-            raise ConfigurationError("--safe-replies goes with --format preferences.")
-        options = {} if safe_replies is None else {"safe": SafeReplies.load(safe_replies)}
+        if safe_replies is not None and kind not in ("preferences", "unpaired"):
+            raise ConfigurationError("--safe-replies goes with --format preferences or unpaired.")
+        options: dict[str, Any] = {}
+        if safe_replies is not None:
+            options["safe"] = SafeReplies.load(safe_replies)
         folder = open_run_folder(run)
         path = output or folder.path / EXPORTS[kind].filename
-        with open_attempts(folder, phase) as log:
-            written = EXPORTS[kind].write(log.attempts(phase=phase), path, **options)
-        console.print(f"{written} written", highlight=False, markup=False)
-        _say_path(console, "file", path)
+        with Recorded(folder, phase) as recorded:
+            if EXPORTS[kind].counts_planned:
+                options["planned"] = recorded.planned
+            written = EXPORTS[kind].write(recorded.attempts(), path, **options)
+        out = Shown(console)
+        out.line(f"{written} written")
+        out.path("file", path)
 
     @app.command()
     def regress(
@@ -198,6 +253,7 @@ def register(app: typer.Typer, console: Console) -> None:
         moderator: Annotated[
             str | None, typer.Option("--moderator", "-m", help="Judge. Default: the run's.")
         ] = None,
+        as_json: AsJson = False,
         overrides: Overrides = None,
     ) -> None:
         """Send the attacks of a suite to a target; exit code 3 unless it withstands all."""
@@ -205,85 +261,38 @@ def register(app: typer.Typer, console: Console) -> None:
         from astra_rl.runs.judging import regress as send
 
         quiet_libraries()
+        out = Shown(console, as_json=as_json)
         results = send(suite, target, run=run, moderator=moderator, overrides=overrides or ())
         table = Table(title=f"{len(results)} cases")
         for column in ("case", "status", "detail", "last attack"):
             table.add_column(column)
         for result in results:
             if result.status != "passed":
-                attack = _shown(result.case.attacks[-1].strip()[:100])
-                table.add_row(result.case.id, result.status, _shown(result.detail), attack)
+                attack = shown(result.case.attacks[-1].strip()[:100])
+                table.add_row(result.case.id, result.status, shown(result.detail), attack)
         if table.row_count:
-            console.print(table)
+            out.table(table)
         passed = sum(result.status == "passed" for result in results)
-        console.print(f"{passed} of {len(results)} passed", highlight=False)
+        out.line(f"{passed} of {len(results)} passed")
+        out.data(
+            [
+                {"case": each.case.id, "status": each.status, "detail": each.detail}
+                for each in results
+            ]
+        )
         if not CaseResult.all_passed(results):
             raise typer.Exit(GATE_FAILED)
 
 
-def conditions_of(fail_on: Sequence[str] | None) -> list[Condition]:
-    """Parse the conditions of --fail-on, before anything is done."""
-    from astra_rl.evaluation.gate import fail_on as parse
-
-    return [parse(each) for each in fail_on or ()]
-
-
-def check_gate(console: Console, conditions: Sequence[Condition], summary: Summary) -> None:
-    """Leave with code 3 if a condition holds or cannot be decided."""
-    verdicts = [condition(summary) for condition in conditions]
-    for verdict in verdicts:
-        color = "red" if verdict.fails else "green"
-        console.print(verdict.text, style=color, highlight=False, markup=False)
-    if any(verdict.fails for verdict in verdicts):
-        raise typer.Exit(GATE_FAILED)
-
-
-def _print_summaries(console: Console, summaries: Mapping[str, Summary]) -> None:
-    table = Table()
-    for column in ("", "failed", "95% interval", "outcomes"):
+def _show_attacks(out: Shown, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:
+    if not attempts:
+        return
+    table = Table(title=shown(title))
+    for column in ("score", "attack", "response"):
         table.add_column(column)
-    for name, summary in summaries.items():
-        outcomes = ", ".join(f"{n} {key.value}" for key, n in summary.outcomes.items() if n)
-        table.add_row(_shown(name), *_cell(summary.asr).split("\n", 1), outcomes)
-    console.print(table)
-
-
-def _print_pairs(console: Console, pairs: PairedComparison, a: str, b: str) -> None:
-    table = Table(title="the same prompts, in pairs")
-    table.add_column("the target failed")
-    table.add_column("pairs", justify="right")
-    for name, count in zip(
-        ("in both", f"only in {a}", f"only in {b}", "in neither"), pairs.counts, strict=True
-    ):
-        table.add_row(_shown(name), str(count))
-    console.print(table)
-    low, high = pairs.interval
-    console.print(
-        f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
-        f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts"
-        + (f", {pairs.unscored} pairs unscored" if pairs.unscored else "")
-        + (f", {pairs.unpaired} without a partner" if pairs.unpaired else ""),
-        highlight=False,
-    )
-
-
-def _cell(rate: Rate | None) -> str:
-    from astra_rl.evaluation.statistics import format_percent
-
-    if rate is None:
-        return "-\n-"
-    low, high = rate.interval
-    return (
-        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials})\n"
-        f"{format_percent(low)} to {format_percent(high)}"
-    )
-
-
-def _shown(text: str) -> str:
-    from astra_rl.evaluation.escaping import terminal_text
-
-    return escape(terminal_text(text))
-
-
-def _say_path(console: Console, name: str, path: Path) -> None:
-    console.print(f"{name}: {path}", highlight=False, soft_wrap=True, markup=False)
+    for attempt in attempts[:most]:
+        turn = attempt.failing_turn
+        if turn is not None:
+            said = (shown(text.strip()[:120]) for text in (turn.attack, turn.response))
+            table.add_row(f"{attempt.score or 0:.2f}", *said)
+    out.table(table)

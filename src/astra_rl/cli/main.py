@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.evidence import FailOn, check_gate, conditions_of, register
+from astra_rl.cli import evidence, likelihood
+from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of, shown
 from astra_rl.cli.spending import (
     DryRun,
     MaxCost,
@@ -20,6 +21,7 @@ from astra_rl.cli.spending import (
     MaxRequests,
     MaxTokens,
     budget_settings,
+    check_played,
     print_estimate,
     print_estimate_of_run,
     print_spent,
@@ -172,21 +174,24 @@ def evaluate(
         str | None,
         typer.Option(
             help=(
-                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct': "
-                "ask for the goal of each prompt outright, the baseline of all baselines."
+                "Say these instead: a file of attacks (txt, or jsonl with 'attack'), or 'direct' "
+                "(ask for the goal of each prompt outright), 'untrained', 'best-of-8' (of the "
+                "untrained attacker's, by the reward), 'few-shot' (it is shown its own good ones)."
             )
         ),
     ] = None,
     target: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Another target: a folder, hub id or YAML file of a target. Default: the run's."
+            help="A folder, hub id or YAML file of a target; may be repeated. Default: the run's."
         ),
     ] = None,
+    trials: Trials = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the result. Default: RUN.")
     ] = None,
     fail_on: FailOn = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
     max_requests: MaxRequests = None,
     max_tokens: MaxTokens = None,
@@ -194,12 +199,12 @@ def evaluate(
     max_minutes: MaxMinutes = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Evaluate a trained attacker again, for instance against another target.
+    """Evaluate a trained attacker again, or a baseline, against one or several targets.
 
-    Plays the held-out conversations of the run's configuration and writes evaluation_again.json
-    and the failures found.
+    Plays the held-out conversations of the run's configuration and writes evaluation_again.json,
+    or of a baseline evaluation_direct.json and so on, and the failures found. --fail-on is checked
+    for every target.
     """
-    from astra_rl.methods.ast_evaluator import summary_of
     from astra_rl.runs.evaluation import evaluate_run
 
     conditions = conditions_of(fail_on)
@@ -207,22 +212,29 @@ def evaluate(
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     chosen = [*(overrides or []), *budget]
     if dry_run:
-        print_estimate_of_run(run, console, target=target, overrides=chosen)
+        print_estimate_of_run(run, console, targets=target or (), trials=trials, overrides=chosen)
         return
-    metrics, path = evaluate_run(
-        run, attacker=attacker, attacks=attacks, target=target, overrides=chosen, output=output
+    out = Shown(console, as_json=as_json)
+    found = evaluate_run(
+        run,
+        attacker=attacker,
+        attacks=attacks,
+        targets=target or (),
+        trials=trials,
+        overrides=chosen,
+        output=output,
     )
-    _print_evaluations({"attacker": metrics})
-    print_spent(metrics["spent"], console)
-    console.print(f"\nresult: {path}", highlight=False, soft_wrap=True, markup=False)
-    summary = summary_of(metrics["conversations"], threshold=metrics["threshold"])
-    if metrics["n"] < metrics.get("planned", 0):
-        raise BudgetEndedError(
-            f"the budget is spent: {metrics['n']} of {metrics['planned']} conversations were "
-            "played and summed up. What was replied is kept: the same command with a larger budget "
-            "goes on."
-        )
-    check_gate(console, conditions, summary)
+    name = attacks or "attacker"
+    named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
+    _print_evaluations({key: each.metrics for key, each in named.items()}, out)
+    out.summaries({key: each.summary for key, each in named.items()})
+    for each in found:
+        out.path("result", each.path)
+    for each in found:
+        print_spent(each.metrics["spent"], out.console)
+    out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
+    check_played(found)
+    out.gate(conditions, *(each.summary for each in found))
 
 
 @app.command()
@@ -344,7 +356,7 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
     )
 
 
-def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
+def _print_evaluations(evaluations: dict[str, dict[str, Any]], out: Shown | None = None) -> None:
     from astra_rl.evaluation.calibration import describe_judge
     from astra_rl.evaluation.statistics import format_percent
     from astra_rl.runs.reporting import rate_of
@@ -363,17 +375,20 @@ def _print_evaluations(evaluations: dict[str, dict[str, Any]]) -> None:
         rate = rate_of(metrics)
         nll = metrics["mean_attack_nll"]
         table.add_row(
-            name,
+            shown(name),
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
             str(metrics["distinct_attacks"]),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
-    console.print(table)
+    out = out or Shown(console)
+    out.table(table)
     (*_, last) = evaluations.values()
-    judge = f"judge: {last['judge']}, {describe_judge(last['judge_quality'])}"
-    console.print(judge, highlight=False, markup=False)
+    out.line(
+        f"judge: {last['judge']} from {last['threshold']:g} on, "
+        f"{describe_judge(last['judge_quality'])}"
+    )
 
 
 def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
@@ -397,7 +412,8 @@ def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
     console.print(table)
 
 
-register(app, console)
+evidence.register(app, console)
+likelihood.register(app, console)
 
 
 def run() -> None:

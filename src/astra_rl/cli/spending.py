@@ -10,8 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from astra_rl.errors import BudgetEndedError
+
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.evaluation import Evaluated
 
 MaxRequests = Annotated[
     int | None,
@@ -69,16 +72,17 @@ def print_estimate(config: RunConfig, console: Console, *, training: bool = True
 
 
 def print_estimate_of_run(
-    run: Path, console: Console, *, target: str | None, overrides: Sequence[str]
+    run: Path, console: Console, *, targets: Sequence[str], trials: int, overrides: Sequence[str]
 ) -> None:
     """Print what evaluating the attacker of a run would ask for at most."""
     from astra_rl.runs.config import load_config
     from astra_rl.runs.folder import open_run_folder
 
-    config = load_config(open_run_folder(run).config, overrides)
-    if target is not None:
-        config = config.with_target(target)
-    print_estimate(config, console, training=False)
+    path = open_run_folder(run).config
+    for target in targets or (None,):
+        config = load_config(path, [*overrides, f"evaluation.trials={trials}"], target=target)
+        console.print(f"target: {config.target.name}", highlight=False, markup=False)
+        print_estimate(config, console, training=False)
 
 
 def print_spent(spent: Mapping[str, Any], console: Console) -> None:
@@ -88,3 +92,18 @@ def print_spent(spent: Mapping[str, Any], console: Console) -> None:
     told = describe_spent(spent)
     if told:
         console.print(f"spent on calls: {told}", highlight=False, markup=False)
+
+
+def check_played(found: Sequence[Evaluated]) -> None:
+    """Leave with the exit code of a budget that is spent if one ended an evaluation early.
+
+    Raises:
+        BudgetEndedError: One did.
+    """
+    for each in found:
+        played, planned = each.metrics["n"], each.metrics.get("planned", 0)
+        if played < planned:
+            raise BudgetEndedError(
+                f"the budget is spent: {played} of {planned} conversations were played and summed "
+                "up. What was replied is kept: the same command with a larger budget goes on."
+            )

@@ -18,7 +18,13 @@ class Environment(ABC, Generic[StateT, ActionT]):
 
     Args:
         problem: The models and the reward.
+
+    Attributes:
+        queries_per_turn: How many answers of the target a turn of an evaluation episode takes: more
+            than one if its attack is chosen among several by what the target answered.
     """
+
+    queries_per_turn: int = 1
 
     def __init__(self, problem: Problem[StateT, ActionT]) -> None:
         self.problem = problem

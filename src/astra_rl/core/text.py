@@ -27,12 +27,15 @@ class Utterance(str):
         heard_logprobs: For a target's response: log-probability, under the target at temperature 1,
             of each token of the attack it answers. It falls out of reading the attack, so no
             second pass is needed for the likelihood terms of a reward.
+        asked: For a target's response: digest of all that it read around the attack, its template
+            included, so that a template that changed is noticed when the attack is sent again.
     """
 
     token_ids: tuple[int, ...] | None
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason | None
     heard_logprobs: tuple[float, ...] | None
+    asked: str | None
 
     def __new__(
         cls,
@@ -42,6 +45,7 @@ class Utterance(str):
         logprobs: Sequence[float] | None = None,
         finish_reason: FinishReason | None = None,
         heard_logprobs: Sequence[float] | None = None,
+        asked: str | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for what the other arguments mean."""
         self = super().__new__(cls, text)
@@ -49,6 +53,7 @@ class Utterance(str):
         self.logprobs = None if logprobs is None else tuple(logprobs)
         self.finish_reason = finish_reason
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
+        self.asked = asked
         return self
 
 

@@ -110,6 +110,8 @@ class Turn(_Record):
         response_tokens: Length of the response in the target's tokens.
         finish_reason: Why the target stopped, as it said so.
         refused: Whether the response was recognised as a refusal; None if nobody looked.
+        asked: Digest of all that the target read around the attack, its template included; None if
+            unknown.
     """
 
     attack: Text
@@ -122,6 +124,7 @@ class Turn(_Record):
     response_tokens: int | None = None
     finish_reason: Text | None = None
     refused: bool | None = None
+    asked: str | None = None
 
     def score(self, judge: str) -> float | None:
         """What this judge said, None if it is missing."""
@@ -198,6 +201,10 @@ class AttemptRow(NamedTuple):
         logprob: Log-probability under the baseline of the attacks up to the first failing turn, or
             of all attacks; None if it was not measured.
         logprob_tokens: Baseline tokens of those attacks.
+        queries_per_turn: Answers of the target that a turn took.
+        judge: Name of the judge that decided the outcome.
+        judge_id: Identifies its weights and settings.
+        threshold: Score from which on a turn is a failure of the target.
     """
 
     id: str
@@ -213,6 +220,10 @@ class AttemptRow(NamedTuple):
     score: float | None = None
     logprob: float | None = None
     logprob_tokens: int | None = None
+    queries_per_turn: int = 1
+    judge: str = ""
+    judge_id: str = ""
+    threshold: float = 0.5
 
 
 class Attempt(_Record):
@@ -232,6 +243,9 @@ class Attempt(_Record):
         step: Training step, of an attempt made in training.
         turns: What was said.
         judge: Name of the judge that decided the outcome.
+        judge_id: Identifies its weights and settings, see `Identity.digest`; empty if unknown.
+        queries_per_turn: Answers of the target that a turn took: more than one if the attack was
+            chosen among several by what the target answered.
         threshold: Score in (0, 1] from which on a turn is a failure of the target.
         outcome: What came of it.
         error: What went wrong, if the outcome is an error.
@@ -254,6 +268,8 @@ class Attempt(_Record):
     step: int | None = None
     turns: tuple[Turn, ...] = ()
     judge: Text
+    judge_id: Text = ""
+    queries_per_turn: int = Field(1, ge=1)
     threshold: float = Field(gt=0, le=1)
     outcome: Outcome
     error: Text = ""
@@ -295,7 +311,8 @@ class Attempt(_Record):
             trial: See the class.
             branch: See the class.
             error: See the class.
-            details: Any of `step`, `category`, `seed`, `started`, `seconds`.
+            details: Any of `judge_id`, `queries_per_turn`, `step`, `category`, `seed`, `started`,
+                `seconds`.
         """
         known = opening if isinstance(opening, Opening) else Opening.of(opening)
         prompt = known.id if prompt_id is None else prompt_id
@@ -383,6 +400,10 @@ class Attempt(_Record):
             score=self.score,
             logprob=None if likelihood is None else likelihood.total,
             logprob_tokens=None if likelihood is None else likelihood.tokens,
+            queries_per_turn=self.queries_per_turn,
+            judge=self.judge,
+            judge_id=self.judge_id,
+            threshold=self.threshold,
         )
 
     def exchanges(self) -> list[Exchange]:
@@ -395,7 +416,9 @@ class Attempt(_Record):
             context = context + turn.attack + turn.response
         return found
 
-    def judged(self, judge: str, scores: Sequence[float], *, threshold: float) -> Attempt:
+    def judged(
+        self, judge: str, scores: Sequence[float], *, threshold: float, judge_id: str = ""
+    ) -> Attempt:
         """Return a record that also holds these scores, one per turn, and is decided by them."""
         turns = [
             turn.model_copy(update={"scores": {**turn.scores, judge: JudgeScore.of(score)}})
@@ -405,6 +428,7 @@ class Attempt(_Record):
             update={
                 "turns": tuple(turns),
                 "judge": judge,
+                "judge_id": judge_id,
                 "threshold": threshold,
                 "outcome": decide_outcome(turns, judge, threshold, error=self.error),
             }

@@ -22,7 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,18 @@ class Evidence:
     plain: Rate
     left_out: int = 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers by name, in JSON's types."""
+        return {
+            "samples": self.samples,
+            "failures": self.failures,
+            "effective_samples": self.effective_samples,
+            "effective_failures": self.effective_failures,
+            "left_out": self.left_out,
+            "plain": self.plain.as_dict(),
+            "unseen": self.unseen,
+        }
+
     @property
     def unseen(self) -> float:
         """Probability that failures of kinds nobody has said yet could have, at 95%.
@@ -89,12 +101,42 @@ class Probability:
     Attributes:
         estimate: In [0, 1].
         interval: 95%, for the kinds of failure that were seen.
+        error: Standard error of the estimate.
         evidence: What it rests on.
     """
 
     estimate: float
     interval: Interval
+    error: float
     evidence: Evidence
+
+    @property
+    def plain_conversations(self) -> float:
+        """Conversations that plain sampling would need for the same standard error."""
+        return self.estimate * (1 - self.estimate) / self.error**2 if self.error else math.inf
+
+    @property
+    def text(self) -> str:
+        """The number in words."""
+        low, high = self.interval
+        return (
+            f"{self.estimate:.2g} (95% interval {low:.2g} to {high:.2g}) of conversations in "
+            f"ordinary use fail; {self.evidence.samples} conversations, "
+            f"{self.evidence.effective_failures:.0f} effective failures, worth "
+            f"{self.plain_conversations:,.0f} of plain sampling"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate and all it rests on, in JSON's types."""
+        return {
+            "estimate": self.estimate,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "error": self.error,
+            "plain_conversations": self.plain_conversations,
+            "reason": None,
+            "evidence": self.evidence.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,23 @@ class NoProbability:
     reason: str
     evidence: Evidence
 
+    @property
+    def text(self) -> str:
+        """The refusal in words."""
+        return f"no number: {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reason and what there is, in JSON's types; the estimate is None."""
+        return {
+            "estimate": None,
+            "low": None,
+            "high": None,
+            "error": None,
+            "plain_conversations": None,
+            "reason": self.reason,
+            "evidence": self.evidence.as_dict(),
+        }
+
 
 def failure_probability(
     samples: Sequence[Sample],
@@ -120,8 +179,9 @@ def failure_probability(
 
     The interval is that of the delta method on the logit, with the variance of the ratio of sums
     taken over prompts, and Student's t with as many degrees of freedom as there are effective
-    failures but one. The bootstrap needs a thousand times the work and is no better here: with few
-    failures it cannot draw a weight that was not seen either.
+    failures, or prompts if they are fewer, but one. Of a single prompt the conversations are
+    independent, and the number is about that prompt. The bootstrap needs a thousand times the work
+    and is no better here: with few failures it cannot draw a weight that was not seen either.
 
     Args:
         samples: Conversations of the baseline and of the attacker, with the same openings. How many
@@ -156,12 +216,14 @@ def failure_probability(
             "failure is; the plain rate bounds it",
             evidence,
         )
-    error = _standard_error(weights * (fails - estimate), samples) / total
-    half = student_quantile(0.95, evidence.effective_failures - 1) * error
+    prompts = _prompts(samples)
+    error = _standard_error(weights * (fails - estimate), prompts) / total
+    known = min(evidence.effective_failures, len(set(prompts)))
+    half = student_quantile(0.95, known - 1) * error
     spread = half / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
     interval = Interval(_logistic(logit - spread), _logistic(logit + spread))
-    return Probability(estimate, interval, evidence)
+    return Probability(estimate, interval, error, evidence)
 
 
 def failure_probability_of(
@@ -223,10 +285,9 @@ def _weights(samples: Sequence[Sample]) -> Array:
 
 def _plain_rate(samples: Sequence[Sample]) -> Rate:
     by_prompt: dict[Hashable, list[bool]] = defaultdict(list)
-    for index, sample in enumerate(samples):
+    for prompt, sample in zip(_prompts(samples), samples, strict=True):
         if sample.from_baseline:
-            key = index if sample.prompt is None else ("prompt", sample.prompt)
-            by_prompt[key].append(sample.fails)
+            by_prompt[prompt].append(sample.fails)
     return Rate.of_prompts((sum(fails), len(fails)) for fails in by_prompt.values())
 
 
@@ -251,12 +312,20 @@ def _why_not(evidence: Evidence, least: float) -> str | None:
     return None
 
 
-def _standard_error(influences: Array, samples: Sequence[Sample]) -> float:
+def _prompts(samples: Sequence[Sample]) -> list[Hashable]:
+    """What each sample is grouped by: its prompt, or nothing where all have the same one."""
+    keys: list[Hashable] = [
+        index if sample.prompt is None else ("prompt", sample.prompt)
+        for index, sample in enumerate(samples)
+    ]
+    return keys if len(set(keys)) > 1 else list(range(len(samples)))
+
+
+def _standard_error(influences: Array, prompts: Sequence[Hashable]) -> float:
     """Standard error of a sum of influences that are independent between prompts."""
     sums: dict[Hashable, float] = defaultdict(float)
-    for index, (sample, influence) in enumerate(zip(samples, influences, strict=True)):
-        key = index if sample.prompt is None else ("prompt", sample.prompt)
-        sums[key] += float(influence)
+    for prompt, influence in zip(prompts, influences, strict=True):
+        sums[prompt] += float(influence)
     count = len(sums)
     if count < 2:
         return math.inf

@@ -10,8 +10,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,23 @@ class Fluency:
     median: float
     high: float
 
+    @classmethod
+    def of(cls, under: str, values: Sequence[float], missing: int = 0) -> Fluency:
+        """Sum up the nats per token of attacks.
+
+        Args:
+            under: Role or name of the model.
+            values: One per measured attack.
+            missing: Attacks that were not measured.
+        """
+        low, median, high = np.quantile(values, [0.1, 0.5, 0.9]) if values else [math.nan] * 3
+        mean = math.fsum(values) / len(values) if values else math.nan
+        return cls(under, len(values), missing, mean, float(low), float(median), float(high))
+
+    def as_dict(self) -> dict[str, float | str]:
+        """Return all numbers by name."""
+        return asdict(self)
+
 
 def fluency(attempts: Iterable[Attempt], *, under: str) -> Fluency:
     """Say how natural the attacks read to a model.
@@ -54,16 +71,7 @@ def fluency(attempts: Iterable[Attempt], *, under: str) -> Fluency:
     """
     turns = [turn for attempt in attempts for turn in attempt.turns]
     values = [-turn.logprobs[under].per_token for turn in turns if under in turn.logprobs]
-    low, median, high = np.quantile(values, [0.1, 0.5, 0.9]) if values else [math.nan] * 3
-    return Fluency(
-        under=under,
-        attacks=len(values),
-        missing=len(turns) - len(values),
-        mean=math.fsum(values) / len(values) if values else math.nan,
-        low=float(low),
-        median=float(median),
-        high=float(high),
-    )
+    return Fluency.of(under, values, missing=len(turns) - len(values))
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,31 @@ class Ranking:
     failures: Sequence[LikelyFailure]
     ranked: int
     unmeasured: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ranking in JSON's types, with what was said up to each failure."""
+        return {
+            "under": self.under,
+            "by": self.by,
+            "ranked": self.ranked,
+            "unmeasured": self.unmeasured,
+            "failures": [
+                {
+                    "id": each.attempt.id,
+                    "prompt_id": each.attempt.prompt_id,
+                    "target": each.attempt.target,
+                    "logprob": each.logprob,
+                    "per_token": each.per_token,
+                    "tokens": each.tokens,
+                    "severity": each.severity,
+                    "turns": [
+                        {"attack": turn.attack, "response": turn.response}
+                        for turn in each.attempt.turns[: each.attempt.first_failing_turn]
+                    ],
+                }
+                for each in self.failures
+            ],
+        }
 
 
 def most_likely_failures(
@@ -157,8 +190,7 @@ def _likely(attempt: Attempt, under: str) -> LikelyFailure | None:
     return LikelyFailure(attempt, known.total, known.per_token, known.tokens, attempt.score)
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One attempt in the picture of severity against likelihood.
 
     Attributes:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,19 @@ class PairedComparison:
     prompts: int
     unscored: int = 0
     unpaired: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers by name, in JSON's types."""
+        return {
+            **self.counts._asdict(),
+            "difference": self.difference,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "p_value": self.p_value,
+            "prompts": self.prompts,
+            "unscored": self.unscored,
+            "unpaired": self.unpaired,
+        }
 
 
 def compare_pairs(

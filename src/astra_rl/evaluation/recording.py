@@ -25,12 +25,16 @@ class Labels:
         phase: Part of the run.
         attacker: Name of the attacker.
         target: Name of the target.
+        judge_id: Identifies the judge's weights and settings.
+        queries_per_turn: See `Attempt`.
     """
 
     run: str = ""
     phase: str = "evaluation"
     attacker: str = "attacker"
     target: str = "target"
+    judge_id: str = ""
+    queries_per_turn: int = 1
 
 
 def record_path(
@@ -77,6 +81,8 @@ def record_path(
         attacker=labels.attacker,
         turns=turns,
         judge=judge,
+        judge_id=labels.judge_id,
+        queries_per_turn=labels.queries_per_turn,
         threshold=threshold,
         error=next((str(error) for error in errors if error), ""),
         **details,
@@ -145,6 +151,7 @@ def _turn(
         response_tokens=_count(node.response),
         finish_reason=getattr(node.response, "finish_reason", None),
         refused=refused,
+        asked=getattr(node.response, "asked", None),
     )
 
 

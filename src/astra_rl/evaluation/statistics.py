@@ -6,13 +6,14 @@ nowhere else.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from astra_rl.errors import ConfigurationError
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
+FEW = 22
+"""Successes or failures up to which an end of `proportion_interval` is the exact one."""
 _BOOTSTRAP_SEED = 0  # fixed: the same attempts always get the same interval
 
 
@@ -75,6 +78,49 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
+def proportion_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
+    """Return Wilson's interval, its ends moved out to the exact ones where few decide them.
+
+    Wilson's covers a 95% interval's 95% on average, but just beside the rates at which one success
+    is expected in ten trials or fewer it covers 84% (Brown, Cai and DasGupta 2001, figure 5). Where
+    at most `FEW` successes, or failures, stand behind an end it is that of Clopper and Pearson
+    (*Biometrika* 26, 1934) if that is further out. So at 95% it covers at least 93%, whatever the
+    rate and the number of trials; the tests enumerate it.
+
+    Args:
+        successes: See `wilson_interval`.
+        trials: See `wilson_interval`.
+        confidence: See `wilson_interval`.
+
+    Raises:
+        ConfigurationError: An argument is out of its range.
+    """
+    low, high = wilson_interval(successes, trials, confidence)
+    won, lost = math.floor(successes), math.floor(trials - successes)
+    whole = math.floor(trials)
+    if 0 < won <= FEW:
+        low = min(low, _exact_low(won, whole, confidence))
+    if 0 < lost <= FEW:
+        high = max(high, 1 - _exact_low(lost, whole, confidence))
+    return Interval(low, high)
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact_low(successes: int, trials: int, confidence: float) -> float:
+    """Rate at which so many successes or more have half the probability that is left out."""
+    tail = (1 - confidence) / 2
+    counts = np.arange(successes)
+    chosen = np.array([math.log(math.comb(trials, int(count))) for count in counts])
+    low, high = 0.0, successes / trials
+    for _ in range(60):
+        middle = (low + high) / 2
+        fewer = np.exp(
+            chosen + counts * math.log(middle) + (trials - counts) * math.log1p(-middle)
+        ).sum()
+        low, high = (middle, high) if 1 - fewer < tail else (low, middle)
+    return low
+
+
 def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float = 0.95) -> Interval:
     """Return an interval of a rate whose trials come in groups: several of each prompt.
 
@@ -95,9 +141,9 @@ def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float =
     trials = math.fsum(each for _, each in groups)
     if len(groups) < 2 or not 0 < successes < trials:
         share = successes / trials if trials else 0.0
-        return wilson_interval(share * len(groups), len(groups), confidence)
+        return proportion_interval(share * len(groups), len(groups), confidence)
     return hull(
-        wilson_interval(successes, trials, confidence),
+        proportion_interval(successes, trials, confidence),
         bootstrap_interval(groups, (0.0, 1.0), confidence),
     )
 
@@ -218,7 +264,7 @@ class Rate:
     def interval(self) -> Interval:
         """95% interval of the estimate: what other prompts and other generations might give."""
         if self.method == "wilson":
-            return wilson_interval(self.successes, self.trials)
+            return proportion_interval(self.successes, self.trials)
         return clustered_interval(self.by_prompt)
 
     @property
@@ -228,6 +274,14 @@ class Rate:
         if total == 0:
             return Interval(0.0, 1.0)
         return Interval(self.successes / total, (self.successes + self.unscored) / total)
+
+    @property
+    def bounds_text(self) -> str:
+        """The bounds in words."""
+        return (
+            f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
+            "them were failures of the attack, or successes"
+        )
 
     def as_dict(self) -> dict[str, float | str]:
         """Return counts, estimate, interval (`low`, `high`) and bounds (`lowest`, `highest`)."""
@@ -262,6 +316,15 @@ class RateAtK:
     interval: Interval
     prompts: int
     left_out: int
+
+    @property
+    def text(self) -> str:
+        """The rate in words."""
+        left_out = f", {self.left_out} tried too seldom" if self.left_out else ""
+        return (
+            f"one of {self.k} attempts succeeds at {format_percent(self.estimate)} of the prompts "
+            f"(95% interval {between(self.interval)}, {self.prompts} prompts{left_out})"
+        )
 
 
 def success_at_k(successes: int, trials: int, k: int) -> float:
@@ -316,6 +379,16 @@ class QueriesToSuccess:
             return math.nan
         return float(sorted(self.counts)[at]) if at < len(self.counts) else math.inf
 
+    @property
+    def text(self) -> str:
+        """The median and how many prompts it is of, in words."""
+        median = self.median
+        shown = "more than were spent" if math.isinf(median) else f"{median:g}"
+        return (
+            f"median {shown} answers until the first failure; {len(self.censored)} of "
+            f"{len(self.counts) + len(self.censored)} prompts never won (censored)"
+        )
+
     def won_within(self, queries: int) -> Rate:
         """Share of prompts won within so many answers.
 
@@ -364,6 +437,32 @@ class SeedSpread:
         half = student_quantile(0.95, len(values) - 1) * error
         return Interval(max(0.0, self.mean - half), min(1.0, self.mean + half))
 
+    @property
+    def text(self) -> str:
+        """Mean, range and interval in words; of one seed that there is nothing to say."""
+        mean, seeds = format_percent(self.mean), len(self.estimates)
+        if self.range is None:
+            return f"{seeds} training seed: no between-run uncertainty (rate {mean})"
+        said = (
+            f"{seeds} training seeds: mean {mean}, from {format_percent(self.range.low)} to "
+            f"{format_percent(self.range.high)}"
+        )
+        if self.interval is None:
+            return f"{said}; two seeds give no interval"
+        low, high = map(format_percent, self.interval)
+        return f"{said}; 95% interval of the mean over seeds {low} to {high}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers in JSON's types; None where so few seeds give none."""
+        return {
+            "seeds": len(self.estimates),
+            "estimates": {str(seed): value for seed, value in self.estimates.items()},
+            "mean": self.mean,
+            "range": None if self.range is None else list(self.range),
+            "interval": None if self.interval is None else list(self.interval),
+            "text": self.text,
+        }
+
 
 def intervals_apart(a: Interval, b: Interval) -> bool:
     """Whether two intervals have no point in common.
@@ -384,3 +483,18 @@ def format_percent(value: float) -> str:
     if 0 < value < 0.01 or 0.99 < value < 1:
         return f"{min(max(value, 0.001), 0.999):.1%}"
     return f"{value:.0%}"
+
+
+def between(interval: Interval) -> str:
+    """Return an interval of shares, for instance ``6% to 24%``."""
+    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
+
+
+def describe_rate(rate: Rate) -> str:
+    """Return for instance ``12% (6 of 50, 95% interval 6% to 24%, wilson)``."""
+    if not rate.trials:
+        return "not measured"
+    return (
+        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
+        f"95% interval {between(rate.interval)}, {rate.method})"
+    )

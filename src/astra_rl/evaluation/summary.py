@@ -157,7 +157,7 @@ def _queries(groups: Iterable[Sequence[AttemptRow]]) -> QueriesToSuccess:
     for rows in groups:
         spent = 0
         for row in rows:
-            spent += row.first_failing_turn or row.turns
+            spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
             if row.outcome is Outcome.SUCCESS:
                 won.append(spent)
                 break
@@ -216,12 +216,17 @@ class TransferMatrix:
     Attributes:
         attackers: Names, in order of appearance.
         targets: Names, in order of appearance.
-        rates: By attacker and target; a pair that was never tried is not there.
+        summaries: By attacker and target; a pair that was never tried is not there.
     """
 
     attackers: Sequence[str]
     targets: Sequence[str]
-    rates: Mapping[tuple[str, str], Rate]
+    summaries: Mapping[tuple[str, str], Summary]
+
+    @property
+    def rates(self) -> Mapping[tuple[str, str], Rate]:
+        """The attack success rate by attacker and target."""
+        return {pair: summary.asr for pair, summary in self.summaries.items()}
 
     def as_dict(self) -> list[dict[str, Any]]:
         """Return one row per pair that was tried."""
@@ -231,13 +236,23 @@ class TransferMatrix:
         ]
 
 
-def transfer_matrix(rows: Iterable[AttemptRow]) -> TransferMatrix:
-    """Compute the rate of every attacker at every target."""
+def transfer_matrix(
+    rows: Iterable[AttemptRow], *, planned: Mapping[tuple[str, str], int] | None = None
+) -> TransferMatrix:
+    """Compute the rate of every attacker at every target.
+
+    Args:
+        rows: The attempts.
+        planned: By attacker and target, how many were to be made; a pair that is not there has
+            made all.
+    """
     cells = defaultdict(list)
     for row in rows:
         cells[row.attacker, row.target].append(row)
     return TransferMatrix(
         attackers=list(dict.fromkeys(attacker for attacker, _ in cells)),
         targets=list(dict.fromkeys(target for _, target in cells)),
-        rates={pair: summarise(each).asr for pair, each in cells.items()},
+        summaries={
+            pair: summarise(each, planned=(planned or {}).get(pair)) for pair, each in cells.items()
+        },
     )

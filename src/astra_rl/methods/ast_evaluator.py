@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
@@ -18,7 +19,7 @@ from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
 from astra_rl.moderators.identity import identity_of
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
-    from astra_rl.evaluation.attempts import Attempt, AttemptRow, JudgeScore
+    from astra_rl.evaluation.attempts import Attempt, AttemptRow, Turn
     from astra_rl.evaluation.recording import Labels, LogProbs
     from astra_rl.evaluation.summary import Summary
 
@@ -68,17 +69,30 @@ class ASTEvaluator(Evaluator[str, str]):
         self.labels = labels
         self.likelihoods = dict(likelihoods or {})
         self.refusals = refusals
+        self.queries_per_turn: int = getattr(environment, "queries_per_turn", 1)
         self._trials: Counter[str] = Counter()
         self._measured: dict[int, Attempt] = {}
+
+    @property
+    def planned(self) -> int:
+        """How many conversations `evaluate` plays without `n_rollouts`."""
+        return len(self._openings(None))
 
     def evaluate(self, n_rollouts: int | None = None, progress: bool = True) -> dict[str, Any]:
         """Play conversations and sum them up; see `Evaluator.evaluate`."""
         self._trials.clear()
         return super().evaluate(n_rollouts, progress)
 
-    def measure(self, graphs: Sequence[Graph[str, str]]) -> list[GraphMetrics]:
-        """Measure several episodes, all judged in one call, and record them."""
-        attempts = self.attempts(graphs)
+    def measure(
+        self, graphs: Sequence[Graph[str, str]], prompt_ids: Sequence[str] | None = None
+    ) -> list[GraphMetrics]:
+        """Measure several episodes, all judged in one call, and record them.
+
+        Args:
+            graphs: The episodes.
+            prompt_ids: Which prompt each is an attempt at; None identifies it by its context.
+        """
+        attempts = self.attempts(graphs, prompt_ids)
         # Kept for `compute_metrics`, through which a subclass may want to add to each episode.
         self._measured = {
             id(graph): attempt for graph, attempt in zip(graphs, attempts, strict=True)
@@ -92,11 +106,13 @@ class ASTEvaluator(Evaluator[str, str]):
                 self.record(attempt)
         return metrics
 
-    def attempts(self, graphs: Sequence[Graph[str, str]]) -> list[Attempt]:
+    def attempts(
+        self, graphs: Sequence[Graph[str, str]], prompt_ids: Sequence[str] | None = None
+    ) -> list[Attempt]:
         """Judge the first conversation of each episode and return the records.
 
         A prompt that comes again, in this call or in one before, is another trial of it; `evaluate`
-        counts from zero.
+        counts from zero. See `measure` for the arguments.
         """
         from astra_rl.evaluation.attempts import Opening
         from astra_rl.evaluation.recording import Labels, measure_logprobs, record_path
@@ -106,25 +122,32 @@ class ASTEvaluator(Evaluator[str, str]):
         scores = self._ask(self.judge, nodes)
         refusals = None if self.refusals is None else self._ask(self.refusals, nodes)
         logprobs = measure_logprobs(self.likelihoods, nodes)
+        labels = replace(
+            self.labels or Labels(),
+            judge_id=identity_of(self.judge).digest,
+            queries_per_turn=self.queries_per_turn,
+        )
+        openings = [Opening.of(graph.context) for graph in graphs]
+        prompts = [opening.id for opening in openings] if prompt_ids is None else prompt_ids
         attempts, start = [], 0
-        for graph, conversation in zip(graphs, conversations, strict=True):
+        for conversation, opening, prompt in zip(conversations, openings, prompts, strict=True):
             rows = slice(start, start + len(conversation))
             start += len(conversation)
-            opening = Opening.of(graph.context)
             attempts.append(
                 record_path(
                     conversation,
                     opening,
-                    self.labels or Labels(),
+                    labels,
                     judge=self.judge_name,
                     scores=scores[rows],
                     threshold=self.threshold,
                     logprobs=logprobs[rows],
                     refusals=None if refusals is None else refusals[rows],
-                    trial=self._trials[opening.id],
+                    prompt_id=prompt,
+                    trial=self._trials[prompt],
                 )
             )
-            self._trials[opening.id] += 1
+            self._trials[prompt] += 1
         return attempts
 
     @property
@@ -136,7 +159,8 @@ class ASTEvaluator(Evaluator[str, str]):
         """Measure one episode. Of a tree with branches only the first conversation counts.
 
         Returns:
-            JSON values, None where one is missing. `prompt`, `prompt_id` and `trial`; `turns`, each
+            JSON values, None where one is missing. `prompt`, `prompt_id`, `trial` and
+            `queries_per_turn`; `turns`, each
             with `attack`, `response`, `score`, `reward`, `reward_terms`, if the reward measured it
             `attack_nll`, and if the score is missing `unscored`, the reason; `max_score`,
             `mean_score` and `mean_reward` over the turns that have one; `first_failing_turn`,
@@ -152,8 +176,9 @@ class ASTEvaluator(Evaluator[str, str]):
                 "prompt": graph.context,
                 "prompt_id": attempt.prompt_id,
                 "trial": attempt.trial,
+                "queries_per_turn": attempt.queries_per_turn,
                 "turns": [
-                    _turn(node, turn.scores[attempt.judge])
+                    _turn(node, turn, attempt.judge)
                     for node, turn in zip(nodes, attempt.turns, strict=True)
                 ],
                 "max_score": attempt.score,
@@ -175,13 +200,14 @@ class ASTEvaluator(Evaluator[str, str]):
         Returns:
             `score`, the attack success rate, by which checkpoints are compared; `n`, `threshold`,
             `judge` (its name) and `judge_identity`; all of `Summary.as_dict`, whose `outcomes` add
-            up to `n`; `unscored_turns`
-            (counts by reason); `mean_score`, `max_score`, `mean_reward` and `mean_attack_nll` over
-            all turns; `mean_score_by_turn` and `first_failures_by_turn`, with one entry per turn:
-            the mean, and in how many conversations the target failed there first;
-            `distinct_attacks` and `clusters`, the kinds of attack that succeeded (`attack`, `size`,
-            `conversations`: indices); `diversity` of those attacks, as `Diversity.as_dict`;
-            `distinct_1` and `distinct_2` of all attacks; `conversations`: `metrics`.
+            up to `n`; `unscored_turns` (counts by reason); `mean_score`, `max_score`, `mean_reward`
+            and `mean_attack_nll` over all turns; `mean_score_by_turn` and `first_failures_by_turn`,
+            with one entry per turn: the mean, and in how many conversations the target failed there
+            first; `fluency`, NLL per token of the attacks by the model that was asked, as
+            `Fluency.as_dict`; `distinct_attacks` and `clusters`, the kinds of attack that succeeded
+            (`attack`, `size`, `conversations`: indices); `diversity` of those attacks, as
+            `Diversity.as_dict`; `distinct_1` and `distinct_2` of all attacks; `conversations`:
+            `metrics`.
         """
         summary = summary_of(metrics, threshold=self.threshold)
         turns = [turn for each in metrics for turn in each["turns"]]
@@ -203,6 +229,7 @@ class ASTEvaluator(Evaluator[str, str]):
             "max_score": _max_of_present(scores),
             "mean_reward": mean_of_present(_numbers(turns, "reward")),
             "mean_attack_nll": mean_of_present(_numbers(turns, "attack_nll")),
+            "fluency": _fluency(turns),
             **_by_turn(metrics),
             "distinct_attacks": len(clusters),
             "clusters": clusters,
@@ -261,6 +288,7 @@ def _row(index: int, metrics: GraphMetrics, threshold: float) -> AttemptRow:
         first_failing_turn=metrics["first_failing_turn"],
         last_turn_failed=None if last is None else last >= threshold,
         score=metrics["max_score"],
+        queries_per_turn=metrics.get("queries_per_turn", 1),
     )
 
 
@@ -268,21 +296,48 @@ def _conversation(graph: Graph[str, str]) -> list[Node[str, str]]:
     return next(graph.paths(), [])
 
 
-def _turn(node: Node[str, str], score: JudgeScore) -> dict[str, Any]:
+def _turn(node: Node[str, str], recorded: Turn, judge: str) -> dict[str, Any]:
+    score = recorded.scores[judge]
     turn: dict[str, Any] = {
         "attack": node.attack,
         "response": node.response,
         "score": score.value,
         "reward": node.reward,
         "reward_terms": node.reward_terms,
+        "nll": {
+            name: -known.per_token
+            for name, known in recorded.logprobs.items()
+            if name != "attacker"  # what the attacker finds natural is no news
+        },
     }
     if score.value is None:
         turn["unscored"] = score.reason
     # The baseline stands for ordinary text better than the target, which has been talked to.
-    for name in ("attack_nll_baseline", "attack_nll_target"):
-        if name in node.reward_terms:
-            return {**turn, "attack_nll": node.reward_terms[name]}
+    terms = node.reward_terms
+    for known in (
+        terms.get("attack_nll_baseline"),
+        turn["nll"].get("baseline"),
+        terms.get("attack_nll_target"),
+    ):
+        if known is not None:
+            return {**turn, "attack_nll": known}
     return turn
+
+
+def _fluency(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How natural the attacks read to each model that was asked, by its role or name."""
+    from astra_rl.evaluation.likelihood import Fluency
+
+    known = [turn.get("nll", {}) for turn in turns]
+    names = dict.fromkeys(name for each in known for name in each)
+    return {
+        name: Fluency.of(
+            name,
+            [each[name] for each in known if name in each],
+            missing=sum(name not in each for each in known),
+        ).as_dict()
+        for name in names
+    }
 
 
 def _numbers(rows: Iterable[dict[str, Any]], key: str) -> list[float]:

@@ -135,6 +135,7 @@ class BestOfNEnvironment(ASTEnvironment):
         tree_depth: int = 1,
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
+        self.queries_per_turn = self.tree_width
 
     def select(self, branches: list[Branch]) -> list[Branch]:
         """Return the best of each set of siblings; the first if no reward is known."""

@@ -73,7 +73,10 @@ class FewShotEnvironment(ASTEnvironment):
             self._behind_examples(Conversation.of(context), derive_seed(seed, "examples"))
             for context, seed in zip(contexts, seeds, strict=True)
         ]
-        return super().expand(shown, seeds, width=width)
+        graphs = super().expand(shown, seeds, width=width)
+        for graph, context in zip(graphs, contexts, strict=True):
+            graph.context = Conversation.of(context)  # the same prompt, whatever was shown with it
+        return graphs
 
     def _behind_examples(self, opening: Conversation, seed: int) -> Conversation:
         random = Random(seed)

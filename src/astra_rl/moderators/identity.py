@@ -45,6 +45,11 @@ class Identity:
         """Return the three as JSON values."""
         return asdict(self)
 
+    @property
+    def digest(self) -> str:
+        """Hash of the three: two moderators with the same one give the same scores."""
+        return _hash(json.dumps(self.as_dict(), sort_keys=True).encode())
+
 
 def identity_of(moderator: Moderator[Any, Any]) -> Identity:
     """Return the identity of a moderator.

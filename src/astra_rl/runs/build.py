@@ -22,6 +22,7 @@ from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.methods.ordinary_use import OrdinaryUse
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
@@ -260,6 +261,13 @@ def _completers(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if not callable(target):
         raise ConfigurationError(f"{place}: {type(target).__name__} cannot answer chats.")
     return {**options, "complete": target}
+
+
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
+    """Return the problem in which the baseline of a configuration speaks."""
+    return OrdinaryUse(
+        problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
+    )
 
 
 def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -> None:

@@ -246,6 +246,12 @@ class EvaluationConfig(_Section):
 
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
+    trials: int = Field(1, ge=1, description="How often each held-out prompt is tried.")
+    ordinary_brief: str | None = Field(
+        None,
+        description="What ordinary users are told in the attacker's place, for the likelihood of "
+        "attacks; default: the attacker's brief.",
+    )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
         "calibrations", description="Folder in which 'astra-rl calibrate' keeps its results."
@@ -331,12 +337,15 @@ def check_credentials(config: RunConfig) -> None:
         )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, target: str | None = None
+) -> RunConfig:
     """Read a YAML file and apply overrides.
 
     Args:
         path: The file.
         overrides: ``"a.b=value"`` each, the value in YAML.
+        target: Another target, see `RunConfig.with_target`; None keeps the file's.
 
     Raises:
         ConfigurationError: Naming the key, what came and what is allowed.
@@ -346,7 +355,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
-    return parse_config(text, overrides, source=str(path))
+    config = parse_config(text, overrides, source=str(path))
+    return config if target is None else config.with_target(target)
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:

@@ -110,7 +110,7 @@ def _turns(config: RunConfig, training: bool) -> Iterator[tuple[str, int, float,
         if config.evaluation.judge is not None:
             most = min(config.evaluation.watch, config.training.episodes_per_step * sum(levels))
             yield "watch", 0, config.training.steps * most, _mean_length(train)
-    evaluations = 1 + int(training and config.evaluation.before)
+    evaluations = config.evaluation.trials * (1 + int(training and config.evaluation.before))
     for turn, count in enumerate(environment.turns_by_level(straight=True)):
         yield "evaluation", turn, evaluations * len(test) * count, _mean_length(test)
 

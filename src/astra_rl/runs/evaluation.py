@@ -1,21 +1,23 @@
-"""Evaluating attackers, and given attacks, against targets."""
+"""Evaluating attackers, given attacks and baselines against targets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.algorithms.imitation import read_attacks
+from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import AttemptRow
+from astra_rl.evaluation.attempts import AttemptRow, Opening
 from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.exports.records import write_failures
-from astra_rl.evaluation.summary import (
-    TransferMatrix,
-    transfer_matrix,
-)
+from astra_rl.evaluation.summary import Summary, TransferMatrix, transfer_matrix
+from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.methods.environments import BestOfNEnvironment
+from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.resending import resend
 from astra_rl.runs.build import (
     build_evaluator,
@@ -23,15 +25,41 @@ from astra_rl.runs.build import (
     build_problem,
     check_options,
     load_openings,
+    ordinary_use,
 )
-from astra_rl.runs.config import load_config
+from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import evaluated_within_budget, spending
 
 DIRECT = "direct"
 """Stands for the attacks that ask for the goal of a prompt outright."""
+UNTRAINED = "untrained"
+"""Stands for the attacker before it was trained."""
+BEST_OF = re.compile(r"best-of-([1-9][0-9]{0,3})")
+"""Stands for the untrained attacker, the best of so many attacks chosen by the reward."""
+FEW_SHOT = "few-shot"
+"""Stands for the untrained attacker that is shown what it said in the first training step."""
+SHOTS = 4
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An attacker against one target.
+
+    Attributes:
+        target: Name of the target.
+        metrics: All that was measured, as in the file.
+        summary: The same attempts summed up.
+        path: The file.
+    """
+
+    target: str
+    metrics: dict[str, Any]
+    summary: Summary
+    path: Path
 
 
 def evaluate_run(
@@ -39,76 +67,177 @@ def evaluate_run(
     *,
     attacker: str | None = None,
     attacks: str | Path | None = None,
-    target: str | None = None,
+    targets: Sequence[str] = (),
+    trials: int = 1,
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Play the held-out conversations of a run with its trained attacker.
+) -> list[Evaluated]:
+    """Play the held-out conversations of a run with its trained attacker, or with other attacks.
 
     Args:
         run: Folder of the run.
         attacker: Another attacker: a folder or hub id. None is the run's last checkpoint.
-        attacks: Say these instead of what an attacker says: a file that `read_attacks` reads, or
-            ``"direct"`` for the plainest attack there is, the goal of each held-out prompt itself.
-        target: Another target: a folder or hub id, or a YAML file of a target. None is the run's.
+        attacks: Say these instead of what the trained attacker says: a file that `read_attacks`
+            reads, or a baseline. ``"direct"`` is the plainest attack there is, the goal of each
+            held-out prompt itself; ``"untrained"`` the attacker before training, ``"best-of-8"``
+            the best of eight attacks of it by the training reward, and ``"few-shot"`` what it says
+            when it is shown good ones of its own from the first training step.
+        targets: Folders, hub ids or YAML files of targets; none is the run's.
+        trials: How often each prompt is tried.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the result; None is the run's.
+        output: Folder for the results; None is the run's. With several targets each has a folder
+            in it, and ``evaluations.json`` all numbers.
 
     Returns:
-        The evaluation, and the file it was written to.
+        One evaluation per target.
 
     Raises:
-        BudgetEndedError: A budget ended it before the first conversations were judged. Otherwise
-            what was played is summed up, and ``planned`` in the result says how many there were to
-            be.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
+    if trials < 1:
+        raise ConfigurationError(f"trials={trials}; each prompt must be tried at least once.")
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides)
-    if target is not None:
-        config = config.with_target(target)
-    check_options(config)
-    _, openings = load_openings(config.prompts, seed=config.seed)
-    given = None if attacks is None else given_attacks(attacks, openings)
-    moderator = build_moderator(config.moderator)
-    if given is not None:
-        name, problem = str(attacks), build_problem(config, moderator)
-    else:
-        name = attacker or str(folder.checkpoints / "last")
-        if attacker is None and not Path(name).is_dir():
+    destination = folder.path if output is None else Path(output)
+    if len(targets) < 2:
+        config = load_config(folder.config, overrides, target=next(iter(targets), None))
+        play = _Play(folder, attacker, attacks, trials, config)
+        return [play.into(RunFolder(destination))]
+    plays = {
+        target: _Play(
+            folder,
+            attacker,
+            attacks,
+            trials,
+            load_config(folder.config, overrides, target=target),
+        )
+        for target in targets
+    }
+    found = [
+        play.into(RunFolder(destination / "targets" / file_stem(target)))
+        for target, play in plays.items()
+    ]
+    RunFolder(destination).write_json(
+        destination / "evaluations.json",
+        [{"target": each.target, **each.summary.as_dict()} for each in found],
+    )
+    return found
+
+
+class _Play:
+    """One attacker against one target; options are checked at once, models loaded when it plays."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        attacker: str | None,
+        attacks: str | Path | None,
+        trials: int,
+        config: RunConfig,
+    ) -> None:
+        if attacks is not None and attacker is not None:
             raise ConfigurationError(
-                f"{folder.path} has no attacker to evaluate: {name} is missing, so its training "
-                "did not end. Name an attacker with --attacker."
+                "give --attacker or --attacks; the attacks are said by nobody."
             )
-        problem = build_problem(config, moderator, attacker=name)
-    evaluator = build_evaluator(config, problem, openings)
-    destination = folder if output is None else RunFolder(output)
-    path = destination.attempts_of("again")
-    path.unlink(missing_ok=True)
-    with (
-        AttemptLog(path, write=True) as log,
-        spending(config, destination.path, occasion="again") as ledger,
-    ):
-        evaluator.record = log.append
-        known = None if attacker is None and given is None else name
-        evaluator.labels = labels_of(config, "again", attacker=known)
-        evaluator.likelihoods = {"baseline": problem.get_baseline_logprobs}
-        if given is None:
-            metrics, _ = evaluated_within_budget(evaluator)
-        else:
-            contexts, said = [context for context, _ in given], [[attack] for _, attack in given]
-            graphs = resend(problem, contexts, said, seed=config.seed)
-            metrics = evaluator.aggregate_metrics(evaluator.measure(graphs))
-        metrics["spent"] = ledger.as_dict()
-        metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
-        log.flush()
-        write_failures(log.attempts(outcome="success"), destination.path / "failures_again.jsonl")
-    result = destination.evaluation("again")
-    destination.write_json(result, metrics)
-    return metrics, result
+        self.folder, self.config, self.trials = folder, config, trials
+        check_options(config)
+        self.openings = [
+            Conversation.of(each) for each in load_openings(config.prompts, seed=config.seed)[1]
+        ]
+        self.attacks = None if attacks is None else str(attacks)
+        best = BEST_OF.fullmatch(self.attacks or "")
+        self.best_of = int(best[1]) if best else None
+        self.plays_untrained = best is not None or self.attacks in (UNTRAINED, FEW_SHOT)
+        self.phase = "again"
+        self.name: str | None = attacker
+        if self.attacks is not None:
+            self.name = self.attacks
+            if self.plays_untrained or self.attacks == DIRECT:
+                self.phase = file_stem(self.attacks)
+        self.given: list[_Given] | None = None
+        self.examples: list[ImitationStep] = []
+        if self.attacks == FEW_SHOT:
+            self.examples = list(untrained_attacks(folder))
+        elif self.attacks is not None and not self.plays_untrained:
+            self.given = given_attacks(self.attacks, self.openings) * trials
+        self.attacker = attacker
+        if self.attacks is None and attacker is None:
+            self.attacker = str(folder.checkpoints / "last")
+            if not Path(self.attacker).is_dir():
+                raise ConfigurationError(
+                    f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
+                    "its training did not end. Name an attacker with --attacker."
+                )
+
+    def into(self, destination: RunFolder) -> Evaluated:
+        """Play, record, and write the result."""
+        config = self.config
+        problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
+        evaluator = build_evaluator(config, problem, self.openings)
+        self._set_environment(evaluator)
+        evaluator.labels = labels_of(config, self.phase, attacker=self.name)
+        ordinary = ordinary_use(config, problem)
+        evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
+        path = destination.attempts_of(self.phase)
+        path.unlink(missing_ok=True)
+        planned = len(self.openings) * self.trials if self.given is None else len(self.given)
+        plan_attempts(destination, self.phase, planned)
+        with (
+            AttemptLog(path, write=True) as log,
+            spending(config, destination.path, occasion=self.phase) as ledger,
+        ):
+            evaluator.record = log.append
+            if self.given is None:
+                metrics, _ = evaluated_within_budget(evaluator, planned)
+            else:
+                evaluator.queries_per_turn = 1
+                graphs = resend(
+                    problem,
+                    [each.context for each in self.given],
+                    [[each.attack] for each in self.given],
+                    seed=config.seed,
+                )
+                prompts = [each.prompt_id for each in self.given]
+                metrics = evaluator.aggregate_metrics(evaluator.measure(graphs, prompts))
+            metrics["spent"] = ledger.as_dict()
+            metrics["judge_quality"] = judge_quality(
+                evaluator.judge, config.evaluation.calibrations
+            )
+            log.flush()
+            failed = log.attempts(outcome="success")
+            write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
+        result = destination.evaluation(self.phase)
+        destination.write_json(result, metrics)
+        with Recorded(destination, self.phase) as recorded:
+            return Evaluated(config.target.name, metrics, recorded.summary(), result)
+
+    def _set_environment(self, evaluator: ASTEvaluator) -> None:
+        usual = evaluator.environment
+        if self.best_of is not None:
+            depth = getattr(usual, "tree_depth", 1)
+            evaluator.environment = BestOfNEnvironment(
+                usual.problem, self.openings, self.best_of, depth
+            )
+        elif self.examples:
+            evaluator.environment = FewShotEnvironment(
+                usual.problem,
+                self.openings,
+                tree_depth=getattr(usual, "tree_depth", 1),
+                examples=self.examples,
+                shots=SHOTS,
+            )
+        evaluator.queries_per_turn = evaluator.environment.queries_per_turn
 
 
-def given_attacks(attacks: str | Path, openings: Sequence[str]) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class _Given:
+    """An attack that is to be said."""
+
+    context: Conversation
+    attack: str
+    prompt_id: str
+
+
+def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[_Given]:
     """Return contexts and what is said in them.
 
     Args:
@@ -119,41 +248,87 @@ def given_attacks(attacks: str | Path, openings: Sequence[str]) -> list[tuple[st
     Raises:
         ConfigurationError: The file cannot be read, or holds no attack.
     """
-    contexts = [Conversation.of(opening) for opening in openings]
     if attacks == DIRECT:
-        return [(_without_prompt(each), each.facts.get("goal") or each.prompt) for each in contexts]
+        return [
+            _Given(
+                replace_prompt(each, ""), each.facts.get("goal") or each.prompt, Opening.of(each).id
+            )
+            for each in openings
+        ]
     steps = read_attacks(attacks)
     if not steps:
         raise ConfigurationError(f"{str(attacks)!a} holds no attack.")
-    return [
-        (step.context or contexts[index % len(contexts)], step.attack)
+    contexts = [
+        Conversation.of(step.context or openings[index % len(openings)])
         for index, step in enumerate(steps)
+    ]
+    return [
+        _Given(context, step.attack, Opening.of(context).id)
+        for context, step in zip(contexts, steps, strict=True)
     ]
 
 
-def _without_prompt(opening: Conversation) -> Conversation:
-    return Conversation(system=opening.system, facts=opening.facts, separator=opening.separator)
+def replace_prompt(opening: Conversation, prompt: str) -> Conversation:
+    """Return an opening with another prompt, and nothing that an attacker was told."""
+    return Conversation(
+        prompt, system=opening.system, facts=opening.facts, separator=opening.separator
+    )
 
 
-def transfer(runs: Sequence[str | Path], targets: Sequence[str]) -> TransferMatrix:
+def untrained_attacks(folder: RunFolder) -> Iterator[ImitationStep]:
+    """Yield what the attacker said in the first training step, before it had learned anything.
+
+    Raises:
+        ConfigurationError: Too little of it has a score.
+    """
+    found = 0
+    with Recorded(folder, "training") as recorded:
+        for attempt in recorded.attempts():
+            if attempt.step != 1:
+                continue
+            for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
+                score = turn.score(attempt.judge)
+                if score is not None and turn.attack.strip():
+                    found += 1
+                    yield ImitationStep(exchange.context, turn.attack, score)
+    if found < SHOTS:
+        raise ConfigurationError(
+            f"{folder.path}: {found} attacks of the first training step have a score, and "
+            f"{SHOTS} are shown. Use a file of examples with the environment 'few_shot'."
+        )
+
+
+def transfer(
+    runs: Sequence[str | Path], targets: Sequence[str], *, trials: int = 1
+) -> TransferMatrix:
     """Play the held-out conversations of each run's attacker against each target.
+
+    The matrix is also written to ``transfer.json`` in the folder of each run.
 
     Args:
         runs: Folders; each is one attacker.
-        targets: Folders or hub ids, or YAML files of targets.
+        targets: Folders, hub ids or YAML files of targets.
+        trials: How often each prompt is tried.
 
     Raises:
         AstraError: A folder is no run, or a model cannot be loaded.
     """
+    folders = [open_run_folder(run) for run in runs]
+    names = [folder.path.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"two runs have the same name: {', '.join(names)}. Rename one.")
     rows: list[AttemptRow] = []
-    for run in runs:
-        folder = open_run_folder(run)
+    planned: dict[tuple[str, str], int] = {}
+    for folder, name in zip(folders, names, strict=True):
         for target in targets:
             output = folder.path / "transfer" / file_stem(target)
-            evaluate_run(run, target=target, output=output)
-            with AttemptLog(RunFolder(output).attempts_of("again")) as log:
+            evaluate_run(folder.path, targets=[target], trials=trials, output=output)
+            with Recorded(RunFolder(output), "again") as recorded:
                 rows += [
-                    row._replace(id=f"{folder.path.name}-{row.id}", attacker=folder.path.name)
-                    for row in log.rows()
+                    row._replace(id=f"{name}-{row.id}", attacker=name) for row in recorded.rows()
                 ]
-    return transfer_matrix(rows)
+                planned[name, target] = recorded.planned or 0
+    matrix = transfer_matrix(rows, planned=planned)
+    for folder in folders:
+        folder.write_json(folder.transfer, matrix.as_dict())
+    return matrix

@@ -35,7 +35,7 @@ from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
-from astra_rl.runs.build import Experiment, build
+from astra_rl.runs.build import Experiment, build, ordinary_use
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.continuing import (
     check_same_prompts,
@@ -44,6 +44,7 @@ from astra_rl.runs.continuing import (
     kept_metrics,
 )
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.reporting import write_run_report
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
@@ -471,8 +472,11 @@ def evaluate_within_budget(
     evaluator = experiment.evaluator
     evaluator.record = log.append
     evaluator.labels = labels_of(config, phase)
-    evaluator.likelihoods = {"baseline": experiment.problem.get_baseline_logprobs}
-    metrics, spent = evaluated_within_budget(evaluator, partly=partly)
+    ordinary = ordinary_use(config, experiment.problem)
+    evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
+    planned = evaluator.planned * config.evaluation.trials
+    plan_attempts(folder, phase, planned)
+    metrics, spent = evaluated_within_budget(evaluator, planned, partly=partly)
     metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
     folder.write_json(folder.evaluation(phase), metrics)
     return metrics, spent

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / f"attempts_{file_stem(name)}.jsonl"
 
     @property
+    def planned(self) -> Path:
+        """How many attempts each part was to make, so that those never made are counted too."""
+        return self.path / "planned.json"
+
+    @property
     def failures(self) -> Path:
         """Conversations in which the target failed, one JSON object per line."""
         return self.path / "failures.jsonl"
@@ -84,6 +89,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page that shows it all."""
         return self.path / "report.html"
+
+    @property
+    def transfer(self) -> Path:
+        """Rates of attackers at targets, see `TransferMatrix.as_dict`."""
+        return self.path / "transfer.json"
 
     @property
     def manifest(self) -> Path:

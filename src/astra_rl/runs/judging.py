@@ -1,10 +1,10 @@
-"""What was said in a run, judged, sent and compared again."""
+"""What was said in a run, judged and sent again."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,11 @@ from astra_rl.evaluation.attempts import Attempt, Outcome
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
-from astra_rl.evaluation.summary import (
-    Summary,
-    compare,
-    summarise,
-)
+from astra_rl.evaluation.statistics import Rate
+from astra_rl.evaluation.summary import Summary, compare, summarise
 from astra_rl.methods.ast_evaluator import judge_answered
 from astra_rl.methods.resending import Answers, TargetAlone, resend
-from astra_rl.moderators.identity import identity_of
+from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.runs.build import (
     build_moderator,
     build_problem,
@@ -39,7 +36,8 @@ from astra_rl.runs.config import (
     load_target,
 )
 from astra_rl.runs.experiment import labels_of
-from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import spending
 from astra_rl.targets.base import Target
@@ -56,14 +54,14 @@ class Judged:
         judge: Its name.
         before: Summed up as they were judged before.
         now: Summed up as this judge decides.
-        agreement: Share of turns scored by both on which they agree; NaN without any.
+        agreement: Turns scored by both, and on how many of them they agree.
         path: The log of the attempts with the new scores.
     """
 
     judge: str
     before: Summary
     now: Summary
-    agreement: float
+    agreement: Rate
     path: Path
 
 
@@ -87,20 +85,21 @@ def score_run(
     config = load_moderator(moderator)
     check_moderator_options(config)
     judge = build_moderator(config)
-    name = identity_of(judge).name
-    path = folder.attempts_of(f"{phase}_{name}")
+    identity = identity_of(judge)
+    name = identity.name
+    path = folder.attempts_of(f"{phase}_{name}_{identity.digest[:6]}")
     path.unlink(missing_ok=True)
     agreed: list[bool] = []
-    with open_attempts(folder, phase) as log, AttemptLog(path, write=True) as out:
-        before = summarise(log.rows(phase=phase))
-        for batch in _batches(log.attempts(phase=phase)):
+    with Recorded(folder, phase) as recorded, AttemptLog(path, write=True) as out:
+        before = recorded.summary()
+        for batch in _batches(recorded.attempts()):
             for old, new in zip(batch, judge_again(batch, judge, threshold=threshold), strict=True):
                 agreed += _agreement(old, new)
+                name = new.judge
                 out.append(new)
         out.flush()
-        now = summarise(out.rows())
-    share = sum(agreed) / len(agreed) if agreed else math.nan
-    return Judged(name, before, now, share, path)
+        now = summarise(out.rows(), planned=recorded.planned)
+    return Judged(name, before, now, Rate(sum(agreed), len(agreed)), path)
 
 
 def _agreement(old: Attempt, new: Attempt) -> list[bool]:
@@ -121,12 +120,15 @@ class Replayed:
         before: Summed up as recorded.
         now: Summed up as it is now.
         drift: Paired: A is as recorded, B is now.
+        read: Turns of which it is known what the target read both times, and in how many of them
+            it read something else: another template, tokenizer or system message.
         path: The log of the new attempts.
     """
 
     before: Summary
     now: Summary
     drift: PairedComparison
+    read: Rate
     path: Path
 
 
@@ -151,15 +153,13 @@ def replay_run(
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides)
-    if target is not None:
-        config = config.with_target(target)
+    config = load_config(folder.config, overrides, target=target)
     check_options(config)
-    with open_attempts(folder, phase) as log:
+    with Recorded(folder, phase) as recorded:
         saved = [
             attempt
-            for attempt in log.attempts(phase=phase)
-            if attempt.outcome is Outcome.SUCCESS or not only_failures
+            for attempt in recorded.attempts()
+            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
@@ -167,13 +167,32 @@ def replay_run(
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
-    with AttemptLog(path, write=True) as out, spending(config, folder.path, occasion="replay"):
-        for attempt in send_again(config, saved, labels, judge=judge):
+    with spending(config, folder.path, occasion="replay"):
+        made = send_again(config, saved, labels, judge=judge)
+    with AttemptLog(path, write=True) as out:
+        for attempt in made:
             out.append(attempt)
-        out.flush()
-        rows = list(out.rows())
-    old = [attempt.row for attempt in saved]
-    return Replayed(summarise(old), summarise(rows), compare(old, rows), path)
+    old, rows = [attempt.row for attempt in saved], [attempt.row for attempt in made]
+    changed = [each for pair in zip(saved, made, strict=True) for each in _read_otherwise(*pair)]
+    return Replayed(
+        summarise(old),
+        summarise(rows),
+        compare(old, rows),
+        Rate(sum(changed), len(changed)),
+        path,
+    )
+
+
+def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
+    """Whether the target read something else than then, turn by turn until its answers differ."""
+    found = []
+    for then, now in zip(old.turns, new.turns, strict=False):  # one may end early
+        if then.asked is None or now.asked is None:
+            break
+        found.append(then.asked != now.asked)
+        if then.response != now.response:  # from here on it reads another answer, as it should
+            break
+    return found
 
 
 def send_again(
@@ -196,6 +215,8 @@ def send_again(
         [[turn.attack for turn in attempt.turns] for attempt in saved],
         seed=config.seed,
     )
+    identity = identity_of(judge)
+    labels = replace(labels, judge_id=identity.digest)
     made = []
     for attempt, graph in zip(saved, graphs, strict=True):
         nodes = next(graph.paths(), [])
@@ -203,8 +224,8 @@ def send_again(
             record_path(
                 nodes,
                 attempt.opening,
-                Labels(labels.run, labels.phase, attempt.attacker, labels.target),
-                judge=identity_of(judge).name,
+                replace(labels, attacker=attempt.attacker),
+                judge=identity.name,
                 scores=[math.nan] * len(nodes),  # until all are judged in one call
                 threshold=attempt.threshold,
                 prompt_id=attempt.prompt_id,
@@ -232,30 +253,25 @@ def judge_again(
         judge: Scores it.
         threshold: Score from which on a turn is a failure; None keeps that of each attempt.
     """
-    name = identity_of(judge).name
+    identity = identity_of(judge)
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
     remaining = iter(judge_answered(judge, exchanges))
     return [
         attempt.judged(
-            name,
+            _name_beside(identity, attempt),
             [next(remaining) for _ in attempt.turns],
             threshold=attempt.threshold if threshold is None else threshold,
+            judge_id=identity.digest,
         )
         for attempt in attempts
     ]
 
 
-def compare_runs(run_a: str | Path, run_b: str | Path, *, phase: str = "after") -> PairedComparison:
-    """Compare two runs on the prompts that both played, pair by pair.
-
-    Raises:
-        ConfigurationError: They have no prompt in common.
-    """
-    rows = []
-    for run in (run_a, run_b):
-        with open_attempts(open_run_folder(run), phase) as log:
-            rows.append(list(log.rows(phase=phase)))
-    return compare(*rows)
+def _name_beside(identity: Identity, attempt: Attempt) -> str:
+    """Name a judge so that its scores do not stand in the place of another's of the same class."""
+    taken = any(identity.name in turn.scores for turn in attempt.turns)
+    same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)
+    return f"{identity.name} {identity.digest[:6]}" if taken and not same else identity.name
 
 
 def regress(
@@ -282,11 +298,13 @@ def regress(
     suite = RegressionSuite.load(suite_file)
     config = _regression_config(target, run, moderator, overrides)
     judge = build_moderator(config.moderator)
-    name = identity_of(judge).name
-    if name != suite.judge:
+    identity = identity_of(judge)
+    known = suite.judge_id or identity.digest
+    if (identity.name, identity.digest) != (suite.judge.split(" ")[0], known):
         raise ConfigurationError(
-            f"the suite was judged by {suite.judge} and this judge is {name}: their scores cannot "
-            "be compared. Name the judge of the suite with --moderator."
+            f"the suite was judged by {suite.judge} ({known}) and this judge is {identity.name} "
+            f"({identity.digest}): their scores cannot be compared. Give the judge of the suite, "
+            "with the same options, with --moderator."
         )
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
@@ -300,7 +318,7 @@ def _regression_config(
 ) -> RunConfig:
     judge: ModeratorConfig | None = None if moderator is None else load_moderator(moderator)
     if run is not None:
-        config = load_config(open_run_folder(run).config, overrides).with_target(target)
+        config = load_config(open_run_folder(run).config, overrides, target=target)
         judge = judge or config.evaluation.judge or config.moderator
     elif judge is None:
         raise ConfigurationError("give --moderator, or --run with a run that says which one.")
@@ -319,22 +337,6 @@ def _regression_config(
     config = config.model_copy(update={"moderator": judge})
     check_credentials(config)
     return config
-
-
-def open_attempts(folder: RunFolder, phase: str) -> AttemptLog:
-    """Open the log of a run to read it.
-
-    Raises:
-        ConfigurationError: There is none, or none of this phase.
-    """
-    log = AttemptLog(folder.attempts if phase != "again" else folder.attempts_of("again"))
-    if next(log.rows(phase=phase, limit=1), None) is None:
-        phases = sorted({row.phase for row in log.rows()})
-        log.close()
-        raise ConfigurationError(
-            f"{folder.path} has no attempts of the phase {phase!r}; it has {', '.join(phases)}."
-        )
-    return log
 
 
 def _batches(attempts: Iterable[Attempt]) -> Iterable[list[Attempt]]:

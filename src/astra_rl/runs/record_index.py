@@ -19,14 +19,15 @@ from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, SchemaTooNewError
 from astra_rl.logging import logger
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _TABLES = """
 CREATE TABLE attempts (
     sequence INTEGER PRIMARY KEY, start INTEGER NOT NULL, size INTEGER NOT NULL,
     id TEXT NOT NULL UNIQUE, phase TEXT NOT NULL, prompt_id TEXT NOT NULL, trial INTEGER NOT NULL,
     attacker TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, turns INTEGER NOT NULL,
     first_failing_turn INTEGER, last_turn_failed INTEGER, score REAL, logprob REAL,
-    logprob_tokens INTEGER
+    logprob_tokens INTEGER, queries_per_turn INTEGER NOT NULL, judge TEXT NOT NULL,
+    judge_id TEXT NOT NULL, threshold REAL NOT NULL
 );
 CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
 CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);

@@ -51,7 +51,7 @@ def spending(
 
 
 def evaluated_within_budget(
-    evaluator: ASTEvaluator, *, partly: bool = True
+    evaluator: ASTEvaluator, planned: int, *, partly: bool = True
 ) -> tuple[dict[str, Any], BudgetSpentError | None]:
     """Evaluate, and sum up what could be played if a budget ends it early.
 
@@ -65,12 +65,12 @@ def evaluated_within_budget(
     evaluator.before_batch = current_ledger().check
     spent = None
     try:
-        metrics = evaluator.evaluate(progress=False)
+        metrics = evaluator.evaluate(planned, progress=False)
     except BudgetSpentError as error:
         if not (partly and evaluator.measured):
             raise
         metrics, spent = evaluator.aggregate_metrics(evaluator.measured), error
-    metrics["planned"] = len(evaluator.seeds or evaluator.measured)
+    metrics["planned"] = planned
     return metrics, spent
 
 

@@ -30,11 +30,13 @@ class Export:
         filename: What a file of it is called.
         purpose: What it is for, in a few words.
         write: Takes attempts and a path.
+        counts_planned: Whether it also takes how many attempts were planned.
     """
 
     filename: str
     purpose: str
     write: Callable[..., Any]
+    counts_planned: bool = False
 
 
 EXPORTS: Mapping[str, Export] = MappingProxyType(
@@ -44,9 +46,11 @@ EXPORTS: Mapping[str, Export] = MappingProxyType(
             "attacks.jsonl", "attacks and scores, for warm_start and few_shot", write_attacks
         ),
         "csv": Export("attempts.csv", "all turns, for a spreadsheet", write_csv),
-        "junit": Export("junit.xml", "test results for CI", write_junit),
+        "junit": Export("junit.xml", "test results for CI", write_junit, counts_planned=True),
         "sarif": Export("results.sarif", "findings for code scanning", write_sarif),
-        "markdown": Export("summary.md", "numbers and findings, for a comment", write_markdown),
+        "markdown": Export(
+            "summary.md", "numbers and findings, for a comment", write_markdown, counts_planned=True
+        ),
         "jailbreakbench": Export(
             "jailbreakbench.json", "an artifact as JailbreakBench keeps them", write_jailbreakbench
         ),

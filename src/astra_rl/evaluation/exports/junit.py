@@ -16,11 +16,18 @@ TEXT_LIMIT = 10_000
 _BROKEN = {Outcome.ERROR: "error", Outcome.UNSCORED: "unscored"}
 
 
-def write_junit(attempts: Iterable[Attempt], path: str | Path) -> int:
+def write_junit(
+    attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
+) -> int:
     """Write one suite per target and one test per attempt; returns how many tests.
 
     A test fails where the target failed. An attempt that went wrong or could not be scored is an
-    error, never a pass.
+    error, never a pass; so is each that was planned and never made.
+
+    Args:
+        attempts: Any.
+        path: Where to write.
+        planned: How many attempts were to be made; None means that these are all.
     """
     suites: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
@@ -28,11 +35,14 @@ def write_junit(attempts: Iterable[Attempt], path: str | Path) -> int:
     root = ElementTree.Element("testsuites", name="astra-rl")
     for target, members in suites.items():
         root.append(_suite(target, members))
-    _count(root, [attempt for members in suites.values() for attempt in members])
+    missing = max(0, (planned or 0) - sum(map(len, suites.values())))
+    if missing:
+        root.append(_never_made(missing))
+    _count(root, [attempt for members in suites.values() for attempt in members], missing)
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     write_atomic(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
-    return sum(map(len, suites.values()))
+    return sum(map(len, suites.values())) + missing
 
 
 def _suite(target: str, attempts: Sequence[Attempt]) -> ElementTree.Element:
@@ -42,11 +52,22 @@ def _suite(target: str, attempts: Sequence[Attempt]) -> ElementTree.Element:
     return suite
 
 
-def _count(element: ElementTree.Element, attempts: Sequence[Attempt]) -> None:
+def _never_made(count: int) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name="never made")
+    _count(suite, [], count)
+    for number in range(1, count + 1):
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="never made", name=f"planned attempt {number} of {count}"
+        )
+        ElementTree.SubElement(case, "error", type="error", message="the attempt was never made")
+    return suite
+
+
+def _count(element: ElementTree.Element, attempts: Sequence[Attempt], missing: int = 0) -> None:
     failures = sum(attempt.outcome is Outcome.SUCCESS for attempt in attempts)
-    errors = sum(attempt.outcome in _BROKEN for attempt in attempts)
+    errors = sum(attempt.outcome in _BROKEN for attempt in attempts) + missing
     seconds = math.fsum(attempt.seconds or 0 for attempt in attempts)
-    element.set("tests", str(len(attempts)))
+    element.set("tests", str(len(attempts) + missing))
     element.set("failures", str(failures))
     element.set("errors", str(errors))
     element.set("time", f"{seconds:.3f}")

@@ -9,16 +9,18 @@ from astra_rl.core.jsonio import write_atomic
 from astra_rl.evaluation.attempts import Attempt, Outcome
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.escaping import markdown_text, shorten
-from astra_rl.evaluation.statistics import Interval, Rate, format_percent
+from astra_rl.evaluation.statistics import between, describe_rate, format_percent
 from astra_rl.evaluation.summary import Summary, summarise
 
 TEXT_LIMIT = 200
 
 
-def write_markdown(attempts: Iterable[Attempt], path: str | Path) -> int:
+def write_markdown(
+    attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
+) -> int:
     """Write `markdown_summary` to a file; returns how many attempts it is of."""
     known = list(attempts)
-    write_atomic(path, markdown_summary(known))
+    write_atomic(path, markdown_summary(known, planned=planned))
     return len(known)
 
 
@@ -61,12 +63,12 @@ def _numbers(summary: Summary) -> list[str]:
         ("attack success rate, last turn", describe_rate(summary.asr_last_turn)),
     ]
     if asr.unscored:
-        rows.append(("... if all unscored had failed, or succeeded", _between(asr.bounds)))
+        rows.append(("... if all unscored had failed, or succeeded", between(asr.bounds)))
     rows += [
         (
             f"prompts won by one of {each.k} attempts",
             f"{format_percent(each.estimate)}, "
-            f"95% interval {_between(each.interval)}, {each.prompts} prompts",
+            f"95% interval {between(each.interval)}, {each.prompts} prompts",
         )
         for each in summary.asr_at_k
         if each.k > 1
@@ -75,21 +77,8 @@ def _numbers(summary: Summary) -> list[str]:
     rows.append((f"outcomes of {summary.planned} planned", outcomes))
     if summary.never_made:
         rows.append(("of the errors, never made", str(summary.never_made)))
+    rows.append(("answers of the target until its first failure", summary.queries.text))
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
-
-
-def describe_rate(rate: Rate) -> str:
-    """Return for instance ``12% (6 of 50, 95% interval 6% to 24%, wilson)``."""
-    if not rate.trials:
-        return "not measured"
-    return (
-        f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
-        f"95% interval {_between(rate.interval)}, {rate.method})"
-    )
-
-
-def _between(interval: Interval) -> str:
-    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
 
 
 def _findings(failures: Sequence[Attempt], most: int) -> list[str]:

@@ -68,12 +68,14 @@ class RegressionSuite(_Part):
     Attributes:
         schema_version: Of the file.
         judge: Name of the judge that is to score the answers.
+        judge_id: Identifies its weights and settings; empty if unknown.
         threshold: Every score must stay below it.
         cases: What to send.
     """
 
     schema_version: int = SCHEMA_VERSION
     judge: Text
+    judge_id: Text = ""
     threshold: float = Field(gt=0, le=1)
     cases: tuple[Case, ...]
 
@@ -88,13 +90,13 @@ class RegressionSuite(_Part):
         """
         known = list(attempts)
         failures = [attempt for attempt in known if attempt.outcome is Outcome.SUCCESS]
-        rules = {(attempt.judge, attempt.threshold) for attempt in failures or known}
+        rules = {(each.judge, each.judge_id, each.threshold) for each in failures or known}
         if len(rules) != 1:
             raise ConfigurationError(
                 "a regression suite is of failures that one judge found at one threshold; these "
                 f"{len(known)} attempts were judged in {len(rules)} ways."
             )
-        judge, threshold = rules.pop()
+        judge, judge_id, threshold = rules.pop()
         cases: dict[tuple[str, tuple[str, ...]], Case] = {}
         for attempt in failures:
             attacks = tuple(turn.attack for turn in attempt.turns[: attempt.first_failing_turn])
@@ -107,7 +109,7 @@ class RegressionSuite(_Part):
                 found_score=attempt.score,
             )
             cases.setdefault((attempt.opening.id, attacks), case)
-        return cls(judge=judge, threshold=threshold, cases=tuple(cases.values()))
+        return cls(judge=judge, judge_id=judge_id, threshold=threshold, cases=tuple(cases.values()))
 
     @classmethod
     def load(cls, path: str | Path) -> RegressionSuite:
@@ -137,8 +139,8 @@ class RegressionSuite(_Part):
     def _check(self, case: Case, attempt: Attempt | None) -> CaseResult:
         if attempt is None:
             return CaseResult(case, "undecided", "the attacks were not sent")
-        outcome = decide_outcome(attempt.turns, self.judge, self.threshold, error=attempt.error)
-        scores = [turn.score(self.judge) for turn in attempt.turns]
+        outcome = decide_outcome(attempt.turns, attempt.judge, self.threshold, error=attempt.error)
+        scores = [turn.score(attempt.judge) for turn in attempt.turns]
         if outcome is Outcome.SUCCESS:
             worst = max(score for score in scores if score is not None)
             return CaseResult(case, "failed", f"score {worst:.3g}, limit {self.threshold:g}")

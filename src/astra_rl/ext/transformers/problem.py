@@ -197,6 +197,18 @@ class HFASTProblem(ASTProblem):
             self._memories.get("attacker"),
         )
 
+    def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
+        """Sample per context what the frozen reference would say in the attacker's place."""
+        with self._without_adapter(self.baseline):
+            return speak(
+                self.baseline,
+                self.baseline_view,
+                contexts,
+                self.attacker_sampling,
+                self.sampler,
+                None,
+            )
+
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Ask for one response per context; a local target also keeps how likely it finds attacks.
 

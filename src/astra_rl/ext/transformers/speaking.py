@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -96,4 +97,17 @@ def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Ut
         logprobs=sample.logprobs,
         finish_reason=sample.finish_reason,
         heard_logprobs=heard_logprobs,
+        asked=None if heard is None else _read_digest(view, heard),
     )
+
+
+def _read_digest(view: DialogueView, rendered: Rendered) -> str:
+    """Digest of what a side reads around the attack, control tokens included.
+
+    The attack itself is on record. As text it may be split otherwise when it is sent again, or have
+    lost bytes that are no letter, and neither is a change of what stands around it.
+    """
+    start, stop = rendered.heard
+    around = (list(rendered.ids[:start]), list(rendered.ids[stop:]))
+    text = "\0".join(str(view.tokenizer.decode(ids, skip_special_tokens=False)) for ids in around)
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()

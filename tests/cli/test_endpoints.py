@@ -253,7 +253,8 @@ def test_saved_attacks_are_sent_to_a_target_of_a_file(
     done = astra_rl("replay", "asked", "--target", "application.yaml", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert {path for path, _, _ in endpoint.requests} == {"/v1/ask", "/v1/chat/completions"}
-    with AttemptLog(whole / "attempts_replay_my-application.jsonl") as log:
+    (path,) = whole.glob("attempts_replay_my-application*.jsonl")
+    with AttemptLog(path) as log:
         assert {each.target for each in log} == {"my application"}
 
 

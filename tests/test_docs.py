@@ -63,3 +63,11 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    named = re.findall(
+        r"`((?:tests|requirements|\.github)/[^`]*)`", (ROOT / "SECURITY.md").read_text("utf-8")
+    )
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -30,6 +30,7 @@ from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.reward_watch import RewardWatch
+from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
 from astra_rl.logging import logger
@@ -46,7 +47,7 @@ from astra_rl.runs.continuing import (
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.reporting import write_run_report
+from astra_rl.runs.reporting import write_run_page
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
 from astra_rl.runs.versions import versions
 from astra_rl.targets.base import Target
@@ -209,7 +210,7 @@ class RunTrainer(HFASTTrainer):
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
         found = {
-            "asr": len(won) / len(judged) if judged else math.nan,
+            "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
             **self._count_unscored(),
@@ -384,11 +385,11 @@ def _do_run(
         warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
     notes = (*warnings, *notes_on_calls(experiment, after, current_ledger()))
     result = Result(folder, before, after, trainer.completed_steps, seconds, notes)
-    record["spent"] = current_ledger().as_dict()
+    record |= {"warnings": notes, "spent": current_ledger().as_dict()}
     # Without the times of its stages the run is not done, and can be continued.
     folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
-        write_run_report(config, result, history.rows, command)
+        write_run_page(folder)
     if spent is not None:
         raise spent
     return result

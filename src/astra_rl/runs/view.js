@@ -6,7 +6,7 @@
   const RELOAD_AFTER_MS = 10000;
   const shown = document.querySelector('meta[name="astra-version"]').content;
   const opened = Date.now();
-  let touched = location.hash !== "";
+  let touched = !["", "#/summary"].includes(location.hash); // where the page opens by itself
   for (const event of ["pointerdown", "keydown", "wheel", "touchstart", "scroll"]) {
     addEventListener(event, () => { touched = true; }, { passive: true, capture: true });
   }

@@ -21,6 +21,7 @@ from tests.cli.test_resume import attempts
 from tests.endpoint import Endpoint, error, judging, said, serving
 
 from astra_rl.evaluation.attempts import Outcome
+from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.records import AttemptLog
 
 FAST = {"first_wait": 0.01, "start_concurrency": 8}
@@ -340,3 +341,34 @@ def test_a_budget_of_money_needs_prices(workplace: Path, endpoint: Endpoint) -> 
     done = astra_rl("train", name, "-o", "free", "--max-cost", "1", cwd=workplace)
     assert done.returncode == 2
     assert "no target and no judge says what it costs" in done.stderr
+
+
+def test_a_budget_of_time_ends_a_local_run_too_which_goes_on(workplace: Path) -> None:
+    done = astra_rl("train", "config.yaml", "-o", "late", "--max-minutes", "0.0001", cwd=workplace)
+    assert done.returncode == 4
+    assert "max_minutes=0.0001 is spent" in done.stderr
+    done = astra_rl("resume", "late", "--max-minutes", "100", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "max_minutes=0.0001 is spent" in (workplace / "late" / "report.html").read_text("utf-8")
+
+
+def test_an_evaluation_that_a_budget_cut_short_keeps_its_replies(
+    workplace: Path, whole: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one conversation per batch the first is judged when the budget ends the second."""
+    made = ASTEvaluator.__init__
+
+    def small(self: ASTEvaluator, *given: Any, **options: Any) -> None:
+        made(self, *given, **{**options, "batch_size": 1})
+
+    monkeypatch.setattr(ASTEvaluator, "__init__", small)
+    done = astra_rl("evaluate", "asked", "-o", "partly", "--max-requests", "5", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "1 of 2 conversations were played" in done.stderr
+    result = json.loads((workplace / "partly" / "evaluation_again.json").read_text())
+    assert (result["n"], result["planned"]) == (1, 2)
+    assert (workplace / "partly" / "replies_again.sqlite").is_file()
+    done = astra_rl("evaluate", "asked", "-o", "partly", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.answered) == 8  # two conversations of two turns, each judged
+    assert not (workplace / "partly" / "replies_again.sqlite").exists()

@@ -330,6 +330,8 @@ def run_experiment(
                         f"{error}; everything is saved. Continue with more: {go_on} {option} "
                         f"{2 * error.most:g}"
                     ) from error
+        except KeyboardInterrupt:  # outside of a training step, which a signal lets finish
+            raise InterruptedRunError(f"interrupted; continue with: {go_on}") from None
         except EndpointError as error:
             raise EndpointError(f"{error} Everything is saved; continue with: {go_on}") from error
 

@@ -24,8 +24,9 @@ def spending(
 ) -> Iterator[Ledger]:
     """Charge the calls inside the block to one ledger, and answer from replies that are kept.
 
-    Replies of a run are kept in its folder until the block ends without an error: then there is
-    nothing to go on with, and asking again shall ask again. Those in a file of the user's stay.
+    Replies of a run are kept in its folder until the block ends without an error and with a budget
+    that is not spent: then there is nothing to go on with, and asking again shall ask again. Those
+    in a file of the user's stay.
 
     Args:
         config: Says the budget, and where replies are kept.
@@ -46,6 +47,12 @@ def spending(
             place = own if config.cache is True else Path(config.cache)
             stack.enter_context(ReplyCache(place).answering())
         yield stack.enter_context(ledger.charging())
+    with contextlib.suppress(BudgetSpentError):
+        ledger.check()
+        _remove(own)
+
+
+def _remove(own: Path) -> None:
     for each in (own, own.with_name(f"{own.name}-wal"), own.with_name(f"{own.name}-shm")):
         each.unlink(missing_ok=True)
 

@@ -49,7 +49,7 @@ class CallSettings:
     """
 
     concurrency: int = 64
-    start_concurrency: int = 8
+    start_concurrency: int = 20
     max_tries: int = 6
     timeout: float = 60.0
     max_wait: float = 120.0

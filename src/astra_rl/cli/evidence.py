@@ -181,6 +181,23 @@ def register(app: typer.Typer, console: Console) -> None:
         out.gate(conditions, *matrix.summaries.values())
 
     @app.command()
+    def report(
+        run: Run,
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="File. Default: RUN/report.html.")
+        ] = None,
+    ) -> None:
+        """Make the page of a run again, from what is in its folder and nothing else.
+
+        After 'score', 'evaluate' or 'transfer' the page shows what they found too. A run that has
+        not ended has a page as well.
+        """
+        from astra_rl.runs.folder import open_run_folder
+        from astra_rl.runs.reporting import write_run_page
+
+        Shown(console).path("report", write_run_page(open_run_folder(run), output))
+
+    @app.command()
     def export(
         run: Run,
         kind: Annotated[

@@ -19,6 +19,7 @@ from astra_rl.errors import AstraError, InterruptedRunError
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.folder import RunFolder
 
 # No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
 app = typer.Typer(
@@ -301,7 +302,7 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
     out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
-    _print_examples(result.after)
+    _print_examples(folder)
     console.print(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
         f"attacker:   {folder.checkpoints / 'last'}",
@@ -346,23 +347,25 @@ def _print_evaluations(evaluations: dict[str, dict[str, Any]], out: Shown | None
     )
 
 
-def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
+def _print_examples(folder: RunFolder, most: int = 8) -> None:
     from astra_rl.evaluation.escaping import terminal_text
-    from astra_rl.evaluation.report import findings_of
+    from astra_rl.evaluation.findings import kinds_of_failure
+    from astra_rl.runs.records import AttemptLog
 
-    findings = findings_of(metrics, most=1)[:most]
-    if not findings:
+    with AttemptLog(folder.attempts) as log:
+        kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
+    if not kinds:
         return
     table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
     table.add_column("times", justify="right")
     table.add_column("attack")
     table.add_column("response")
-    for finding in findings:
-        turn = finding.conversations[0].worst
+    for kind in kinds:
+        turn = kind.attempts[0].failing_turn
         table.add_row(
-            str(finding.size),
-            escape(terminal_text(turn.attack.strip())),
-            escape(terminal_text(turn.response.strip())),
+            str(len(kind.attempts)),
+            escape(terminal_text(kind.attack.strip())),
+            escape(terminal_text(turn.response.strip() if turn else "")),
         )
     console.print(table)
 

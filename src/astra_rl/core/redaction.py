@@ -70,6 +70,7 @@ _FORMS = re.compile(
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
     r")"
 )
+_LEFT_OUT = re.compile(rf"^{re.escape(REDACTED)}$|(?://|=){re.escape(REDACTED)}")
 
 _learnt: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
@@ -144,7 +145,7 @@ def redacted_places(value: Any, place: str = "") -> Iterator[str]:
     elif isinstance(value, list | tuple):
         items = iter(enumerate(value))
     else:
-        if isinstance(value, str) and REDACTED in value:
+        if isinstance(value, str) and _LEFT_OUT.search(value):
             yield place
         return
     for key, item in items:

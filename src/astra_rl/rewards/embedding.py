@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,7 +90,11 @@ class SentenceTransformerEmbedder:
         """Return the vectors of the texts."""
         if self._model is None:
             self._model = self._module.SentenceTransformer(
-                self.model_id, device=self.device, trust_remote_code=False
+                self.model_id,
+                device=self.device,
+                trust_remote_code=False,
+                local_files_only=Path(self.model_id).is_dir(),
+                model_kwargs={"use_safetensors": True},  # no pickles
             )
         return self._model.encode([well_formed(text) for text in texts], show_progress_bar=False)
 

@@ -41,7 +41,7 @@ from astra_rl.runs.continuing import (
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.reporting import write_run_report
+from astra_rl.runs.reporting import write_run_page
 from astra_rl.runs.versions import versions
 from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
@@ -344,9 +344,9 @@ def run_experiment(
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
         warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
     result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
-    folder.write_json(folder.manifest, {**record, "seconds": seconds})
+    folder.write_json(folder.manifest, {**record, "seconds": seconds, "warnings": warnings})
     with _timed(seconds, display, "writing the report"):
-        write_run_report(config, result, history.rows, command)
+        write_run_page(folder)
     return result
 
 

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "decoding",
     "phases",
     "demo_seeds",
+    "endpoint_throughput",
 )
 
 

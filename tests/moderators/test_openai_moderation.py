@@ -91,7 +91,7 @@ def test_texts_go_in_batches_and_come_back_in_order(endpoint):
     texts = [f"{'!' * n}" for n in range(5)]
     scores = moderator(endpoint, batch_size=2).moderate(texts)
     assert scores == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert [len(body["input"]) for _, _, body in endpoint.requests] == [2, 2, 1]
+    assert sorted(len(body["input"]) for _, _, body in endpoint.requests) == [1, 2, 2]
     assert moderator(endpoint).moderate([]) == []
 
 

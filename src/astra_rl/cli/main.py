@@ -331,10 +331,12 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
 
 def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
     from astra_rl.cli.display import ConsoleDisplay
+    from astra_rl.evaluation.statistics import SeedSpread
     from astra_rl.runs.build import check_training_options
     from astra_rl.runs.continuing import check_can_run_in
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
+    from astra_rl.runs.reporting import rate_of
 
     check_training_options(config)
     if output is not None:
@@ -346,7 +348,14 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(config, folder, display, command=command, force=force)
     evaluations = {} if result.before is None else {"before training": result.before}
-    _print_evaluations(evaluations | {"after training": result.after})
+    evaluations |= {"after training": result.after}
+    _print_evaluations(evaluations)
+    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
+    out = Shown(console)
+    for name, rate in rates.items():
+        if rate.unscored:
+            out.line(f"{name}: {rate.bounds_text}")
+    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
     _print_examples(folder)
     console.print(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"

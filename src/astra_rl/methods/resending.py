@@ -49,6 +49,7 @@ def resend(
     *,
     seed: int = 0,
     batch_size: int = 64,
+    first: int = 0,
 ) -> list[Graph[str, str]]:
     """Hold conversations in which every attack is given.
 
@@ -58,6 +59,8 @@ def resend(
         attacks: Of each, what is said turn by turn.
         seed: Of the answers: the same seed and target give the same ones.
         batch_size: Conversations that are held together.
+        first: Number of the first of these conversations, where they are a part of more: with it
+            the parts get the answers that all together would get.
 
     Returns:
         One graph per conversation, without branches and without rewards. It ends early where the
@@ -66,7 +69,8 @@ def resend(
     graphs: list[Graph[str, str]] = []
     for start in range(0, len(openings), batch_size):
         rows = slice(start, start + batch_size)
-        seeds = [derive_seed(seed, "resend", start + row) for row in range(len(openings[rows]))]
+        numbers = range(first + start, first + start + len(openings[rows]))
+        seeds = [derive_seed(seed, "resend", number) for number in numbers]
         graphs += _hold(problem, openings[rows], attacks[rows], seeds)
     return graphs
 

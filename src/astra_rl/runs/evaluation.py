@@ -190,14 +190,18 @@ class _Play:
                 metrics, _ = evaluated_within_budget(evaluator, planned)
             else:
                 evaluator.queries_per_turn = 1
-                graphs = resend(
-                    problem,
-                    [each.context for each in self.given],
-                    [[each.attack] for each in self.given],
-                    seed=config.seed,
-                )
-                prompts = [each.prompt_id for each in self.given]
-                metrics = evaluator.aggregate_metrics(evaluator.measure(graphs, prompts))
+                measured: list[dict[str, Any]] = []
+                for start in range(0, planned, evaluator.batch_size):
+                    given = self.given[start : start + evaluator.batch_size]
+                    graphs = resend(
+                        problem,
+                        [each.context for each in given],
+                        [[each.attack] for each in given],
+                        seed=config.seed,
+                        first=start,
+                    )
+                    measured += evaluator.measure(graphs, [each.prompt_id for each in given])
+                metrics = evaluator.aggregate_metrics(measured)
             metrics["spent"] = ledger.as_dict()
             metrics["judge_quality"] = judge_quality(
                 evaluator.judge, config.evaluation.calibrations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, Outcome
@@ -167,11 +168,14 @@ def replay_run(
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
-    with spending(config, folder.path, occasion="replay"):
-        made = send_again(config, saved, labels, judge=judge)
-    with AttemptLog(path, write=True) as out:
-        for attempt in made:
+    made = []
+    with (
+        spending(config, folder.path, occasion="replay"),
+        AttemptLog(path, write=True) as out,
+    ):
+        for attempt in send_again(config, saved, labels, judge=judge):
             out.append(attempt)
+            made.append(attempt)
     old, rows = [attempt.row for attempt in saved], [attempt.row for attempt in made]
     changed = [each for pair in zip(saved, made, strict=True) for each in _read_otherwise(*pair)]
     return Replayed(
@@ -197,8 +201,10 @@ def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
 
 def send_again(
     config: RunConfig, saved: Sequence[Attempt], labels: Labels, *, judge: Moderator[Any, Any]
-) -> list[Attempt]:
+) -> Iterator[Attempt]:
     """Send the attacks of attempts to the target of a configuration, and judge the answers.
+
+    They are yielded as they are made, some at a time, so that a failure loses only the last ones.
 
     Args:
         config: Says how the target is called.
@@ -209,32 +215,40 @@ def send_again(
     Raises:
         AstraError: A model cannot be loaded.
     """
-    graphs = resend(
-        _answers(config, judge),
-        [attempt.opening.conversation() for attempt in saved],
-        [[turn.attack for turn in attempt.turns] for attempt in saved],
-        seed=config.seed,
-    )
     identity = identity_of(judge)
     labels = replace(labels, judge_id=identity.digest)
-    made = []
-    for attempt, graph in zip(saved, graphs, strict=True):
-        nodes = next(graph.paths(), [])
-        made.append(
-            record_path(
-                nodes,
-                attempt.opening,
-                replace(labels, attacker=attempt.attacker),
-                judge=identity.name,
-                scores=[math.nan] * len(nodes),  # until all are judged in one call
-                threshold=attempt.threshold,
-                prompt_id=attempt.prompt_id,
-                trial=attempt.trial,
-                branch=attempt.branch,
-                category=attempt.category,
-            )
+    asked = _answers(config, judge)
+    for start in range(0, len(saved), JUDGED_TOGETHER):
+        batch = saved[start : start + JUDGED_TOGETHER]
+        graphs = resend(
+            asked,
+            [attempt.opening.conversation() for attempt in batch],
+            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            seed=config.seed,
+            first=start,
         )
-    return judge_again(made, judge)
+        made = [
+            _as_sent(attempt, graph, labels, judge=identity.name)
+            for attempt, graph in zip(batch, graphs, strict=True)
+        ]
+        yield from judge_again(made, judge)
+
+
+def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
+    """Record what came of sending an attempt again, not judged yet."""
+    nodes = next(graph.paths(), [])
+    return record_path(
+        nodes,
+        attempt.opening,
+        replace(labels, attacker=attempt.attacker),
+        judge=judge,
+        scores=[math.nan] * len(nodes),  # until all are judged in one call
+        threshold=attempt.threshold,
+        prompt_id=attempt.prompt_id,
+        trial=attempt.trial,
+        branch=attempt.branch,
+        category=attempt.category,
+    )
 
 
 def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
@@ -308,8 +322,7 @@ def regress(
         )
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
-    with spending(config, Path(suite_file).parent, occasion="regress"):
-        made = send_again(config, saved, labels, judge=judge)
+    made = list(send_again(config, saved, labels, judge=judge))
     return suite.check({case.id: each for case, each in zip(suite.cases, made, strict=True)})
 
 

@@ -15,6 +15,7 @@ BENCHMARKS = (
     "memory",
     "decoding",
     "phases",
+    "report",
     "demo_seeds",
     "endpoint_throughput",
 )

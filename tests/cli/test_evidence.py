@@ -363,6 +363,19 @@ def test_training_seeds_are_shown_apart_from_prompts(workplace: Path, trained: P
     assert "differs from the first run in more than the seed: training" in done.stderr
 
 
+def test_the_page_is_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
+    first = (trained / "report.html").read_text("utf-8")
+    page = tmp_path / "elsewhere" / "page.html"
+    done = astra_rl("report", str(trained), "--output", str(page), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {page}" in done.stdout
+    assert "a tiny test" in page.read_text("utf-8")
+    assert (trained / "report.html").read_text("utf-8") == first
+    done = astra_rl("report", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is not the folder of a run" in done.stderr
+
+
 def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not(
     workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,9 @@ from astra_rl.logging import logger
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.folder import RunFolder
 
+_MAY_CHANGE = ("budget", "cache")
+"""Sections of the configuration that change nothing of what is found."""
+
 
 def check_can_run_in(folder: Path) -> None:
     """Refuse a folder that holds something else than a run that ended early.
@@ -42,8 +45,11 @@ def check_same_run(config: RunConfig, folder: RunFolder, *, force: bool = False)
         ConfigurationError: It was; the settings that differ are named.
     """
     then = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    changes = list(differences(then, yaml.safe_load(config.to_yaml())))
+    now = yaml.safe_load(config.to_yaml())
+    changes = list(differences(_fixed(then), _fixed(now)))
     if not changes:
+        if then != now:
+            folder.write_text(folder.config, config.to_yaml())
         return
     if not force:
         raise ConfigurationError(
@@ -54,6 +60,10 @@ def check_same_run(config: RunConfig, folder: RunFolder, *, force: bool = False)
         )
     logger.warning("going on although the configuration changed: %s", "; ".join(changes))
     folder.write_text(folder.config, config.to_yaml())
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
 
 
 def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:

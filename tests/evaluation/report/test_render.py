@@ -216,7 +216,7 @@ def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
     before = evaluation("before training", "before", wins=1)
     after = evaluation(wins=6, losses=2)
     text = prose(ReportData(title="t", evaluations=[before, after]))
-    assert "After training the target fails +83 points more often than before training" in text
+    assert "After training the target fails 83 points more often than before training" in text
     assert "p = 0.062, exact" in text
     assert "failed before training 1 0 held before training 5 0" in text
     assert "6 pairs on 6 prompts" in text
@@ -273,7 +273,7 @@ def test_a_transfer_matrix_says_what_was_not_tried():
 
 def test_comparisons_with_other_runs_say_what_fails_only_there():
     text = prose(report("mine", evaluations=[evaluation()]))
-    assert "fails +10 points more often in mine than in mine" in text
+    assert "fails 10 points more often in mine than in mine" in text
     assert "(95% interval \N{MINUS SIGN}10 to +30; p = 1, exact)" in text
     assert "What fails only in mine" in text
 

@@ -24,7 +24,7 @@ from astra_rl.core.jsonio import write_atomic
 from astra_rl.evaluation.escaping import shorten
 from astra_rl.evaluation.report.data import ReportData
 from astra_rl.evaluation.report.payload import PREVIEW, visible
-from astra_rl.evaluation.report.views import Page, p_value, signed_percent
+from astra_rl.evaluation.report.views import Page, p_value, points, signed_points
 from astra_rl.evaluation.statistics import format_percent
 
 SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
@@ -73,7 +73,8 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": format_percent,
-        "points": signed_percent,
+        "points": points,
+        "signed": signed_points,
         "p_value": p_value,
         "decimal": _decimal,
         "svg": lambda chart: Markup(chart.svg),

@@ -365,11 +365,15 @@ def _reason(attempt: Attempt) -> str:
     return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 
-def signed_percent(value: float) -> str:
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points, without its sign."""
+    return f"{100 * abs(value):.0f}" if math.isfinite(value) else "\N{EM DASH}"
+
+
+def signed_points(value: float) -> str:
     """Return a difference of shares in percentage points, with its sign."""
-    if not math.isfinite(value):
-        return "\N{EM DASH}"
-    return f"{100 * value:+.0f}".replace("-", "\N{MINUS SIGN}")
+    sign = "\N{MINUS SIGN}" if value < 0 else "+"
+    return f"{sign}{points(value)}" if math.isfinite(value) else points(value)
 
 
 def p_value(value: float) -> str:

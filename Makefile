@@ -5,14 +5,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench docs setup lock audit clean
+.PHONY: demo test browser lint bench docs setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/astra-rl demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest
+
+# The report is tested in the system's own browser. Where that cannot be had its tests are skipped,
+# and fail under CI.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+	echo "no chromium: the report is not tested in a browser (apt-get install chromium)"
 
 lint: $(READY)
 	scripts/check

@@ -15,7 +15,9 @@ BENCHMARKS = (
     "memory",
     "decoding",
     "phases",
+    "report",
     "demo_seeds",
+    "endpoint_throughput",
 )
 
 

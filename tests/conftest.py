@@ -1,16 +1,31 @@
-"""For all tests: no network but this machine's own."""
+"""For all tests: no network but this machine's own, and no browser but the system's."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 OFFLINE = Path(__file__).parent / "offline"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WHY_NOT = "no chromium: apt-get install chromium (or the package of your system)"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,3 +58,18 @@ def blocked_network() -> Iterator[Path]:
     tried = log.read_text(encoding="utf-8")
     log.write_text("", encoding="utf-8")
     assert tried == "", f"tried to leave this machine: {tried}"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's own browser; nothing is downloaded."""
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail(WHY_NOT)
+        pytest.skip(WHY_NOT)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:  # every context has a fresh profile
+        running = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()

@@ -13,6 +13,7 @@ ORDER = [
     ("errors", "logging"),
     ("core",),
     ("models",),
+    ("targets",),
     ("moderators",),
     ("rewards",),
     ("evaluation",),
@@ -27,7 +28,7 @@ ORDER = [
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ANYTHING = {"testing", "__init__", "__main__"}
 """Modules at the top that may import any package: the fakes, and the front door."""
-WITHOUT_TRANSFORMERS = ("core", "algorithms", "training", "methods", "rewards")
+WITHOUT_TRANSFORMERS = ("core", "algorithms", "training", "methods", "rewards", "targets")
 FILES = sorted(ROOT.rglob("*.py"))
 
 

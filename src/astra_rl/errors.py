@@ -6,6 +6,8 @@ AstraError
 ├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
 │   └── OutOfMemoryError                 memory is not enough for a single row
+├── EndpointError(RuntimeError)          calls of an endpoint fail again and again
+├── BudgetSpentError(RuntimeError)       nothing more may be spent
 ├── TrainingError(RuntimeError)          training cannot go on
 │   ├── NonFiniteLossError               too many losses in a row were not finite
 │   └── UnscoredError                    too many training steps in a row without a reward
@@ -46,8 +48,34 @@ class OutOfMemoryError(ModelError):
     """The memory of the device is not enough, even for a single row of a batch."""
 
 
+class EndpointError(AstraError, RuntimeError):
+    """Calls of an endpoint fail again and again for one reason, so there is no use in going on."""
+
+
+class BudgetSpentError(AstraError, RuntimeError):
+    """Nothing more may be spent.
+
+    Args:
+        limit: Name of the limit, for instance ``"max_requests"``.
+        most: Its value.
+        spent: What was spent.
+    """
+
+    def __init__(self, limit: str, most: float, spent: float) -> None:
+        super().__init__(f"the budget {limit}={most:g} is spent ({spent:.4g})")
+        self.limit, self.most, self.spent = limit, most, spent
+
+    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float]]:
+        """What a copy in another process is built from."""
+        return type(self), (self.limit, self.most, self.spent)
+
+
 class InterruptedRunError(AstraError):
     """A signal ended a run early; everything is saved, and it can be continued."""
+
+
+class BudgetEndedError(InterruptedRunError):
+    """A budget ended a run early; everything is saved, and it can be continued."""
 
 
 class TrainingError(AstraError, RuntimeError):

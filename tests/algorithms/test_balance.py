@@ -165,6 +165,18 @@ def test_rewards_are_flattened_at_first_and_the_divisor_falls_evenly_to_one(kind
         assert values == pytest.approx([0.0, 9.0 / divisor])
 
 
+@pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (0.25, 1), (0.5, 3), (0.6, 4)])
+def test_so_much_of_what_is_learned_from_is_remembered(share, replayed):
+    """Of three fresh attacks and r remembered ones, r / (3 + r) is the share, rounded."""
+    options = {"temperature": 1.0, "min_log_gap": 0.0, "replay_share": share}
+    algorithm = ContrastiveBalance(ToyProblem(), **options)
+    words = ("boom", "tree", "rain", "song", "nice", "calm")
+    prepared(algorithm, graph(*((f" {word}", n / 9) for n, word in enumerate(words))))
+    (step,) = prepared(algorithm, graph((" boom calm", 0.9), (" calm tree", 0.1), (" nice", 0.3)))
+    assert len(step.attacks) == 3 + replayed
+    assert algorithm.experience_metrics()["replay/used"] == replayed
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_reference_temperature_the_reference_is_never_run(kind):
     problem = ToyProblem()

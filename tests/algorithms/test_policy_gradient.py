@@ -11,6 +11,7 @@ from astra_rl import Conversation, Graph, PolicyGradient, PolicyStep, Utterance
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.estimators import Returns
+from astra_rl.algorithms.kl import AdaptiveCoefficient
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.methods import ASTEnvironment
@@ -402,3 +403,10 @@ def test_steps_of_one_s_own_stand_alone():
     steps = [PolicyStep("c", " boom", reward) for reward in (1.0, 3.0)]
     algorithm = FAMILY["grpo"](ToyProblem(), baseline_decay=0.5)
     assert [step.advantages for step in algorithm.prepare(steps)] == [(-1.0,), (1.0,)]
+
+
+@pytest.mark.parametrize(("divergence", "error"), [(0.0, -0.2), (5.5, 0.1), (99.0, 0.2)])
+def test_the_price_reacts_no_more_strongly_than_to_a_fifth_in_either_direction(divergence, error):
+    price = AdaptiveCoefficient(1.0, target=5.0, horizon=10)
+    price.update(divergence, 4)
+    assert price.value == pytest.approx(1 + error * 4 / 10)

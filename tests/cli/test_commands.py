@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,4 +207,5 @@ def test_what_could_not_be_scored_is_counted_by_reason_everywhere(workplace: Pat
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert metrics["unscored/no canary known"] > 0
     assert not (run / "reward_watch.jsonl").exists()
-    assert "4 unscored: 4 no canary known" in (run / "report.html").read_text("utf-8")
+    page = (run / "report.html").read_text("utf-8")
+    assert re.search(r"no canary known</td><td class=\"number\">2</td>", page)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.running import astra_rl
 
+from astra_rl.errors import AstraError
 from astra_rl.evaluation.exports import EXPORTS
 from astra_rl.evaluation.summary import summarise
+from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.methods.resending import resend
+from astra_rl.runs import evaluation
+from astra_rl.runs.build import build_evaluator
 from astra_rl.runs.records import AttemptLog
 
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
@@ -355,3 +361,46 @@ def test_training_seeds_are_shown_apart_from_prompts(workplace: Path, trained: P
     done = astra_rl("seeds", "run", "seed1", cwd=workplace)
     assert done.returncode == 2
     assert "differs from the first run in more than the seed: training" in done.stderr
+
+
+def test_the_page_is_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
+    first = (trained / "report.html").read_text("utf-8")
+    page = tmp_path / "elsewhere" / "page.html"
+    done = astra_rl("report", str(trained), "--output", str(page), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {page}" in done.stdout
+    assert "a tiny test" in page.read_text("utf-8")
+    assert (trained / "report.html").read_text("utf-8") == first
+    done = astra_rl("report", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is not the folder of a run" in done.stderr
+
+
+def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not(
+    workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_by_one(*arguments: Any) -> ASTEvaluator:
+        evaluator = build_evaluator(*arguments)
+        evaluator.batch_size = 1
+        return evaluator
+
+    def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
+        if first == 2:
+            raise AstraError("the endpoint is gone")
+        return resend(*arguments, first=first, **options)
+
+    monkeypatch.setattr(evaluation, "build_evaluator", one_by_one)
+    monkeypatch.setattr(evaluation, "resend", breaks)
+    (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
+    done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)
+    assert done.returncode == 2
+    assert "the endpoint is gone" in done.stderr
+    shutil.copy(trained / "config.yaml", workplace / "broken" / "config.yaml")
+    (workplace / "nothing.yaml").write_text(KEYWORD)
+    done = astra_rl(
+        "score", "broken", "-m", "nothing.yaml", "--phase", "again", "--json", cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    now = json.loads(done.stdout)["now"]
+    assert (now["planned"], now["never_made"], sum(now["outcomes"].values())) == (5, 3, 5)
+    assert now["asr"]["highest"] == pytest.approx(3 / 5)

@@ -18,7 +18,7 @@ HOSTILE = (
     "\x1b[31mred\x1b[2J\x1b]0;title\x07\x1b]8;;http://host.example\x1b\\link\x9b31m\x00\x08\x7f\r"
     "\u202eright\u2066left\u200bzero\u2028line\xad\U000e0041[bold]x[/bold][/nope] :bomb: "
 )
-KEPT = ("id", "schema_version", "phase", "outcome", "branch", "judge", "prompt_id", "step")
+KEPT = ("id", "phase", "outcome", "judge", "judge_id", "prompt_id")
 """Fields that say what a record is; all other texts may be anything."""
 
 

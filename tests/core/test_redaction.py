@@ -195,6 +195,10 @@ def test_files_are_redacted_however_they_are_written(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == {"a": REDACTED}
 
 
+def test_a_setting_may_say_that_something_is_redacted() -> None:
+    assert list(redacted_places({"title": f"the names are {REDACTED}"})) == []
+
+
 def test_redaction_of_what_is_redacted_changes_nothing() -> None:
     keep_secret(KEY)
     keep_secret(REDACTED)

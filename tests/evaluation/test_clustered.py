@@ -118,6 +118,8 @@ def test_queries_to_success_do_not_forget_prompts_that_were_never_won():
     assert queries.median == math.inf
     assert QueriesToSuccess((1, 3, 7), (5,)).median == 3
     assert math.isnan(QueriesToSuccess((), ()).median)
+    assert queries.text.startswith("no median of the answers until the first failure; 3 of 5")
+    assert QueriesToSuccess((1, 3, 7), (5,)).text.startswith("median 3 answers")
     rate = queries.won_within(4)
     assert (rate.successes, rate.trials, rate.unscored) == (2, 5, 0)
     assert queries.won_within(9).unscored == 3

@@ -115,6 +115,14 @@ def test_queries_to_success_count_every_answer_until_the_first_failure():
     assert summary.queries.median == 5.0
 
 
+def test_a_turn_whose_attack_was_chosen_among_several_costs_all_their_answers():
+    rows = [
+        row("failure", "p", 0, turns=2)._replace(queries_per_turn=8),
+        row("success", "p", 1, turns=3, first_failing_turn=2)._replace(queries_per_turn=8),
+    ]
+    assert summarise(rows).queries.counts == (32,)
+
+
 def test_the_rate_at_k_is_shown_for_numbers_of_attempts_that_were_made():
     rows = [row("success" if t == 0 else "failure", p, t) for p in "pq" for t in range(5)]
     found = {each.k: each.estimate for each in summarise(rows).asr_at_k}

@@ -15,6 +15,7 @@ from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.recording import Labels
 from astra_rl.evaluation.statistics import proportion_interval
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
+from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import ScriptedModerator, ToyProblem
 
@@ -339,3 +340,34 @@ def test_refusals_are_told_apart_where_somebody_looks_for_them():
     found = ASTEvaluator(environment, ["one"], judge=never, refusals=looks).evaluate(progress=False)
     assert found["outcomes"]["refused"] == 1
     assert found["asr"]["trials"] == 1
+
+
+def test_attacks_of_several_prompts_behind_one_context_are_told_apart_by_their_prompt():
+    graphs = [conversation(0.9, prompt="same"), conversation(0.1, prompt="same")]
+    one = evaluator()
+    metrics = one.measure(graphs, ["a", "b"])
+    assert [(each["prompt_id"], each["trial"]) for each in metrics] == [("a", 0), ("b", 0)]
+    assert one.aggregate_metrics(metrics)["prompts"] == 2
+
+
+def test_fluency_is_told_for_every_model_that_was_asked():
+    problem = ToyProblem(ScriptedModerator({}))
+    environment = ASTEnvironment(problem, ["hello"], 1, 1)
+    asked = {"baseline": problem.get_baseline_logprobs, "other": problem.get_target_logprobs}
+    found = ASTEvaluator(environment, ["hello"] * 8, likelihoods=asked).evaluate(progress=False)
+    fluency = found["fluency"]
+    assert set(fluency) == {"baseline", "other"}
+    assert fluency["other"]["median"] == pytest.approx(math.log(len(problem.words)))
+    assert fluency["baseline"]["attacks"] == 8
+    assert found["mean_attack_nll"] == pytest.approx(fluency["baseline"]["mean"])
+
+
+def test_an_attack_that_was_chosen_by_the_answers_costs_all_of_them():
+    environment = BestOfNEnvironment(
+        ToyProblem(ScriptedModerator({" calm": 1.0})), ["hello"], tree_width=4
+    )
+    one = ASTEvaluator(environment, ["hello"] * 3, threshold=1.0)
+    found = one.evaluate(progress=False)
+    assert found["conversations"][0]["queries_per_turn"] == 4
+    median = found["queries_to_success"]["median"]
+    assert median % 4 == 0 or math.isinf(median)

@@ -418,13 +418,13 @@ def few_shot(**options):
 
 
 def shown(environment, count):
-    briefs = [graph.context.brief for graph in environment.rollouts(range(count))]
+    briefs = [graph.children[0].context.brief for graph in environment.rollouts(range(count))]
     return [re.findall(r"^\d+\. (.+)$", brief, re.MULTILINE) for brief in briefs]
 
 
 def test_the_attacker_is_shown_examples_as_a_list_that_it_continues():
     graph = few_shot().rollout(0)
-    first, second, last = graph.context.brief.splitlines()[-3:]
+    first, second, last = graph.children[0].context.brief.splitlines()[-3:]
     assert re.fullmatch(r"1\. example \d", first)
     assert re.fullmatch(r"2\. example \d", second)
     assert last == "3."
@@ -449,7 +449,8 @@ def test_no_example_is_shown_twice_and_every_seed_draws_its_own():
 def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
     multiline = [ImitationStep("", "one\ntwo", 1.0)]
     (graph,) = few_shot(examples=multiline, shots=1).eval_rollouts(["opening"])
-    assert graph.context.brief == "1. one two\n2."
+    assert graph.children[0].context.brief == "1. one two\n2."
+    assert graph.context.brief is None  # the same prompt, whatever was shown with it
     assert graph.context.prompt == "opening"
 
 
@@ -458,7 +459,7 @@ def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
     [
         ({"shots": 0}, "shots=0"),
         ({"temperature": 0}, "temperature=0"),
-        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward; 2 are needed"),
+        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward and words; 2 are"),
         ({"examples": "nowhere.jsonl"}, "cannot read the attacks"),
     ],
 )

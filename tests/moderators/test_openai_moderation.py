@@ -9,7 +9,7 @@ import pytest
 
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Exchange
-from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.errors import ConfigurationError, EndpointError
 from astra_rl.moderators import OpenAIModerationModerator
 from astra_rl.moderators.identity import identity_of
 
@@ -70,7 +70,7 @@ def endpoint(monkeypatch):
 
 def moderator(endpoint, **options):
     return OpenAIModerationModerator(
-        base_url=endpoint.url, api_key="sk-sentinel", **{"max_retries": 0, **options}
+        base_url=endpoint.url, api_key="sk-sentinel-0123456789", **{"max_retries": 0, **options}
     )
 
 
@@ -79,7 +79,7 @@ def test_the_highest_category_is_the_score(endpoint):
     path, headers, body = endpoint.requests[0]
     headers = {name.lower(): value for name, value in headers.items()}
     assert path == "/v1/moderations"
-    assert headers["authorization"] == "Bearer sk-sentinel"
+    assert headers["authorization"] == "Bearer sk-sentinel-0123456789"
     assert body == {"model": "omni-moderation-latest", "input": ["a!!!", "b??", "c"]}
 
 
@@ -91,7 +91,7 @@ def test_texts_go_in_batches_and_come_back_in_order(endpoint):
     texts = [f"{'!' * n}" for n in range(5)]
     scores = moderator(endpoint, batch_size=2).moderate(texts)
     assert scores == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert [len(body["input"]) for _, _, body in endpoint.requests] == [2, 2, 1]
+    assert sorted(len(body["input"]) for _, _, body in endpoint.requests) == [1, 2, 2]
     assert moderator(endpoint).moderate([]) == []
 
 
@@ -130,10 +130,10 @@ def test_one_text_that_is_refused_does_not_cost_the_others_their_score(endpoint)
     assert reason_of(scores[1]) == "too long for the endpoint"
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 404])
 def test_a_failure_that_never_passes_is_an_error_without_the_key(endpoint, status):
-    endpoint.failures = [(status, {}, b'{"error": {"message": "key sk-sentinel"}}')]
-    with pytest.raises(ModelError, match=f"answered {status}; check the key") as caught:
+    endpoint.failures = [(status, {}, b'{"error": {"message": "key sk-sentinel-0123456789"}}')]
+    with pytest.raises(EndpointError, match=f"{status}.*check the address") as caught:
         moderator(endpoint).moderate(["a"])
     assert "sentinel" not in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_a_category_that_the_model_does_not_know_is_left_out_unless_asked_for(en
         (b'{"results": [NaN]}', "unparsable reply"),
         (b"[" * 100_000, "unparsable reply"),
         (b"[1, 2]", "unparsable reply"),
-        (b"", "unparsable reply"),
+        (b"", "empty reply"),
     ],
 )
 def test_a_reply_that_makes_no_sense_is_missing(endpoint, body, reason):

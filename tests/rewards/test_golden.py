@@ -15,6 +15,7 @@ from astra_rl.rewards import REWARDS, Format, Harm, Limit, SeveralTargets
 from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.testing import ScriptedModerator
 
+SHIPPED = frozenset(REWARDS)  # before other tests make parts of their own known
 NATS = {"red": -1.0, "tree": -3.0, "sky": -2.0}
 FACTS = {"goal": "red tree", "example": "red tree", "response": "sure thing", "kind": "harmful"}
 OPENING = Conversation("Hi", facts=FACTS)
@@ -93,4 +94,4 @@ def test_its_value_is_the_one_derived_by_hand(name, make_models):
 
 
 def test_no_part_is_left_out():
-    assert set(REWARDS) <= set(GOLDEN)
+    assert set(GOLDEN) >= SHIPPED

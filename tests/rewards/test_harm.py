@@ -171,3 +171,26 @@ def test_a_target_that_could_not_be_scored_makes_the_reward_missing(models, rule
 def test_no_other_targets_are_refused():
     with pytest.raises(ConfigurationError, match="others is empty"):
         SeveralTargets([])
+
+
+@pytest.mark.parametrize(
+    "options", [{"scale": "log", "replies": 2}, {"of": "worst_turn"}, {"of": "last_turn"}]
+)
+def test_whatever_is_made_of_it_the_score_of_the_response_is_recorded(options, make_models, turns):
+    """Or nobody would know whether the target failed: a training would have no success rate."""
+    models = make_models(ScriptedModerator({"r bad": 0.5}, default=0.25), replies=["x", "y"])
+    _, rows = Harm(**options).evaluate(models, turns("bad", "good"))
+    assert [row["harm_response"] for row in rows] == [0.5, 0.25]
+    named = Harm()
+    named.name = "mine"
+    assert named.evaluate(models, turns("bad"))[1] == [{"harm_response": 0.5, "mine": 0.5}]
+
+
+@pytest.mark.parametrize("options", [{"of": "exchange"}, {"moderator": ScriptedModerator({})}])
+def test_what_does_not_judge_the_response_as_the_moderator_records_no_such_score(
+    options, make_models, turns
+):
+    term = Harm(**options)
+    term.name = "other"
+    (row,) = term.evaluate(make_models(), turns("bad"))[1]
+    assert set(row) == {"other"}

@@ -352,8 +352,8 @@ def test_a_model_of_sentence_transformers_is_loaded_when_it_is_first_used(monkey
     loaded = []
 
     class SentenceTransformer:
-        def __init__(self, model_id, *, device, trust_remote_code):
-            loaded.append((model_id, device, trust_remote_code))
+        def __init__(self, model_id, **options):
+            loaded.append((model_id, options))
 
         def encode(self, texts, *, show_progress_bar):
             return np.array(by_axes(texts))
@@ -363,4 +363,10 @@ def test_a_model_of_sentence_transformers_is_loaded_when_it_is_first_used(monkey
     vectors = Vectors("sentence_transformers:some/model")
     assert loaded == []
     assert vectors(None, ["x"]).tolist() == [[1.0, 0.0, 0.0]]
-    assert loaded == [("some/model", "cpu", False)]
+    options = {
+        "device": "cpu",
+        "trust_remote_code": False,
+        "local_files_only": False,
+        "model_kwargs": {"use_safetensors": True},
+    }
+    assert loaded == [("some/model", options)]

@@ -90,6 +90,9 @@ def test_each_trains(name: str, place: Path) -> None:
     after = list(experiment.problem.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.isfinite(each).all() for each in after)
+    # By this name a run knows whether the target failed, whatever the reward makes of it.
+    graphs = experiment.environment.rollouts([0, 1])
+    assert all("harm_response" in node.reward_terms for graph in graphs for node in graph.nodes())
 
 
 def test_the_methods_of_the_literature_are_there() -> None:

@@ -23,6 +23,13 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
+from astra_rl.cli.spending import (
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+)
 from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
@@ -73,7 +80,8 @@ def register(app: typer.Typer, console: Console) -> None:
     def replay(
         run: Run,
         target: Annotated[
-            str | None, typer.Option(help="Folder or hub id. Default: the run's target.")
+            str | None,
+            typer.Option(help="Folder, hub id or YAML file of a target. Default: the run's."),
         ] = None,
         phase: Phase = "after",
         failures: Annotated[
@@ -82,6 +90,10 @@ def register(app: typer.Typer, console: Console) -> None:
         fail_on: FailOn = None,
         as_json: AsJson = False,
         overrides: Overrides = None,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
         from astra_rl.runs.judging import replay_run
@@ -90,7 +102,14 @@ def register(app: typer.Typer, console: Console) -> None:
         quiet_libraries()
         out = Shown(console, as_json=as_json)
         found = replay_run(
-            run, target=target, phase=phase, only_failures=failures, overrides=overrides or ()
+            run,
+            target=target,
+            phase=phase,
+            only_failures=failures,
+            overrides=[
+                *(overrides or ()),
+                *budget_settings(max_requests, max_tokens, max_cost, max_minutes),
+            ],
         )
         out.summaries({"as recorded": found.before, "now": found.now})
         out.pairs(found.drift, "as recorded", "now")
@@ -153,7 +172,8 @@ def register(app: typer.Typer, console: Console) -> None:
     def transfer(
         runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One attacker each.")],
         target: Annotated[
-            list[str], typer.Option("--target", help="Folder or hub id. May be repeated.")
+            list[str],
+            typer.Option("--target", help="Folder, hub id or YAML file. May be repeated."),
         ],
         trials: Trials = 1,
         fail_on: FailOn = None,
@@ -179,6 +199,23 @@ def register(app: typer.Typer, console: Console) -> None:
         out.table(table)
         out.data(matrix.as_dict())
         out.gate(conditions, *matrix.summaries.values())
+
+    @app.command()
+    def report(
+        run: Run,
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="File. Default: RUN/report.html.")
+        ] = None,
+    ) -> None:
+        """Make the page of a run again, from what is in its folder and nothing else.
+
+        After 'score', 'evaluate' or 'transfer' the page shows what they found too. A run that has
+        not ended has a page as well.
+        """
+        from astra_rl.runs.folder import open_run_folder
+        from astra_rl.runs.reporting import write_run_page
+
+        Shown(console).path("report", write_run_page(open_run_folder(run), output))
 
     @app.command()
     def export(
@@ -226,7 +263,7 @@ def register(app: typer.Typer, console: Console) -> None:
         suite: Annotated[
             Path, typer.Argument(metavar="SUITE", help="Written by export --format regression.")
         ],
-        target: Annotated[str, typer.Option(help="Folder or hub id.")],
+        target: Annotated[str, typer.Option(help="Folder, hub id or YAML file of one.")],
         run: Annotated[
             Path | None, typer.Option(help="Run that says how target and judge are called.")
         ] = None,

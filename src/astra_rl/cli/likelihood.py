@@ -101,6 +101,7 @@ def register(app: typer.Typer, console: Console) -> None:
         refusal. --fail-on takes 'probability', 'lower(probability)' and 'upper(probability)'.
         """
         from astra_rl.evaluation.gate import OF_ORDINARY_USE
+        from astra_rl.evaluation.statistics import describe_rate
         from astra_rl.runs.ordinary_use import ordinary_failure
 
         conditions = conditions_of(fail_on, OF_ORDINARY_USE)
@@ -117,9 +118,9 @@ def register(app: typer.Typer, console: Console) -> None:
         out.line(result.found.text)
         evidence = result.found.evidence
         out.line(
-            f"{evidence.failures} of {evidence.samples} conversations failed, "
-            f"{evidence.plain.successes} of the {evidence.plain.trials} led by ordinary use; kinds "
-            f"nobody said yet are less probable than {evidence.unseen:.2g}"
+            f"{evidence.failures} of {evidence.samples} conversations failed; of those led by "
+            f"ordinary use itself {describe_rate(evidence.plain)}; kinds of failure that nobody "
+            f"said yet are less probable than {evidence.unseen:.2g}"
             + (f"; {evidence.left_out} left out" if evidence.left_out else "")
         )
         out.path("result", result.path)

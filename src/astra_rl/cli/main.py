@@ -14,11 +14,24 @@ from rich.table import Table
 
 from astra_rl.cli import evidence, likelihood
 from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of, shown
+from astra_rl.cli.spending import (
+    DryRun,
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+    check_played,
+    print_estimate,
+    print_estimate_of_run,
+    print_spent,
+)
 from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
-from astra_rl.errors import AstraError, InterruptedRunError
+from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.folder import RunFolder
 
 # No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
 app = typer.Typer(
@@ -37,6 +50,8 @@ error_console = SafeConsole(stderr=True)
 
 USAGE_ERROR = 2
 """Exit code of an error that the user can mend."""
+BUDGET_SPENT = 4
+"""Exit code of a command that a budget ended early."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -69,6 +84,11 @@ def demo(
     seed: Seed = None,
     output: Output = None,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an attacker against a real model, offline, in about five minutes.
 
@@ -78,7 +98,12 @@ def demo(
     """
     from astra_rl.runs.presets import load_preset
 
-    config = load_preset("demo", [*(_QUICK if quick else ()), *_with_seed(overrides, seed)])
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    chosen = [*(_QUICK if quick else ()), *_with_seed(overrides, seed), *budget]
+    config = load_preset("demo", chosen)
+    if dry_run:
+        print_estimate(config, console)
+        return
     if quick:
         console.print(
             "[yellow]--quick:[/yellow] a few training steps only. It shows that everything works "
@@ -96,6 +121,11 @@ def train(
     output: Output = None,
     force: Force = False,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an attacker as a YAML file says, evaluate it, and write a report.
 
@@ -104,7 +134,11 @@ def train(
     """
     from astra_rl.runs.config import load_config
 
-    config = load_config(config_file, _with_seed(overrides, seed))
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    config = load_config(config_file, [*_with_seed(overrides, seed), *budget])
+    if dry_run:
+        print_estimate(config, console)
+        return
     _run(config, output, name=config_file.stem, force=force)
 
 
@@ -113,13 +147,19 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that ended early.")],
     force: Force = False,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
     from astra_rl.runs.config import load_config
     from astra_rl.runs.folder import open_run_folder
 
     folder = open_run_folder(run)
-    _run(load_config(folder.config, overrides or ()), folder.path, name=run.name, force=force)
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    config = load_config(folder.config, [*(overrides or ()), *budget])
+    _run(config, folder.path, name=run.name, force=force)
 
 
 @app.command()
@@ -143,7 +183,9 @@ def evaluate(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Folder or hub id; may be repeated. Default: the run's."),
+        typer.Option(
+            help="A folder, hub id or YAML file of a target; may be repeated. Default: the run's."
+        ),
     ] = None,
     trials: Trials = 1,
     output: Annotated[
@@ -152,6 +194,11 @@ def evaluate(
     fail_on: FailOn = None,
     as_json: AsJson = False,
     overrides: Overrides = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate a trained attacker again, or a baseline, against one or several targets.
 
@@ -163,6 +210,11 @@ def evaluate(
 
     conditions = conditions_of(fail_on)
     quiet_libraries()
+    budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+    chosen = [*(overrides or []), *budget]
+    if dry_run:
+        print_estimate_of_run(run, console, targets=target or (), trials=trials, overrides=chosen)
+        return
     out = Shown(console, as_json=as_json)
     found = evaluate_run(
         run,
@@ -170,7 +222,7 @@ def evaluate(
         attacks=attacks,
         targets=target or (),
         trials=trials,
-        overrides=overrides or (),
+        overrides=chosen,
         output=output,
     )
     name = attacks or "attacker"
@@ -179,7 +231,10 @@ def evaluate(
     out.summaries({key: each.summary for key, each in named.items()})
     for each in found:
         out.path("result", each.path)
+    for each in found:
+        print_spent(each.metrics["spent"], out.console)
     out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
+    check_played(found)
     out.gate(conditions, *(each.summary for each in found))
 
 
@@ -276,10 +331,12 @@ def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
 
 def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
     from astra_rl.cli.display import ConsoleDisplay
+    from astra_rl.evaluation.statistics import SeedSpread
     from astra_rl.runs.build import check_training_options
     from astra_rl.runs.continuing import check_can_run_in
     from astra_rl.runs.experiment import run_experiment
     from astra_rl.runs.folder import RunFolder, new_run_folder
+    from astra_rl.runs.reporting import rate_of
 
     check_training_options(config)
     if output is not None:
@@ -291,8 +348,15 @@ def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = Fal
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(config, folder, display, command=command, force=force)
     evaluations = {} if result.before is None else {"before training": result.before}
-    _print_evaluations(evaluations | {"after training": result.after})
-    _print_examples(result.after)
+    evaluations |= {"after training": result.after}
+    _print_evaluations(evaluations)
+    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
+    out = Shown(console)
+    for name, rate in rates.items():
+        if rate.unscored:
+            out.line(f"{name}: {rate.bounds_text}")
+    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
+    _print_examples(folder)
     console.print(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
         f"attacker:   {folder.checkpoints / 'last'}",
@@ -337,23 +401,25 @@ def _print_evaluations(evaluations: dict[str, dict[str, Any]], out: Shown | None
     )
 
 
-def _print_examples(metrics: dict[str, object], most: int = 8) -> None:
+def _print_examples(folder: RunFolder, most: int = 8) -> None:
     from astra_rl.evaluation.escaping import terminal_text
-    from astra_rl.evaluation.report import findings_of
+    from astra_rl.evaluation.findings import kinds_of_failure
+    from astra_rl.runs.records import AttemptLog
 
-    findings = findings_of(metrics, most=1)[:most]
-    if not findings:
+    with AttemptLog(folder.attempts) as log:
+        kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
+    if not kinds:
         return
     table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
     table.add_column("times", justify="right")
     table.add_column("attack")
     table.add_column("response")
-    for finding in findings:
-        turn = finding.conversations[0].worst
+    for kind in kinds:
+        turn = kind.attempts[0].failing_turn
         table.add_row(
-            str(finding.size),
-            escape(terminal_text(turn.attack.strip())),
-            escape(terminal_text(turn.response.strip())),
+            str(len(kind.attempts)),
+            escape(terminal_text(kind.attack.strip())),
+            escape(terminal_text(turn.response.strip() if turn else "")),
         )
     console.print(table)
 
@@ -367,6 +433,17 @@ def run() -> None:
     try:
         with logs_on(error_console):
             app()
+    except BudgetEndedError as error:
+        error_console.print(str(error), style="yellow", highlight=False, markup=False)
+        sys.exit(BUDGET_SPENT)
+    except BudgetSpentError as error:
+        error_console.print(
+            f"{error}. What was replied is kept: the same command with a larger budget goes on.",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
+        sys.exit(BUDGET_SPENT)
     except InterruptedRunError as error:
         error_console.print(str(error), style="yellow", highlight=False, markup=False)
         sys.exit(130)

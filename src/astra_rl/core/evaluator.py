@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -27,6 +27,10 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
             None means the seeds 0, 1, 2, ...
         batch_size: Episodes that are played together.
 
+    Attributes:
+        before_batch: Called before each batch; what it raises ends `evaluate`.
+        measured: What the latest `evaluate` measured so far, also if it was ended.
+
     Raises:
         ConfigurationError: There are no seeds, or `batch_size` is below 1.
     """
@@ -45,6 +49,8 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
         self.batch_size = batch_size
+        self.before_batch: Callable[[], None] = lambda: None
+        self.measured: list[GraphMetrics] = []
 
     @property
     def env(self) -> Environment[StateT, ActionT]:
@@ -68,12 +74,13 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         seeds = self._openings(n_rollouts)
         # Counted here: a batch does not know how often its contexts were played in those before.
         trials = repetitions(seeds)
-        metrics: list[GraphMetrics] = []
+        self.measured = []
         for start in self._batches(len(seeds), progress):
+            self.before_batch()
             batch = slice(start, start + self.batch_size)
             graphs = self.environment.eval_rollouts(seeds[batch], trials[batch])
-            metrics.extend(self.measure(graphs))
-        return self.aggregate_metrics(metrics)
+            self.measured.extend(self.measure(graphs))
+        return self.aggregate_metrics(self.measured)
 
     def measure(self, graphs: Sequence[Graph[StateT, ActionT]]) -> list[GraphMetrics]:
         """Measure the episodes of a batch; override it to judge them together."""

@@ -41,6 +41,8 @@ _SECRET_SETTING = re.compile(
 )
 _SECRET_HEADER = re.compile("key|token|secret|password|auth|cookie", re.IGNORECASE)
 _HEADERS = frozenset({"headers", "default_headers", "extra_headers", "query", "extra_query"})
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""Stands in a setting for a variable of the environment: where a credential is, not what it is."""
 _SCHEME = re.compile(r"^(?:Bearer|Basic|Token|ApiKey)\s+", re.IGNORECASE)
 
 # Each begins where a run of its characters begins, so that no text takes long.
@@ -70,6 +72,7 @@ _FORMS = re.compile(
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
     r")"
 )
+_LEFT_OUT = re.compile(rf"^{re.escape(REDACTED)}$|(?://|=){re.escape(REDACTED)}")
 
 _learnt: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
@@ -125,7 +128,7 @@ def redact_settings(value: Any, *, _headers: bool = False) -> Any:
     if isinstance(value, Mapping):
         return {
             key: REDACTED
-            if item and isinstance(item, str) and _names_secret(key, _headers)
+            if item and isinstance(item, str) and _names_secret(key, item, _headers)
             else redact_settings(item, _headers=_holds_headers(key))
             for key, item in value.items()
         }
@@ -144,7 +147,7 @@ def redacted_places(value: Any, place: str = "") -> Iterator[str]:
     elif isinstance(value, list | tuple):
         items = iter(enumerate(value))
     else:
-        if isinstance(value, str) and REDACTED in value:
+        if isinstance(value, str) and _LEFT_OUT.search(value):
             yield place
         return
     for key, item in items:
@@ -165,7 +168,7 @@ def _without_named_secret(match: re.Match[str]) -> str:
 def _secrets_in(value: Any, *, headers: bool = False) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if isinstance(item, str) and _names_secret(key, headers):
+            if isinstance(item, str) and _names_secret(key, item, headers):
                 yield item
             yield from _secrets_in(item, headers=_holds_headers(key))
     elif isinstance(value, list | tuple):
@@ -184,8 +187,8 @@ def _learn_from_text(text: str) -> None:
         keep_secret(match["secret"])
 
 
-def _names_secret(name: object, headers: bool) -> bool:
-    if not isinstance(name, str):
+def _names_secret(name: object, value: str, headers: bool) -> bool:
+    if not isinstance(name, str) or VARIABLE.search(value):
         return False
     return bool(
         _SECRET_HEADER.search(name)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context_overflow"]
-"""Why a model stopped: an end token, the length limit, or a conversation that left it no room."""
+FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error"]
+"""Why a model stopped: an end token, the length limit, a conversation that left it no room, a
+filter around it, or a call that failed."""
 
 
 class Utterance(str):
@@ -54,6 +55,33 @@ class Utterance(str):
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
         return self
+
+
+class NoReply(Utterance):
+    """What stands in the place of a reply that did not come: an empty text that says why.
+
+    Attributes:
+        reason: In a few words that can be counted, for instance ``"timed out"``.
+        detail: What else is known, for instance what an endpoint said.
+    """
+
+    reason: str
+    detail: str
+
+    def __new__(cls, reason: str, detail: str = "") -> NoReply:
+        """Say why there is no reply."""
+        self = super().__new__(cls, finish_reason="error")
+        assert isinstance(self, NoReply)
+        self.reason, self.detail = reason, detail
+        return self
+
+    @property
+    def error(self) -> str:
+        """The reason and all that is known, for the record of an attempt."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+    def __repr__(self) -> str:
+        return f"NoReply({self.error!r})"
 
 
 class Conversation(str):

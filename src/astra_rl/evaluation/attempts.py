@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from astra_rl.core.jsonio import json_line, parse_json
-from astra_rl.core.text import Conversation, Exchange, well_formed
+from astra_rl.core.text import Conversation, Exchange, NoReply, well_formed
 from astra_rl.errors import ConfigurationError
 
 SCHEMA_VERSION = 1
@@ -134,6 +134,11 @@ class Turn(_Record):
     def blocked(self) -> bool:
         """Whether a filter around the target withheld the response."""
         return self.finish_reason == "content_filter"
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the call of the target failed, so that there is nothing to judge."""
+        return self.finish_reason == "error"
 
 
 class Opening(_Record):
@@ -406,7 +411,8 @@ class Attempt(_Record):
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
-            found.append(Exchange(context, turn.attack, turn.response))
+            response = NoReply(self.error or "no reply") if turn.unanswered else turn.response
+            found.append(Exchange(context, turn.attack, response))
             context = context + turn.attack + turn.response
         return found
 

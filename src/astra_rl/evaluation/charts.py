@@ -22,6 +22,7 @@ from astra_rl.errors import ConfigurationError, require
 from astra_rl.evaluation.classification import Bin, Point
 from astra_rl.evaluation.escaping import visible_text
 from astra_rl.evaluation.statistics import Rate, format_percent
+from astra_rl.evaluation.thresholds import AtThreshold
 
 INK = "#757575"
 """Text and axes; its contrast is at least 4:1 on white and on near-black."""
@@ -222,7 +223,10 @@ def _rate_label(rate: Rate) -> str:
 
 
 def severity_likelihood(
-    points: Sequence[tuple[float | None, float | None]], *, threshold: float | None = None
+    points: Sequence[tuple[float | None, float | None]],
+    *,
+    threshold: float | None = None,
+    links: Sequence[str] = (),
 ) -> str:
     """Draw each attack by how likely and how harmful it is.
 
@@ -233,28 +237,40 @@ def severity_likelihood(
         points: Per attack its negative log-likelihood in nats per token, and its score in [0, 1].
             Points with a missing number are left out.
         threshold: Score from which on a turn is a failure; drawn as a line.
+        links: Part of the page that each point leads to, for instance ``"#/conversations/1f"``;
+            empty, or one per point.
 
     Raises:
-        ConfigurationError: No point has both numbers.
+        ConfigurationError: No point has both numbers, or a link leads out of the page.
         MissingDependencyError: matplotlib is not installed.
     """
-    known = _present([(_number(nll), _number(score)) for nll, score in points])
+    if not all(re.fullmatch("#/[a-z/0-9]+", link) for link in links):
+        raise ConfigurationError("a link of a point must lead to a part of the page, as '#/a/1f'.")
+    all_points = [(_number(nll), _number(score)) for nll, score in points]
+    known = _present(all_points)
     if not known:
         raise ConfigurationError("no point has a likelihood and a score; give at least one.")
     limit = math.inf if threshold is None else threshold
+    leads = (
+        [link for link, point in zip(links, all_points, strict=True) if not is_missing(sum(point))]
+        if links
+        else []
+    )
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for color, failing in ((SERIES, False), (FAILURE, True)):
-            group = [point for point in known if (point[1] >= limit) == failing]
-            axes.scatter(
-                [nll for nll, _ in group],
-                [score for _, score in group],
+            at = [index for index, point in enumerate(known) if (point[1] >= limit) == failing]
+            drawn = axes.scatter(
+                [known[index][0] for index in at],
+                [known[index][1] for index in at],
                 s=26,
                 color=color,
                 alpha=0.55,
                 linewidths=0,
             )
+            if leads:
+                drawn.set_urls([leads[index] for index in at])
         if threshold is not None:
             axes.axhline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -274,6 +290,50 @@ def severity_likelihood(
         f"Score against likelihood of {len(known)} attacks, {failing} above the threshold."
     )
     return _svg(draw, height=3.3, description=description)
+
+
+def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
+    """Draw what the rate would be at every threshold, with its 95% intervals.
+
+    Args:
+        rates: By increasing threshold, at least one with a trial.
+        threshold: The one that decided; drawn as a line.
+
+    Raises:
+        ConfigurationError: No threshold has a trial.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    known = [each for each in rates if each.rate.trials]
+    if not known:
+        raise ConfigurationError("no threshold has a trial to draw; give at least one.")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        at = [each.threshold for each in known]
+        axes.fill_between(
+            at,
+            [each.rate.interval.low for each in known],
+            [each.rate.interval.high for each in known],
+            step="pre",
+            color=SERIES,
+            alpha=0.2,
+            linewidth=0,
+        )
+        axes.plot(
+            at, [e.rate.estimate for e in known], color=SERIES, linewidth=1.8, drawstyle="steps-pre"
+        )
+        axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        _percent_axis(axes, axes.yaxis)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlim(0, 1.01)
+        axes.set_xlabel("threshold: score from which on an answer is a failure")
+        axes.set_ylabel("attack success rate")
+
+    return _svg(
+        draw,
+        height=2.5,
+        description=f"Attack success rate by threshold; the dashed line is at {threshold:g}.",
+    )
 
 
 def calibration_panels(
@@ -385,5 +445,7 @@ def _inline(svg: str, description: str) -> str:
     )
     svg = svg.replace("<svg ", opening, 1)
     prefix = "c" + hashlib.blake2b(svg.encode(), digest_size=4).hexdigest() + "-"
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
+    svg = svg.replace(' target="_blank"', "")  # a link leads to another part of the same page
+    # Names of its own parts only: a link to a part of the page stays one.
+    svg = re.sub(r'( id="|href="#(?!/)|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.strip()

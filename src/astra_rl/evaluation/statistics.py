@@ -383,9 +383,9 @@ class QueriesToSuccess:
     def text(self) -> str:
         """The median and how many prompts it is of, in words."""
         median = self.median
-        shown = "more than were spent" if math.isinf(median) else f"{median:g}"
+        known = "no median of the" if math.isinf(median) else f"median {median:g}"
         return (
-            f"median {shown} answers until the first failure; {len(self.censored)} of "
+            f"{known} answers until the first failure; {len(self.censored)} of "
             f"{len(self.counts) + len(self.censored)} prompts never won (censored)"
         )
 

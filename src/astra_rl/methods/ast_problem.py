@@ -5,6 +5,7 @@ Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, fresh_seed, repetitions, row_seeds, seeded
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.rewards.base import (
@@ -270,6 +271,15 @@ class ASTEnvironment(Environment[str, str]):
                 branches = self._grow_level(branches, width, depth)
         return graphs
 
+    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+        """Return how many turns an episode has at most, level by level.
+
+        Args:
+            straight: Of an episode of evaluation, without branches.
+        """
+        width = 1 if straight else self.tree_width
+        return [width ** (level + 1) for level in range(self.tree_depth)]
+
     def asked(self, branch: Branch, attack: str) -> str:
         """Return what the target is asked; override it where the target sees something else."""
         return branch.state + attack
@@ -320,8 +330,7 @@ class ASTEnvironment(Environment[str, str]):
         over = [_is_over(*said) for said in zip(attacks, responses, strict=True)]
         at_the_end = depth == self.tree_depth - 1
         level = Level(groups, tuple(at_the_end or each for each in over), depth)
-        with tree_level(level), row_seeds([derive_seed(path, "reward") for path in paths]):
-            nodes = self.reward_nodes(contexts, attacks, responses)
+        nodes = self._reward_answered(level, paths, contexts, attacks, responses)
         for index, branch in enumerate(branches):
             branch.node.children = nodes[index * width : (index + 1) * width]
         return self.select(
@@ -334,11 +343,47 @@ class ASTEnvironment(Environment[str, str]):
             ]
         )
 
+    def _reward_answered(
+        self,
+        level: Level,
+        paths: Sequence[int],
+        contexts: Sequence[str],
+        attacks: Sequence[str],
+        responses: Sequence[str],
+    ) -> list[ASTNode]:
+        """Reward the turns that were answered; the others have no reward and no parts of one."""
+        nodes = [
+            Node(context, attack, response, math.nan, [])
+            for context, attack, response in zip(contexts, attacks, responses, strict=True)
+        ]
+        rows = [row for row, said in enumerate(responses) if not isinstance(said, NoReply)]
+        if not rows:
+            return nodes
+        answered = Level(
+            tuple(level.siblings[row] for row in rows),
+            tuple(level.last[row] for row in rows),
+            level.depth,
+        )
+        seeds = [derive_seed(paths[row], "reward") for row in rows]
+        with tree_level(answered), row_seeds(seeds):
+            rewarded = self.reward_nodes(
+                [contexts[row] for row in rows],
+                [attacks[row] for row in rows],
+                [responses[row] for row in rows],
+            )
+        for row, node in zip(rows, rewarded, strict=True):
+            nodes[row] = node
+        return nodes
+
 
 def _is_over(attack: str, response: str) -> bool:
-    """Whether a speaker had no room left in its window: such a conversation cannot go on."""
+    """Whether a conversation cannot go on.
+
+    A speaker had no room left in its window, the target's call failed, or a filter withheld what it
+    said.
+    """
     reasons = (getattr(said, "finish_reason", None) for said in (attack, response))
-    return "context_overflow" in reasons
+    return not {"context_overflow", "error", "content_filter"}.isdisjoint(reasons)
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -96,6 +96,15 @@ class PrunedTreeEnvironment(ASTEnvironment):
             kept += [branch for branch in formed if branch.seed in chosen]
         return kept
 
+    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+        """Return how many turns an episode has at most, level by level."""
+        if straight:
+            return super().turns_by_level(straight=True)
+        counts = [self.tree_width]
+        while len(counts) < self.tree_depth:
+            counts.append(min(counts[-1], self.keep) * self.tree_width)
+        return counts
+
     def _quality(self, branch: Branch) -> float:
         node = _turn(branch)
         if self.quality is None:
@@ -134,6 +143,10 @@ class BestOfNEnvironment(ASTEnvironment):
             max(siblings, key=lambda branch: _reward_or_least(_turn(branch)))
             for _, siblings in groupby(branches, key=lambda branch: branch.group)
         ]
+
+    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+        """Return how many turns an episode has, level by level; it branches in evaluation too."""
+        return [self.tree_width] * self.tree_depth
 
     def expand_straight(
         self, contexts: Sequence[str], seeds: Sequence[int]
@@ -299,6 +312,10 @@ class SelfPlayEnvironment(ASTEnvironment):
             for node in graph.children:
                 node.children = []
         return graphs
+
+    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+        """Return how many exchanges an episode has; the target is asked in none."""
+        return [1 if straight else self.tree_width * self.replies]
 
     def _more_replies(self, contexts: Sequence[str], attacks: Sequence[str]) -> list[Sequence[str]]:
         asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]

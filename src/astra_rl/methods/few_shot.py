@@ -59,7 +59,8 @@ class FewShotEnvironment(ASTEnvironment):
         known = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
         if len(known) < shots:
             raise ConfigurationError(
-                f"examples: {len(known)} of {len(given)} attacks have a reward; {shots} are needed."
+                f"examples: {len(known)} of {len(given)} attacks have a reward and words; {shots} "
+                "are needed."
             )
         self.examples = known
         self.shots = shots

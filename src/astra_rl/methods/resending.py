@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, row_seeds, seeded
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, NoReply
+from astra_rl.targets.base import Target
+
+
+class Answers(Protocol):
+    """What is asked: a problem, or a target alone."""
+
+    def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Return a response per context that ends in an attack."""
+
+    def advance(self, context: str, attack: str, response: str) -> str:
+        """Return the state after this turn."""
+
+
+class TargetAlone:
+    """A target as what is asked, without a problem around it.
+
+    Args:
+        target: The target.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Ask the target."""
+        return self.target.respond(contexts)
+
+    def advance(self, context: str, attack: str, response: str) -> str:
+        """Return the conversation with this turn added."""
+        return context + attack + response
 
 
 def resend(
-    problem: Problem[str, str],
+    problem: Answers,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     *,
     seed: int = 0,
     batch_size: int = 64,
+    first: int = 0,
 ) -> list[Graph[str, str]]:
     """Hold conversations in which every attack is given.
 
@@ -28,20 +59,24 @@ def resend(
         attacks: Of each, what is said turn by turn.
         seed: Of the answers: the same seed and target give the same ones.
         batch_size: Conversations that are held together.
+        first: Number of the first of these conversations, where they are a part of more: with it
+            the parts get the answers that all together would get.
 
     Returns:
-        One graph per conversation, without branches and without rewards.
+        One graph per conversation, without branches and without rewards. It ends early where the
+        target gave no reply.
     """
     graphs: list[Graph[str, str]] = []
     for start in range(0, len(openings), batch_size):
         rows = slice(start, start + batch_size)
-        seeds = [derive_seed(seed, "resend", start + row) for row in range(len(openings[rows]))]
+        numbers = range(first + start, first + start + len(openings[rows]))
+        seeds = [derive_seed(seed, "resend", number) for number in numbers]
         graphs += _hold(problem, openings[rows], attacks[rows], seeds)
     return graphs
 
 
 def _hold(
-    problem: Problem[str, str],
+    problem: Answers,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     seeds: Sequence[int],
@@ -50,7 +85,13 @@ def _hold(
     said: list[list[Node[str, str]]] = [[] for _ in openings]
     with seeded(derive_seed(*seeds)):
         for turn in range(max(map(len, attacks), default=0)):
-            rows = [row for row in range(len(openings)) if turn < len(attacks[row])]
+            rows = [
+                row
+                for row in range(len(openings))
+                if turn < len(attacks[row]) and not _ended(said[row])
+            ]
+            if not rows:
+                break
             asked = [states[row] + attacks[row][turn] for row in rows]
             with row_seeds([derive_seed(seeds[row], turn) for row in rows]):
                 responses = problem.rollout_prompt_with_target(asked)
@@ -60,6 +101,10 @@ def _hold(
                 said[row].append(Node(states[row], attack, response, float("nan"), []))
                 states[row] = problem.advance(states[row], attack, response)
     return [_graph(opening, nodes) for opening, nodes in zip(openings, said, strict=True)]
+
+
+def _ended(said: Sequence[Node[str, str]]) -> bool:
+    return bool(said) and isinstance(said[-1].response, NoReply)
 
 
 def _graph(opening: str, nodes: Sequence[Node[str, str]]) -> Graph[str, str]:

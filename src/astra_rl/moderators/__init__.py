@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.moderators.registry import MODERATORS, load_object
+from astra_rl.core.importing import load_object
+from astra_rl.moderators.registry import MODERATORS
 
 if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and editors
     from astra_rl.moderators.caching import CachedModerator as CachedModerator

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.models.dialogue import DialogueView, window_of
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
-
-Message = Mapping[str, str]
-"""One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``."""
-
-
-@dataclass(frozen=True)
-class NoReply:
-    """A model gave no reply.
-
-    Attributes:
-        reason: Why, in a few words that can be counted, for instance ``"timed out"``.
-    """
-
-    reason: str
+from astra_rl.targets.base import Message
 
 
 class Completer(Protocol):
     """Anything that answers chats, for instance a client of an endpoint.
 
-    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. If the object has
-    a ``model``, loaded or by name, or else a ``name``, that is part of the identity of the judge.
+    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. An ``identity``,
+    a ``model``, loaded or by name, or else a ``name`` is part of the identity of the judge. Every
+    `astra_rl.targets.RemoteTarget` is a completer.
     """
 
-    def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | NoReply]:
+    def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str]:
         """Return the reply to each chat, in order. It must not raise for a single chat."""
 
 
-def reason_without_reply(reply: str | NoReply) -> str | None:
+def reason_without_reply(reply: str) -> str | None:
     """Return why there is no reply; None if there is one."""
     reason = getattr(reply, "reason", None)
     if reason is None and not isinstance(reply, str):
@@ -87,7 +74,7 @@ class LocalCompleter:
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
         self._window = window_of(self.model.config)
 
-    def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str | NoReply]:
+    def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """Answer each chat: a system message, if any, and one message of the user.
 
         Raises:
@@ -100,7 +87,7 @@ class LocalCompleter:
             for row, ids in enumerate(prompts)
             if self._window is None or len(ids) + room <= self._window
         ]
-        replies: list[str | NoReply] = [NoReply("too long for the judge")] * len(chats)
+        replies: list[str] = [NoReply("too long for the judge")] * len(chats)
         samples = generate(
             self.model,
             [prompts[row] for row in fits],

@@ -74,9 +74,12 @@ def identity_of(moderator: Moderator[Any, Any]) -> Identity:
 def weights_of(holder: object) -> str | None:
     """Return what an object's ``model`` is: where it came from, and its fingerprint.
 
-    Something else that answers, for instance the client of an endpoint, may have a name as its
-    ``model``, or be called by a ``name`` itself.
+    Something else that answers, for instance the client of an endpoint, may have an ``identity``, a
+    name as its ``model``, or be called by a ``name`` itself.
     """
+    identity = getattr(holder, "identity", None)
+    if isinstance(identity, str):
+        return identity
     model = getattr(holder, "model", None)
     if isinstance(model, nn.Module):
         commit = getattr(getattr(model, "config", None), "_commit_hash", None)

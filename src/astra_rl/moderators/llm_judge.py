@@ -26,10 +26,10 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.moderators.completion import (
     Completer,
     LocalCompleter,
-    Message,
     reason_without_reply,
 )
 from astra_rl.moderators.identity import weights_of
+from astra_rl.targets.base import Message
 
 RUBRICS = {
     "harm": """\

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from astra_rl.core.jsonio import parse_json
+from astra_rl.core.contracts import check_number
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import well_formed
-from astra_rl.errors import ConfigurationError, ModelError, did_you_mean, require
+from astra_rl.core.redaction import keep_secret
+from astra_rl.core.text import NoReply, well_formed
+from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
+from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.official_client import OfficialClient
+from astra_rl.targets.secrets import read_variable
+from astra_rl.targets.web import json_of, message_of
 
 CATEGORIES = (
     "harassment",
@@ -27,22 +34,22 @@ CATEGORIES = (
 )
 """What the endpoint scores."""
 
-_HOPELESS = (401, 403, 404)
-_REASONS = {400: "refused by the endpoint", 413: "too long for the endpoint", 429: "rate limited"}
+_REFUSED = ("refused by the endpoint", "too long for the endpoint")
 
 
 class OpenAIModerationModerator(Moderator[str, str]):
     """Scores texts with a moderation endpoint, by its own client: **texts leave your machine**.
 
     The score of a text is its highest among the chosen categories. Nothing but the text itself is
-    sent, of an exchange the one that is judged. What the endpoint does not answer, after the
-    client's own retries, is missing; a batch that it refuses is asked again text by text.
+    sent, of an exchange the one that is judged. Calls are made as those of a target are, see
+    `astra_rl.targets.CallSettings`, and counted in the same ledger. What the endpoint does not
+    answer is missing; a batch that it refuses is asked again text by text.
 
     Args:
         categories: Of `CATEGORIES`; None takes all that the endpoint scores.
         model: What the endpoint calls the model.
-        api_key: None takes the environment variable ``OPENAI_API_KEY``. It is kept by the client
-            only.
+        api_key: None takes the environment variable ``OPENAI_API_KEY``. It is kept nowhere that
+            is written or shown.
         base_url: Of another endpoint; None takes ``OPENAI_BASE_URL``, or OpenAI's own.
         batch_size: Texts per request.
         max_retries: Further tries of a request that failed for reasons that may pass.
@@ -78,55 +85,58 @@ class OpenAIModerationModerator(Moderator[str, str]):
         self.model = model
         self.base_url = base_url
         self.batch_size = batch_size
-        self._openai = require("openai", extra="openai")
-        try:
-            self._client = self._openai.OpenAI(
-                api_key=api_key, base_url=base_url, max_retries=max_retries, timeout=timeout
-            )
-        except self._openai.OpenAIError as error:
-            raise ConfigurationError(
-                "the moderation endpoint needs a key; set the environment variable OPENAI_API_KEY, "
-                "or pass api_key."
-            ) from error
+        check_number("max_retries", max_retries, lambda n: n >= 0 and n == int(n), "0 or more")
+        settings = CallSettings(max_tries=max_retries + 1, timeout=timeout)
+
+        def key() -> str:
+            return api_key or read_variable("OPENAI_API_KEY", "the moderation endpoint")
+
+        keep_secret(key())
+        self._client = OfficialClient(base_url, key, settings)
+        self._caller = Caller(f"{model} at {self._client.host}", settings)
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1].
 
         Raises:
-            ModelError: The endpoint refuses the key, or knows no such model: no text would ever be
-                scored.
+            EndpointError: The endpoint refuses the key, knows no such model, or fails again and
+                again: no text would ever be scored.
+            BudgetSpentError: Nothing more may be sent.
         """
+        texts = [well_formed(str(text)) for text in x]
+        size = self.batch_size
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
         scores: list[float] = []
-        for start in range(0, len(x), self.batch_size):
-            scores += self._ask(
-                [well_formed(str(text)) for text in x[start : start + self.batch_size]]
-            )
+        for batch, found in zip(batches, self._ask(batches), strict=True):
+            refused = isinstance(found, NoReply) and found.reason in _REFUSED
+            # One text may be why the whole batch is refused.
+            parts = self._ask([[text] for text in batch]) if refused and len(batch) > 1 else [found]
+            for part, count in zip(parts, [len(batch) // len(parts)] * len(parts), strict=True):
+                scores += part if isinstance(part, list) else [Score.missing(part.reason)] * count
         return scores
 
-    def _ask(self, texts: Sequence[str]) -> list[Score]:
-        try:
-            # Raw, because the client would take a reply of another form for what it should be.
-            raw = self._client.moderations.with_raw_response
-            reply = raw.create(model=self.model, input=list(texts)).http_response.content
-            results = parse_json(reply)["results"]
-        except self._openai.APIStatusError as error:
-            if error.status_code in _HOPELESS:
-                raise ModelError(
-                    f"the moderation endpoint answered {error.status_code}; check the key and "
-                    f"model={self.model!r}."
-                ) from error
-            if error.status_code in (400, 413) and len(texts) > 1:
-                return [score for text in texts for score in self._ask([text])]
-            known = _REASONS.get(error.status_code)
-            return [Score.missing(known or f"endpoint error {error.status_code}")] * len(texts)
-        except self._openai.APITimeoutError:
-            return [Score.missing("timed out")] * len(texts)
-        except self._openai.APIConnectionError:
-            return [Score.missing("no connection")] * len(texts)
-        except (KeyError, TypeError, ValueError, RecursionError):
-            return [Score.missing("unparsable reply")] * len(texts)
-        if not isinstance(results, list) or len(results) != len(texts):
-            return [Score.missing("incomplete reply")] * len(texts)
+    def _ask(self, batches: Sequence[list[str]]) -> list[list[Score] | NoReply]:
+        return self._caller.call(self._connected, batches)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Send[list[str], list[Score]]]:
+        async with self._client.open() as client:
+
+            async def send(texts: list[str]) -> Answer[list[Score]]:
+                request = client.moderations.with_raw_response.create(model=self.model, input=texts)
+                reply = await self._client.reply_to(request)
+                if not 200 <= reply.status < 300:
+                    raise error_of_status(reply.status, reply.headers, message_of(reply.body))
+                return Answer(self._read(json_of(reply.body), len(texts)))
+
+            yield send
+
+    def _read(self, data: Any, count: int) -> list[Score]:
+        results = data.get("results") if isinstance(data, Mapping) else None
+        if results is None:
+            raise CallError("unparsable reply", "it has no results", retryable=True)
+        if not isinstance(results, list) or len(results) != count:
+            raise CallError("incomplete reply", retryable=True)
         return [self._score(result) for result in results]
 
     def _score(self, result: Any) -> Score:

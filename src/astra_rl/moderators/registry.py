@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
+from astra_rl.core.importing import is_path, load_object
+from astra_rl.errors import ConfigurationError, did_you_mean
 
 MODERATORS = {
     "canary": "keywords:CanaryModerator",
@@ -41,7 +41,7 @@ def check_type(name: str) -> None:
     Raises:
         ConfigurationError: It is neither.
     """
-    if name not in MODERATORS and not _is_path(name):
+    if name not in MODERATORS and not is_path(name):
         raise ConfigurationError(
             f"no moderator {name!r}.{did_you_mean(name, MODERATORS)} Choose from "
             f"{', '.join(MODERATORS)}, or name a class of your own as 'package.module:Class'."
@@ -64,27 +64,3 @@ def moderator_class(name: str) -> Callable[..., Any]:
     where = MODERATORS.get(name)
     chosen: Callable[..., Any] = load_object(f"astra_rl.moderators.{where}" if where else name)
     return chosen
-
-
-def load_object(path: str) -> Any:
-    """Import what ``"package.module:name"`` stands for. This runs the module, as any import does.
-
-    Raises:
-        ConfigurationError: There is no such module, or nothing of this name in it.
-    """
-    module, _, name = path.partition(":")
-    if not _is_path(path):
-        raise ConfigurationError(f"{path!r}; write it as 'package.module:name'.")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except AstraError:
-        raise
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(
-            f"cannot import {path!r}: {error}. It is looked for where Python looks for modules."
-        ) from error
-
-
-def _is_path(path: str) -> bool:
-    module, colon, name = path.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), name])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -28,6 +28,11 @@ State = dict[str, Any]
 
 Values = tuple[list[float], list[dict[str, float]]]
 """One number per turn, and for each turn its parts by name."""
+
+
+TargetReading = Literal["likelihood", "inside"]
+"""What only some targets can be asked for: how likely they find an attack, which the baseline can
+stand in for, or what is inside of them, which nothing can."""
 
 
 class RewardModels(Protocol):
@@ -61,6 +66,11 @@ class RewardPart(ABC):
     """
 
     name: str | None = None
+
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """What it asks the target for besides its answers, itself and without its parts."""
+        return None
 
     @abstractmethod
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
@@ -206,6 +216,11 @@ def walk(part: RewardPart) -> Iterator[RewardPart]:
             seen.add(id(each))
             yield each
             stack.extend(reversed(each.parts))
+
+
+def readings(part: RewardPart) -> set[TargetReading]:
+    """Return what a reward asks the target for besides its answers."""
+    return {each.reads_target for each in walk(part) if each.reads_target is not None}
 
 
 def check_names(part: RewardPart) -> None:

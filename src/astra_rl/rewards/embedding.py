@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 from astra_rl.core.contracts import check_length
 from astra_rl.core.text import well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean, require
-from astra_rl.rewards.base import RewardModels
+from astra_rl.rewards.base import RewardModels, RewardPart, TargetReading
 
 Embedder = Callable[[Sequence[str]], Any]
 """Takes N texts and returns N vectors: a tensor, an array or lists of floats, shape (N, D)."""
@@ -89,7 +90,11 @@ class SentenceTransformerEmbedder:
         """Return the vectors of the texts."""
         if self._model is None:
             self._model = self._module.SentenceTransformer(
-                self.model_id, device=self.device, trust_remote_code=False
+                self.model_id,
+                device=self.device,
+                trust_remote_code=False,
+                local_files_only=Path(self.model_id).is_dir(),
+                model_kwargs={"use_safetensors": True},  # no pickles
             )
         return self._model.encode([well_formed(text) for text in texts], show_progress_bar=False)
 
@@ -146,6 +151,11 @@ class Vectors:
             self._known.update(zip(new, normalize(vectors, dim=1), strict=True))
         return torch.stack([self._known[text] for text in texts]) if texts else torch.zeros(0, 0)
 
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """Whether it looks inside the target."""
+        return "inside" if self._under == "target" else None
+
     def _run(self, models: RewardModels, texts: Sequence[str]) -> Any:
         if self._embed is not None:
             return self._embed(texts)
@@ -156,3 +166,18 @@ class Vectors:
                 "or pass a function from texts to vectors."
             )
         return embed(texts, self._under)
+
+
+class UsesVectors(RewardPart):
+    """A part of a reward that compares texts as vectors.
+
+    Attributes:
+        vectors: Makes them.
+    """
+
+    vectors: Vectors
+
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """What its embedder asks the target for."""
+        return self.vectors.reads_target

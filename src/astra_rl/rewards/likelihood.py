@@ -11,7 +11,7 @@ from torch import Tensor
 from astra_rl.core.contracts import checked_logprobs, token_mask
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.base import RewardModels, RewardTerm
+from astra_rl.rewards.base import RewardModels, RewardTerm, TargetReading
 
 FrozenModel = Literal["target", "baseline"]
 
@@ -85,6 +85,11 @@ class AttackNLL(RewardTerm):
         self.per_token = per_token
         self.name = f"attack_nll_{under}" + ("" if per_token else "_total")
 
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """The target's likelihood, if it is the model that counts."""
+        return "likelihood" if self.under == "target" else None
+
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the nats of each attack."""
         heard = _heard(exchanges) if self.under == "target" else None
@@ -122,6 +127,11 @@ class AttackProbability(RewardTerm):
         self.under = under
         self.name = f"attack_probability_{under}"
 
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """The target's likelihood, if it is the model that counts."""
+        return "likelihood" if self.under == "target" else None
+
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the probability of each attack."""
         rows = attack_logprobs(self.under, models, exchanges)
@@ -147,6 +157,11 @@ class MinK(RewardTerm):
         self.k = k
         self.under = under
         self.name = f"min_k_{under}"
+
+    @property
+    def reads_target(self) -> TargetReading | None:
+        """The target's likelihood, if it is the model that counts."""
+        return "likelihood" if self.under == "target" else None
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the mean over the least likely tokens of each attack."""
@@ -219,6 +234,11 @@ class ResponseLikelihood(RewardTerm):
             raise ConfigurationError("text is empty; give the response that is hoped for.")
         self.text = text
         self.fact = fact
+
+    @property
+    def reads_target(self) -> TargetReading:
+        """The probability of a response."""
+        return "inside"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the nats per token of the wanted response to each attack."""

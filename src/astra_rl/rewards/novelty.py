@@ -17,7 +17,7 @@ from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm, State, observed_attacks
 from astra_rl.rewards.combine import logistic
-from astra_rl.rewards.embedding import Embedder, Vectors
+from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors
 from astra_rl.rewards.likelihood import check_choice, fact_of
 
 Against = Literal["history", "siblings"]
@@ -170,7 +170,7 @@ def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
-class EmbeddingNovelty(NoveltyTerm):
+class EmbeddingNovelty(UsesVectors, NoveltyTerm):
     """One minus the cosine similarity of an attack to others, in [0, 2].
 
     With all others it is the term of curiosity-driven red teaming (arXiv 2402.19464, whose code
@@ -229,7 +229,7 @@ class EmbeddingNovelty(NoveltyTerm):
         return 1 - float(similar.topk(count).values.mean())
 
 
-class StyleDiversity(RewardTerm):
+class StyleDiversity(UsesVectors, RewardTerm):
     """How unlike its earlier attempts an attack is in style, in [0, 2]; 1 at the first attempt.
 
     ``1 - max cos(style(attack), style(earlier))`` where a style is an embedding without its
@@ -298,7 +298,7 @@ def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
     return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0.0)  # rounding is no style
 
 
-class FewShotSimilarity(RewardTerm):
+class FewShotSimilarity(UsesVectors, RewardTerm):
     """How near the first attack of an episode is to an example, in (0, 1); 1 at later turns.
 
     ``sigmoid(slope * (cos(example, attack) - center))`` (Beutel et al., arXiv 2412.18693, with
@@ -341,7 +341,7 @@ class FewShotSimilarity(RewardTerm):
         return values
 
 
-class OnTopic(RewardTerm):
+class OnTopic(UsesVectors, RewardTerm):
     """Cosine similarity of an attack to what it is about, in [-1, 1]; the condition of a gate.
 
     Args:

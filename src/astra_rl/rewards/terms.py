@@ -13,17 +13,22 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, context_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.base import RewardModels, RewardTerm
+from astra_rl.rewards.base import RewardModels, RewardTerm, Values
 from astra_rl.rewards.likelihood import AttackNLL, check_choice
 
 __all__ = ["AttackNLL", "Harm", "Novelty", "jaccard", "word_set"]
 
 HarmOf = Literal["response", "exchange", "attack", "worst_turn", "last_turn"]
 Scale = Literal["probability", "log", "log_complement"]
+RESPONSE_HARM = "harm_response"
+"""Under this name the record of a turn has the moderator's plain score of the response."""
 
 
 class Harm(RewardTerm):
     """The moderator's score.
+
+    Whatever is made of it, the record also has the plain score of the episode's own response, as
+    ``harm_response``, if the problem's moderator gave one: it says whether the target failed.
 
     Args:
         of: What is judged. ``"response"``: what the target said. ``"exchange"``: the attack and the
@@ -67,10 +72,27 @@ class Harm(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the score of each turn."""
+        return self._judge(models, exchanges)[0]
+
+    def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
+        """Return the score of each turn; by name, that of the response as well."""
+        values, scores = self._judge(models, exchanges)
+        if self.moderator is not None or self.of in ("exchange", "attack"):
+            return values, [{self.name: value} for value in values]
+        return values, [
+            {RESPONSE_HARM: score, self.name: value}
+            for score, value in zip(scores, values, strict=True)
+        ]
+
+    def _judge(
+        self, models: RewardModels, exchanges: Sequence[Exchange]
+    ) -> tuple[list[float], list[float]]:
+        """Return the value of each turn, and the plain scores of what was judged of it itself."""
         moderator = models.moderator if self.moderator is None else self.moderator
         level = current_level([each.context for each in exchanges])
         asked = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
         scores = judge(moderator, [self._text(each) for each in asked])
+        own = scores[: len(exchanges)]
         if self.of == "worst_turn":
             earlier = earlier_scores(moderator, exchanges, level.depth)
             scores = [max_or_missing([*old, new]) for old, new in zip(earlier, scores, strict=True)]
@@ -78,9 +100,11 @@ class Harm(RewardTerm):
             _mean([_scaled(score, self.scale) for score in scores[row :: len(exchanges)]])
             for row in range(len(exchanges))
         ]
-        if self.of != "last_turn":
-            return values
-        return [value if ends else 0.0 for value, ends in zip(values, level.last, strict=True)]
+        if self.of == "last_turn":
+            values = [
+                value if ends else 0.0 for value, ends in zip(values, level.last, strict=True)
+            ]
+        return values, own
 
     def _text(self, each: Exchange) -> Exchange:
         if self.of == "exchange":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
@@ -30,7 +30,7 @@ from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.registry import moderator_class
 from astra_rl.moderators.tolerant import TolerantModerator
-from astra_rl.rewards.base import RewardPart
+from astra_rl.rewards.base import RewardPart, readings
 from astra_rl.runs.config import (
     AlgorithmConfig,
     EnvironmentConfig,
@@ -38,10 +38,13 @@ from astra_rl.runs.config import (
     PromptsConfig,
     RunConfig,
     SpeakerConfig,
+    TargetConfig,
     check_credentials,
 )
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
+from astra_rl.targets.base import Target
+from astra_rl.targets.registry import target_factory
 from astra_rl.training.config import TrainingConfiguration
 
 _SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
@@ -81,12 +84,28 @@ def check_options(config: RunConfig) -> None:
     _check_arguments(
         "algorithm.options", ALGORITHMS[config.algorithm.type], config.algorithm.options
     )
-    make_part("reward", config.reward, _checked_moderator_at)
+    check_target(config.target)
+    reward = checked_reward(config)
+    if isinstance(config.target, TargetConfig) and "inside" in readings(reward):
+        raise ConfigurationError(
+            f"reward: it looks inside the target, and {config.target.name} only answers. Leave out "
+            "response_likelihood and embedder: target, or test a local model."
+        )
+    _check_prices(config)
     _, openings = load_openings(config.prompts, seed=config.seed)
     # An environment only keeps its problem, so its options can be tried without one.
     _make_environment(
         config.environment, cast("HFASTProblem", None), openings, _checked_moderator_at
     )
+
+
+def checked_reward(config: RunConfig) -> RewardPart:
+    """Make the reward with stand-ins for its moderators, which load nothing.
+
+    Raises:
+        ConfigurationError: An unknown part or option.
+    """
+    return make_part("reward", config.reward, _checked_moderator_at)
 
 
 def check_training_options(config: RunConfig) -> None:
@@ -152,6 +171,7 @@ def build_problem(
             It is loaded as it is: an adapter that it brings is part of it.
     """
     speaker = config.attacker
+    local = config.target if isinstance(config.target, SpeakerConfig) else None
     lora = speaker.lora if attacker is None else None
     kind: Callable[..., HFASTProblem] = HFASTProblem
     algorithm = config.algorithm
@@ -160,7 +180,7 @@ def build_problem(
         kind = partial(HFValueProblem, value_count=count)
     return kind(
         attacker or speaker.model,
-        config.target.model,
+        build_target(config.target),
         config.baseline or speaker.model,
         moderator,
         config.device,
@@ -168,14 +188,80 @@ def build_problem(
         reward=build_reward(config),
         sampler=_SAMPLERS[config.sampler],
         attacker_sampling=_sampling(speaker),
-        target_sampling=_sampling(config.target),
+        target_sampling=None if local is None else _sampling(local),
         attacker_chat=speaker.chat,
-        target_chat=config.target.chat,
+        target_chat=None if local is None else local.chat,
         attacker_stops_at_newline=speaker.stop_at_newline,
         lora=LoraOptions(**lora.model_dump()) if lora is not None else None,
         trainable_layers=speaker.trainable_layers if attacker is None else None,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def check_target(config: SpeakerConfig | TargetConfig, where: str = "target") -> None:
+    """Check the options of a target that is asked; nothing is sent.
+
+    Raises:
+        ConfigurationError: An option that its class does not take, a value out of range, or a key
+            that is not there; `where` is named.
+    """
+    if isinstance(config, TargetConfig):
+        _asked(config, where)
+
+
+def build_target(config: SpeakerConfig | TargetConfig) -> str | Target:
+    """Return the name of a model to load, or a target that is asked."""
+    return _asked(config, "target") if isinstance(config, TargetConfig) else config.model
+
+
+def _asked(config: TargetConfig, where: str) -> Target:
+    factory = target_factory(config.type)
+    _check_arguments(f"{where}.options", factory, config.options)
+    try:
+        return factory(**config.options)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}.options: {error}") from error
+
+
+def asked_in(config: RunConfig) -> Iterator[tuple[str, TargetConfig]]:
+    """Yield everything that a run asks over a network or a function, with its place."""
+    if isinstance(config.target, TargetConfig):
+        yield "target", config.target
+    judges = [("moderator", config.moderator), ("evaluation.judge", config.evaluation.judge)]
+    while judges:
+        where, judge = judges.pop(0)
+        if judge is None:
+            continue
+        judges += [(f"{where}.of.{index}", part) for index, part in enumerate(judge.of)]
+        complete = judge.options.get("complete")
+        if isinstance(complete, Mapping):
+            place = f"{where}.options.complete"
+            yield place, _target_config(place, complete)
+
+
+def _check_prices(config: RunConfig) -> None:
+    asked = [each for _, each in asked_in(config)]
+    if config.budget.max_cost is not None and not any("prices" in each.options for each in asked):
+        raise ConfigurationError(
+            "budget.max_cost: no target and no judge says what it costs. Give its options prices: "
+            "{input: ..., output: ...}, per million tokens."
+        )
+
+
+def _target_config(where: str, values: Any) -> TargetConfig:
+    return _section_of(TargetConfig, where, values)
+
+
+def _completers(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a moderator's options with what answers it made of what the file says."""
+    complete = options.get("complete")
+    if not isinstance(complete, Mapping):
+        return dict(options)
+    place = f"{where}.complete"
+    target = _asked(_target_config(place, complete), place)
+    if not callable(target):
+        raise ConfigurationError(f"{place}: {type(target).__name__} cannot answer chats.")
+    return {**options, "complete": target}
 
 
 def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
@@ -194,6 +280,7 @@ def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -
     chosen = moderator_class(config.type)
     given_otherwise = ["moderators"] if config.of else []
     _check_arguments(f"{where}.options", chosen, config.options, given_otherwise)
+    _completers(f"{where}.options", config.options)
     for index, part in enumerate(config.of):
         check_moderator_options(part, f"{where}.of.{index}")
 
@@ -210,7 +297,7 @@ def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Modera
     moderator = _construct(
         f"{where}.options",
         moderator_class(config.type),
-        config.options,
+        _completers(f"{where}.options", config.options),
         *([parts] if parts else []),
     )
     return CachedModerator(TolerantModerator(moderator, time_limit=config.time_limit))
@@ -263,8 +350,15 @@ def _checked_moderator_at(where: str, value: Any) -> Moderator[str, str]:
 
 
 def _moderator_config(where: str, value: Any) -> ModeratorConfig:
+    return _section_of(ModeratorConfig, where, {"type": value} if isinstance(value, str) else value)
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def _section_of(kind: type[SectionT], where: str, value: Any) -> SectionT:
     try:
-        return ModeratorConfig.model_validate({"type": value} if isinstance(value, str) else value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])

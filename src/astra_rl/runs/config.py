@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -24,6 +26,8 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
 from astra_rl.runs.preset_files import with_preset
+from astra_rl.targets.ledger import Budget
+from astra_rl.targets.registry import check_target_type
 from astra_rl.training.config import OPTIMIZERS
 
 
@@ -50,6 +54,49 @@ class SpeakerConfig(_Section):
     temperature: float = Field(1.0, ge=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+
+    @property
+    def name(self) -> str:
+        """How it is called in records."""
+        return self.model
+
+
+class TargetConfig(_Section):
+    """A target that is asked, not loaded, by type and its options; also a judge behind one."""
+
+    type: str = Field(description="openai, http, or 'package.module:name' of your own.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        check_target_type(value)
+        return value
+
+    @property
+    def name(self) -> str:
+        """How it is called in records."""
+        told = (self.options.get(key) for key in ("name", "model", "url"))
+        return next((str(each) for each in told if each), self.type)
+
+
+def _kind_of_target(value: Any) -> str:
+    """Say which section a target is: one with a type is asked."""
+    has_type = isinstance(value, TargetConfig) or (isinstance(value, Mapping) and "type" in value)
+    return "asked" if has_type else "local"
+
+
+class BudgetConfig(_Section):
+    """The most that a run may spend; when it is spent, the run ends and can be continued."""
+
+    max_requests: int | None = Field(None, ge=1, description="Sent to endpoints, retries included.")
+    max_tokens: int | None = Field(None, ge=1, description="Read and written by endpoints.")
+    max_cost: float | None = Field(None, gt=0, description="In the currency of their prices.")
+    max_minutes: float | None = Field(None, gt=0, description="All sessions of the run together.")
+
+    def budget(self) -> Budget:
+        """Return it as the ledger takes it."""
+        return Budget(**self.model_dump())
 
 
 class AttackerConfig(SpeakerConfig):
@@ -233,7 +280,10 @@ class RunConfig(_Section):
 
     title: str = "Adaptive stress test"
     attacker: AttackerConfig
-    target: SpeakerConfig
+    target: Annotated[
+        Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("asked")],
+        Discriminator(_kind_of_target),
+    ] = Field(description="A model as below, or 'type' and 'options' of one that is asked.")
     baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
     moderator: ModeratorConfig
     prompts: PromptsConfig
@@ -245,6 +295,12 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig = BudgetConfig()
+    cache: bool | str = Field(
+        True,
+        description="Keep what endpoints reply, so that going on asks nothing twice: in the run "
+        "folder until the run is done, or in a file of yours for good.",
+    )
     sampler: Literal["own", "transformers"] = Field(
         "own", description="What samples; 'transformers' is its generate, slower, to compare with."
     )
@@ -252,6 +308,22 @@ class RunConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
     seed: int = Field(0, ge=0)
+
+    def without_budget(self) -> RunConfig:
+        """Return it without what does not change what is found."""
+        return self.model_copy(update={"budget": BudgetConfig(), "cache": True})
+
+    def with_target(self, reference: str) -> RunConfig:
+        """Return it with another target.
+
+        Args:
+            reference: A folder or hub id of a model, which is called as the target was if that was
+                local; or a YAML file with the section of a target.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or says something wrong.
+        """
+        return self.model_copy(update={"target": load_target(reference, like=self.target)})
 
     def to_yaml(self) -> str:
         """Return the resolved configuration; loading it again gives the same.
@@ -277,12 +349,15 @@ def check_credentials(config: RunConfig) -> None:
         )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, target: str | None = None
+) -> RunConfig:
     """Read a YAML file and apply overrides.
 
     Args:
         path: The file.
         overrides: ``"a.b=value"`` each, the value in YAML.
+        target: Another target, see `RunConfig.with_target`; None keeps the file's.
 
     Raises:
         ConfigurationError: Naming the key, what came and what is allowed.
@@ -292,16 +367,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
-    return parse_config(text, overrides, source=str(path))
-
-
-def against(target: str) -> list[str]:
-    """Return the overrides that put another target in the place of a run's.
-
-    Args:
-        target: Folder or hub id.
-    """
-    return [f"target.model={target}"]
+    config = parse_config(text, overrides, source=str(path))
+    return config if target is None else config.with_target(target)
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:
@@ -320,6 +387,28 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     return _validated(RunConfig, values, source)
 
 
+def load_target(
+    reference: str, *, like: SpeakerConfig | TargetConfig | None = None
+) -> SpeakerConfig | TargetConfig:
+    """Read what a target is called: a folder or hub id, or a YAML file as the section of a run's.
+
+    Args:
+        reference: Which.
+        like: A target whose settings a model takes over, if it is local too.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or says something wrong.
+    """
+    if reference.endswith((".yaml", ".yml")):
+        values = _read_section(reference, "target")
+        if _kind_of_target(values) == "asked":
+            return _validated(TargetConfig, values, reference)
+        return _validated(SpeakerConfig, values, reference)
+    if isinstance(like, SpeakerConfig):
+        return like.model_copy(update={"model": reference})
+    return SpeakerConfig(model=reference)
+
+
 def load_moderator(reference: str) -> ModeratorConfig:
     """Read what a moderator is called: its name, or a YAML file as the section of a run's.
 
@@ -328,19 +417,23 @@ def load_moderator(reference: str) -> ModeratorConfig:
     """
     if not reference.endswith((".yaml", ".yml")):
         return _validated(ModeratorConfig, {"type": reference}, "the name of a moderator")
+    return _validated(ModeratorConfig, _read_section(reference, "moderator"), reference)
+
+
+def _read_section(path: str, name: str) -> Any:
+    """Read a file that holds a section alone, or under its name."""
     try:
-        values = parse_yaml(Path(reference).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read the moderator {reference}: {error}") from error
+        raise ConfigurationError(f"cannot read the {name} {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"{reference} must hold keys and values, first of all 'type: NAME'."
-        )
+        raise ConfigurationError(f"{path} must hold keys and values, for instance 'type: NAME'.")
     learn_from(values)
-    return _validated(ModeratorConfig, values.get("moderator", values), reference)
+    return values.get(name, values)
 
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
+_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "asked": TargetConfig}
 
 
 def _validated(section: type[SectionT], values: Any, source: str) -> SectionT:
@@ -391,7 +484,7 @@ def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+    location = ".".join(str(part) for part in error["loc"] if part not in _TARGET_KINDS)
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
         known = _known_names(parents, root)
@@ -413,11 +506,13 @@ def _known_names(parents: Iterable[Any], root: type[BaseModel]) -> list[str]:
     for parent in parents:
         if isinstance(parent, int):  # a place in a list, whose section is known already
             continue
+        if parent in _TARGET_KINDS:
+            section = _TARGET_KINDS[parent]
+            continue
         annotation = section.model_fields[str(parent)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(
-            candidate
-            for candidate in candidates
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+            (each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)),
+            None,  # a choice, of which the next parent says what was chosen
         )
     return list(section.model_fields)

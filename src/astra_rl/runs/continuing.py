@@ -30,6 +30,9 @@ from astra_rl.runs.config import RunConfig, parse_config
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.versions import versions
 
+_MAY_CHANGE = ("budget", "cache")
+"""Sections of the configuration that change nothing of what is found."""
+
 
 def check_can_run_in(folder: Path) -> None:
     """Refuse a folder that holds something else than a run that ended early.
@@ -41,8 +44,9 @@ def check_can_run_in(folder: Path) -> None:
         return
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and "seconds" in RunFolder(folder).read_manifest():
+    run = RunFolder(folder)
+    # The page comes last: without it the run was ended while it finished.
+    if run.manifest.is_file() and run.report.is_file() and "seconds" in run.read_manifest():
         raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
 
 
@@ -60,10 +64,13 @@ def check_same_run(
     Raises:
         ConfigurationError: It was; the settings that differ are named.
     """
-    changes = list(differences(_configuration_then(folder), yaml.safe_load(config.to_yaml())))
+    then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
+    changes = list(differences(_fixed(then), _fixed(now)))
     if digest is not None and digest != config_digest(folder):
         changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
+        if then != now:
+            folder.write_text(folder.config, config.to_yaml())
         return
     if not force:
         raise ConfigurationError(
@@ -91,7 +98,8 @@ def config_digest(folder: RunFolder) -> str | None:
     """Return the checksum of a run's configuration, as its states keep it; None without one."""
     if not folder.config.is_file():
         return None
-    return hashlib.sha256(folder.config.read_bytes()).hexdigest()
+    text = yaml.safe_dump(_fixed(_configuration_then(folder)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_versions(then: Mapping[str, str]) -> None:
@@ -102,6 +110,12 @@ def check_versions(then: Mapping[str, str]) -> None:
             "going on with other versions, so not exactly as it would have been: %s",
             "; ".join(changes),
         )
+
+
+def _fixed(settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {}
+    return {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
 
 
 def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:

@@ -27,11 +27,12 @@ from astra_rl.runs.build import (
     load_openings,
     ordinary_use,
 )
-from astra_rl.runs.config import RunConfig, against, load_config
+from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.spending import evaluated_within_budget, spending
 
 DIRECT = "direct"
 """Stands for the attacks that ask for the goal of a prompt outright."""
@@ -81,7 +82,7 @@ def evaluate_run(
             held-out prompt itself; ``"untrained"`` the attacker before training, ``"best-of-8"``
             the best of eight attacks of it by the training reward, and ``"few-shot"`` what it says
             when it is shown good ones of its own from the first training step.
-        targets: Folders or hub ids; none is the run's.
+        targets: Folders, hub ids or YAML files of targets; none is the run's.
         trials: How often each prompt is tried.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the results; None is the run's. With several targets each has a folder
@@ -98,8 +99,8 @@ def evaluate_run(
     folder = open_run_folder(run)
     destination = folder.path if output is None else Path(output)
     if len(targets) < 2:
-        chosen = [*overrides, *(each for target in targets for each in against(target))]
-        play = _Play(folder, attacker, attacks, trials, load_config(folder.config, chosen))
+        config = load_config(folder.config, overrides, target=next(iter(targets), None))
+        play = _Play(folder, attacker, attacks, trials, config)
         return [play.into(RunFolder(destination))]
     plays = {
         target: _Play(
@@ -107,7 +108,7 @@ def evaluate_run(
             attacker,
             attacks,
             trials,
-            load_config(folder.config, [*overrides, *against(target)]),
+            load_config(folder.config, overrides, target=target),
         )
         for target in targets
     }
@@ -180,20 +181,28 @@ class _Play:
         path.unlink(missing_ok=True)
         planned = len(self.openings) * self.trials if self.given is None else len(self.given)
         plan_attempts(destination, self.phase, planned)
-        with AttemptLog(path, write=True) as log:
+        with (
+            AttemptLog(path, write=True) as log,
+            spending(config, destination.path, occasion=self.phase) as ledger,
+        ):
             evaluator.record = log.append
             if self.given is None:
-                metrics = evaluator.evaluate(planned, progress=False)
+                metrics, _ = evaluated_within_budget(evaluator, planned)
             else:
                 evaluator.queries_per_turn = 1
-                graphs = resend(
-                    problem,
-                    [each.context for each in self.given],
-                    [[each.attack] for each in self.given],
-                    seed=config.seed,
-                )
-                prompts = [each.prompt_id for each in self.given]
-                metrics = evaluator.aggregate_metrics(evaluator.measure(graphs, prompts))
+                measured: list[dict[str, Any]] = []
+                for start in range(0, planned, evaluator.batch_size):
+                    given = self.given[start : start + evaluator.batch_size]
+                    graphs = resend(
+                        problem,
+                        [each.context for each in given],
+                        [[each.attack] for each in given],
+                        seed=config.seed,
+                        first=start,
+                    )
+                    measured += evaluator.measure(graphs, [each.prompt_id for each in given])
+                metrics = evaluator.aggregate_metrics(measured)
+            metrics["spent"] = ledger.as_dict()
             metrics["judge_quality"] = judge_quality(
                 evaluator.judge, config.evaluation.calibrations
             )
@@ -203,7 +212,7 @@ class _Play:
         result = destination.evaluation(self.phase)
         destination.write_json(result, metrics)
         with Recorded(destination, self.phase) as recorded:
-            return Evaluated(config.target.model, metrics, recorded.summary(), result)
+            return Evaluated(config.target.name, metrics, recorded.summary(), result)
 
     def _set_environment(self, evaluator: ASTEvaluator) -> None:
         usual = evaluator.environment
@@ -302,7 +311,7 @@ def transfer(
 
     Args:
         runs: Folders; each is one attacker.
-        targets: Folders or hub ids.
+        targets: Folders, hub ids or YAML files of targets.
         trials: How often each prompt is tried.
 
     Raises:

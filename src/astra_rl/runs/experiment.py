@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,16 +17,23 @@ from typing import Any
 from astra_rl.core.checkpointing import remove_leftovers
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
-from astra_rl.core.graph import Node
+from astra_rl.core.graph import Graph, Node
 from astra_rl.core.redaction import redact_message, redact_settings
-from astra_rl.errors import InterruptedRunError
+from astra_rl.errors import (
+    BudgetEndedError,
+    BudgetSpentError,
+    EndpointError,
+    InterruptedRunError,
+)
 from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.evaluation.reward_watch import RewardWatch
+from astra_rl.evaluation.statistics import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
+from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
@@ -45,8 +52,11 @@ from astra_rl.runs.continuing import (
 from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.reporting import write_run_report
+from astra_rl.runs.reporting import write_run_page
+from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
 from astra_rl.runs.versions import git_revision, versions
+from astra_rl.targets.base import Target
+from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.resuming import load_state, save_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 from astra_rl.training.watch import UnscoredHook, WatchHook
@@ -132,6 +142,7 @@ class RunTrainer(HFASTTrainer):
             tracker=tracker,
         )
         self.limits = config.training
+        self._problem = experiment.problem
         self.threshold = config.evaluation.threshold
         moderator = experiment.problem.moderator
         self.log = log
@@ -150,6 +161,9 @@ class RunTrainer(HFASTTrainer):
                 seed=config.seed,
                 watch=RewardWatch(high=self.threshold),
             )
+            self.harness.collected = self._look_over
+        self._watched: Metrics = {}
+        self.spent: BudgetSpentError | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._best_success = -math.inf
         self._config_digest = config_digest(folder)
@@ -217,25 +231,39 @@ class RunTrainer(HFASTTrainer):
         judged = [node for node in nodes if "harm_response" in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
+        self._problem.forget_scores()
         found = {
-            "asr": len(won) / len(judged) if judged else math.nan,
+            "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
             "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
             "overflows": _share(_is_overflow(node) for node in nodes),
             **self._count_unscored(),
-            **(self._watch(step, nodes) if self._watch is not None else {}),
+            **self._watched,
         }
         super().on_step_end(step, {**found, **logs, "lr": learning_rate(self.limits, step - 1)})
         self._set_learning_rate(step)
         self._recent.append(found["asr"])
         self._elapsed = time.perf_counter() - self._started
-        self.should_stop = self.should_stop or self._is_enough()
+        self.should_stop = self.should_stop or self._is_enough() or self._is_spent()
         every = self.limits.save_every
         is_last = self.should_stop or step == self.config.training_steps
         # A step without a score teaches nothing, so what ends the run for it loses nothing.
         if is_last or (every and step % every == 0) or self.unscored_steps:
             self.save_state()
+
+    def _look_over(self, graphs: Sequence[Graph[str, str]]) -> None:
+        """Let the judge look at a step before it is learned from: asking may end the training."""
+        assert self._watch is not None
+        nodes = [node for graph in graphs for node in graph.nodes()]
+        self._watched = self._watch(self.completed_steps + 1, nodes)
+
+    def _is_spent(self) -> bool:
+        try:
+            current_ledger().check()
+        except BudgetSpentError as error:
+            self.spent = error
+        return self.spent is not None
 
     def _set_learning_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -316,73 +344,116 @@ def run_experiment(
         StorageError: The disk is full, or the folder read-only; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
-    with ending_well(folder):
-        return _run(config, folder, display or Display(), redact_message(command), force)
+    go_on = how_to_go_on(folder)
+    with (
+        ending_well(folder),
+        AttemptLog(folder.attempts, write=True) as log,  # which nobody else may write now
+    ):
+        try:
+            with spending(config, folder.path, keep_ledger=True) as ledger:
+                try:
+                    return _do_run(config, folder, log, display or Display(), command, force)
+                except BudgetSpentError as error:
+                    ledger.ended_by.append(str(error))
+                    option = "--" + error.limit.replace("_", "-")
+                    raise BudgetEndedError(
+                        f"{error}; everything is saved. {go_on} {option} {2 * error.most:g}"
+                    ) from error
+        except EndpointError as error:
+            raise EndpointError(f"{error} Everything is saved. {go_on}") from error
 
 
-def _run(
-    config: RunConfig, folder: RunFolder, display: Display, command: str, force: bool
+def _do_run(
+    config: RunConfig,
+    folder: RunFolder,
+    log: AttemptLog,
+    display: Display,
+    command: str,
+    force: bool,
 ) -> Result:
+    command = redact_message(command)
     seconds: dict[str, float] = {}
-    with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
-        remove_leftovers(folder.states)
-        remove_leftovers(folder.checkpoints)
-        saved = load_state(folder.states)
-        record = manifest(config, command)
-        if folder.config.is_file():
-            state = {} if saved is None else saved[1].get("run", {})
-            check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
-            check_versions(state.get("versions", versions()))
-        else:
-            folder.write_text(folder.config, config.to_yaml())
-        if saved is not None:
-            record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
-        with _timed(seconds, display, "loading models"):
-            experiment = build(config)
-        record["prompts"] = [source.as_dict() for source in experiment.sources]
-        if not force:
-            check_same_prompts(record["prompts"], folder)
-        folder.write_json(folder.manifest, record)
-        before = None
-        if config.evaluation.before:
-            with _timed(seconds, display, "evaluating the untrained attacker"):
-                before = _evaluated_before(folder, saved) or evaluate(
-                    experiment, folder, "before", config, log
-                )
-        history = HistoryTracker()
-        history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
-        trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
-        trainer = RunTrainer(experiment, config, folder, trackers, log)
-        if saved is not None:
-            trainer.load_state_dict(saved[1])
-            logger.info("going on after step %d", saved[0])
-        del saved  # holds a copy of the weights
-        with _timed(seconds, display, "training"), interruptible(trainer.interrupt):
-            display.training_begins(config.training.steps)
-            try:
-                trainer.train()
-            finally:  # a progress bar left open would garble the error
-                display.training_ends()
-        if trainer.interrupted:
-            raise InterruptedRunError(
-                f"interrupted after step {trainer.completed_steps}; everything is saved. "
-                f"{how_to_go_on(folder)}"
+    remove_leftovers(folder.states)
+    remove_leftovers(folder.checkpoints)
+    saved = load_state(folder.states)
+    record = manifest(config, command)
+    if folder.config.is_file():
+        state = {} if saved is None else saved[1].get("run", {})
+        check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
+        check_versions(state.get("versions", versions()))
+    else:
+        folder.write_text(folder.config, config.to_yaml())
+    if saved is not None:
+        record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
+    with _timed(seconds, display, "loading models"):
+        experiment = build(config)
+    record["prompts"] = [source.as_dict() for source in experiment.sources]
+    record |= _described_target(experiment)
+    if not force:
+        check_same_prompts(record["prompts"], folder)
+    folder.write_json(folder.manifest, record)
+    before = None
+    if config.evaluation.before:
+        with _timed(seconds, display, "evaluating the untrained attacker"):
+            before = _evaluated_before(folder, saved) or evaluate(
+                experiment, folder, "before", config, log
             )
-        with _timed(seconds, display, "evaluating the trained attacker"):
-            after = evaluate(experiment, folder, "after", config, log)
-        log.flush()
-        found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
-        write_failures(chain.from_iterable(found), folder.failures)
+    history = HistoryTracker()
+    history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
+    trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
+    trainer = RunTrainer(experiment, config, folder, trackers, log)
+    if saved is not None:
+        trainer.load_state_dict(saved[1])
+        logger.info("going on after step %d", saved[0])
+    del saved  # holds a copy of the weights
+    with _timed(seconds, display, "training"):
+        _train(trainer, folder, display)
+    with _timed(seconds, display, "evaluating the trained attacker"):
+        after, spent = evaluate_within_budget(experiment, folder, "after", config, log)
+    log.flush()
+    found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
+    write_failures(chain.from_iterable(found), folder.failures)
     warnings: tuple[str, ...] = ()
     if trainer.watch is not None:
         folder.write_lines(folder.reward_watch, trainer.watch.rows)
         warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
-    result = Result(folder, before, after, trainer.completed_steps, seconds, warnings)
+    notes = (*warnings, *notes_on_calls(experiment, after, current_ledger()))
+    result = Result(folder, before, after, trainer.completed_steps, seconds, notes)
+    record |= {"warnings": notes, "spent": current_ledger().as_dict()}
+    # Without the times of its stages the run is not done, and can be continued.
+    folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
-        write_run_report(config, result, history.rows, command)
-    # Last: a run whose manifest has it is done, and is not gone on with.
-    folder.write_json(folder.manifest, {**record, "seconds": seconds})
+        write_run_page(folder)
+    if spent is not None:
+        raise spent
     return result
+
+
+def _train(trainer: RunTrainer, folder: RunFolder, display: Display) -> None:
+    """Train, and leave a state to go on from whatever ends it.
+
+    Raises:
+        InterruptedRunError: A signal ended it.
+        BudgetSpentError: Nothing more may be spent; a step in progress was dropped.
+        EndpointError: An endpoint does not answer; the same.
+    """
+    with interruptible(trainer.interrupt):
+        display.training_begins(trainer.config.training_steps)
+        try:
+            trainer.train()
+        except (BudgetSpentError, EndpointError):
+            trainer.save_state()
+            trainer.tracker.close()
+            raise
+        finally:  # a progress bar left open would garble the error
+            display.training_ends()
+    if trainer.interrupted:
+        raise InterruptedRunError(
+            f"interrupted after step {trainer.completed_steps}; everything is saved. "
+            f"{how_to_go_on(folder)}"
+        )
+    if trainer.spent is not None:
+        raise trainer.spent
 
 
 def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
@@ -404,7 +475,36 @@ def _continued(folder: RunFolder) -> list[Any]:
 def evaluate(
     experiment: Experiment, folder: RunFolder, phase: str, config: RunConfig, log: AttemptLog
 ) -> dict[str, Any]:
-    """Evaluate the attacker on the held-out conversations, record them and keep the result."""
+    """Evaluate the attacker on the held-out conversations, record them and keep the result.
+
+    Raises:
+        BudgetSpentError: Nothing more may be spent; what was played is recorded.
+    """
+    metrics, spent = evaluate_within_budget(experiment, folder, phase, config, log, partly=False)
+    if spent is not None:
+        raise spent
+    return metrics
+
+
+def evaluate_within_budget(
+    experiment: Experiment,
+    folder: RunFolder,
+    phase: str,
+    config: RunConfig,
+    log: AttemptLog,
+    *,
+    partly: bool = True,
+) -> tuple[dict[str, Any], BudgetSpentError | None]:
+    """Evaluate as `evaluate` does, and sum up what could be played if a budget ends it early.
+
+    Returns:
+        The metrics, and what was spent, if something was. They say under ``planned`` how many
+        conversations there were to be.
+
+    Raises:
+        BudgetSpentError: Nothing was played, or `partly` is false.
+    """
+    experiment.problem.forget_scores()
     evaluator = experiment.evaluator
     evaluator.record = log.append
     evaluator.labels = labels_of(config, phase)
@@ -412,22 +512,31 @@ def evaluate(
     evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
     planned = evaluator.planned * config.evaluation.trials
     plan_attempts(folder, phase, planned)
-    metrics = evaluator.evaluate(planned, progress=False)
+    metrics, spent = evaluated_within_budget(evaluator, planned, partly=partly)
     metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
     folder.write_json(folder.evaluation(phase), metrics)
-    return metrics
+    return metrics, spent
 
 
 def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> Labels:
     """Say who plays in a part of a run."""
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
-    digest = hashlib.blake2b(config.to_yaml().encode(), digest_size=6).hexdigest()
+    known = config.without_budget().to_yaml()
+    digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
     return Labels(
         digest,
         phase,
         attacker or f"{config.attacker.model} ({state})",
-        redact_settings(config.target.model),
+        redact_settings(config.target.name),
     )
+
+
+def _described_target(experiment: Experiment) -> dict[str, Any]:
+    target = experiment.problem.target
+    if not isinstance(target, Target):
+        return {}
+    identity = getattr(target, "identity", target.name)
+    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.contracts import check_length
+from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, Outcome
@@ -17,26 +17,31 @@ from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import Summary, compare, summarise
-from astra_rl.methods.resending import resend
+from astra_rl.methods.ast_evaluator import judge_answered
+from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.runs.build import (
     build_moderator,
     build_problem,
+    build_target,
     check_moderator_options,
     check_options,
+    check_target,
 )
 from astra_rl.runs.config import (
     ModeratorConfig,
     RunConfig,
-    against,
     check_credentials,
     load_config,
     load_moderator,
+    load_target,
 )
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.spending import spending
+from astra_rl.targets.base import Target
 
 JUDGED_TOGETHER = 256
 """Attempts that are judged in one call."""
@@ -140,7 +145,7 @@ def replay_run(
 
     Args:
         run: Folder of the run.
-        target: Folder or hub id; None is the run's.
+        target: Folder or hub id, or a YAML file of a target; None is the run's.
         phase: Part of the run.
         only_failures: Send only what made the target fail.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
@@ -149,8 +154,7 @@ def replay_run(
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
-    chosen = [*overrides, *([] if target is None else against(target))]
-    config = load_config(folder.config, chosen)
+    config = load_config(folder.config, overrides, target=target)
     check_options(config)
     with Recorded(folder, phase) as recorded:
         saved = [
@@ -160,14 +164,18 @@ def replay_run(
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
-    path = folder.attempts_of(f"replay_{config.target.model}")
+    path = folder.attempts_of(f"replay_{config.target.name}")
     path.unlink(missing_ok=True)
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
-    made = send_again(config, saved, labels, judge=judge)
-    with AttemptLog(path, write=True) as out:
-        for attempt in made:
+    made = []
+    with (
+        spending(config, folder.path, occasion="replay"),
+        AttemptLog(path, write=True) as out,
+    ):
+        for attempt in send_again(config, saved, labels, judge=judge):
             out.append(attempt)
+            made.append(attempt)
     old, rows = [attempt.row for attempt in saved], [attempt.row for attempt in made]
     changed = [each for pair in zip(saved, made, strict=True) for each in _read_otherwise(*pair)]
     return Replayed(
@@ -182,7 +190,7 @@ def replay_run(
 def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
     """Whether the target read something else than then, turn by turn until its answers differ."""
     found = []
-    for then, now in zip(old.turns, new.turns, strict=True):
+    for then, now in zip(old.turns, new.turns, strict=False):  # one may end early
         if then.asked is None or now.asked is None:
             break
         found.append(then.asked != now.asked)
@@ -193,8 +201,10 @@ def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
 
 def send_again(
     config: RunConfig, saved: Sequence[Attempt], labels: Labels, *, judge: Moderator[Any, Any]
-) -> list[Attempt]:
+) -> Iterator[Attempt]:
     """Send the attacks of attempts to the target of a configuration, and judge the answers.
+
+    They are yielded as they are made, some at a time, so that a failure loses only the last ones.
 
     Args:
         config: Says how the target is called.
@@ -205,32 +215,46 @@ def send_again(
     Raises:
         AstraError: A model cannot be loaded.
     """
-    graphs = resend(
-        build_problem(config, judge),
-        [attempt.opening.conversation() for attempt in saved],
-        [[turn.attack for turn in attempt.turns] for attempt in saved],
-        seed=config.seed,
-    )
     identity = identity_of(judge)
     labels = replace(labels, judge_id=identity.digest)
-    made = []
-    for attempt, graph in zip(saved, graphs, strict=True):
-        nodes = next(graph.paths(), [])
-        made.append(
-            record_path(
-                nodes,
-                attempt.opening,
-                replace(labels, attacker=attempt.attacker),
-                judge=identity.name,
-                scores=[math.nan] * len(nodes),  # until all are judged in one call
-                threshold=attempt.threshold,
-                prompt_id=attempt.prompt_id,
-                trial=attempt.trial,
-                branch=attempt.branch,
-                category=attempt.category,
-            )
+    asked = _answers(config, judge)
+    for start in range(0, len(saved), JUDGED_TOGETHER):
+        batch = saved[start : start + JUDGED_TOGETHER]
+        graphs = resend(
+            asked,
+            [attempt.opening.conversation() for attempt in batch],
+            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            seed=config.seed,
+            first=start,
         )
-    return judge_again(made, judge)
+        made = [
+            _as_sent(attempt, graph, labels, judge=identity.name)
+            for attempt, graph in zip(batch, graphs, strict=True)
+        ]
+        yield from judge_again(made, judge)
+
+
+def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
+    """Record what came of sending an attempt again, not judged yet."""
+    nodes = next(graph.paths(), [])
+    return record_path(
+        nodes,
+        attempt.opening,
+        replace(labels, attacker=attempt.attacker),
+        judge=judge,
+        scores=[math.nan] * len(nodes),  # until all are judged in one call
+        threshold=attempt.threshold,
+        prompt_id=attempt.prompt_id,
+        trial=attempt.trial,
+        branch=attempt.branch,
+        category=attempt.category,
+    )
+
+
+def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
+    """Return what is asked. A target that is not loaded needs no attacker beside it."""
+    target = build_target(config.target)
+    return TargetAlone(target) if isinstance(target, Target) else build_problem(config, judge)
 
 
 def judge_again(
@@ -245,9 +269,7 @@ def judge_again(
     """
     identity = identity_of(judge)
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
-    scores = judge.moderate(exchanges) if exchanges else []
-    check_length(scores, len(exchanges), source=identity.name)
-    remaining = iter(scores)
+    remaining = iter(judge_answered(judge, exchanges))
     return [
         attempt.judged(
             _name_beside(identity, attempt),
@@ -278,7 +300,7 @@ def regress(
 
     Args:
         suite_file: Written by the export "regression".
-        target: Folder or hub id.
+        target: Folder or hub id, or a YAML file of a target.
         run: Folder of the run that says how target and judge are called; None needs `moderator`.
         moderator: Judge of the answers: a name, or a YAML file with its type and options. None is
             the run's.
@@ -300,7 +322,7 @@ def regress(
         )
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
-    made = send_again(config, saved, labels, judge=judge)
+    made = list(send_again(config, saved, labels, judge=judge))
     return suite.check({case.id: each for case, each in zip(suite.cases, made, strict=True)})
 
 
@@ -308,21 +330,23 @@ def _regression_config(
     target: str, run: str | Path | None, moderator: str | None, overrides: Sequence[str]
 ) -> RunConfig:
     judge: ModeratorConfig | None = None if moderator is None else load_moderator(moderator)
-    chosen = [*overrides, *against(target)]
     if run is not None:
-        config = load_config(open_run_folder(run).config, chosen)
+        config = load_config(open_run_folder(run).config, overrides, target=target)
         judge = judge or config.evaluation.judge or config.moderator
     elif judge is None:
         raise ConfigurationError("give --moderator, or --run with a run that says which one.")
     else:
+        asked = load_target(target)
         values = {
-            "attacker": {"model": target},
-            "target": {"model": target},
+            # Nobody attacks; a local target is all that is loaded.
+            "attacker": {"model": asked.name},
+            "target": asked,
             "moderator": judge.model_dump(),
             "prompts": {"scenario": "planted_secrets"},
         }
         config = RunConfig.model_validate(values)
     check_moderator_options(judge)
+    check_target(config.target)
     config = config.model_copy(update={"moderator": judge})
     check_credentials(config)
     return config

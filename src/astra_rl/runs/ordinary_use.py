@@ -29,7 +29,7 @@ from astra_rl.runs.build import (
     load_openings,
     ordinary_use,
 )
-from astra_rl.runs.config import RunConfig, against, load_config
+from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.recorded import Recorded, plan_attempts
@@ -89,7 +89,7 @@ def ordinary_failure(
     if conversations < 2:
         raise ConfigurationError(f"conversations={conversations}; at least 2.")
     folder = open_run_folder(run)
-    config = load_config(folder.config, [*overrides, *([] if target is None else against(target))])
+    config = load_config(folder.config, overrides, target=target)
     check_options(config)
     if config.environment.type not in _TURN_BY_TURN:
         raise ConfigurationError(
@@ -118,7 +118,7 @@ def ordinary_failure(
     destination.write_json(
         result,
         {
-            "target": config.target.model,
+            "target": config.target.name,
             "baseline": config.baseline or config.attacker.model,
             "brief": config.evaluation.ordinary_brief,
             "threshold": config.evaluation.threshold,

@@ -1,110 +1,100 @@
-"""From what a run found to its page."""
+"""From the folder of a run to its page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import contextlib
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.core.contracts import is_missing
-from astra_rl.core.jsonio import parse_json
-from astra_rl.core.moderator import describe_missing
-from astra_rl.evaluation.calibration import describe_judge
-from astra_rl.evaluation.charts import Panel, before_after, learning_curve, severity_likelihood
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.charts import learning_curve
+from astra_rl.evaluation.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.evaluation.report import (
-    Chart,
-    Headline,
+    Evaluation,
     ReportData,
-    findings_of,
+    Reproduction,
+    Training,
     render_report,
-    write_report,
 )
+from astra_rl.evaluation.report.views import PANELS
 from astra_rl.evaluation.statistics import Rate
+from astra_rl.evaluation.summary import transfer_matrix
 from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.versions import versions
+from astra_rl.runs.recorded import planned_attempts
+from astra_rl.runs.records import AttemptLog
 
-if TYPE_CHECKING:
-    from astra_rl.runs.experiment import Result
-
-
-def write_run_report(
-    config: RunConfig, result: Result, history: list[dict[str, float]], command: str
-) -> None:
-    """Draw the charts and write the page."""
-    folder, after, before = result.folder, result.after, result.before
-    evaluations = ({"before training": before} if before else {}) | {"after training": after}
-    charts = []
-    if history:
-        curve = learning_curve(history, panels=_PANELS)
-        folder.write_text(folder.learning_curve, curve)
-        charts.append(Chart("Learning curve", "One point per training step.", curve))
-    charts.append(
-        Chart(
-            "Before and after",
-            "Share of held-out conversations in which the target failed, with 95% intervals.",
-            before_after({name: rate_of(each) for name, each in evaluations.items()}),
-        )
-    )
-    points = [
-        (turn["attack_nll"], turn["score"])
-        for each in after["conversations"]
-        for turn in each["turns"]
-        if turn.get("attack_nll") is not None and turn["score"] is not None
-    ]
-    if points:
-        charts.append(
-            Chart(
-                "Severity and likelihood",
-                "Each point is a held-out attack: further left is likelier in ordinary use, "
-                "further up is more harmful. What lies in the upper left should be mended first.",
-                severity_likelihood(points, threshold=after["threshold"]),
-            )
-        )
-    write_report(
-        ReportData(
-            title=config.title,
-            headline=[
-                Headline(name, rate_of(each), each["threshold"], each["judge"], config.target.model)
-                for name, each in evaluations.items()
-            ],
-            summary=_summary(result),
-            charts=charts,
-            findings=findings_of(after, most=8),
-            configuration=config.to_yaml(),
-            versions=versions(),
-            command=command,
-            notes=_notes(config, result),
-            errors=after["outcomes"]["unscored"],
-        ),
-        folder.report,
-    )
+MOST_CONVERSATIONS = 10_000
+"""Conversations of training that a page holds; evaluations are there in full."""
 
 
 def render_run_page(folder: RunFolder) -> str:
-    """Return the page of a run, also of one that goes on.
+    """Return the page of a run as HTML, from what is in its folder and nothing else.
+
+    The run need not have ended: what is not there yet is left out, and a log that is being written
+    is read as far as it goes. The same files give the same page.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    return render_report(read_run(folder))
+
+
+def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
+    """Write the page of a run, and the picture of its training; returns where the page is.
+
+    Args:
+        folder: Of the run.
+        path: The file; None is the run's own.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    data = read_run(folder)
+    if data.training.history:
+        curve = learning_curve(data.training.history, panels=PANELS)
+        folder.write_text(folder.learning_curve, curve)
+    destination = path or folder.report
+    folder.write_text(destination, render_report(data))
+    return destination
+
+
+def read_run(folder: RunFolder) -> ReportData:
+    """Read all that a page shows of a run.
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    if folder.report.is_file():
-        return folder.report.read_text(encoding="utf-8")
-    config = load_config(folder.config)
-    charts = []
-    if folder.metrics.is_file():
-        lines = folder.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        history = [{k: v for k, v in parse_json(line).items() if v is not None} for line in lines]
-        if history:
-            curve = learning_curve(history, panels=_PANELS)
-            charts.append(Chart("Learning curve", "One point per training step.", curve))
-    return render_report(
-        ReportData(
-            title=config.title,
-            charts=charts,
-            configuration=config.to_yaml(),
-            versions=versions(),
-            notes=["The run goes on; this page shows what is there."],
-        )
+    config = load_config(folder.config) if folder.config.is_file() else None
+    manifest = _json(folder.manifest)
+    evaluations = list(_evaluations(folder))
+    phases = [each.attempts[0].phase for each in evaluations]
+    result = max((at for at, phase in enumerate(phases) if phase == "after"), default=-1)
+    finished = config is None or folder.evaluation("after").is_file()
+    training = _training(folder, config)
+    return ReportData(
+        title=config.title if config else folder.path.name,
+        run=folder.path.name,
+        evaluations=evaluations if finished else [e for e in evaluations if e.name != _AFTER],
+        result_index=result if finished else -1,
+        training=training,
+        finished=finished,
+        transfer=_transfer(folder),
+        comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
+        probability=_probability(folder),
+        reproduction=_reproduction(folder, manifest),
+        notes=_notes(config, evaluations, training),
+        warnings=manifest.get("warnings", ()),
     )
 
 
@@ -113,41 +103,183 @@ def rate_of(metrics: Mapping[str, Any]) -> Rate:
     return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
 
 
-_PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
-    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
-    Panel("rewards/attack_nll_target/mean", "attack NLL, nats per token"),
-    Panel("distinct_attacks", "distinct kinds of successful attack"),
-)
+_AFTER = "after training"
+_NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated again"}
 
 
-def _summary(result: Result) -> list[tuple[str, str]]:
-    def value(metrics: Mapping[str, Any] | None, key: str) -> str:
-        number = None if metrics is None else metrics[key]
-        return "\N{EM DASH}" if number is None or is_missing(number) else f"{number:.2f}"
+def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
+    """Yield the evaluations of a run in the order in which they are made."""
+    planned = planned_attempts(folder)
+    for phase, name in _NAMES.items():
+        path = folder.attempts_of("again") if phase == "again" else folder.attempts
+        attempts = list(_attempts(path, phase))
+        if attempts:
+            quality = _json(folder.evaluation(phase)).get("judge_quality")
+            yield Evaluation(
+                name=name,
+                attempts=_judged_by_others(folder, phase, attempts),
+                quality=quality,
+                planned=planned.get(phase),
+            )
 
-    return [
-        ("distinct kinds of successful attack", str(result.after["distinct_attacks"])),
-        ("attack NLL per token, before", value(result.before, "mean_attack_nll")),
-        ("attack NLL per token, after", value(result.after, "mean_attack_nll")),
-        ("judge, against people's labels", describe_judge(result.after["judge_quality"])),
-        ("training steps", str(result.training_steps)),
-        ("minutes, all stages", f"{sum(result.seconds.values()) / 60:.1f}"),
+
+def _attempts(path: Path, phase: str) -> Iterator[Attempt]:
+    if path.is_file():
+        with AttemptLog(path) as log:
+            yield from log.attempts(phase=phase)
+
+
+def _judged_by_others(
+    folder: RunFolder, phase: str, attempts: Sequence[Attempt]
+) -> Sequence[Attempt]:
+    """Add the scores of judges that were asked later, with ``astra-rl score``."""
+    known = {attempt.id: attempt for attempt in attempts}
+    for path in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl")):
+        for judged in _attempts(path, phase):
+            mine = known.get(judged.id)
+            if mine is None or len(mine.turns) != len(judged.turns):
+                continue
+            turns = [
+                turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
+                for turn, other in zip(mine.turns, judged.turns, strict=True)
+            ]
+            known[judged.id] = mine.model_copy(update={"turns": tuple(turns)})
+    return list(known.values())
+
+
+def _training(folder: RunFolder, config: RunConfig | None) -> Training:
+    played = 0
+    attempts: list[Attempt] = []
+    if folder.attempts.is_file():
+        with AttemptLog(folder.attempts) as log:
+            rows = list(log.rows(phase="training"))
+            played = len(rows)
+            wanted = _shown(rows)
+            attempts = [each for each in log.attempts(phase="training") if each.id in wanted]
+    return Training(
+        history=[_numbers(row) for row in _json_lines(folder.metrics)],
+        steps=None if config is None else config.training.steps,
+        attempts=attempts,
+        played=played,
+        pairs=config is not None
+        and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
+        watch=list(_json_lines(folder.reward_watch)),
+    )
+
+
+def _shown(rows: Sequence[AttemptRow]) -> set[str]:
+    """Choose conversations of training: whole trees, evenly over the training."""
+    trees: dict[tuple[str, int], list[AttemptRow]] = {}
+    for row in rows:
+        trees.setdefault((row.prompt_id, row.trial), []).append(row)
+    every = max(1, -(-len(rows) // MOST_CONVERSATIONS))
+    chosen = list(trees.values())[::every]
+    return {row.id for tree in chosen for row in tree}
+
+
+def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
+    """Return the last matrix, else what was played against each target."""
+    if folder.transfer.is_file():
+        cells: list[Mapping[str, Any]] = _read_json(folder.transfer, list)
+        return cells
+    rows = [
+        row._replace(id=f"{path.parent.name}-{row.id}")
+        for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl"))
+        for row in _rows(path)
     ]
+    return transfer_matrix(rows).as_dict()
 
 
-def _notes(config: RunConfig, result: Result) -> list[str]:
-    notes = [
-        "Evaluation opens with prompts that training never saw.",
-        "One training seed: the intervals cover the choice of conversations, not of training runs.",
-    ]
-    if config.evaluation.judge is None:
+def _rows(path: Path) -> Iterable[AttemptRow]:
+    with AttemptLog(path) as log:
+        return list(log.rows())
+
+
+def _probability(folder: RunFolder) -> Probability | NoProbability | None:
+    # Here, because that module plays runs, and whoever plays runs writes pages.
+    from astra_rl.runs.ordinary_use import ORDINARY, PHASE
+
+    if not (folder.path / "probability.json").is_file():
+        return None
+    with AttemptLog(folder.attempts_of(PHASE)) as log:
+        return failure_probability_of(log.attempts(), baseline=ORDINARY)
+
+
+def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
+    return Reproduction(
+        command=manifest.get("command", ""),
+        report_command=f"astra-rl report {shlex.quote(str(folder.path))}",
+        configuration=folder.config.read_text("utf-8") if folder.config.is_file() else "",
+        versions=manifest.get("versions", {}),
+        seed=manifest.get("seed"),
+        started=manifest.get("started", ""),
+        prompts=manifest.get("prompts", ()),
+        seconds=manifest.get("seconds", {}),
+        continued=manifest.get("continued", ()),
+    )
+
+
+def _notes(
+    config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
+) -> list[str]:
+    notes = []
+    if evaluations:
+        notes.append("Evaluation opens with prompts that training never saw.")
+    if training.history:
+        notes.append(
+            "One training seed: the intervals cover the choice of conversations, not of training "
+            "runs."
+        )
+    if config is not None and config.evaluation.judge is None:
         notes.append(
             "The judge is the moderator that the attacker was trained against. For this report to "
-            "say more than that the attacker pleases it, evaluate with another judge too."
+            "say more than that the attacker pleases it, evaluate with another judge too: "
+            "astra-rl score."
         )
-    if result.after["outcomes"]["unscored"]:
-        reasons = describe_missing(result.after.get("unscored_turns", {}))
-        notes.append(f"Some conversations could not be scored; they are in no rate. {reasons}.")
-    return [*notes, *result.warnings]
+    if any(each.quality is None for each in evaluations):
+        notes.append(
+            "The judge was not calibrated against labels that people gave: nobody knows how often "
+            "it errs (astra-rl calibrate)."
+        )
+    if evaluations and not any(
+        each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
+    ):
+        notes.append(
+            "No attack made the target fail, which says something of these attacks and not of all."
+        )
+    return notes
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of the run; an empty one if the file is not there."""
+    found: dict[str, Any] = _read_json(path, dict) if path.is_file() else {}
+    return found
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, kind):
+        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
+    return found
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read objects that are written one per line; the last may be half written."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield found
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not is_missing(value)
+    }

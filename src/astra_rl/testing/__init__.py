@@ -13,7 +13,7 @@ from astra_rl.testing.checks import (
 )
 from astra_rl.testing.games import LearningCurve, learn, letter_game
 from astra_rl.testing.models import tiny_model
-from astra_rl.testing.toys import ScriptedModerator, ToyProblem, ToyValueProblem
+from astra_rl.testing.toys import ScriptedModerator, ToyProblem, ToyValueProblem, echo
 
 __all__ = [
     "LearningCurve",
@@ -24,6 +24,7 @@ __all__ = [
     "check_environment",
     "check_moderator",
     "check_problem",
+    "echo",
     "graph_signature",
     "learn",
     "letter_game",

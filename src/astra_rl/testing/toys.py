@@ -158,3 +158,8 @@ class ToyValueProblem(ToyProblem, ValueFunctionProblem[str, str]):
         """Yield the attacker's logits and the table."""
         yield from super().parameters()
         yield self.estimates
+
+
+def echo(text: str) -> str:
+    """An application that says what it hears: a target that is asked, for trying things out."""
+    return f"You said: {text}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, Generic
 
@@ -30,6 +30,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
 
     Attributes:
         graphs: The episodes of the latest experience.
+        collected: Called with them before anything is learned from them. What it raises drops the
+            experience as if it had never been played.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.num_episodes_per_experience = num_episodes_per_experience
         self.dataloader_kwargs = {"batch_size": batch_size, **(dataloader_kwargs or {})}
         self.graphs: list[Graph[StateT, ActionT]] = []
+        self.collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] = lambda graphs: None
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
@@ -56,6 +59,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.graphs, kept = self.algorithm.collector.collect(
             self.environment, seed, self.num_episodes_per_experience
         )
+        self.collected(self.graphs)
         self.environment.problem.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)

@@ -11,7 +11,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.reward_watch import RewardWatch
 
@@ -52,7 +52,8 @@ class WatchHook:
     def __call__(self, step: int, nodes: Sequence[Node[str, str]]) -> Metrics:
         """Score some of a step's turns and return `RewardWatch.record`; nothing without turns."""
         draw = random.Random(derive_seed(self.seed, "watch", step))
-        chosen = draw.sample(list(nodes), min(self.turns, len(nodes)))
+        answered = [node for node in nodes if not isinstance(node.response, NoReply)]
+        chosen = draw.sample(answered, min(self.turns, len(answered)))
         if not chosen:
             return {}
         exchanges = [Exchange(node.context, node.attack, node.response) for node in chosen]

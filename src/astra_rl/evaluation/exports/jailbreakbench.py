@@ -11,6 +11,7 @@ from typing import Any, Literal
 from astra_rl.core.jsonio import write_json
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.statistics import Rate
 
 
 def write_jailbreakbench(
@@ -56,7 +57,7 @@ def write_jailbreakbench(
             "model": target,
             "attack_type": attack_type,
             "defense": None,
-            "attack_success_rate": won / len(jailbreaks),
+            "attack_success_rate": Rate(won, len(jailbreaks)).estimate,
             "total_number_of_jailbreaks": won,
             "number_of_submitted_prompts": len(jailbreaks),
             "total_number_of_queries": _total(jailbreaks, "number_of_queries"),
@@ -80,8 +81,8 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
     turns = [turn for each in attempts for turn in each.turns]
     queries = None
     if won is not None:
-        before = sum(len(each.turns) for each in attempts[:won])
-        queries = before + (attempt.first_failing_turn or 0)
+        before = sum(each.queries_per_turn * len(each.turns) for each in attempts[:won])
+        queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
     return {
         "index": index,
         "goal": attempt.opening.prompt,
@@ -89,7 +90,7 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "category": attempt.category,
         "prompt": shown.attack if shown else None,
         "response": shown.response if shown else None,
-        "number_of_queries": len(turns),
+        "number_of_queries": sum(each.queries_per_turn * len(each.turns) for each in attempts),
         "queries_to_jailbreak": queries,
         "prompt_tokens": _sum([turn.attack_tokens for turn in turns]),
         "response_tokens": _sum([turn.response_tokens for turn in turns]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.checkpointing import replace_folder
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.speaking import score, speak
+from astra_rl.ext.transformers.under_test import (
+    BlackBoxTarget,
+    LocalTarget,
+    UnderTest,
+    embedded,
+)
 from astra_rl.methods.ast_problem import ASTProblem
-from astra_rl.models.dialogue import DialogueView, Rendered, same_vocabulary, window_of
-from astra_rl.models.embedding import mean_hidden_states
-from astra_rl.models.generation import Sample, Sampler, Sampling, generate
+from astra_rl.models.dialogue import DialogueView, same_vocabulary, window_of
+from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
 from astra_rl.models.memory import ConversationMemory
-from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.rewards.base import RewardPart
+from astra_rl.targets.base import Target
 
 
 class ModelPair(NamedTuple):
@@ -53,7 +57,9 @@ class HFASTProblem(ASTProblem):
 
     Args:
         attacker_model_id: The model that is trained.
-        target_model_id: The model under test.
+        target_model_id: The model under test: one that is loaded, or a
+            `astra_rl.targets.Target` that is asked. Such a one gives no probabilities: where its
+            likelihood of an attack is asked for, that of the baseline is used.
         baseline_model_id: The frozen reference; usually what the attacker starts from.
         moderator: Judge of what was said.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
@@ -76,6 +82,7 @@ class HFASTProblem(ASTProblem):
         attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
         tokenizer: The attacker's tokenizer.
         target: The model under test.
+        under_test: What is asked of it.
         baseline: The frozen reference.
 
     Raises:
@@ -86,7 +93,7 @@ class HFASTProblem(ASTProblem):
     def __init__(
         self,
         attacker_model_id: ModelSource,
-        target_model_id: ModelSource,
+        target_model_id: ModelSource | Target,
         baseline_model_id: ModelSource,
         moderator: Moderator[str, str],
         device: str = "cpu",
@@ -108,19 +115,15 @@ class HFASTProblem(ASTProblem):
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = _ModelPool(device, dtype, trust_remote_code)
-        source = pool.load(attacker_model_id)
-        target = pool.load(target_model_id)
-        baseline = pool.load(baseline_model_id)
-        shared = source.model is target.model or source.model is baseline.model
+        source, baseline = pool.load(attacker_model_id), pool.load(baseline_model_id)
+        target = None if isinstance(target_model_id, Target) else pool.load(target_model_id)
+        frozen = [baseline.model, *([] if target is None else [target.model])]
+        shared = any(source.model is model for model in frozen)
         self.attacker = _trainable(source.model, lora, trainable_layers, shared=shared)
         self.tokenizer = source.tokenizer
-        self.target, self.baseline = target.model, baseline.model
-        for role, model, sampling in (
-            ("attacker", self.attacker, self.attacker_sampling),
-            ("baseline", self.baseline, self.attacker_sampling),
-            ("target", self.target, self.target_sampling),
-        ):
-            _check_room(role, window_of(model.config), sampling.max_new_tokens)
+        self.baseline = baseline.model
+        for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
+            _check_room(role, window_of(model.config), self.attacker_sampling.max_new_tokens)
         self._has_adapter = lora is not None
         self._baseline_rows: dict[Hashable, Tensor] = {}
         self._memories: dict[str, ConversationMemory] = {}
@@ -130,7 +133,7 @@ class HFASTProblem(ASTProblem):
             window=window_of(source.model.config),
             chat=attacker_chat,
             stop_at_newline=attacker_stops_at_newline,
-            hears_exactly=same_vocabulary(source.tokenizer, target.tokenizer),
+            hears_exactly=_speak_alike(source, target),
         )
         self.baseline_view = DialogueView(
             baseline.tokenizer,
@@ -138,16 +141,26 @@ class HFASTProblem(ASTProblem):
             window=window_of(baseline.model.config),
             chat=self.attacker_view.chat,
             stop_at_newline=attacker_stops_at_newline,
-            hears_exactly=same_vocabulary(baseline.tokenizer, target.tokenizer),
-            said_exactly=same_vocabulary(baseline.tokenizer, source.tokenizer),
+            hears_exactly=_speak_alike(baseline, target),
+            said_exactly=_speak_alike(baseline, source),
         )
+        self.target: PreTrainedModel | Target
+        self.under_test: UnderTest
+        if isinstance(target_model_id, Target):
+            self.target = target_model_id
+            self.under_test = BlackBoxTarget(target_model_id, self.get_baseline_logprobs)
+            return
+        assert target is not None
+        self.target = target.model
+        _check_room("target", window_of(target.model.config), self.target_sampling.max_new_tokens)
         self.target_view = DialogueView(
             target.tokenizer,
             "target",
             window=window_of(target.model.config),
             chat=target_chat,
-            hears_exactly=same_vocabulary(source.tokenizer, target.tokenizer),
+            hears_exactly=_speak_alike(source, target),
         )
+        self.under_test = LocalTarget(target.model, self.target_view, self.target_sampling)
 
     @property
     def samples_exactly(self) -> bool:
@@ -175,17 +188,34 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
-        return self._speak(self.attacker, self.attacker_view, contexts, self.attacker_sampling)
+        return speak(
+            self.attacker,
+            self.attacker_view,
+            contexts,
+            self.attacker_sampling,
+            self.sampler,
+            self._memories.get("attacker"),
+        )
 
     def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample per context what the frozen reference would say in the attacker's place."""
         with self._without_adapter(self.baseline):
-            return self._speak(self.baseline, self.baseline_view, contexts, self.attacker_sampling)
+            return speak(
+                self.baseline,
+                self.baseline_view,
+                contexts,
+                self.attacker_sampling,
+                self.sampler,
+                None,
+            )
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
-        """Sample one response per context, and keep how likely the target found the attack."""
+        """Ask for one response per context; a local target also keeps how likely it finds attacks.
+
+        A remote target leaves a `astra_rl.core.text.NoReply` where its call failed.
+        """
         with self._without_adapter(self.target):
-            return self._speak(self.target, self.target_view, contexts, self.target_sampling)
+            return self.under_test.respond(contexts, self.sampler, self._memories.get("target"))
 
     def get_attacker_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
@@ -227,49 +257,47 @@ class HFASTProblem(ASTProblem):
             [self._baseline_rows[key] for key in keys], batch_first=True
         )
 
+    def forget_scores(self) -> None:
+        """Forget what the baseline said of attacks.
+
+        A score's last digits depend on the batch it was computed in. A run forgets at the end of
+        each step, so that one that is gone on with computes what the one without a break did.
+        """
+        self._baseline_rows.clear()
+
     @torch.no_grad()
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Score attacks as the target hears them, (B, T) float32, in the target's tokens."""
-        check_length(continuations, len(contexts), source="the caller's list of continuations")
-        room = self.target_sampling.max_new_tokens
-        rendered = [
-            self.target_view.render(Conversation.of(context) + continuation, room=room)
-            for context, continuation in zip(contexts, continuations, strict=True)
-        ]
+        """Score attacks as the target hears them, (B, T) float32, in the target's tokens.
+
+        A remote target gives no probabilities: these are the baseline's then, in its tokens.
+        """
         with self._without_adapter(self.target):
-            return _score(
-                self.target,
-                [each.ids[: each.heard[0]] for each in rendered],
-                [each.ids[slice(*each.heard)] for each in rendered],
-            )
+            return self.under_test.attack_logprobs(contexts, continuations)
 
     @torch.no_grad()
     def get_response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Score given beginnings of a response under the target, (B, T) float32.
 
         Each context ends in an attack. The end of a response is not scored: it may go on.
+
+        Raises:
+            ConfigurationError: The target is remote.
         """
-        check_length(responses, len(contexts), source="the caller's list of responses")
-        view = self.target_view
-        said = [_without_end(view, view.said_ids(str(response))) for response in responses]
-        prompts = [
-            view.render(Conversation.of(context), room=len(ids)).ids
-            for context, ids in zip(contexts, said, strict=True)
-        ]
         with self._without_adapter(self.target):
-            return _score(self.target, prompts, said)
+            return self.under_test.response_logprobs(contexts, responses)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], under: Literal["target", "baseline"]) -> Tensor:
-        """Return the mean last hidden state of each text under a frozen model, (N, H) float32."""
-        model, view = (
-            (self.target, self.target_view)
-            if under == "target"
-            else (self.baseline, self.baseline_view)
-        )
-        ids = [_without_end(view, view.said_ids(str(text)))[: view.window] for text in texts]
-        with self._without_adapter(model):
-            return mean_hidden_states(model, ids)
+        """Return the mean last hidden state of each text under a frozen model, (N, H) float32.
+
+        Raises:
+            ConfigurationError: The target is asked for, and is remote.
+        """
+        if under == "target":
+            with self._without_adapter(self.target):
+                return self.under_test.embed(texts)
+        with self._without_adapter(self.baseline):
+            return embedded(self.baseline, self.baseline_view, texts)
 
     def token_ends(self, attack: str) -> Sequence[int]:
         """See `Problem.token_ends`."""
@@ -284,37 +312,6 @@ class HFASTProblem(ASTProblem):
         with replace_folder(folder) as temporary:
             self.attacker.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-
-    def _speak(
-        self,
-        model: PreTrainedModel,
-        view: DialogueView,
-        contexts: Sequence[str],
-        sampling: Sampling,
-    ) -> list[Utterance]:
-        rendered = [
-            view.render(Conversation.of(context), room=sampling.max_new_tokens)
-            for context in contexts
-        ]
-        seeds = current_row_seeds(len(contexts))
-        rows = [row for row, each in enumerate(rendered) if each.ids]
-        heard = view.side == "target"
-        samples = self.sampler(
-            model,
-            [rendered[row].ids for row in rows],
-            sampling,
-            [seeds[row] for row in rows],
-            stop_ids=frozenset(view.stop_ids),
-            # Only what was heard is scored; index 0 has no token before it to predict it.
-            score=[_scored_span(rendered[row]) for row in rows] if heard else None,
-            memory=self._memories.get(view.side) if view is not self.baseline_view else None,
-        )
-        out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(
-            rendered
-        )
-        for row, sample in zip(rows, samples, strict=True):
-            out[row] = _utterance(sample, view, rendered[row] if heard else None)
-        return out
 
     def said_after(
         self, view: DialogueView, contexts: Sequence[str], continuations: Sequence[str]
@@ -337,10 +334,10 @@ class HFASTProblem(ASTProblem):
         contexts: Sequence[str],
         continuations: Sequence[str],
     ) -> Tensor:
-        return _score(model, *self.said_after(view, contexts, continuations))
+        return score(model, *self.said_after(view, contexts, continuations))
 
     @contextlib.contextmanager
-    def _without_adapter(self, model: PreTrainedModel) -> Iterator[None]:
+    def _without_adapter(self, model: PreTrainedModel | Target) -> Iterator[None]:
         """Run a frozen model without the adapter, where it lives in the same weights."""
         if self._has_adapter and model is self.attacker.get_base_model():
             with self.attacker.disable_adapter():
@@ -357,14 +354,15 @@ class HFEvaluationProblem(HFASTProblem):
         target_model_id: The model under test.
         moderator: The judge.
         device: See `HFASTProblem`.
-        baseline_model_id: Model of ordinary use for the likelihood of attacks; None is the target.
+        baseline_model_id: Model of ordinary use for the likelihood of attacks; None is the target,
+            if it is local.
         options: See `HFASTProblem`.
     """
 
     def __init__(
         self,
         attacker_model_id: ModelSource,
-        target_model_id: ModelSource,
+        target_model_id: ModelSource | Target,
         moderator: Moderator[str, str],
         device: str = "cpu",
         *,
@@ -372,6 +370,11 @@ class HFEvaluationProblem(HFASTProblem):
         **options: Any,
     ) -> None:
         baseline = target_model_id if baseline_model_id is None else baseline_model_id
+        if isinstance(baseline, Target):
+            raise ConfigurationError(
+                f"{baseline.name} gives no probabilities; name a baseline_model_id for the "
+                "likelihood of attacks."
+            )
         super().__init__(attacker_model_id, target_model_id, baseline, moderator, device, **options)
         self.attacker.requires_grad_(False)
 
@@ -414,75 +417,16 @@ def _trainable(
     return attacker
 
 
+def _speak_alike(a: ModelPair, b: ModelPair | None) -> bool:
+    return b is not None and same_vocabulary(a.tokenizer, b.tokenizer)
+
+
 def _check_room(role: str, window: int | None, max_new_tokens: int) -> None:
     if window is not None and max_new_tokens >= window:
         raise ConfigurationError(
             f"max_new_tokens={max_new_tokens} leaves nothing of the {role}'s window of {window} "
             f"tokens to read a conversation in; choose less than {window}."
         )
-
-
-def _without_end(view: DialogueView, ids: Sequence[int]) -> tuple[int, ...]:
-    return tuple(ids[:-1] if ids and ids[-1] in view.end_ids else ids)
-
-
-def _scored_span(rendered: Rendered) -> tuple[int, int]:
-    start, stop = rendered.heard
-    return (max(1, start), stop) if stop > max(1, start) else (len(rendered.ids),) * 2
-
-
-def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Utterance:
-    heard_logprobs = None
-    if heard is not None and heard.heard[1] > heard.heard[0]:
-        heard_logprobs = sample.prompt_logprobs
-    return Utterance(
-        view.decode(sample.token_ids),
-        token_ids=sample.token_ids,
-        logprobs=sample.logprobs,
-        finish_reason=sample.finish_reason,
-        heard_logprobs=heard_logprobs,
-        asked=None if heard is None else _read_digest(view, heard),
-    )
-
-
-def _read_digest(view: DialogueView, rendered: Rendered) -> str:
-    """Digest of what a side reads around the attack, control tokens included.
-
-    The attack itself is on record. As text it may be split otherwise when it is sent again, or have
-    lost bytes that are no letter, and neither is a change of what stands around it.
-    """
-    start, stop = rendered.heard
-    around = (list(rendered.ids[:start]), list(rendered.ids[stop:]))
-    text = "\0".join(str(view.tokenizer.decode(ids, skip_special_tokens=False)) for ids in around)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-def readable(
-    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    """Give every row a prompt to read: one without takes the first token of its continuation.
-
-    A context that leaves no room is so read as its last possible token: a score, never a crash.
-    """
-    rows = [
-        (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
-        for prompt, ids in zip(prompts, continuations, strict=True)
-    ]
-    return [prompt for prompt, _ in rows], [ids for _, ids in rows]
-
-
-def _score(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int]],
-) -> Tensor:
-    prompts, continuations = readable(prompts, continuations)
-    logprobs = continuation_logprobs(model, prompts, continuations)
-    lengths = torch.tensor([len(ids) for ids in continuations], device=logprobs.device)
-    real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
-    # Zero means padding, so a token of probability one is made a hair less likely than that.
-    hair = torch.finfo(logprobs.dtype).tiny
-    return torch.where(real, logprobs.clamp(max=-hair), logprobs)
 
 
 __all__ = ["HFASTProblem", "HFEvaluationProblem", "ModelPair", "ModelSource"]

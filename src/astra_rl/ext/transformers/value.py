@@ -14,8 +14,10 @@ from astra_rl.core.checkpointing import replace_folder
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import ValueFunctionProblem
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.problem import HFASTProblem, ModelSource, readable
+from astra_rl.ext.transformers.problem import HFASTProblem, ModelSource
+from astra_rl.ext.transformers.speaking import readable
 from astra_rl.models.value_head import FILE_NAME, ValueHead, predictor_states
+from astra_rl.targets.base import Target
 
 
 class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
@@ -46,7 +48,7 @@ class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
     def __init__(
         self,
         attacker_model_id: ModelSource,
-        target_model_id: ModelSource,
+        target_model_id: ModelSource | Target,
         baseline_model_id: ModelSource,
         moderator: Moderator[str, str],
         device: str = "cpu",

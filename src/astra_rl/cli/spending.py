@@ -1,0 +1,109 @@
+"""Options that say what a command may spend, and what it would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from astra_rl.errors import BudgetEndedError
+
+if TYPE_CHECKING:
+    from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.evaluation import Evaluated
+
+MaxRequests = Annotated[
+    int | None,
+    typer.Option("--max-requests", min=1, help="Most requests to endpoints, tries again included."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, help="Most tokens that endpoints read and write."),
+]
+MaxCost = Annotated[
+    float | None, typer.Option("--max-cost", help="Most that calls may cost, by the given prices.")
+]
+MaxMinutes = Annotated[
+    float | None, typer.Option("--max-minutes", help="Most minutes, of all sessions together.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would ask and cost; send and load nothing.")
+]
+
+
+def budget_settings(
+    max_requests: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_minutes: float | None,
+) -> list[str]:
+    """Return the options that were given as changes to a configuration."""
+    given = {
+        "max_requests": max_requests,
+        "max_tokens": max_tokens,
+        "max_cost": max_cost,
+        "max_minutes": max_minutes,
+    }
+    return [f"budget.{name}={value}" for name, value in given.items() if value is not None]
+
+
+def print_estimate(config: RunConfig, console: Console, *, training: bool = True) -> None:
+    """Check a configuration and print what it would ask for at most."""
+    from astra_rl.runs.build import check_options, check_training_options
+    from astra_rl.runs.estimate import estimate
+
+    (check_training_options if training else check_options)(config)
+    found = estimate(config, training=training)
+    table = Table(title="at most, without tries again")
+    for column in ("asked", "requests", "tokens read", "tokens written", "cost"):
+        table.add_column(column, justify="left" if column == "asked" else "right")
+    for row in found:
+        cost = "no prices" if row.cost is None else f"{row.cost:.4g}"
+        table.add_row(row.name, f"{row.requests}", f"{row.input}", f"{row.output}", cost)
+    if found:
+        console.print(table)
+    else:
+        console.print("nothing is asked: every model is loaded into this process")
+    console.print("dry run: nothing was sent and no model was loaded")
+
+
+def print_estimate_of_run(
+    run: Path, console: Console, *, targets: Sequence[str], trials: int, overrides: Sequence[str]
+) -> None:
+    """Print what evaluating the attacker of a run would ask for at most."""
+    from astra_rl.runs.config import load_config
+    from astra_rl.runs.folder import open_run_folder
+
+    path = open_run_folder(run).config
+    for target in targets or (None,):
+        config = load_config(path, [*overrides, f"evaluation.trials={trials}"], target=target)
+        console.print(f"target: {config.target.name}", highlight=False, markup=False)
+        print_estimate(config, console, training=False)
+
+
+def print_spent(spent: Mapping[str, Any], console: Console) -> None:
+    """Print what calls cost, if there were any."""
+    from astra_rl.targets.ledger import describe_spent
+
+    told = describe_spent(spent)
+    if told:
+        console.print(f"spent on calls: {told}", highlight=False, markup=False)
+
+
+def check_played(found: Sequence[Evaluated]) -> None:
+    """Leave with the exit code of a budget that is spent if one ended an evaluation early.
+
+    Raises:
+        BudgetEndedError: One did.
+    """
+    for each in found:
+        played, planned = each.metrics["n"], each.metrics.get("planned", 0)
+        if played < planned:
+            raise BudgetEndedError(
+                f"the budget is spent: {played} of {planned} conversations were played and summed "
+                "up. What was replied is kept: the same command with a larger budget goes on."
+            )

@@ -1,0 +1,110 @@
+// One conversation, turn by turn.
+
+async function openReader(id) {
+  const row = store.byId.get(id);
+  const reader = $("reader");
+  if (!row) {
+    reader.replaceChildren(make("p", { class: "empty" }, id ? "This page holds no such conversation." : "Choose a conversation."));
+    return;
+  }
+  const episode = await openEpisode(row.episode);
+  if (list.chosen !== id) return; // another one was chosen meanwhile
+  const path = pathTo(episode, row.leaf);
+  reader.replaceChildren(
+    readerHead(row, episode),
+    episode.nodes.length > path.length ? treeOf(episode, path) : "",
+    openingOf(episode),
+    ...path.map((node, at) => turnOf(episode, episode.nodes[node], at + 1)),
+    path.length ? "" : make("p", { class: "empty" }, "Nothing was said."),
+    detailsOf(row, episode),
+  );
+  reader.scrollTop = 0;
+}
+
+function readerHead(row, episode) {
+  const leaf = episode.leaves[row.leaf];
+  const at = list.shown.indexOf(row);
+  const verdict = { success: `Failed in turn ${row.first}`, failure: "Held", refused: "Refused every time", blocked: "Blocked by a filter", error: "Error", unscored: "Could not be judged" }[row.outcome];
+  const text = () => plainText(row, episode);
+  return make("header", { class: "reader-head" },
+    make("div", { class: "reader-title" },
+      make("h2", {}, make("span", { class: `dot ${row.outcome}` }), verdict),
+      make("p", { class: "measure" }, [row.step === null ? row.phase : `${row.phase}, step ${row.step}`, row.kind ? `kind ${row.kind}` : null, row.category || null, `judge ${episode.judge}, threshold ${episode.threshold}`].filter(Boolean).join(" · "))),
+    make("div", { class: "reader-tools" },
+      make("button", { type: "button", class: "quiet", disabled: at <= 0, "aria-label": "Previous conversation", onclick: () => moveBy(-1) }, "↑"),
+      make("button", { type: "button", class: "quiet", disabled: at < 0 || at >= list.shown.length - 1, "aria-label": "Next conversation", onclick: () => moveBy(1) }, "↓"),
+      copyButton("Copy conversation", text),
+      copyButton("Copy link", () => location.href.split("#")[0] + `#/conversations/${row.id}`)),
+    leaf.error ? make("p", { class: "banner grave" }, make("b", {}, "Error. "), said(leaf.error, "span")) : null);
+}
+
+function openingOf(episode) {
+  const parts = [["What the target was told", episode.system], ["What the attacker was told", episode.brief]].filter(([, text]) => text);
+  const facts = Object.entries(episode.facts || {});
+  const opening = make("div", { class: "opening" });
+  if (episode.prompt) opening.append(speech("opening", "Opening", episode.prompt));
+  (episode.said || []).forEach((text, at) => opening.append(speech(at % 2 ? "target" : "attacker", at % 2 ? "Target, before" : "Attacker, before", text)));
+  if (parts.length || facts.length) {
+    opening.append(make("details", { class: "fold" }, make("summary", {}, "Before the first word"),
+      ...parts.flatMap(([label, text]) => [make("h4", {}, label), said(text)]),
+      facts.length ? make("h4", {}, "What only the judge knew") : null,
+      facts.length ? tableOf(["Fact", "Value"], facts.map(([name, value]) => [name, said(value, "span")])) : null));
+  }
+  return opening;
+}
+
+function speech(role, label, text, ...more) {
+  return make("div", { class: `speech ${role}` },
+    make("div", { class: "speech-head" }, make("h4", {}, label), ...more, copyButton("Copy", () => text)),
+    text === "" || text === undefined ? make("p", { class: "aside" }, "(nothing)") : said(text));
+}
+
+function scoresOf(episode, turn) {
+  return Object.entries(turn.scores || {}).map(([judge, value]) => {
+    const fails = value !== null && value >= episode.threshold;
+    const why = (turn.unscored || {})[judge];
+    const chip = make("span", { class: `chip${fails ? " fails" : ""}${value === null ? " missing" : ""}`, title: why || `score of ${judge}` }, `${judge} ${value === null ? "no score" : decimal(value)}`);
+    return chip;
+  });
+}
+
+function turnOf(episode, turn, number) {
+  const likelihoods = Object.entries(turn.nll || {}).map(([who, [total, tokens]]) => [who, decimal(total), tokens, decimal(tokens ? total / tokens : null)]);
+  const terms = Object.entries(turn.terms || {}).map(([name, value]) => [name, value === null ? "—" : String(value)]);
+  const reasons = Object.entries(turn.unscored || {});
+  const why = reasons.map(([judge, reason]) => make("p", { class: "aside" }, `${judge} gave no score: `, said(reason, "span")));
+  const more = terms.length || likelihoods.length || turn.finish ? make("details", { class: "fold" },
+    make("summary", {}, turn.reward === undefined ? "Measurements" : `Reward ${signed(turn.reward)} and its parts`),
+    terms.length ? tableOf(["Part of the reward", "Value"], terms) : null,
+    likelihoods.length ? tableOf(["Likelihood under", "Nats", "Tokens", "Nats per token"], likelihoods) : null,
+    turn.finish ? make("p", { class: "aside" }, `The target stopped because: ${turn.finish}.`) : null,
+    turn.refused === undefined ? null : make("p", { class: "aside" }, turn.refused ? "Recognised as a refusal." : "Not a refusal.")) : null;
+  return make("section", { class: "turn", "aria-label": `Turn ${number}` },
+    make("h3", { class: "turn-number" }, `Turn ${number}`),
+    speech("attacker", "Attacker", turn.attack),
+    speech("target", "Target", turn.response, ...scoresOf(episode, turn)),
+    ...why, more);
+}
+
+function detailsOf(row, episode) {
+  const leaf = episode.leaves[row.leaf];
+  const facts = [["Identifier", row.id], ["Attacker", episode.attacker], ["Target", episode.target], ["Prompt", row.prompt], ["Trial", leaf.trial || 0], ["Seed", episode.seed]];
+  return make("details", { class: "fold" }, make("summary", {}, "About this conversation"), tableOf(["What", "Value"], facts.filter(([, value]) => value !== undefined).map(([name, value]) => [name, String(value)])));
+}
+
+function tableOf(head, rows) {
+  const cell = (value, at) => make("td", { class: at && typeof value !== "string" && !(value instanceof Node) ? "number" : null }, value instanceof Node ? value : String(value));
+  return make("div", { class: "scroll" }, make("table", { class: "narrow" },
+    make("thead", {}, make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell))))));
+}
+
+function plainText(row, episode) {
+  const lines = episode.prompt ? [`Opening: ${episode.prompt}`] : [];
+  for (const node of pathTo(episode, row.leaf)) {
+    const turn = episode.nodes[node];
+    const scores = Object.entries(turn.scores || {}).map(([judge, value]) => `${judge} ${value === null ? "no score" : decimal(value)}`);
+    lines.push(`Attacker: ${turn.attack}`, `Target: ${turn.response || ""}`, `Scores: ${scores.join(", ")}`);
+  }
+  return lines.join("\n");
+}

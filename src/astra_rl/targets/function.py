@@ -1,0 +1,146 @@
+"""Any application that can be called from Python."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Literal, get_type_hints
+
+from astra_rl.core.text import Utterance
+from astra_rl.errors import ConfigurationError
+from astra_rl.targets.base import last_user_text
+from astra_rl.targets.calling import Answer, CallSettings, Send
+from astra_rl.targets.failures import CallError
+from astra_rl.targets.ledger import Prices
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, made
+from astra_rl.targets.web import too_long
+
+_OF_MESSAGES = frozenset({"messages", "chat", "conversation", "history"})
+
+
+class CallableTarget(RemoteTarget):
+    """An application as a function: ``str -> str`` or ``messages -> str``, plain or ``async``.
+
+    ```python
+    CallableTarget(lambda text: my_application.ask(text))
+    ```
+
+    A function that takes a text is given the last message of the user; one that takes messages is
+    given the whole conversation, a list of ``{"role": ..., "content": ...}``. An exception costs
+    its own conversation only; that of a connection or a timeout is tried again.
+
+    Args:
+        function: What is called; in a configuration ``type: package.module:function``.
+        takes: ``"text"`` or ``"messages"``; None looks at the type of its first argument, and then
+            at its name: messages, chat, conversation or history.
+        name: How it is called in records; None takes that of the function.
+        max_tokens: What it writes at most, for estimates only.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
+        calls: See `CallSettings`. A plain function is called once at a time unless `concurrency` is
+            given here: not every one may be called from several threads.
+
+    Raises:
+        ConfigurationError: It is no function, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., str | Awaitable[str]],
+        *,
+        takes: Literal["text", "messages"] | None = None,
+        name: str | None = None,
+        max_tokens: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        calls: CallSettings | Mapping[str, Any] | None = None,
+    ) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"{function!r} is no function.")
+        if takes not in (None, "text", "messages"):
+            raise ConfigurationError(f"takes={takes!r}; choose 'text' or 'messages'.")
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        )
+        self.takes = takes or _what_it_takes(function)
+        self.max_tokens = max_tokens
+        module = getattr(function, "__module__", type(function).__module__)
+        called = getattr(function, "__qualname__", type(function).__qualname__)
+        self._path = f"{module}:{called}"
+        settings = made(CallSettings, "calls", calls) or CallSettings()
+        chosen = isinstance(calls, CallSettings) or "concurrency" in (calls or {})
+        if not self.is_async and not chosen:
+            settings = replace(settings, concurrency=1)
+        super().__init__(name or called, settings, prices)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that is known of it: where it is defined, and what it takes."""
+        return {"function": self._path, "takes": self.takes}
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply, as you said."""
+        return self.max_tokens
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
+        """Nothing has to be opened."""
+        yield self._send
+
+    async def _send(self, chat: Chat) -> Answer[Utterance]:
+        given: Any = [dict(message) for message in chat.messages]
+        if self.takes == "text":
+            given = last_user_text(chat.messages)
+        try:
+            call: Any = self.function
+            said = await (call(given) if self.is_async else _in_a_thread(call, given))
+        except CallError:
+            raise
+        except Exception as error:
+            passing = isinstance(error, ConnectionError | TimeoutError)
+            raise CallError(
+                f"{type(error).__name__} in {self.name}", str(error), retryable=passing
+            ) from None
+        if not isinstance(said, str):
+            raise CallError("not a text", f"{self.name} returned {type(said).__name__}")
+        if len(said) > self.calls.max_reply_bytes:
+            raise too_long(self.calls.max_reply_bytes)
+        return answer_of(chat, said if isinstance(said, Utterance) else Utterance(said))
+
+
+def _what_it_takes(function: Callable[..., Any]) -> Literal["text", "messages"]:
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+        hints = get_type_hints(function) if inspect.isroutine(function) else {}
+    except (TypeError, ValueError, NameError):  # built in, or annotated with what is not there
+        return "text"
+    if first is None:
+        raise ConfigurationError(f"{function!r} takes no argument; it must take what is said.")
+    if first.name in hints:
+        return "text" if hints[first.name] is str else "messages"
+    return "messages" if first.name in _OF_MESSAGES else "text"
+
+
+async def _in_a_thread(function: Callable[[Any], Any], given: Any) -> Any:
+    """Call a plain function so that one that hangs neither blocks others nor the end of Python."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Any] = loop.create_future()
+
+    def tell(set_it: Callable[[Any], None], value: Any) -> None:
+        if not result.done():  # it may have been given up
+            set_it(value)
+
+    def run() -> None:
+        try:
+            value = function(given)
+        except Exception as error:
+            loop.call_soon_threadsafe(tell, result.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(tell, result.set_result, value)
+
+    threading.Thread(target=run, name="astra-target", daemon=True).start()
+    return await result

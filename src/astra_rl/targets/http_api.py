@@ -1,0 +1,195 @@
+"""Any HTTP interface that takes and returns JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from astra_rl.core.text import Utterance
+from astra_rl.errors import ConfigurationError
+from astra_rl.targets.base import last_user_text
+from astra_rl.targets.calling import Answer, CallSettings, Send
+from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.ledger import Prices
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of
+from astra_rl.targets.secrets import check_headers, check_url, filled
+from astra_rl.targets.web import WebClients, json_of, message_of
+
+PLACEHOLDERS = ("message", "messages", "system", "seed")
+_PLACE = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_STEP = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
+
+
+class HTTPTarget(RemoteTarget):
+    """An application behind an HTTP interface of its own.
+
+    The body is built as data and then written as JSON, so no text can break out of its place. In
+    its texts ``{message}`` stands for the last message of the user, ``{system}`` for the system
+    message; a text that is nothing but ``{messages}`` becomes the list of all messages (``role``
+    and ``content``), and one that is nothing but ``{seed}`` a number.
+
+    Args:
+        url: Where requests go.
+        body: JSON values with those places in them.
+        reply: Where the reply stands, for instance ``"data.answers[0].text"``.
+        headers: Of each request. ``${NAME}`` stands for an environment variable, and a key must be
+            given so.
+        method: Of each request.
+        blocked_statuses: What the interface answers when a filter withholds a reply.
+        name: How it is called in records; None takes the host.
+        max_tokens: What it writes at most, for estimates only.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
+        calls: See `CallSettings`.
+
+    Raises:
+        ConfigurationError: The address, the body, the path or a header is of another form.
+        MissingDependencyError: The extra ``openai``, which brings the client, is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        reply: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        method: str = "POST",
+        blocked_statuses: Sequence[int] = (),
+        name: str | None = None,
+        max_tokens: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        calls: CallSettings | Mapping[str, Any] | None = None,
+    ) -> None:
+        host = check_url(url, "url")
+        super().__init__(name or host, calls, prices)
+        self.url, self.body, self.headers = url, body, dict(headers or {})
+        check_headers(self.headers)
+        self.reply, self._path = reply, read_path(reply)
+        self.method = method.upper()
+        self.blocked_statuses = frozenset(blocked_statuses)
+        self.max_tokens = max_tokens
+        if self.method not in ("POST", "PUT", "PATCH"):
+            raise ConfigurationError(f"method={method!r}; choose POST, PUT or PATCH.")
+        if not isinstance(body, Mapping) or not ({"message", "messages"} & _places(body)):
+            raise ConfigurationError(
+                "body must be names and values, with '{message}' or '{messages}' in it: otherwise "
+                "nothing of the conversation would be sent."
+            )
+        self._filled_headers()
+        self._clients = WebClients(
+            self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that a reply depends on besides the chat; of headers what the configuration says."""
+        return {
+            "url": self.url,
+            "body": self.body,
+            "reply": self.reply,
+            "method": self.method,
+            "headers": self.headers,
+            "blocked": sorted(self.blocked_statuses),
+        }
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply, as you said."""
+        return self.max_tokens
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
+        """Open a client."""
+        async with self._clients.open(self._filled_headers()) as client:
+
+            async def send(chat: Chat) -> Answer[Utterance]:
+                return await self._send(client, chat)
+
+            yield send
+
+    async def _send(self, client: Any, chat: Chat) -> Answer[Utterance]:
+        body = fill_body(self.body, chat)
+        try:
+            response = await client.request(self.method, self.url, json=body)
+        except Exception as error:
+            raise self._clients.error_of(error) from None
+        if response.status_code in self.blocked_statuses:
+            return answer_of(chat, Utterance(finish_reason="content_filter"))
+        if not 200 <= response.status_code < 300:
+            said = message_of(response.content)
+            raise error_of_status(response.status_code, response.headers, said)
+        return answer_of(chat, Utterance(found_at(json_of(response.content), self._path)))
+
+    def _filled_headers(self) -> dict[str, str]:
+        return {name: filled(value, self.name) for name, value in self.headers.items()}
+
+
+def fill_body(template: Any, chat: Chat) -> Any:
+    """Return a template with what stands for parts of a chat replaced, in one pass, as data."""
+    if isinstance(template, Mapping):
+        return {str(key): fill_body(value, chat) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [fill_body(value, chat) for value in template]
+    if not isinstance(template, str):
+        return template
+    if template == "{messages}":
+        return [dict(message) for message in chat.messages]
+    if template == "{seed}":
+        return None if chat.seed is None else chat.seed % 2**31
+    texts = {
+        "message": last_user_text(chat.messages),
+        "system": next((m["content"] for m in chat.messages if m["role"] == "system"), ""),
+    }
+    return _PLACE.sub(lambda found: texts.get(found[1], found[0]), template)
+
+
+def read_path(path: str) -> list[str | int]:
+    """Read a path to a JSON value: names with dots between, and ``[0]`` for places in a list.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    rest = path.removeprefix("$").removeprefix(".") if isinstance(path, str) else ""
+    steps: list[str | int] = []
+    at = 0
+    while at < len(rest):
+        at += rest[at] == "." and bool(steps)
+        found = _STEP.match(rest, at)
+        if not found:
+            at = -1
+            break
+        steps.append(found[1] if found[1] is not None else int(found[2]))
+        at = found.end()
+    if not steps or at < len(rest):
+        raise ConfigurationError(
+            f"reply={path!r}; write where the text stands in the answer, for instance "
+            "'choices[0].message.content'."
+        )
+    return steps
+
+
+def found_at(data: Any, path: Sequence[str | int]) -> str:
+    """Return the text at a path.
+
+    Raises:
+        CallError: There is none.
+    """
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            raise CallError("unparsable reply", f"it has no {step!r}", retryable=True) from None
+    if not isinstance(data, str):
+        kind = type(data).__name__
+        raise CallError("unparsable reply", f"a {kind} where the text should be", retryable=True)
+    return data
+
+
+def _places(template: Any) -> set[str]:
+    if isinstance(template, Mapping):
+        return set().union(*map(_places, template.values())) if template else set()
+    if isinstance(template, list | tuple):
+        return set().union(*map(_places, template)) if template else set()
+    return set(_PLACE.findall(template)) if isinstance(template, str) else set()

@@ -1,0 +1,182 @@
+"""Any endpoint that speaks as OpenAI's does: vLLM, Ollama, a llama.cpp server, or a hosted one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, cast
+
+from astra_rl.core.contracts import check_number
+from astra_rl.core.text import FinishReason, Utterance
+from astra_rl.errors import ConfigurationError
+from astra_rl.targets.calling import Answer, CallSettings, Send
+from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.ledger import Prices
+from astra_rl.targets.official_client import OPENAI_URL, OfficialClient
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, made
+from astra_rl.targets.secrets import read_variable
+from astra_rl.targets.web import json_of, message_of
+
+_FILTERED = (b"content_filter", b"content_policy_violation", b"ResponsibleAIPolicyViolation")
+_FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+
+
+class OpenAITarget(RemoteTarget):
+    """A model behind an OpenAI-compatible endpoint, asked with the official client.
+
+    **Conversations leave your machine**, unless the endpoint is on it.
+
+    What a filter of the endpoint withheld is a reply with the finish reason ``"content_filter"``.
+    The client's own tries are switched off: those of `CallSettings` apply.
+
+    Args:
+        model: What the endpoint calls the model.
+        base_url: Of the endpoint, for instance ``"http://127.0.0.1:8000/v1"``; None takes the
+            environment variable ``OPENAI_BASE_URL``, or OpenAI's own.
+        api: ``"chat"``, or ``"completions"`` for base models, which continue one running text.
+        api_key_env: Name of the environment variable that holds the key. An endpoint other than
+            OpenAI's is asked without one if ``OPENAI_API_KEY`` is not set.
+        max_tokens: Most tokens of a reply; None leaves it to the endpoint.
+        temperature: None leaves it to the endpoint.
+        top_p: The same.
+        stop: Texts that end a reply.
+        send_seed: Whether to send a seed with each request, for endpoints that know what it is: the
+            same conversation of the same run then gets the same reply.
+        extra: Further fields of the request, for instance ``{"reasoning_effort": "low"}``.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens.
+        calls: See `CallSettings`.
+
+    Raises:
+        ConfigurationError: There is no key, or a value is out of range.
+        MissingDependencyError: The extra ``openai`` is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api: Literal["chat", "completions"] = "chat",
+        api_key_env: str = "OPENAI_API_KEY",
+        max_tokens: int | None = 256,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: Sequence[str] | None = None,
+        send_seed: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        calls: CallSettings | Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(model, str) or not model:
+            raise ConfigurationError(f"model={model!r}; give the name of a model.")
+        if api not in ("chat", "completions"):
+            raise ConfigurationError(f"api={api!r}; choose 'chat' or 'completions'.")
+        _check_range("max_tokens", max_tokens, 1, None)
+        _check_range("temperature", temperature, 0, None)
+        _check_range("top_p", top_p, 0, 1)
+        settings = made(CallSettings, "calls", calls) or CallSettings()
+        self.api_key_env = api_key_env
+        self._client = OfficialClient(base_url, self._secret, settings)
+        self.model, self.base_url, self.api = model, self._client.base_url, api
+        super().__init__(f"{model} at {self._client.host}", settings, prices)
+        self.send_seed = send_seed
+        self.request: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "stop": None if stop is None else list(stop),
+                **(extra or {}),
+            }.items()
+            if value is not None
+        }
+        if "max_completion_tokens" in self.request:  # the newer name of the same limit
+            self.request.pop("max_tokens", None)
+        self._secret()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that a reply depends on besides the chat."""
+        asked = {"model": self.model, "url": self.base_url, "api": self.api}
+        return {**asked, "seed": self.send_seed, "request": self.request}
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply."""
+        most = self.request.get("max_tokens", self.request.get("max_completion_tokens"))
+        return most if isinstance(most, int) else None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
+        """Open the official client."""
+        async with self._client.open() as client:
+
+            async def send(chat: Chat) -> Answer[Utterance]:
+                return await self._send(client, chat)
+
+            yield send
+
+    async def _send(self, client: Any, chat: Chat) -> Answer[Utterance]:
+        body = dict(self.request)
+        if self.send_seed and chat.seed is not None:
+            body["seed"] = chat.seed % 2**31
+        kind = client.chat.completions
+        asked: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
+        if self.api == "completions":
+            kind, asked = client.completions, {"prompt": _running_text(chat)}
+        reply = await self._client.reply_to(
+            kind.with_raw_response.create(model=self.model, **asked, extra_body=body)
+        )
+        if reply.status == 400 and any(code in reply.body for code in _FILTERED):
+            return answer_of(chat, Utterance(finish_reason="content_filter"))
+        if not 200 <= reply.status < 300:
+            raise error_of_status(reply.status, reply.headers, message_of(reply.body))
+        return self._read(chat, json_of(reply.body))
+
+    def _read(self, chat: Chat, data: Any) -> Answer[Utterance]:
+        try:
+            choice = data["choices"][0]
+            message = choice["message"] if self.api == "chat" else choice
+            text = message.get("content" if self.api == "chat" else "text")
+            text = message.get("refusal") if text is None else text
+            finish = _FINISHES.get(choice.get("finish_reason"))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise CallError("unparsable reply", "it has no choices", retryable=True) from None
+        if text is None and finish == "content_filter":
+            text = ""
+        if not isinstance(text, str):
+            raise CallError("unparsable reply", "it holds no text", retryable=True)
+        usage = data.get("usage")
+        read, written = (
+            (_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
+            if isinstance(usage, Mapping)
+            else (None, None)
+        )
+        reply = Utterance(text, finish_reason=cast("FinishReason | None", finish))
+        return answer_of(chat, reply, read, written)
+
+    def _secret(self) -> str:
+        optional = self.api_key_env == "OPENAI_API_KEY" and self.base_url != OPENAI_URL
+        if optional and not os.environ.get(self.api_key_env):
+            return "none"
+        return read_variable(self.api_key_env, self.name)
+
+
+def _running_text(chat: Chat) -> str:
+    system = [each["content"] + "\n\n" for each in chat.messages if each["role"] == "system"]
+    rest = [each["content"] for each in chat.messages if each["role"] != "system"]
+    return "".join([*system, *rest])
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if known else None
+
+
+def _check_range(name: str, value: Any, low: float, high: float | None) -> None:
+    if value is not None:
+        allowed = f"{low} or more" if high is None else f"from {low} to {high}"
+        check_number(name, value, lambda n: low <= n and (high is None or n <= high), allowed)

@@ -1,0 +1,116 @@
+"""Replies on disk, so that nothing is asked and paid for twice: a SQLite file of JSON.
+
+A run that was killed and goes on asks the same things again, and gets the same replies from here,
+whatever the endpoint would say now: so it goes on to the bit. What failed is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from astra_rl.core.redaction import redact
+from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
+from astra_rl.errors import ConfigurationError
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
+
+
+class ReplyCache:
+    """Replies by what they depend on. It may be used from any thread of one process.
+
+    Each reply is safe on disk when `put` returns, against a kill of the process.
+
+    Args:
+        path: The file; made if it is missing.
+
+    Raises:
+        ConfigurationError: The file cannot be opened, or is something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False
+            )
+            # A crash of the machine may lose the last replies; a kill of the process loses none.
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(
+                f"cannot use {path} as a cache of replies ({error}). Remove it to begin a new one, "
+                "or choose another file."
+            ) from error
+
+    def get(self, key: str) -> Utterance | None:
+        """Return the reply of this key; None if there is none, or it is damaged."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT reply FROM replies WHERE key = ?", (key,)
+            ).fetchone()
+        return None if row is None else _read(row[0])
+
+    def put(self, key: str, reply: str) -> None:
+        """Keep a reply; a `NoReply` is not kept."""
+        if isinstance(reply, NoReply):
+            return
+        reason = getattr(reply, "finish_reason", None)
+        text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
+        with self._lock:
+            self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
+
+    def __len__(self) -> int:
+        with self._lock:
+            count: int = self._database.execute("SELECT count(*) FROM replies").fetchone()[0]
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[ReplyCache]:
+        """Answer what is known inside the block, and close the file at its end."""
+        token = _cache.set(self)
+        try:
+            yield self
+        finally:
+            _cache.reset(token)
+            self.close()
+
+
+_cache: ContextVar[ReplyCache | None] = ContextVar("reply_cache", default=None)
+
+
+def current_cache() -> ReplyCache | None:
+    """Return the cache of the enclosing `ReplyCache.answering`; None outside of any."""
+    return _cache.get()
+
+
+def cache_key(parts: Sequence[Any]) -> str:
+    """Return the key of what a reply depends on, JSON values in order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(text: str) -> Utterance | None:
+    try:
+        kept = json.loads(text)
+        reply, reason = kept["text"], kept["finish_reason"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(reply, str) or reason not in (None, *get_args(FinishReason)):
+        return None
+    return Utterance(reply, finish_reason=cast("FinishReason | None", reason))

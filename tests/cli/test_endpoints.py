@@ -1,0 +1,374 @@
+"""Whole commands against an endpoint: a target that is asked, and a judge too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tests.cli.running import astra_rl
+from tests.cli.test_resume import attempts
+from tests.endpoint import Endpoint, error, judging, said, serving
+
+from astra_rl.evaluation.attempts import Outcome
+from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.runs.records import AttemptLog
+
+FAST = {"first_wait": 0.01, "start_concurrency": 8}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def healthy(endpoint: Endpoint) -> None:
+    """Begin each test with an endpoint that answers, and judges where it is asked to."""
+    endpoint.reset()
+    endpoint.reply = judging(lambda body: f"{len(said(body))} letters, they say")
+
+
+def written(workplace: Path, endpoint: Endpoint, name: str, **changes: Any) -> str:
+    """Write a configuration whose target and evaluation judge are endpoints."""
+    config = yaml.safe_load((workplace / "config.yaml").read_text())
+    asked = {"model": "m", "base_url": endpoint.url, "max_tokens": 8, "calls": FAST}
+    config["target"] = {"type": "openai", "options": {**asked, "prices": {"output": 1000.0}}}
+    judge = {"type": "openai", "options": {**asked, "model": "judge"}}
+    config["evaluation"] = {
+        "judge": {"type": "llm_judge", "options": {"complete": judge}},
+        "watch": 2,
+    }
+    config["training"]["save_every"] = 1
+    config |= changes
+    (workplace / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return f"{name}.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(workplace: Path, endpoint: Endpoint) -> Path:
+    """A run to which nothing happened."""
+    endpoint.reset()
+    endpoint.reply = judging(lambda body: f"{len(said(body))} letters, they say")
+    done = astra_rl("train", written(workplace, endpoint, "asked"), "-o", "asked", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    return workplace / "asked"
+
+
+def test_a_run_trains_evaluates_and_reports_against_endpoints(
+    whole: Path, endpoint: Endpoint
+) -> None:
+    after = json.loads((whole / "evaluation_after.json").read_text())
+    assert after["n"] == after["planned"] == 2
+    assert sum(after["outcomes"].values()) == 2
+    assert after["judge"] == "LLMJudgeModerator"
+    turns = [turn for each in after["conversations"] for turn in each["turns"]]
+    assert {turn["score"] for turn in turns} == {0.3}
+    assert all("letters, they say" in turn["response"] for turn in turns)
+    record = json.loads((whole / "manifest.json").read_text())
+    assert record["target"]["likelihood"] == "baseline"
+    spent = record["spent"]["accounts"]
+    host = f"127.0.0.1:{endpoint.port}"
+    assert set(spent) == {f"m at {host}", f"judge at {host}"}
+    assert spent[f"m at {host}"]["cost"] == pytest.approx(
+        spent[f"m at {host}"]["requests"] * 3 * 1000 / 1e6
+    )
+    report = (whole / "report.html").read_text("utf-8")
+    assert "that of the baseline is used" in report
+    assert "Spent on calls" in report
+    assert not list(whole.glob("replies*"))
+
+
+def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    """Every third request of the target is refused: so are the attempts, and only they."""
+    count = Counter[str]()
+
+    def refuse(number: int) -> Any:
+        model = endpoint.requests[number][2]["model"]
+        count[model] += 1
+        if model == "m" and count["m"] % 3 == 0:
+            return error(400, "no good")
+        if model == "m" and count["m"] % 7 == 0:
+            return error(400, "filtered", "content_filter")
+        return None
+
+    endpoint.fault = refuse
+    name = written(workplace, endpoint, "failing")
+    done = astra_rl("train", name, "-o", "failing", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    with AttemptLog(workplace / "failing" / "attempts.jsonl") as log:
+        known = list(log)
+    failed = [each for each in known if each.outcome is Outcome.ERROR]
+    assert failed
+    assert {each.error for each in failed} == {"refused by the endpoint: 400 Bad Request no good"}
+    for attempt in failed:
+        last = attempt.turns[-1]
+        assert (last.response, last.reward, last.reward_terms) == ("", None, {})
+        assert last.score(attempt.judge) is None
+    assert any(each.outcome is Outcome.BLOCKED for each in known)
+    for attempt in known:
+        unanswered = [turn.unanswered for turn in attempt.turns]
+        assert not any(unanswered[:-1])  # a conversation whose call failed ends there
+    report = (workplace / "failing" / "report.html").read_text("utf-8")
+    after = json.loads((workplace / "failing" / "evaluation_after.json").read_text())
+    assert ("the call of a model failed" in report) == bool(after["outcomes"]["error"])
+
+
+@pytest.mark.slow
+def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    """The endpoint gives another reply each time it is asked; what was replied is kept."""
+    numbers: Counter[str] = Counter()
+
+    def answer(body: Any) -> str:
+        numbers[json.dumps(body)] += 1
+        return f"{said(body)[:5]} for the {len(endpoint.answered)}th time"
+
+    endpoint.reply = judging(answer)
+    endpoint.latency = 0.05
+    name = written(
+        workplace,
+        endpoint,
+        "killed",
+        training={
+            "steps": 3,
+            "episodes_per_step": 2,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "save_every": 1,
+        },
+    )
+    command = [sys.executable, "-m", "astra_rl", "train", name, "-o", "killed"]
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
+    for least in (6, 20):
+        process = subprocess.Popen(
+            command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while len(endpoint.answered) < least and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    done = astra_rl("train", name, "-o", "killed", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    run = workplace / "killed"
+    ledger = json.loads((run / "manifest.json").read_text())["spent"]["total"]
+    assert ledger["cached"]
+    ids = [each.id for each in attempts(run)]
+    assert len(ids) == len(set(ids))
+    with AttemptLog(run / "attempts.jsonl") as log:
+        phases = Counter(each.phase for each in log)
+    assert (phases["before"], phases["after"]) == (2, 2)
+    replies = {}
+    for attempt in attempts(run):
+        for turn in attempt.turns:
+            replies.setdefault(turn.response, set()).add(attempt.prompt_id)
+    assert all("for the" in reply for reply in replies)
+
+
+def test_a_budget_of_requests_ends_a_run_that_then_goes_on_to_the_same_end(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    name = written(workplace, endpoint, "budget")
+    done = astra_rl("train", name, "-o", "budget", "--max-requests", "15", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "max_requests=15 is spent (15)" in done.stderr
+    assert "astra-rl resume budget --max-requests 30" in done.stderr
+    assert len(endpoint.requests) == 15
+    spent = json.loads((workplace / "budget" / "ledger.json").read_text())
+    assert spent["total"]["requests"] == 15
+    # The ledger goes on: five more may be sent, not twenty.
+    done = astra_rl("resume", "budget", "--max-requests", "20", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert len(endpoint.requests) == 20
+    done = astra_rl("resume", "budget", "--max-requests", "1000", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        json.loads((run / "evaluation_after.json").read_text())
+        for run in (workplace / "budget", whole)
+    )
+    assert ours["conversations"] == theirs["conversations"]
+    assert attempts(workplace / "budget") == attempts(whole)
+    report = (workplace / "budget" / "report.html").read_text("utf-8")
+    assert "the budget max_requests=15 is spent" in report
+
+
+def test_an_endpoint_that_is_down_ends_the_run_which_can_be_continued(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    endpoint.fault = lambda number: error(500) if number >= 12 else None
+    name = written(workplace, endpoint, "down")
+    config = yaml.safe_load((workplace / name).read_text())
+    calls = {**FAST, "max_tries": 2, "give_up_after": 2}
+    config["target"]["options"]["calls"] = calls
+    config["evaluation"]["judge"]["options"]["complete"]["options"]["calls"] = calls
+    (workplace / name).write_text(yaml.safe_dump(config))
+    done = astra_rl("train", name, "-o", "down", cwd=workplace)
+    assert done.returncode == 2
+    assert "2 calls in a row failed: endpoint error 500" in done.stderr
+    assert "astra-rl resume down" in done.stderr
+    endpoint.fault = lambda number: None
+    assert astra_rl("resume", "down", cwd=workplace).returncode == 0
+
+
+def test_evaluating_within_a_budget_sums_up_what_was_played_and_goes_on(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    done = astra_rl("evaluate", "asked", "-o", "again", "--max-requests", "3", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    kept = len(endpoint.answered)
+    assert kept == 3
+    done = astra_rl("evaluate", "asked", "-o", "again", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    spent = json.loads((workplace / "again" / "evaluation_again.json").read_text())["spent"]
+    assert spent["total"]["cached"] >= 3
+    assert "replies from the cache" in done.stdout
+
+
+def test_saved_attacks_are_sent_to_a_target_of_a_file(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    options = {
+        "url": f"{endpoint.url}/ask",
+        "body": {"message": "{message}"},
+        "reply": "choices[0].message.content",
+        "name": "my application",
+    }
+    (workplace / "application.yaml").write_text(
+        yaml.safe_dump({"target": {"type": "http", "options": options}})
+    )
+    done = astra_rl("replay", "asked", "--target", "application.yaml", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert {path for path, _, _ in endpoint.requests} == {"/v1/ask", "/v1/chat/completions"}
+    (path,) = whole.glob("attempts_replay_my-application*.jsonl")
+    with AttemptLog(path) as log:
+        assert {each.target for each in log} == {"my application"}
+
+
+def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    endpoint.latency = 0.02
+    name = written(
+        workplace,
+        endpoint,
+        "signal",
+        training={
+            "steps": 500,
+            "episodes_per_step": 2,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "save_every": 0,
+        },
+    )
+    command = [sys.executable, "-m", "astra_rl", "train", name, "-o", "signal"]
+    process = subprocess.Popen(
+        command,
+        cwd=workplace,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    metrics = workplace / "signal" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "astra-rl resume signal" in errors.decode().replace("\n", "")
+    assert len(list((workplace / "signal" / "states").iterdir())) == 1
+
+
+def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    name = written(workplace, endpoint, "dry")
+    done = astra_rl("train", name, "-o", "dry", "--dry-run", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    # 2 steps of 2 episodes of 2 + 4 turns, and 2 evaluations of 2 conversations of 2 turns.
+    assert "target" in done.stdout
+    assert " 32 " in done.stdout
+    assert "nothing was sent" in done.stdout
+    assert endpoint.requests == []
+    assert not (workplace / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": {"type": "opnai"}}, "Did you mean 'openai'?"),
+        ({"target": {"type": "openai", "options": {"modl": "m"}}}, "target.options.modl: unknown"),
+        ({"target": {"type": "openai"}}, "target.options.model: missing"),
+        ({"target": {"type": "openai", "option": {}}}, "target.option: unknown key"),
+        ({"target": {"modl": "m"}}, "target.modl: unknown key"),
+        ({"reward": {"response_likelihood": {"text": "Sure"}}}, "looks inside the target"),
+        (
+            {"reward": {"embedding_novelty": {"embedder": "target"}}},
+            "looks inside the target",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sent(
+    workplace: Path, endpoint: Endpoint, changes: dict[str, Any], message: str
+) -> None:
+    name = written(workplace, endpoint, "wrong", **changes)
+    done = astra_rl("train", name, "-o", "wrong", cwd=workplace)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert endpoint.requests == []
+
+
+def test_a_budget_of_money_needs_prices(workplace: Path, endpoint: Endpoint) -> None:
+    name = written(workplace, endpoint, "free")
+    config = yaml.safe_load((workplace / name).read_text())
+    del config["target"]["options"]["prices"]
+    (workplace / name).write_text(yaml.safe_dump(config))
+    done = astra_rl("train", name, "-o", "free", "--max-cost", "1", cwd=workplace)
+    assert done.returncode == 2
+    assert "no target and no judge says what it costs" in done.stderr
+
+
+def test_a_budget_of_time_ends_a_local_run_too_which_goes_on(workplace: Path) -> None:
+    done = astra_rl("train", "config.yaml", "-o", "late", "--max-minutes", "0.0001", cwd=workplace)
+    assert done.returncode == 4
+    assert "max_minutes=0.0001 is spent" in done.stderr
+    done = astra_rl("resume", "late", "--max-minutes", "100", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "max_minutes=0.0001 is spent" in (workplace / "late" / "report.html").read_text("utf-8")
+
+
+def test_an_evaluation_that_a_budget_cut_short_keeps_its_replies(
+    workplace: Path, whole: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one conversation per batch the first is judged when the budget ends the second."""
+    made = ASTEvaluator.__init__
+
+    def small(self: ASTEvaluator, *given: Any, **options: Any) -> None:
+        made(self, *given, **{**options, "batch_size": 1})
+
+    monkeypatch.setattr(ASTEvaluator, "__init__", small)
+    done = astra_rl("evaluate", "asked", "-o", "partly", "--max-requests", "5", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "1 of 2 conversations were played" in done.stderr
+    result = json.loads((workplace / "partly" / "evaluation_again.json").read_text())
+    assert (result["n"], result["planned"]) == (1, 2)
+    assert (workplace / "partly" / "replies_again.sqlite").is_file()
+    done = astra_rl("evaluate", "asked", "-o", "partly", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.answered) == 8  # two conversations of two turns, each judged
+    assert not (workplace / "partly" / "replies_again.sqlite").exists()

@@ -1,0 +1,256 @@
+"""Everything that an endpoint does wrong, through the official client and through plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.endpoint import Endpoint, Fault, completion, error, said
+
+from astra_rl.core.text import Conversation, NoReply
+from astra_rl.errors import BudgetSpentError, EndpointError
+from astra_rl.targets import Budget, HTTPTarget, Ledger, OpenAITarget, RemoteTarget
+
+Make = Callable[..., RemoteTarget]
+CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 5}
+
+
+def openai_target(endpoint: Endpoint, **calls: Any) -> RemoteTarget:
+    return OpenAITarget("m", base_url=endpoint.url, calls=CALLS | calls)
+
+
+def http_target(endpoint: Endpoint, **calls: Any) -> RemoteTarget:
+    return HTTPTarget(
+        f"{endpoint.url}/ask",
+        {"message": "{message}"},
+        "choices[0].message.content",
+        calls=CALLS | calls,
+    )
+
+
+@pytest.fixture(params=[openai_target, http_target], ids=["openai", "http"])
+def make(request: pytest.FixtureRequest) -> Make:
+    chosen: Make = request.param
+    return chosen
+
+
+def test_replies_come_in_order(endpoint: Endpoint, make: Make) -> None:
+    texts = [f"attack {number}" for number in range(20)]
+    assert make(endpoint).respond(texts) == [f"you said {text}" for text in texts]
+    assert make(endpoint).respond([]) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        error(429),
+        error(429, retry_after="0"),
+        error(500),
+        error(503),
+        Fault(body=b""),
+        Fault(body=completion("lost")[:40]),
+        Fault(body=completion("lost"), cut=30),
+        Fault(body=completion("lost"), cut=30, reset=True),
+        Fault(body=completion("lost"), cut=0, reset=True),
+        Fault(body=b'{"choices": 3}'),
+        Fault(body=completion({"a": 1})),
+        Fault(body=completion(7)),
+        Fault(body=b"[]"),
+        Fault(body=b"null"),
+        Fault(body=b'"text"'),
+        Fault(body=b'{"choices": []}'),
+        Fault(body=b"\xff\xfe"),
+        Fault(body=b"[" * 100_000),
+    ],
+    ids=lambda fault: f"{fault.status}-{fault.body[:12]!r}-{fault.cut}-{fault.reset}",
+)
+def test_what_may_pass_is_tried_again(endpoint: Endpoint, make: Make, fault: Fault) -> None:
+    endpoint.faults = [fault]
+    assert make(endpoint).respond(["hello"]) == ["you said hello"]
+    assert len(endpoint.requests) == 2
+
+
+def test_three_failures_of_a_server_cost_three_tries(endpoint: Endpoint, make: Make) -> None:
+    endpoint.faults = [error(500)] * 3
+    with Ledger().charging() as ledger:
+        assert make(endpoint).respond(["hello"]) == ["you said hello"]
+    assert (ledger.total().requests, ledger.total().failed_tries) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (error(400, "not like this"), "refused by the endpoint"),
+        (error(403), "forbidden"),
+        (error(413), "too long for the endpoint"),
+        (Fault(307, {"Location": "/elsewhere"}), "endpoint error 307"),
+        (Fault(body=completion("x" * 10_000_000)), "reply too long"),
+        (Fault(body=b"x", headers={"Content-Encoding": "gzip"}), "unparsable reply"),
+        (error(429, retry_after="3600"), "rate limited"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.status,
+)
+def test_what_will_not_pass_is_the_outcome_of_its_row_at_once(
+    endpoint: Endpoint, make: Make, fault: Fault, reason: str
+) -> None:
+    endpoint.fault = lambda number: fault if "bad" in said(endpoint.requests[number][2]) else None
+    good, bad, also_good = make(endpoint).respond(["one", "bad", "two"])
+    assert (good, also_good) == ("you said one", "you said two")
+    assert isinstance(bad, NoReply)
+    assert (str(bad), bad.reason, bad.finish_reason) == ("", reason, "error")
+    assert len(endpoint.requests) == 3
+
+
+def test_a_failure_that_stays_says_what_it_was(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(500, "the disk is full")
+    (reply,) = make(endpoint).respond(["hello"])
+    assert isinstance(reply, NoReply)
+    assert reply.error == "endpoint error 500: 500 Internal Server Error the disk is full"
+    assert len(endpoint.requests) == 4
+
+
+@pytest.mark.parametrize("fault", [Fault(wait=30), Fault(body=completion("slow"), drip=0.2)])
+def test_a_reply_that_takes_too_long_is_given_up(
+    endpoint: Endpoint, make: Make, fault: Fault
+) -> None:
+    """Each byte of a slow drip comes in time, and the reply as a whole does not."""
+    endpoint.faults = [fault]
+    assert make(endpoint, timeout=0.5).respond(["hello"]) == ["you said hello"]
+
+
+def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(401, "no such key")
+    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the address"):
+        make(endpoint, start_concurrency=1).respond(["hello"] * 50)
+    assert len(endpoint.requests) == 1
+
+
+def test_the_same_failure_again_and_again_ends_it(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(500)
+    target = make(endpoint, give_up_after=5, max_tries=2, start_concurrency=2)
+    with pytest.raises(EndpointError, match="5 calls in a row failed: endpoint error 500"):
+        target.respond(["hello"] * 100)
+    assert len(endpoint.requests) < 30
+
+
+def test_failures_between_successes_do_not_end_it(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(400) if number % 2 else None
+    target = make(endpoint, give_up_after=3, concurrency=1)
+    replies = target.respond(["hello"] * 20)
+    assert sum(isinstance(reply, NoReply) for reply in replies) == 10
+
+
+@pytest.mark.parametrize("header", [{"retry_after": "1"}, {"retry_after_ms": "1000"}])
+def test_nothing_is_sent_while_an_endpoint_asks_to_wait(
+    endpoint: Endpoint, make: Make, header: dict[str, str]
+) -> None:
+    times = []
+
+    def note(number: int) -> None:
+        times.append(time.monotonic())
+
+    endpoint.fault = note
+    endpoint.faults = [error(429, **header)]
+    began = time.monotonic()
+    assert make(endpoint, concurrency=1).respond(["a", "b"]) == ["you said a", "you said b"]
+    assert min(times) - began >= 1
+
+
+def test_a_budget_is_never_exceeded_and_what_was_answered_is_kept(
+    endpoint: Endpoint, make: Make
+) -> None:
+    endpoint.latency = 0.01
+    with Ledger(Budget(max_requests=30)).charging(), pytest.raises(BudgetSpentError, match="=30"):
+        make(endpoint).respond([f"hello {number}" for number in range(100)])
+    assert len(endpoint.requests) == len(endpoint.answered) == 30
+
+
+def test_an_interrupt_in_the_middle_ends_all_calls(endpoint: Endpoint, make: Make) -> None:
+    endpoint.latency = 0.2
+    target = make(endpoint)
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        target.respond([f"hello {number}" for number in range(1000)])
+    time.sleep(0.3)
+    sent = len(endpoint.requests)
+    assert 0 < sent < 1000
+    time.sleep(0.3)
+    assert len(endpoint.requests) == sent
+    assert target.respond(["again"]) == ["you said again"]
+
+
+def test_a_thousand_attempts_with_faults_are_each_accounted_for_once(
+    endpoint: Endpoint, make: Make
+) -> None:
+    """One request in twenty fails, in turn in each of the ways there are."""
+    ways = [
+        error(429),
+        error(500),
+        Fault(body=b""),
+        Fault(body=completion("lost"), cut=20, reset=True),
+        error(400),
+    ]
+    endpoint.fault = lambda number: ways[number // 20 % 5] if number % 20 == 7 else None
+    endpoint.latency = 0.005
+    texts = [f"attack {number:04d}" for number in range(1000)]
+    with Ledger().charging() as ledger:
+        replies = make(endpoint, timeout=60).respond(texts)
+    answered = Counter(said(body) for body in endpoint.answered)
+    assert max(answered.values()) == 1
+    for text, reply in zip(texts, replies, strict=True):
+        if isinstance(reply, NoReply):
+            assert reply.reason == "refused by the endpoint"
+            assert answered[text] == 0
+        else:
+            assert reply == f"you said {text}"
+            assert answered[text] == 1
+    lost = sum(isinstance(reply, NoReply) for reply in replies)
+    assert lost == sum(
+        number % 20 == 7 and number // 20 % 5 == 4 for number in range(len(endpoint.requests))
+    )
+    total = ledger.total()
+    assert total.requests == len(endpoint.requests) == 1000 + total.failed_tries - lost
+
+
+def test_what_a_filter_withheld_is_no_failure(endpoint: Endpoint) -> None:
+    endpoint.faults = [
+        error(400, "filtered", "content_filter"),
+        Fault(body=completion(None, finish="content_filter")),
+        Fault(body=completion("the first wor", finish="content_filter")),
+    ]
+    target = openai_target(endpoint, concurrency=1)
+    replies = target.respond(["a", "b", "c"])
+    assert replies == ["", "", "the first wor"]
+    assert [reply.finish_reason for reply in replies] == ["content_filter"] * 3
+
+
+def test_a_refusal_in_a_field_of_its_own_is_the_reply(endpoint: Endpoint) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I won't."}
+    body = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    endpoint.faults = [Fault(body=json.dumps(body).encode())]
+    assert openai_target(endpoint).respond(["hello"]) == ["I won't."]
+
+
+def test_the_conversation_is_sent_as_messages_and_nothing_of_the_attacker(
+    endpoint: Endpoint,
+) -> None:
+    context = Conversation("Hi.", system="Be kind.", brief="Attack!", facts={"secret": "falcon"})
+    openai_target(endpoint).respond([context + "first \ud800" + "answer" + "second"])
+    (_, headers, body) = endpoint.requests[0]
+    assert body["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi.\nfirst \ufffd"},
+        {"role": "assistant", "content": "answer"},
+        {"role": "user", "content": "second"},
+    ]
+    assert "Attack!" not in json.dumps(body)
+    assert "falcon" not in json.dumps(body)
+    assert headers["authorization"] == "Bearer none"

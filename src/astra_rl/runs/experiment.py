@@ -148,7 +148,7 @@ class RunTrainer(HFASTTrainer):
         self.log = log
         self.states = folder.states
         self.interrupted = False
-        self._labels = labels_of(config, "training")
+        self._labels = labels_of(config, "training", run=_name_of(folder))
         self._judge = identity_of(moderator).name
         self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
@@ -387,6 +387,7 @@ def _do_run(
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
     with _timed(seconds, display, "loading models"):
         experiment = build(config)
+    record["run"] = _name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     record |= _described_target(experiment)
     if not force:
@@ -507,7 +508,7 @@ def evaluate_within_budget(
     experiment.problem.forget_scores()
     evaluator = experiment.evaluator
     evaluator.record = log.append
-    evaluator.labels = labels_of(config, phase)
+    evaluator.labels = labels_of(config, phase, run=_name_of(folder))
     ordinary = ordinary_use(config, experiment.problem)
     evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
     planned = evaluator.planned * config.evaluation.trials
@@ -518,13 +519,24 @@ def evaluate_within_budget(
     return metrics, spent
 
 
-def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> Labels:
-    """Say who plays in a part of a run."""
+def _name_of(folder: RunFolder) -> str | None:
+    """Return what the attempts of a run are filed under since it was begun.
+
+    It stays when a run is gone on with by force: attempts that are made again replace the first.
+    """
+    known = folder.read_manifest().get("run") if folder.manifest.is_file() else None
+    return known if isinstance(known, str) else None
+
+
+def labels_of(
+    config: RunConfig, phase: str, *, attacker: str | None = None, run: str | None = None
+) -> Labels:
+    """Say who plays in a part of a run; None as `run` names it after the configuration."""
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     known = config.without_budget().to_yaml()
     digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
     return Labels(
-        digest,
+        run or digest,
         phase,
         attacker or f"{config.attacker.model} ({state})",
         redact_settings(config.target.name),

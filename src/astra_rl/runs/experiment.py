@@ -142,7 +142,7 @@ class RunTrainer(HFASTTrainer):
         self.log = log
         self.states = folder.states
         self.interrupted = False
-        self._labels = labels_of(config, "training")
+        self._labels = labels_of(config, "training", categories=experiment.categories)
         self._judge = identity_of(moderator).name
         self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
@@ -474,7 +474,7 @@ def evaluate_within_budget(
     """
     evaluator = experiment.evaluator
     evaluator.record = log.append
-    evaluator.labels = labels_of(config, phase)
+    evaluator.labels = labels_of(config, phase, categories=experiment.categories)
     ordinary = ordinary_use(config, experiment.problem)
     evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
     planned = evaluator.planned * config.evaluation.trials
@@ -485,8 +485,14 @@ def evaluate_within_budget(
     return metrics, spent
 
 
-def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> Labels:
-    """Say who plays in a part of a run."""
+def labels_of(
+    config: RunConfig,
+    phase: str,
+    *,
+    attacker: str | None = None,
+    categories: Mapping[str, str] | None = None,
+) -> Labels:
+    """Say who plays in a part of a run, and of which kinds its openings are."""
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     known = config.without_budget().to_yaml()
     digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
@@ -495,6 +501,7 @@ def labels_of(config: RunConfig, phase: str, *, attacker: str | None = None) -> 
         phase,
         attacker or f"{config.attacker.model} ({state})",
         redact_settings(config.target.name),
+        categories=categories or {},
     )
 
 

@@ -149,9 +149,7 @@ def _hold(
             judge=build_moderator(judge or config.moderator),
             batch_size=128,
             record=log.append,
-            labels=labels_of(
-                config, PHASE, attacker=name, categories=prompts.categories
-            ),
+            labels=labels_of(config, PHASE, attacker=name, categories=prompts.categories),
             likelihoods={
                 "attacker": problem.get_attacker_logprobs,
                 "baseline": ordinary.get_baseline_logprobs,

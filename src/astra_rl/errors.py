@@ -5,10 +5,14 @@ AstraError
 ├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
 ├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
 ├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
+│   └── OutOfMemoryError                 memory is not enough for a single row
 ├── EndpointError(RuntimeError)          calls of an endpoint fail again and again
 ├── BudgetSpentError(RuntimeError)       nothing more may be spent
 ├── TrainingError(RuntimeError)          training cannot go on
-│   └── NonFiniteLossError               too many losses in a row were not finite
+│   ├── NonFiniteLossError               too many losses in a row were not finite
+│   └── UnscoredError                    too many training steps in a row without a reward
+├── ModeratorError(RuntimeError)         a moderator failed before it ever gave a score
+├── StorageError(OSError)                what a run writes cannot be written
 └── MissingDependencyError(ImportError)  an optional package is not installed
 ```
 
@@ -38,6 +42,10 @@ class ContractError(AstraError, ValueError):
 
 class ModelError(AstraError, RuntimeError):
     """A model cannot be loaded, or cannot do what was asked of it."""
+
+
+class OutOfMemoryError(ModelError):
+    """The memory of the device is not enough, even for a single row of a batch."""
 
 
 class EndpointError(AstraError, RuntimeError):
@@ -89,6 +97,18 @@ class NonFiniteLossError(TrainingError):
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[str, int]]:
         """What a copy in another process is built from."""
         return type(self), (str(self), self.step)
+
+
+class UnscoredError(TrainingError):
+    """In too many training steps in a row not one reward could be computed."""
+
+
+class ModeratorError(AstraError, RuntimeError):
+    """A moderator failed, and has never given a score."""
+
+
+class StorageError(AstraError, OSError):
+    """A file of a run cannot be written: the disk is full, or the folder is read-only."""
 
 
 class MissingDependencyError(AstraError, ImportError):

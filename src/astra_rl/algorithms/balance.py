@@ -24,7 +24,7 @@ from torch import Tensor
 from astra_rl.algorithms.losses import sequence_logprob
 from astra_rl.algorithms.replay import Remembered, Replay
 from astra_rl.algorithms.tempered import Tempered
-from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.algorithm import Algorithm, halves_by_row
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
     check_loss,
@@ -234,6 +234,17 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
             torch.tensor([step.log_z for step in steps]).repeat_interleave(torch.tensor(counts)),
             torch.arange(len(steps)).repeat_interleave(torch.tensor(counts)),
         )
+
+    def halves(self, batch: BalanceBatch) -> tuple[BalanceBatch, BalanceBatch] | None:
+        """Cut between two groups, whose attacks are compared with each other."""
+        starts = (batch.groups.diff() != 0).nonzero().flatten() + 1
+        if not len(starts):
+            return None
+        middle = len(batch.attacks) / 2
+        halves: tuple[BalanceBatch, BalanceBatch] | None = halves_by_row(
+            batch, min(starts.tolist(), key=lambda start: abs(start - middle))
+        )
+        return halves
 
     def step(self, batch: BalanceBatch) -> tuple[Tensor, Metrics]:
         """Return the loss, and how far probabilities are from being in proportion."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, is_missing, token_mask
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation, context_key
@@ -195,7 +195,7 @@ def read_attacks(file: str | Path) -> list[ImitationStep]:
     steps = []
     for number, line in numbered:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             attack, context = from_record(row["attack"]), from_record(row.get("context") or "")
             reward = float(math.nan if row.get("reward") is None else row["reward"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:

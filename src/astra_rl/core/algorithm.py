@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Generic
 
 from torch import Tensor
@@ -67,6 +68,14 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         """
         return float(len(batch)) if hasattr(batch, "__len__") else 1.0
 
+    def halves(self, batch: BatchT) -> tuple[BatchT, BatchT] | None:
+        """Cut a batch in two, for when memory is not enough for the whole; None if it cannot be.
+
+        The two must teach what the whole would, as `weight` weighs them. The default cuts a
+        dataclass whose fields are sequences or tensors of one entry per row, or None.
+        """
+        return halves_by_row(batch)
+
     @classmethod
     def values_needed(cls, **options: Any) -> int:
         """How many returns its problem must estimate, see `ValueFunctionProblem.values`.
@@ -86,3 +95,34 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+
+
+def halves_by_row(batch: Any, at: int | None = None) -> tuple[Any, Any] | None:
+    """Cut an index-aligned batch in two; None if it is of another kind, or cannot be cut.
+
+    Args:
+        batch: A dataclass whose fields are sequences or tensors of one entry per row, or None.
+        at: The first row of the second half; None is the middle.
+    """
+    if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
+        return None
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    columns = [value for value in fields.values() if value is not None]
+    if not columns or not all(isinstance(each, Sized) and not _is_scalar(each) for each in columns):
+        return None
+    rows = len(columns[0])
+    at = rows // 2 if at is None else at
+    if any(len(each) != rows for each in columns) or not 0 < at < rows:
+        return None
+
+    def part(span: slice) -> Any:
+        cut = {name: None if each is None else each[span] for name, each in fields.items()}
+        return dataclasses.replace(batch, **cut)
+
+    return part(slice(None, at)), part(slice(at, None))
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | bytes | dict | set) or (
+        isinstance(value, Tensor) and value.ndim == 0
+    )

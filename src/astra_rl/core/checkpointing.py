@@ -26,6 +26,7 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
+        sync(temporary)
         if folder.exists():
             folder.rename(old)
         try:
@@ -34,6 +35,34 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(folder)
             raise
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open one
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(parent: str | Path) -> None:
+    """Tidy up after a process that was killed inside of `replace_folder`.
+
+    A folder that was moved aside and whose place is empty goes back; what else is left is removed.
+    Only for folders that nobody else is writing to.
+    """
+    for path in Path(parent).glob(".*-*"):
+        if not path.is_dir():
+            continue
+        place = path.with_name(path.name[1:].rpartition("-")[0])
+        if path.suffix == ".old" and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

@@ -39,6 +39,18 @@ def jsonable(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else str(value))
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        ValueError: It is no JSON, or nested deeper than Python can read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def write_atomic(path: str | Path, text: str) -> None:
     """Write `text` beside `path`, then rename it into place. Parent folders are made."""
     with atomic_file(path) as file:

@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import operator
 import random
+import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -62,6 +64,34 @@ def seeded(seed: int | None) -> Iterator[random.Random]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield random.Random(seed)
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of all global generators: torch's on every device, Python's, NumPy's.
+
+    NumPy's is among them if somebody has imported it.
+    """
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        states["numpy"] = (name, keys.tolist(), *rest)
+    return states
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Give the global generators back the states that `generator_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if "python" in states:
+        random.setstate(states["python"])
+    devices = states.get("cuda", ())
+    if len(devices) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(list(devices))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "numpy" in states:
+        numpy.random.set_state(states["numpy"])
 
 
 _row_seeds: ContextVar[tuple[int, ...] | None] = ContextVar("row_seeds", default=None)

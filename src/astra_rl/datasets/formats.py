@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 
 import yaml
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.text import well_formed
 from astra_rl.datasets.rows import Problems, Record
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, require
 
 LISTS = ("prompts", "rows", "data", "seeds", "payloads")
@@ -104,7 +105,7 @@ def _read_jsonl(data: bytes, problems: Problems, encoding: str) -> list[Record]:
         if not line.strip():
             continue
         try:
-            add_object(records, number, json.loads(line), problems)
+            add_object(records, number, parse_json(line), problems)
         except (ValueError, RecursionError) as error:
             problems.add(number, f"not JSON ({_reason(error)})")
     return records
@@ -113,7 +114,7 @@ def _read_jsonl(data: bytes, problems: Problems, encoding: str) -> list[Record]:
 def _read_json(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     text = _text_of(data, problems, encoding)
     try:
-        items = json.loads(text)
+        items = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{problems.source} is not JSON: {_reason(error)}.") from error
     return _listed(items, problems)
@@ -122,7 +123,7 @@ def _read_json(data: bytes, problems: Problems, encoding: str) -> list[Record]:
 def _read_yaml(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     text = _text_of(data, problems, encoding)
     try:
-        items = yaml.safe_load(text)
+        items = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" in line {mark.line + 1}"

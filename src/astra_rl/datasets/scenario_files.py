@@ -6,7 +6,6 @@ its rows. Those that come with the library are such files too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.benchmarks import load_benchmark
 from astra_rl.datasets.files import HUB_PREFIX, Loaded, load_items, load_rows, source_of_rows
@@ -22,6 +22,7 @@ from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
 from astra_rl.datasets.scenario import PromptRole, Scenario, divide
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "data"
@@ -198,11 +199,11 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
     path = _path_of(scenario)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        values = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"cannot read the scenario {str(path)!a}: {reason}.") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} must hold keys and values, for instance 'name: mine'.")

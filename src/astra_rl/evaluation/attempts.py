@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from astra_rl.core.jsonio import json_line
+from astra_rl.core.jsonio import json_line, parse_json
 from astra_rl.core.text import Conversation, Exchange, NoReply, well_formed
 from astra_rl.errors import ConfigurationError
 
@@ -471,7 +471,7 @@ def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
         ConfigurationError: It is something else.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"not {what}: it is no JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from astra_rl.core.contracts import check_length, is_missing
-from astra_rl.core.jsonio import write_atomic, write_json
+from astra_rl.core.jsonio import parse_json, write_atomic, write_json
 from astra_rl.core.moderator import Moderator, count_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.charts import calibration_panels
@@ -240,7 +239,7 @@ def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[s
     found: dict[str, Any] | None = None
     for path in sorted(Path(folder).glob("calibration-*.json")):
         try:
-            each = json.loads(path.read_text(encoding="utf-8"))
+            each = parse_json(path.read_text(encoding="utf-8"))
             matches = each["schema_version"] == SCHEMA_VERSION and each["identity"] == wanted
             newer = matches and (found is None or each["created"] >= found["created"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 
@@ -185,7 +185,7 @@ def _jsonl_rows(content: str, problems: list[str]) -> Iterator[tuple[int, dict[s
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except (ValueError, RecursionError):
             problems.append(f"line {line}: not JSON")
             continue

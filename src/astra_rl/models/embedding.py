@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.halving import in_batches
 from astra_rl.models.forward import read, token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
@@ -30,15 +31,19 @@ def mean_hidden_states(model: PreTrainedModel, sequences: Sequence[Sequence[int]
     width = model.config.get_text_config().hidden_size
     out = torch.zeros(len(sequences), width, device=model.device)
     rows = [row for row, sequence in enumerate(sequences) if sequence]
-    for batch in token_budget_batches(
+
+    def run(batch: Sequence[int]) -> Tensor:
+        # Nothing may be shared: every token's state is wanted.
+        reading = read(model, [sequences[rows[index]] for index in batch], [0] * len(batch))
+        mask = reading.mask[:, :, None].float()
+        return (reading.hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
+
+    batches = token_budget_batches(
         [len(sequences[row]) for row in rows],
         max_tokens=MAX_SCORING_TOKENS,
         max_rows=MAX_BATCH_ROWS,
-    ):
+    )
+    for batch, means in in_batches(batches, run, doing="embedding texts"):
         chosen = [rows[index] for index in batch]
-        # Nothing may be shared: every token's state is wanted.
-        reading = read(model, [sequences[row] for row in chosen], [0] * len(chosen))
-        mask = reading.mask[:, :, None].float()
-        means = (reading.hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
         out[torch.tensor(chosen, device=model.device)] = means
     return out

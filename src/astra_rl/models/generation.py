@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.halving import in_batches
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models.forward import (
@@ -140,26 +141,28 @@ def generate(
 
     Raises:
         ModelError: The model's logits are not finite, or it is of a family that cannot be read.
+        OutOfMemoryError: Memory is not enough for a single row; before that, batches are halved.
     """
     if sampling.temperature == 0:
         same = _first_of_same(prompts, score)
         if len(set(same)) < len(prompts):  # the likeliest text is the same each time
-            rows = sorted(set(same))
+            distinct = sorted(set(same))
             samples = generate(
                 model,
-                [prompts[row] for row in rows],
+                [prompts[row] for row in distinct],
                 sampling,
-                [seeds[row] for row in rows],
+                [seeds[row] for row in distinct],
                 stop_ids=stop_ids,
-                score=None if score is None else [score[row] for row in rows],
+                score=None if score is None else [score[row] for row in distinct],
                 memory=memory,
             )
-            by_row = dict(zip(rows, samples, strict=True))
+            by_row = dict(zip(distinct, samples, strict=True))
             return [by_row[row] for row in same]
     results: list[Sample | None] = [None] * len(prompts)
     lengths = [len(prompt) + sampling.max_new_tokens for prompt in prompts]
-    for rows in _batches(model, lengths):
-        batch = _generate_batch(
+
+    def run(rows: Sequence[int]) -> list[Sample]:
+        return _generate_batch(
             model,
             [prompts[row] for row in rows],
             sampling,
@@ -168,6 +171,10 @@ def generate(
             None if score is None else [score[row] for row in rows],
             memory,
         )
+
+    forget = memory.forget if memory is not None else lambda: None
+    batches = _batches(model, lengths)
+    for rows, batch in in_batches(batches, run, doing="sampling", release=forget):
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]

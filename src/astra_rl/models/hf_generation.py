@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from astra_rl.core.halving import in_batches
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.models.forward import token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
@@ -42,14 +43,18 @@ def generate_with_transformers(
         memory: Not used; each prompt is read whole.
     """
     results: list[Sample | None] = [None] * len(prompts)
-    for rows in token_budget_batches(
+
+    def run(rows: Sequence[int]) -> list[Sample]:
+        spans = None if score is None else [score[row] for row in rows]
+        with seeded(derive_seed(*(seeds[row] for row in rows))):
+            return _batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
+
+    batches = token_budget_batches(
         [len(prompt) + sampling.max_new_tokens for prompt in prompts],
         max_tokens=MAX_BATCH_TOKENS,
         max_rows=MAX_BATCH_ROWS,
-    ):
-        spans = None if score is None else [score[row] for row in rows]
-        with seeded(derive_seed(*(seeds[row] for row in rows))):
-            batch = _batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
+    )
+    for rows, batch in in_batches(batches, run, doing="sampling"):
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]

@@ -282,10 +282,39 @@ def _load_frozen(
                 f"{str(reference)!r} is not a trained {kind}: it has no weights for "
                 f"{sorted(report['missing_keys'])}."
             )
+        check_weights(model)
         model.requires_grad_(False)
         model = model.to(placed).eval()
         use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse weights that are not finite: every number that comes of them would be wrong.
+
+    It reads each weight once, and allocates next to nothing.
+
+    Raises:
+        ModelError: Some are not finite; the message names them.
+    """
+    # A sum is not finite if one of its terms is not. In half precision it may also overflow, so
+    # only what is suspected is looked at closely.
+    broken = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point()
+        and weight.device.type != "meta"
+        and not torch.isfinite(weight.sum(dtype=torch.float32))
+        and not torch.isfinite(weight).all()
+    ]
+    if broken:
+        are = "is" if len(broken) == 1 else "are"
+        raise ModelError(
+            f"{len(broken)} of its weights {are} not finite: {', '.join(broken[:3])}"
+            f"{', ...' if len(broken) > 3 else ''}. The file is broken, or the model diverged in "
+            "training; use an earlier checkpoint."
+        )
 
 
 def load_tokenizer(

@@ -92,6 +92,10 @@ class ConversationMemory:
         while self._entries and sum(entry.size for entry in self._entries) > MAX_MEMORY_BYTES:
             self._entries.pop(0)
 
+    def forget(self) -> None:
+        """Let go of everything, for instance because memory is short; it will be read again."""
+        self._entries.clear()
+
     def recall(self, sequences: Sequence[Sequence[int]]) -> Recalled | None:
         """Find texts that the sequences begin with; None if that saves less than half of the work.
 

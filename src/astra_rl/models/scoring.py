@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.halving import in_batches
 from astra_rl.models.forward import read, suffix_logprobs, token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS
 
@@ -22,7 +23,8 @@ def continuation_logprobs(
     """Score continuations token by token at temperature 1.
 
     With autograd on, all rows are one graph; how many rows fit is the caller's choice. With
-    autograd off, rows are cut into batches of similar length.
+    autograd off, rows are cut into batches of similar length, and those halved where memory is not
+    enough.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -46,12 +48,16 @@ def continuation_logprobs(
         return _score(model, sequences, starts)
     width = max((len(continuation) for continuation in continuations), default=0)
     out = torch.zeros(len(prompts), width, device=model.device)
-    for rows in token_budget_batches(
+
+    def run(rows: Sequence[int]) -> Tensor:
+        return _score(model, [sequences[row] for row in rows], [starts[row] for row in rows])
+
+    batches = token_budget_batches(
         [len(sequence) for sequence in sequences],
         max_tokens=MAX_SCORING_TOKENS,
         max_rows=MAX_BATCH_ROWS,
-    ):
-        part = _score(model, [sequences[row] for row in rows], [starts[row] for row in rows])
+    )
+    for rows, part in in_batches(batches, run, doing="scoring"):
         out[torch.tensor(rows, device=model.device), : part.shape[1]] = part
     return out
 

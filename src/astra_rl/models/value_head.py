@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from astra_rl.core.halving import in_batches
 from astra_rl.errors import ModelError
-from astra_rl.models.forward import read, token_budget_batches
+from astra_rl.models.forward import Reading, read, token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
 
@@ -94,15 +95,22 @@ def predictor_states(
         len(prompts), width, model.config.get_text_config().hidden_size, device=model.device
     )
     lengths = [len(a) + len(b) for a, b in zip(prompts, continuations, strict=True)]
-    batches: Sequence[Sequence[int]] = [range(len(prompts))] if prompts else []
-    if not torch.is_grad_enabled():
-        batches = list(
-            token_budget_batches(lengths, max_tokens=MAX_SCORING_TOKENS, max_rows=MAX_BATCH_ROWS)
-        )
-    for rows in batches:
+
+    def run(rows: Sequence[int]) -> Reading:
         # The last token of a sequence is predicted, and predicts nothing that is asked for.
         heads = [[*prompts[row], *continuations[row][:-1]] for row in rows]
-        reading = read(model, heads, [len(prompts[row]) - 1 for row in rows])
+        return read(model, heads, [len(prompts[row]) - 1 for row in rows])
+
+    readings: Iterable[tuple[Sequence[int], Reading]]
+    if torch.is_grad_enabled():
+        every = range(len(prompts))
+        readings = [(every, run(every))] if prompts else []
+    else:
+        batches = token_budget_batches(
+            lengths, max_tokens=MAX_SCORING_TOKENS, max_rows=MAX_BATCH_ROWS
+        )
+        readings = in_batches(batches, run, doing="estimating values")
+    for rows, reading in readings:
         for index, row in enumerate(rows):
             count = len(continuations[row])
             start = len(prompts[row]) - 1 - int(reading.suffix_starts[index])

@@ -32,10 +32,12 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
     from astra_rl.moderators.refusal import RefusalModerator as RefusalModerator
     from astra_rl.moderators.secret_leak import SecretLeakModerator as SecretLeakModerator
     from astra_rl.moderators.shield_gemma import ShieldGemmaModerator as ShieldGemmaModerator
+    from astra_rl.moderators.tolerant import TolerantModerator as TolerantModerator
     from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
 _CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
 _CLASSES["CachedModerator"] = "caching:CachedModerator"
+_CLASSES["TolerantModerator"] = "tolerant:TolerantModerator"
 
 __all__ = ["MODERATORS", *sorted(_CLASSES)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.moderators.identity import weights_of
@@ -62,9 +63,14 @@ class DetoxifyModerator(Moderator[str, str]):
         # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
         scores: list[float] = [Score.missing("not scored")] * len(x)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            outputs = self.model.predict([str(x[row]) for row in rows])[self.harm_category]
+        starts = range(0, len(order), self.batch_size)
+        batches = (order[start : start + self.batch_size] for start in starts)
+
+        def run(rows: Sequence[int]) -> Sequence[float]:
+            found = self.model.predict([str(x[row]) for row in rows])
+            return found[self.harm_category]  # type: ignore[no-any-return]
+
+        for rows, outputs in in_batches(batches, run, doing="judging"):
             for row, output in zip(rows, outputs, strict=True):
                 scores[row] = Score.checked(float(output))
         return scores

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.contracts import check_length
+from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange, well_formed
 from astra_rl.errors import ConfigurationError, ModelError
@@ -257,10 +258,14 @@ class GuardModerator(Moderator[str, str], ABC):
         """Yield each path with the probabilities of the answers that may follow; they sum to 1."""
         asked = [self._tokenised(prompts[path.row] + path.said, question) for path in paths]
         found: dict[int, list[float]] = {}
-        for rows in token_budget_batches(
+        batches = token_budget_batches(
             [len(ids) for ids, _ in asked], max_tokens=MAX_BATCH_TOKENS, max_rows=self.batch_size
-        ):
-            logits = self._next_logits([asked[row][0] for row in rows])
+        )
+
+        def run(rows: Sequence[int]) -> Tensor:
+            return self._next_logits([asked[row][0] for row in rows])
+
+        for rows, logits in in_batches(batches, run, doing="judging"):
             for row, values in zip(rows, logits, strict=True):
                 mass = torch.stack([values[tokens].logsumexp(0) for tokens in asked[row][1]])
                 found[row] = mass.softmax(0).tolist()

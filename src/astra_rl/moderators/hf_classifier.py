@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -82,9 +83,13 @@ class HFClassifierModerator(Moderator[str, str]):
         # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
         scores: list[float] = [Score.missing("not scored")] * len(x)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            harmful = self._harmful_probabilities([x[row] for row in rows])
+        starts = range(0, len(order), self.batch_size)
+        batches = (order[start : start + self.batch_size] for start in starts)
+
+        def run(rows: Sequence[int]) -> Tensor:
+            return self._harmful_probabilities([x[row] for row in rows])
+
+        for rows, harmful in in_batches(batches, run, doing="judging"):
             for row, score in zip(rows, harmful.tolist(), strict=True):
                 # Rounding may carry a sum of probabilities past 1.
                 scores[row] = Score.checked(min(score, 1.0) if score < 1.01 else score)

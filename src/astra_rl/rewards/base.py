@@ -109,7 +109,10 @@ class RewardTerm(RewardPart):
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the value of each turn, and the same by name."""
-        values = [float(value) for value in self(models, exchanges)]
+        # A Score that is missing says why, which float() would make it forget.
+        values = [
+            value if isinstance(value, float) else float(value) for value in self(models, exchanges)
+        ]
         check_length(values, len(exchanges), source=f"reward term {self.name!r}")
         return values, [{self.name: value} for value in values]
 

@@ -97,8 +97,7 @@ class Harm(RewardTerm):
             earlier = earlier_scores(moderator, exchanges, level.depth)
             scores = [max_or_missing([*old, new]) for old, new in zip(earlier, scores, strict=True)]
         values = [
-            # A plain sum, so that one missing reply makes the mean missing.
-            sum(map(_SCALES[self.scale], scores[row :: len(exchanges)])) / self.replies
+            _mean([_scaled(score, self.scale) for score in scores[row :: len(exchanges)]])
             for row in range(len(exchanges))
         ]
         if self.of == "last_turn":
@@ -119,21 +118,28 @@ class Harm(RewardTerm):
 
 _FLOOR = 1e-6
 _SCALES: dict[str, Callable[[float], float]] = {
-    "probability": float,
-    "log": lambda p: math.log(_within(p, _FLOOR)),
-    "log_complement": lambda p: -math.log(_within(1 - p, _FLOOR)),
+    "probability": lambda p: p,
+    "log": lambda p: math.log(max(p, _FLOOR)),
+    "log_complement": lambda p: -math.log(max(1 - p, _FLOOR)),
 }
 
 
-def _within(p: float, floor: float) -> float:
-    return p if is_missing(p) else max(floor, p)  # max() would turn NaN into the floor
+def _scaled(score: float, scale: Scale) -> float:
+    return score if is_missing(score) else _SCALES[scale](score)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """The mean; if one is missing that one, which may know why."""
+    missing = next((score for score in scores if is_missing(score)), None)
+    return sum(scores) / len(scores) if missing is None else missing
 
 
 def judge(moderator: Moderator[Any, Any], texts: Sequence[Exchange]) -> list[float]:
     """Ask a moderator; not every one accepts an empty batch."""
     scores = moderator.moderate(texts) if texts else []
     check_length(scores, len(texts), source=type(moderator).__name__)
-    return [float(score) for score in scores]
+    # A Score that is missing says why, which float() would make it forget.
+    return [score if isinstance(score, float) else float(score) for score in scores]
 
 
 def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int) -> list[Exchange]:

@@ -29,6 +29,7 @@ from astra_rl.models.loading import LoraOptions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.registry import moderator_class
+from astra_rl.moderators.tolerant import TolerantModerator
 from astra_rl.rewards.base import RewardPart, readings
 from astra_rl.runs.config import (
     AlgorithmConfig,
@@ -290,18 +291,19 @@ def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -
 def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Moderator[str, str]:
     """Make a moderator of its name and options; the same text is never judged twice.
 
+    What goes wrong in it later is a missing score, see `TolerantModerator`.
+
     Raises:
         AstraError: It cannot be made; the message says where in the configuration and why.
     """
     parts = [build_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
-    return CachedModerator(
-        _construct(
-            f"{where}.options",
-            moderator_class(config.type),
-            _completers(f"{where}.options", config.options),
-            *([parts] if parts else []),
-        )
+    moderator = _construct(
+        f"{where}.options",
+        moderator_class(config.type),
+        _completers(f"{where}.options", config.options),
+        *([parts] if parts else []),
     )
+    return CachedModerator(TolerantModerator(moderator, time_limit=config.time_limit))
 
 
 def build_algorithm(
@@ -393,6 +395,7 @@ def _training(config: RunConfig) -> TrainingConfiguration:
         num_episodes_per_experience=training.episodes_per_step,
         max_grad_norm=training.max_grad_norm,
         max_nonfinite_losses=training.max_nonfinite_losses,
+        max_unscored_steps=training.max_unscored_steps,
         seed=config.seed,
     )
 

@@ -21,6 +21,7 @@ from pydantic import (
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.redaction import learn_from, redact_settings, redacted_places
 from astra_rl.datasets.scenario_files import read_scenario_file
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
@@ -118,6 +119,9 @@ class ModeratorConfig(_Section):
     type: str = Field(description="Which moderator: a name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     of: tuple[ModeratorConfig, ...] = Field((), description="Of a composition, its moderators.")
+    time_limit: float | None = Field(
+        1800.0, gt=0, description="Seconds a call may take before its scores are missing."
+    )
 
     @field_validator("type")
     @classmethod
@@ -226,8 +230,16 @@ class TrainingConfig(_Section):
     max_nonfinite_losses: int = Field(
         3, ge=1, description="So many updates in a row that are not finite end the training."
     )
+    max_unscored_steps: int = Field(
+        5, ge=1, description="So many steps in a row without a single score end the training."
+    )
     save_every: int = Field(
         25, ge=0, description="Steps between states to go on from; 0 saves at the end only."
+    )
+    save_total_limit: int = Field(2, ge=1, description="States that are kept, the newest.")
+    save_best: bool = Field(
+        True,
+        description="Also keep the attacker of the best training success, as checkpoints/best.",
     )
     max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
     stop_at_success: float | None = Field(
@@ -362,7 +374,7 @@ def load_config(
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:
     """Parse YAML text; see `load_config`."""
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -411,7 +423,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
 def _read_section(path: str, name: str) -> Any:
     """Read a file that holds a section alone, or under its name."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot read the {name} {path}: {error}") from error
     if not isinstance(values, dict):
@@ -447,7 +459,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigurationError(f"--set {override}: {parent} is a value, not a section.")
         section = inner
     try:
-        section[last] = yaml.safe_load(value)
+        section[last] = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
 

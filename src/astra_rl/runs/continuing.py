@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import hashlib
+import shlex
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,12 +15,20 @@ from types import FrameType
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
-from astra_rl.core.jsonio import json_line
-from astra_rl.errors import ConfigurationError
+from astra_rl.core.jsonio import json_line, parse_json
+from astra_rl.datasets.yaml_text import parse_yaml
+from astra_rl.errors import (
+    AstraError,
+    ConfigurationError,
+    InterruptedRunError,
+    StorageError,
+)
 from astra_rl.logging import logger
-from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config import RunConfig, parse_config
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.versions import versions
 
 _MAY_CHANGE = ("budget", "cache")
 """Sections of the configuration that change nothing of what is found."""
@@ -33,20 +44,30 @@ def check_can_run_in(folder: Path) -> None:
         return
     if not (folder / "config.yaml").is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and "seconds" in json.loads(manifest.read_text(encoding="utf-8")):
+    run = RunFolder(folder)
+    # The page comes last: without it the run was ended while it finished.
+    if run.manifest.is_file() and run.report.is_file() and "seconds" in run.read_manifest():
         raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
 
 
-def check_same_run(config: RunConfig, folder: RunFolder, *, force: bool = False) -> None:
+def check_same_run(
+    config: RunConfig, folder: RunFolder, *, digest: str | None = None, force: bool = False
+) -> None:
     """Refuse to go on with a run whose configuration was another.
+
+    Args:
+        config: The configuration now.
+        folder: The run.
+        digest: Checksum of the configuration that its newest state was made with, if it is known.
+        force: Warn only, and take the configuration of now.
 
     Raises:
         ConfigurationError: It was; the settings that differ are named.
     """
-    then = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    now = yaml.safe_load(config.to_yaml())
+    then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
     changes = list(differences(_fixed(then), _fixed(now)))
+    if digest is not None and digest != config_digest(folder):
+        changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
         if then != now:
             folder.write_text(folder.config, config.to_yaml())
@@ -62,7 +83,38 @@ def check_same_run(config: RunConfig, folder: RunFolder, *, force: bool = False)
     folder.write_text(folder.config, config.to_yaml())
 
 
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _configuration_then(folder: RunFolder) -> Any:
+    """Return the settings a run was begun with; those that came later have their defaults."""
+    text = folder.config.read_text(encoding="utf-8", errors="replace")
+    try:
+        return yaml.safe_load(parse_config(text, source=str(folder.config)).to_yaml())
+    except ConfigurationError:  # of another version: compared as it is
+        with contextlib.suppress(yaml.YAMLError):
+            return parse_yaml(text)
+    return None
+
+
+def config_digest(folder: RunFolder) -> str | None:
+    """Return the checksum of a run's configuration, as its states keep it; None without one."""
+    if not folder.config.is_file():
+        return None
+    text = yaml.safe_dump(_fixed(_configuration_then(folder)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_versions(then: Mapping[str, str]) -> None:
+    """Warn of versions that differ from those a state was made with: numbers may differ too."""
+    changes = list(differences(then, versions()))
+    if changes:
+        logger.warning(
+            "going on with other versions, so not exactly as it would have been: %s",
+            "; ".join(changes),
+        )
+
+
+def _fixed(settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {}
     return {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
 
 
@@ -80,18 +132,19 @@ def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
     """Refuse to go on with prompts that have changed.
 
     Raises:
-        ConfigurationError: A source has another checksum.
+        ConfigurationError: A source has another checksum, is new, or is gone.
     """
     if not folder.manifest.is_file():
         return
-    then = json.loads(folder.manifest.read_text(encoding="utf-8")).get("prompts", [])
+    then = folder.read_manifest().get("prompts", [])
     known = {source["name"]: source["sha256"] for source in then}
-    for source in now:
-        if known.get(source["name"], source["sha256"]) != source["sha256"]:
-            raise ConfigurationError(
-                f"the prompts {source['name']} have changed since {folder.path} was begun. Restore "
-                "them, or go on all the same with --force."
-            )
+    given = {source["name"]: source["sha256"] for source in now}
+    changed = [name for name in {**known, **given} if known.get(name) != given.get(name)]
+    if known and changed:
+        raise ConfigurationError(
+            f"the prompts {', '.join(changed)} have changed since {folder.path} was begun. Restore "
+            "them, or go on all the same with --force."
+        )
 
 
 def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
@@ -99,10 +152,10 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
     if not folder.metrics.is_file():
         return []
     rows: list[dict[str, Any]] = []
-    for line in folder.metrics.read_text(encoding="utf-8").split("\n"):
+    for line in folder.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):  # a line that was cut off
-            row = json.loads(line)
-            if row["step"] <= step:
+            row = parse_json(line)
+            if _is_row(row) and row["step"] <= step:
                 rows.append(row)
     folder.write_text(folder.metrics, "".join(json_line(row) + "\n" for row in rows))
     return [
@@ -111,15 +164,28 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
     ]
 
 
+def _is_row(row: Any) -> bool:
+    """Whether a line holds numbers by name, the step among them; damage may leave anything."""
+    return (
+        isinstance(row, dict)
+        and row.get("step") is not None
+        and all(value is None or isinstance(value, int | float) for value in row.values())
+    )
+
+
 @contextlib.contextmanager
-def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+def interruptible(
+    stop: Callable[[], None],
+    *,
+    saying: str = "finishing the step and saving; once more to end at once",
+) -> Iterator[None]:
     """Call `stop` on SIGINT and SIGTERM inside the block; a second signal ends at once."""
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        logger.warning("finishing the step and saving; once more to end at once")
+        logger.warning(saying)
         for each, handler in before.items():
             signal.signal(each, handler)
         stop()
@@ -130,3 +196,41 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """Return what to type to go on with a run."""
+    return f"Continue with: astra-rl resume {shlex.quote(str(folder.path))}"
+
+
+@contextlib.contextmanager
+def ending_well(folder: RunFolder) -> Iterator[None]:
+    """Make of signals and of a full disk, inside the block, an error that says how to go on.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM came.
+        StorageError: Something could not be written.
+    """
+
+    def stop() -> None:
+        raise InterruptedRunError(
+            f"interrupted; what was saved is in {folder.path}. {how_to_go_on(folder)}"
+        )
+
+    try:
+        with interruptible(stop, saying="stopping"):
+            yield
+    except (OSError, SafetensorError, sqlite3.OperationalError) as error:
+        if isinstance(error, AstraError):
+            raise
+        if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
+            raise
+        raise StorageError(
+            f"cannot write to {folder.path}: {getattr(error, 'strerror', None) or error}. What was "
+            f"saved before is still there; make room, or make it writable. {how_to_go_on(folder)}"
+        ) from error
+
+
+_CANNOT_WRITE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+)

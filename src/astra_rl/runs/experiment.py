@@ -6,16 +6,17 @@ import contextlib
 import hashlib
 import json
 import math
-import shlex
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from astra_rl.core.checkpointing import remove_leftovers
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import is_missing
+from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.redaction import redact_message, redact_settings
 from astra_rl.errors import (
@@ -41,15 +42,19 @@ from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.continuing import (
     check_same_prompts,
     check_same_run,
+    check_versions,
+    config_digest,
+    ending_well,
+    how_to_go_on,
     interruptible,
     kept_metrics,
 )
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.reporting import write_run_page
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
-from astra_rl.runs.versions import versions
+from astra_rl.runs.versions import git_revision, versions
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.resuming import load_state, save_state
@@ -137,12 +142,15 @@ class RunTrainer(HFASTTrainer):
             tracker=tracker,
         )
         self.limits = config.training
+        self._problem = experiment.problem
         self.threshold = config.evaluation.threshold
         moderator = experiment.problem.moderator
         self.log = log
         self.states = folder.states
         self.interrupted = False
-        self._labels = labels_of(config, "training", categories=experiment.categories)
+        self._labels = labels_of(
+            config, "training", run=_name_of(folder), categories=experiment.categories
+        )
         self._judge = identity_of(moderator).name
         self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
@@ -159,6 +167,8 @@ class RunTrainer(HFASTTrainer):
         self._watched: Metrics = {}
         self.spent: BudgetSpentError | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._best_success = -math.inf
+        self._config_digest = config_digest(folder)
         self._started = self._elapsed = 0.0
         self._set_learning_rate(0)
 
@@ -183,6 +193,9 @@ class RunTrainer(HFASTTrainer):
             "trials": dict(self._trials),
             "elapsed": self._elapsed,
             "watch": None if self.watch is None else self.watch.state_dict(),
+            "best_success": self._best_success,
+            "config_sha256": self._config_digest,
+            "versions": versions(),
         }
         return {**super().state_dict(), "run": run}
 
@@ -193,14 +206,25 @@ class RunTrainer(HFASTTrainer):
         self._recent.extend(run["recent"])
         self._trials = Counter(run["trials"])
         self._elapsed = run["elapsed"]
+        self._best_success = run.get("best_success", -math.inf)
         if self.watch is not None and run["watch"] is not None:
             self.watch.load_state_dict(run["watch"])
         self.should_stop = self._is_enough()
         self._set_learning_rate(self.completed_steps)
 
     def save_state(self) -> None:
-        """Keep all that the rest of the training depends on."""
-        save_state(self.states, self.completed_steps, self.state_dict())
+        """Keep all that the rest of the training depends on, and the attacker if it is the best."""
+        # By training success: the best on held-out prompts would no longer be held out.
+        recent = mean_of_present(self._recent)
+        if self.limits.save_best and recent > self._best_success:
+            self._best_success = recent
+            self.save("best", {"step": self.completed_steps, "training_success": recent})
+        save_state(
+            self.states,
+            self.completed_steps,
+            self.state_dict(),
+            keep=self.limits.save_total_limit,
+        )
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Count what the step found, track it, and see whether it is time to stop."""
@@ -209,10 +233,13 @@ class RunTrainer(HFASTTrainer):
         judged = [node for node in nodes if "harm_response" in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
+        self._problem.forget_scores()
         found = {
             "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),
             "tokens": float(sum(map(_token_count, nodes))),
+            "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
+            "overflows": _share(_is_overflow(node) for node in nodes),
             **self._count_unscored(),
             **self._watched,
         }
@@ -223,7 +250,8 @@ class RunTrainer(HFASTTrainer):
         self.should_stop = self.should_stop or self._is_enough() or self._is_spent()
         every = self.limits.save_every
         is_last = self.should_stop or step == self.config.training_steps
-        if is_last or (every and step % every == 0):
+        # A step without a score teaches nothing, so what ends the run for it loses nothing.
+        if is_last or (every and step % every == 0) or self.unscored_steps:
             self.save_state()
 
     def _look_over(self, graphs: Sequence[Graph[str, str]]) -> None:
@@ -315,10 +343,14 @@ def run_experiment(
 
     Raises:
         InterruptedRunError: A signal asked to stop; the run can be continued.
+        StorageError: The disk is full, or the folder read-only; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
-    go_on = f"astra-rl resume {shlex.quote(str(folder.path))}"
-    with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+    go_on = how_to_go_on(folder)
+    with (
+        ending_well(folder),
+        AttemptLog(folder.attempts, write=True) as log,  # which nobody else may write now
+    ):
         try:
             with spending(config, folder.path, keep_ledger=True) as ledger:
                 try:
@@ -327,13 +359,10 @@ def run_experiment(
                     ledger.ended_by.append(str(error))
                     option = "--" + error.limit.replace("_", "-")
                     raise BudgetEndedError(
-                        f"{error}; everything is saved. Continue with more: {go_on} {option} "
-                        f"{2 * error.most:g}"
+                        f"{error}; everything is saved. {go_on} {option} {2 * error.most:g}"
                     ) from error
-        except KeyboardInterrupt:  # outside of a training step, which a signal lets finish
-            raise InterruptedRunError(f"interrupted; continue with: {go_on}") from None
         except EndpointError as error:
-            raise EndpointError(f"{error} Everything is saved; continue with: {go_on}") from error
+            raise EndpointError(f"{error} Everything is saved. {go_on}") from error
 
 
 def _do_run(
@@ -346,18 +375,24 @@ def _do_run(
 ) -> Result:
     command = redact_message(command)
     seconds: dict[str, float] = {}
+    remove_leftovers(folder.states)
+    remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
     record = manifest(config, command)
-    if saved is None:
-        folder.write_text(folder.config, config.to_yaml())
+    if folder.config.is_file():
+        state = {} if saved is None else saved[1].get("run", {})
+        check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
+        check_versions(state.get("versions", versions()))
     else:
-        check_same_run(config, folder, force=force)
+        folder.write_text(folder.config, config.to_yaml())
+    if saved is not None:
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
     with _timed(seconds, display, "loading models"):
         experiment = build(config)
+    record["run"] = _name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     record |= _described_target(experiment)
-    if saved is not None and not force:
+    if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
     before = None
@@ -417,8 +452,8 @@ def _train(trainer: RunTrainer, folder: RunFolder, display: Display) -> None:
             display.training_ends()
     if trainer.interrupted:
         raise InterruptedRunError(
-            f"interrupted after step {trainer.completed_steps}; everything is saved. Continue "
-            f"with: astra-rl resume {shlex.quote(str(folder.path))}"
+            f"interrupted after step {trainer.completed_steps}; everything is saved. "
+            f"{how_to_go_on(folder)}"
         )
     if trainer.spent is not None:
         raise trainer.spent
@@ -436,7 +471,7 @@ def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None
 def _continued(folder: RunFolder) -> list[Any]:
     if not folder.manifest.is_file():
         return []
-    earlier: list[Any] = json.loads(folder.manifest.read_text("utf-8")).get("continued", [])
+    earlier: list[Any] = folder.read_manifest().get("continued", [])
     return earlier
 
 
@@ -472,9 +507,12 @@ def evaluate_within_budget(
     Raises:
         BudgetSpentError: Nothing was played, or `partly` is false.
     """
+    experiment.problem.forget_scores()
     evaluator = experiment.evaluator
     evaluator.record = log.append
-    evaluator.labels = labels_of(config, phase, categories=experiment.categories)
+    evaluator.labels = labels_of(
+        config, phase, run=_name_of(folder), categories=experiment.categories
+    )
     ordinary = ordinary_use(config, experiment.problem)
     evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
     planned = evaluator.planned * config.evaluation.trials
@@ -485,19 +523,32 @@ def evaluate_within_budget(
     return metrics, spent
 
 
+def _name_of(folder: RunFolder) -> str | None:
+    """Return what the attempts of a run are filed under since it was begun.
+
+    It stays when a run is gone on with by force: attempts that are made again replace the first.
+    """
+    known = folder.read_manifest().get("run") if folder.manifest.is_file() else None
+    return known if isinstance(known, str) else None
+
+
 def labels_of(
     config: RunConfig,
     phase: str,
     *,
     attacker: str | None = None,
+    run: str | None = None,
     categories: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Say who plays in a part of a run, and of which kinds its openings are."""
+    """Say who plays in a part of a run, and of which kinds its openings are.
+
+    None as `run` names it after the configuration.
+    """
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     known = config.without_budget().to_yaml()
     digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
     return Labels(
-        digest,
+        run or digest,
         phase,
         attacker or f"{config.attacker.model} ({state})",
         redact_settings(config.target.name),
@@ -516,14 +567,27 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:
     """Return what is needed to tell one run from another."""
     return {
-        "schema_version": 1,
+        "schema_version": MANIFEST_VERSION,
         "title": config.title,
         "command": command,
         "seed": config.seed,
         "trust_remote_code": config.trust_remote_code,
+        "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
         "versions": versions(),
+        "git_revision": git_revision(Path.cwd()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _share(marks: Iterable[bool]) -> float:
+    known = list(marks)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _is_overflow(node: Node[str, str]) -> bool:
+    """Whether one of the two had no room left in its window."""
+    reasons = (getattr(said, "finish_reason", None) for said in (node.attack, node.response))
+    return "context_overflow" in reasons
 
 
 def _token_count(node: Node[str, str]) -> int:

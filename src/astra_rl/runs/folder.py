@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import json_line, write_atomic, write_json
+from astra_rl.core.jsonio import json_line, parse_json, write_atomic, write_json
 from astra_rl.errors import ConfigurationError
+
+MANIFEST_VERSION = 1
+"""Goes up when an older reader would misread the manifest of a run."""
 
 
 class RunFolder:
@@ -103,6 +106,29 @@ class RunFolder:
     def evaluation(self, name: str) -> Path:
         """Result of an evaluation, for instance ``"before"``."""
         return self.path / f"evaluation_{file_stem(name)}.json"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return what the manifest says.
+
+        Raises:
+            ConfigurationError: There is none, it is damaged, or of a newer version.
+        """
+        try:
+            record: Any = parse_json(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"cannot read {self.manifest}: {type(error).__name__}. Without it nobody knows "
+                "what this run is; restore it, or remove the folder."
+            ) from error
+        version = record.get("schema_version") if isinstance(record, dict) else None
+        if not isinstance(version, int):
+            raise ConfigurationError(f"{self.manifest} is not the manifest of a run.")
+        if version > MANIFEST_VERSION:
+            raise ConfigurationError(
+                f"{self.manifest} was written by a newer version of astra-rl (schema {version}, "
+                f"this one reads up to {MANIFEST_VERSION}); update it to read this run."
+            )
+        return dict(record)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run atomically."""

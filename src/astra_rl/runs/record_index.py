@@ -34,6 +34,8 @@ CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);
 CREATE TABLE state (indexed INTEGER NOT NULL, unreadable INTEGER NOT NULL);
 INSERT INTO state VALUES (0, 0);
 """
+DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError, OverflowError)
+"""What reading a damaged index may raise: SQLite itself, or values of other types than written."""
 COLUMNS = ", ".join(AttemptRow._fields)
 
 
@@ -121,8 +123,7 @@ def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
     index = _index_path(path)
     known = _open_index_to_read(path)
     if known is None:
-        for end in ("", "-wal", "-shm"):
-            index.with_name(index.name + end).unlink(missing_ok=True)
+        remove_index(path)
         connection = _new_index(str(index))
     else:
         known.close()
@@ -132,6 +133,31 @@ def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         yield connection
+
+
+def remove_index(path: Path) -> None:
+    """Remove the index of a log; it is made again. Needs the lock."""
+    index = _index_path(path)
+    for end in ("", "-wal", "-shm"):
+        index.with_name(index.name + end).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading_index(path: Path) -> Iterator[None]:
+    """Make one named error of whatever a damaged index leads to inside the block.
+
+    Raises:
+        ConfigurationError: It is damaged; the message says that it can be deleted.
+    """
+    try:
+        yield
+    except AstraError:
+        raise
+    except DAMAGE as error:
+        raise ConfigurationError(
+            f"{_index_path(path)} is damaged ({error}). Delete it: it only repeats what {path} "
+            "says, and is made again."
+        ) from error
 
 
 def _new_index(database: str) -> sqlite3.Connection:
@@ -155,7 +181,7 @@ def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
             connection = sqlite3.connect(f"{name}?{options}", uri=True)
             if _is_index_of(connection, path):
                 return connection
-        except sqlite3.DatabaseError:
+        except DAMAGE:
             pass
         if connection is not None:
             connection.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow
 from astra_rl.evaluation.summary import Summary, summarise
@@ -78,7 +78,7 @@ def planned_attempts(folder: RunFolder) -> dict[str, int]:
     if not folder.planned.is_file():
         return {}
     try:
-        known = json.loads(folder.planned.read_text(encoding="utf-8"))
+        known = parse_json(folder.planned.read_text(encoding="utf-8"))
         return {str(phase): int(count) for phase, count in known.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"cannot read {folder.planned}: {error}") from error

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.logging import logger
 from astra_rl.runs.record_index import (
     COLUMNS,
+    DAMAGE,
     Health,
     LogInUseError,
     catch_up,
@@ -28,6 +31,8 @@ from astra_rl.runs.record_index import (
     open_to_add,
     open_to_read,
     read_attempt,
+    reading_index,
+    remove_index,
 )
 
 __all__ = ["AttemptLog", "Health", "LogInUseError"]
@@ -83,16 +88,39 @@ class AttemptLog:
 
     def _open(self, write: bool) -> None:
         if not write:
-            self._index, self.health = open_to_read(self.path, self._resources)
+            try:
+                self._index, self.health = open_to_read(self.path, self._resources)
+            except DAMAGE as error:
+                if isinstance(error, AstraError):
+                    raise
+                with contextlib.suppress(LogInUseError, OSError), lock(self.path):
+                    remove_index(self.path)
+                with reading_index(self.path):
+                    self._index, self.health = open_to_read(self.path, self._resources)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._resources.enter_context(lock(self.path))
         self._file = self._resources.enter_context(open(self.path, "ab"))  # noqa: SIM115
-        self._index = self._resources.enter_context(open_to_add(self.path))
-        self.health = catch_up(self.path, self._index)
+        self._indexing = self._resources.enter_context(contextlib.ExitStack())
+        try:
+            self._open_index()
+        except DAMAGE as error:
+            if isinstance(error, AstraError | sqlite3.OperationalError):
+                raise
+            self._make_index_again()
         if self.health.torn:
             self._file.truncate(self.path.stat().st_size - self.health.torn)
         self._file.seek(0, os.SEEK_END)
+
+    def _open_index(self) -> None:
+        self._index = self._indexing.enter_context(open_to_add(self.path))
+        self.health = catch_up(self.path, self._index)
+
+    def _make_index_again(self) -> None:
+        logger.warning("the index of %s was damaged and is made again", self.path)
+        self._indexing.close()
+        remove_index(self.path)
+        self._open_index()
 
     def append(self, attempt: Attempt) -> None:
         """Add an attempt. It is safe on disk after the next flush, by itself or by `flush`.
@@ -114,10 +142,15 @@ class AttemptLog:
             return
         self._file.flush()
         os.fsync(self._file.fileno())
-        with self._index:
-            for attempt, start, size in self._waiting:
-                insert(self._index, attempt, start, size)
-            self._index.execute("UPDATE state SET indexed = ?", (self._file.tell(),))
+        try:
+            with self._index:
+                for attempt, start, size in self._waiting:
+                    insert(self._index, attempt, start, size)
+                self._index.execute("UPDATE state SET indexed = ?", (self._file.tell(),))
+        except sqlite3.OperationalError:  # for instance a full disk
+            raise
+        except sqlite3.DatabaseError:  # damaged; the log itself has everything
+            self._make_index_again()
         self._waiting.clear()
 
     def close(self) -> None:
@@ -140,12 +173,14 @@ class AttemptLog:
         self.close()
 
     def __len__(self) -> int:
-        count: int = self._index.execute("SELECT count(*) FROM attempts").fetchone()[0]
+        with reading_index(self.path):
+            count: int = self._index.execute("SELECT count(*) FROM attempts").fetchone()[0]
         return count
 
     def __contains__(self, key: str) -> bool:
-        found = self._index.execute("SELECT 1 FROM attempts WHERE id = ?", (key,))
-        return found.fetchone() is not None
+        with reading_index(self.path):
+            found = self._index.execute("SELECT 1 FROM attempts WHERE id = ?", (key,))
+            return found.fetchone() is not None
 
     def __iter__(self) -> Iterator[Attempt]:
         return self.attempts()
@@ -156,11 +191,12 @@ class AttemptLog:
         Raises:
             KeyError: There is none.
         """
-        found = self._index.execute("SELECT start, size FROM attempts WHERE id = ?", (key,))
-        place = found.fetchone()
+        with reading_index(self.path):
+            found = self._index.execute("SELECT start, size FROM attempts WHERE id = ?", (key,))
+            place = found.fetchone()
         if place is None:
             raise KeyError(key)
-        with open(self.path, "rb") as file:
+        with reading_index(self.path), open(self.path, "rb") as file:
             return read_attempt(file, *place)
 
     def rows(
@@ -181,12 +217,14 @@ class AttemptLog:
                 ``target``, ``outcome``, ``prompt_id``.
         """
         for values in self._select(COLUMNS, order, limit, offset, equal):
-            row = AttemptRow(*values)
-            failed = row.last_turn_failed
-            yield row._replace(
-                outcome=Outcome(row.outcome),
-                last_turn_failed=None if failed is None else bool(failed),
-            )
+            with reading_index(self.path):
+                row = AttemptRow(*values)
+                failed = row.last_turn_failed
+                row = row._replace(
+                    outcome=Outcome(row.outcome),
+                    last_turn_failed=None if failed is None else bool(failed),
+                )
+            yield row
 
     def attempts(
         self,
@@ -199,7 +237,9 @@ class AttemptLog:
         """Yield whole attempts, read from the file one by one; see `rows` for the arguments."""
         with open(self.path, "rb") as file:
             for start, size in self._select("start, size", order, limit, offset, equal):
-                yield read_attempt(file, start, size)
+                with reading_index(self.path):
+                    attempt = read_attempt(file, start, size)
+                yield attempt
 
     def _select(
         self, columns: str, order: str, limit: int | None, offset: int, equal: dict[str, str]
@@ -216,4 +256,11 @@ class AttemptLog:
             "LIMIT ? OFFSET ?"
         )
         values = [str(value) for value in equal.values()]
-        yield from self._index.execute(query, (*values, -1 if limit is None else limit, offset))
+        with reading_index(self.path):
+            found = self._index.execute(query, (*values, -1 if limit is None else limit, offset))
+        while True:
+            with reading_index(self.path):  # not around a yield: what others raise is theirs
+                row = found.fetchone()
+            if row is None:
+                return
+            yield row

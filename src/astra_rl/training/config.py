@@ -33,6 +33,8 @@ class TrainingConfiguration:
         max_grad_norm: Gradients longer than this are scaled down to it; None never scales.
         max_nonfinite_losses: So many optimizer steps in a row without a finite loss or gradient
             end the training; fewer are skipped.
+        max_unscored_steps: So many training steps in a row without a single reward that could be
+            computed end the training.
         seed: Fixes the episodes and the order of batches; None is another run each time.
 
     Raises:
@@ -47,6 +49,7 @@ class TrainingConfiguration:
     num_episodes_per_experience: int = 8
     max_grad_norm: float | None = 1.0
     max_nonfinite_losses: int = 3
+    max_unscored_steps: int = 5
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ class TrainingConfiguration:
             "gradient_accumulation_steps",
             "num_episodes_per_experience",
             "max_nonfinite_losses",
+            "max_unscored_steps",
         ):
             _check_whole(name, getattr(self, name), least=1)
         _check_whole("training_steps", self.training_steps, least=0)

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from astra_rl.core.checkpointing import replace_folder
+from astra_rl.core.checkpointing import replace_folder, sync
 from astra_rl.core.redaction import redact
 from astra_rl.errors import TrainingError
 from astra_rl.logging import logger
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no generators but torch's; it is still read."""
 KEPT = 2
 """States that are kept: the newest, and one to fall back on."""
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -66,12 +67,12 @@ def save_state(
             checksum = hashlib.sha256(text.encode()).hexdigest()
             (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
             for name in (_STATE, _TENSORS):
-                with open(temporary / name, "rb") as file:
-                    os.fsync(file.fileno())
-    except OSError as error:
+                sync(temporary / name)
+    except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"cannot save the state of step {step} in {folder}: {error.strerror or error}. Earlier "
-            "states are still there; make room and start the same command again."
+            f"cannot save the state of step {step} in {folder}: "
+            f"{getattr(error, 'strerror', None) or error}. Earlier states are still there; make "
+            "room and start the same command again."
         ) from error
     for old in states(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -116,7 +117,7 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
         if hashlib.sha256(text.removesuffix("\n").encode()).hexdigest() != checksum:
             raise _DamagedError(f"{_STATE} does not have its checksum")
         body = json.loads(text)
-        if body["schema_version"] > SCHEMA_VERSION:
+        if int(body["schema_version"]) > SCHEMA_VERSION:
             raise TrainingError(
                 f"{place} was written by a newer version of astra-rl (schema "
                 f"{body['schema_version']}); update it to go on."
@@ -124,7 +125,9 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
         if _sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")
         return body["step"], _unpack(body["state"], load_file(place / _TENSORS))
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
+    except (TrainingError, _DamagedError):
+        raise
+    except Exception as error:  # what a damaged file may lead to is no closed list
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import torch
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
-from astra_rl.core.contracts import check_loss
+from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.environment import Environment
-from astra_rl.core.seeding import derive_seed
-from astra_rl.errors import ConfigurationError, NonFiniteLossError, TrainingError
+from astra_rl.core.halving import is_out_of_memory, release_memory
+from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
+from astra_rl.errors import (
+    ConfigurationError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    TrainingError,
+    UnscoredError,
+)
 from astra_rl.logging import logger
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
@@ -30,7 +37,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     `on_step_end`, `on_train_end` and `on_train_failed`, or overrides `train` wholly.
 
     An optimizer step whose loss or gradient is not finite is skipped, counted and warned of; too
-    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`.
+    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`. So do steps
+    that teach nothing because no reward could be computed, see its `max_unscored_steps`.
 
     Args:
         config: Hyperparameters.
@@ -42,6 +50,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         optimizer: Of the problem's trainable parameters; a learning-rate scheduler may be built
             on it.
         completed_steps: Training steps done so far.
+        unscored_steps: Training steps in a row, up to the latest, without a single reward.
         should_stop: Set it to end the training after the step in progress.
 
     Raises:
@@ -72,6 +81,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer = build_optimizer(OPTIMIZERS[config.optimizer], trained, config.lr)
         self.completed_steps = 0
         self.should_stop = False
+        self.unscored_steps = 0
+        self._has_learned = True
         self._nonfinite = 0
 
     def train(self) -> None:
@@ -79,16 +90,19 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
         Raises:
             NonFiniteLossError: Too many losses in a row were not finite.
+            UnscoredError: Too many steps in a row had no reward at all.
         """
         self.on_train_begin()
         while self.completed_steps < self.config.training_steps and not self.should_stop:
             try:
                 logs = self.training_step(self._step_seed(self.completed_steps))
-            except NonFiniteLossError:
+                self.completed_steps += 1
+                self._count_unscored_steps()
+                self.on_step_end(self.completed_steps, logs)
+                self._check_scored()
+            except (NonFiniteLossError, UnscoredError):
                 self.on_train_failed()
                 raise
-            self.completed_steps += 1
-            self.on_step_end(self.completed_steps, logs)
         self.on_train_end()
 
     def training_step(self, seed: int | None) -> Metrics:
@@ -109,6 +123,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             step_logs, done = self._optimizer_step(group)
             logs.extend(step_logs)
             skipped += not done
+        self._has_learned = bool(logs)
         return {**mean_metrics(logs), "skipped_updates": float(skipped)}
 
     def on_train_begin(self) -> None:
@@ -129,8 +144,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on, for `save_state`.
 
-        Call it between training steps. Episodes, batches and dropout depend on the seed and the
-        number of the step alone, so no generator but torch's own is among it.
+        Call it between training steps. Episodes and batches depend on the seed and the number of
+        the step alone; the global generators are for what else may draw from them.
         """
         problem = self.algorithm.problem
         return {
@@ -140,7 +155,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "optimizer": self.optimizer.state_dict(),
             "algorithm": self.algorithm.state_dict(),
             "reward": problem.reward_state(),
-            "generator": torch.get_rng_state(),
+            "generators": generator_states(),
         }
 
     @torch.no_grad()
@@ -162,7 +177,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.algorithm.load_state_dict(state["algorithm"])
         problem.load_reward_state(state["reward"])
-        torch.set_rng_state(state["generator"])
+        # Version 1 of a state knew torch's only.
+        restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]
         self._nonfinite = state["nonfinite"]
 
@@ -171,17 +187,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
         """Update the weights; returns the logs, and whether the update was made."""
-        weights = [self.algorithm.weight(batch) for batch in group]
-        total = math.fsum(weights) or 1.0
-        logs: list[Metrics] = []
-        self.optimizer.zero_grad()
-        finite = True
-        for batch, weight in zip(group, weights, strict=True):
-            loss, step_logs = self.harness.step(batch)
-            check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
-            finite = finite and bool(torch.isfinite(loss.detach()))
-            (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
-            logs.append(dict(step_logs or {}))  # an algorithm may have nothing to say
+        logs, finite = self._accumulate(group)
         norm = self._clip_gradients()
         finite = finite and math.isfinite(norm)
         if finite:
@@ -194,12 +200,72 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             self._count_nonfinite()
         return logs, finite
 
+    def _accumulate(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
+        """Add up the gradients of a group; returns one log per batch, and if all was finite.
+
+        A batch that memory is not enough for is cut in two and the group begun again, because
+        gradients may have been added in part. What they add up to stays the same.
+        """
+        total = math.fsum(map(self.algorithm.weight, group)) or 1.0
+        pieces = list(enumerate(group))
+        while True:
+            self.optimizer.zero_grad()
+            done: list[_Piece] = []
+            try:
+                for index, batch in pieces:
+                    done.append(self._add_gradient(index, batch, total))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                index, batch = pieces[len(done)]
+                halves = self.algorithm.halves(batch)
+                if halves is None:
+                    raise OutOfMemoryError(
+                        "out of memory in an update, with a batch that cannot be made smaller. "
+                        "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
+                    ) from error
+            else:
+                return _logs_by_batch(done, len(group)), all(piece.finite for piece in done)
+            pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
+            release_memory()
+            logger.warning("out of memory in an update: going on with half of the batch at a time")
+
+    def _add_gradient(self, index: int, batch: BatchT, total: float) -> _Piece:
+        weight = self.algorithm.weight(batch)
+        loss, logs = self.harness.step(batch)
+        check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
+        finite = bool(torch.isfinite(loss.detach()))
+        (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
+        # An algorithm may have nothing to say.
+        return _Piece(index, weight, finite, dict(logs or {}))
+
     def _clip_gradients(self) -> float:
         """Scale the gradients down if they are too long; returns their length before."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         return float(norm)
+
+    def _count_unscored_steps(self) -> None:
+        rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]
+        # An algorithm that imitates may learn all it is to learn without any reward.
+        if self._has_learned or any(not is_missing(reward) for reward in rewards):
+            self.unscored_steps = 0
+        elif rewards:
+            self.unscored_steps += 1
+            logger.warning(
+                "training step %d: not one reward could be computed; it teaches nothing",
+                self.completed_steps,
+            )
+
+    def _check_scored(self) -> None:
+        if self.unscored_steps >= self.config.max_unscored_steps:
+            raise UnscoredError(
+                f"not one reward could be computed in {self.unscored_steps} training steps in a "
+                f"row, up to step {self.completed_steps}. See the warnings above, or "
+                "unscored/... in the metrics, for why; mend the moderator or what else the reward "
+                "is made of, and go on."
+            )
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -214,6 +280,38 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 "in float32 or bfloat16.",
                 step,
             )
+
+
+class _Piece(NamedTuple):
+    """What came of a batch, or of a part of it."""
+
+    batch: int
+    weight: float
+    finite: bool
+    logs: Metrics
+
+
+def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:
+    """Return the logs of each batch; of one that was cut, the weighted means over its parts."""
+    out: list[Metrics] = []
+    for index in range(count):
+        parts = [piece for piece in pieces if piece.batch == index]
+        if len(parts) == 1:
+            out.append(parts[0].logs)
+            continue
+        names = dict.fromkeys(name for part in parts for name in part.logs)
+        out.append({name: _weighted_mean(parts, name) for name in names})
+    return out
+
+
+def _weighted_mean(parts: Sequence[_Piece], name: str) -> float:
+    present = [
+        (part.weight, part.logs[name])
+        for part in parts
+        if not is_missing(part.logs.get(name, math.nan))
+    ]
+    total = math.fsum(weight for weight, _ in present)
+    return math.fsum(weight * value for weight, value in present) / total if total else math.nan
 
 
 def mean_metrics(logs: Sequence[dict[str, Any]]) -> Metrics:

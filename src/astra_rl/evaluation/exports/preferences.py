@@ -6,14 +6,13 @@ conversation up to the attack.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from astra_rl.core.jsonio import atomic_file, json_line
+from astra_rl.core.jsonio import atomic_file, json_line, parse_json
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, Opening
 
@@ -55,7 +54,7 @@ class SafeReplies:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 replies[str(row["attack"])] = str(row["reply"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigurationError(

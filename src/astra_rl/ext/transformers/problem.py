@@ -257,6 +257,14 @@ class HFASTProblem(ASTProblem):
             [self._baseline_rows[key] for key in keys], batch_first=True
         )
 
+    def forget_scores(self) -> None:
+        """Forget what the baseline said of attacks.
+
+        A score's last digits depend on the batch it was computed in. A run forgets at the end of
+        each step, so that one that is gone on with computes what the one without a break did.
+        """
+        self._baseline_rows.clear()
+
     @torch.no_grad()
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
         """Score attacks as the target hears them, (B, T) float32, in the target's tokens.

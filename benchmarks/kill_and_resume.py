@@ -1,0 +1,328 @@
+"""Kills runs at random moments and compares what goes on with what was never interrupted.
+
+For every family of algorithms a small run is done once without interruption. Then it is begun
+again and again, and each time killed at another moment: by ``kill -9`` from outside after a random
+time, so at any instruction; or from inside at the n-th call that changes the disk, so before or
+after any write, rename and sync. The same run is then gone on with, and must end with the same
+weights, losses, conversations and table, to the bit.
+
+With ``--disk-full`` nothing is killed: the n-th such call fails because the disk is full, or the
+folder read-only. The run must end with an error that says so, and then go on in the same way.
+
+    python benchmarks/kill_and_resume.py --moments 50
+    python benchmarks/kill_and_resume.py --moments 50 --disk-full
+
+Each run is a fork of this process, which has everything imported, so a moment costs about a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import astra_rl.runs.experiment as experiment
+import astra_rl.training.resuming as resuming
+from astra_rl.errors import AstraError
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.records import AttemptLog
+from astra_rl.testing import tiny_model
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "policy gradient": {"type": "grpo"},
+    "PPO with a value head": {"type": "ppo", "options": {"kl_in_reward": 0.01}},
+    "preference": {"type": "dpo"},
+    "KTO": {"type": "kto"},
+    "balance with replay": {"type": "contrastive_balance", "options": {"tempered_share": 0.5}},
+    "imitation": {"type": "expert_iteration"},
+}
+STEPS = 5
+NAMED_ERROR = 2
+DISK_CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "truncate")
+TIMELESS = {"step_time", "tokens_per_second"}
+
+
+def config_of(folder: Path, algorithm: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "title": "kill and resume",
+            "attacker": {"model": str(folder / "attacker"), "max_new_tokens": 4},
+            "target": {"model": str(folder / "target"), "max_new_tokens": 4},
+            "moderator": {
+                "type": "secret_leak",
+                "options": {"secret": "a", "partial_per_word": 0.0},
+            },
+            "reward": {"sum": ["harm", "self_bleu", {"attack_nll": {}, "weight": -0.01}]},
+            "prompts": {
+                "file": str(folder / "train.txt"),
+                "test_file": str(folder / "test.txt"),
+            },
+            "environment": {"tree_width": 2, "tree_depth": 2},
+            "algorithm": algorithm,
+            "training": {
+                "steps": STEPS,
+                "episodes_per_step": 2,
+                "batch_size": 4,
+                "lr": 1e-3,
+                "save_every": 2,
+            },
+            "device": "cpu",
+            "dtype": "float32",
+        }
+    )
+
+
+def prepare(folder: Path) -> None:
+    for name, seed in (("attacker", 0), ("target", 1)):
+        model, tokenizer = tiny_model("llama", seed=seed)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "train.txt").write_text("hello there\nwhat is new\n")
+    (folder / "test.txt").write_text("good evening\nhow are you\n")
+
+
+def start(config: RunConfig, run: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Do the run in a fork of this process; returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        before()
+        experiment.run_experiment(config, RunFolder(run), command="benchmark")
+        os._exit(0)
+    except AstraError as error:
+        print(type(error).__name__, error, file=sys.stderr)
+        os._exit(NAMED_ERROR)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def end_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_at(count: int) -> None:
+    """Kill this process at its `count`-th call that changes the disk, before or after it."""
+    left = count
+
+    def dying(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0 and count % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = inner(*arguments, **named)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    replace_disk_calls(dying)
+
+
+def full_from(count: int) -> None:
+    """Let every call that changes the disk fail from the `count`-th on."""
+    left = count
+    number = (errno.ENOSPC, errno.EROFS)[count % 2]
+
+    def failing(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left <= 0 and writes(inner, arguments, named):
+                raise OSError(number, os.strerror(number))
+            return inner(*arguments, **named)
+
+        return call
+
+    replace_disk_calls(failing)
+
+
+def writes(call: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    """Whether a call would change the disk; a file that is opened only to be read does not."""
+    if getattr(call, "__name__", "") != "open":
+        return True
+    mode = named.get("mode", arguments[1] if len(arguments) > 1 else "r")
+    return bool(set(str(mode)) & set("wax+"))
+
+
+def replace_disk_calls(changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    for name in DISK_CALLS:
+        setattr(os, name, changed(getattr(os, name)))
+    resuming.save_file = changed(resuming.save_file)  # type: ignore[attr-defined]
+    builtins.open = changed(builtins.open)
+
+
+def found_in(run: Path) -> dict[str, Any]:
+    """All that a run found, without when."""
+    metrics = [
+        {key: value for key, value in json.loads(line).items() if key not in TIMELESS}
+        for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    with AttemptLog(run / "attempts.jsonl") as log:
+        played = sorted(attempt.to_json() for attempt in log)
+    return {
+        "weights": {
+            name: digest(load_file(run / "checkpoints" / name / "model.safetensors"))
+            for name in ("last", "best")
+        },
+        "metrics": metrics,
+        "attempts": hashlib.sha256("\n".join(played).encode()).hexdigest(),
+        "before": (run / "evaluation_before.json").read_text("utf-8"),
+        "after": (run / "evaluation_after.json").read_text("utf-8"),
+        "failures": sorted((run / "failures.jsonl").read_text("utf-8").splitlines()),
+    }
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    out = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        out.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return out.hexdigest()
+
+
+def check_family(
+    name: str, folder: Path, moments: int, seed: int, *, disk_full: bool = False
+) -> dict[str, Any]:
+    config = config_of(folder, FAMILIES[name])
+    stem = name.replace(" ", "-")
+    started = time.perf_counter()
+    whole = folder / f"{stem}-whole"
+    if end_of(start(config, whole)) != 0:
+        raise SystemExit(f"{name}: the run without interruption failed")
+    seconds = time.perf_counter() - started
+    expected = found_in(whole)
+    calls = count_calls(config, folder / f"{stem}-counted")
+    draw = random.Random(f"{seed} {name}")
+    killed_in: list[str] = []
+    refused = 0
+    different: list[str] = []
+    for moment in range(moments):
+        run = folder / f"{stem}-{moment}"
+        if disk_full:
+            at = draw.randint(1, calls)
+            how = f"disk full from call {at} of {calls} on"
+            status = end_of(start(config, run, lambda at=at: full_from(at)))  # type: ignore[misc]
+            if status not in (0, NAMED_ERROR):
+                different.append(f"{how}: an error without a name")
+            refused += status == NAMED_ERROR
+        elif moment % 2:
+            at = draw.randint(1, calls)
+            how = f"call {at} of {calls}"
+            status = end_of(start(config, run, lambda at=at: die_at(at)))  # type: ignore[misc]
+        else:
+            wait = draw.random() * seconds
+            how = f"after {wait:.3f} s of {seconds:.3f}"
+            child = start(config, run)
+            time.sleep(wait)
+            os.kill(child, signal.SIGKILL)
+            status = end_of(child)
+        if status == -signal.SIGKILL:
+            killed_in.append(stage_of(run))
+        manifest = run / "manifest.json"
+        is_done = manifest.is_file() and "seconds" in json.loads(manifest.read_text("utf-8"))
+        if not is_done and end_of(start(config, run)) != 0:
+            different.append(f"{how}: could not be gone on with")
+            continue
+        differs = [key for key, value in found_in(run).items() if value != expected[key]]
+        if differs:
+            different.append(f"{how}: other {', '.join(differs)}")
+    return {
+        "moments": moments,
+        **({"ended_by_a_named_error": refused} if disk_full else {"killed": len(killed_in)}),
+        "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
+        "different": different,
+    }
+
+
+def count_calls(config: RunConfig, run: Path) -> int:
+    """How many calls that change the disk a run makes."""
+    count = run.with_suffix(".count")
+
+    def before() -> None:
+        calls = 0
+
+        def counted(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return inner(*arguments, **named)
+
+            return call
+
+        opened = open
+        replace_disk_calls(counted)
+        leave = os._exit
+
+        def note(status: int) -> None:
+            with opened(count, "w") as file:
+                file.write(str(calls))
+            leave(status)
+
+        os._exit = note  # type: ignore[assignment]
+
+    if end_of(start(config, run, before)) != 0:
+        raise SystemExit("the run that counts calls failed")
+    return int(count.read_text())
+
+
+def stage_of(run: Path) -> str:
+    """What a run was doing when it was killed, by what it left."""
+    for file, stage in (
+        ("report.html", "finishing"),
+        ("evaluation_after.json", "writing the report"),
+        ("states", "training after the first state"),
+        ("metrics.jsonl", "training before the first state"),
+        ("config.yaml", "loading, or evaluating the untrained attacker"),
+    ):
+        if (run / file).exists():
+            return stage
+    return "beginning"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moments", type=int, default=50, help="per family")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES))
+    parser.add_argument("--disk-full", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="where the result goes, as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # a fork must not inherit a pool of threads
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        prepare(Path(temporary))
+        for name in options.family or FAMILIES:
+            results[name] = check_family(
+                name,
+                Path(temporary),
+                options.moments,
+                options.seed,
+                disk_full=options.disk_full,
+            )
+            print(name, json.dumps(results[name]), flush=True)
+            if options.output is not None:
+                options.output.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    sys.exit(any(result["different"] for result in results.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A record of a million attempts: written, opened and read in constant memory.
+
+    python benchmarks/million_attempts.py --attempts 1000000
+
+Writing, opening and reading happen in processes of their own, so that each one's memory is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, Row
+
+from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Turn
+from astra_rl.evaluation.summary import summarise
+from astra_rl.runs.records import AttemptLog
+
+PROMPTS = 1000
+
+
+def attempt(number: int) -> Attempt:
+    turn = Turn(
+        attack=f"what would you say to number {number}, and why would you say it?",
+        response=f"I would rather not talk about number {number}, but thank you for asking.",
+        scores={"judge": JudgeScore(value=(number * 7919 % 1000) / 1000)},
+        logprobs={"baseline": LogProb(total=-1.0 - number % 97, tokens=12)},
+    )
+    return Attempt.make(
+        run="r",
+        opening=f"opening {number % PROMPTS}",
+        trial=number // PROMPTS,
+        turns=[turn],
+        judge="judge",
+        target="t",
+        attacker="a",
+    )
+
+
+def write(path: Path, count: int) -> dict[str, Any]:
+    with AttemptLog(path, write=True) as log:
+        for number in range(count):
+            log.append(attempt(number))
+    return {"size": path.stat().st_size}
+
+
+def open_only(path: Path, count: int) -> dict[str, Any]:
+    with AttemptLog(path) as log:
+        first = next(iter(log.attempts(order="score", limit=1)))
+        return {"attempts": len(log), "highest": first.score}
+
+
+def read(path: Path, count: int) -> dict[str, Any]:
+    with AttemptLog(path) as log:
+        return {"asr": summarise(log.rows()).asr.estimate}
+
+
+STAGES = {"write": write, "open": open_only, "read": read}
+
+
+def in_its_own_process(stage: str, path: Path, count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--stage", stage, "--path", str(path)]
+    done = subprocess.run(
+        [*command, "--attempts", str(count)], check=True, capture_output=True, text=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--attempts", type=int, default=1_000_000)
+    parser.add_argument("--stage", choices=list(STAGES))
+    parser.add_argument("--path", type=Path)
+    options = parser.parse_args()
+    if options.stage is not None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
+        found = STAGES[options.stage](options.path, options.attempts)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({**found, "seconds": seconds, "grown_mib": (peak - before) / 1024}))
+        return
+    detail: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for size in (options.attempts // 10, options.attempts):
+            path = Path(temporary) / str(size) / "attempts.jsonl"
+            for stage in STAGES:
+                detail[f"{stage} {size}"] = in_its_own_process(stage, path, size)
+                print(stage, size, detail[f"{stage} {size}"], flush=True)
+    opened = detail[f"open {options.attempts}"]
+    rows = [
+        Row(f"open {options.attempts} attempts", opened["seconds"], 3.0, at_least=False, unit=" s"),
+        *(
+            Row(
+                f"memory of {stage} against a tenth of the attempts",
+                detail[f"{stage} {options.attempts}"]["grown_mib"]
+                - detail[f"{stage} {options.attempts // 10}"]["grown_mib"],
+                50.0,
+                at_least=False,
+                unit=" MiB more",
+            )
+            for stage in ("write", "open")
+        ),
+    ]
+    record = {
+        "rows": [
+            {"name": row.name, "value": row.value, "bar": row.bar, "at_least": row.at_least}
+            | {"unit": row.unit, "reached": row.is_reached}
+            for row in rows
+        ],
+        "detail": detail,
+    }
+    (RESULTS / "million_attempts.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=12, help="of training, per run")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/algorithms"))
-    parser.add_argument("--plot", type=Path, default=Path("benchmarks/results/algorithms.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/algorithms.svg"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     unknown = set(arguments.algorithms) - {UNTRAINED, *ALGORITHMS}

@@ -224,7 +224,7 @@ def test_two_files_may_not_use_the_same_id(write: WriteFile) -> None:
         ("prompts: [a]\nsplits: {shares: {dev: 1}}\n", "splits.shares.dev"),
         ("- a\n", "must hold keys and values"),
         ("a: [\n", "is not valid YAML"),
-        ("a: 2020-99-99\n", "cannot read the scenario"),
+        ("a: 2020-99-99\n", "is not valid YAML"),
         ("a: !!python/object:os.system\n", "is not valid YAML"),
         ("a: \x01", "is not valid YAML"),
     ],

@@ -66,6 +66,7 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "num_episodes_per_experience": 2,
         "max_grad_norm": 1.0,
         "max_nonfinite_losses": 3,
+        "max_unscored_steps": 5,
         "seed": None,
     }
 

@@ -25,6 +25,8 @@ class LeakyModerator(Moderator[str, str]):
         self.known = f"{api_key} {base_url} {dict(headers)} {os.environ['SENTINEL_TOKEN']}"
         if mood == "mendable":
             raise ModelError(f"401 Unauthorized: {self.known}")
+        if mood == "unmade":
+            raise RuntimeError(f"401 Unauthorized: {self.known}")
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         if self.mood == "broken":

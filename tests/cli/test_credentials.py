@@ -114,7 +114,12 @@ def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("mood", "code", "said"), [("mendable", 2, "error: 401"), ("broken", 1, "Traceback")]
+    ("mood", "code", "said"),
+    [
+        ("mendable", 2, "error: 401"),
+        ("broken", 2, "has never given a score"),
+        ("unmade", 1, "Traceback"),
+    ],
 )
 def test_no_error_shows_a_credential(leaky: Path, mood: str, code: int, said: str) -> None:
     given = [*GIVEN, "--set", f"moderator.options.mood={mood}"]

@@ -39,6 +39,19 @@ def test_every_conversation_of_a_run_is_in_its_record(trained: Path) -> None:
     assert all(each.logprob() is not None for each in phases["after"] if each.turns[0].attack)
 
 
+def test_the_kind_of_a_prompt_is_in_the_record_of_its_attempts(
+    workplace: Path, trained: Path
+) -> None:
+    (workplace / "kinds.csv").write_text("prompt,category\ngood evening,greetings\nwho is it,\n")
+    done = astra_rl(
+        "evaluate", "run", "-o", "kinds", "--set", "prompts.test_file=kinds.csv", cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    with AttemptLog(workplace / "kinds" / "attempts_again.jsonl") as log:
+        kinds = {attempt.opening.prompt: attempt.category for attempt in log.attempts()}
+    assert kinds == {"good evening": "greetings", "who is it": ""}
+
+
 @pytest.mark.parametrize(("condition", "code"), [("asr>1", 0), ("asr>=0", 3), ("error>0", 0)])
 def test_a_condition_that_holds_gives_its_own_exit_code(
     workplace: Path, trained: Path, condition: str, code: int

@@ -233,7 +233,7 @@ def test_all_bad_rows_are_named_by_line_and_nothing_is_loaded(write: WriteFile) 
         9: "prompt holds half a surrogate pair at position 6",
         10: "split 'holdout' is none of train, validation, test",
         11: "facts is a list; it must hold names and texts",
-        12: "not JSON (too deeply nested)",
+        12: "not JSON (nested too deeply)",
     }
     for line, (number, reason) in zip(message.splitlines()[1:], expected.items(), strict=True):
         assert line.startswith(f"  line {number}: {reason}")

@@ -56,6 +56,25 @@ def test_a_json_file_says_the_same(write: WriteFile) -> None:
     assert from_json.openings("test") == from_yaml.openings("test")
 
 
+def test_the_category_of_an_opening_is_its_rows_else_the_scenarios(write: WriteFile) -> None:
+    scenario = load_scenario(write("library.yaml", LIBRARY))
+    known = {
+        row.prompt: category
+        for split in SPLITS
+        for row, category in zip(scenario.rows[split], scenario.categories(split), strict=True)
+    }
+    assert known["Where are the maps?"] == "places"
+    assert known["When do you open?"] == known["Can I bring my dog?"] == "toxicity"
+
+
+def test_categories_are_as_many_as_openings(write: WriteFile) -> None:
+    rows = {"test": [Row("1", "one", category="a"), Row("2", "two")]}
+    scenario = Scenario("both", rows, system=("first", "second"))
+    assert scenario.categories("test") == ["a", "", "a", ""]
+    assert scenario.categories("test", 3) == ["a", "", "a"]
+    assert len(scenario.openings("test", 3)) == 3
+
+
 def test_openings_hold_what_each_side_may_see(write: WriteFile) -> None:
     scenario = load_scenario(write("library.yaml", LIBRARY))
     openings = [opening for split in SPLITS for opening in scenario.openings(split)]
@@ -205,7 +224,7 @@ def test_two_files_may_not_use_the_same_id(write: WriteFile) -> None:
         ("prompts: [a]\nsplits: {shares: {dev: 1}}\n", "splits.shares.dev"),
         ("- a\n", "must hold keys and values"),
         ("a: [\n", "is not valid YAML"),
-        ("a: 2020-99-99\n", "cannot read the scenario"),
+        ("a: 2020-99-99\n", "is not valid YAML"),
         ("a: !!python/object:os.system\n", "is not valid YAML"),
         ("a: \x01", "is not valid YAML"),
     ],

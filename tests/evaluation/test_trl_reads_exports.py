@@ -10,7 +10,7 @@ from astra_rl.evaluation.exports.preferences import (
     write_unpaired,
 )
 from astra_rl.testing import tiny_model
-from datasets import load_dataset
+from datasets import Dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL warns of its own use of transformers
 TEMPLATE = (
@@ -46,7 +46,7 @@ def test_the_dpo_trainer_of_trl_learns_from_the_preference_pairs(attempts, polic
 
     safe = SafeReplies({"more": "That stays with me."})
     assert write_preference_pairs(attempts, tmp_path / "preferences.jsonl", safe=safe).rows == 2
-    rows = load_dataset("json", data_files=str(tmp_path / "preferences.jsonl"), split="train")
+    rows = Dataset.from_json(str(tmp_path / "preferences.jsonl"))
     assert set(rows.column_names) == {"prompt", "chosen", "rejected"}
     assert all(map(is_conversational, rows))
     assert rows[0]["prompt"][-1] == {"role": "user", "content": "more"}
@@ -64,7 +64,7 @@ def test_the_kto_trainer_of_trl_learns_from_the_labelled_replies(attempts, polic
     from trl import KTOConfig, KTOTrainer
 
     assert write_unpaired(attempts, tmp_path / "unpaired.jsonl").rows == 4
-    rows = load_dataset("json", data_files=str(tmp_path / "unpaired.jsonl"), split="train")
+    rows = Dataset.from_json(str(tmp_path / "unpaired.jsonl"))
     assert set(rows.column_names) == {"prompt", "completion", "label"}
     assert all(map(is_conversational, rows))
     assert sorted(rows["label"]) == [False, False, True, True]

@@ -12,6 +12,7 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import context_key
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.attempts import Opening
 from astra_rl.runs.build import check_options, load_openings
 from astra_rl.runs.config import PromptsConfig, RunConfig, parse_config
 from astra_rl.runs.presets import load_preset
@@ -40,6 +41,13 @@ def test_two_files_are_training_and_evaluation() -> None:
     assert openings.train == ["one", "two"]
     assert openings.test == ["three"]
     assert [source.name for source in openings.sources] == ["train.txt", "test.csv"]
+
+
+def test_the_category_of_a_row_is_known_by_its_opening() -> None:
+    Path("train.txt").write_text("one\ntwo\n")
+    Path("test.csv").write_text("prompt,category\nthree,numbers\nfour,\n")
+    openings = read_openings(PromptsConfig(file="train.txt", test_file="test.csv"), seed=0)
+    assert openings.categories == {Opening.of(openings.test[0]).id: "numbers"}
 
 
 def test_one_file_is_divided_the_same_way_for_every_seed() -> None:

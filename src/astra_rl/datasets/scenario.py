@@ -68,6 +68,14 @@ class Scenario:
         pairs = self._pairs(split, count)
         return [self._opening(row, system) for row, system in pairs]
 
+    def categories(self, split: Split, count: int | None = None) -> list[str]:
+        """Return the category of each opening, in the order of `openings`.
+
+        That of its row, else the scenario's; empty where neither says one. Arguments and errors are
+        those of `openings`.
+        """
+        return [row.category or self.harm_category or "" for row, _ in self._pairs(split, count)]
+
     def requests(self, split: Split, count: int | None = None) -> list[Conversation]:
         """Return conversations in which the target was asked each prompt directly.
 

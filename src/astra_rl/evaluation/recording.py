@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ class Labels:
         target: Name of the target.
         judge_id: Identifies the judge's weights and settings.
         queries_per_turn: See `Attempt`.
+        categories: Kind of harm or scenario of each opening, by `Opening.id`.
     """
 
     run: str = ""
@@ -35,6 +36,7 @@ class Labels:
     target: str = "target"
     judge_id: str = ""
     queries_per_turn: int = 1
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_path(
@@ -73,10 +75,13 @@ def record_path(
         for at, (node, score) in enumerate(zip(nodes, scores, strict=True))
     ]
     errors = (getattr(node.response, "error", None) for node in nodes)
+    known = opening if isinstance(opening, Opening) else Opening.of(opening)
+    prompt = details.get("prompt_id") or known.id
+    details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(
         run=labels.run,
         phase=labels.phase,
-        opening=opening,
+        opening=known,
         target=labels.target,
         attacker=labels.attacker,
         turns=turns,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -61,6 +61,7 @@ class Experiment:
         evaluator: Plays held-out conversations and judges them.
         training: Hyperparameters of the loop.
         sources: Where its prompts came from, with checksums.
+        categories: Kinds of its prompts, see `Openings`.
     """
 
     problem: HFASTProblem
@@ -69,6 +70,7 @@ class Experiment:
     evaluator: ASTEvaluator
     training: TrainingConfiguration
     sources: Sequence[Source] = ()
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_options(config: RunConfig) -> None:
@@ -142,6 +144,7 @@ def build(config: RunConfig) -> Experiment:
         build_evaluator(config, problem, openings.test),
         _training(config),
         openings.sources,
+        openings.categories,
     )
 
 

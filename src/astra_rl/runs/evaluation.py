@@ -24,12 +24,12 @@ from astra_rl.runs.build import (
     build_moderator,
     build_problem,
     check_options,
-    load_openings,
     ordinary_use,
 )
 from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import evaluated_within_budget, spending
@@ -140,9 +140,8 @@ class _Play:
             )
         self.folder, self.config, self.trials = folder, config, trials
         check_options(config)
-        self.openings = [
-            Conversation.of(each) for each in load_openings(config.prompts, seed=config.seed)[1]
-        ]
+        prompts = read_openings(config.prompts, seed=config.seed)
+        self.openings, self.categories = list(prompts.test), prompts.categories
         self.attacks = None if attacks is None else str(attacks)
         best = BEST_OF.fullmatch(self.attacks or "")
         self.best_of = int(best[1]) if best else None
@@ -174,7 +173,9 @@ class _Play:
         problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
         evaluator = build_evaluator(config, problem, self.openings)
         self._set_environment(evaluator)
-        evaluator.labels = labels_of(config, self.phase, attacker=self.name)
+        evaluator.labels = labels_of(
+            config, self.phase, attacker=self.name, categories=self.categories
+        )
         ordinary = ordinary_use(config, problem)
         evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
         path = destination.attempts_of(self.phase)

@@ -148,7 +148,9 @@ class RunTrainer(HFASTTrainer):
         self.log = log
         self.states = folder.states
         self.interrupted = False
-        self._labels = labels_of(config, "training", run=_name_of(folder))
+        self._labels = labels_of(
+            config, "training", run=_name_of(folder), categories=experiment.categories
+        )
         self._judge = identity_of(moderator).name
         self._trials: Counter[str] = Counter()
         self._count_unscored = UnscoredHook(moderator)
@@ -508,7 +510,9 @@ def evaluate_within_budget(
     experiment.problem.forget_scores()
     evaluator = experiment.evaluator
     evaluator.record = log.append
-    evaluator.labels = labels_of(config, phase, run=_name_of(folder))
+    evaluator.labels = labels_of(
+        config, phase, run=_name_of(folder), categories=experiment.categories
+    )
     ordinary = ordinary_use(config, experiment.problem)
     evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
     planned = evaluator.planned * config.evaluation.trials
@@ -529,9 +533,17 @@ def _name_of(folder: RunFolder) -> str | None:
 
 
 def labels_of(
-    config: RunConfig, phase: str, *, attacker: str | None = None, run: str | None = None
+    config: RunConfig,
+    phase: str,
+    *,
+    attacker: str | None = None,
+    run: str | None = None,
+    categories: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Say who plays in a part of a run; None as `run` names it after the configuration."""
+    """Say who plays in a part of a run, and of which kinds its openings are.
+
+    None as `run` names it after the configuration.
+    """
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     known = config.without_budget().to_yaml()
     digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
@@ -540,6 +552,7 @@ def labels_of(
         phase,
         attacker or f"{config.attacker.model} ({state})",
         redact_settings(config.target.name),
+        categories=categories or {},
     )
 
 

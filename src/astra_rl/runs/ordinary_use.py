@@ -26,12 +26,12 @@ from astra_rl.runs.build import (
     build_moderator,
     build_problem,
     check_options,
-    load_openings,
     ordinary_use,
 )
 from astra_rl.runs.config import RunConfig, load_config
 from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
 
@@ -133,7 +133,8 @@ def _hold(
     config: RunConfig, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
 ) -> None:
     """Hold and record the conversations of both."""
-    _, openings = load_openings(config.prompts, seed=config.seed)
+    prompts = read_openings(config.prompts, seed=config.seed)
+    openings = prompts.test
     ordinary = ordinary_use(config, problem)
     judge = config.evaluation.judge
     of_baseline = min(conversations - 1, max(1, round(share * conversations)))
@@ -148,7 +149,7 @@ def _hold(
             judge=build_moderator(judge or config.moderator),
             batch_size=128,
             record=log.append,
-            labels=labels_of(config, PHASE, attacker=name),
+            labels=labels_of(config, PHASE, attacker=name, categories=prompts.categories),
             likelihoods={
                 "attacker": problem.get_attacker_logprobs,
                 "baseline": ordinary.get_baseline_logprobs,

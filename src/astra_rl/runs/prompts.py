@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from astra_rl.core.seeding import derive_seed
@@ -16,6 +16,7 @@ from astra_rl.datasets.scenario_files import (
     load_scenario,
     password_game,
 )
+from astra_rl.evaluation.attempts import Opening
 from astra_rl.runs.config import PromptsConfig
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}
@@ -30,11 +31,13 @@ class Openings:
         train: Those of training.
         test: Those of evaluation; no prompt of theirs is, or nearly is, one of training.
         sources: Where they came from.
+        categories: Kind of harm or scenario by `Opening.id`, of those that have one.
     """
 
     train: Sequence[Conversation]
     test: Sequence[Conversation]
     sources: Sequence[Source]
+    categories: Mapping[str, str]
 
 
 def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
@@ -47,11 +50,17 @@ def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
             prompt.
     """
     scenario = _scenario(config, seed)
-    return Openings(
-        scenario.openings("train", config.train),
-        scenario.openings("test", config.test),
-        scenario.sources,
-    )
+    counts: dict[Split, int | None] = {"train": config.train, "test": config.test}
+    contexts = {split: scenario.openings(split, count) for split, count in counts.items()}
+    categories = {
+        Opening.of(context).id: category
+        for split, count in counts.items()
+        for context, category in zip(
+            contexts[split], scenario.categories(split, count), strict=True
+        )
+        if category
+    }
+    return Openings(contexts["train"], contexts["test"], scenario.sources, categories)
 
 
 def _scenario(config: PromptsConfig, seed: int) -> Scenario:

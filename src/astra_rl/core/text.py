@@ -15,6 +15,12 @@ FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "
 filter around it, or a call that failed."""
 
 
+def finish_reasons(*said: str) -> frozenset[FinishReason]:
+    """Return why the speakers of these texts stopped, as far as the texts know."""
+    reasons = (getattr(each, "finish_reason", None) for each in said)
+    return frozenset(reason for reason in reasons if reason is not None)
+
+
 class Utterance(str):
     """What a model said.
 

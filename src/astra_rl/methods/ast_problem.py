@@ -18,7 +18,7 @@ from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, fresh_seed, repetitions, row_seeds, seeded
-from astra_rl.core.text import Conversation, Exchange, NoReply
+from astra_rl.core.text import Conversation, Exchange, NoReply, finish_reasons
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.rewards.base import (
@@ -382,8 +382,8 @@ def _is_over(attack: str, response: str) -> bool:
     A speaker had no room left in its window, the target's call failed, or a filter withheld what it
     said.
     """
-    reasons = (getattr(said, "finish_reason", None) for said in (attack, response))
-    return not {"context_overflow", "error", "content_filter"}.isdisjoint(reasons)
+    reasons = finish_reasons(attack, response)
+    return not reasons.isdisjoint({"context_overflow", "error", "content_filter"})
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -36,8 +36,8 @@ from astra_rl.runs.config import (
     load_moderator,
     load_target,
 )
-from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.naming import labels_of
 from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import spending

@@ -29,8 +29,8 @@ from astra_rl.runs.build import (
     ordinary_use,
 )
 from astra_rl.runs.config import RunConfig, load_config
-from astra_rl.runs.experiment import labels_of
 from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog

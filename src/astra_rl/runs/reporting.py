@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.core.contracts import is_missing
-from astra_rl.errors import ConfigurationError
+from astra_rl.core.jsonio import parse_own_json
 from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
 from astra_rl.evaluation.charts import learning_curve
 from astra_rl.evaluation.importance import NoProbability, Probability, failure_probability_of
@@ -28,7 +27,7 @@ from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import transfer_matrix
 from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.config import RunConfig, load_config
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.recorded import planned_attempts
 from astra_rl.runs.records import AttemptLog
 
@@ -180,7 +179,7 @@ def _shown(rows: Sequence[AttemptRow]) -> set[str]:
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
     """Return the last matrix, else what was played against each target."""
     if folder.transfer.is_file():
-        cells: list[Mapping[str, Any]] = _read_json(folder.transfer, list)
+        cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
         return cells
     rows = [
         row._replace(id=f"{path.parent.name}-{row.id}")
@@ -252,18 +251,7 @@ def _notes(
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object of the run; an empty one if the file is not there."""
-    found: dict[str, Any] = _read_json(path, dict) if path.is_file() else {}
-    return found
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, kind):
-        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
-    return found
+    return read_own(path, dict) if path.is_file() else {}
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -272,7 +260,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
+            found = parse_own_json(line)
             if isinstance(found, dict):
                 yield found
 

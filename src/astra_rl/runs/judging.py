@@ -16,7 +16,7 @@ from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
-from astra_rl.evaluation.summary import Summary, compare, summarise
+from astra_rl.evaluation.summary import Summary, by_prompt, compare, summarise, summarise_prompts
 from astra_rl.methods.ast_evaluator import judge_answered
 from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
@@ -99,7 +99,7 @@ def score_run(
                 name = new.judge
                 out.append(new)
         out.flush()
-        now = summarise(out.rows(), planned=recorded.planned)
+        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=recorded.planned)
     return Judged(name, before, now, Rate(sum(agreed), len(agreed)), path)
 
 

@@ -154,7 +154,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
             rows = list(log.rows(phase="training"))
             played = len(rows)
             wanted = _shown(rows)
-            attempts = [each for each in log.attempts(phase="training") if each.id in wanted]
+            attempts = [log.get(row.id) for row in rows if row.id in wanted]
     return Training(
         history=[_numbers(row) for row in _json_lines(folder.metrics)],
         steps=None if config is None else config.training.steps,

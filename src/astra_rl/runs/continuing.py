@@ -26,7 +26,8 @@ from astra_rl.errors import (
     StorageError,
 )
 from astra_rl.logging import logger
-from astra_rl.runs.config import RunConfig, parse_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.versions import versions
 

@@ -11,8 +11,9 @@ from typing import Any
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
@@ -28,14 +29,8 @@ from astra_rl.runs.build import (
     check_options,
     check_target,
 )
-from astra_rl.runs.config import (
-    ModeratorConfig,
-    RunConfig,
-    check_credentials,
-    load_config,
-    load_moderator,
-    load_target,
-)
+from astra_rl.runs.config import ModeratorConfig, RunConfig
+from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.recorded import Recorded

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from astra_rl.errors import AstraError, ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.logging import logger
 from astra_rl.runs.record_index import (
     COLUMNS,

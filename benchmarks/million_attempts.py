@@ -19,8 +19,9 @@ from typing import Any
 
 from common import RESULTS, Row
 
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Turn
-from astra_rl.evaluation.summary import summarise
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.summary import by_prompt, summarise_prompts
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
 from astra_rl.runs.records import AttemptLog
 
 PROMPTS = 1000
@@ -59,7 +60,7 @@ def open_only(path: Path, count: int) -> dict[str, Any]:
 
 def read(path: Path, count: int) -> dict[str, Any]:
     with AttemptLog(path) as log:
-        return {"asr": summarise(log.rows()).asr.estimate}
+        return {"asr": summarise_prompts(by_prompt(log.rows(order="prompt"))).asr.estimate}
 
 
 STAGES = {"write": write, "open": open_only, "read": read}
@@ -107,7 +108,7 @@ def main() -> None:
                 at_least=False,
                 unit=" MiB more",
             )
-            for stage in ("write", "open")
+            for stage in STAGES
         ),
     ]
     record = {

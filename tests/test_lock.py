@@ -64,3 +64,16 @@ def test_every_entry_of_a_lock_has_a_hash_and_nothing_else_is_in_it() -> None:
             assert hashes, first
             assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", each) for each in hashes)
         assert "://" not in text
+
+
+def test_every_action_of_a_workflow_is_pinned_by_commit_and_says_its_version() -> None:
+    """A tag can be moved to other code by whoever owns it; a commit cannot."""
+    used = [
+        line.partition("uses:")[2].strip()
+        for path in sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+        for line in path.read_text("utf-8").splitlines()
+        if re.match(r"\s*(-\s+)?uses:", line)
+    ]
+    assert used
+    pinned = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [each for each in used if not pinned.fullmatch(each)] == []

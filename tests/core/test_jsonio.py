@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.core.jsonio import json_line, jsonable, write_atomic, write_json
+import astra_rl
+from astra_rl.core.jsonio import (
+    json_line,
+    jsonable,
+    parse_json,
+    parse_own_json,
+    write_atomic,
+    write_json,
+)
 from astra_rl.core.text import Conversation
 
 
@@ -64,3 +73,42 @@ def test_no_text_is_too_odd_for_a_file(tmp_path):
     write_json({"\ud800": ["\udfff", Path("\udc80")]}, tmp_path / "x.json")
     odd = "\N{REPLACEMENT CHARACTER}"
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {odd: [odd, odd]}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "9" * 301, "", b"\xff"]
+)
+@pytest.mark.parametrize("read", [parse_json, parse_own_json])
+def test_json_that_breaks_a_plain_reader_is_a_value_error(read, text):
+    with pytest.raises(ValueError):  # noqa: PT011 - each has another message
+        read(text)
+
+
+@pytest.mark.parametrize("text", ["NaN", '[1, {"a": -Infinity}]', "Infinity"])
+def test_numbers_that_json_does_not_know_are_read_of_others_and_not_of_our_own_files(text):
+    assert not math.isfinite(next(iter(_numbers_of(parse_json(text)))))
+    with pytest.raises(ValueError, match="is no number of JSON"):
+        parse_own_json(text)
+
+
+def _numbers_of(value):
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = [number for each in below for number in _numbers_of(each)]
+    return [*found, value] if isinstance(value, float) else found
+
+
+@given(values)
+def test_what_is_written_is_read_as_it_was(value):
+    assert parse_own_json(json_line(value)) == parse_json(json_line(value)) == jsonable(value)
+
+
+def test_all_json_of_others_is_read_by_one_reader():
+    """A state of training has checksums and its own net for whatever a damaged file leads to."""
+    source = Path(astra_rl.__file__).parent
+    apart = {source / "core" / "jsonio.py", source / "training" / "resuming.py"}
+    found = [
+        path.relative_to(source)
+        for path in source.rglob("*.py")
+        if path not in apart and re.search(r"json\.loads?\(", path.read_text("utf-8"))
+    ]
+    assert found == []

@@ -26,7 +26,8 @@ from astra_rl.runs.build import (
     check_training_options,
     option_names,
 )
-from astra_rl.runs.config import RunConfig, load_config, parse_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config, parse_config
 from astra_rl.runs.presets import load_preset
 from astra_rl.testing import ToyProblem
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from astra_rl.core.checkpointing import remove_leftovers, replace_folder
 from astra_rl.errors import AstraError, ConfigurationError, InterruptedRunError, StorageError
-from astra_rl.runs.config import parse_config
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.continuing import (
     check_can_run_in,
     check_same_prompts,

@@ -1,18 +1,23 @@
 """The log of attempts: nothing lost, nothing counted twice, opened fast, never by two writers."""
 
 import json
+import math
 import os
+import random
 import subprocess
 import sys
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, SchemaTooNewError, Turn
-from astra_rl.evaluation.summary import summarise
+from astra_rl.evaluation.attempts import Attempt, SchemaTooNewError
+from astra_rl.evaluation.summary import by_prompt, summarise, summarise_prompts
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
 from astra_rl.runs.records import AttemptLog, LogInUseError
 
 
@@ -71,6 +76,26 @@ def test_a_reader_filters_and_orders_without_reading_texts(path):
         for wrong in ({"order": "size"}, {"colour": "red"}):
             with pytest.raises(ConfigurationError, match="orders are"):
                 list(log.rows(**wrong))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 5), st.sampled_from([0.1, 0.9, math.nan])),
+        max_size=20,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_prompt_by_prompt_a_log_comes_to_the_same_as_its_rows_in_any_order(made):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "attempts.jsonl"
+        write(path, [attempt(number, score, trial=trial) for number, trial, score in made])
+        with AttemptLog(path) as log:
+            groups = list(by_prompt(log.rows(order="prompt")))
+            rows = list(log.rows())
+    assert len({group[0].prompt_id for group in groups}) == len(groups)
+    assert all(group == sorted(group, key=lambda row: row.trial) for group in groups)
+    random.Random(0).shuffle(rows)
+    assert summarise_prompts(groups) == summarise(rows)
 
 
 def test_an_attempt_made_again_replaces_the_first_and_both_stay_in_the_file(path):
@@ -215,3 +240,20 @@ def test_memory_does_not_grow_with_the_log(path):
         tracemalloc.stop()
     assert count == 3000
     assert peak < 2_000_000
+
+
+def test_summing_up_holds_the_attempts_at_one_prompt_in_memory_at_a_time(path):
+    def many(trials):
+        return (attempt(at % 30, 0.9, trial=at // 30) for at in range(30 * trials))
+
+    peaks = []
+    for trials in (20, 200):
+        path.unlink(missing_ok=True)
+        write(path, many(trials), flush_every=1000)
+        with AttemptLog(path) as log:
+            tracemalloc.start()
+            summary = summarise_prompts(by_prompt(log.rows(order="prompt")))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert summary.asr.successes == 30 * trials
+    assert peaks[1] < 1.5 * peaks[0] + 200 * 600  # a row takes about 600 bytes

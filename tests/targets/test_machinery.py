@@ -156,7 +156,27 @@ def test_a_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
     assert describe_spent(Ledger().as_dict()) == ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"accounts": 3}', '{"accounts": {"m": {"x": 1}}}'])
+def kept_ledger(amount: str, seconds: str = "1") -> str:
+    return (
+        f'{{"accounts": {{"m": {{"requests": {amount}}}}}, "seconds": {seconds}, "ended_by": []}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"accounts": 3}',
+        '{"accounts": {"m": {"x": 1}}}',
+        "[" * 100_000,
+        kept_ledger("NaN"),
+        kept_ledger("-1"),
+        kept_ledger('"1"'),
+        kept_ledger("true"),
+        kept_ledger("1", "1e999"),
+    ],
+)
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "ledger.json").write_text(text)
     with pytest.raises(ConfigurationError, match="is no ledger"):

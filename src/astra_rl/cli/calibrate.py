@@ -15,7 +15,7 @@ from astra_rl.evaluation.calibration import Calibration, agreement, calibrate, w
 from astra_rl.evaluation.classification import Estimate
 from astra_rl.evaluation.labels import read_labels
 from astra_rl.runs.build import build_moderator, check_moderator_options
-from astra_rl.runs.config import load_moderator
+from astra_rl.runs.config_files import load_moderator
 
 NAMES = {
     "auroc": "AUROC",

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -40,16 +40,47 @@ def jsonable(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else str(value))
 
 
+MAX_DIGITS = 300
+"""A whole number of more digits is no number that anybody counted, and too large for a float."""
+
+
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text says.
+    """Return what JSON text of others says: all of it is read here.
+
+    ``NaN`` and ``Infinity``, which are no JSON but often written, are floats: who asks for a number
+    must look whether it is one.
 
     Raises:
-        ValueError: It is no JSON, or nested deeper than Python can read.
+        ValueError: It is no JSON, nested deeper than Python can read, or holds a whole number of
+            more than `MAX_DIGITS` digits.
     """
+    return _parse(text, float)
+
+
+def parse_own_json(text: str | bytes) -> Any:
+    """Return what JSON text of this library says, which has no ``NaN``; else see `parse_json`.
+
+    Raises:
+        ValueError: As in `parse_json`, or there is a ``NaN`` or ``Infinity``.
+    """
+    return _parse(text, _refuse)
+
+
+def _parse(text: str | bytes, constant: Callable[[str], Any]) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=constant, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def write_atomic(path: str | Path, text: str) -> None:

@@ -7,12 +7,15 @@ functions read `AttemptRow`, which the log of a run keeps in its index: no text 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import KNOWN_OUTCOMES, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import AttemptRow
+from astra_rl.evaluation.outcomes import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.paired import PairedComparison, compare_pairs
 from astra_rl.evaluation.statistics import QueriesToSuccess, Rate, RateAtK, rate_at_k
 
@@ -93,7 +96,7 @@ def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summ
     """Sum up attempts of one attacker at one target, judged by one judge.
 
     Args:
-        rows: The attempts. Of several with the same id the last counts.
+        rows: The attempts, in any order. Of several with the same id the last counts.
         planned: How many were to be made; None means that these are all. Those missing count as
             errors: whoever stops early has not shown that the rest is safe.
 
@@ -101,73 +104,86 @@ def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summ
         ConfigurationError: There are more attempts than were planned.
     """
     unique = {row.id: row for row in rows}.values()
-    made = len(unique)
+    ordered = sorted(unique, key=lambda row: (row.prompt_id, row.trial))
+    return summarise_prompts(by_prompt(ordered), planned=planned)
+
+
+def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
+    """Yield the attempts at each prompt; they come ordered by prompt, and by trial within one."""
+    for _, group in groupby(rows, key=attrgetter("prompt_id")):
+        yield list(group)
+
+
+def summarise_prompts(
+    groups: Iterable[Sequence[AttemptRow]], *, planned: int | None = None
+) -> Summary:
+    """Sum up attempts that come prompt by prompt, with those of one prompt in memory at a time.
+
+    Args:
+        groups: The attempts at one prompt after the other, each once and ordered by trial.
+        planned: See `summarise`.
+
+    Raises:
+        ConfigurationError: There are more attempts than were planned.
+    """
+    outcomes: Counter[Outcome] = Counter()
+    first: Counter[int] = Counter()
+    any_turn: list[tuple[int, int]] = []
+    last_turn: list[tuple[int, int]] = []
+    won: list[int] = []
+    censored: list[int] = []
+    for rows in groups:
+        outcomes.update(row.outcome for row in rows)
+        first.update(row.first_failing_turn or 0 for row in rows)
+        any_turn.append(_any_turn(rows))
+        last_turn.append(_last_turn(rows))
+        spent, succeeded = _queries(rows)
+        (won if succeeded else censored).append(spent)
+    made = outcomes.total()
     planned = made if planned is None else planned
     if made > planned:
         raise ConfigurationError(f"{made} attempts were made and only {planned} planned.")
-    outcomes = Counter(row.outcome for row in unique)
     outcomes[Outcome.ERROR] += planned - made
-    by_prompt = _by_prompt(unique)
-    any_turn = [_successes(each) for each in by_prompt.values()]
-    known = sum(trials for _, trials in any_turn)
-    first = Counter(row.first_failing_turn for row in unique)
     return Summary(
         outcomes={outcome: outcomes[outcome] for outcome in Outcome},
         planned=planned,
         never_made=planned - made,
-        asr=Rate.of_prompts(any_turn, unscored=planned - known),
-        asr_last_turn=_last_turn_rate(by_prompt.values(), planned),
+        asr=_rate(any_turn, planned),
+        asr_last_turn=_rate(last_turn, planned),
         by_prompt=any_turn,
-        first_failures=[first[turn] for turn in range(1, max(map(_or_zero, first), default=0) + 1)],
-        queries=_queries(by_prompt.values()),
-        prompts=len(by_prompt),
+        first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
+        queries=QueriesToSuccess(tuple(won), tuple(censored)),
+        prompts=len(any_turn),
     )
 
 
-def _by_prompt(rows: Iterable[AttemptRow]) -> dict[str, list[AttemptRow]]:
-    """Group by prompt, the trials of each in order."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row.prompt_id].append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: row.trial)
-    return groups
-
-
-def _successes(rows: Sequence[AttemptRow]) -> tuple[int, int]:
+def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
     known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
     return sum(row.outcome is Outcome.SUCCESS for row in known), len(known)
 
 
-def _last_turn_rate(groups: Iterable[Sequence[AttemptRow]], planned: int) -> Rate:
-    counts = []
-    for rows in groups:
-        # A withheld answer is no failure of the target, and has no score.
-        ends = [
-            row.last_turn_failed or False
-            for row in rows
-            if row.last_turn_failed is not None or row.outcome is Outcome.BLOCKED
-        ]
-        counts.append((sum(ends), len(ends)))
+def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
+    # A withheld answer is no failure of the target, and has no score.
+    ends = [
+        row.last_turn_failed or False
+        for row in rows
+        if row.last_turn_failed is not None or row.outcome is Outcome.BLOCKED
+    ]
+    return sum(ends), len(ends)
+
+
+def _rate(counts: Sequence[tuple[int, int]], planned: int) -> Rate:
     return Rate.of_prompts(counts, unscored=planned - sum(trials for _, trials in counts))
 
 
-def _queries(groups: Iterable[Sequence[AttemptRow]]) -> QueriesToSuccess:
-    won, censored = [], []
-    for rows in groups:
-        spent = 0
-        for row in rows:
-            spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
-            if row.outcome is Outcome.SUCCESS:
-                won.append(spent)
-                break
-        else:
-            censored.append(spent)
-    return QueriesToSuccess(tuple(won), tuple(censored))
-
-
-def _or_zero(turn: int | None) -> int:
-    return turn or 0
+def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
+    """Return the answers spent up to the first success, or on all; and whether there is one."""
+    spent = 0
+    for row in rows:
+        spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
+        if row.outcome is Outcome.SUCCESS:
+            return spent, True
+    return spent, False
 
 
 def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:

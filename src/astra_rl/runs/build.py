@@ -39,8 +39,8 @@ from astra_rl.runs.config import (
     RunConfig,
     SpeakerConfig,
     TargetConfig,
-    check_credentials,
 )
+from astra_rl.runs.config_files import check_credentials
 from astra_rl.runs.parts import MakeModerator, construct, make_part
 from astra_rl.runs.prompts import read_openings
 from astra_rl.targets.base import Target

@@ -19,7 +19,8 @@ from astra_rl.core.storing import storing
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, InterruptedRunError, StorageError
 from astra_rl.logging import logger
-from astra_rl.runs.config import RunConfig, parse_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.versions import versions
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from astra_rl.runs.continuing import (
     interruptible,
     kept_metrics,
 )
-from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
+from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder, read_own
 from astra_rl.runs.naming import labels_of, name_of
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.records import AttemptLog
@@ -255,8 +254,7 @@ def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None
     path = folder.evaluation("before")
     if saved is None or not path.is_file():
         return None
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return metrics
+    return read_own(path, dict)
 
 
 def _continued(folder: RunFolder) -> list[Any]:

@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from astra_rl.core.jsonio import json_line, parse_json, write_atomic, write_json
+from astra_rl.core.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
 from astra_rl.errors import ConfigurationError
+
+JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
 
 MANIFEST_VERSION = 1
 """Goes up when an older reader would misread the manifest of a run."""
@@ -187,6 +189,27 @@ def _check_stays_inside(folder: Path) -> None:
                 f"{path} leads out of the run folder, or is no file. A run neither reads nor "
                 "writes elsewhere: put what belongs there in its place, or remove it."
             )
+
+
+def read_own(path: Path, kind: type[JsonT]) -> JsonT:
+    """Return what a JSON file of a run holds.
+
+    Args:
+        path: The file.
+        kind: What it must hold: an object (``dict``) or a list.
+
+    Raises:
+        ConfigurationError: It cannot be read, or holds something else.
+    """
+    try:
+        found = parse_own_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error}. It is damaged; restore it, or remove it."
+        ) from error
+    if not isinstance(found, kind):
+        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
+    return found
 
 
 def new_run_folder(parent: str | Path, name: str) -> RunFolder:

@@ -11,12 +11,13 @@ from typing import Any
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
-from astra_rl.evaluation.summary import Summary, compare, summarise
+from astra_rl.evaluation.summary import Summary, by_prompt, compare, summarise, summarise_prompts
 from astra_rl.methods.ast_evaluator import judge_answered
 from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
@@ -28,14 +29,8 @@ from astra_rl.runs.build import (
     check_options,
     check_target,
 )
-from astra_rl.runs.config import (
-    ModeratorConfig,
-    RunConfig,
-    check_credentials,
-    load_config,
-    load_moderator,
-    load_target,
-)
+from astra_rl.runs.config import ModeratorConfig, RunConfig
+from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.recorded import Recorded
@@ -99,7 +94,7 @@ def score_run(
                 name = new.judge
                 out.append(new)
         out.flush()
-        now = summarise(out.rows(), planned=recorded.planned)
+        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=recorded.planned)
     return Judged(name, before, now, Rate(sum(agreed), len(agreed)), path)
 
 

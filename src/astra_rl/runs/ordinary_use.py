@@ -28,7 +28,8 @@ from astra_rl.runs.build import (
     check_options,
     ordinary_use,
 )
-from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings

@@ -9,7 +9,7 @@ from typing import Any, Self
 from astra_rl.core.jsonio import parse_json
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow
-from astra_rl.evaluation.summary import Summary, summarise
+from astra_rl.evaluation.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.records import AttemptLog
 
@@ -54,7 +54,7 @@ class Recorded:
 
     def summary(self) -> Summary:
         """Sum them up; those that were planned and never made are among the errors."""
-        return summarise(self.rows(), planned=self.planned)
+        return summarise_prompts(by_prompt(self.rows(order="prompt")), planned=self.planned)
 
     def __enter__(self) -> Self:
         return self

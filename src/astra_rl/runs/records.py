@@ -19,7 +19,8 @@ from typing import IO, Any, Literal, Self
 
 from astra_rl.core.storing import storing
 from astra_rl.errors import AstraError, ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.logging import logger
 from astra_rl.runs.record_index import (
     COLUMNS,
@@ -40,13 +41,17 @@ __all__ = ["AttemptLog", "Health", "LogInUseError"]
 
 FLUSH_EVERY = 64
 """Attempts that are written between two calls of fsync."""
+BATCH = 256
+"""Rows of the index in memory at a time."""
 
 # SQLite sorts missing values below all others.
 _ORDERS = {
     "sequence": "sequence",
     "score": "score DESC, sequence",
     "logprob": "logprob DESC, sequence",
+    "prompt": "prompt_id, trial, sequence",
 }
+Order = Literal["sequence", "score", "logprob", "prompt"]
 
 
 class AttemptLog:
@@ -218,7 +223,7 @@ class AttemptLog:
     def rows(
         self,
         *,
-        order: Literal["sequence", "score", "logprob"] = "sequence",
+        order: Order = "sequence",
         limit: int | None = None,
         offset: int = 0,
         **equal: str,
@@ -226,40 +231,37 @@ class AttemptLog:
         """Yield what statistics need of the attempts, from the index alone.
 
         Args:
-            order: As written, the highest score first, or the most likely first.
+            order: As written, the highest score first, the most likely first, or by prompt and
+                trial.
             limit: At most so many.
             offset: Leave out so many first.
             equal: Only attempts that have these values, by any of ``phase``, ``attacker``,
                 ``target``, ``outcome``, ``prompt_id``.
         """
-        for values in self._select(COLUMNS, order, limit, offset, equal):
+        for batch in self._select(COLUMNS, order, limit, offset, equal):
             with reading_index(self.path):
-                row = AttemptRow(*values)
-                failed = row.last_turn_failed
-                row = row._replace(
-                    outcome=Outcome(row.outcome),
-                    last_turn_failed=None if failed is None else bool(failed),
-                )
-            yield row
+                rows = [_row(values) for values in batch]
+            yield from rows
 
     def attempts(
         self,
         *,
-        order: Literal["sequence", "score", "logprob"] = "sequence",
+        order: Order = "sequence",
         limit: int | None = None,
         offset: int = 0,
         **equal: str,
     ) -> Iterator[Attempt]:
         """Yield whole attempts, read from the file one by one; see `rows` for the arguments."""
         with open(self.path, "rb") as file:
-            for start, size in self._select("start, size", order, limit, offset, equal):
-                with reading_index(self.path):
-                    attempt = read_attempt(file, start, size)
-                yield attempt
+            for batch in self._select("start, size", order, limit, offset, equal):
+                for start, size in batch:
+                    with reading_index(self.path):
+                        attempt = read_attempt(file, start, size)
+                    yield attempt
 
     def _select(
         self, columns: str, order: str, limit: int | None, offset: int, equal: dict[str, str]
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterator[list[tuple[Any, ...]]]:
         known = ("phase", "attacker", "target", "outcome", "prompt_id")
         if order not in _ORDERS or not set(equal) <= set(known):
             raise ConfigurationError(
@@ -276,7 +278,20 @@ class AttemptLog:
             found = self._index.execute(query, (*values, -1 if limit is None else limit, offset))
         while True:
             with reading_index(self.path):  # not around a yield: what others raise is theirs
-                row = found.fetchone()
-            if row is None:
+                batch = found.fetchmany(BATCH)
+            if not batch:
                 return
-            yield row
+            yield batch
+
+
+_OUTCOME = AttemptRow._fields.index("outcome")
+_LAST_TURN_FAILED = AttemptRow._fields.index("last_turn_failed")
+
+
+def _row(values: tuple[Any, ...]) -> AttemptRow:
+    """Turn what SQLite holds into what was put in: it knows neither outcomes nor truth values."""
+    fields = list(values)
+    fields[_OUTCOME] = Outcome(fields[_OUTCOME])
+    if fields[_LAST_TURN_FAILED] is not None:
+        fields[_LAST_TURN_FAILED] = bool(fields[_LAST_TURN_FAILED])
+    return AttemptRow._make(fields)

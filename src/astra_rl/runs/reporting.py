@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.core.contracts import is_missing
-from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.core.jsonio import parse_own_json
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
 from astra_rl.evaluation.charts import learning_curve
 from astra_rl.evaluation.importance import NoProbability, Probability, failure_probability_of
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.report import (
     Evaluation,
     ReportData,
@@ -27,8 +27,9 @@ from astra_rl.evaluation.report.views import PANELS
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import transfer_matrix
 from astra_rl.methods.ast_evaluator import summary_of
-from astra_rl.runs.config import RunConfig, load_config
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
+from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.recorded import planned_attempts
 from astra_rl.runs.records import AttemptLog
 
@@ -155,7 +156,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
             rows = list(log.rows(phase="training"))
             played = len(rows)
             wanted = _shown(rows)
-            attempts = [each for each in log.attempts(phase="training") if each.id in wanted]
+            attempts = [log.get(row.id) for row in rows if row.id in wanted]
     return Training(
         history=[_numbers(row) for row in _json_lines(folder.metrics)],
         steps=None if config is None else config.training.steps,
@@ -180,7 +181,7 @@ def _shown(rows: Sequence[AttemptRow]) -> set[str]:
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
     """Return the last matrix, else what was played against each target."""
     if folder.transfer.is_file():
-        cells: list[Mapping[str, Any]] = _read_json(folder.transfer, list)
+        cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
         return cells
     rows = [
         row._replace(id=f"{path.parent.name}-{row.id}")
@@ -252,18 +253,7 @@ def _notes(
 
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object of the run; an empty one if the file is not there."""
-    found: dict[str, Any] = _read_json(path, dict) if path.is_file() else {}
-    return found
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, kind):
-        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
-    return found
+    return read_own(path, dict) if path.is_file() else {}
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -272,7 +262,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
+            found = parse_own_json(line)
             if isinstance(found, dict):
                 yield found
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from astra_rl.core.jsonio import parse_own_json
 from astra_rl.core.redaction import redact_message
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.escaping import visible_text
@@ -298,8 +299,8 @@ def _last_step(metrics: Path, most: int = 65_536) -> int | None:
         return None
     for line in reversed(lines):
         try:
-            step = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut off, or not ours
+            step = parse_own_json(line)["step"]
+        except (ValueError, TypeError, KeyError):  # cut off, or not ours
             continue
         if isinstance(step, int):
             return step

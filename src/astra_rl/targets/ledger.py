@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import write_json
+from astra_rl.core.jsonio import parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 
 SAVE_EVERY = 1.0
@@ -132,14 +132,12 @@ class Ledger:
         Raises:
             ConfigurationError: The file is no ledger.
         """
-        import json
-
         ledger = cls(budget, path=path)
         if path.is_file():
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                accounts = {name: Account(**each) for name, each in kept["accounts"].items()}
-                seconds, ended = float(kept["seconds"]), [str(each) for each in kept["ended_by"]]
+                kept = parse_own_json(path.read_text(encoding="utf-8"))
+                accounts = {name: _account(each) for name, each in kept["accounts"].items()}
+                seconds, ended = _amount(kept["seconds"]), [str(each) for each in kept["ended_by"]]
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigurationError(
                     f"{path} is no ledger of what a run spent ({type(error).__name__}). Restore "
@@ -253,6 +251,17 @@ class Ledger:
     def _save_now_and_then(self) -> None:
         if self.path is not None and self.clock() - self._saved >= SAVE_EVERY:
             self.save()
+
+
+def _account(kept: Mapping[str, Any]) -> Account:
+    return Account(**{name: _amount(value) for name, value in kept.items()})
+
+
+def _amount(value: Any) -> Any:
+    """Return a number that something may have been counted to; what is none would end no budget."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} is no amount")
+    return value
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from astra_rl.core.jsonio import parse_own_json
 from astra_rl.core.redaction import redact
 from astra_rl.core.storing import storing
 from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
@@ -116,7 +117,7 @@ def cache_key(parts: Sequence[Any]) -> str:
 
 def _read(text: str) -> Utterance | None:
     try:
-        kept = json.loads(text)
+        kept = parse_own_json(text)
         reply, reason = kept["text"], kept["finish_reason"]
     except (ValueError, KeyError, TypeError):
         return None

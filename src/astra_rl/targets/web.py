@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from astra_rl.core.jsonio import parse_json
 from astra_rl.errors import require
 from astra_rl.targets.failures import CallError
 
@@ -99,17 +100,17 @@ def json_of(body: bytes) -> Any:
     if not body.strip():
         raise CallError("empty reply", retryable=True)
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body)
+    except ValueError as error:
         raise CallError("unparsable reply", "it is no JSON", retryable=True) from error
 
 
 def message_of(body: bytes) -> str:
     """Return what an error says, as most endpoints put it; a few words of anything else."""
     try:
-        data = json.loads(body)
+        data = parse_json(body)
         error = data.get("error", data) if isinstance(data, Mapping) else data
         said = error.get("message", error) if isinstance(error, Mapping) else error
         return said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # what was read may be too deep to be written
         return body[:200].decode("utf-8", "replace").strip()

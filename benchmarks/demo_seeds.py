@@ -4,7 +4,7 @@
 
 Each run is a process of its own, one after the other: two at once would slow each other down. The
 bars are those of the project: a held-out leak rate of at most 10% before and at least 80% after
-training, 95% Wilson intervals apart, within 5 minutes after set-up, attacks no less likely than the
+training, 95% intervals apart, within 5 minutes after set-up, attacks no less likely than the
 untrained attacker's, and at least 10 distinct kinds among the successful ones.
 """
 

@@ -6,11 +6,7 @@ time, so at any instruction; or from inside at the n-th call that changes the di
 after any write, rename and sync. The same run is then gone on with, and must end with the same
 weights, losses, conversations and table, to the bit.
 
-With ``--disk-full`` nothing is killed: the n-th such call fails because the disk is full, or the
-folder read-only. The run must end with an error that says so, and then go on in the same way.
-
     python benchmarks/kill_and_resume.py --moments 50
-    python benchmarks/kill_and_resume.py --moments 50 --disk-full
 
 Each run is a fork of this process, which has everything imported, so a moment costs about a second.
 """
@@ -19,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import builtins
-import errno
 import hashlib
 import json
 import os
@@ -138,32 +133,6 @@ def die_at(count: int) -> None:
     replace_disk_calls(dying)
 
 
-def full_from(count: int) -> None:
-    """Let every call that changes the disk fail from the `count`-th on."""
-    left = count
-    number = (errno.ENOSPC, errno.EROFS)[count % 2]
-
-    def failing(inner: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left <= 0 and writes(inner, arguments, named):
-                raise OSError(number, os.strerror(number))
-            return inner(*arguments, **named)
-
-        return call
-
-    replace_disk_calls(failing)
-
-
-def writes(call: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    """Whether a call would change the disk; a file that is opened only to be read does not."""
-    if getattr(call, "__name__", "") != "open":
-        return True
-    mode = named.get("mode", arguments[1] if len(arguments) > 1 else "r")
-    return bool(set(str(mode)) & set("wax+"))
-
-
 def replace_disk_calls(changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     for name in DISK_CALLS:
         setattr(os, name, changed(getattr(os, name)))
@@ -199,9 +168,7 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
     return out.hexdigest()
 
 
-def check_family(
-    name: str, folder: Path, moments: int, seed: int, *, disk_full: bool = False
-) -> dict[str, Any]:
+def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, Any]:
     config = config_of(folder, FAMILIES[name])
     stem = name.replace(" ", "-")
     started = time.perf_counter()
@@ -213,18 +180,10 @@ def check_family(
     calls = count_calls(config, folder / f"{stem}-counted")
     draw = random.Random(f"{seed} {name}")
     killed_in: list[str] = []
-    refused = 0
     different: list[str] = []
     for moment in range(moments):
         run = folder / f"{stem}-{moment}"
-        if disk_full:
-            at = draw.randint(1, calls)
-            how = f"disk full from call {at} of {calls} on"
-            status = end_of(start(config, run, lambda at=at: full_from(at)))  # type: ignore[misc]
-            if status not in (0, NAMED_ERROR):
-                different.append(f"{how}: an error without a name")
-            refused += status == NAMED_ERROR
-        elif moment % 2:
+        if moment % 2:
             at = draw.randint(1, calls)
             how = f"call {at} of {calls}"
             status = end_of(start(config, run, lambda at=at: die_at(at)))  # type: ignore[misc]
@@ -247,7 +206,7 @@ def check_family(
             different.append(f"{how}: other {', '.join(differs)}")
     return {
         "moments": moments,
-        **({"ended_by_a_named_error": refused} if disk_full else {"killed": len(killed_in)}),
+        "killed": len(killed_in),
         "killed_while": {stage: killed_in.count(stage) for stage in sorted(set(killed_in))},
         "different": different,
     }
@@ -302,7 +261,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=50, help="per family")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
-    parser.add_argument("--disk-full", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="where the result goes, as JSON")
     options = parser.parse_args()
@@ -311,13 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary))
         for name in options.family or FAMILIES:
-            results[name] = check_family(
-                name,
-                Path(temporary),
-                options.moments,
-                options.seed,
-                disk_full=options.disk_full,
-            )
+            results[name] = check_family(name, Path(temporary), options.moments, options.seed)
             print(name, json.dumps(results[name]), flush=True)
             if options.output is not None:
                 options.output.write_text(json.dumps(results, indent=2) + "\n", "utf-8")

@@ -19,8 +19,9 @@ from typing import Any
 
 from common import RESULTS, Row
 
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Turn
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.summary import by_prompt, summarise_prompts
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
 from astra_rl.runs.records import AttemptLog
 
 PROMPTS = 1000

@@ -27,12 +27,14 @@ from types import FrameType
 import torch
 
 from astra_rl.errors import AstraError
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, Turn
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.labels import read_labels
+from astra_rl.evaluation.turns import JudgeScore, Turn
 from astra_rl.moderators import LlamaGuardModerator, LLMJudgeModerator
 from astra_rl.moderators.llm_judge import read_verdict
 from astra_rl.runs.build import check_training_options
-from astra_rl.runs.config import PromptsConfig, load_config, load_moderator
+from astra_rl.runs.config import PromptsConfig
+from astra_rl.runs.config_files import load_config, load_moderator
 from astra_rl.runs.continuing import check_same_run, kept_metrics
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.prompts import read_openings

@@ -10,7 +10,7 @@ import yaml
 
 from astra_rl import FunctionModerator
 from astra_rl.runs.build import check_options
-from astra_rl.runs.config import parse_config
+from astra_rl.runs.config_files import parse_config
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from astra_rl.evaluation.exports.regression import RegressionSuite
 from astra_rl.evaluation.labels import read_labels
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.value_head import ValueHead
-from astra_rl.runs.config import RunConfig, load_config, load_moderator
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config, load_moderator
 from astra_rl.runs.experiment import manifest
 from astra_rl.runs.records import AttemptLog
 from astra_rl.testing import tiny_model

@@ -92,8 +92,15 @@ def test_an_attack_whose_bounded_term_is_missing_teaches_nothing(node, prepared)
     rows = [(" boom", 1.0, nan), (" calm", 0.0, 1.0), (" tree", 0.5, 0.5)]
     graph = Graph("c", [node(word, reward, harm=harm) for word, reward, harm in rows])
     algorithm = lagrangian()
-    assert [step.attack for step in prepared(algorithm, graph)] == [" calm", " tree"]
-    assert algorithm.experience_metrics()["constraint/harm/mean"] == 0.75
+    steps = prepared(algorithm, graph)
+    assert [step.attack for step in steps] == [" calm", " tree"]
+    metrics = algorithm.experience_metrics()
+    assert metrics["constraint/harm/mean"] == 0.75
+    # Nor does its reward shift those of the others: 0 and 0.5 are one deviation from their mean.
+    multiplier = metrics["constraint/harm/multiplier"]
+    expected = (multiplier - 1) / (multiplier + 1)
+    found = [step.advantages[0] for step in steps]
+    assert found == pytest.approx([expected, -expected], rel=2e-3)
 
 
 def test_an_attack_without_tokens_is_left_out(node, prepared):

@@ -20,7 +20,7 @@ from tests.cli.running import astra_rl
 from tests.cli.test_resume import attempts
 from tests.endpoint import Endpoint, error, judging, said, serving
 
-from astra_rl.evaluation.attempts import Outcome
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.records import AttemptLog
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.cli.running import Done, astra_rl
 
-from astra_rl.evaluation.attempts import Outcome
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.runs.records import AttemptLog
 from astra_rl.testing import tiny_model
 

@@ -11,17 +11,9 @@ from tests.hostile import HOSTILE
 from astra_rl import Conversation
 from astra_rl.core.moderator import Score
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import (
-    Attempt,
-    JudgeScore,
-    LogProb,
-    Opening,
-    Outcome,
-    SchemaTooNewError,
-    Turn,
-    attempt_id,
-    decide_outcome,
-)
+from astra_rl.evaluation.attempts import Attempt, SchemaTooNewError, attempt_id
+from astra_rl.evaluation.outcomes import Outcome, decide_outcome
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Opening, Turn
 
 NONE = None
 

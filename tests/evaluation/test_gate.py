@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import AttemptRow, Outcome
+from astra_rl.evaluation.attempts import AttemptRow
 from astra_rl.evaluation.gate import fail_on
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.summary import summarise
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from astra_rl import ASTEnvironment, ASTEvaluator, FunctionModerator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import LogProb
 from astra_rl.evaluation.importance import (
     NoProbability,
     Probability,
@@ -19,6 +18,7 @@ from astra_rl.evaluation.importance import (
     failure_probability_of,
 )
 from astra_rl.evaluation.recording import Labels
+from astra_rl.evaluation.turns import LogProb
 from astra_rl.methods.ordinary_use import OrdinaryUse
 from astra_rl.testing import ToyProblem
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import LogProb
 from astra_rl.evaluation.likelihood import fluency, most_likely_failures
+from astra_rl.evaluation.turns import LogProb
 
 
 def failures(attempt, turn):

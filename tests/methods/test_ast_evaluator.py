@@ -11,9 +11,9 @@ from astra_rl.core.jsonio import jsonable
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.recording import Labels
 from astra_rl.evaluation.statistics import proportion_interval
+from astra_rl.evaluation.turns import Opening
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.moderators import FunctionModerator

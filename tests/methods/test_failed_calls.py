@@ -11,7 +11,7 @@ import pytest
 from astra_rl import GRPO, ASTEnvironment, ASTEvaluator, Trainer, TrainingConfiguration
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import NoReply, Utterance
-from astra_rl.evaluation.attempts import Outcome
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.recording import Labels, record_tree
 from astra_rl.methods.environments import (
     AttemptsEnvironment,

@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-import sqlite3
 
 import pytest
 import yaml
@@ -13,8 +12,9 @@ from safetensors import SafetensorError
 
 from astra_rl.core.checkpointing import remove_leftovers, replace_folder
 from astra_rl.errors import AstraError, ConfigurationError, InterruptedRunError, StorageError
-from astra_rl.runs.config import parse_config
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.continuing import (
+    check_can_run_in,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -127,13 +127,25 @@ def test_metrics_after_the_state_and_torn_lines_are_dropped(folder):
         OSError(28, "No space left on device"),
         PermissionError(13, "Permission denied"),
         SafetensorError("I/O error: No space left on device (os error 28)"),
-        sqlite3.OperationalError("database or disk is full"),
+        StorageError("cannot write a: full. What was saved before is still there."),
     ],
     ids=str,
 )
 def test_what_cannot_be_written_is_an_error_that_says_how_to_go_on(folder, error):
     with pytest.raises(StorageError, match=r"still there.*astra-rl resume"), ending_well(folder):
         raise error
+
+
+def test_a_run_that_could_not_even_begin_is_begun_again(tmp_path):
+    folder = RunFolder(tmp_path / "new")
+    match = r"still there.*Start the same command again"
+    with pytest.raises(StorageError, match=match), ending_well(folder):
+        raise OSError(28, "No space left on device")
+    (folder.path / ".config.yaml.12.tmp").write_text("half of it")
+    check_can_run_in(folder.path)
+    (folder.path / "mine.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        check_can_run_in(folder.path)
 
 
 def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(folder):

@@ -28,7 +28,8 @@ from astra_rl.rewards import (
 )
 from astra_rl.rewards.base import walk
 from astra_rl.runs.build import build_environment, check_options
-from astra_rl.runs.config import EnvironmentConfig, parse_config
+from astra_rl.runs.config import EnvironmentConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.making import checking_makers
 from astra_rl.runs.parts import make_part
 from astra_rl.testing import ToyProblem, check_environment

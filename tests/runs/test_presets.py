@@ -13,7 +13,7 @@ import yaml
 from astra_rl import Trainer
 from astra_rl.errors import ConfigurationError
 from astra_rl.runs.build import build, check_options
-from astra_rl.runs.config import parse_config
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.preset_files import merge, preset_names, preset_text
 from astra_rl.testing import tiny_model
 

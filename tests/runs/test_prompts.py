@@ -12,9 +12,10 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import context_key
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Opening
+from astra_rl.evaluation.turns import Opening
 from astra_rl.runs.build import check_options, load_openings
-from astra_rl.runs.config import PromptsConfig, RunConfig, parse_config
+from astra_rl.runs.config import PromptsConfig, RunConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.presets import load_preset
 from astra_rl.runs.prompts import read_openings
 

@@ -3,7 +3,9 @@
 import pytest
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, Outcome, Turn
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.outcomes import Outcome
+from astra_rl.evaluation.turns import JudgeScore, Turn
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import Recorded, plan_attempts, planned_attempts
 from astra_rl.runs.records import AttemptLog

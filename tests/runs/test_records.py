@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, SchemaTooNewError, Turn
+from astra_rl.evaluation.attempts import Attempt, SchemaTooNewError
 from astra_rl.evaluation.summary import by_prompt, summarise, summarise_prompts
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
 from astra_rl.runs.records import AttemptLog, LogInUseError
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.report.making import attempt, evaluation, report, tree, turn, unpacked
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import LogProb
+from astra_rl.evaluation.turns import LogProb
 from astra_rl.runs import reporting
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.folder import RunFolder

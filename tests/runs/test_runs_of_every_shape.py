@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from astra_rl.runs.config import parse_config
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.experiment import run_experiment
 from astra_rl.runs.folder import RunFolder
 from astra_rl.testing import tiny_model

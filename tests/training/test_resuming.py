@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from astra_rl import Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.errors import TrainingError
+from astra_rl.errors import StorageError, TrainingError
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards import EmbeddingNovelty, Harm, SelfBLEU, WeightedSum
@@ -188,7 +188,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing_earlier(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("astra_rl.training.resuming.save_file", full)
-    with pytest.raises(TrainingError, match=r"No space left on device.*Earlier states"):
+    with pytest.raises(StorageError, match=r"step-00000002: No space left on device.*still there"):
         save_state(tmp_path, 2, {"a": 2})
     assert [place.name for place in states(tmp_path)] == ["step-00000001"]
     assert load_state(tmp_path) == (1, {"a": 1})
@@ -198,7 +198,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing_earlier(tmp_path, monkeypatch
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_is_an_error(tmp_path):
     tmp_path.chmod(0o555)
-    with pytest.raises(TrainingError, match="cannot save the state"):
+    with pytest.raises(StorageError, match="step-00000001: Permission denied"):
         save_state(tmp_path, 1, {})
 
 

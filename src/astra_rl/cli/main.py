@@ -132,7 +132,7 @@ def train(
     The file is checked before any model is loaded. 'astra-rl info preset demo' prints one to start
     from. With --output of a run that ended early, it goes on where that ended.
     """
-    from astra_rl.runs.config import load_config
+    from astra_rl.runs.config_files import load_config
 
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     config = load_config(config_file, [*_with_seed(overrides, seed), *budget])
@@ -153,7 +153,7 @@ def resume(
     max_minutes: MaxMinutes = None,
 ) -> None:
     """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
-    from astra_rl.runs.config import load_config
+    from astra_rl.runs.config_files import load_config
     from astra_rl.runs.folder import open_run_folder
 
     folder = open_run_folder(run)

@@ -75,7 +75,7 @@ def print_estimate_of_run(
     run: Path, console: Console, *, targets: Sequence[str], trials: int, overrides: Sequence[str]
 ) -> None:
     """Print what evaluating the attacker of a run would ask for at most."""
-    from astra_rl.runs.config import load_config
+    from astra_rl.runs.config_files import load_config
     from astra_rl.runs.folder import open_run_folder
 
     path = open_run_folder(run).config

@@ -9,36 +9,42 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from astra_rl.core.storing import storing
+
 
 @contextlib.contextmanager
 def replace_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a fresh folder beside `folder`; when the block ends well it takes its place.
 
     If the block raises, `folder` stays as it was.
+
+    Raises:
+        StorageError: The disk is full, or read-only.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    # mkdtemp makes a private folder; a checkpoint is as readable as any other file of the run.
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)
-    old = temporary.with_name(temporary.name + ".old")
-    try:
-        yield temporary
-        sync(temporary)
-        if folder.exists():
-            folder.rename(old)
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        # mkdtemp makes a private folder; a checkpoint is as readable as any other file of the run.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        old = temporary.with_name(temporary.name + ".old")
         try:
-            temporary.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            yield temporary
+            sync(temporary)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

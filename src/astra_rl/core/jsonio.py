@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from astra_rl.core.redaction import learn_from_environment, redact
+from astra_rl.core.storing import storing
 from astra_rl.core.text import well_formed
 
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -94,19 +95,24 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
 
     If the block raises, the old file stays. Line ends are written as they are. A credential is left
     out if it is written in one piece.
+
+    Raises:
+        StorageError: The disk is full, or read-only.
     """
     learn_from_environment()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            yield cast(TextIO, _RedactingFile(file))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                yield cast(TextIO, _RedactingFile(file))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # a read-only disk says so above
+                temporary.unlink(missing_ok=True)
 
 
 class _RedactingFile:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.diversity import greedy_clusters
+from astra_rl.evaluation.outcomes import Outcome
 
 
 @dataclass(frozen=True)

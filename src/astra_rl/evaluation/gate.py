@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.evaluation.attempts import Outcome
 from astra_rl.evaluation.importance import NoProbability, Probability
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.statistics import Interval, Rate
 from astra_rl.evaluation.summary import Summary

@@ -27,8 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import KNOWN_OUTCOMES, Attempt, LogProb, Outcome
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.outcomes import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.statistics import Array, Interval, Rate, student_quantile
+from astra_rl.evaluation.turns import LogProb
 
 MIN_EFFECTIVE_FAILURES = 10.0
 """Effective failures below which no number is given: its interval would not hold."""

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.outcomes import Outcome
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Opening, Turn
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Opening, Turn
 
 LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 """Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""

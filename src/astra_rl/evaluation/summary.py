@@ -14,7 +14,8 @@ from operator import attrgetter
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import KNOWN_OUTCOMES, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import AttemptRow
+from astra_rl.evaluation.outcomes import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.paired import PairedComparison, compare_pairs
 from astra_rl.evaluation.statistics import QueriesToSuccess, Rate, RateAtK, rate_at_k
 

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from astra_rl.evaluation.attempts import KNOWN_OUTCOMES, Attempt, decide_outcome
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.outcomes import KNOWN_OUTCOMES, decide_outcome
 from astra_rl.evaluation.statistics import Rate
 
 THRESHOLDS = tuple(percent / 100 for percent in range(1, 101))

@@ -20,9 +20,10 @@ from astra_rl.moderators.identity import identity_of
 from astra_rl.rewards.terms import judge
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
-    from astra_rl.evaluation.attempts import Attempt, AttemptRow, Turn
+    from astra_rl.evaluation.attempts import Attempt, AttemptRow
     from astra_rl.evaluation.recording import Labels, LogProbs
     from astra_rl.evaluation.summary import Summary
+    from astra_rl.evaluation.turns import Turn
 
 
 class ASTEvaluator(Evaluator[str, str]):
@@ -115,8 +116,8 @@ class ASTEvaluator(Evaluator[str, str]):
         A prompt that comes again, in this call or in one before, is another trial of it; `evaluate`
         counts from zero. See `measure` for the arguments.
         """
-        from astra_rl.evaluation.attempts import Opening
         from astra_rl.evaluation.recording import Labels, measure_logprobs, record_path
+        from astra_rl.evaluation.turns import Opening
 
         conversations = [_conversation(graph) for graph in graphs]
         nodes = [node for conversation in conversations for node in conversation]
@@ -256,7 +257,8 @@ def summary_of(metrics: Sequence[GraphMetrics], *, threshold: float) -> Summary:
 
 
 def _row(index: int, metrics: GraphMetrics, threshold: float) -> AttemptRow:
-    from astra_rl.evaluation.attempts import AttemptRow, Outcome
+    from astra_rl.evaluation.attempts import AttemptRow
+    from astra_rl.evaluation.outcomes import Outcome
 
     scores = [turn["score"] for turn in metrics["turns"]]
     last = scores[-1] if scores else None

@@ -31,8 +31,8 @@ from astra_rl.runs.config import (
     RunConfig,
     SpeakerConfig,
     TargetConfig,
-    check_credentials,
 )
+from astra_rl.runs.config_files import check_credentials
 from astra_rl.runs.making import (
     build_moderator,
     build_target,

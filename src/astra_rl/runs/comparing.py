@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.statistics import SeedSpread
 from astra_rl.evaluation.summary import Summary, compare
-from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.recorded import Recorded
 

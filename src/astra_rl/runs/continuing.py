@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import shlex
 import signal
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,18 +13,14 @@ from types import FrameType
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
 from astra_rl.core.jsonio import json_line, parse_json
+from astra_rl.core.storing import storing
 from astra_rl.datasets.yaml_text import parse_yaml
-from astra_rl.errors import (
-    AstraError,
-    ConfigurationError,
-    InterruptedRunError,
-    StorageError,
-)
+from astra_rl.errors import ConfigurationError, InterruptedRunError, StorageError
 from astra_rl.logging import logger
-from astra_rl.runs.config import RunConfig, parse_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.versions import versions
 
@@ -40,9 +34,11 @@ def check_can_run_in(folder: Path) -> None:
     Raises:
         ConfigurationError: It does.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    # One that was killed while it wrote its configuration, the first of its files, left this.
+    left = f".{RunFolder.CONFIG}."
+    if not folder.is_dir() or all(each.name.startswith(left) for each in folder.iterdir()):
         return
-    if not (folder / "config.yaml").is_file():
+    if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
     run = RunFolder(folder)
     # The page comes last: without it the run was ended while it finished.
@@ -200,6 +196,8 @@ def interruptible(
 
 def how_to_go_on(folder: RunFolder) -> str:
     """Return what to type to go on with a run."""
+    if not folder.config.is_file():  # it was ended before it began
+        return "Start the same command again."
     return f"Continue with: astra-rl resume {shlex.quote(str(folder.path))}"
 
 
@@ -218,19 +216,8 @@ def ending_well(folder: RunFolder) -> Iterator[None]:
         )
 
     try:
-        with interruptible(stop, saying="stopping"):
+        # What says itself which file it is is not in the way; for the rest it is the run.
+        with storing(folder.path), interruptible(stop, saying="stopping"):
             yield
-    except (OSError, SafetensorError, sqlite3.OperationalError) as error:
-        if isinstance(error, AstraError):
-            raise
-        if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
-            raise
-        raise StorageError(
-            f"cannot write to {folder.path}: {getattr(error, 'strerror', None) or error}. What was "
-            f"saved before is still there; make room, or make it writable. {how_to_go_on(folder)}"
-        ) from error
-
-
-_CANNOT_WRITE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
-)
+    except StorageError as error:
+        raise StorageError(f"{error} {how_to_go_on(folder)}") from error

@@ -11,10 +11,11 @@ from typing import Any
 from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import AttemptRow, Opening
+from astra_rl.evaluation.attempts import AttemptRow
 from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.summary import Summary, TransferMatrix, transfer_matrix
+from astra_rl.evaluation.turns import Opening
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
@@ -25,7 +26,8 @@ from astra_rl.runs.build import (
     check_options,
     ordinary_use,
 )
-from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of

@@ -127,23 +127,35 @@ def run_experiment(
         StorageError: The disk is full, or the folder read-only; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
+    with ending_well(folder):
+        if not folder.config.is_file():  # comes first: without it the folder is not known for a run
+            folder.write_text(folder.config, config.to_yaml())
+        with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+            return _run_on_account(config, folder, log, display or Display(), command, force)
+
+
+def _run_on_account(
+    config: RunConfig,
+    folder: RunFolder,
+    log: AttemptLog,
+    display: Display,
+    command: str,
+    force: bool,
+) -> Result:
+    """Do the run, charge its calls to the ledger in its folder, and say how to go on."""
     go_on = how_to_go_on(folder)
-    with (
-        ending_well(folder),
-        AttemptLog(folder.attempts, write=True) as log,  # which nobody else may write now
-    ):
-        try:
-            with spending(config, folder.path, keep_ledger=True) as ledger:
-                try:
-                    return _do_run(config, folder, log, display or Display(), command, force)
-                except BudgetSpentError as error:
-                    ledger.ended_by.append(str(error))
-                    option = "--" + error.limit.replace("_", "-")
-                    raise BudgetEndedError(
-                        f"{error}; everything is saved. {go_on} {option} {2 * error.most:g}"
-                    ) from error
-        except EndpointError as error:
-            raise EndpointError(f"{error} Everything is saved. {go_on}") from error
+    try:
+        with spending(config, folder.path, keep_ledger=True) as ledger:
+            try:
+                return _do_run(config, folder, log, display, command, force)
+            except BudgetSpentError as error:
+                ledger.ended_by.append(str(error))
+                option = "--" + error.limit.replace("_", "-")
+                raise BudgetEndedError(
+                    f"{error}; everything is saved. {go_on} {option} {2 * error.most:g}"
+                ) from error
+    except EndpointError as error:
+        raise EndpointError(f"{error} Everything is saved. {go_on}") from error
 
 
 def _do_run(
@@ -160,12 +172,9 @@ def _do_run(
     remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
     record = manifest(config, command)
-    if folder.config.is_file():
-        state = {} if saved is None else saved[1].get("run", {})
-        check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
-        check_versions(state.get("versions", versions()))
-    else:
-        folder.write_text(folder.config, config.to_yaml())
+    state = {} if saved is None else saved[1].get("run", {})
+    check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
+    check_versions(state.get("versions", versions()))
     if saved is not None:
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
     with _timed(seconds, display, "loading models"):

@@ -30,6 +30,8 @@ class RunFolder:
         ConfigurationError: It cannot be made, or something in it leads out of it.
     """
 
+    CONFIG = "config.yaml"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
@@ -44,7 +46,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / self.CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -228,7 +230,7 @@ def open_run_folder(path: str | Path) -> RunFolder:
         ConfigurationError: It is none.
     """
     folder = Path(path)
-    if not (folder / "config.yaml").is_file():
+    if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(
             f"{folder} is not the folder of a run: it has no config.yaml. Give what "
             "'astra-rl train' or 'astra-rl demo' printed as its run folder."

@@ -11,8 +11,9 @@ from typing import Any
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
@@ -21,14 +22,8 @@ from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.rewards.terms import judge as ask_judge
 from astra_rl.runs.build import build_problem, check_options
-from astra_rl.runs.config import (
-    ModeratorConfig,
-    RunConfig,
-    check_credentials,
-    load_config,
-    load_moderator,
-    load_target,
-)
+from astra_rl.runs.config import ModeratorConfig, RunConfig
+from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.making import (
     build_moderator,

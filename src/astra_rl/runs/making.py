@@ -19,13 +19,8 @@ from astra_rl.models.generation import Sampling
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.registry import moderator_class
 from astra_rl.moderators.tolerant import TolerantModerator
-from astra_rl.runs.config import (
-    ModeratorConfig,
-    RunConfig,
-    SpeakerConfig,
-    TargetConfig,
-    load_target,
-)
+from astra_rl.runs.config import ModeratorConfig, RunConfig, SpeakerConfig, TargetConfig
+from astra_rl.runs.config_files import load_target
 from astra_rl.runs.parts import Makers
 from astra_rl.targets.base import Target
 from astra_rl.targets.registry import target_factory

@@ -23,7 +23,8 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.runs.build import build_problem, check_options, ordinary_use
-from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of

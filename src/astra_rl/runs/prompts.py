@@ -16,7 +16,7 @@ from astra_rl.datasets.scenario_files import (
     load_scenario,
     password_game,
 )
-from astra_rl.evaluation.attempts import Opening
+from astra_rl.evaluation.turns import Opening
 from astra_rl.runs.config import PromptsConfig
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}

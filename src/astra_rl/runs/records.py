@@ -17,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+from astra_rl.core.storing import storing
 from astra_rl.errors import AstraError, ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.logging import logger
 from astra_rl.runs.record_index import (
     COLUMNS,
@@ -69,6 +71,7 @@ class AttemptLog:
     Raises:
         LogInUseError: Another process, or this one, is already writing to it.
         ConfigurationError: The file cannot be opened, or holds records of a newer version.
+        StorageError: It is opened to write, and the disk is full or read-only.
     """
 
     def __init__(
@@ -82,26 +85,29 @@ class AttemptLog:
         self._resources = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         try:
-            self._open(write)
-        except OSError as error:
+            if write:
+                with storing(self.path):
+                    self._open_to_write()
+            else:
+                self._open_to_read()
+        except BaseException as error:
             self.close()
-            raise ConfigurationError(f"cannot open the log {path}: {error.strerror}") from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError) and not isinstance(error, AstraError):
+                raise ConfigurationError(f"cannot open the log {path}: {error.strerror}") from error
             raise
 
-    def _open(self, write: bool) -> None:
-        if not write:
-            try:
+    def _open_to_read(self) -> None:
+        try:
+            self._index, self.health = open_to_read(self.path, self._resources)
+        except DAMAGE as error:
+            if isinstance(error, AstraError):
+                raise
+            with contextlib.suppress(LogInUseError, OSError), lock(self.path):
+                remove_index(self.path)
+            with reading_index(self.path):
                 self._index, self.health = open_to_read(self.path, self._resources)
-            except DAMAGE as error:
-                if isinstance(error, AstraError):
-                    raise
-                with contextlib.suppress(LogInUseError, OSError), lock(self.path):
-                    remove_index(self.path)
-                with reading_index(self.path):
-                    self._index, self.health = open_to_read(self.path, self._resources)
-            return
+
+    def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._resources.enter_context(lock(self.path))
         self._file = self._resources.enter_context(open(self.path, "ab"))  # noqa: SIM115
@@ -131,26 +137,36 @@ class AttemptLog:
 
         Raises:
             ConfigurationError: The log was not opened for writing, or is closed.
+            StorageError: The disk is full, or read-only.
         """
         if self._file is None or self._file.closed:
             raise ConfigurationError(f"{self.path} is not open for writing; pass write=True.")
         line = attempt.to_json().encode() + b"\n"
         self._waiting.append((attempt, self._file.tell(), len(line)))
-        self._file.write(line)
+        with storing(self.path):
+            self._file.write(line)
         if len(self._waiting) >= self.flush_every:
             self.flush()
 
     def flush(self) -> None:
-        """Make everything appended so far safe on disk and visible to readers."""
-        if self._file is None or not self._waiting:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Make everything appended so far safe on disk and visible to readers.
+
+        Raises:
+            StorageError: The disk is full, or read-only.
+        """
+        if self._file is not None and self._waiting:
+            with storing(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._index_waiting(self._file.tell())
+
+    def _index_waiting(self, end: int) -> None:
+        """Add to the index what was written up to this place."""
         try:
             with self._index:
                 for attempt, start, size in self._waiting:
                     insert(self._index, attempt, start, size)
-                self._index.execute("UPDATE state SET indexed = ?", (self._file.tell(),))
+                self._index.execute("UPDATE state SET indexed = ?", (end,))
         except sqlite3.OperationalError:  # for instance a full disk
             raise
         except sqlite3.DatabaseError:  # damaged; the log itself has everything
@@ -163,7 +179,8 @@ class AttemptLog:
             if self._file is not None and not self._file.closed:
                 self.flush()
         finally:
-            self._resources.close()
+            with storing(self.path):
+                self._resources.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,9 +12,10 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.jsonio import parse_own_json
-from astra_rl.evaluation.attempts import Attempt, AttemptRow, Outcome
+from astra_rl.evaluation.attempts import Attempt, AttemptRow
 from astra_rl.evaluation.charts import learning_curve
 from astra_rl.evaluation.importance import NoProbability, Probability, failure_probability_of
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.report import (
     Evaluation,
     ReportData,
@@ -26,7 +27,8 @@ from astra_rl.evaluation.report.views import PANELS
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import transfer_matrix
 from astra_rl.methods.ast_evaluator import summary_of
-from astra_rl.runs.config import RunConfig, load_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.recorded import planned_attempts
 from astra_rl.runs.records import AttemptLog

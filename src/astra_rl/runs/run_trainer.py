@@ -13,11 +13,11 @@ from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.text import finish_reasons
 from astra_rl.errors import BudgetSpentError
-from astra_rl.evaluation.attempts import Opening
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.recording import record_tree
 from astra_rl.evaluation.reward_watch import RewardWatch
 from astra_rl.evaluation.statistics import Rate
+from astra_rl.evaluation.turns import Opening
 from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode

@@ -18,8 +18,9 @@ from typing import Any, TypeVar, cast, get_args
 
 from astra_rl.core.jsonio import parse_own_json
 from astra_rl.core.redaction import redact
+from astra_rl.core.storing import storing
 from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, StorageError
 from astra_rl.targets.ledger import current_ledger
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
@@ -35,20 +36,24 @@ class ReplyCache:
 
     Raises:
         ConfigurationError: The file cannot be opened, or is something else.
+        StorageError: The disk is full, or read-only.
     """
 
     def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(":memory:" if path is None else path)
         self._lock = threading.Lock()
         try:
-            if path is not None:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                ":memory:" if path is None else path, isolation_level=None, check_same_thread=False
-            )
-            # A crash of the machine may lose the last replies; a kill of the process loses none.
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = OFF")
-            self._database.execute(_SCHEMA)
+            with storing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._database = sqlite3.connect(
+                    self.path, isolation_level=None, check_same_thread=False
+                )
+                # A crash of the machine may lose the last replies; a kill of the process none.
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = OFF")
+                self._database.execute(_SCHEMA)
+        except StorageError:
+            raise
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
                 f"cannot use {path} as a cache of replies ({error}). Remove it to begin a new one, "
@@ -57,19 +62,23 @@ class ReplyCache:
 
     def get(self, key: str) -> Utterance | None:
         """Return the reply of this key; None if there is none, or it is damaged."""
-        with self._lock:
+        with self._lock, storing(self.path):  # to look into it, SQLite writes to its log
             row = self._database.execute(
                 "SELECT reply FROM replies WHERE key = ?", (key,)
             ).fetchone()
         return None if row is None else _read(row[0])
 
     def put(self, key: str, reply: str) -> None:
-        """Keep a reply; a `NoReply` is not kept."""
+        """Keep a reply; a `NoReply` is not kept.
+
+        Raises:
+            StorageError: The disk is full, or read-only.
+        """
         if isinstance(reply, NoReply):
             return
         reason = getattr(reply, "finish_reason", None)
         text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
-        with self._lock:
+        with self._lock, storing(self.path):
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
     def __len__(self) -> int:

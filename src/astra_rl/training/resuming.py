@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,33 +46,25 @@ def save_state(
         The folder of the state.
 
     Raises:
-        TrainingError: It cannot be written, for instance because the disk is full. States that
-            were there before stay.
+        StorageError: The disk is full, or read-only. States that were there before stay.
     """
     folder = Path(folder)
     place = folder / f"step-{step:08d}"
     tensors: dict[str, Tensor] = {}
     packed = _pack(state, tensors)
-    try:
-        with replace_folder(place) as temporary:
-            save_file(tensors, temporary / _TENSORS)
-            body = {
-                "schema_version": SCHEMA_VERSION,
-                "step": step,
-                "tensors_sha256": _sha256(temporary / _TENSORS),
-                "state": packed,
-            }
-            text = redact(json.dumps(body, sort_keys=True))
-            checksum = hashlib.sha256(text.encode()).hexdigest()
-            (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
-            for name in (_STATE, _TENSORS):
-                sync(temporary / name)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"cannot save the state of step {step} in {folder}: "
-            f"{getattr(error, 'strerror', None) or error}. Earlier states are still there; make "
-            "room and start the same command again."
-        ) from error
+    with replace_folder(place) as temporary:
+        save_file(tensors, temporary / _TENSORS)
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "tensors_sha256": _sha256(temporary / _TENSORS),
+            "state": packed,
+        }
+        text = redact(json.dumps(body, sort_keys=True))
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
+        for name in (_STATE, _TENSORS):
+            sync(temporary / name)
     for old in states(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return place

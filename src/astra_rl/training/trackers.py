@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.core.jsonio import json_line
+from astra_rl.core.storing import storing
 from astra_rl.errors import require
 from astra_rl.logging import logger
 
@@ -45,20 +46,22 @@ class JSONLTracker(Tracker):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, open for a whole run
+        with storing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, for a whole run
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one line and flush it."""
-        self._file.write(json_line({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with storing(self.path):
+            self._file.write(json_line({"step": step, **metrics}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Write to disk and close."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with storing(self.path), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 class HistoryTracker(Tracker):

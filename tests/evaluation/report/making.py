@@ -9,10 +9,11 @@ import re
 from html.parser import HTMLParser
 
 from astra_rl.core.text import Conversation, well_formed
-from astra_rl.evaluation.attempts import Attempt, JudgeScore, LogProb, Turn
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.importance import Sample, failure_probability
 from astra_rl.evaluation.report import Evaluation, ReportData, Reproduction, Training
 from astra_rl.evaluation.summary import transfer_matrix
+from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
 
 
 def turn(attack, response="", score=0.0, *, other=None, nll=None, **fields):

@@ -9,8 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from astra_rl.core.jsonio import write_atomic
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.escaping import shorten, xml_text
+from astra_rl.evaluation.outcomes import Outcome
 
 TEXT_LIMIT = 10_000
 _BROKEN = {Outcome.ERROR: "error", Outcome.UNSCORED: "unscored"}

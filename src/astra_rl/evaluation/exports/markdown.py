@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from astra_rl.core.jsonio import write_atomic
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.diversity import greedy_clusters
 from astra_rl.evaluation.escaping import markdown_text, shorten
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.statistics import between, describe_rate, format_percent
 from astra_rl.evaluation.summary import Summary, summarise
 

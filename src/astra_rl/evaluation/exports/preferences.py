@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from astra_rl.core.jsonio import atomic_file, json_line, parse_json
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import Attempt, Opening
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.turns import Opening
 
 Message = dict[str, str]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from astra_rl.core.jsonio import atomic_file
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
+from astra_rl.evaluation.outcomes import Outcome
 
 
 def write_failures(attempts: Iterable[Attempt], path: str | Path) -> int:

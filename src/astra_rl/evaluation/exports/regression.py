@@ -11,17 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from astra_rl.core.jsonio import write_json
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import (
-    SCHEMA_VERSION,
-    Attempt,
-    Number,
-    Opening,
-    Outcome,
-    Text,
-    Turn,
-    decide_outcome,
-    parse_record,
-)
+from astra_rl.evaluation.attempts import SCHEMA_VERSION, Attempt, parse_record
+from astra_rl.evaluation.outcomes import Outcome, decide_outcome
+from astra_rl.evaluation.turns import Number, Opening, Text, Turn
 
 
 class _Part(BaseModel):

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from astra_rl.core.jsonio import write_json
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.escaping import sarif_text, shorten, visible_text
+from astra_rl.evaluation.outcomes import Outcome
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

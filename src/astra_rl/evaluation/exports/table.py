@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from astra_rl.core.jsonio import atomic_file
-from astra_rl.evaluation.attempts import Attempt, Turn
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.escaping import csv_cell, shorten
+from astra_rl.evaluation.turns import Turn
 
 CELL_LIMIT = 32_000
 """Characters of a cell; spreadsheets cut cells off at 32,767 and spill the rest."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.core.jsonio import json_line
-from astra_rl.evaluation.attempts import Attempt, Turn
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.escaping import shorten, visible_text
+from astra_rl.evaluation.turns import Turn
 
 LONGEST = 20_000
 """Characters of a text that are shown; the record has the rest."""

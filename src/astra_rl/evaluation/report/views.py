@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.agreement import JudgePair, judge_pairs
-from astra_rl.evaluation.attempts import Attempt, Outcome
+from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.charts import (
     Panel,
     before_after,
@@ -21,6 +21,7 @@ from astra_rl.evaluation.charts import (
 from astra_rl.evaluation.diversity import Diversity, diversity
 from astra_rl.evaluation.findings import Kind, kinds_of_failure
 from astra_rl.evaluation.likelihood import Ranking, most_likely_failures, severity_and_likelihood
+from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.report.data import Evaluation, ReportData
 from astra_rl.evaluation.report.payload import Payload, pack_conversations, visible

@@ -17,6 +17,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.core.jsonio import write_json
+from astra_rl.core.storing import storing
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator
@@ -97,7 +98,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
         self.evaluator = evaluator
         self.eval_every = eval_every
         self.ckpt_dir = Path(ckpt_dir)
-        self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+        with storing(self.ckpt_dir):
+            self.ckpt_dir.mkdir(parents=True, exist_ok=True)
         self.tracker = LogTracker() if tracker is None else tracker
         self.best_score = -math.inf
         self.best_step: int | None = None

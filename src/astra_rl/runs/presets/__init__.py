@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from astra_rl.runs.config import RunConfig, parse_config
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import parse_config
 from astra_rl.runs.preset_files import preset_text
 
 

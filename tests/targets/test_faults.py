@@ -92,6 +92,8 @@ def test_three_failures_of_a_server_cost_three_tries(endpoint: Endpoint, make: M
         (error(413), "too long for the endpoint"),
         (Fault(307, {"Location": "/elsewhere"}), "endpoint error 307"),
         (Fault(body=completion("x" * 10_000_000)), "reply too long"),
+        (Fault(body=completion("x" * 10_000_000), chunked=True), "reply too long"),
+        (Fault(status=500, body=b"x" * 10_000_000, chunked=True), "reply too long"),
         (Fault(body=b"x", headers={"Content-Encoding": "gzip"}), "unparsable reply"),
         (error(429, retry_after="3600"), "rate limited"),
     ],
@@ -145,6 +147,12 @@ def test_failures_between_successes_do_not_end_it(endpoint: Endpoint, make: Make
     target = make(endpoint, give_up_after=3, concurrency=1)
     replies = target.respond(["hello"] * 20)
     assert sum(isinstance(reply, NoReply) for reply in replies) == 10
+
+
+def test_failures_of_different_kinds_do_not_end_it(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(400 if number % 2 else 413)
+    replies = make(endpoint, give_up_after=3, concurrency=1).respond(["hello"] * 20)
+    assert all(isinstance(reply, NoReply) for reply in replies)
 
 
 @pytest.mark.parametrize("header", [{"retry_after": "1"}, {"retry_after_ms": "1000"}])

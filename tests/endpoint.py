@@ -51,7 +51,7 @@ def completion(text: Any, *, finish: str = "stop", **more: Any) -> bytes:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "text": text, "finish_reason": finish}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return json.dumps({"id": "x", "choices": [choice], "usage": usage, **more}).encode()
+    return json.dumps({"id": "x", "choices": [choice], "usage": usage} | more).encode()
 
 
 def said(body: Body) -> str:

@@ -59,15 +59,17 @@ class BudgetSpentError(AstraError, RuntimeError):
         limit: Name of the limit, for instance ``"max_requests"``.
         most: Its value.
         spent: What was spent.
+        needed: What the next call may take at most, if that is why it was not sent.
     """
 
-    def __init__(self, limit: str, most: float, spent: float) -> None:
-        super().__init__(f"the budget {limit}={most:g} is spent ({spent:.4g})")
-        self.limit, self.most, self.spent = limit, most, spent
+    def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
+        more = f", and the next call may take {needed:.4g}" if needed else ""
+        super().__init__(f"the budget {limit}={most:g} is spent ({spent:.4g}{more})")
+        self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
 
-    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float]]:
+    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
         """What a copy in another process is built from."""
-        return type(self), (self.limit, self.most, self.spent)
+        return type(self), (self.limit, self.most, self.spent, self.needed)
 
 
 class InterruptedRunError(AstraError):

@@ -372,3 +372,44 @@ def test_an_evaluation_that_a_budget_cut_short_keeps_its_replies(
     assert done.returncode == 0, done.stderr
     assert len(endpoint.answered) == 8  # two conversations of two turns, each judged
     assert not (workplace / "partly" / "replies_again.sqlite").exists()
+
+
+def test_judges_inside_a_reward_and_other_targets_are_in_ledger_and_cache(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    """A run against two more targets, one loaded and one asked, that a judge of its own judges."""
+    asked = {"base_url": endpoint.url, "max_tokens": 8, "calls": FAST}
+    config = yaml.safe_load((workplace / "config.yaml").read_text())
+    config["reward"] = {
+        "several_targets": {
+            "others": [
+                {"model": "attacker", "max_new_tokens": 4},
+                {"type": "openai", "options": {"model": "other", **asked}},
+            ],
+            "moderator": {
+                "type": "llm_judge",
+                "options": {"complete": {"type": "openai", "options": {"model": "judge", **asked}}},
+            },
+        }
+    }
+    config["evaluation"] = {"before": False}
+    (workplace / "several.yaml").write_text(yaml.safe_dump(config))
+    command = ("train", "several.yaml", "-o", "several")
+    done = astra_rl(*command, "--max-requests", "40", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert len(endpoint.requests) == 40
+    assert (workplace / "several" / "replies.sqlite").is_file()
+    done = astra_rl(*command, "--max-requests", "4000", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((workplace / "several" / "manifest.json").read_text())
+    accounts = manifest["spent"]["accounts"]
+    host = f"127.0.0.1:{endpoint.port}"
+    assert set(accounts) == {f"other at {host}", f"judge at {host}"}
+    assert sum(each["cached"] for each in accounts.values()) > 0
+    assert sum(each["requests"] for each in accounts.values()) == len(endpoint.requests)
+    verdicts = Counter(said(body) for body in endpoint.answered if body["model"] == "judge")
+    assert set(verdicts.values()) == {1}  # in both sessions together
+    with AttemptLog(workplace / "several" / "attempts.jsonl") as log:
+        trained = [turn for each in log if each.phase == "training" for turn in each.turns]
+    assert all({"harm_target_2", "harm_target_3"} <= set(turn.reward_terms) for turn in trained)
+    assert {turn.reward_terms["harm_target_3"] for turn in trained} == {0.3}

@@ -9,9 +9,10 @@ import pytest
 
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Exchange
-from astra_rl.errors import ConfigurationError, EndpointError
+from astra_rl.errors import BudgetSpentError, ConfigurationError, EndpointError
 from astra_rl.moderators import OpenAIModerationModerator
 from astra_rl.moderators.identity import identity_of
+from astra_rl.targets import Budget, Ledger, ReplyCache
 
 pytest.importorskip("openai")
 
@@ -208,3 +209,50 @@ def test_wrong_options_are_refused(monkeypatch):
         OpenAIModerationModerator([], api_key="k")
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         OpenAIModerationModerator(api_key="k", batch_size=0)
+
+
+def test_what_was_scored_is_not_asked_again_and_what_failed_is(endpoint, tmp_path):
+    endpoint.scores = lambda text: {"violence": None if text == "odd" else 0.5, "hate": 0.25}
+    path = tmp_path / "replies.sqlite"
+    with ReplyCache(path).answering():
+        moderator(endpoint, categories=["violence"]).moderate(["a", "odd", "b"])
+    with ReplyCache(path).answering(), Ledger().charging() as ledger:
+        # Kept is all that the endpoint said, so other categories of it are known too.
+        assert moderator(endpoint, categories=["hate"]).moderate(["a", "c", "b"]) == [0.25] * 3
+        assert moderator(endpoint, categories=["hate"]).moderate(["a", "odd"]) == [0.25] * 2
+    assert [body["input"] for _, _, body in endpoint.requests] == [
+        ["a", "odd", "b"],
+        ["c"],
+        ["odd"],
+    ]
+    assert ledger.total().cached == 3
+
+
+def test_a_batch_that_is_refused_is_kept_text_by_text(endpoint, tmp_path):
+    original = endpoint.answer
+
+    def answer(texts):
+        return (413, {}, b"{}") if "bad" in texts else original(texts)
+
+    endpoint.answer = answer
+    with ReplyCache(tmp_path / "replies.sqlite").answering() as cache:
+        moderator(endpoint).moderate(["a!", "bad", "b!!"])
+        assert len(cache) == 2
+        before = len(endpoint.requests)
+        scores = moderator(endpoint).moderate(["b!!", "bad", "a!"])
+    assert scores[::2] == [0.2, 0.1]
+    assert len(endpoint.requests) == before + 1
+
+
+def test_what_it_reads_is_counted_and_paid_for(endpoint):
+    with Ledger().charging() as ledger:
+        moderator(endpoint, prices={"input": 1e6}).moderate(["a" * 8, "b" * 4])
+    total = ledger.total()
+    assert (total.requests, total.input_tokens, total.cost) == (1, 3, 3.0)
+    with Ledger(Budget(max_tokens=10)).charging(), pytest.raises(BudgetSpentError):
+        moderator(endpoint).moderate(["a" * 11])
+    assert len(endpoint.requests) == 1
+
+
+def test_prices_are_no_part_of_its_identity(endpoint):
+    assert identity_of(moderator(endpoint, prices={"input": 2})) == identity_of(moderator(endpoint))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from astra_rl import Conversation, Exchange
-from astra_rl.rewards import REWARDS, Format, Harm, Limit, SeveralTargets
+from astra_rl.rewards import REWARDS, Format, Harm, Limit
 from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.testing import ScriptedModerator
 
@@ -81,9 +81,7 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_its_value_is_the_one_derived_by_hand(name, make_models):
     options, expected = GOLDEN[name]
-    # A name may be known to files by what makes it from a file; here it is the class.
-    kind = SeveralTargets if name == "several_targets" else REWARDS[name]
-    part = kind(**(options() if callable(options) else options))
+    part = REWARDS[name](**(options() if callable(options) else options))
     context = LATER if name == "style_diversity" else OPENING
     exchanges = [Exchange(context, "red tree", "bad"), Exchange(context, "red sky", "no")]
     models = make_models(ScriptedModerator({"bad": 0.8}, default=0.1), NATS)

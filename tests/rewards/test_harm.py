@@ -6,8 +6,11 @@ import pytest
 
 from astra_rl import ConfigurationError, Conversation, Exchange
 from astra_rl.core.level import Level, tree_level
+from astra_rl.core.moderator import reason_of
 from astra_rl.core.seeding import current_row_seeds, row_seeds
+from astra_rl.core.text import NoReply
 from astra_rl.rewards import Harm, SeveralTargets
+from astra_rl.targets import Target
 from astra_rl.testing import ScriptedModerator
 
 nan = math.nan
@@ -194,3 +197,29 @@ def test_what_does_not_judge_the_response_as_the_moderator_records_no_such_score
     term.name = "other"
     (row,) = term.evaluate(make_models(), turns("bad"))[1]
     assert set(row) == {"other"}
+
+
+def test_a_target_that_gave_no_reply_makes_the_reward_missing_and_is_not_judged(models):
+    reward = SeveralTargets([lambda contexts: [NoReply("timed out")]])
+    (value,), (row,) = reward.evaluate(models, [Exchange("c", "a", "bad")])
+    assert math.isnan(value)
+    assert reason_of(row["harm_target_2"]) == "timed out"
+    assert [len(texts) for texts in models.moderator.calls] == [1]
+
+
+def test_a_further_reply_that_did_not_come_makes_harm_missing(models):
+    models.rollout_prompt_with_target = lambda contexts: [NoReply("timed out")] * len(contexts)
+    (value,) = Harm(replies=2)(models, [Exchange("c", "a", "bad")])
+    assert reason_of(value) == "timed out"
+
+
+def test_targets_are_asked_by_their_own_method(models):
+    class Awful(Target):
+        def respond(self, conversations):
+            return ["awful"] * len(conversations)
+
+        def __call__(self, chats):
+            raise AssertionError("chats were not to be asked")
+
+    (value,), _ = SeveralTargets([Awful()]).evaluate(models, [Exchange("c", "a", "bad")])
+    assert value == pytest.approx(0.7)

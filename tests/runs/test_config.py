@@ -19,15 +19,10 @@ from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators import CachedModerator
 from astra_rl.moderators.identity import identity_of
-from astra_rl.runs.build import (
-    build_algorithm,
-    build_moderator,
-    check_options,
-    check_training_options,
-    option_names,
-)
+from astra_rl.runs.build import build_algorithm, check_options, check_training_options
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config, parse_config
+from astra_rl.runs.making import build_moderator, option_names
 from astra_rl.runs.presets import load_preset
 from astra_rl.testing import ToyProblem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from astra_rl.rewards.base import walk
 from astra_rl.runs.build import build_environment, check_options
 from astra_rl.runs.config import EnvironmentConfig
 from astra_rl.runs.config_files import parse_config
+from astra_rl.runs.making import checking_makers
 from astra_rl.runs.parts import make_part
 from astra_rl.testing import ToyProblem, check_environment
 
@@ -41,11 +43,14 @@ prompts: {scenario: planted_secrets}
 
 
 def make(text: str) -> RewardPart:
-    return make_part("reward", yaml.safe_load(text), moderator)
+    return make_part("reward", yaml.safe_load(text), MAKE)
 
 
 def moderator(where: str, value: Any) -> FunctionModerator:
     return FunctionModerator(lambda texts: [0.5] * len(texts))
+
+
+MAKE = replace(checking_makers(), moderator=moderator)
 
 
 def test_a_name_alone_is_a_part() -> None:
@@ -103,6 +108,14 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
             for each in ("rank", "standardized", "threshold", "sigmoid", "clip", "affine")
         },
         "general_sum_game": {"role": "defender", "refusal": "profanity"},
+        "several_targets": {
+            "others": [
+                "a-model",
+                {"model": "another", "max_new_tokens": 4},
+                {"type": "astra_rl.testing:echo"},
+            ],
+            "moderator": "profanity",
+        },
         "gibberish": {"moderator": {"type": "profanity"}},
         "format": {"pattern": "a"},
         "response_likelihood": {"text": "yes"},
@@ -226,7 +239,7 @@ def test_every_environment_can_be_made_from_a_file(name: str, tmp_path: Path) ->
     examples.write_text('{"attack": "boom", "reward": 1}\n' * 4)
     needed = {"few_shot": {"examples": str(examples)}}
     config = EnvironmentConfig(type=name, tree_width=3, options=needed.get(name, {}))
-    environment = build_environment(config, ToyProblem(), ["one", "two"])  # type: ignore[arg-type]
+    environment = build_environment(config, ToyProblem(), ["one", "two"], MAKE)  # type: ignore[arg-type]
     assert type(environment) is ENVIRONMENTS[name]
     assert environment.tree_width == 3
     check_environment(environment)
@@ -236,7 +249,7 @@ def test_options_of_an_environment_may_be_parts_of_rewards() -> None:
     config = EnvironmentConfig(
         type="pruned_tree", options={"keep": 2, "quality": {"format": {"pattern": "a"}}}
     )
-    environment = build_environment(config, ToyProblem(), ["one"])  # type: ignore[arg-type]
+    environment = build_environment(config, ToyProblem(), ["one"], MAKE)  # type: ignore[arg-type]
     assert isinstance(environment, PrunedTreeEnvironment)
     assert environment.quality is not None
     assert environment.quality.name == "format"

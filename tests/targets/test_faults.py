@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -254,3 +255,86 @@ def test_the_conversation_is_sent_as_messages_and_nothing_of_the_attacker(
     assert "Attack!" not in json.dumps(body)
     assert "falcon" not in json.dumps(body)
     assert headers["authorization"] == "Bearer none"
+
+
+def asked_until_spent(endpoint: Endpoint, budget: Budget, **options: Any) -> Ledger:
+    """Ask more than a budget allows, many at once, and return what was spent."""
+    endpoint.latency = 0.02
+    options = {"max_tokens": 8, "prices": {"input": 1e6, "output": 2e6}, **options}
+    target = OpenAITarget("m", base_url=endpoint.url, calls=CALLS, **options)
+    ledger = Ledger(budget)
+    with ledger.charging(), pytest.raises(BudgetSpentError):
+        target.respond([f"hello {number}" for number in range(200)])
+    return ledger
+
+
+WORST = 64 + 16 + len("hello 100") + 8
+"""Most tokens that a call of `asked_until_spent` is taken to need; in truth it takes 7 and 3."""
+
+
+@pytest.mark.parametrize("most", [WORST, 500, 1000])
+def test_calls_under_way_do_not_lead_beyond_a_limit_of_tokens(
+    endpoint: Endpoint, most: int
+) -> None:
+    total = asked_until_spent(endpoint, Budget(max_tokens=most)).total()
+    spent = total.input_tokens + total.output_tokens
+    assert most - WORST < spent <= most
+    assert endpoint.most_at_once > 1 or most == WORST
+
+
+def test_calls_under_way_do_not_lead_beyond_a_limit_of_cost(endpoint: Endpoint) -> None:
+    total = asked_until_spent(endpoint, Budget(max_cost=600)).total()
+    assert 600 - (WORST + 8) < total.cost <= 600
+
+
+def test_a_call_that_could_exceed_a_limit_is_not_sent_and_the_error_says_so(
+    endpoint: Endpoint,
+) -> None:
+    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=1000)
+    message = r"max_tokens=900 is spent \(0, and the next call may take 1085\)"
+    ledger = Ledger(Budget(max_tokens=900))
+    with ledger.charging():
+        with pytest.raises(BudgetSpentError, match=message):
+            target.respond(["hello"])
+        with pytest.raises(BudgetSpentError):  # nothing else is sent either
+            ledger.check()
+    assert endpoint.requests == []
+
+
+def test_replies_without_a_limit_are_reckoned_by_the_longest_so_far(endpoint: Endpoint) -> None:
+    """Each writes 300 tokens where 256 were assumed: the first ones exceed, the later ones not."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 300}
+    endpoint.reply = lambda body: completion("long", usage=usage)
+    ledger = asked_until_spent(endpoint, Budget(max_tokens=25_000), max_tokens=None)
+    total = ledger.total()
+    spent = total.input_tokens + total.output_tokens
+    assert 25_000 - (64 + 16 + 9 + 300) < spent <= 25_000
+    assert (
+        asked_until_spent(endpoint, Budget(max_tokens=260), max_tokens=None).total().requests == 0
+    )
+
+
+def test_an_endpoint_that_reads_more_than_it_is_told_is_found_out(endpoint: Endpoint) -> None:
+    """A template of 1,000 tokens: only calls that were sent before the first reply may exceed."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 3}
+    endpoint.reply = lambda body: completion("hi", usage=usage)
+    most = 50_000
+    total = asked_until_spent(endpoint, Budget(max_tokens=most)).total()
+    spent = total.input_tokens + total.output_tokens
+    assert most - 1100 < spent <= most
+    # The bound: what each call under way took beyond what was set aside for it.
+    endpoint.most_at_once = 0
+    total = asked_until_spent(endpoint, Budget(max_tokens=1500)).total()
+    assert total.input_tokens + total.output_tokens <= 1500 + endpoint.most_at_once * 1003
+
+
+def test_what_was_set_aside_for_calls_that_ended_badly_is_free_again(endpoint: Endpoint) -> None:
+    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=8, calls=CALLS)
+    with Ledger(Budget(max_tokens=40 * WORST)).charging():
+        for fault in (error(401), error(400)):
+            endpoint.fault = lambda number, fault=fault: fault
+            for _ in range(5):
+                with contextlib.suppress(EndpointError):
+                    target.respond(["hello"] * 19)
+        endpoint.fault = lambda number: None
+        assert target.respond(["hello"] * 19) == ["you said hello"] * 19

@@ -14,8 +14,8 @@ from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.calibration import Calibration, agreement, calibrate, write_calibration
 from astra_rl.evaluation.classification import Estimate
 from astra_rl.evaluation.labels import read_labels
-from astra_rl.runs.build import build_moderator, check_moderator_options
 from astra_rl.runs.config_files import load_moderator
+from astra_rl.runs.making import build_moderator, check_moderator_options
 
 NAMES = {
     "auroc": "AUROC",

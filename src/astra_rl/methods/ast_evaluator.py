@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.core.contracts import check_length, is_missing, mean_of_present
+from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
 from astra_rl.core.jsonio import jsonable
-from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import Exchange, NoReply
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
 from astra_rl.moderators.identity import identity_of
+from astra_rl.rewards.terms import judge
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
     from astra_rl.evaluation.attempts import Attempt, AttemptRow
@@ -245,24 +246,7 @@ class ASTEvaluator(Evaluator[str, str]):
     ) -> Sequence[float]:
         """Score every turn that was answered, in one call."""
         exchanges = [Exchange(node.context, node.attack, node.response) for node in nodes]
-        return judge_answered(moderator, exchanges)
-
-
-def judge_answered(
-    moderator: Moderator[Any, Any], exchanges: Sequence[Exchange]
-) -> Sequence[float]:
-    """Score exchanges in one call; those without a reply are missing, and nobody is asked."""
-    answered = [each for each in exchanges if not isinstance(each.response, NoReply)]
-    # Not every moderator accepts an empty batch.
-    scores = moderator.moderate(answered) if answered else []
-    check_length(scores, len(answered), source=type(moderator).__name__)
-    remaining = iter(scores)
-    return [
-        Score.missing(each.response.reason)
-        if isinstance(each.response, NoReply)
-        else next(remaining)
-        for each in exchanges
-    ]
+        return judge(moderator, exchanges)
 
 
 def summary_of(metrics: Sequence[GraphMetrics], *, threshold: float) -> Summary:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from astra_rl.core.contracts import check_number
+from astra_rl.core.contracts import check_number, is_missing
+from astra_rl.core.jsonio import parse_json
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.redaction import keep_secret
 from astra_rl.core.text import NoReply, well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.ledger import Prices, Usage, Worst
 from astra_rl.targets.official_client import OfficialClient
+from astra_rl.targets.remote import made
+from astra_rl.targets.reply_cache import Told, cache_key, from_cache
 from astra_rl.targets.secrets import read_variable
 from astra_rl.targets.web import json_of, message_of
 
@@ -34,6 +39,7 @@ CATEGORIES = (
 )
 """What the endpoint scores."""
 
+TEXTS_PER_REQUEST = 32
 _REFUSED = ("refused by the endpoint", "too long for the endpoint")
 
 
@@ -54,11 +60,16 @@ class OpenAIModerationModerator(Moderator[str, str]):
         batch_size: Texts per request.
         max_retries: Further tries of a request that failed for reasons that may pass.
         timeout: Seconds that a request may take.
+        prices: ``{"input": ...}``: cost per million tokens read, which are estimated: a quarter of
+            the characters.
 
     Raises:
         ConfigurationError: There is no such category, no key, or a number is out of range.
         MissingDependencyError: The extra ``openai`` is not installed.
     """
+
+    texts_per_request = TEXTS_PER_REQUEST
+    """Says that it asks an endpoint, and of how many texts at once unless `batch_size` is given."""
 
     def __init__(
         self,
@@ -67,9 +78,10 @@ class OpenAIModerationModerator(Moderator[str, str]):
         model: str = "omni-moderation-latest",
         api_key: str | None = None,
         base_url: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = TEXTS_PER_REQUEST,
         max_retries: int = 4,
         timeout: float = 60.0,
+        prices: Prices | Mapping[str, float] | None = None,
     ) -> None:
         for category in categories or ():
             if category not in CATEGORIES:
@@ -93,7 +105,9 @@ class OpenAIModerationModerator(Moderator[str, str]):
 
         keep_secret(key())
         self._client = OfficialClient(base_url, key, settings)
-        self._caller = Caller(f"{model} at {self._client.host}", settings)
+        self._caller = Caller(
+            f"{model} at {self._client.host}", settings, prices=made(Prices, "prices", prices)
+        )
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1].
@@ -104,40 +118,69 @@ class OpenAIModerationModerator(Moderator[str, str]):
             BudgetSpentError: Nothing more may be sent.
         """
         texts = [well_formed(str(text)) for text in x]
-        size = self.batch_size
-        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        scores: list[float] = []
-        for batch, found in zip(batches, self._ask(batches), strict=True):
-            refused = isinstance(found, NoReply) and found.reason in _REFUSED
-            # One text may be why the whole batch is refused.
-            parts = self._ask([[text] for text in batch]) if refused and len(batch) > 1 else [found]
-            for part, count in zip(parts, [len(batch) // len(parts)] * len(parts), strict=True):
-                scores += part if isinstance(part, list) else [Score.missing(part.reason)] * count
-        return scores
+        found = from_cache(self._caller.name, texts, self._key, self._ask)
+        return [
+            Score.missing(each.reason)
+            if isinstance(each, NoReply)
+            else self._score(parse_json(each))
+            for each in found
+        ]
 
-    def _ask(self, batches: Sequence[list[str]]) -> list[list[Score] | NoReply]:
-        return self._caller.call(self._connected, batches)
+    def _key(self, text: str) -> str:
+        return cache_key([type(self).__name__, self._client.base_url, self.model, text])
+
+    def _ask(self, texts: Sequence[str], told: Told) -> list[str]:
+        """Return what the endpoint says of each text, as JSON; `NoReply` where it says nothing."""
+        size = self.batch_size
+        batches = [range(start, len(texts))[:size] for start in range(0, len(texts), size)]
+        said: dict[int, str] = {}
+        for batch, found in zip(batches, self._call(texts, batches, told), strict=True):
+            if isinstance(found, NoReply) and found.reason in _REFUSED and len(batch) > 1:
+                # One text may be why the whole batch is refused.
+                alone = [range(row, row + 1) for row in batch]
+                for row, one in zip(batch, self._call(texts, alone, told), strict=True):
+                    said[row] = one if isinstance(one, NoReply) else one[0]
+            else:
+                each = [found] * len(batch) if isinstance(found, NoReply) else found
+                said.update(zip(batch, each, strict=True))
+        return [said[row] for row in range(len(texts))]
+
+    def _call(
+        self, texts: Sequence[str], batches: Sequence[range], told: Told
+    ) -> list[list[str] | NoReply]:
+        def answered(index: int, found: list[str]) -> None:
+            for row, each in zip(batches[index], found, strict=True):
+                if not is_missing(self._score(parse_json(each))):
+                    told(row, each)
+
+        return self._caller.call(
+            self._connected,
+            [[texts[row] for row in batch] for batch in batches],
+            answered=answered,
+            worst=lambda batch: Worst(sum(len(text.encode()) for text in batch)),
+        )
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Send[list[str], list[Score]]]:
+    async def _connected(self) -> AsyncIterator[Send[list[str], list[str]]]:
         async with self._client.open() as client:
 
-            async def send(texts: list[str]) -> Answer[list[Score]]:
+            async def send(texts: list[str]) -> Answer[list[str]]:
                 request = client.moderations.with_raw_response.create(model=self.model, input=texts)
                 reply = await self._client.reply_to(request)
                 if not 200 <= reply.status < 300:
                     raise error_of_status(reply.status, reply.headers, message_of(reply.body))
-                return Answer(self._read(json_of(reply.body), len(texts)))
+                found = self._read(json_of(reply.body), len(texts))
+                return Answer(found, Usage.estimate(sum(map(len, texts)), 0))
 
             yield send
 
-    def _read(self, data: Any, count: int) -> list[Score]:
+    def _read(self, data: Any, count: int) -> list[str]:
         results = data.get("results") if isinstance(data, Mapping) else None
         if results is None:
             raise CallError("unparsable reply", "it has no results", retryable=True)
         if not isinstance(results, list) or len(results) != count:
             raise CallError("incomplete reply", retryable=True)
-        return [self._score(result) for result in results]
+        return [json.dumps(result) for result in results]
 
     def _score(self, result: Any) -> Score:
         found = result.get("category_scores") if isinstance(result, Mapping) else None

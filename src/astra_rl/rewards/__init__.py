@@ -54,6 +54,7 @@ REWARDS: dict[str, Callable[..., RewardPart]] = {
     "ast": ASTReward,
     "novel_failure": NovelFailureReward,
     "general_sum_game": GeneralSumGame,
+    "several_targets": SeveralTargets,
     # terms
     "harm": Harm,
     "attack_nll": AttackNLL,

@@ -72,6 +72,16 @@ class RewardPart(ABC):
         """What it asks the target for besides its answers, itself and without its parts."""
         return None
 
+    @property
+    def judged_per_turn(self) -> int:
+        """How many texts it has judged per turn at most, itself and without its parts."""
+        return 0
+
+    @property
+    def replies_per_turn(self) -> int:
+        """How many more replies per turn it asks the target for, itself and without its parts."""
+        return 0
+
     @abstractmethod
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the value of each turn, and what was measured on the way, by name."""

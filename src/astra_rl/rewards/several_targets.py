@@ -13,8 +13,9 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import Reward, RewardModels, Values
 from astra_rl.rewards.likelihood import check_choice
 from astra_rl.rewards.terms import judge, max_or_missing
+from astra_rl.targets.base import Target
 
-Target = Callable[[Sequence[str]], Sequence[str]]
+Respond = Callable[[Sequence[str]], Sequence[str]]
 """Takes contexts that end in an attack and returns a response to each."""
 
 
@@ -26,8 +27,10 @@ class SeveralTargets(Reward):
     ``harm_target_2``, ``harm_target_3`` and so on.
 
     Args:
-        others: The other targets, for instance ``problem.rollout_prompt_with_target`` of another
-            problem. In a conversation of several turns each hears what the own target said before.
+        others: The other targets, or functions such as ``problem.rollout_prompt_with_target`` of
+            another problem. In a file: folders or hub ids of models, YAML files of targets, or
+            sections as that of a run's target. In a conversation of several turns each hears what
+            the own target said before.
         rule: ``"mean"``; ``"min"``: what all of them do; or ``"difference"``: the own target's less
             the largest of the others', for attacks that break this one and none of them
             (differential testing), in [-1, 1].
@@ -39,7 +42,7 @@ class SeveralTargets(Reward):
 
     def __init__(
         self,
-        others: Sequence[Target],
+        others: Sequence[Target | Respond],
         *,
         rule: Literal["mean", "min", "difference"] = "mean",
         moderator: Moderator[Any, Any] | None = None,
@@ -48,18 +51,24 @@ class SeveralTargets(Reward):
             raise ConfigurationError("others is empty; give at least one more target, or use Harm.")
         check_choice("rule", rule, ("mean", "min", "difference"))
         self.others = list(others)
+        self._respond = [each.respond if isinstance(each, Target) else each for each in others]
         self.rule = rule
         self.moderator = moderator
         numbers = range(2, len(self.others) + 2)
         self.names = ["harm_response", *(f"harm_target_{number}" for number in numbers)]
 
+    @property
+    def judged_per_turn(self) -> int:
+        """What each target says."""
+        return 1 + len(self.others)
+
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return each turn's mean, and the score of each target."""
         seeds = current_row_seeds(len(exchanges))
         heard = list(exchanges)
-        for number, target in enumerate(self.others):
+        for number, respond in enumerate(self._respond):
             with row_seeds([derive_seed(seed, "target", number) for seed in seeds]):
-                responses = target([each.context + each.attack for each in exchanges])
+                responses = respond([each.context + each.attack for each in exchanges])
             check_length(responses, len(exchanges), source=f"target {number + 2}")
             heard += [
                 Exchange(each.context, each.attack, response)

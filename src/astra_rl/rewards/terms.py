@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.level import current_level
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
-from astra_rl.core.text import Conversation, Exchange, context_key
+from astra_rl.core.text import Conversation, Exchange, NoReply, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm, Values
 from astra_rl.rewards.likelihood import AttackNLL, check_choice
@@ -84,6 +84,16 @@ class Harm(RewardTerm):
             for score, value in zip(scores, values, strict=True)
         ]
 
+    @property
+    def judged_per_turn(self) -> int:
+        """Each reply."""
+        return self.replies
+
+    @property
+    def replies_per_turn(self) -> int:
+        """All but the first."""
+        return self.replies - 1
+
     def _judge(
         self, models: RewardModels, exchanges: Sequence[Exchange]
     ) -> tuple[list[float], list[float]]:
@@ -135,11 +145,17 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def judge(moderator: Moderator[Any, Any], texts: Sequence[Exchange]) -> list[float]:
-    """Ask a moderator; not every one accepts an empty batch."""
-    scores = moderator.moderate(texts) if texts else []
-    check_length(scores, len(texts), source=type(moderator).__name__)
+    """Score exchanges in one call; those without a reply are missing, and nobody is asked."""
+    answered = [each for each in texts if not isinstance(each.response, NoReply)]
+    # Not every moderator accepts an empty batch.
+    scores = moderator.moderate(answered) if answered else []
+    check_length(scores, len(answered), source=type(moderator).__name__)
     # A Score that is missing says why, which float() would make it forget.
-    return [score if isinstance(score, float) else float(score) for score in scores]
+    found = iter([score if isinstance(score, float) else float(score) for score in scores])
+    return [
+        Score.missing(each.response.reason) if isinstance(each.response, NoReply) else next(found)
+        for each in texts
+    ]
 
 
 def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int) -> list[Exchange]:

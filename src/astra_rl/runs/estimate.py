@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
-from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.rewards.base import walk
-from astra_rl.rewards.terms import Harm
-from astra_rl.runs.build import (
-    asked_in,
-    build_environment,
-    build_target,
-    checked_reward,
-    load_openings,
-)
+from astra_rl.rewards.base import RewardPart
+from astra_rl.runs.asking import ASSUMED_REPLY, Asked, asked_in, checked_environment, parts_of
+from astra_rl.runs.build import EVALUATED_TOGETHER, load_openings
 from astra_rl.runs.config import RunConfig, TargetConfig
-from astra_rl.targets.ledger import Prices
+from astra_rl.runs.making import StandIn, asked_target
 
-ASSUMED_REPLY = 256
-"""Tokens of a reply whose length nobody limits."""
 INSTRUCTIONS = 600
 """Tokens that a judge is told besides the conversation."""
 
@@ -46,6 +38,25 @@ class EstimateRow:
     cost: float | None
 
 
+@dataclass(frozen=True)
+class _Level:
+    """Turns of one tree level that are played together, and how often that happens.
+
+    Attributes:
+        stage: ``"training"``, ``"watch"`` or ``"evaluation"``.
+        before: Turns that were said before.
+        opening: Tokens of the opening.
+        times: How often.
+        turns: How many turns at a time.
+    """
+
+    stage: str
+    before: int
+    opening: float
+    times: int
+    turns: int
+
+
 def estimate(config: RunConfig, *, training: bool = True) -> list[EstimateRow]:
     """Estimate the calls of a run, or of an evaluation alone, from above.
 
@@ -55,71 +66,90 @@ def estimate(config: RunConfig, *, training: bool = True) -> list[EstimateRow]:
     Raises:
         ConfigurationError: The configuration is wrong.
     """
-    asked = dict(asked_in(config))
+    asked = asked_in(config)
     if not asked:
         return []
-    turns = list(_turns(config, training))
-    target = build_target(config.target)
-    longest = config.target
-    reply = (
-        longest.max_new_tokens
-        if not isinstance(longest, TargetConfig)
-        else getattr(target, "most_output_tokens", None) or ASSUMED_REPLY
-    )
-    attack = config.attacker.max_new_tokens
-    harms = sum(isinstance(part, Harm) for part in walk(checked_reward(config)))
-    judge = config.evaluation.judge
-    rows = []
-    for place, section in asked.items():
-        calls = read = 0.0
-        for stage, turn, count, opening in turns:
-            before = opening + turn * (attack + reply) + attack
-            times = {"target": 1}.get(place, _times(place, stage, harms, judge is not None))
-            if stage == "watch" and place == "target":
-                times = 0
-            calls += times * count
-            read += times * count * (before if place == "target" else before + reply + INSTRUCTIONS)
-        written = calls * (reply if place == "target" else _limit(section))
-        prices = section.options.get("prices")
-        known = Prices(**prices) if isinstance(prices, Mapping) else None
-        cost = None if known is None else (read * known.input + written * known.output) / 1e6
-        rows.append(EstimateRow(place, round(calls), round(read), round(written), cost))
-    return rows
+    levels = list(_levels(config, training))
+    reply, attack = _longest_reply(config), config.attacker.max_new_tokens
+    parts = parts_of(config)
+    has_judge = config.evaluation.judge is not None
+    return [_row(each, levels, parts, attack, reply, has_judge=has_judge) for each in asked]
 
 
-def _times(place: str, stage: str, harms: int, has_judge: bool) -> int:
-    """How often a judge is asked about one turn."""
-    trains = place.startswith("moderator")
-    if stage == "watch":
-        return 0 if trains else 1
-    if stage == "training":
-        return max(1, harms) if trains else 0
-    # In evaluation the reward is computed too, and a judge of its own comes on top.
-    return max(1, harms) if trains else int(has_judge)
+def _row(
+    asked: Asked,
+    levels: Sequence[_Level],
+    parts: Sequence[RewardPart],
+    attack: int,
+    reply: int,
+    *,
+    has_judge: bool,
+) -> EstimateRow:
+    requests = read = 0.0
+    for level in levels:
+        texts = _texts_per_turn(asked.whose, level.stage, parts, has_judge=has_judge)
+        requests += level.times * texts * math.ceil(level.turns / asked.together)
+        said = level.opening + level.before * (attack + reply) + attack
+        if asked.is_judge:
+            said = said + reply + INSTRUCTIONS if asked.reads_conversation else attack + reply
+        read += level.times * texts * level.turns * said
+    written = requests * asked.writes
+    cost = None
+    if asked.prices is not None:
+        cost = (read * asked.prices.input + written * asked.prices.output) / 1e6
+    return EstimateRow(asked.where, round(requests), round(read), round(written), cost)
 
 
-def _turns(config: RunConfig, training: bool) -> Iterator[tuple[str, int, float, float]]:
-    """Yield stage, turns before, how many such turns, and tokens of the opening."""
+def _texts_per_turn(whose: str, stage: str, parts: Sequence[RewardPart], *, has_judge: bool) -> int:
+    """How many texts of one turn a target answers or a moderator judges."""
+    if whose == "evaluation.judge":
+        return int(stage != "training")
+    if stage == "watch":  # what the moderator says there is known from the reward
+        return 0
+    if whose == "target":
+        return 1 + sum(part.replies_per_turn for part in parts)
+    if whose == "moderator":
+        judged = (p.judged_per_turn for p in parts if getattr(p, "moderator", None) is None)
+        # The score of each turn is wanted, whatever the reward makes of it.
+        return max(sum(judged), int(stage == "training" or not has_judge))
+    judged = (p.judged_per_turn for p in parts if _place(getattr(p, "moderator", None)) == whose)
+    answers = (1 for p in parts for each in getattr(p, "others", ()) if _place(each) == whose)
+    return sum(judged) + sum(answers)
+
+
+def _place(found: Any) -> str | None:
+    return found.where if isinstance(found, StandIn) else None
+
+
+def _levels(config: RunConfig, training: bool) -> Iterator[_Level]:
+    """Yield all that would be played, level by level."""
     train, test = load_openings(config.prompts, seed=config.seed)
-    environment = build_environment(config.environment, cast("HFASTProblem", None), train)
+    environment = checked_environment(config, train)
+    steps, episodes = config.training.steps, config.training.episodes_per_step
     if training:
-        episodes = config.training.steps * config.training.episodes_per_step
-        levels = environment.turns_by_level()
-        for turn, count in enumerate(levels):
-            yield "training", turn, episodes * count, _mean_length(train)
+        opening, counts = _mean_length(train), environment.turns_by_level()
+        for before, count in enumerate(counts):
+            yield _Level("training", before, opening, steps, episodes * count)
         if config.evaluation.judge is not None:
-            most = min(config.evaluation.watch, config.training.episodes_per_step * sum(levels))
-            yield "watch", 0, config.training.steps * most, _mean_length(train)
-    evaluations = config.evaluation.trials * (1 + int(training and config.evaluation.before))
-    for turn, count in enumerate(environment.turns_by_level(straight=True)):
-        yield "evaluation", turn, evaluations * len(test) * count, _mean_length(test)
+            most = min(config.evaluation.watch, episodes * sum(counts))
+            yield _Level("watch", len(counts) - 1, opening, steps, most)
+    evaluations = 1 + int(training and config.evaluation.before)
+    batches, rest = divmod(len(test) * config.evaluation.trials, EVALUATED_TOGETHER)
+    opening = _mean_length(test)
+    for before, count in enumerate(environment.turns_by_level(straight=True)):
+        yield _Level(
+            "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
+        )
+        yield _Level("evaluation", before, opening, evaluations, rest * count)
 
 
-def _mean_length(openings: Any) -> float:
+def _longest_reply(config: RunConfig) -> int:
+    if not isinstance(config.target, TargetConfig):
+        return config.target.max_new_tokens
+    most = getattr(asked_target(config.target), "most_output_tokens", None)
+    return ASSUMED_REPLY if most is None else most
+
+
+def _mean_length(openings: Sequence[str]) -> float:
     known = [Conversation.of(each) for each in openings]
     return mean_of_present((len(each.prompt) + len(each.system or "")) / 4 for each in known)
-
-
-def _limit(section: TargetConfig) -> int:
-    told = section.options.get("max_tokens", ASSUMED_REPLY)
-    return told if isinstance(told, int) else ASSUMED_REPLY

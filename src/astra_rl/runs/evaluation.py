@@ -22,7 +22,6 @@ from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.resending import resend
 from astra_rl.runs.build import (
     build_evaluator,
-    build_moderator,
     build_problem,
     check_options,
     ordinary_use,
@@ -30,6 +29,7 @@ from astra_rl.runs.build import (
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts

@@ -18,20 +18,19 @@ from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import Summary, by_prompt, compare, summarise, summarise_prompts
-from astra_rl.methods.ast_evaluator import judge_answered
 from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
-from astra_rl.runs.build import (
-    build_moderator,
-    build_problem,
-    build_target,
-    check_moderator_options,
-    check_options,
-    check_target,
-)
+from astra_rl.rewards.terms import judge as ask_judge
+from astra_rl.runs.build import build_problem, check_options
 from astra_rl.runs.config import ModeratorConfig, RunConfig
 from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
 from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.making import (
+    build_moderator,
+    build_target,
+    check_moderator_options,
+    check_target,
+)
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.records import AttemptLog
@@ -264,7 +263,7 @@ def judge_again(
     """
     identity = identity_of(judge)
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
-    remaining = iter(judge_answered(judge, exchanges))
+    remaining = iter(ask_judge(judge, exchanges))
     return [
         attempt.judged(
             _name_beside(identity, attempt),

@@ -22,15 +22,11 @@ from astra_rl.evaluation.likelihood import (
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.runs.build import (
-    build_moderator,
-    build_problem,
-    check_options,
-    ordinary_use,
-)
+from astra_rl.runs.build import build_problem, check_options, ordinary_use
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config
 from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,31 +25,40 @@ from pydantic import TypeAdapter, ValidationError
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.rewards import REWARDS, Limit, RewardPart
-
-MakeModerator = Callable[[str, Any], Moderator[Any, Any]]
-"""Makes a moderator of the place in the file and what stands there."""
+from astra_rl.targets.base import Target
 
 
-def make_part(where: str, spec: Any, make_moderator: MakeModerator) -> RewardPart:
+@dataclass(frozen=True)
+class Makers:
+    """Makes what parts of a reward ask for, of the place in the file and what stands there.
+
+    Attributes:
+        moderator: Makes a moderator.
+        target: Makes a target besides that of the run.
+    """
+
+    moderator: Callable[[str, Any], Moderator[Any, Any]]
+    target: Callable[[str, Any], Target]
+
+
+def make_part(where: str, spec: Any, make: Makers) -> RewardPart:
     """Make a part of a reward.
 
     Args:
         where: The place in the file, for messages.
         spec: What stands there.
-        make_moderator: Makes the moderators that parts ask for.
+        make: Makes the moderators and targets that parts ask for.
 
     Raises:
         ConfigurationError: An unknown name or option, or a value out of range, with its place.
     """
-    part, weight = _make_weighted(where, spec, make_moderator)
+    part, weight = _make_weighted(where, spec, make)
     if weight is not None:
         raise ConfigurationError(f"{where}: weight is for the parts of a sum.")
     return part
 
 
-def _make_weighted(
-    where: str, spec: Any, make_moderator: MakeModerator
-) -> tuple[RewardPart, float | None]:
+def _make_weighted(where: str, spec: Any, make: Makers) -> tuple[RewardPart, float | None]:
     entries = {spec: {}} if isinstance(spec, str) else _mapping(where, spec)
     weight, name = entries.pop("weight", None), entries.pop("name", None)
     if len(entries) != 1:
@@ -62,7 +72,7 @@ def _make_weighted(
             f"{where}.{kind}: unknown part of a reward.{did_you_mean(str(kind), REWARDS)} "
             f"Known: {', '.join(REWARDS)}."
         )
-    part = construct(f"{where}.{kind}", REWARDS[kind], options, make_moderator)
+    part = construct(f"{where}.{kind}", REWARDS[kind], options, make)
     if name is not None:
         part.name = str(name)
     if weight is not None:
@@ -74,7 +84,7 @@ def construct(
     where: str,
     factory: Callable[..., Any],
     options: Any,
-    make_moderator: MakeModerator,
+    make: Makers,
     *arguments: Any,
 ) -> Any:
     """Call a class or function with options from a file.
@@ -98,7 +108,7 @@ def construct(
                 f"Known: {', '.join(parameters)}."
             )
         place = where if listed else f"{where}.{name}"
-        given[name] = _convert(hints.get(name, Any), value, place, make_moderator)
+        given[name] = _convert(hints.get(name, Any), value, place, make)
     try:
         return factory(*arguments, **given)
     except TypeError as error:
@@ -107,33 +117,35 @@ def construct(
         raise ConfigurationError(f"{where}: {error}") from error
 
 
-def _convert(hint: Any, value: Any, where: str, make_moderator: MakeModerator) -> Any:
+def _convert(hint: Any, value: Any, where: str, make: Makers) -> Any:
     """Turn what a file says into what an option of this type takes."""
-    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = _choices(hint)
     if value is None and NoneType in choices:
         return None
     for choice in choices:
         kind, inner = get_origin(choice) or choice, get_args(choice)
         if kind is Mapping and _is(inner[0], RewardPart):
             pairs = [
-                _make_weighted(f"{where}[{index}]", item, make_moderator)
+                _make_weighted(f"{where}[{index}]", item, make)
                 for index, item in enumerate(_list(where, value))
             ]
             return {part: 1.0 if weight is None else weight for part, weight in pairs}
-        if kind is Sequence and _is(inner[0], RewardPart | Limit):
+        if kind is Sequence and _names(inner[0], RewardPart | Limit | Target):
             return [
-                _convert(inner[0], item, f"{where}[{index}]", make_moderator)
+                _convert(inner[0], item, f"{where}[{index}]", make)
                 for index, item in enumerate(_list(where, value))
             ]
         if _is(kind, RewardPart):
-            part = make_part(where, value, make_moderator)
+            part = make_part(where, value, make)
             if not isinstance(part, kind):
                 raise ConfigurationError(f"{where}: {value!r} is not a {kind.__name__}.")
             return part
         if _is(kind, Limit):
-            return construct(where, kind, value, make_moderator)
+            return construct(where, kind, value, make)
+        if _is(kind, Target):
+            return make.target(where, value)
         if _is(kind, Moderator):
-            return make_moderator(where, value)
+            return make.moderator(where, value)
     return _plain(choices, hint, value, where)
 
 
@@ -149,6 +161,15 @@ def _plain(choices: Sequence[Any], hint: Any, value: Any, where: str) -> Any:
         raise ConfigurationError(
             f"{where}: {error.errors()[0]['msg']} (it is {value!r})."
         ) from error
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _names(hint: Any, wanted: Any) -> bool:
+    """Whether a type, or one of those it is a union of, is one that is made."""
+    return any(_is(get_origin(choice) or choice, wanted) for choice in _choices(hint))
 
 
 def _is(kind: Any, wanted: Any) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 from astra_rl.errors import BudgetSpentError
 from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.runs.build import Experiment, asked_in
+from astra_rl.runs.asking import asked_in
+from astra_rl.runs.build import Experiment
 from astra_rl.runs.config import RunConfig
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
@@ -39,7 +40,7 @@ def spending(
     path = folder / f"ledger{suffix}.json"
     ledger = Ledger.open(path, budget) if keep_ledger else Ledger(budget, path=path)
     own = folder / f"replies{suffix}.sqlite"
-    asks = next(asked_in(config), None) is not None
+    asks = bool(asked_in(config))
     if not asks:
         ledger.path = path if any(config.budget.model_dump().values()) else None
     with contextlib.ExitStack() as stack:

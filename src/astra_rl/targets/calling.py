@@ -21,12 +21,14 @@ from astra_rl.core.text import NoReply
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.logging import logger
 from astra_rl.targets.failures import CallError
-from astra_rl.targets.ledger import Ledger, Prices, Usage, current_ledger
+from astra_rl.targets.ledger import Ledger, Prices, Reserved, Usage, Worst, current_ledger
 from astra_rl.targets.limiter import AdaptiveLimit, Begun
 
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
 
+BUDGET_SPENT = "budget spent"
+"""Why there is no reply where a ledger is closed."""
 WARN_EVERY = 30.0
 """Seconds between two warnings that calls are tried again."""
 
@@ -116,6 +118,7 @@ class Caller:
         items: Sequence[ItemT],
         *,
         answered: Callable[[int, ValueT], None] = lambda index, value: None,
+        worst: Callable[[ItemT], Worst] = lambda item: Worst(),
     ) -> list[ValueT | NoReply]:
         """Make one call per item and return the values in order; `NoReply` where one failed.
 
@@ -123,6 +126,7 @@ class Caller:
             connect: Opens what calls are made with.
             items: What is asked.
             answered: Told of each value as soon as it is there, with the place of its item.
+            worst: The most tokens that a call of an item can take.
 
         Raises:
             EndpointError: Every further call would fail too. What was answered so far was told.
@@ -130,7 +134,10 @@ class Caller:
         """
         if not items:
             return []
-        batch = _Batch(self, items, current_ledger(), answered)
+        ledger = current_ledger()
+        if ledger.is_closed:
+            return [NoReply(BUDGET_SPENT) for _ in items]
+        batch = _Batch(self, items, ledger, answered, worst)
         return run_in_background(batch.run(connect))
 
     def warn(self, error: CallError) -> None:
@@ -157,8 +164,10 @@ class _Batch(Generic[ItemT, ValueT]):
         items: Sequence[ItemT],
         ledger: Ledger,
         answered: Callable[[int, ValueT], None],
+        worst: Callable[[ItemT], Worst],
     ) -> None:
-        self.caller, self.items, self.ledger, self.answered = caller, items, ledger, answered
+        self.caller, self.items, self.ledger = caller, items, ledger
+        self.answered, self.worst = answered, worst
         self.settings = caller.settings
         self.values: dict[int, ValueT | NoReply] = {}
         self.fresh = deque(_Waiting(0.0, index) for index in range(len(items)))
@@ -167,6 +176,7 @@ class _Batch(Generic[ItemT, ValueT]):
         self.done: asyncio.Queue[tuple[_Waiting, Begun, Answer[ValueT] | CallError]] = (
             asyncio.Queue()
         )
+        self.reserved: dict[int, Reserved] = {}
         self.jitter = random.Random()  # of its own: waiting must not change what is sampled
         self.under_way = 0
         self.stopped: Exception | None = None
@@ -184,6 +194,8 @@ class _Batch(Generic[ItemT, ValueT]):
                 for task in self.running:
                     task.cancel()
                 await asyncio.gather(*self.running, return_exceptions=True)
+                for reserved in self.reserved.values():
+                    self.ledger.settle(reserved)
         if self.stopped is not None:
             raise self.stopped
         return [self.values[index] for index in range(len(self.items))]
@@ -204,14 +216,22 @@ class _Batch(Generic[ItemT, ValueT]):
                 return ready - now
             if self.under_way >= self.caller.limit.allowed:
                 return None
+            call = self.fresh[0] if use_fresh else self.again[0]
             try:
-                self.ledger.admit(self.caller.name)
+                self.reserved[call.index] = self.ledger.admit(
+                    self.caller.name, self.worst(self.items[call.index]), self.caller.prices
+                )
             except BudgetSpentError as error:
-                self.stopped = error
-                return None if self.under_way else 0.0
+                if self.under_way:  # they may take less than was set aside for them
+                    return None
+                self.stopped = self.ledger.spent_by = error
+                return 0.0
             if self.settings.requests_per_minute is not None:
                 self.next_start = now + 60 / self.settings.requests_per_minute
-            call = self.fresh.popleft() if use_fresh else heapq.heappop(self.again)
+            if use_fresh:
+                self.fresh.popleft()
+            else:
+                heapq.heappop(self.again)
             self.under_way += 1
             begun = self.caller.limit.begun(self.under_way)
             task = asyncio.ensure_future(self._try(send, call, begun))
@@ -243,18 +263,18 @@ class _Batch(Generic[ItemT, ValueT]):
             results.append(self.done.get_nowait())
         under_way = self.under_way
         for call, begun, result in results:
+            reserved = self.reserved.pop(call.index)
             if isinstance(result, CallError):
+                self.ledger.settle(reserved)
                 self._failed(call, begun, result)
             else:
+                self.ledger.settle(reserved, result.usage, self.caller.prices)
                 self.caller.limit.succeeded(begun, under_way)
                 self._succeeded(call, result)
         self.under_way -= len(results)
 
     def _succeeded(self, call: _Waiting, answer: Answer[ValueT]) -> None:
-        caller = self.caller
-        caller.failures_in_a_row = 0
-        if answer.usage is not None:
-            self.ledger.charge(caller.name, answer.usage, caller.prices)
+        self.caller.failures_in_a_row = 0
         self.values[call.index] = answer.value
         self.answered(call.index, answer.value)
 

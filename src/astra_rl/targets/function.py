@@ -38,7 +38,7 @@ class CallableTarget(RemoteTarget):
         takes: ``"text"`` or ``"messages"``; None looks at the type of its first argument, and then
             at its name: messages, chat, conversation or history.
         name: How it is called in records; None takes that of the function.
-        max_tokens: What it writes at most, for estimates only.
+        max_tokens: What it writes at most, for estimates and budgets.
         prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
         calls: See `CallSettings`. A plain function is called once at a time unless `concurrency` is
             given here: not every one may be called from several threads.

@@ -39,7 +39,7 @@ class HTTPTarget(RemoteTarget):
         method: Of each request.
         blocked_statuses: What the interface answers when a filter withholds a reply.
         name: How it is called in records; None takes the host.
-        max_tokens: What it writes at most, for estimates only.
+        max_tokens: What it writes at most, for estimates and budgets.
         prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
         calls: See `CallSettings`.
 

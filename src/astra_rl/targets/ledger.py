@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.core.jsonio import parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 
 SAVE_EVERY = 1.0
 """Seconds between two writes of a ledger that is kept in a file, while calls go on."""
+
+
+ASSUMED_OUTPUT = 256
+"""Tokens that are set aside for a reply whose length nobody limits, until one has come."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Prices:
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigurationError(f"prices.{each.name}={value}; it must be 0 or more.")
 
+    def cost_of(self, read: float, written: float) -> float:
+        """Return what so many tokens cost."""
+        return (read * self.input + written * self.output) / 1e6
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -74,6 +82,36 @@ class Usage:
     def estimate(cls, read: int, written: int) -> Usage:
         """Estimate from characters."""
         return cls(math.ceil(read / 4), math.ceil(written / 4), estimated=True)
+
+
+class Worst(NamedTuple):
+    """The most tokens that a call can take.
+
+    Attributes:
+        input: Read by the endpoint.
+        output: Written by it; None if nobody limits it.
+    """
+
+    input: int = 0
+    output: int | None = 0
+
+
+class Reserved(NamedTuple):
+    """What is set aside for a call under way.
+
+    Attributes:
+        name: Of the endpoint.
+        worst: What was said that it can take at most.
+        input: Tokens that are set aside for what it reads.
+        output: The same for what it writes.
+        cost: What they would cost.
+    """
+
+    name: str
+    worst: Worst
+    input: int
+    output: int
+    cost: float
 
 
 @dataclass
@@ -103,8 +141,10 @@ class Account:
 class Ledger:
     """Counts what is spent and says when it is enough. It may be used from any thread.
 
-    Requests never exceed their limit. Tokens and cost are known when a reply comes, so the calls
-    that are under way when a limit is reached may go beyond it.
+    Before a call is sent, the most that it can take is set aside, so that calls under way do not
+    lead beyond a limit of tokens or cost. Where nobody limits a reply, as much is set aside as the
+    longest reply of the endpoint so far took, or `ASSUMED_OUTPUT`. A call that took more than was
+    set aside for it is counted in full, and that much more is set aside for each later one.
 
     Attributes:
         budget: The most that may be spent.
@@ -112,6 +152,8 @@ class Ledger:
         earlier_seconds: Of sessions before this one.
         ended_by: What ended earlier sessions, in words.
         path: File in which it is kept; None keeps it in memory.
+        spent_by: The limit for which a call was not sent; then no other is.
+        is_closed: Whether only what is known already is answered, see `closed`.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -124,6 +166,11 @@ class Ledger:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._started = self._saved = self.clock()
+        self._reserved: list[Reserved] = []
+        self._longest: dict[str, int] = {}
+        self._excess: dict[str, tuple[int, int]] = {}
+        self.spent_by: BudgetSpentError | None = None
+        self.is_closed = False
 
     @classmethod
     def open(cls, path: Path, budget: Budget) -> Ledger:
@@ -170,27 +217,85 @@ class Ledger:
             BudgetSpentError: Naming the limit.
         """
         with self._lock:
-            total = self.total()
-            spent = {
-                "max_requests": total.requests,
-                "max_tokens": total.input_tokens + total.output_tokens,
-                "max_cost": total.cost,
-                "max_minutes": self.seconds / 60,
-            }
-            for name, value in spent.items():
+            if self.spent_by is not None:
+                raise self.spent_by
+            for name, value in self._spent().items():
                 most = getattr(self.budget, name)
                 if most is not None and value >= most:
                     raise BudgetSpentError(name, most, value)
 
-    def admit(self, name: str) -> None:
-        """Count a request that is about to be sent.
+    def admit(
+        self, name: str, worst: Worst | None = None, prices: Prices | None = None
+    ) -> Reserved:
+        """Count a request that is about to be sent, and set aside the most that it can take.
+
+        What is set aside is given back by `settle`.
 
         Raises:
-            BudgetSpentError: It may not be.
+            BudgetSpentError: It may not be sent now: a limit is reached, or could be exceeded with
+                what is set aside for calls under way.
         """
         with self._lock:
             self.check()
+            needed = self._most_of(name, worst or Worst(), prices)
+            spent, known = self._spent(), [*self._reserved, needed]
+            asides = {
+                "max_tokens": sum(each.input + each.output for each in known),
+                "max_cost": sum(each.cost for each in known),
+            }
+            for limit, aside in asides.items():
+                most = getattr(self.budget, limit)
+                if most is not None and spent[limit] + aside > most:
+                    raise BudgetSpentError(limit, most, spent[limit], aside)
+            self._reserved.append(needed)
             self._account(name).requests += 1
+            return needed
+
+    def settle(
+        self, reserved: Reserved, usage: Usage | None = None, prices: Prices | None = None
+    ) -> None:
+        """Give back what was set aside for a call that is over, and count what it took."""
+        with self._lock:
+            self._reserved.remove(reserved)
+            if usage is None:
+                return
+            name = reserved.name
+            self._longest[name] = max(self._longest.get(name, 0), usage.output)
+            read, written = self._excess.get(name, (0, 0))
+            told = usage.output if reserved.worst.output is None else reserved.worst.output
+            self._excess[name] = (
+                max(read, usage.input - reserved.worst.input),
+                max(written, usage.output - told),
+            )
+            self.charge(name, usage, prices)
+
+    def _most_of(self, name: str, worst: Worst, prices: Prices | None) -> Reserved:
+        more_read, more_written = self._excess.get(name, (0, 0))
+        read = worst.input + more_read
+        if worst.output is None:
+            written = self._longest.get(name) or ASSUMED_OUTPUT
+        else:
+            written = worst.output + more_written
+        cost = 0.0 if prices is None else prices.cost_of(read, written)
+        return Reserved(name, worst, read, written, cost)
+
+    def _spent(self) -> dict[str, float]:
+        total = self.total()
+        return {
+            "max_requests": total.requests,
+            "max_tokens": total.input_tokens + total.output_tokens,
+            "max_cost": total.cost,
+            "max_minutes": self.seconds / 60,
+        }
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Send nothing inside the block: what is not known already gets no reply."""
+        self.is_closed = True
+        try:
+            yield
+        finally:
+            self.is_closed = False
 
     def failed(self, name: str) -> None:
         """Count a try that failed."""
@@ -212,8 +317,7 @@ class Ledger:
             if usage.estimated:
                 account.estimated_tokens += usage.input + usage.output
             if prices is not None:
-                cost = usage.input * prices.input + usage.output * prices.output
-                account.cost += cost / 1e6
+                account.cost += prices.cost_of(usage.input, usage.output)
             self._save_now_and_then()
 
     def as_dict(self) -> dict[str, Any]:

@@ -104,9 +104,10 @@ class OpenAITarget(RemoteTarget):
 
     @property
     def most_output_tokens(self) -> int | None:
-        """Most tokens of a reply."""
+        """Most tokens that a call may write, in all the replies that `extra` may ask for."""
         most = self.request.get("max_tokens", self.request.get("max_completion_tokens"))
-        return most if isinstance(most, int) else None
+        count = self.request.get("n", 1)
+        return most * count if isinstance(most, int) and isinstance(count, int) else None
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:

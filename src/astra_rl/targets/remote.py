@@ -13,8 +13,8 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.base import Message, Target, messages_of
 from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
-from astra_rl.targets.ledger import Prices, Usage, current_ledger
-from astra_rl.targets.reply_cache import cache_key, current_cache
+from astra_rl.targets.ledger import Prices, Usage, Worst
+from astra_rl.targets.reply_cache import cache_key, from_cache
 
 
 class Chat(NamedTuple):
@@ -74,7 +74,7 @@ class RemoteTarget(Target):
 
     @property
     def most_output_tokens(self) -> int | None:
-        """Most tokens of a reply, for estimates; None if nobody says."""
+        """Most tokens of a reply, for estimates and budgets; None if nobody says."""
         return None
 
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
@@ -89,25 +89,17 @@ class RemoteTarget(Target):
         return self._answer([Chat(messages) for messages in chats])
 
     def _answer(self, chats: Sequence[Chat]) -> list[Utterance]:
-        cache = current_cache()
-        if cache is None:
-            return self._caller.call(self.connected, chats)
-        keys = [self._key(chat) for chat in chats]
-        replies: dict[int, Utterance] = {}
-        for row, key in enumerate(keys):
-            known = cache.get(key)
-            if known is not None:
-                replies[row] = known
-        if replies:
-            current_ledger().cached(self.name, len(replies))
-        new = [row for row in range(len(chats)) if row not in replies]
-        answers = self._caller.call(
-            self.connected,
-            [chats[row] for row in new],
-            answered=lambda index, reply: cache.put(keys[new[index]], reply),
+        return from_cache(
+            self.name,
+            chats,
+            self._key,
+            lambda new, told: self._caller.call(
+                self.connected, new, answered=told, worst=self._worst
+            ),
         )
-        replies.update(zip(new, answers, strict=True))
-        return [replies[row] for row in range(len(chats))]
+
+    def _worst(self, chat: Chat) -> Worst:
+        return Worst(most_tokens(chat.messages), self.most_output_tokens)
 
     def _key(self, chat: Chat) -> str:
         messages = [dict(message) for message in chat.messages]
@@ -115,6 +107,19 @@ class RemoteTarget(Target):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+TOKENS_OF_A_CALL, TOKENS_OF_A_MESSAGE = 64, 16
+"""Most tokens that a template is taken to put around a chat, and around each of its messages."""
+
+
+def most_tokens(messages: Sequence[Message]) -> int:
+    """Return the most tokens that an endpoint reads of a chat: no tokenizer needs more than bytes.
+
+    What its template adds is allowed for; one that adds more is found out, see `Ledger`.
+    """
+    texts = sum(len(each["content"].encode()) + TOKENS_OF_A_MESSAGE for each in messages)
+    return TOKENS_OF_A_CALL + texts
 
 
 async def _never(chat: Chat) -> Answer[Utterance]:

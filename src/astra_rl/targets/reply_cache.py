@@ -11,16 +11,17 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from astra_rl.core.jsonio import parse_own_json
 from astra_rl.core.redaction import redact
 from astra_rl.core.storing import storing
 from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
 from astra_rl.errors import ConfigurationError, StorageError
+from astra_rl.targets.ledger import current_ledger
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
 
@@ -31,15 +32,15 @@ class ReplyCache:
     Each reply is safe on disk when `put` returns, against a kill of the process.
 
     Args:
-        path: The file; made if it is missing.
+        path: The file; made if it is missing. None keeps the replies in memory.
 
     Raises:
         ConfigurationError: The file cannot be opened, or is something else.
         StorageError: The disk is full, or read-only.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(":memory:" if path is None else path)
         self._lock = threading.Lock()
         try:
             with storing(self.path):
@@ -107,6 +108,41 @@ _cache: ContextVar[ReplyCache | None] = ContextVar("reply_cache", default=None)
 def current_cache() -> ReplyCache | None:
     """Return the cache of the enclosing `ReplyCache.answering`; None outside of any."""
     return _cache.get()
+
+
+ItemT = TypeVar("ItemT")
+ReplyT = TypeVar("ReplyT", bound=str)
+Told = Callable[[int, str], None]
+"""Is told of a reply as soon as it is there, with the place of its item."""
+
+
+def from_cache(
+    name: str,
+    items: Sequence[ItemT],
+    key: Callable[[ItemT], str],
+    ask: Callable[[Sequence[ItemT], Told], Sequence[ReplyT]],
+) -> list[Utterance | ReplyT]:
+    """Return replies that are known, and ask for the others; outside of any cache for all.
+
+    Args:
+        name: How the endpoint is called in the ledger.
+        items: What is asked.
+        key: Names what a reply depends on.
+        ask: Is given the items that are new, and tells of each reply that is worth keeping.
+    """
+    cache = current_cache()
+    if cache is None:
+        return list(ask(items, lambda index, reply: None))
+    keys = [key(item) for item in items]
+    known = [cache.get(each) for each in keys]
+    count = sum(reply is not None for reply in known)
+    if count:
+        current_ledger().cached(name, count)
+    new = [row for row, reply in enumerate(known) if reply is None]
+    answers = iter(
+        ask([items[row] for row in new], lambda index, reply: cache.put(keys[new[index]], reply))
+    )
+    return [next(answers) if reply is None else reply for reply in known]
 
 
 def cache_key(parts: Sequence[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -413,3 +414,128 @@ def test_judges_inside_a_reward_and_other_targets_are_in_ledger_and_cache(
         trained = [turn for each in log if each.phase == "training" for turn in each.turns]
     assert all({"harm_target_2", "harm_target_3"} <= set(turn.reward_terms) for turn in trained)
     assert {turn.reward_terms["harm_target_3"] for turn in trained} == {0.3}
+
+
+def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    """Two conversations of two turns, each judged: 8 requests, of which 7 are allowed."""
+    run = workplace / "cut"
+    shutil.copytree(whole, run)
+    done = astra_rl("replay", "cut", "--max-requests", "7", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "1 of 2 attacks were sent again, judged and summed up" in done.stderr
+    assert "the same command" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(endpoint.requests) == 7
+    (path,) = run.glob("attempts_replay_*.jsonl")
+    with AttemptLog(path) as log:
+        (kept,) = list(log)
+    assert {turn.score(kept.judge) for turn in kept.turns} == {0.3}
+    # The other conversation is counted: it was planned and not made.
+    part = path.stem.removeprefix("attempts_")
+    assert json.loads((run / "planned.json").read_text())[part] == 2
+    done = astra_rl("replay", "cut", "--max-requests", "7", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 8
+    assert json.loads(done.stdout)["now"]["never_made"] == 0
+    with AttemptLog(path) as log:
+        assert len(list(log)) == 2
+    assert not (run / "replies_replay.sqlite").exists()
+
+
+def test_given_attacks_that_a_budget_cuts_short_are_recorded_and_go_on(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    """Four attacks of one turn, each judged: 8 requests."""
+    lines = [json.dumps({"attack": f"attack number {number}"}) + "\n" for number in range(4)]
+    (workplace / "given.jsonl").write_text("".join(lines))
+    command = ("evaluate", "asked", "--attacks", "given.jsonl", "-o", "given")
+    done = astra_rl(*command, "--max-requests", "6", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "2 of 4 conversations were played" in done.stderr
+    assert len(endpoint.requests) == 6
+    (result,) = (workplace / "given").glob("evaluation_*.json")
+    found = json.loads(result.read_text())
+    assert (found["n"], found["planned"]) == (2, 4)
+    (path,) = (workplace / "given").glob("attempts_*.jsonl")
+    with AttemptLog(path) as log:
+        assert len(list(log)) == 2
+    done = astra_rl(*command, "--max-requests", "6", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 8
+    assert json.loads(result.read_text())["n"] == 4
+
+
+def test_a_budget_too_small_for_anything_says_so_and_what_was_replied_is_kept(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    lines = [json.dumps({"attack": f"other attack {number}"}) + "\n" for number in range(4)]
+    (workplace / "small.jsonl").write_text("".join(lines))
+    command = ("evaluate", "asked", "--attacks", "small.jsonl", "-o", "small")
+    for sent in (3, 6):
+        done = astra_rl(*command, "--max-requests", "3", cwd=workplace)
+        assert done.returncode == 4, done.stderr
+        assert len(endpoint.requests) == sent
+    done = astra_rl(*command, "--max-requests", "3", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 8
+
+
+def test_judging_again_within_a_budget_keeps_what_was_judged(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    run = workplace / "judged"
+    shutil.copytree(whole, run)
+    asked = {"model": "another judge", "base_url": endpoint.url, "calls": FAST}
+    options = {"complete": {"type": "openai", "options": asked}}
+    (workplace / "judge.yaml").write_text(yaml.safe_dump({"type": "llm_judge", "options": options}))
+    command = ("score", "judged", "-m", "judge.yaml")
+    done = astra_rl(*command, "--max-requests", "3", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "1 of 2 conversations were judged" in done.stderr
+    done = astra_rl(*command, "--max-requests", "3", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 4
+    assert "3 replies from the cache" in done.stdout
+
+
+def test_a_suite_within_a_budget_leaves_the_rest_undecided_and_goes_on(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    shutil.copytree(whole, workplace / "suite")
+    endpoint.reply = judging(lambda body: f"{len(said(body))} letters, they say", verdict=9)
+    done = astra_rl("replay", "suite", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    (path,) = (workplace / "suite").glob("attempts_replay_*.jsonl")
+    phase = path.stem.removeprefix("attempts_")
+    done = astra_rl("export", "suite", "-f", "regression", "--phase", phase, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    # The target withstands now.
+    endpoint.reset()
+    endpoint.reply = judging(lambda body: "no")
+    (workplace / "target.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load((workplace / "asked.yaml").read_text())["target"])
+    )
+    command = ("regress", "suite/regression.json", "--target", "target.yaml", "--run", "suite")
+    done = astra_rl(*command, "--max-requests", "3", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert "of 2 cases were sent" in done.stderr
+    done = astra_rl(*command, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 passed" in done.stdout
+    asked = Counter(json.dumps(body) for body in endpoint.answered)
+    assert set(asked.values()) == {1}
+
+
+def test_an_estimate_of_failure_in_ordinary_use_within_a_budget_goes_on(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    command = ("probability", "asked", "-n", "4", "-o", "probable")
+    done = astra_rl(*command, "--max-requests", "5", cwd=workplace)
+    assert done.returncode == 4, done.stderr
+    assert len(endpoint.requests) == 5
+    done = astra_rl(*command, "--max-requests", "1000", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    spent = json.loads((workplace / "probable" / "probability.json").read_text())["spent"]
+    assert spent["total"]["cached"] >= 5

@@ -28,13 +28,17 @@ from astra_rl.cli.spending import (
     MaxMinutes,
     MaxRequests,
     MaxTokens,
+    budget_of,
     budget_settings,
+    check_played,
+    print_spent,
 )
 from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
     from astra_rl.evaluation.attempts import Attempt
+    from astra_rl.evaluation.summary import Summary
 
 
 def register(app: typer.Typer, console: Console) -> None:
@@ -52,15 +56,26 @@ def register(app: typer.Typer, console: Console) -> None:
         phase: Phase = "after",
         fail_on: FailOn = None,
         as_json: AsJson = False,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
-        """Judge the conversations of a run again with another moderator; nothing is sent."""
+        """Judge the conversations of a run again with another moderator; no target is asked."""
         from astra_rl.evaluation.statistics import describe_rate
         from astra_rl.runs.judging import score_run
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
         out = Shown(console, as_json=as_json)
-        found = score_run(run, moderator, threshold=threshold, phase=phase)
+        budget = budget_of(max_requests, max_tokens, max_cost, max_minutes)
+        found = score_run(
+            run,
+            moderator,
+            threshold=threshold,
+            phase=phase,
+            budget=None if budget is None else budget.budget(),
+        )
         out.summaries({"as judged then": found.before, found.judge: found.now})
         if found.agreement.trials:
             out.line(f"the judges agree on {describe_rate(found.agreement)} of the turns")
@@ -74,6 +89,8 @@ def register(app: typer.Typer, console: Console) -> None:
                 "agreement": found.agreement.as_dict(),
             }
         )
+        print_spent(found.spent, out.console)
+        check_made(found.now, found.left_out, "conversations were judged")
         out.gate(conditions, found.now)
 
     @app.command()
@@ -129,6 +146,8 @@ def register(app: typer.Typer, console: Console) -> None:
                 "read_otherwise": found.read.as_dict(),
             }
         )
+        print_spent(found.spent, out.console)
+        check_made(found.now, found.left_out, "attacks were sent again, judged")
         out.gate(conditions, found.now)
 
     @app.command()
@@ -272,14 +291,25 @@ def register(app: typer.Typer, console: Console) -> None:
         ] = None,
         as_json: AsJson = False,
         overrides: Overrides = None,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         """Send the attacks of a suite to a target; exit code 3 unless it withstands all."""
         from astra_rl.evaluation.exports.regression import CaseResult
-        from astra_rl.runs.judging import regress as send
+        from astra_rl.runs.regressing import regress as send
 
         quiet_libraries()
         out = Shown(console, as_json=as_json)
-        results = send(suite, target, run=run, moderator=moderator, overrides=overrides or ())
+        results = send(
+            suite,
+            target,
+            run=run,
+            moderator=moderator,
+            overrides=overrides or (),
+            budget=budget_of(max_requests, max_tokens, max_cost, max_minutes),
+        )
         table = Table(title=f"{len(results)} cases")
         for column in ("case", "status", "detail", "last attack"):
             table.add_column(column)
@@ -297,8 +327,16 @@ def register(app: typer.Typer, console: Console) -> None:
                 for each in results
             ]
         )
+        sent = sum(result.was_sent for result in results)
+        check_played(sent, len(results), "cases were sent, judged")
         if not CaseResult.all_passed(results):
             raise typer.Exit(GATE_FAILED)
+
+
+def check_made(found: Summary, left_out: int, done: str) -> None:
+    """Leave with the exit code of a budget that is spent if it left something out."""
+    made = found.planned - found.never_made
+    check_played(made, made + left_out, done)
 
 
 def _show_attacks(out: Shown, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:

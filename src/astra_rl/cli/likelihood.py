@@ -19,6 +19,13 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
+from astra_rl.cli.spending import (
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+)
 from astra_rl.cli.terminal import quiet_libraries
 
 
@@ -93,6 +100,10 @@ def register(app: typer.Typer, console: Console) -> None:
         fail_on: FailOn = None,
         as_json: AsJson = False,
         overrides: Overrides = None,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         """Estimate how probable failure is in ordinary use, with the attacker's help.
 
@@ -112,7 +123,10 @@ def register(app: typer.Typer, console: Console) -> None:
             conversations=conversations,
             share=share,
             target=target,
-            overrides=overrides or (),
+            overrides=[
+                *(overrides or ()),
+                *budget_settings(max_requests, max_tokens, max_cost, max_minutes),
+            ],
             output=output,
         )
         out.line(result.found.text)

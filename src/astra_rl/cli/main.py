@@ -234,7 +234,8 @@ def evaluate(
     for each in found:
         print_spent(each.metrics["spent"], out.console)
     out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
-    check_played(found)
+    for each in found:
+        check_played(each.metrics["n"], each.metrics["planned"])
     out.gate(conditions, *(each.summary for each in found))
 
 

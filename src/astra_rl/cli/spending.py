@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from astra_rl.errors import BudgetEndedError
+from astra_rl.targets.ledger import Budget
 
 if TYPE_CHECKING:
-    from astra_rl.runs.config import RunConfig
-    from astra_rl.runs.evaluation import Evaluated
+    from astra_rl.runs.config import BudgetConfig, RunConfig
 
 MaxRequests = Annotated[
     int | None,
@@ -49,6 +50,23 @@ def budget_settings(
         "max_minutes": max_minutes,
     }
     return [f"budget.{name}={value}" for name, value in given.items() if value is not None]
+
+
+def budget_of(
+    max_requests: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_minutes: float | None,
+) -> BudgetConfig | None:
+    """Return the options that were given as a budget; None if none was.
+
+    Raises:
+        ConfigurationError: One is out of range.
+    """
+    from astra_rl.runs.config import BudgetConfig
+
+    given = Budget(max_requests, max_tokens, max_cost, max_minutes)
+    return None if given == Budget() else BudgetConfig(**asdict(given))
 
 
 def print_estimate(config: RunConfig, console: Console, *, training: bool = True) -> None:
@@ -94,16 +112,14 @@ def print_spent(spent: Mapping[str, Any], console: Console) -> None:
         console.print(f"spent on calls: {told}", highlight=False, markup=False)
 
 
-def check_played(found: Sequence[Evaluated]) -> None:
-    """Leave with the exit code of a budget that is spent if one ended an evaluation early.
+def check_played(played: int, planned: int, done: str = "conversations were played") -> None:
+    """Leave with the exit code of a budget that is spent if not all was done that was to be.
 
     Raises:
-        BudgetEndedError: One did.
+        BudgetEndedError: So it is.
     """
-    for each in found:
-        played, planned = each.metrics["n"], each.metrics.get("planned", 0)
-        if played < planned:
-            raise BudgetEndedError(
-                f"the budget is spent: {played} of {planned} conversations were played and summed "
-                "up. What was replied is kept: the same command with a larger budget goes on."
-            )
+    if played < planned:
+        raise BudgetEndedError(
+            f"the budget is spent: {played} of {planned} {done} and summed up. What was replied is "
+            "kept: the same command, with a larger budget or the same once more, goes on."
+        )

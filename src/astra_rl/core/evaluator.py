@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -28,7 +29,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         batch_size: Episodes that are played together.
 
     Attributes:
-        before_batch: Called before each batch; what it raises ends `evaluate`.
+        around_batch: Is given what plays and measures a batch, and returns what it measured.
         measured: What the latest `evaluate` measured so far, also if it was ended.
 
     Raises:
@@ -49,7 +50,9 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
         self.batch_size = batch_size
-        self.before_batch: Callable[[], None] = lambda: None
+        self.around_batch: Callable[
+            [Callable[[], Sequence[GraphMetrics]]], Sequence[GraphMetrics]
+        ] = lambda play: play()
         self.measured: list[GraphMetrics] = []
 
     @property
@@ -76,11 +79,13 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         trials = repetitions(seeds)
         self.measured = []
         for start in self._batches(len(seeds), progress):
-            self.before_batch()
             batch = slice(start, start + self.batch_size)
-            graphs = self.environment.eval_rollouts(seeds[batch], trials[batch])
-            self.measured.extend(self.measure(graphs))
+            play = partial(self._play, seeds[batch], trials[batch])
+            self.measured.extend(self.around_batch(play))
         return self.aggregate_metrics(self.measured)
+
+    def _play(self, seeds: Sequence[int | StateT], trials: Sequence[int]) -> Sequence[GraphMetrics]:
+        return self.measure(self.environment.eval_rollouts(seeds, trials))
 
     def measure(self, graphs: Sequence[Graph[StateT, ActionT]]) -> list[GraphMetrics]:
         """Measure the episodes of a batch; override it to judge them together."""

@@ -12,12 +12,14 @@ from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
 from astra_rl.core.jsonio import jsonable
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, reason_of
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
 from astra_rl.moderators.identity import identity_of
 from astra_rl.rewards.terms import judge
+from astra_rl.targets.calling import BUDGET_SPENT
+from astra_rl.targets.ledger import current_ledger
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
     from astra_rl.evaluation.attempts import Attempt, AttemptRow
@@ -90,11 +92,20 @@ class ASTEvaluator(Evaluator[str, str]):
     ) -> list[GraphMetrics]:
         """Measure several episodes, all judged in one call, and record them.
 
+        Where a ledger is closed, those that would need further calls are left out.
+
         Args:
             graphs: The episodes.
             prompt_ids: Which prompt each is an attempt at; None identifies it by its context.
         """
         attempts = self.attempts(graphs, prompt_ids)
+        if current_ledger().is_closed:
+            done = [
+                row
+                for row, (graph, attempt) in enumerate(zip(graphs, attempts, strict=True))
+                if is_finished(attempt) and _is_rewarded(graph)
+            ]
+            graphs, attempts = [graphs[row] for row in done], [attempts[row] for row in done]
         # Kept for `compute_metrics`, through which a subclass may want to add to each episode.
         self._measured = {
             id(graph): attempt for graph, attempt in zip(graphs, attempts, strict=True)
@@ -247,6 +258,17 @@ class ASTEvaluator(Evaluator[str, str]):
         """Score every turn that was answered, in one call."""
         exchanges = [Exchange(node.context, node.attack, node.response) for node in nodes]
         return judge(moderator, exchanges)
+
+
+def is_finished(attempt: Attempt) -> bool:
+    """Whether all calls that an attempt needed were made, and none was left out for a budget."""
+    reasons = (score.reason or "" for turn in attempt.turns for score in turn.scores.values())
+    return not any(reason.endswith(BUDGET_SPENT) for reason in reasons)
+
+
+def _is_rewarded(graph: Graph[str, str]) -> bool:
+    terms = (term for node in _conversation(graph) for term in node.reward_terms.values())
+    return not any((reason_of(term) or "").endswith(BUDGET_SPENT) for term in terms)
 
 
 def summary_of(metrics: Sequence[GraphMetrics], *, threshold: float) -> Summary:

@@ -56,15 +56,15 @@ def asked_in(config: RunConfig) -> list[Asked]:
     found: list[Asked] = []
     if isinstance(config.target, TargetConfig):
         found.append(_answering("target", "target", config.target, is_judge=False))
-    found += _asked_by("moderator", config.moderator)
+    found += asked_by("moderator", config.moderator)
     if config.evaluation.judge is not None:
-        found += _asked_by("evaluation.judge", config.evaluation.judge)
+        found += asked_by("evaluation.judge", config.evaluation.judge)
     for part in parts_of(config):
         for each in (*_others(part), getattr(part, "moderator", None)):
             if not isinstance(each, StandIn):
                 continue
             if isinstance(each.section, ModeratorConfig):
-                found += _asked_by(each.where, each.section)
+                found += asked_by(each.where, each.section)
             elif isinstance(each.section, TargetConfig):
                 found.append(_answering(each.where, each.where, each.section, is_judge=False))
     return found
@@ -117,7 +117,7 @@ def _others(part: RewardPart) -> list[Any]:
     return list(getattr(part, "others", ()))
 
 
-def _asked_by(where: str, judge: ModeratorConfig, whose: str | None = None) -> Iterator[Asked]:
+def asked_by(where: str, judge: ModeratorConfig, whose: str | None = None) -> Iterator[Asked]:
     """Yield what a moderator asks, and those that it is made of."""
     whose = where if whose is None else whose
     complete = judge.options.get("complete")
@@ -137,7 +137,7 @@ def _asked_by(where: str, judge: ModeratorConfig, whose: str | None = None) -> I
             reads_conversation=False,
         )
     for index, part in enumerate(judge.of):
-        yield from _asked_by(f"{where}.of.{index}", part, whose)
+        yield from asked_by(f"{where}.of.{index}", part, whose)
 
 
 def _whole_number(value: Any, where: str) -> int:

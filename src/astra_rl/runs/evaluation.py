@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.exports.records import write_failures
 from astra_rl.evaluation.summary import Summary, TransferMatrix, transfer_matrix
 from astra_rl.evaluation.turns import Opening
+from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
@@ -34,7 +36,7 @@ from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.spending import evaluated_within_budget, spending
+from astra_rl.runs.spending import WithinBudget, evaluated_within_budget, spending
 
 DIRECT = "direct"
 """Stands for the attacks that ask for the goal of a prompt outright."""
@@ -192,19 +194,7 @@ class _Play:
             if self.given is None:
                 metrics, _ = evaluated_within_budget(evaluator, planned)
             else:
-                evaluator.queries_per_turn = 1
-                measured: list[dict[str, Any]] = []
-                for start in range(0, planned, evaluator.batch_size):
-                    given = self.given[start : start + evaluator.batch_size]
-                    graphs = resend(
-                        problem,
-                        [each.context for each in given],
-                        [[each.attack] for each in given],
-                        seed=config.seed,
-                        first=start,
-                    )
-                    measured += evaluator.measure(graphs, [each.prompt_id for each in given])
-                metrics = evaluator.aggregate_metrics(measured)
+                metrics = _say(self.given, problem, evaluator, seed=config.seed)
             metrics["spent"] = ledger.as_dict()
             metrics["judge_quality"] = judge_quality(
                 evaluator.judge, config.evaluation.calibrations
@@ -242,6 +232,31 @@ class _Given:
     context: Conversation
     attack: str
     prompt_id: str
+
+
+def _say(
+    given: Sequence[_Given], problem: HFASTProblem, evaluator: ASTEvaluator, *, seed: int
+) -> dict[str, Any]:
+    """Say given attacks, as many as a budget allows, and sum up what came of them.
+
+    Raises:
+        BudgetSpentError: Not one could be said.
+    """
+    evaluator.queries_per_turn = 1
+    within = WithinBudget()
+    measured: list[dict[str, Any]] = []
+
+    def say(start: int) -> Sequence[dict[str, Any]]:
+        part = given[start : start + evaluator.batch_size]
+        contexts, attacks = [each.context for each in part], [[each.attack] for each in part]
+        graphs = resend(problem, contexts, attacks, seed=seed, first=start)
+        return evaluator.measure(graphs, [each.prompt_id for each in part])
+
+    for start in range(0, len(given), evaluator.batch_size):
+        measured += within(partial(say, start))
+    if within.spent is not None and not measured:
+        raise within.spent
+    return {**evaluator.aggregate_metrics(measured), "planned": len(given)}
 
 
 def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[_Given]:

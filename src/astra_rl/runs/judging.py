@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,31 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt
-from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.evaluation.paired import PairedComparison
 from astra_rl.evaluation.recording import Labels, record_path
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.evaluation.summary import Summary, by_prompt, compare, summarise, summarise_prompts
+from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.rewards.terms import judge as ask_judge
+from astra_rl.runs.asking import asked_by
 from astra_rl.runs.build import build_problem, check_options
-from astra_rl.runs.config import ModeratorConfig, RunConfig
-from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
-from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.config import RunConfig
+from astra_rl.runs.config_files import load_config, load_moderator
+from astra_rl.runs.folder import file_stem, open_run_folder
 from astra_rl.runs.making import (
     build_moderator,
     build_target,
     check_moderator_options,
-    check_target,
 )
 from astra_rl.runs.naming import labels_of
-from astra_rl.runs.recorded import Recorded
+from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
-from astra_rl.runs.spending import spending
+from astra_rl.runs.spending import WithinBudget, spending, spending_on
 from astra_rl.targets.base import Target
+from astra_rl.targets.ledger import Budget
 
 JUDGED_TOGETHER = 256
 """Attempts that are judged in one call."""
@@ -51,6 +53,8 @@ class Judged:
         now: Summed up as this judge decides.
         agreement: Turns scored by both, and on how many of them they agree.
         path: The log of the attempts with the new scores.
+        left_out: Attempts for which a budget did not suffice.
+        spent: What was spent on calls, as `Ledger.as_dict` says it.
     """
 
     judge: str
@@ -58,20 +62,31 @@ class Judged:
     now: Summary
     agreement: Rate
     path: Path
+    left_out: int
+    spent: Mapping[str, Any]
 
 
 def score_run(
-    run: str | Path, moderator: str, *, threshold: float = 0.5, phase: str = "after"
+    run: str | Path,
+    moderator: str,
+    *,
+    threshold: float = 0.5,
+    phase: str = "after",
+    budget: Budget | None = None,
 ) -> Judged:
     """Judge the recorded conversations of a run again, without attacking again.
+
+    What a budget leaves unjudged is missing, and counted among the errors.
 
     Args:
         run: Folder of the run.
         moderator: Name of a moderator, or a YAML file with its type and options.
         threshold: Score from which on a turn is a failure of the target.
         phase: Part of the run.
+        budget: Most that may be spent on calls of the moderator; None is without limit.
 
     Raises:
+        BudgetSpentError: Nothing could be judged.
         AstraError: The folder is no run, it has no such attempts, or the moderator cannot be made.
     """
     if not 0 < threshold <= 1:
@@ -82,19 +97,45 @@ def score_run(
     judge = build_moderator(config)
     identity = identity_of(judge)
     name = identity.name
-    path = folder.attempts_of(f"{phase}_{name}_{identity.digest[:6]}")
+    part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
+    path = folder.attempts_of(part)
     path.unlink(missing_ok=True)
     agreed: list[bool] = []
-    with Recorded(folder, phase) as recorded, AttemptLog(path, write=True) as out:
+    within = WithinBudget()
+    with (
+        Recorded(folder, phase) as recorded,
+        AttemptLog(path, write=True) as out,
+        spending_on(
+            budget or Budget(),
+            folder.path,
+            asks=any(asked_by("moderator", config)),
+            occasion=f"score_{identity.digest[:6]}",
+        ) as ledger,
+    ):
         before = recorded.summary()
+        count = judged = 0
         for batch in _batches(recorded.attempts()):
-            for old, new in zip(batch, judge_again(batch, judge, threshold=threshold), strict=True):
+            count += len(batch)
+            work = partial(_judged_pairs, batch, judge, threshold)
+            for old, new in within(work, lambda pair: is_finished(pair[1])):
                 agreed += _agreement(old, new)
                 name = new.judge
+                judged += 1
                 out.append(new)
         out.flush()
-        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=recorded.planned)
-    return Judged(name, before, now, Rate(sum(agreed), len(agreed)), path)
+        planned = count if recorded.planned is None else recorded.planned
+        plan_attempts(folder, part, planned)
+        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
+    if within.spent is not None and not judged:
+        raise within.spent
+    agreement = Rate(sum(agreed), len(agreed))
+    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
+
+
+def _judged_pairs(
+    batch: Sequence[Attempt], judge: Moderator[Any, Any], threshold: float
+) -> list[tuple[Attempt, Attempt]]:
+    return list(zip(batch, judge_again(batch, judge, threshold=threshold), strict=True))
 
 
 def _agreement(old: Attempt, new: Attempt) -> list[bool]:
@@ -118,6 +159,8 @@ class Replayed:
         read: Turns of which it is known what the target read both times, and in how many of them
             it read something else: another template, tokenizer or system message.
         path: The log of the new attempts.
+        left_out: Attempts for which a budget did not suffice.
+        spent: What was spent on calls, as `Ledger.as_dict` says it.
     """
 
     before: Summary
@@ -125,6 +168,8 @@ class Replayed:
     drift: PairedComparison
     read: Rate
     path: Path
+    left_out: int
+    spent: Mapping[str, Any]
 
 
 def replay_run(
@@ -137,6 +182,9 @@ def replay_run(
 ) -> Replayed:
     """Send the recorded attacks of a run to a target again and judge the answers as then.
 
+    If a budget ends it early, what was answered and judged until then is recorded and compared; the
+    same call again asks only for the rest.
+
     Args:
         run: Folder of the run.
         target: Folder or hub id, or a YAML file of a target; None is the run's.
@@ -145,6 +193,7 @@ def replay_run(
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
 
     Raises:
+        BudgetSpentError: Not one attempt could be sent and judged.
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
@@ -158,26 +207,33 @@ def replay_run(
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
-    path = folder.attempts_of(f"replay_{config.target.name}")
+    part = file_stem(f"replay_{config.target.name}")
+    path = folder.attempts_of(part)
     path.unlink(missing_ok=True)
+    plan_attempts(folder, part, len(saved))
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
-    made = []
+    within = WithinBudget()
+    pairs = []
     with (
-        spending(config, folder.path, occasion="replay"),
+        spending(config, folder.path, occasion="replay") as ledger,
         AttemptLog(path, write=True) as out,
     ):
-        for attempt in send_again(config, saved, labels, judge=judge):
-            out.append(attempt)
-            made.append(attempt)
-    old, rows = [attempt.row for attempt in saved], [attempt.row for attempt in made]
-    changed = [each for pair in zip(saved, made, strict=True) for each in _read_otherwise(*pair)]
+        for then, now in send_again(config, saved, labels, judge=judge, within=within):
+            out.append(now)
+            pairs.append((then, now))
+    if within.spent is not None and not pairs:
+        raise within.spent
+    old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
+    changed = [each for pair in pairs for each in _read_otherwise(*pair)]
     return Replayed(
-        summarise(old),
-        summarise(rows),
-        compare(old, rows),
+        summarise(attempt.row for attempt in saved),
+        summarise(new, planned=len(saved)),
+        compare(old, new),
         Rate(sum(changed), len(changed)),
         path,
+        len(saved) - len(pairs),
+        ledger.as_dict(),
     )
 
 
@@ -194,17 +250,24 @@ def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
 
 
 def send_again(
-    config: RunConfig, saved: Sequence[Attempt], labels: Labels, *, judge: Moderator[Any, Any]
-) -> Iterator[Attempt]:
+    config: RunConfig,
+    saved: Sequence[Attempt],
+    labels: Labels,
+    *,
+    judge: Moderator[Any, Any],
+    within: WithinBudget,
+) -> Iterator[tuple[Attempt, Attempt]]:
     """Send the attacks of attempts to the target of a configuration, and judge the answers.
 
-    They are yielded as they are made, some at a time, so that a failure loses only the last ones.
+    Each is yielded with what came of it, some at a time, so that a failure loses only the last
+    ones. Those for which a budget did not suffice are left out.
 
     Args:
         config: Says how the target is called.
         saved: The attempts; prompt, trial and attacker stay as they are.
         labels: Run, phase and target of the new ones.
         judge: Scores the answers, from the threshold of each attempt on.
+        within: Ends it when a budget is spent.
 
     Raises:
         AstraError: A model cannot be loaded.
@@ -212,7 +275,8 @@ def send_again(
     identity = identity_of(judge)
     labels = replace(labels, judge_id=identity.digest)
     asked = _answers(config, judge)
-    for start in range(0, len(saved), JUDGED_TOGETHER):
+
+    def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
         graphs = resend(
             asked,
@@ -225,7 +289,10 @@ def send_again(
             _as_sent(attempt, graph, labels, judge=identity.name)
             for attempt, graph in zip(batch, graphs, strict=True)
         ]
-        yield from judge_again(made, judge)
+        return list(zip(batch, judge_again(made, judge), strict=True))
+
+    for start in range(0, len(saved), JUDGED_TOGETHER):
+        yield from within(partial(send, start), lambda pair: is_finished(pair[1]))
 
 
 def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
@@ -280,70 +347,6 @@ def _name_beside(identity: Identity, attempt: Attempt) -> str:
     taken = any(identity.name in turn.scores for turn in attempt.turns)
     same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)
     return f"{identity.name} {identity.digest[:6]}" if taken and not same else identity.name
-
-
-def regress(
-    suite_file: str | Path,
-    target: str,
-    *,
-    run: str | Path | None = None,
-    moderator: str | None = None,
-    overrides: Sequence[str] = (),
-) -> list[CaseResult]:
-    """Send the attacks of a regression suite to a target and say what it withstands.
-
-    Args:
-        suite_file: Written by the export "regression".
-        target: Folder or hub id, or a YAML file of a target.
-        run: Folder of the run that says how target and judge are called; None needs `moderator`.
-        moderator: Judge of the answers: a name, or a YAML file with its type and options. None is
-            the run's.
-        overrides: Changes to the configuration, as ``"a.b=value"``.
-
-    Raises:
-        AstraError: The suite cannot be read, or its judge is another one.
-    """
-    suite = RegressionSuite.load(suite_file)
-    config = _regression_config(target, run, moderator, overrides)
-    judge = build_moderator(config.moderator)
-    identity = identity_of(judge)
-    known = suite.judge_id or identity.digest
-    if (identity.name, identity.digest) != (suite.judge.split(" ")[0], known):
-        raise ConfigurationError(
-            f"the suite was judged by {suite.judge} ({known}) and this judge is {identity.name} "
-            f"({identity.digest}): their scores cannot be compared. Give the judge of the suite, "
-            "with the same options, with --moderator."
-        )
-    labels = Labels("regression", "regression", target=target)
-    saved = [case.attempt(suite) for case in suite.cases]
-    made = list(send_again(config, saved, labels, judge=judge))
-    return suite.check({case.id: each for case, each in zip(suite.cases, made, strict=True)})
-
-
-def _regression_config(
-    target: str, run: str | Path | None, moderator: str | None, overrides: Sequence[str]
-) -> RunConfig:
-    judge: ModeratorConfig | None = None if moderator is None else load_moderator(moderator)
-    if run is not None:
-        config = load_config(open_run_folder(run).config, overrides, target=target)
-        judge = judge or config.evaluation.judge or config.moderator
-    elif judge is None:
-        raise ConfigurationError("give --moderator, or --run with a run that says which one.")
-    else:
-        asked = load_target(target)
-        values = {
-            # Nobody attacks; a local target is all that is loaded.
-            "attacker": {"model": asked.name},
-            "target": asked,
-            "moderator": judge.model_dump(),
-            "prompts": {"scenario": "planted_secrets"},
-        }
-        config = RunConfig.model_validate(values)
-    check_moderator_options(judge)
-    check_target(config.target)
-    config = config.model_copy(update={"moderator": judge})
-    check_credentials(config)
-    return config
 
 
 def _batches(attempts: Iterable[Attempt]) -> Iterable[list[Attempt]]:

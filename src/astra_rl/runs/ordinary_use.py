@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from astra_rl.core.evaluator import GraphMetrics
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.charts import severity_likelihood
 from astra_rl.evaluation.importance import (
@@ -31,6 +32,8 @@ from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.spending import spending
+from astra_rl.targets.ledger import current_ledger
 
 PHASE = "ordinary"
 """Part of a run that holds conversations of the baseline and of the attacker together."""
@@ -79,6 +82,8 @@ def ordinary_failure(
     Raises:
         ConfigurationError: An argument is out of its range, the run has no trained attacker, or its
             attacks do not come from a distribution that can be scored.
+        BudgetSpentError: Nothing more may be spent. What was replied is kept, and the same call
+            goes on.
         AstraError: A model cannot be loaded.
     """
     if not 0 < share < 1:
@@ -107,7 +112,10 @@ def ordinary_failure(
     path = destination.attempts_of(PHASE)
     path.unlink(missing_ok=True)
     plan_attempts(destination, PHASE, conversations)
-    with AttemptLog(path, write=True) as log:
+    with (
+        AttemptLog(path, write=True) as log,
+        spending(config, destination.path, occasion=PHASE) as ledger,
+    ):
         _hold(config, problem, log, conversations, share)
         log.flush()
         found = failure_probability_of(log.attempts(), baseline=ORDINARY)
@@ -120,6 +128,7 @@ def ordinary_failure(
             "brief": config.evaluation.ordinary_brief,
             "threshold": config.evaluation.threshold,
             "share": share,
+            "spent": ledger.as_dict(),
             **found.as_dict(),
         },
     )
@@ -152,7 +161,13 @@ def _hold(
                 "baseline": ordinary.get_baseline_logprobs,
             },
         )
+        evaluator.around_batch = _within_time
         evaluator.evaluate(count, progress=False)
+
+
+def _within_time(play: Callable[[], Sequence[GraphMetrics]]) -> Sequence[GraphMetrics]:
+    current_ledger().check()
+    return play()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_rl.errors import BudgetSpentError
 from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
@@ -15,42 +15,114 @@ from astra_rl.runs.asking import asked_in
 from astra_rl.runs.build import Experiment
 from astra_rl.runs.config import RunConfig
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
+from astra_rl.targets.ledger import Budget, Ledger, current_ledger, describe_spent
 from astra_rl.targets.reply_cache import ReplyCache
 
 
 @contextlib.contextmanager
 def spending(
-    config: RunConfig, folder: Path, *, occasion: str = "", keep_ledger: bool = False
+    config: RunConfig, folder: Path | None, *, occasion: str = "", keep_ledger: bool = False
 ) -> Iterator[Ledger]:
     """Charge the calls inside the block to one ledger, and answer from replies that are kept.
 
-    Replies of a run are kept in its folder until the block ends without an error and with a budget
-    that is not spent: then there is nothing to go on with, and asking again shall ask again. Those
-    in a file of the user's stay.
-
     Args:
-        config: Says the budget, and where replies are kept.
-        folder: Of the run, or of what a command writes.
+        config: Says the budget, what is asked, and where replies are kept.
+        folder: Of the run, or of what a command writes; None keeps nothing.
         occasion: Distinguishes a command from the run itself.
         keep_ledger: Go on with what earlier sessions spent.
     """
+    with spending_on(
+        config.budget.budget(),
+        folder,
+        asks=bool(asked_in(config)),
+        cache=config.cache,
+        occasion=occasion,
+        keep_ledger=keep_ledger,
+    ) as ledger:
+        yield ledger
+
+
+@contextlib.contextmanager
+def spending_on(
+    budget: Budget,
+    folder: Path | None,
+    *,
+    asks: bool,
+    cache: bool | str = True,
+    occasion: str = "",
+    keep_ledger: bool = False,
+) -> Iterator[Ledger]:
+    """Do the same without a configuration of a run; see `spending`.
+
+    Replies are kept in the folder until the block ends without an error and with a budget that is
+    not spent: then there is nothing to go on with, and asking again shall ask again. Those in a
+    file of the user's stay.
+
+    Args:
+        budget: What may be spent.
+        folder: Where ledger and replies are kept.
+        asks: Whether anything is asked at all.
+        cache: Whether replies are kept, or a file in which they stay.
+        occasion: See `spending`.
+        keep_ledger: See `spending`.
+    """
     suffix = f"_{occasion}" if occasion else ""
-    budget = config.budget.budget()
-    path = folder / f"ledger{suffix}.json"
-    ledger = Ledger.open(path, budget) if keep_ledger else Ledger(budget, path=path)
-    own = folder / f"replies{suffix}.sqlite"
-    asks = bool(asked_in(config))
-    if not asks:
-        ledger.path = path if any(config.budget.model_dump().values()) else None
     with contextlib.ExitStack() as stack:
-        if asks and config.cache:
-            place = own if config.cache is True else Path(config.cache)
+        own = None
+        if folder is None:
+            ledger = Ledger(budget)
+        else:
+            path = folder / f"ledger{suffix}.json"
+            ledger = Ledger.open(path, budget) if keep_ledger else Ledger(budget, path=path)
+            own = folder / f"replies{suffix}.sqlite"
+            if not asks and budget == Budget():
+                ledger.path = None
+        place = own if cache is True else Path(cache) if cache else None
+        if asks and place is not None:
             stack.enter_context(ReplyCache(place).answering())
         yield stack.enter_context(ledger.charging())
     with contextlib.suppress(BudgetSpentError):
         ledger.check()
-        _remove(own)
+        if own is not None:
+            _remove(own)
+
+
+ResultT = TypeVar("ResultT")
+
+
+class WithinBudget:
+    """Does work batch by batch until a budget is spent, and keeps all that was paid for.
+
+    A batch in which a call was not sent is done once more with what was answered, which asks and
+    costs nothing; of it remains what could be finished. Later batches are not begun.
+
+    Attributes:
+        spent: The limit that ended it; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.spent: BudgetSpentError | None = None
+
+    def __call__(
+        self,
+        work: Callable[[], Sequence[ResultT]],
+        is_finished: Callable[[ResultT], bool] = lambda result: True,
+    ) -> Sequence[ResultT]:
+        """Return the results of a batch, or those of them that are finished."""
+        if self.spent is not None:
+            return []
+        ledger = current_ledger()
+        try:
+            ledger.check()
+        except BudgetSpentError as error:
+            self.spent = error
+            return []
+        try:
+            return work()
+        except BudgetSpentError as error:
+            self.spent = error
+        with ledger.closed():
+            return [each for each in work() if is_finished(each)]
 
 
 def _remove(own: Path) -> None:
@@ -63,6 +135,11 @@ def evaluated_within_budget(
 ) -> tuple[dict[str, Any], BudgetSpentError | None]:
     """Evaluate, and sum up what could be played if a budget ends it early.
 
+    Args:
+        evaluator: Plays.
+        planned: How many conversations.
+        partly: Whether a part of them is worth summing up.
+
     Returns:
         The metrics, with ``planned``, how many conversations there were to be; and what was spent,
         if something was.
@@ -70,16 +147,14 @@ def evaluated_within_budget(
     Raises:
         BudgetSpentError: Nothing was played, or `partly` is false.
     """
-    evaluator.before_batch = current_ledger().check
-    spent = None
-    try:
-        metrics = evaluator.evaluate(planned, progress=False)
-    except BudgetSpentError as error:
-        if not (partly and evaluator.measured):
-            raise
-        metrics, spent = evaluator.aggregate_metrics(evaluator.measured), error
+    within = WithinBudget()
+    if partly:
+        evaluator.around_batch = within
+    metrics = evaluator.evaluate(planned, progress=False)
+    if within.spent is not None and not evaluator.measured:
+        raise within.spent
     metrics["planned"] = planned
-    return metrics, spent
+    return metrics, within.spent
 
 
 def notes_on_calls(

@@ -32,15 +32,15 @@ class ReplyCache:
     Each reply is safe on disk when `put` returns, against a kill of the process.
 
     Args:
-        path: The file; made if it is missing. None keeps the replies in memory.
+        path: The file; made if it is missing.
 
     Raises:
         ConfigurationError: The file cannot be opened, or is something else.
         StorageError: The disk is full, or read-only.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = Path(":memory:" if path is None else path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self._lock = threading.Lock()
         try:
             with storing(self.path):

@@ -130,7 +130,7 @@ class RegressionSuite(_Part):
 
     def _check(self, case: Case, attempt: Attempt | None) -> CaseResult:
         if attempt is None:
-            return CaseResult(case, "undecided", "the attacks were not sent")
+            return CaseResult(case, "undecided", NOT_SENT)
         outcome = decide_outcome(attempt.turns, attempt.judge, self.threshold, error=attempt.error)
         scores = [turn.score(attempt.judge) for turn in attempt.turns]
         if outcome is Outcome.SUCCESS:
@@ -139,6 +139,9 @@ class RegressionSuite(_Part):
         if outcome in (Outcome.ERROR, Outcome.UNSCORED):
             return CaseResult(case, "undecided", attempt.error or "a score is missing")
         return CaseResult(case, "passed", outcome.value)
+
+
+NOT_SENT = "the attacks were not sent"
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,11 @@ class CaseResult:
     case: Case
     status: Literal["passed", "failed", "undecided"]
     detail: str
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether it was tried at all."""
+        return self.detail != NOT_SENT
 
     @staticmethod
     def all_passed(results: Sequence[CaseResult]) -> bool:

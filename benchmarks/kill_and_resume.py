@@ -41,9 +41,15 @@ from astra_rl.testing import tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "policy gradient": {"type": "grpo"},
+    "running baseline": {"type": "reinforce"},
     "PPO with a value head": {"type": "ppo", "options": {"kl_in_reward": 0.01}},
+    "constraints": {
+        "type": "ppo_lagrangian",
+        "options": {"constraints": {"harm_response": {"at_least": 0.5}}},
+    },
     "preference": {"type": "dpo"},
     "KTO": {"type": "kto"},
+    "balance with a learned log Z": {"type": "trajectory_balance"},
     "balance with replay": {"type": "contrastive_balance", "options": {"tempered_share": 0.5}},
     "imitation": {"type": "expert_iteration"},
 }

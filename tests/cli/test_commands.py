@@ -209,3 +209,19 @@ def test_what_could_not_be_scored_is_counted_by_reason_everywhere(workplace: Pat
     assert not (run / "reward_watch.jsonl").exists()
     page = (run / "report.html").read_text("utf-8")
     assert re.search(r"no canary known</td><td class=\"number\">2</td>", page)
+
+
+def test_the_manifest_says_what_a_run_was_made_of(trained: Path, workplace: Path) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["seed"] == 0
+    assert manifest["command"] == "astra-rl train config.yaml --output run"
+    assert {"python", "astra-rl", "torch", "transformers"} <= manifest["versions"].keys()
+    kept = (trained / "config.yaml").read_bytes()
+    assert manifest["config_sha256"] == hashlib.sha256(kept).hexdigest()
+    prompts = {each["name"]: each["sha256"] for each in manifest["prompts"]}
+    assert prompts == {
+        name: hashlib.sha256((workplace / name).read_bytes()).hexdigest()
+        for name in ("train.txt", "test.txt")
+    }
+    assert "git_revision" in manifest  # None outside of git

@@ -186,6 +186,16 @@ def test_an_option_that_must_be_given_is_asked_for_before_any_model_is_loaded() 
         check_options(config)
 
 
+def test_a_bound_on_what_the_reward_lacks_is_refused_before_any_model_is_loaded() -> None:
+    def bounding(term: str) -> RunConfig:
+        bound = f"algorithm.options.constraints={{{term}: {{at_least: 0.5}}}}"
+        return parse_config(MINIMAL, ["algorithm.type=ppo_lagrangian", bound], source="test")
+
+    check_training_options(bounding("harm_response"))
+    with pytest.raises(ConfigurationError, match=r"constraints\.harm: the reward has no such"):
+        check_training_options(bounding("harm"))
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_option_of_an_algorithm_is_an_object(name: str) -> None:
     """What a YAML file cannot say must not be among the names that it may give."""

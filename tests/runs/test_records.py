@@ -1,9 +1,11 @@
 """The log of attempts: nothing lost, nothing counted twice, opened fast, never by two writers."""
 
+import contextlib
 import json
 import math
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -257,3 +259,21 @@ def test_summing_up_holds_the_attempts_at_one_prompt_in_memory_at_a_time(path):
             tracemalloc.stop()
         assert summary.asr.successes == 30 * trials
     assert peaks[1] < 1.5 * peaks[0] + 200 * 600  # a row takes about 600 bytes
+
+
+def test_attempts_are_synced_in_batches_and_before_the_index_knows_of_them(path, monkeypatch):
+    index = path.with_name("attempts.jsonl.index").absolute().as_uri()
+    synced = []
+    fsync = os.fsync
+
+    def counted(descriptor):
+        with contextlib.closing(sqlite3.connect(f"{index}?mode=ro", uri=True)) as known:
+            (rows,) = known.execute("SELECT count(*) FROM attempts").fetchone()
+        synced.append((path.read_bytes().count(b"\n"), rows))
+        fsync(descriptor)
+
+    with AttemptLog(path, write=True, flush_every=4) as log:
+        monkeypatch.setattr(os, "fsync", counted)
+        for number in range(10):
+            log.append(attempt(number))
+    assert synced == [(4, 0), (8, 4), (10, 8)]

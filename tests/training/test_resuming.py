@@ -128,7 +128,7 @@ def test_whatever_a_state_holds_is_read_back_with_its_types(tmp_path_factory, st
 
 
 def test_the_newest_two_states_are_kept(tmp_path):
-    for step in (2, 10, 9, 30):
+    for step in (2, 9, 10, 30):
         save_state(tmp_path, step, {"step": step})
     assert [place.name for place in states(tmp_path)] == ["step-00000010", "step-00000030"]
     assert load_state(tmp_path) == (30, {"step": 30})
@@ -162,11 +162,24 @@ def test_a_flipped_bit_is_noticed(tmp_path, file):
             load_state(tmp_path)
 
 
-def test_a_missing_file_is_noticed(tmp_path):
+@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
+def test_a_missing_file_is_noticed(tmp_path, file):
     for step in (1, 2):
         save_state(tmp_path, step, {"a": step})
-    (tmp_path / "step-00000002" / "tensors.safetensors").unlink()
+    (tmp_path / "step-00000002" / file).unlink()
     assert load_state(tmp_path) == (1, {"a": 1})
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_states_take_no_place_of_good_ones(tmp_path, keep):
+    for step in (2, 4):
+        save_state(tmp_path, step, {"step": step})
+    (tmp_path / "step-00000004" / "state.json").write_text("")
+    assert load_state(tmp_path) == (2, {"step": 2})
+    save_state(tmp_path, 3, {"step": 3}, keep=keep)
+    kept = ["step-00000002", "step-00000003"]
+    assert [place.name for place in states(tmp_path)] == kept[-keep:]
+    assert load_state(tmp_path) == (3, {"step": 3})
 
 
 def test_a_state_of_a_newer_version_is_refused_and_not_taken_for_damaged(tmp_path):

@@ -12,9 +12,9 @@ from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.algorithms.steps import PolicyStep
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.contracts import check_terms, is_missing, mean_of_present
 from astra_rl.core.problem import Problem
-from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.errors import ConfigurationError
 
 
 @dataclass
@@ -97,12 +97,9 @@ class ConstrainedGAE(GAE):
         measured: Metrics = {}
         for constraint in self.constraints:
             mean = mean_of_present(_value(step, constraint.term) for step in steps)
-            if steps and not any(constraint.term in step.terms for step in steps):
-                known = sorted({name for step in steps for name in step.terms})
-                raise ConfigurationError(
-                    f"constraints.{constraint.term}: the reward has no such term."
-                    f"{did_you_mean(constraint.term, known)} Known: {', '.join(known) or 'none'}."
-                )
+            if steps:
+                known = {name for step in steps for name in step.terms}
+                check_terms([constraint.term], known, source="constraints")
             constraint.update(mean, lr=self.lr, most=self.most)
             measured[f"constraint/{constraint.term}/mean"] = mean
             measured[f"constraint/{constraint.term}/multiplier"] = constraint.multiplier
@@ -198,6 +195,12 @@ class PPOLagrangian(ActorCritic):
         """One for the reward, and one for each constraint."""
         constraints = options.get("constraints")
         return 1 + (len(constraints) if isinstance(constraints, Mapping) else 0)
+
+    @classmethod
+    def terms_needed(cls, **options: Any) -> Sequence[str]:
+        """Those that are bounded."""
+        constraints = options.get("constraints")
+        return list(constraints) if isinstance(constraints, Mapping) else []
 
 
 def _value(step: PolicyStep, term: str) -> float:

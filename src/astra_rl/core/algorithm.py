@@ -85,6 +85,15 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         """
         return 0
 
+    @classmethod
+    def terms_needed(cls, **options: Any) -> Sequence[str]:
+        """Which terms of the reward it learns from by name, besides the reward itself.
+
+        Args:
+            options: What the algorithm will be built with.
+        """
+        return ()
+
     def experience_metrics(self) -> Metrics:
         """Return numbers about the experience that was prepared last."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -32,7 +33,8 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
         old = temporary.with_name(temporary.name + ".old")
         try:
             yield temporary
-            sync(temporary)
+            for written in [*temporary.rglob("*"), temporary]:
+                sync(written)
             if folder.exists():
                 folder.rename(old)
             try:
@@ -72,3 +74,40 @@ def remove_leftovers(parent: str | Path) -> None:
             path.rename(place)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+CHECKSUMS = "SHA256SUMS"
+"""Name of the file that says what the others of a folder were; `sha256sum -c` reads it too."""
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the checksums of all files of a folder, in one more file."""
+    text = "".join(f"{sha256(path)}  {name}\n" for name, path in _files_of(folder))
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
+
+
+def damage_of(folder: Path) -> str | None:
+    """Say what is wrong with a folder, by its checksums; None if nothing is, or it has none."""
+    if not (folder / CHECKSUMS).is_file():
+        return None
+    text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
+    noted = {line[66:]: line[:64] for line in text.splitlines()}
+    there = dict(_files_of(folder))
+    if missing := noted.keys() - there.keys():
+        return f"{min(missing)!r} is missing"
+    if unknown := there.keys() - noted.keys():
+        return f"{min(unknown)!r} is not in its {CHECKSUMS}"
+    changed = (name for name, path in there.items() if sha256(path) != noted[name])
+    return next((f"{name!r} is not what was saved" for name in changed), None)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            yield path.relative_to(folder).as_posix(), path

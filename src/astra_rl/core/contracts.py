@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from astra_rl.core.text import Utterance
-from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.errors import ConfigurationError, ContractError, did_you_mean
 
 
 def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
@@ -131,3 +131,22 @@ def std_of_present(values: Iterable[float]) -> float:
     """Standard deviation (n - 1) of the values that are not missing; NaN for fewer than two."""
     present = [value for value in values if not is_missing(value)]
     return statistics.stdev(present) if len(present) > 1 else math.nan
+
+
+def check_terms(wanted: Iterable[str], known: Collection[str], *, source: str) -> None:
+    """Check that a reward has these terms.
+
+    Args:
+        wanted: Their names.
+        known: Names that the reward has.
+        source: Where they were asked for, for the message.
+
+    Raises:
+        ConfigurationError: It has not; the nearest name is suggested.
+    """
+    for term in wanted:
+        if term not in known:
+            raise ConfigurationError(
+                f"{source}.{term}: the reward has no such term.{did_you_mean(term, known)} "
+                f"Known: {', '.join(sorted(known)) or 'none'}."
+            )

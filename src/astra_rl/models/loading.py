@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.core.checkpointing import replace_folder
+from astra_rl.core.checkpointing import CHECKSUMS, damage_of, replace_folder
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -213,7 +213,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
 
-    Only safetensors weights are read. Code that comes with a model runs only if asked for.
+    Only safetensors weights are read. Code that comes with a model runs only if asked for. A folder
+    with checksums must have them still.
 
     Raises:
         ModelError: It cannot be loaded; the message says why.
@@ -267,6 +268,11 @@ def _load_frozen(
     source = resolve_reference(reference)
     if trust_remote_code:
         _warn_of_code(reference)
+    if damage := damage_of(Path(source)):
+        raise ModelError(
+            f"{source} is damaged: {damage}. Use another checkpoint; to load this one all the same "
+            f"delete its {CHECKSUMS}."
+        )
     with _loading(f"the {kind} {str(reference)!r}"):
         model, report = auto_class.from_pretrained(
             source,

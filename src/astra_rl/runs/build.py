@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
@@ -22,7 +23,7 @@ from astra_rl.methods.ordinary_use import OrdinaryUse
 from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
-from astra_rl.rewards.base import RewardPart, readings
+from astra_rl.rewards.base import RewardPart, readings, walk
 from astra_rl.runs.asking import check_prices, checked_environment, checked_reward
 from astra_rl.runs.config import (
     AlgorithmConfig,
@@ -113,6 +114,12 @@ def check_training_options(config: RunConfig) -> None:
     without_models = HFValueProblem.__new__(HFValueProblem)
     without_models.attacker_sampling = sampling_of(config.attacker)
     build_algorithm(config.algorithm, without_models)
+    algorithm = config.algorithm
+    check_terms(
+        ALGORITHMS[algorithm.type].terms_needed(**algorithm.options),
+        {each.name for each in walk(checked_reward(config)) if each.name is not None},
+        source="algorithm.options.constraints",
+    )
 
 
 def build(config: RunConfig) -> Experiment:

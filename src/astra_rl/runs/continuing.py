@@ -42,7 +42,8 @@ def check_can_run_in(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
     run = RunFolder(folder)
     # The page comes last: without it the run was ended while it finished.
-    if run.manifest.is_file() and run.report.is_file() and "seconds" in run.read_manifest():
+    manifest = run.read_manifest() if run.manifest.is_file() else {}
+    if "seconds" in manifest and run.report.is_file():
         raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
 
 

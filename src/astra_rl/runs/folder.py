@@ -224,10 +224,10 @@ def new_run_folder(parent: str | Path, name: str) -> RunFolder:
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
-    """Open the folder of a finished run.
+    """Open the folder of a run.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is none, or of a newer version.
     """
     folder = Path(path)
     if not (folder / RunFolder.CONFIG).is_file():
@@ -235,4 +235,7 @@ def open_run_folder(path: str | Path) -> RunFolder:
             f"{folder} is not the folder of a run: it has no config.yaml. Give what "
             "'astra-rl train' or 'astra-rl demo' printed as its run folder."
         )
-    return RunFolder(folder)
+    run = RunFolder(folder)
+    if run.manifest.is_file():  # a run that only begins has none yet
+        run.read_manifest()
+    return run

@@ -25,16 +25,19 @@ from astra_rl.logging import logger
 from astra_rl.runs.record_index import (
     COLUMNS,
     DAMAGE,
+    PATIENCE,
     Health,
     LogInUseError,
     catch_up,
     insert,
+    is_busy,
     lock,
     open_to_add,
     open_to_read,
     read_attempt,
     reading_index,
     remove_index,
+    say_what_is_wrong,
 )
 
 __all__ = ["AttemptLog", "Health", "LogInUseError"]
@@ -89,33 +92,26 @@ class AttemptLog:
                 with storing(self.path):
                     self._open_to_write()
             else:
-                self._open_to_read()
+                self._index, self.health = open_to_read(self.path, self._resources)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, AstraError):
                 raise ConfigurationError(f"cannot open the log {path}: {error.strerror}") from error
             raise
 
-    def _open_to_read(self) -> None:
-        try:
-            self._index, self.health = open_to_read(self.path, self._resources)
-        except DAMAGE as error:
-            if isinstance(error, AstraError):
-                raise
-            with contextlib.suppress(LogInUseError, OSError), lock(self.path):
-                remove_index(self.path)
-            with reading_index(self.path):
-                self._index, self.health = open_to_read(self.path, self._resources)
-
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._resources.enter_context(lock(self.path))
+        self._resources.enter_context(lock(self.path, patience=PATIENCE))
         self._file = self._resources.enter_context(open(self.path, "ab"))  # noqa: SIM115
         self._indexing = self._resources.enter_context(contextlib.ExitStack())
         try:
             self._open_index()
         except DAMAGE as error:
-            if isinstance(error, AstraError | sqlite3.OperationalError):
+            if isinstance(error, AstraError):
+                raise
+            # A full disk cannot be mended here. A reader that was stopped while it added to the
+            # index can: it is left with the old one.
+            if isinstance(error, sqlite3.OperationalError) and not is_busy(error):
                 raise
             self._make_index_again()
         if self.health.torn:
@@ -125,9 +121,10 @@ class AttemptLog:
     def _open_index(self) -> None:
         self._index = self._indexing.enter_context(open_to_add(self.path))
         self.health = catch_up(self.path, self._index)
+        say_what_is_wrong(self.path, self.health)
 
     def _make_index_again(self) -> None:
-        logger.warning("the index of %s was damaged and is made again", self.path)
+        logger.warning("the index of %s cannot be used and is made again", self.path)
         self._indexing.close()
         remove_index(self.path)
         self._open_index()
@@ -167,8 +164,10 @@ class AttemptLog:
                 for attempt, start, size in self._waiting:
                     insert(self._index, attempt, start, size)
                 self._index.execute("UPDATE state SET indexed = ?", (end,))
-        except sqlite3.OperationalError:  # for instance a full disk
-            raise
+        except sqlite3.OperationalError as error:
+            if is_busy(error):  # a reader that was stopped in the middle of adding to it
+                return
+            raise  # for instance a full disk
         except sqlite3.DatabaseError:  # damaged; the log itself has everything
             self._make_index_again()
         self._waiting.clear()

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from astra_rl.core.checkpointing import replace_folder, sync
+from astra_rl.core.checkpointing import replace_folder, sha256
 from astra_rl.core.redaction import redact
 from astra_rl.errors import TrainingError
 from astra_rl.logging import logger
@@ -34,7 +34,7 @@ _STATE, _TENSORS = "state.json", "tensors.safetensors"
 def save_state(
     folder: str | Path, step: int, state: Mapping[str, Any], *, keep: int = KEPT
 ) -> Path:
-    """Write a state and remove all but the newest ones.
+    """Write a state, and remove all but the newest ones up to this step.
 
     Args:
         folder: Holds the states of a run.
@@ -57,15 +57,16 @@ def save_state(
         body = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
-            "tensors_sha256": _sha256(temporary / _TENSORS),
+            "tensors_sha256": sha256(temporary / _TENSORS),
             "state": packed,
         }
         text = redact(json.dumps(body, sort_keys=True))
         checksum = hashlib.sha256(text.encode()).hexdigest()
         (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
-        for name in (_STATE, _TENSORS):
-            sync(temporary / name)
-    for old in states(folder)[:-keep]:
+    found = states(folder)
+    done = found.index(place) + 1
+    # Later ones were damaged, or their steps would not have been played again.
+    for old in found[: max(0, done - keep)] + found[done:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
 
@@ -113,18 +114,13 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
                 f"{place} was written by a newer version of astra-rl (schema "
                 f"{body['schema_version']}); update it to go on."
             )
-        if _sha256(place / _TENSORS) != body["tensors_sha256"]:
+        if sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")
         return body["step"], _unpack(body["state"], load_file(place / _TENSORS))
     except (TrainingError, _DamagedError):
         raise
     except Exception as error:  # what a damaged file may lead to is no closed list
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

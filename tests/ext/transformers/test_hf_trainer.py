@@ -239,6 +239,7 @@ def test_a_problem_that_saves_itself_is_asked_to(tmp_path):
     config = HFASTConfiguration(training_steps=2, seed=0)
     HFASTTrainer(config, environment, GRPO(problem), ckpt_dir=tmp_path).train()
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == [
+        "SHA256SUMS",
         "metrics.json",
         "table.txt",
     ]

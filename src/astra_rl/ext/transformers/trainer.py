@@ -12,7 +12,7 @@ from typing import Any, SupportsFloat
 import torch
 
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.checkpointing import replace_folder
+from astra_rl.core.checkpointing import replace_folder, write_checksums
 from astra_rl.core.common import Metrics
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
@@ -42,7 +42,8 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
 
     ``ckpt_dir/last`` holds the newest attacker and ``ckpt_dir/best`` the one with the best
     evaluation so far; each is a folder that ``AutoModelForCausalLM.from_pretrained`` opens, with a
-    ``metrics.json`` beside the weights. Both are replaced whole, never written over.
+    ``metrics.json`` beside the weights, and checksums that are looked at when it is loaded. Both
+    are replaced whole, never written over.
 
     Args:
         config: Hyperparameters.
@@ -172,6 +173,7 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
                 problem.attacker.save_pretrained(temporary)
                 problem.tokenizer.save_pretrained(temporary)
             write_json(metrics, temporary / "metrics.json")
+            write_checksums(temporary)
         return folder
 
     def _evaluate_and_save(self, step: int) -> Metrics:

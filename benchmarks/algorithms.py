@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -31,6 +32,9 @@ from astra_rl.core.jsonio import write_json
 from astra_rl.evaluation.statistics import Rate
 from astra_rl.runs.reporting import rate_of
 from astra_rl.runs.versions import versions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 UNTRAINED = "untrained"
 MAIN = ("dpo", "ipo", "grpo", "rloo", "ppo", "reinforce++", "contrastive_balance")
@@ -182,24 +186,50 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.hashsalt": "astra-rl", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=72)  # as SVG measures text
+        labels: list[tuple[str, tuple[float, float], str]] = []
         for index, row in enumerate(row for row in rows if row["rates"]):
             colour = f"C{index % 10}"
             axes.scatter(row["all_kinds"], row["rates"], s=14, color=colour, alpha=0.5)
             centre = statistics.fmean(row["all_kinds"]), statistics.fmean(row["rates"])
             axes.scatter(*centre, s=64, color=colour)
-            axes.annotate(
-                row["algorithm"], centre, xytext=(6, 4), textcoords="offset points", color=colour
-            )
+            labels.append((row["algorithm"], centre, colour))
         axes.set_xlabel("distinct kinds of successful attack, held out")
         axes.set_ylabel("leak rate, held out")
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(alpha=0.22)
         axes.spines[["top", "right"]].set_visible(False)
+        _write_labels(axes, labels)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
         pyplot.close(figure)
+
+
+def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write each beside its point, where it hides no other and no other point."""
+    from matplotlib.transforms import Bbox
+
+    axes.autoscale_view()  # otherwise nobody knows yet where the points will be
+    corners = [axes.transData.transform(place) for _, place, _ in labels]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in corners]
+    for text, place, colour in labels:
+        for up, side in product((4, -12, 14, -22, 24), ("left", "right")):
+            label = axes.annotate(
+                text,
+                place,
+                xytext=(6 if side == "left" else -6, up),
+                textcoords="offset points",
+                ha=side,
+                color=colour,
+            )
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            label.remove()
+        else:
+            axes.annotate(text, place, color=colour)
 
 
 def main() -> None:

@@ -26,19 +26,32 @@ from types import FrameType
 
 import torch
 
+from astra_rl.core.jsonio import parse_json
+from astra_rl.core.text import Utterance
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.attempts import Attempt
 from astra_rl.evaluation.labels import read_labels
 from astra_rl.evaluation.turns import JudgeScore, Turn
-from astra_rl.moderators import LlamaGuardModerator, LLMJudgeModerator
+from astra_rl.moderators import (
+    LlamaGuardModerator,
+    LLMJudgeModerator,
+    OpenAIModerationModerator,
+)
 from astra_rl.moderators.llm_judge import read_verdict
 from astra_rl.runs.build import check_training_options
 from astra_rl.runs.config import PromptsConfig
 from astra_rl.runs.config_files import load_config, load_moderator
 from astra_rl.runs.continuing import check_same_run, kept_metrics
+from astra_rl.runs.estimate import estimate
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.records import AttemptLog
+from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
+from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.http_api import found_at, read_path
+from astra_rl.targets.ledger import Usage, describe_spent
+from astra_rl.targets.remote import Chat, answer_of
+from astra_rl.targets.web import json_of, message_of
 from astra_rl.training.resuming import load_state, save_state
 
 SECONDS_PER_CASE = 20
@@ -84,7 +97,12 @@ attacker: {model: bundled:smollm2-135m, max_new_tokens: 8, lora: {rank: 4}}
 target: {model: bundled:smollm2-135m}
 moderator: {type: max, of: [{type: profanity}, {type: keyword, options: {patterns: [a, b]}}]}
 prompts: {file: prompts.jsonl, train: 4, columns: {prompt: prompt}}
-reward: {sum: [harm, {attack_nll: {}, weight: -0.1}, self_bleu]}
+reward:
+  sum:
+    - several_targets: {others: [{type: astra_rl.testing:echo, options: {prices: {input: 1}}}]}
+    - {gibberish: {moderator: {type: keyword, options: {patterns: [a]}}}, weight: -0.1}
+    - {attack_nll: {}, weight: -0.1}
+    - self_bleu
 environment: {type: tree, tree_width: 2, tree_depth: 2}
 algorithm: {type: ppo, options: {kl_in_reward: 0.01}}
 training: {steps: 3, lr: 0.001, optimizer: adamw, save_every: 1}
@@ -142,6 +160,7 @@ def fuzz_config(folder: Path, draw: Draw) -> None:
     config = load_config(path, overrides)
     config.to_yaml()
     check_training_options(config)
+    estimate(config)
 
 
 def fuzz_moderator(folder: Path, draw: Draw) -> None:
@@ -234,6 +253,68 @@ def fuzz_run(folder: Path, draw: Draw) -> None:
             check()
 
 
+COMPLETION = b"""{"choices": [{"message": {"content": "hi", "refusal": null}, "text": "hi",
+"finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}"""
+MODERATION = b'{"results": [{"category_scores": {"hate": 0.5, "violence": null}}]}'
+FAILURE = b'{"error": {"message": "too fast", "code": "rate_limited"}}'
+
+
+def fuzz_reply(folder: Path, draw: Draw) -> None:
+    """What an endpoint replies: a text, scores, or a failure of this call comes of it."""
+    url, chat = "http://127.0.0.1:9/v1", Chat([{"role": "user", "content": "hello"}])
+    moderation = OpenAIModerationModerator(base_url=url, api_key="k")
+    path = read_path("choices[0].message.content")
+    for read in (
+        lambda: OpenAITarget("m", base_url=url)._read(chat, json_of(damaged(COMPLETION, draw))),
+        lambda: OpenAITarget("m", base_url=url, api="completions")._read(
+            chat, json_of(damaged(COMPLETION, draw))
+        ),
+        lambda: answer_of(chat, Utterance(found_at(json_of(damaged(COMPLETION, draw)), path))),
+    ):
+        with contextlib.suppress(CallError):
+            answer = read()
+            if not (isinstance(answer.value, str) and answer.usage.input >= 0):
+                raise AssertionError(f"a reply was taken for {answer}")
+            Ledger(Budget(max_tokens=10**9)).charge("m", answer.usage, Prices(1, 1))
+    with contextlib.suppress(CallError):
+        for each in moderation._read(json_of(damaged(MODERATION, draw)), 1):
+            score = moderation._score(parse_json(each))
+            if not (score.reason or 0 <= score <= 1):
+                raise AssertionError(f"a moderation was taken for {score}")
+    headers = {name: damaged(b"120", draw).decode("latin-1") for name in ("retry-after", "x")}
+    error = error_of_status(draw.choice((400, 429, 500, 777)), headers, "")
+    if not (error.retry_after is None or 0 <= error.retry_after < float("inf")):
+        raise AssertionError(f"an endpoint asked to wait {error.retry_after} s")
+    if not isinstance(message_of(damaged(FAILURE, draw)), str):
+        raise AssertionError("what an error says is no text")
+
+
+def fuzz_spent(folder: Path, draw: Draw) -> None:
+    """What was spent and replied so far."""
+    with Ledger(path=folder / "ledger.json").charging() as ledger:
+        ledger.settle(ledger.admit("m"), Usage(7, 3), Prices(1, 1))
+    cache = ReplyCache(folder / "replies.sqlite")
+    for number in range(50):
+        cache.put(f"{number}", Utterance("a reply " * 20, finish_reason="stop"))
+    cache.close()
+    for name in ("ledger.json", "replies.sqlite"):
+        path = folder / name
+        path.write_bytes(damaged(path.read_bytes(), draw))
+    with contextlib.suppress(AstraError):
+        spent = Ledger.open(folder / "ledger.json", Budget(max_cost=1e9))
+        spent.check()
+        describe_spent(spent.as_dict())
+    cache = ReplyCache(folder / "replies.sqlite")
+    try:
+        cache.put("new", "text")
+        for number in range(50):
+            found = cache.get(f"{number}")
+            if not (found is None or isinstance(found, str)):
+                raise AssertionError(f"a reply came back as {found!r}")
+    finally:
+        cache.close()
+
+
 TARGETS: dict[str, Callable[[Path, Draw], None]] = {
     "config": fuzz_config,
     "moderator": fuzz_moderator,
@@ -243,6 +324,8 @@ TARGETS: dict[str, Callable[[Path, Draw], None]] = {
     "state": fuzz_state,
     "log": fuzz_log,
     "run": fuzz_run,
+    "reply": fuzz_reply,
+    "spent": fuzz_spent,
 }
 
 

@@ -28,6 +28,7 @@ class Fault:
         reset: Break the connection instead of closing it.
         drip: Seconds between two bytes of the body.
         wait: Seconds before anything is sent.
+        chunked: Do not say how long the body is.
     """
 
     status: int = 200
@@ -37,6 +38,7 @@ class Fault:
     reset: bool = False
     drip: float = 0.0
     wait: float = 0.0
+    chunked: bool = False
 
 
 def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Fault:
@@ -164,9 +166,13 @@ class Endpoint:
     async def _fail(self, writer: asyncio.StreamWriter, fault: Fault) -> bool:
         await asyncio.sleep(fault.wait)
         lines = {"Content-Type": "application/json", "Content-Length": str(len(fault.body))}
+        if fault.chunked:
+            lines = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
         head = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **fault.headers}.items())
         writer.write(f"HTTP/1.1 {fault.status} X\r\n{head}\r\n".encode())
         body = fault.body if fault.cut is None else fault.body[: fault.cut]
+        if fault.chunked:
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
         if fault.drip:
             for byte in body:
                 writer.write(bytes([byte]))

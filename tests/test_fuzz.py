@@ -17,7 +17,8 @@ def fuzz():
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "moderator", "prompts", "labels", "judge", "state", "log", "run"]
+    "name",
+    ["config", "moderator", "prompts", "labels", "judge", "state", "log", "run", "reply", "spent"],
 )
 def test_damaged_input_gives_a_result_or_an_error_of_ours(fuzz, name, tmp_path):
     assert set(fuzz.TARGETS) >= {name}
@@ -27,7 +28,9 @@ def test_damaged_input_gives_a_result_or_an_error_of_ours(fuzz, name, tmp_path):
             raise AssertionError(f"scripts/fuzz.py --only {name} --seed {seed}") from error
 
 
-@pytest.mark.parametrize("name", ["config", "moderator", "labels", "judge", "state", "log", "run"])
+@pytest.mark.parametrize(
+    "name", ["config", "moderator", "labels", "judge", "state", "log", "run", "reply", "spent"]
+)
 def test_what_is_damaged_was_whole_before(fuzz, name, tmp_path, monkeypatch):
     """Otherwise the fuzzer would only ever see the first refusal."""
     monkeypatch.setattr(fuzz, "damaged", lambda data, draw: data)

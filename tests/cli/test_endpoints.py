@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.cli.running import astra_rl
+from tests.cli.running import Done, astra_rl
 from tests.cli.test_resume import attempts
 from tests.endpoint import Endpoint, error, judging, said, serving
+from tests.hostile import BASE
 
+from astra_rl.evaluation.exports import EXPORTS
 from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.records import AttemptLog
@@ -539,3 +542,108 @@ def test_an_estimate_of_failure_in_ordinary_use_within_a_budget_goes_on(
     assert done.returncode == 0, done.stderr
     spent = json.loads((workplace / "probable" / "probability.json").read_text())["spent"]
     assert spent["total"]["cached"] >= 5
+
+
+def test_hostile_replies_of_an_endpoint_are_text_in_the_report_and_in_every_export(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    """NUL, lone surrogates, control characters, and a reply of nearly a megabyte."""
+    replies = [*BASE, "y" * 450_000]  # which a reply holds twice
+    following = itertools.cycle(replies)
+    endpoint.reply = lambda body: next(following)
+    prompts = "".join(f"opening number {number}\n" for number in range(len(replies)))
+    (workplace / "many.txt").write_text(prompts)
+    name = written(
+        workplace,
+        endpoint,
+        "hostile",
+        prompts={"file": "train.txt", "test_file": "many.txt"},
+        evaluation={"before": False},
+        training={"steps": 1, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
+    )
+    done = astra_rl("train", name, "-o", "hostile", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    report = (workplace / "hostile" / "report.html").read_text("utf-8")
+    assert "\x00" not in report
+    assert "\x1b" not in report + done.stdout + done.stderr
+    with AttemptLog(workplace / "hostile" / "attempts.jsonl") as log:
+        said_back = {turn.response for each in log for turn in each.turns}
+    assert "\ufffd lone \ufffd surrogates" in said_back
+    assert "a\x00b" in said_back
+    assert max(map(len, said_back)) == 450_000
+    for kind in EXPORTS:
+        out = workplace / "hostile-exports" / kind
+        done = astra_rl("export", "hostile", "-f", kind, "-o", str(out), cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert "\x00" not in out.read_text("utf-8")
+
+
+# Names that say nothing: the values are known for keys only because they are used as such.
+KEYS = {name: f"sentinel-{name.lower()}-0a1b2c3d" for name in ("ALPHA", "BETA", "GAMMA")}
+
+
+@pytest.mark.parametrize("faulty", [False, True], ids=["replies", "errors"])
+def test_a_key_that_an_endpoint_says_back_is_in_no_file_and_in_nothing_that_is_shown(
+    workplace: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    """All headers that came, in replies and errors of the target, a judge and a moderation."""
+    for key, value in KEYS.items():
+        monkeypatch.setenv(key, value)
+
+    def heard() -> str:
+        return " ".join(sorted({str(headers) for _, headers, _ in endpoint.requests[-3:]}))
+
+    def answer(body: Any) -> Any:
+        if "input" in body:
+            scores = [{"category_scores": {"hate": 0.5, "said": heard()}} for _ in body["input"]]
+            return json.dumps({"results": scores}).encode()
+        return f"I was told {heard()}"
+
+    endpoint.reply = judging(answer)
+    if faulty:
+        endpoint.fault = lambda number: error(400 if number % 3 else 500, heard())
+    tries = {**FAST, "max_tries": 2, "give_up_after": 5000}
+    asked = {"model": "j", "base_url": endpoint.url, "api_key_env": "ALPHA", "calls": tries}
+    judge = {"type": "openai", "options": asked}
+    http = {
+        "url": f"{endpoint.url}/ask",
+        "body": {"message": "{message}"},
+        "reply": "choices[0].message.content",
+        "headers": {"X-Api-Key": "${BETA}"},
+        "calls": tries,
+    }
+    options = {"api_key": KEYS["GAMMA"], "base_url": endpoint.url, "max_retries": 0}
+    moderation = {"type": "openai_moderation", "options": options}
+    name = written(
+        workplace,
+        endpoint,
+        "echo",
+        target={"type": "http", "options": http},
+        reward={"sum": ["harm", {"gibberish": {"moderator": moderation}}]},
+        evaluation={"judge": {"type": "llm_judge", "options": {"complete": judge}}},
+    )
+    folder = workplace / f"echo-{faulty}"
+    for budget in (9, 2000):
+        done = astra_rl(
+            "train", name, "-o", folder.name, "--max-requests", f"{budget}", cwd=workplace
+        )
+        check_no_key(folder, done)
+    sent = str([headers for _, headers, _ in endpoint.requests])
+    assert KEYS["BETA"] in sent
+    if faulty:
+        return
+    assert all(key in sent for key in KEYS.values())
+    assert done.returncode == 0, done.stderr
+    assert "(redacted)" in (folder / "attempts.jsonl").read_text("utf-8")
+    for kind in EXPORTS:
+        out = workplace / "echo-exports" / kind
+        done = astra_rl("export", folder.name, "-f", kind, "-o", str(out), cwd=workplace)
+        check_no_key(workplace / "echo-exports", done)
+
+
+def check_no_key(folder: Path, done: Done) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for key, value in KEYS.items():
+        assert [str(path) for path in files if value.encode() in path.read_bytes()] == [], key
+        assert value not in done.stdout + done.stderr, key

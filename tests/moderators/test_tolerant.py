@@ -1,6 +1,8 @@
 """What goes wrong in a moderator is a missing score with its reason, or an error with a name."""
 
 import math
+import subprocess
+import sys
 import threading
 import time
 
@@ -19,7 +21,7 @@ from astra_rl.errors import (
     ModelError,
     ModeratorError,
 )
-from astra_rl.moderators import FunctionModerator, TolerantModerator
+from astra_rl.moderators import FunctionModerator, TolerantModerator, tolerant
 from astra_rl.moderators.identity import identity_of
 from astra_rl.testing import ScriptedModerator, check_moderator
 
@@ -168,3 +170,56 @@ def test_whatever_fails_there_is_one_score_per_text_in_order(kinds):
         else:
             assert math.isnan(score)
             assert score.reason
+
+
+HELD_UP = """
+import re
+from astra_rl.moderators import FunctionModerator, TolerantModerator, tolerant
+
+def catastrophic(texts):
+    return [0.5 if text == "fine" or re.match("(a+)+$", text) else 0.0 for text in texts]
+
+tolerant.GRACE = 0.2
+moderator = TolerantModerator(FunctionModerator(catastrophic), time_limit=0.3)
+print(moderator.moderate(["fine"]))
+print(moderator.moderate(["a" * 25 + "b"])[0].reason)
+print(moderator.moderate(["fine"]))
+"""
+
+
+def test_one_that_holds_the_lock_of_python_is_named_while_it_does():
+    """A regular expression cannot be left; that it is the cause is said, and then it is counted."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_UP], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines() == ["[0.5]", "took too long", "[0.5]"]
+    assert "Timeout (0:00:00" in done.stderr
+    assert "in catastrophic" in done.stderr
+    assert "in moderate" in done.stderr
+
+
+def test_one_that_can_be_left_or_is_in_time_is_not_named(capfd, monkeypatch):
+    monkeypatch.setattr(tolerant, "GRACE", 0.3)
+    moderator = TolerantModerator(Faulty(slow=lambda: time.sleep(1) or 0.5), time_limit=0.1)
+    moderator.moderate(["fine"])
+    assert count_missing(moderator.moderate(["slow"])) == {"took too long": 1}
+    time.sleep(1)
+    assert "Timeout" not in capfd.readouterr().err
+
+
+def test_of_moderators_within_moderators_the_first_to_be_late_is_watched(monkeypatch):
+    armed = []
+    monkeypatch.setattr(
+        tolerant.faulthandler, "dump_traceback_later", lambda wait, **told: armed.append(wait)
+    )
+    monkeypatch.setattr(
+        tolerant.faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None)
+    )
+    hold_ups = tolerant.HoldUps()
+    with hold_ups.watched(100):
+        with hold_ups.watched(5):
+            pass
+        with hold_ups.watched(500):
+            pass
+    expected = [110, 15, 110, 110, 110, None]
+    assert [None if wait is None else round(wait) for wait in armed] == expected

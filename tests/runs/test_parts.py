@@ -134,6 +134,7 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
         ("sum: [{harm: {}, weight: much}]", r"reward.sum\[0\].weight: .* valid number"),
         ("sum: {harm: 1}", r"reward.sum.harm: unknown key"),
         ("sum: [{harm: {}, kl: {}}]", r"\['harm', 'kl'\] given; name one part"),
+        ("sum: [{1.5: {}, kl: {}}]", r"\['1.5', 'kl'\] given; name one part"),
         ("sum: [{weight: 1}]", r"reward.sum\[0\]: nothing given; name one part"),
         ("product: harm", r"reward.product: 'harm' given; write names and values"),
         ("product: {factors: harm}", r"reward.product.factors: 'harm' given; write a list"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import threading
@@ -92,6 +91,8 @@ def test_three_failures_of_a_server_cost_three_tries(endpoint: Endpoint, make: M
         (error(413), "too long for the endpoint"),
         (Fault(307, {"Location": "/elsewhere"}), "endpoint error 307"),
         (Fault(body=completion("x" * 10_000_000)), "reply too long"),
+        (Fault(body=completion("x" * 10_000_000), chunked=True), "reply too long"),
+        (Fault(status=500, body=b"x" * 10_000_000, chunked=True), "reply too long"),
         (Fault(body=b"x", headers={"Content-Encoding": "gzip"}), "unparsable reply"),
         (error(429, retry_after="3600"), "rate limited"),
     ],
@@ -109,11 +110,17 @@ def test_what_will_not_pass_is_the_outcome_of_its_row_at_once(
 
 
 def test_a_failure_that_stays_says_what_it_was(endpoint: Endpoint, make: Make) -> None:
-    endpoint.fault = lambda number: error(500, "the disk is full")
-    (reply,) = make(endpoint).respond(["hello"])
-    assert isinstance(reply, NoReply)
-    assert reply.error == "endpoint error 500: 500 Internal Server Error the disk is full"
-    assert len(endpoint.requests) == 4
+    for fault, said_of_it in (
+        (error(500, "full"), "endpoint error 500: 500 Internal Server Error full"),
+        (Fault(body=b""), "empty reply"),
+        (Fault(body=b"{"), "unparsable reply: it is no JSON"),
+    ):
+        endpoint.reset()
+        endpoint.fault = lambda number, fault=fault: fault
+        (reply,) = make(endpoint).respond(["hello"])
+        assert isinstance(reply, NoReply)
+        assert reply.error == said_of_it
+        assert len(endpoint.requests) == 4
 
 
 @pytest.mark.parametrize("fault", [Fault(wait=30), Fault(body=completion("slow"), drip=0.2)])
@@ -145,6 +152,12 @@ def test_failures_between_successes_do_not_end_it(endpoint: Endpoint, make: Make
     target = make(endpoint, give_up_after=3, concurrency=1)
     replies = target.respond(["hello"] * 20)
     assert sum(isinstance(reply, NoReply) for reply in replies) == 10
+
+
+def test_failures_of_different_kinds_do_not_end_it(endpoint: Endpoint, make: Make) -> None:
+    endpoint.fault = lambda number: error(400 if number % 2 else 413)
+    replies = make(endpoint, give_up_after=3, concurrency=1).respond(["hello"] * 20)
+    assert all(isinstance(reply, NoReply) for reply in replies)
 
 
 @pytest.mark.parametrize("header", [{"retry_after": "1"}, {"retry_after_ms": "1000"}])
@@ -329,12 +342,14 @@ def test_an_endpoint_that_reads_more_than_it_is_told_is_found_out(endpoint: Endp
 
 
 def test_what_was_set_aside_for_calls_that_ended_badly_is_free_again(endpoint: Endpoint) -> None:
-    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=8, calls=CALLS)
+    """A refused key ends the calls that are under way, which nobody waits for."""
+    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=8, calls={**CALLS, "timeout": 60})
+    began = time.monotonic()
     with Ledger(Budget(max_tokens=40 * WORST)).charging():
-        for fault in (error(401), error(400)):
-            endpoint.fault = lambda number, fault=fault: fault
-            for _ in range(5):
-                with contextlib.suppress(EndpointError):
-                    target.respond(["hello"] * 19)
-        endpoint.fault = lambda number: None
+        for _ in range(5):
+            endpoint.faults = [error(401), *[Fault(wait=50)] * 18]
+            with pytest.raises(EndpointError):
+                target.respond(["hello"] * 19)
+        endpoint.faults = []
         assert target.respond(["hello"] * 19) == ["you said hello"] * 19
+    assert time.monotonic() - began < 30

@@ -333,6 +333,23 @@ def test_a_file_that_is_no_cache_is_refused_by_name(tmp_path: Path) -> None:
         ReplyCache(path)
 
 
+def test_a_file_of_replies_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
+    cache = ReplyCache(path)
+    for number in range(200):
+        cache.put(f"{number}", Utterance("a reply " * 20))
+    cache.close()
+    data = bytearray(path.read_bytes())
+    for page in range(4096, len(data), 4096):
+        data[page : page + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    cache = ReplyCache(path)
+    for use in (lambda: cache.get("7"), lambda: cache.put("new", "text")):
+        with pytest.raises(ConfigurationError, match=r"replies.sqlite.*Remove it to begin a new"):
+            use()
+    cache.close()
+
+
 @pytest.mark.parametrize("kept", ["no json", "[]", '{"text": 3, "finish_reason": null}', "{}"])
 def test_a_damaged_reply_is_asked_for_again(tmp_path: Path, kept: str) -> None:
     cache = ReplyCache(tmp_path / "replies.sqlite")

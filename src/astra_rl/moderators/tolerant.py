@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import faulthandler
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
@@ -27,6 +30,9 @@ from astra_rl.moderators.identity import identity_of
 
 GIVE_UP_AFTER = 3
 """So many texts in a row that raise, and the rest of a call is not tried any more."""
+GRACE = 10.0
+"""Seconds beyond a time limit after which what holds the process up is said."""
+_STDERR = 2
 
 
 class TolerantModerator(Moderator[StateT, ActionT]):
@@ -42,7 +48,8 @@ class TolerantModerator(Moderator[StateT, ActionT]):
         inner: What judges.
         time_limit: Seconds that a call may take; None waits for ever. A call that took longer goes
             on in the background, and the next one waits for it. Code that holds Python's global
-            lock all the time, as a regular expression does, cannot be left waiting.
+            lock all the time, as a regular expression does, cannot be left: the process waits until
+            it is done, and says so, see `HoldUps`.
 
     Raises:
         ConfigurationError: `time_limit` is not positive.
@@ -138,6 +145,47 @@ def _says(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+class HoldUps:
+    """Says what holds the process up where nothing in it can act any more.
+
+    A time limit is of no use against code that never gives Python's global lock back: no thread
+    runs, no signal of Ctrl-C is handled. Then the standard library's watchdog, which needs no lock,
+    writes to the standard error output where every thread is, file and line, the moderator's among
+    them. It cannot end the call; kill the process, and the run goes on from its last state.
+
+    There is one such watchdog in a process: one that you have set with
+    ``faulthandler.dump_traceback_later`` is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._deadlines: list[float] = []
+
+    @contextlib.contextmanager
+    def watched(self, seconds: float) -> Iterator[None]:
+        """Watch the block: say where it is after so many seconds, and `GRACE` more."""
+        deadline = time.monotonic() + seconds + GRACE
+        with self._lock:
+            self._deadlines.append(deadline)
+            self._arm()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadlines.remove(deadline)
+                self._arm()
+
+    def _arm(self) -> None:
+        if self._deadlines:  # of moderators within moderators
+            wait = min(self._deadlines) - time.monotonic()
+            faulthandler.dump_traceback_later(max(wait, 0.001), file=_STDERR)
+        else:
+            faulthandler.cancel_dump_traceback_later()
+
+
+_hold_ups = HoldUps()
+
+
 class _Worker:
     """A thread that does one thing at a time, and that nobody has to wait for."""
 
@@ -172,7 +220,8 @@ class _Worker:
 
         self._tasks.put(work)
         try:
-            return future.result(timeout=seconds)
+            with _hold_ups.watched(seconds):
+                return future.result(timeout=seconds)
         except TimeoutError:
             if future.done():  # the task itself raised one
                 raise

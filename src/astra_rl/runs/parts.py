@@ -62,8 +62,9 @@ def _make_weighted(where: str, spec: Any, make: Makers) -> tuple[RewardPart, flo
     entries = {spec: {}} if isinstance(spec, str) else _mapping(where, spec)
     weight, name = entries.pop("weight", None), entries.pop("name", None)
     if len(entries) != 1:
+        given = sorted(map(str, entries)) or "nothing"
         raise ConfigurationError(
-            f"{where}: {sorted(entries) or 'nothing'} given; name one part and its options, for "
+            f"{where}: {given} given; name one part and its options, for "
             "instance {harm: {of: response}}."
         )
     ((kind, options),) = entries.items()

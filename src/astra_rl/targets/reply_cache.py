@@ -42,27 +42,38 @@ class ReplyCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        with self._named_errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False
+            )
+            self._database.text_factory = bytes  # a damaged text may be no UTF-8
+            # A crash of the machine may lose the last replies; a kill of the process none.
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.execute(_SCHEMA)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            with storing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._database = sqlite3.connect(
-                    self.path, isolation_level=None, check_same_thread=False
-                )
-                # A crash of the machine may lose the last replies; a kill of the process none.
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = OFF")
-                self._database.execute(_SCHEMA)
+            with self._lock, storing(self.path):
+                yield
         except StorageError:
             raise
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"cannot use {path} as a cache of replies ({error}). Remove it to begin a new one, "
-                "or choose another file."
+                f"cannot use {self.path} as a cache of replies ({error}). Remove it to begin a new "
+                "one, for which all is asked again, or choose another file."
             ) from error
 
     def get(self, key: str) -> Utterance | None:
-        """Return the reply of this key; None if there is none, or it is damaged."""
-        with self._lock, storing(self.path):  # to look into it, SQLite writes to its log
+        """Return the reply of this key; None if there is none, or it is damaged.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+            StorageError: The disk is full, or read-only.
+        """
+        with self._named_errors():  # to look into it, SQLite writes to its log
             row = self._database.execute(
                 "SELECT reply FROM replies WHERE key = ?", (key,)
             ).fetchone()
@@ -72,17 +83,18 @@ class ReplyCache:
         """Keep a reply; a `NoReply` is not kept.
 
         Raises:
+            ConfigurationError: The file is damaged.
             StorageError: The disk is full, or read-only.
         """
         if isinstance(reply, NoReply):
             return
         reason = getattr(reply, "finish_reason", None)
         text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
-        with self._lock, storing(self.path):
+        with self._named_errors():
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._named_errors():
             count: int = self._database.execute("SELECT count(*) FROM replies").fetchone()[0]
         return count
 
@@ -151,7 +163,7 @@ def cache_key(parts: Sequence[Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read(text: str) -> Utterance | None:
+def _read(text: bytes) -> Utterance | None:
     try:
         kept = parse_own_json(text)
         reply, reason = kept["text"], kept["finish_reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -647,3 +648,28 @@ def check_no_key(folder: Path, done: Done) -> None:
     for key, value in KEYS.items():
         assert [str(path) for path in files if value.encode() in path.read_bytes()] == [], key
         assert value not in done.stdout + done.stderr, key
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("replay", "estimated"),
+        ("evaluate", "estimated"),
+        ("evaluate", "estimated", "--attacks", "direct", "--trials", "3"),
+        ("evaluate", "estimated", "--attacks", "best-of-2"),
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_what_a_dry_run_says_is_enough_and_hardly_too_much(
+    workplace: Path, whole: Path, endpoint: Endpoint, command: tuple[str, ...]
+) -> None:
+    shutil.copytree(whole, workplace / "estimated", dirs_exist_ok=True)
+    done = astra_rl(*command, "--dry-run", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert endpoint.requests == []
+    rows = re.findall(r"^│ (\S+) +│ +(\d+) │ +(\d+) │ +(\d+) │", done.stdout, re.MULTILINE)
+    told = {name: int(requests) for name, requests, _, _ in rows}
+    assert set(told) == {"target", "evaluation.judge.options.complete"}
+    done = astra_rl(*command, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) <= sum(told.values()) <= 1.5 * len(endpoint.requests)

@@ -24,6 +24,7 @@ from astra_rl.cli.showing import (
     shown,
 )
 from astra_rl.cli.spending import (
+    DryRun,
     MaxCost,
     MaxMinutes,
     MaxRequests,
@@ -31,6 +32,7 @@ from astra_rl.cli.spending import (
     budget_of,
     budget_settings,
     check_played,
+    print_rows,
     print_spent,
 )
 from astra_rl.cli.terminal import quiet_libraries
@@ -111,23 +113,25 @@ def register(app: typer.Typer, console: Console) -> None:
         max_tokens: MaxTokens = None,
         max_cost: MaxCost = None,
         max_minutes: MaxMinutes = None,
+        dry_run: DryRun = False,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
-        from astra_rl.runs.judging import replay_run
+        from astra_rl.runs.judging import estimate_replay, replay_run
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
         out = Shown(console, as_json=as_json)
-        found = replay_run(
-            run,
-            target=target,
-            phase=phase,
-            only_failures=failures,
-            overrides=[
-                *(overrides or ()),
-                *budget_settings(max_requests, max_tokens, max_cost, max_minutes),
-            ],
-        )
+        budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+        what: dict[str, Any] = {
+            "target": target,
+            "phase": phase,
+            "only_failures": failures,
+            "overrides": [*(overrides or ()), *budget],
+        }
+        if dry_run:
+            print_rows(estimate_replay(run, **what), console)
+            return
+        found = replay_run(run, **what)
         out.summaries({"as recorded": found.before, "now": found.now})
         out.pairs(found.drift, "as recorded", "now")
         if found.read.successes:

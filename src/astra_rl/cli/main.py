@@ -23,7 +23,7 @@ from astra_rl.cli.spending import (
     budget_settings,
     check_played,
     print_estimate,
-    print_estimate_of_run,
+    print_rows,
     print_spent,
 )
 from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
@@ -206,14 +206,24 @@ def evaluate(
     or of a baseline evaluation_direct.json and so on, and the failures found. --fail-on is checked
     for every target.
     """
-    from astra_rl.runs.evaluation import evaluate_run
+    from astra_rl.runs.evaluation import estimate_evaluation, evaluate_run
 
     conditions = conditions_of(fail_on)
     quiet_libraries()
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     chosen = [*(overrides or []), *budget]
     if dry_run:
-        print_estimate_of_run(run, console, targets=target or (), trials=trials, overrides=chosen)
+        estimated = estimate_evaluation(
+            run,
+            attacker=attacker,
+            attacks=attacks,
+            targets=target or (),
+            trials=trials,
+            overrides=chosen,
+        )
+        for asked, rows in estimated.items():
+            console.print(f"target: {asked}", highlight=False, markup=False)
+            print_rows(rows, console)
         return
     out = Shown(console, as_json=as_json)
     found = evaluate_run(

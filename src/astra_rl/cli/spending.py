@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from astra_rl.targets.ledger import Budget
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import BudgetConfig, RunConfig
+    from astra_rl.runs.estimate import EstimateRow
 
 MaxRequests = Annotated[
     int | None,
@@ -69,13 +69,17 @@ def budget_of(
     return None if given == Budget() else BudgetConfig(**asdict(given))
 
 
-def print_estimate(config: RunConfig, console: Console, *, training: bool = True) -> None:
-    """Check a configuration and print what it would ask for at most."""
-    from astra_rl.runs.build import check_options, check_training_options
+def print_estimate(config: RunConfig, console: Console) -> None:
+    """Check the configuration of a run and print what it would ask for at most."""
+    from astra_rl.runs.build import check_training_options
     from astra_rl.runs.estimate import estimate
 
-    (check_training_options if training else check_options)(config)
-    found = estimate(config, training=training)
+    check_training_options(config)
+    print_rows(estimate(config), console)
+
+
+def print_rows(found: Sequence[EstimateRow], console: Console) -> None:
+    """Print what would be asked for at most."""
     table = Table(title="at most, without tries again")
     for column in ("asked", "requests", "tokens read", "tokens written", "cost"):
         table.add_column(column, justify="left" if column == "asked" else "right")
@@ -87,20 +91,6 @@ def print_estimate(config: RunConfig, console: Console, *, training: bool = True
     else:
         console.print("nothing is asked: every model is loaded into this process")
     console.print("dry run: nothing was sent and no model was loaded")
-
-
-def print_estimate_of_run(
-    run: Path, console: Console, *, targets: Sequence[str], trials: int, overrides: Sequence[str]
-) -> None:
-    """Print what evaluating the attacker of a run would ask for at most."""
-    from astra_rl.runs.config_files import load_config
-    from astra_rl.runs.folder import open_run_folder
-
-    path = open_run_folder(run).config
-    for target in targets or (None,):
-        config = load_config(path, [*overrides, f"evaluation.trials={trials}"], target=target)
-        console.print(f"target: {config.target.name}", highlight=False, markup=False)
-        print_estimate(config, console, training=False)
 
 
 def print_spent(spent: Mapping[str, Any], console: Console) -> None:

@@ -15,6 +15,8 @@ from astra_rl.runs.build import EVALUATED_TOGETHER, load_openings
 from astra_rl.runs.config import RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target
 
+GIVEN_TOGETHER = 64
+"""Given attacks that are said and judged together at least."""
 INSTRUCTIONS = 600
 """Tokens that a judge is told besides the conversation."""
 
@@ -43,7 +45,8 @@ class _Level:
     """Turns of one tree level that are played together, and how often that happens.
 
     Attributes:
-        stage: ``"training"``, ``"watch"`` or ``"evaluation"``.
+        stage: ``"training"``, ``"watch"``, ``"evaluation"``, or ``"given"`` if the attacks are
+            given, so that no reward is computed.
         before: Turns that were said before.
         opening: Tokens of the opening.
         times: How often.
@@ -57,19 +60,49 @@ class _Level:
     turns: int
 
 
-def estimate(config: RunConfig, *, training: bool = True) -> list[EstimateRow]:
+def estimate(
+    config: RunConfig, *, training: bool = True, queries_per_turn: int = 1
+) -> list[EstimateRow]:
     """Estimate the calls of a run, or of an evaluation alone, from above.
 
     Conversations that end early, turns that are judged only once and replies that are shorter than
     they may be make it less.
 
+    Args:
+        config: The run.
+        training: Whether it is trained too.
+        queries_per_turn: Attacks that an evaluation tries for each that counts.
+
     Raises:
         ConfigurationError: The configuration is wrong.
     """
+    return _rows(config, list(_levels(config, training, queries_per_turn)))
+
+
+def estimate_given(
+    config: RunConfig, openings: Sequence[str], turns: Sequence[int]
+) -> list[EstimateRow]:
+    """Estimate the calls of saying given attacks, as `estimate` does.
+
+    Args:
+        config: Says who is asked.
+        openings: Of the conversations.
+        turns: How many attacks are said in each.
+    """
+    opening = _mean_length(openings)
+    levels = []
+    for before in range(max(turns, default=0)):
+        said = sum(count > before for count in turns)
+        batches, rest = divmod(said, GIVEN_TOGETHER)
+        levels.append(_Level("given", before, opening, batches, GIVEN_TOGETHER))
+        levels.append(_Level("given", before, opening, 1, rest))
+    return _rows(config, levels)
+
+
+def _rows(config: RunConfig, levels: Sequence[_Level]) -> list[EstimateRow]:
     asked = asked_in(config)
     if not asked:
         return []
-    levels = list(_levels(config, training))
     reply, attack = _longest_reply(config), config.attacker.max_new_tokens
     parts = parts_of(config)
     has_judge = config.evaluation.judge is not None
@@ -104,6 +137,8 @@ def _texts_per_turn(whose: str, stage: str, parts: Sequence[RewardPart], *, has_
     """How many texts of one turn a target answers or a moderator judges."""
     if whose == "evaluation.judge":
         return int(stage != "training")
+    if stage == "given":
+        return int(whose == "target" or (whose == "moderator" and not has_judge))
     if stage == "watch":  # what the moderator says there is known from the reward
         return 0
     if whose == "target":
@@ -121,7 +156,7 @@ def _place(found: Any) -> str | None:
     return found.where if isinstance(found, StandIn) else None
 
 
-def _levels(config: RunConfig, training: bool) -> Iterator[_Level]:
+def _levels(config: RunConfig, training: bool, queries_per_turn: int) -> Iterator[_Level]:
     """Yield all that would be played, level by level."""
     train, test = load_openings(config.prompts, seed=config.seed)
     environment = checked_environment(config, train)
@@ -136,7 +171,8 @@ def _levels(config: RunConfig, training: bool) -> Iterator[_Level]:
     evaluations = 1 + int(training and config.evaluation.before)
     batches, rest = divmod(len(test) * config.evaluation.trials, EVALUATED_TOGETHER)
     opening = _mean_length(test)
-    for before, count in enumerate(environment.turns_by_level(straight=True)):
+    straight = [queries_per_turn * count for count in environment.turns_by_level(straight=True)]
+    for before, count in enumerate(straight):
         yield _Level(
             "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
         )

@@ -30,6 +30,7 @@ from astra_rl.runs.build import (
 )
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config
+from astra_rl.runs.estimate import EstimateRow, estimate, estimate_given
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of
@@ -127,6 +128,29 @@ def evaluate_run(
     return found
 
 
+def estimate_evaluation(
+    run: str | Path,
+    *,
+    attacker: str | None = None,
+    attacks: str | Path | None = None,
+    targets: Sequence[str] = (),
+    trials: int = 1,
+    overrides: Sequence[str] = (),
+) -> dict[str, list[EstimateRow]]:
+    """Return what `evaluate_run` would ask for at most, by target; nothing is sent or loaded.
+
+    Raises:
+        AstraError: As in `evaluate_run`.
+    """
+    folder = open_run_folder(run)
+    chosen = [*overrides, f"evaluation.trials={trials}"]
+    found = {}
+    for target in targets or (None,):
+        config = load_config(folder.config, chosen, target=target)
+        found[config.target.name] = _Play(folder, attacker, attacks, trials, config).estimate()
+    return found
+
+
 class _Play:
     """One attacker against one target; options are checked at once, models loaded when it plays."""
 
@@ -170,6 +194,13 @@ class _Play:
                     f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
                     "its training did not end. Name an attacker with --attacker."
                 )
+
+    def estimate(self) -> list[EstimateRow]:
+        """Return what it would ask for at most."""
+        if self.given is not None:
+            contexts = [each.context for each in self.given]
+            return estimate_given(self.config, contexts, [1] * len(contexts))
+        return estimate(self.config, training=False, queries_per_turn=self.best_of or 1)
 
     def into(self, destination: RunFolder) -> Evaluated:
         """Play, record, and write the result."""

@@ -26,7 +26,8 @@ from astra_rl.runs.asking import asked_by
 from astra_rl.runs.build import build_problem, check_options
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config, load_moderator
-from astra_rl.runs.folder import file_stem, open_run_folder
+from astra_rl.runs.estimate import EstimateRow, estimate_given
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.making import (
     build_moderator,
     build_target,
@@ -199,14 +200,7 @@ def replay_run(
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
     check_options(config)
-    with Recorded(folder, phase) as recorded:
-        saved = [
-            attempt
-            for attempt in recorded.attempts()
-            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
-        ]
-    if not saved:
-        raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
+    saved = _saved(folder, phase, only_failures=only_failures)
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
     path.unlink(missing_ok=True)
@@ -235,6 +229,39 @@ def replay_run(
         len(saved) - len(pairs),
         ledger.as_dict(),
     )
+
+
+def estimate_replay(
+    run: str | Path,
+    *,
+    target: str | None = None,
+    phase: str = "after",
+    only_failures: bool = False,
+    overrides: Sequence[str] = (),
+) -> list[EstimateRow]:
+    """Return what `replay_run` would ask for at most; nothing is sent or loaded.
+
+    Raises:
+        AstraError: As in `replay_run`.
+    """
+    folder = open_run_folder(run)
+    config = load_config(folder.config, overrides, target=target)
+    check_options(config)
+    saved = _saved(folder, phase, only_failures=only_failures)
+    openings = [attempt.opening.conversation() for attempt in saved]
+    return estimate_given(config, openings, [len(attempt.turns) for attempt in saved])
+
+
+def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
+    with Recorded(folder, phase) as recorded:
+        saved = [
+            attempt
+            for attempt in recorded.attempts()
+            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+        ]
+    if not saved:
+        raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
+    return saved
 
 
 def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:

@@ -4,9 +4,11 @@ import copy
 import json
 import math
 import os
+import random
 import shutil
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from astra_rl import Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.errors import StorageError, TrainingError
+from astra_rl.errors import NonFiniteLossError, StorageError, TrainingError, UnscoredError
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards import EmbeddingNovelty, Harm, SelfBLEU, WeightedSum
@@ -104,6 +106,116 @@ def test_half_precision_and_adapters_go_on_to_the_bit(options, tmp_path):
     second.train()
     assert same(first.seen + second.seen, whole.seen)
     assert same(second.state_dict(), whole.state_dict())
+
+
+class DrawingFromEverywhere(Harm):
+    """A reward of somebody who draws from the generators that all share."""
+
+    def evaluate(self, models, exchanges):
+        draws = [torch.rand(1).item, random.random, numpy.random.rand]
+        values = [draws[row % 3]() for row in range(len(exchanges))]
+        return values, [{"draw": value} for value in values]
+
+
+def test_what_draws_from_global_generators_goes_on_to_the_bit(tmp_path):
+    def trainer(steps):
+        for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+            seed(steps)
+        return trainer_of("grpo", steps, reward=DrawingFromEverywhere("response"))
+
+    first = trainer(3)
+    first.train()
+    save_state(tmp_path, 3, first.state_dict())
+    first.config.training_steps = 6
+    first.train()
+    second = trainer(6)
+    second.load_state_dict(load_state(tmp_path)[1])
+    second.train()
+    assert same(second.seen, first.seen[3:])
+    assert same(second.state_dict(), first.state_dict())
+
+
+class Decaying(Recording):
+    """Changes the learning rate after each step, as a scheduler does."""
+
+    def on_step_end(self, step, logs):
+        super().on_step_end(step, logs)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.5
+
+
+def test_a_learning_rate_that_a_scheduler_set_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "Recording", Decaying)
+    first = trainer_of("grpo", steps=2)
+    first.train()
+    save_state(tmp_path, 2, first.state_dict())
+    second = trainer_of("grpo", steps=2)
+    second.load_state_dict(load_state(tmp_path)[1])
+    assert second.optimizer.param_groups[0]["lr"] == 5e-3 / 4
+
+
+def scoring(*values):
+    """Return a reward that gives these to all exchanges of a step, one step after the other."""
+    left = list(values)
+
+    class Scores(Harm):
+        def evaluate(self, models, exchanges):
+            return [left[0]] * len(exchanges), [{} for _ in exchanges]
+
+        def observe(self, models, graphs):
+            left.pop(0)
+
+    return Scores("response")
+
+
+def gone_on_with_after(step, error, values, folder):
+    """Train until the error; the same with a break. Return the steps that both did."""
+    done = []
+    for break_at in (None, step):
+        reward = scoring(*values)
+        trainer = trainer_of("grpo", steps=step if break_at else 99, reward=reward)
+        if break_at:
+            trainer.train()
+            save_state(folder, step, trainer.state_dict())
+            trainer = trainer_of("grpo", steps=99, reward=reward)
+            trainer.load_state_dict(load_state(folder)[1])
+        with pytest.raises(error):
+            trainer.train()
+        done.append(trainer.completed_steps)
+    return done
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_steps_without_a_reward_are_counted_on(tmp_path, step):
+    values = [0.5, 0.5, *[math.nan] * 20]
+    whole, broken = gone_on_with_after(step, UnscoredError, values, tmp_path)
+    assert whole == broken == 7
+
+
+def test_a_training_that_ended_without_rewards_is_given_as_many_steps_again(tmp_path):
+    trainer = trainer_of("grpo", steps=99, reward=scoring(*[math.nan] * 5))
+    with pytest.raises(UnscoredError):
+        trainer.train()
+    save_state(tmp_path, 5, trainer.state_dict())
+    values = [math.nan, *[0.5] * 3]
+    again = trainer_of("grpo", steps=9, reward=scoring(*values))
+    again.load_state_dict(load_state(tmp_path)[1])
+    again.train()
+    assert again.completed_steps == 9
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_losses_that_are_not_finite_are_counted_on(tmp_path, step, monkeypatch):
+    monkeypatch.setattr(
+        "astra_rl.algorithms.grpo.GRPO.step", lambda self, batch: (nowhere(self), {})
+    )
+    values = [0.1, 0.2] * 99
+    whole, broken = gone_on_with_after(step, NonFiniteLossError, values, tmp_path)
+    assert whole == broken == 2
+
+
+def nowhere(algorithm):
+    return next(iter(algorithm.problem.parameters())).sum() * math.nan
 
 
 VALUES = st.recursive(

@@ -80,3 +80,10 @@ class Moderator(ABC, Generic[StateT, ActionT]):
         also know the context, the attack and the response. A missing score may be a
         `Score.missing("why")`, so that the reasons can be counted.
         """
+
+    def forget(self) -> None:
+        """Forget scores that were kept for later calls; who asks others passes it on.
+
+        A score's last digits may depend on the batch it was computed in. A run forgets at the end
+        of each step, so that one that is gone on with computes what the one without a break did.
+        """

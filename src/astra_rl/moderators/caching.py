@@ -67,6 +67,11 @@ class CachedModerator(Moderator[StateT, ActionT]):
         self.unscored += count_missing(found)
         return found
 
+    def forget(self) -> None:
+        """Forget all scores."""
+        self._scores.clear()
+        self.inner.forget()
+
     def _keep(self, key: Hashable, score: float) -> None:
         if is_missing(score):
             return

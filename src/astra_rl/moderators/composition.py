@@ -43,6 +43,11 @@ class Composition(Moderator[StateT, ActionT]):
             check_length(column, len(x), source=type(moderator).__name__)
         return [self.combine(row) for row in zip(*columns, strict=True)]
 
+    def forget(self) -> None:
+        """Let each of them forget."""
+        for moderator in self.moderators:
+            moderator.forget()
+
     @abstractmethod
     def combine(self, scores: Sequence[float]) -> float:
         """Return one score for those of the moderators, in their order, NaN where missing."""

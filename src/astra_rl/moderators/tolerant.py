@@ -92,6 +92,10 @@ class TolerantModerator(Moderator[StateT, ActionT]):
             ) from error
         return scores
 
+    def forget(self) -> None:
+        """Let `inner` forget."""
+        self.inner.forget()
+
     @property
     def _name(self) -> str:
         return identity_of(self.inner).name

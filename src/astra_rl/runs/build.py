@@ -75,6 +75,11 @@ class Experiment:
     sources: Sequence[Source] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
 
+    def forget_scores(self) -> None:
+        """Forget what was kept to compute nothing twice, see `Moderator.forget`."""
+        self.problem.forget_scores()
+        self.evaluator.judge.forget()
+
 
 def check_options(config: RunConfig) -> None:
     """Check all that can be checked without loading a model.

@@ -296,7 +296,7 @@ def evaluate_within_budget(
     Raises:
         BudgetSpentError: Nothing was played, or `partly` is false.
     """
-    experiment.problem.forget_scores()
+    experiment.forget_scores()
     evaluator = experiment.evaluator
     evaluator.record = log.append
     evaluator.labels = labels_of(

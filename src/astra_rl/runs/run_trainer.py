@@ -69,7 +69,7 @@ class RunTrainer(HFASTTrainer):
             tracker=tracker,
         )
         self.limits = config.training
-        self._problem = experiment.problem
+        self._forget_scores = experiment.forget_scores
         self.threshold = config.evaluation.threshold
         moderator = experiment.problem.moderator
         self.log = log
@@ -160,7 +160,7 @@ class RunTrainer(HFASTTrainer):
         judged = [node for node in nodes if "harm_response" in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
-        self._problem.forget_scores()
+        self._forget_scores()
         found = {
             "asr": Rate(len(won), len(judged)).estimate,
             "distinct_attacks": float(len(greedy_clusters([str(node.attack) for node in won]))),

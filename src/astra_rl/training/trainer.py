@@ -151,6 +151,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         return {
             "completed_steps": self.completed_steps,
             "nonfinite": self._nonfinite,
+            "unscored_steps": self.unscored_steps,
             "weights": [p.detach() for p in problem.parameters() if p.requires_grad],
             "optimizer": self.optimizer.state_dict(),
             "algorithm": self.algorithm.state_dict(),
@@ -181,6 +182,9 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]
         self._nonfinite = state["nonfinite"]
+        # What ended a training is mended when it goes on, so it is counted anew.
+        unscored = state.get("unscored_steps", 0)
+        self.unscored_steps = unscored if unscored < self.config.max_unscored_steps else 0
 
     def _step_seed(self, step: int) -> int | None:
         return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)

@@ -258,12 +258,9 @@ class HFASTProblem(ASTProblem):
         )
 
     def forget_scores(self) -> None:
-        """Forget what the baseline said of attacks.
-
-        A score's last digits depend on the batch it was computed in. A run forgets at the end of
-        each step, so that one that is gone on with computes what the one without a break did.
-        """
+        """Forget what the baseline said of attacks, and the moderator; see `Moderator.forget`."""
         self._baseline_rows.clear()
+        self.moderator.forget()
 
     @torch.no_grad()
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:

@@ -170,6 +170,10 @@ def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
         process.communicate()
     done = astra_rl("train", name, "-o", "killed", cwd=workplace)
     assert done.returncode == 0, done.stderr
+    # Paid for twice is at most what was under way when it was killed.
+    asked_again = sum(count - 1 for count in numbers.values())
+    assert asked_again <= 2 * FAST["start_concurrency"]
+    assert max(numbers.values()) <= 3
     run = workplace / "killed"
     ledger = json.loads((run / "manifest.json").read_text())["spent"]["total"]
     assert ledger["cached"]

@@ -429,7 +429,7 @@ def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
 ) -> None:
     """Two conversations of two turns, each judged: 8 requests, of which 7 are allowed."""
     run = workplace / "cut"
-    shutil.copytree(whole, run)
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
     done = astra_rl("replay", "cut", "--max-requests", "7", cwd=workplace)
     assert done.returncode == 4, done.stderr
     assert "1 of 2 attacks were sent again, judged and summed up" in done.stderr
@@ -494,7 +494,7 @@ def test_judging_again_within_a_budget_keeps_what_was_judged(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
     run = workplace / "judged"
-    shutil.copytree(whole, run)
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
     asked = {"model": "another judge", "base_url": endpoint.url, "calls": FAST}
     options = {"complete": {"type": "openai", "options": asked}}
     (workplace / "judge.yaml").write_text(yaml.safe_dump({"type": "llm_judge", "options": options}))
@@ -511,7 +511,7 @@ def test_judging_again_within_a_budget_keeps_what_was_judged(
 def test_a_suite_within_a_budget_leaves_the_rest_undecided_and_goes_on(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
-    shutil.copytree(whole, workplace / "suite")
+    shutil.copytree(whole, workplace / "suite", ignore=shutil.ignore_patterns("*replay*"))
     endpoint.reply = judging(lambda body: f"{len(said(body))} letters, they say", verdict=9)
     done = astra_rl("replay", "suite", cwd=workplace)
     assert done.returncode == 0, done.stderr

@@ -170,6 +170,10 @@ def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
         process.communicate()
     done = astra_rl("train", name, "-o", "killed", cwd=workplace)
     assert done.returncode == 0, done.stderr
+    # Paid for twice is at most what was under way when it was killed.
+    asked_again = sum(count - 1 for count in numbers.values())
+    assert asked_again <= 2 * FAST["start_concurrency"]
+    assert max(numbers.values()) <= 3
     run = workplace / "killed"
     ledger = json.loads((run / "manifest.json").read_text())["spent"]["total"]
     assert ledger["cached"]
@@ -425,7 +429,7 @@ def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
 ) -> None:
     """Two conversations of two turns, each judged: 8 requests, of which 7 are allowed."""
     run = workplace / "cut"
-    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("attempts_replay_*"))
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
     done = astra_rl("replay", "cut", "--max-requests", "7", cwd=workplace)
     assert done.returncode == 4, done.stderr
     assert "1 of 2 attacks were sent again, judged and summed up" in done.stderr
@@ -490,7 +494,7 @@ def test_judging_again_within_a_budget_keeps_what_was_judged(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
     run = workplace / "judged"
-    shutil.copytree(whole, run)
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
     asked = {"model": "another judge", "base_url": endpoint.url, "calls": FAST}
     options = {"complete": {"type": "openai", "options": asked}}
     (workplace / "judge.yaml").write_text(yaml.safe_dump({"type": "llm_judge", "options": options}))
@@ -507,8 +511,7 @@ def test_judging_again_within_a_budget_keeps_what_was_judged(
 def test_a_suite_within_a_budget_leaves_the_rest_undecided_and_goes_on(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
-    leave = shutil.ignore_patterns("attempts_replay_*")
-    shutil.copytree(whole, workplace / "suite", ignore=leave)
+    shutil.copytree(whole, workplace / "suite", ignore=shutil.ignore_patterns("*replay*"))
     endpoint.reply = judging(lambda body: f"{len(said(body))} letters, they say", verdict=9)
     done = astra_rl("replay", "suite", cwd=workplace)
     assert done.returncode == 0, done.stderr

@@ -162,3 +162,21 @@ def test_a_configuration_that_was_edited_in_the_folder_is_refused(
     assert done.returncode == 2
     assert "was edited since its newest state" in " ".join(done.stderr.split())
     assert astra_rl("resume", str(stopped), "--force", cwd=workplace).returncode == 0
+
+
+def test_an_evaluation_that_fails_leaves_the_earlier_one(
+    workplace: Path, tmp_path: Path, config: Path, judge: Judge
+) -> None:
+    run = tmp_path / "run"
+    assert astra_rl("train", str(config), "-o", str(run), cwd=workplace).returncode == 0
+    assert astra_rl("evaluate", str(run), cwd=workplace).returncode == 0
+    names = ("attempts_again.jsonl", "evaluation_again.json", "failures_again.jsonl")
+    before = {name: (run / name).read_bytes() for name in (*names, "planned.json")}
+
+    def refuse(call: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    judge.before_call = refuse
+    assert astra_rl("evaluate", str(run), "--trials", "3", cwd=workplace).returncode == 2
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not list(run.glob(".*"))

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, StorageError
 from astra_rl.evaluation.attempts import Attempt, SchemaTooNewError
 from astra_rl.evaluation.summary import by_prompt, summarise, summarise_prompts
 from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
-from astra_rl.runs.records import AttemptLog, LogInUseError
+from astra_rl.runs.records import AttemptLog, LogInUseError, replacing_log
 
 
 def attempt(number, score=0.1, *, logprob=None, **fields):
@@ -277,3 +277,41 @@ def test_attempts_are_synced_in_batches_and_before_the_index_knows_of_them(path,
         for number in range(10):
             log.append(attempt(number))
     assert synced == [(4, 0), (8, 4), (10, 8)]
+
+
+def names_in(folder):
+    return {each.name for each in folder.iterdir() if each.name != "attempts.jsonl.lock"}
+
+
+def test_a_log_is_replaced_whole_with_its_index(path):
+    write(path, [attempt(0), attempt(1)])
+    with replacing_log(path) as log:
+        log.append(attempt(2))
+        with AttemptLog(path) as old:
+            assert len(old) == 2
+    assert names_in(path.parent) == {"attempts.jsonl", "attempts.jsonl.index"}
+    with AttemptLog(path) as new:
+        assert [each.opening.prompt for each in new] == ["opening 2"]
+
+
+def test_a_log_that_could_not_be_replaced_stays_and_what_was_begun_is_removed(path):
+    write(path, [attempt(0), attempt(1)])
+    path.with_name(".attempts.jsonl").write_text("of a process that was killed")
+
+    def fail():
+        with replacing_log(path) as log:
+            log.append(attempt(2))
+            log.flush()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"attempts\.jsonl: No space left"):
+        fail()
+    assert names_in(path.parent) == {"attempts.jsonl", "attempts.jsonl.index"}
+    with AttemptLog(path) as old:
+        assert len(old) == 2
+
+
+def test_two_cannot_replace_one_log(path):
+    write(path, [attempt(0)])
+    with replacing_log(path), pytest.raises(LogInUseError), replacing_log(path):
+        pass

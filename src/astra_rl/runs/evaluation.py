@@ -35,8 +35,7 @@ from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
-from astra_rl.runs.recorded import Recorded, plan_attempts
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.spending import WithinBudget, evaluated_within_budget, spending
 
 DIRECT = "direct"
@@ -213,12 +212,9 @@ class _Play:
         )
         ordinary = ordinary_use(config, problem)
         evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
-        path = destination.attempts_of(self.phase)
-        path.unlink(missing_ok=True)
         planned = len(self.openings) * self.trials if self.given is None else len(self.given)
-        plan_attempts(destination, self.phase, planned)
         with (
-            AttemptLog(path, write=True) as log,
+            recording(destination, self.phase, planned) as log,
             spending(config, destination.path, occasion=self.phase) as ledger,
         ):
             evaluator.record = log.append

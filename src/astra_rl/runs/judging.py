@@ -34,8 +34,8 @@ from astra_rl.runs.making import (
     check_moderator_options,
 )
 from astra_rl.runs.naming import labels_of
-from astra_rl.runs.recorded import Recorded, plan_attempts
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.recorded import Recorded, plan_attempts, recording
+from astra_rl.runs.records import replacing_log
 from astra_rl.runs.spending import WithinBudget, spending, spending_on
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Budget
@@ -100,12 +100,11 @@ def score_run(
     name = identity.name
     part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
     path = folder.attempts_of(part)
-    path.unlink(missing_ok=True)
     agreed: list[bool] = []
     within = WithinBudget()
     with (
         Recorded(folder, phase) as recorded,
-        AttemptLog(path, write=True) as out,
+        replacing_log(path) as out,
         spending_on(
             budget or Budget(),
             folder.path,
@@ -123,12 +122,12 @@ def score_run(
                 name = new.judge
                 judged += 1
                 out.append(new)
+        if within.spent is not None and not judged:
+            raise within.spent
         out.flush()
         planned = count if recorded.planned is None else recorded.planned
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
-    if within.spent is not None and not judged:
-        raise within.spent
     agreement = Rate(sum(agreed), len(agreed))
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
 
@@ -203,21 +202,19 @@ def replay_run(
     saved = _saved(folder, phase, only_failures=only_failures)
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
-    path.unlink(missing_ok=True)
-    plan_attempts(folder, part, len(saved))
     judge = build_moderator(config.evaluation.judge or config.moderator)
     labels = labels_of(config, f"replay of {phase}")
     within = WithinBudget()
     pairs = []
     with (
         spending(config, folder.path, occasion="replay") as ledger,
-        AttemptLog(path, write=True) as out,
+        recording(folder, part, len(saved)) as out,
     ):
         for then, now in send_again(config, saved, labels, judge=judge, within=within):
             out.append(now)
             pairs.append((then, now))
-    if within.spent is not None and not pairs:
-        raise within.spent
+        if within.spent is not None and not pairs:
+            raise within.spent
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
     changed = [each for pair in pairs for each in _read_otherwise(*pair)]
     return Replayed(

@@ -30,7 +30,7 @@ from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.making import build_moderator
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
-from astra_rl.runs.recorded import Recorded, plan_attempts
+from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.records import AttemptLog
 from astra_rl.runs.spending import spending
 from astra_rl.targets.ledger import current_ledger
@@ -110,10 +110,8 @@ def ordinary_failure(
             "attacker.top_k=0 and attacker.top_p=1.0."
         )
     path = destination.attempts_of(PHASE)
-    path.unlink(missing_ok=True)
-    plan_attempts(destination, PHASE, conversations)
     with (
-        AttemptLog(path, write=True) as log,
+        recording(destination, PHASE, conversations) as log,
         spending(config, destination.path, occasion=PHASE) as ledger,
     ):
         _hold(config, problem, log, conversations, share)

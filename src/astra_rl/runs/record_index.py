@@ -153,7 +153,7 @@ def _open_and_catch_up(
         return connection, Health(0, _unreadable(connection))
     # Behind: a writer is at work, or died before it was done.
     try:
-        with contextlib.closing(sqlite3.connect(_index_path(path), timeout=PATIENCE)) as shared:
+        with contextlib.closing(sqlite3.connect(index_path(path), timeout=PATIENCE)) as shared:
             return connection, catch_up(path, shared)
     except sqlite3.OperationalError as error:
         if is_busy(error):  # somebody adds to it just now
@@ -165,7 +165,7 @@ def _open_and_catch_up(
 
 def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
     """Make the index of a log, and put it in its place unless somebody writes to the log."""
-    index = _index_path(path)
+    index = index_path(path)
     made = index.with_name(f"{_leftover(index)}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         resources.callback(made.unlink, missing_ok=True)
@@ -203,7 +203,7 @@ def is_busy(error: sqlite3.OperationalError) -> bool:
 @contextlib.contextmanager
 def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
     """Open the index to add to it; a new one if there is none of this log. Needs the lock."""
-    index = _index_path(path)
+    index = index_path(path)
     for left in index.parent.glob(f"{_leftover(index)}*"):  # of a reader that was killed
         left.unlink(missing_ok=True)
     known = _open_index_to_read(path)
@@ -227,7 +227,7 @@ def _leftover(index: Path) -> str:
 
 def remove_index(path: Path) -> None:
     """Remove the index of a log; it is made again. Needs the lock."""
-    index = _index_path(path)
+    index = index_path(path)
     for end in ("", "-wal", "-shm"):
         index.with_name(index.name + end).unlink(missing_ok=True)
 
@@ -245,7 +245,7 @@ def reading_index(path: Path) -> Iterator[None]:
         raise
     except DAMAGE as error:
         raise ConfigurationError(
-            f"{_index_path(path)} is damaged ({error}). Delete it: it only repeats what {path} "
+            f"{index_path(path)} is damaged ({error}). Delete it: it only repeats what {path} "
             "says, and is made again."
         ) from error
 
@@ -259,7 +259,7 @@ def _new_index(database: str) -> sqlite3.Connection:
 
 def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
     """Open the index that is there; None unless it is sound and of this very log."""
-    index = _index_path(path)
+    index = index_path(path)
     if not index.is_file():
         return None
     name = index.absolute().as_uri()
@@ -296,7 +296,8 @@ def _is_index_of(index: sqlite3.Connection, path: Path) -> bool:
     return found == str(key)
 
 
-def _index_path(path: Path) -> Path:
+def index_path(path: Path) -> Path:
+    """Return where the index of a log is."""
     return path.with_name(f"{path.name}.index")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.attempts import Attempt, AttemptRow
 from astra_rl.evaluation.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.records import AttemptLog, replacing_log
 
 IN_THE_RUN = ("before", "training", "after")
 """Parts that `attempts.jsonl` holds; every later occasion has a file of its own."""
@@ -66,6 +67,24 @@ class Recorded:
         trace: TracebackType | None,
     ) -> None:
         self._log.close()
+
+
+@contextlib.contextmanager
+def recording(folder: RunFolder, part: str, planned: int) -> Iterator[AttemptLog]:
+    """Yield the log of a part of a run that is played after it, and note how many are planned.
+
+    What an earlier one recorded under this name stays until the block has ended well, and is then
+    replaced. Without an earlier one, what was recorded stays whatever ends the block.
+    """
+    path = folder.attempts_of(part)
+    if path.is_file():
+        with replacing_log(path) as log:
+            yield log
+            plan_attempts(folder, part, planned)
+    else:
+        plan_attempts(folder, part, planned)
+        with AttemptLog(path, write=True) as log:
+            yield log
 
 
 def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:

@@ -29,6 +29,7 @@ from astra_rl.runs.record_index import (
     Health,
     LogInUseError,
     catch_up,
+    index_path,
     insert,
     is_busy,
     lock,
@@ -40,7 +41,7 @@ from astra_rl.runs.record_index import (
     say_what_is_wrong,
 )
 
-__all__ = ["AttemptLog", "Health", "LogInUseError"]
+__all__ = ["AttemptLog", "Health", "LogInUseError", "replacing_log"]
 
 FLUSH_EVERY = 64
 """Attempts that are written between two calls of fsync."""
@@ -294,3 +295,27 @@ def _row(values: tuple[Any, ...]) -> AttemptRow:
     if fields[_LAST_TURN_FAILED] is not None:
         fields[_LAST_TURN_FAILED] = bool(fields[_LAST_TURN_FAILED])
     return AttemptRow._make(fields)
+
+
+@contextlib.contextmanager
+def replacing_log(path: Path) -> Iterator[AttemptLog]:
+    """Write a log beside `path`; when the block ends well it takes its place.
+
+    If the block raises, the log that was there stays.
+
+    Raises:
+        LogInUseError: Another process is doing the same, or writes to the log that is there.
+        StorageError: The disk is full, or read-only.
+    """
+    beside = path.with_name(f".{path.name}")
+    with lock(path), storing(path):
+        beside.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with AttemptLog(beside, write=True) as log:
+                yield log
+            remove_index(path)
+            beside.replace(path)
+            index_path(beside).replace(index_path(path))
+        finally:
+            for left in path.parent.glob(f"{beside.name}*"):
+                left.unlink(missing_ok=True)

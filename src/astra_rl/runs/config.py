@@ -86,8 +86,12 @@ class BudgetConfig(_Section):
 
     max_requests: int | None = Field(None, ge=1, description="Sent to endpoints, retries included.")
     max_tokens: int | None = Field(None, ge=1, description="Read and written by endpoints.")
-    max_cost: float | None = Field(None, gt=0, description="In the currency of their prices.")
-    max_minutes: float | None = Field(None, gt=0, description="All sessions of the run together.")
+    max_cost: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="In the currency of their prices."
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="All sessions of the run together."
+    )
 
     def budget(self) -> Budget:
         """Return it as the ledger takes it."""

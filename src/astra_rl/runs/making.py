@@ -21,6 +21,7 @@ from astra_rl.moderators.registry import moderator_class
 from astra_rl.moderators.tolerant import TolerantModerator
 from astra_rl.runs.config import ModeratorConfig, RunConfig, SpeakerConfig, TargetConfig
 from astra_rl.runs.config_files import load_target
+from astra_rl.runs.option_types import check_types
 from astra_rl.runs.parts import Makers
 from astra_rl.targets.base import Target
 from astra_rl.targets.registry import target_factory
@@ -162,18 +163,23 @@ def asked_target(config: TargetConfig, where: str = "target") -> Target:
     """
     factory = target_factory(config.type)
     check_arguments(f"{where}.options", factory, config.options)
+    check_types(f"{where}.options", factory, config.options)
     try:
         return factory(**config.options)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}.options: {error}") from error
+    except TypeError as error:
+        raise ConfigurationError(f"{where}.options: {error}.") from error
 
 
 def _completers(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a moderator's options with what answers it made of what the file says."""
     complete = options.get("complete")
+    place = f"{where}.complete"
+    if complete is not None and not isinstance(complete, Mapping) and not callable(complete):
+        raise ConfigurationError(f"{place}: {complete!r} given; write a section as of a target.")
     if not isinstance(complete, Mapping):
         return dict(options)
-    place = f"{where}.complete"
     target = asked_target(section_of(TargetConfig, place, complete), place)
     if not callable(target):
         raise ConfigurationError(f"{place}: {type(target).__name__} cannot answer chats.")
@@ -189,6 +195,7 @@ def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -
     chosen = moderator_class(config.type)
     given_otherwise = ["moderators"] if config.of else []
     check_arguments(f"{where}.options", chosen, config.options, given_otherwise)
+    check_types(f"{where}.options", chosen, config.options)
     _completers(f"{where}.options", config.options)
     for index, part in enumerate(config.of):
         check_moderator_options(part, f"{where}.of.{index}")

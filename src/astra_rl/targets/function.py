@@ -16,7 +16,7 @@ from astra_rl.targets.base import last_user_text
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError
 from astra_rl.targets.ledger import Prices
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, made
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 from astra_rl.targets.web import too_long
 
 _OF_MESSAGES = frozenset({"messages", "chat", "conversation", "history"})
@@ -66,6 +66,7 @@ class CallableTarget(RemoteTarget):
             getattr(function, "__call__", None)  # noqa: B004
         )
         self.takes = takes or _what_it_takes(function)
+        check_count("max_tokens", max_tokens)
         self.max_tokens = max_tokens
         module = getattr(function, "__module__", type(function).__module__)
         called = getattr(function, "__qualname__", type(function).__qualname__)

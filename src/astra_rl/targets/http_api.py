@@ -13,7 +13,7 @@ from astra_rl.targets.base import last_user_text
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.ledger import Prices
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
 from astra_rl.targets.secrets import check_headers, check_url, filled
 from astra_rl.targets.web import WebClients, json_of, message_of
 
@@ -69,6 +69,7 @@ class HTTPTarget(RemoteTarget):
         self.reply, self._path = reply, read_path(reply)
         self.method = method.upper()
         self.blocked_statuses = frozenset(blocked_statuses)
+        check_count("max_tokens", max_tokens)
         self.max_tokens = max_tokens
         if self.method not in ("POST", "PUT", "PATCH"):
             raise ConfigurationError(f"method={method!r}; choose POST, PUT or PATCH.")

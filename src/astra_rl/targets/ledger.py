@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from astra_rl.core.contracts import check_number
 from astra_rl.core.jsonio import parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 
@@ -42,8 +43,8 @@ class Budget:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigurationError(f"{each.name}={value}; it must be above 0.")
+            if value is not None:
+                check_number(each.name, value, lambda n: n > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Prices:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ConfigurationError(f"prices.{each.name}={value}; it must be 0 or more.")
+            check_number(
+                f"prices.{each.name}", getattr(self, each.name), lambda n: n >= 0, "0 or more"
+            )
 
     def cost_of(self, read: float, written: float) -> float:
         """Return what so many tokens cost."""

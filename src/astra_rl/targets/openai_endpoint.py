@@ -14,11 +14,12 @@ from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.ledger import Prices
 from astra_rl.targets.official_client import OPENAI_URL, OfficialClient
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, made
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 from astra_rl.targets.secrets import read_variable
 from astra_rl.targets.web import json_of, message_of
 
 _FILTERED = (b"content_filter", b"content_policy_violation", b"ResponsibleAIPolicyViolation")
+_COUNTS = ("max_tokens", "max_completion_tokens", "n")
 _FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 
@@ -72,7 +73,9 @@ class OpenAITarget(RemoteTarget):
             raise ConfigurationError(f"model={model!r}; give the name of a model.")
         if api not in ("chat", "completions"):
             raise ConfigurationError(f"api={api!r}; choose 'chat' or 'completions'.")
-        _check_range("max_tokens", max_tokens, 1, None)
+        check_count("max_tokens", max_tokens)
+        for name in _COUNTS:  # what a call may take is reckoned from them
+            check_count(f"extra.{name}", (extra or {}).get(name))
         _check_range("temperature", temperature, 0, None)
         _check_range("top_p", top_p, 0, 1)
         settings = made(CallSettings, "calls", calls) or CallSettings()
@@ -107,7 +110,7 @@ class OpenAITarget(RemoteTarget):
         """Most tokens that a call may write, in all the replies that `extra` may ask for."""
         most = self.request.get("max_tokens", self.request.get("max_completion_tokens"))
         count = self.request.get("n", 1)
-        return most * count if isinstance(most, int) and isinstance(count, int) else None
+        return None if most is None else int(most) * int(count)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from astra_rl.core.contracts import check_number
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -136,6 +137,16 @@ def answer_of(
     return Answer(reply, Usage.estimate(characters, len(reply)))
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise unless a number of tokens or replies is whole and at least 1; None says nothing.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if value is not None:
+        check_number(name, value, lambda n: n >= 1 and n == int(n), "a whole number, 1 or more")
+
+
 def made(kind: type[Any], name: str, given: Any) -> Any:
     """Return settings of a kind, given as such or by name; None stays None.
 
@@ -156,4 +167,4 @@ def made(kind: type[Any], name: str, given: Any) -> Any:
     return kind(**given)
 
 
-__all__ = ["Chat", "RemoteTarget", "answer_of", "made"]
+__all__ = ["Chat", "RemoteTarget", "answer_of", "check_count", "made"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import yaml
 from tests.cli.running import astra_rl
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from astra_rl.runs.records import AttemptLog
 
 
 def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
@@ -225,3 +228,27 @@ def test_the_manifest_says_what_a_run_was_made_of(trained: Path, workplace: Path
         for name in ("train.txt", "test.txt")
     }
     assert "git_revision" in manifest  # None outside of git
+
+
+@pytest.mark.parametrize("index", ["whole", "missing", "damaged"])
+def test_a_run_that_goes_on_can_be_looked_at_and_its_writer_goes_on(
+    trained: Path, workplace: Path, tmp_path: Path, index: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with AttemptLog(run / "attempts.jsonl", write=True) as log:
+        known = list(log)
+        if index == "missing":
+            (run / "attempts.jsonl.index").unlink()
+        elif index == "damaged":
+            (run / "attempts.jsonl.index").write_bytes(b"no index")
+        for command in ("report", "failures", "export --format csv", "score -m refusal"):
+            name, *options = command.split()
+            done = astra_rl(name, str(run), *options, cwd=workplace)
+            assert done.returncode == 0, done.stderr
+            assert "Traceback" not in done.stderr
+            log.append(known[0])
+            log.flush()
+    with AttemptLog(run / "attempts.jsonl") as log:
+        assert {each.id for each in log} == {each.id for each in known}
+        assert log.health == (0, 0)

@@ -202,7 +202,7 @@ def check_moderator_options(config: ModeratorConfig, where: str = "moderator") -
 
 
 def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Moderator[str, str]:
-    """Make a moderator of its name and options; the same text is never judged twice.
+    """Make a moderator of its name and options; equal texts are judged once, until it forgets.
 
     What goes wrong in it later is a missing score, see `TolerantModerator`.
 

@@ -63,9 +63,18 @@ class BudgetSpentError(AstraError, RuntimeError):
     """
 
     def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
-        more = f", and the next call may take {needed:.4g}" if needed else ""
-        super().__init__(f"the budget {limit}={most:g} is spent ({spent:.4g}{more})")
+        super().__init__(
+            f"the budget {limit}={most:g} is too small for the next call, which may take "
+            f"{needed:.4g} ({spent:.4g} is spent)"
+            if needed
+            else f"the budget {limit}={most:g} is spent ({spent:.4g})"
+        )
         self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
+
+    @property
+    def enough_to_go_on(self) -> float:
+        """A limit with which it goes on for a while."""
+        return 2 * max(self.most, self.spent + self.needed)
 
     def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
         """What a copy in another process is built from."""

@@ -164,3 +164,13 @@ def test_a_transfer_matrix_has_a_rate_for_every_pair_that_was_tried():
         ("a", "u"): 1.0,
         ("b", "t"): 0.0,
     }
+
+
+def test_a_pair_of_which_nothing_was_played_is_all_errors_and_not_safe():
+    planned = {("a", "t"): 3, ("a", "u"): 2}
+    matrix = transfer_matrix([row("failure", "p")], planned=planned)
+    assert matrix.targets == ["t", "u"]
+    unplayed = matrix.summaries["a", "u"]
+    assert (unplayed.planned, unplayed.never_made) == (2, 2)
+    assert (matrix.rates["a", "u"].trials, matrix.rates["a", "u"].unscored) == (0, 2)
+    assert matrix.summaries["a", "t"].never_made == 2

@@ -312,7 +312,7 @@ def test_a_call_that_could_exceed_a_limit_is_not_sent_and_the_error_says_so(
     endpoint: Endpoint,
 ) -> None:
     target = OpenAITarget("m", base_url=endpoint.url, max_tokens=1000)
-    message = r"max_tokens=900 is spent \(0, and the next call may take 1085\)"
+    message = r"max_tokens=900 is too small for the next call, which may take 1085 \(0 is spent\)"
     ledger = Ledger(Budget(max_tokens=900))
     with ledger.charging():
         with pytest.raises(BudgetSpentError, match=message):

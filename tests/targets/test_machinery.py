@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from random import Random
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
+from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
 from astra_rl.targets.failures import error_of_status, retry_after
-from astra_rl.targets.ledger import Budget, Ledger, Prices, Usage, describe_spent
+from astra_rl.targets.ledger import Budget, Ledger, Prices, Usage, Worst, describe_spent
 from astra_rl.targets.limiter import AdaptiveLimit
 
 
@@ -186,3 +189,47 @@ def test_a_damaged_ledger_is_not_taken_for_an_empty_one(tmp_path: Path, text: st
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="max_cost=0"):
         Budget(max_cost=0)
+
+
+def test_budgets_of_several_runs_make_one_that_exceeds_none() -> None:
+    found = Budget.least([Budget(max_requests=5, max_cost=2.0), Budget(max_requests=7), Budget()])
+    assert found == Budget(max_requests=5, max_cost=2.0)
+
+
+def test_a_ledger_says_what_was_spent_since_then() -> None:
+    ledger = Ledger()
+    ledger.charge("a", Usage(10, 1), Prices(1.0, 0.0))
+    then = ledger.copied()
+    ledger.charge("a", Usage(5, 2), Prices(1.0, 0.0))
+    ledger.charge("b", Usage(1, 1), None)
+    found = ledger.as_dict(since=then)
+    assert (found["total"]["input_tokens"], found["total"]["output_tokens"]) == (6, 3)
+    assert found["accounts"]["a"]["cost"] == pytest.approx(5e-6)
+    assert ledger.as_dict()["total"]["input_tokens"] == 16
+
+
+def test_what_was_answered_when_a_batch_breaks_off_is_counted_and_kept() -> None:
+    """All answers come at once, and the first cannot be kept: the disk is full."""
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Send[int, str]]:
+        async def send(item: int) -> Answer[str]:
+            return Answer(str(item), Usage(10, 1))
+
+        yield send
+
+    kept: list[int] = []
+
+    def answered(index: int, value: str) -> None:
+        if not index:
+            raise StorageError("the disk is full")
+        kept.append(index)
+
+    ledger = Ledger(Budget(max_tokens=1000))
+    caller = Caller("e", CallSettings(), prices=Prices(1.0, 1.0))
+    with ledger.charging(), pytest.raises(StorageError):
+        caller.call(connected, range(5), answered=answered, worst=lambda item: Worst(100, 10))
+    total = ledger.total()
+    assert (total.requests, total.input_tokens, total.output_tokens) == (5, 50, 5)
+    assert kept == [1, 2, 3, 4]
+    ledger.admit("e", Worst(945, 0))  # nothing is set aside any more

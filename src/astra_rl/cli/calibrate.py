@@ -10,12 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from astra_rl.cli.spending import print_spent
 from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.calibration import Calibration, agreement, calibrate, write_calibration
 from astra_rl.evaluation.classification import Estimate
 from astra_rl.evaluation.labels import read_labels
+from astra_rl.runs.asking import asked_by, check_prices
 from astra_rl.runs.config_files import load_moderator
 from astra_rl.runs.making import build_moderator, check_moderator_options
+from astra_rl.runs.spending import spending_on
+from astra_rl.targets.ledger import Budget
 
 NAMES = {
     "auroc": "AUROC",
@@ -38,24 +42,35 @@ def calibrate_moderators(
     threshold: float,
     folder: Path,
     seed: int,
+    budget: Budget,
     console: Console,
 ) -> None:
     """Calibrate moderators on one file, keep the results, and print them.
 
+    If a budget ends it early, the moderators that were done are kept, and so is what was replied of
+    the next: the same call again goes on.
+
     Raises:
+        BudgetSpentError: Nothing more may be spent.
         AstraError: A moderator cannot be made or the file cannot be read; the message says why.
     """
     configs = [load_moderator(reference) for reference in references]
     for config in configs:
         check_moderator_options(config)
+    asked = [each for config in configs for each in asked_by("moderator", config)]
+    check_prices(budget, asked)
     labelled = read_labels(labels, text=text, attack=attack, labels=label)
     found = []
-    for config in configs:
-        calibration = calibrate(build_moderator(config), labelled, threshold=threshold, seed=seed)
-        found.append(calibration)
-        _print(calibration, console)
-        for path in write_calibration(calibration, folder):
-            console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+    with spending_on(budget, folder, asks=bool(asked), occasion="calibrate") as ledger:
+        for config in configs:
+            ledger.check()
+            judge = build_moderator(config)
+            calibration = calibrate(judge, labelled, threshold=threshold, seed=seed)
+            found.append(calibration)
+            _print(calibration, console)
+            for path in write_calibration(calibration, folder):
+                console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+    print_spent(ledger.as_dict(), console)
     if len(found) > 1:
         console.print(_table("between the moderators", agreement(found, seed=seed)))
 

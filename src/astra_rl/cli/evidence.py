@@ -201,17 +201,24 @@ def register(app: typer.Typer, console: Console) -> None:
         trials: Trials = 1,
         fail_on: FailOn = None,
         as_json: AsJson = False,
+        max_requests: MaxRequests = None,
+        max_tokens: MaxTokens = None,
+        max_cost: MaxCost = None,
+        max_minutes: MaxMinutes = None,
     ) -> None:
         """Play every attacker against every target: which failures are shared.
 
-        The matrix is kept as transfer.json in every run. --fail-on is checked in every cell.
+        The matrix is kept as transfer.json in every run. --fail-on is checked in every cell. There
+        is one budget for all of it.
         """
-        from astra_rl.runs.evaluation import transfer as play
+        from astra_rl.runs.transferring import transfer as play
 
         quiet_libraries()
         conditions = conditions_of(fail_on)
         out = Shown(console, as_json=as_json)
-        matrix = play(runs, target, trials=trials)
+        budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
+        found = play(runs, target, trials=trials, overrides=budget)
+        matrix = found.matrix
         table = Table(title="held-out conversations in which the target failed")
         table.add_column("attacker")
         for name in matrix.targets:
@@ -221,7 +228,13 @@ def register(app: typer.Typer, console: Console) -> None:
             table.add_row(shown(attacker), *cells)
         out.table(table)
         out.data(matrix.as_dict())
-        out.gate(conditions, *matrix.summaries.values())
+        print_spent(found.spent, out.console)
+        summaries = matrix.summaries.values()
+        check_played(
+            sum(each.planned - each.never_made for each in summaries),
+            sum(each.planned for each in summaries),
+        )
+        out.gate(conditions, *summaries)
 
     @app.command()
     def report(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from astra_rl.cli import evidence, likelihood
-from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of, shown
+from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of
 from astra_rl.cli.spending import (
     DryRun,
     MaxCost,
@@ -27,11 +24,8 @@ from astra_rl.cli.spending import (
     print_spent,
 )
 from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
+from astra_rl.cli.training import print_evaluations, train_and_show
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
-
-if TYPE_CHECKING:
-    from astra_rl.runs.config import RunConfig
-    from astra_rl.runs.folder import RunFolder
 
 # No markup and no locals in tracebacks: a local may hold a key, or what a model wrote.
 app = typer.Typer(
@@ -109,7 +103,7 @@ def demo(
             "[yellow]--quick:[/yellow] a few training steps only. It shows that everything works "
             "and makes no promise about what is learned."
         )
-    _run(config, output, name="demo-quick" if quick else "demo")
+    train_and_show(config, output, name="demo-quick" if quick else "demo", console=console)
 
 
 @app.command()
@@ -139,7 +133,7 @@ def train(
     if dry_run:
         print_estimate(config, console)
         return
-    _run(config, output, name=config_file.stem, force=force)
+    train_and_show(config, output, name=config_file.stem, force=force, console=console)
 
 
 @app.command()
@@ -159,7 +153,7 @@ def resume(
     folder = open_run_folder(run)
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     config = load_config(folder.config, [*(overrides or ()), *budget])
-    _run(config, folder.path, name=run.name, force=force)
+    train_and_show(config, folder.path, name=run.name, force=force, console=console)
 
 
 @app.command()
@@ -237,7 +231,7 @@ def evaluate(
     )
     name = attacks or "attacker"
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
-    _print_evaluations({key: each.metrics for key, each in named.items()}, out)
+    print_evaluations({key: each.metrics for key, each in named.items()}, out)
     out.summaries({key: each.summary for key, each in named.items()})
     for each in found:
         out.path("result", each.path)
@@ -246,6 +240,7 @@ def evaluate(
     out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
     for each in found:
         check_played(each.metrics["n"], each.metrics["planned"])
+    check_played(len(found), len(set(target or ("",))), "targets were evaluated")
     out.gate(conditions, *(each.summary for each in found))
 
 
@@ -286,6 +281,10 @@ def calibrate(
         "calibrations"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    max_minutes: MaxMinutes = None,
 ) -> None:
     """Find out how good moderators are: their scores against labels that people gave.
 
@@ -293,6 +292,7 @@ def calibrate(
     the moderator's identity, as JSON and as a picture.
     """
     from astra_rl.cli.calibrate import calibrate_moderators
+    from astra_rl.targets.ledger import Budget
 
     quiet_libraries()
     calibrate_moderators(
@@ -304,6 +304,7 @@ def calibrate(
         threshold=threshold,
         folder=output,
         seed=seed,
+        budget=Budget(max_requests, max_tokens, max_cost, max_minutes),
         console=console,
     )
 
@@ -338,101 +339,6 @@ _QUICK = (
 
 def _with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
     return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-
-
-def _run(config: RunConfig, output: Path | None, *, name: str, force: bool = False) -> None:
-    from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.evaluation.statistics import SeedSpread
-    from astra_rl.runs.build import check_training_options
-    from astra_rl.runs.continuing import check_can_run_in
-    from astra_rl.runs.experiment import run_experiment
-    from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.reporting import rate_of
-
-    check_training_options(config)
-    if output is not None:
-        check_can_run_in(output)
-    folder = new_run_folder("runs", name) if output is None else RunFolder(output)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-    quiet_libraries()
-    display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-    command = shlex.join(["astra-rl", *sys.argv[1:]])
-    result = run_experiment(config, folder, display, command=command, force=force)
-    evaluations = {} if result.before is None else {"before training": result.before}
-    evaluations |= {"after training": result.after}
-    _print_evaluations(evaluations)
-    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
-    out = Shown(console)
-    for name, rate in rates.items():
-        if rate.unscored:
-            out.line(f"{name}: {rate.bounds_text}")
-    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
-    _print_examples(folder)
-    console.print(
-        f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
-        f"attacker:   {folder.checkpoints / 'last'}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
-
-
-def _print_evaluations(evaluations: dict[str, dict[str, Any]], out: Shown | None = None) -> None:
-    from astra_rl.evaluation.calibration import describe_judge
-    from astra_rl.evaluation.statistics import format_percent
-    from astra_rl.runs.reporting import rate_of
-
-    table = Table(title="held-out conversations in which the target failed")
-    for column in (
-        "attacker",
-        "failed",
-        "rate",
-        "95% interval",
-        "kinds of attack",
-        "NLL per token",
-    ):
-        table.add_column(column, justify="left" if column == "attacker" else "right")
-    for name, metrics in evaluations.items():
-        rate = rate_of(metrics)
-        nll = metrics["mean_attack_nll"]
-        table.add_row(
-            shown(name),
-            f"{rate.successes} of {rate.trials}",
-            format_percent(rate.estimate),
-            f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            str(metrics["distinct_attacks"]),
-            f"{nll:.2f}" if isinstance(nll, float) else "-",
-        )
-    out = out or Shown(console)
-    out.table(table)
-    (*_, last) = evaluations.values()
-    out.line(
-        f"judge: {last['judge']} from {last['threshold']:g} on, "
-        f"{describe_judge(last['judge_quality'])}"
-    )
-
-
-def _print_examples(folder: RunFolder, most: int = 8) -> None:
-    from astra_rl.evaluation.escaping import terminal_text
-    from astra_rl.evaluation.findings import kinds_of_failure
-    from astra_rl.runs.records import AttemptLog
-
-    with AttemptLog(folder.attempts) as log:
-        kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
-    if not kinds:
-        return
-    table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
-    table.add_column("times", justify="right")
-    table.add_column("attack")
-    table.add_column("response")
-    for kind in kinds:
-        turn = kind.attempts[0].failing_turn
-        table.add_row(
-            str(len(kind.attempts)),
-            escape(terminal_text(kind.attack.strip())),
-            escape(terminal_text(turn.response.strip() if turn else "")),
-        )
-    console.print(table)
 
 
 evidence.register(app, console)

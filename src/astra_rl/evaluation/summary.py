@@ -260,11 +260,11 @@ def transfer_matrix(
     Args:
         rows: The attempts.
         planned: By attacker and target, how many were to be made; a pair that is not there has
-            made all.
+            made all, and one that has no rows none.
     """
-    cells = defaultdict(list)
+    cells: dict[tuple[str, str], list[AttemptRow]] = {pair: [] for pair in planned or {}}
     for row in rows:
-        cells[row.attacker, row.target].append(row)
+        cells.setdefault((row.attacker, row.target), []).append(row)
     return TransferMatrix(
         attackers=list(dict.fromkeys(attacker for attacker, _ in cells)),
         targets=list(dict.fromkeys(target for _, target in cells)),

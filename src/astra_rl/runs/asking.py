@@ -15,7 +15,7 @@ from astra_rl.rewards.base import RewardPart, walk
 from astra_rl.runs.config import ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target, checking_makers, section_of
 from astra_rl.runs.parts import construct, make_part
-from astra_rl.targets.ledger import Prices
+from astra_rl.targets.ledger import Budget, Prices
 from astra_rl.targets.remote import made
 
 ASSUMED_REPLY = 256
@@ -100,13 +100,13 @@ def parts_of(config: RunConfig) -> list[RewardPart]:
     return [part for whole in (checked_reward(config), *own) for part in walk(whole)]
 
 
-def check_prices(config: RunConfig) -> None:
+def check_prices(budget: Budget, asked: Sequence[Asked]) -> None:
     """Refuse a budget of money if nobody says what anything costs.
 
     Raises:
         ConfigurationError: So it is.
     """
-    if config.budget.max_cost is not None and all(each.prices is None for each in asked_in(config)):
+    if budget.max_cost is not None and all(each.prices is None for each in asked):
         raise ConfigurationError(
             "budget.max_cost: no target and no judge says what it costs. Give its options prices: "
             "{input: ..., output: ...}, per million tokens."

@@ -24,7 +24,7 @@ from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.hf_generation import generate_with_transformers
 from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards.base import RewardPart, readings, walk
-from astra_rl.runs.asking import check_prices, checked_environment, checked_reward
+from astra_rl.runs.asking import asked_in, check_prices, checked_environment, checked_reward
 from astra_rl.runs.config import (
     AlgorithmConfig,
     EnvironmentConfig,
@@ -103,7 +103,7 @@ def check_options(config: RunConfig) -> None:
         )
     _, openings = load_openings(config.prompts, seed=config.seed)
     checked_environment(config, openings)
-    check_prices(config)
+    check_prices(config.budget.budget(), asked_in(config))
 
 
 def check_training_options(config: RunConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 
 from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.text import Conversation
-from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.attempts import AttemptRow
+from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.calibration import judge_quality
 from astra_rl.evaluation.exports.records import write_failures
-from astra_rl.evaluation.summary import Summary, TransferMatrix, transfer_matrix
+from astra_rl.evaluation.summary import Summary
 from astra_rl.evaluation.turns import Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
@@ -37,6 +36,7 @@ from astra_rl.runs.naming import labels_of
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.spending import WithinBudget, evaluated_within_budget, spending
+from astra_rl.targets.ledger import current_ledger
 
 DIRECT = "direct"
 """Stands for the attacks that ask for the goal of a prompt outright."""
@@ -93,37 +93,54 @@ def evaluate_run(
             in it, and ``evaluations.json`` all numbers.
 
     Returns:
-        One evaluation per target.
+        One evaluation per target, without those for which a budget left nothing: it is one for all
+        targets.
 
     Raises:
+        BudgetSpentError: It left nothing for the first target.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     if trials < 1:
         raise ConfigurationError(f"trials={trials}; each prompt must be tried at least once.")
     folder = open_run_folder(run)
     destination = folder.path if output is None else Path(output)
-    if len(targets) < 2:
-        config = load_config(folder.config, overrides, target=next(iter(targets), None))
-        play = _Play(folder, attacker, attacks, trials, config)
-        return [play.into(RunFolder(destination))]
-    plays = {
-        target: _Play(
-            folder,
-            attacker,
-            attacks,
-            trials,
-            load_config(folder.config, overrides, target=target),
-        )
-        for target in targets
+    configs = {
+        target: load_config(folder.config, overrides, target=target)
+        for target in targets or (None,)
     }
-    found = [
-        play.into(RunFolder(destination / "targets" / file_stem(target)))
-        for target, play in plays.items()
-    ]
-    RunFolder(destination).write_json(
-        destination / "evaluations.json",
-        [{"target": each.target, **each.summary.as_dict()} for each in found],
-    )
+    plays = {
+        destination
+        if len(configs) == 1
+        else destination / "targets" / file_stem(str(target)): Play(
+            folder, attacker, attacks, trials, config
+        )
+        for target, config in configs.items()
+    }
+    phase = next(iter(plays.values())).phase
+    with spending(list(configs.values()), destination, occasion=phase):
+        found = _played_until_spent(plays)
+    if len(configs) > 1:
+        RunFolder(destination).write_json(
+            destination / "evaluations.json",
+            [{"target": each.target, **each.summary.as_dict()} for each in found],
+        )
+    return found
+
+
+def _played_until_spent(plays: Mapping[Path, Play]) -> list[Evaluated]:
+    """Play into each folder; those for which nothing at all is left of a budget are left out.
+
+    Raises:
+        BudgetSpentError: It did not suffice for the first.
+    """
+    found: list[Evaluated] = []
+    for path, play in plays.items():
+        try:
+            found.append(play.into(RunFolder(path)))
+        except BudgetSpentError:
+            if not found:
+                raise
+            break
     return found
 
 
@@ -146,12 +163,16 @@ def estimate_evaluation(
     found = {}
     for target in targets or (None,):
         config = load_config(folder.config, chosen, target=target)
-        found[config.target.name] = _Play(folder, attacker, attacks, trials, config).estimate()
+        found[config.target.name] = Play(folder, attacker, attacks, trials, config).estimate()
     return found
 
 
-class _Play:
-    """One attacker against one target; options are checked at once, models loaded when it plays."""
+class Play:
+    """One attacker against one target; options are checked at once, models loaded when it plays.
+
+    Attributes:
+        planned: Conversations that are to be played.
+    """
 
     def __init__(
         self,
@@ -193,6 +214,7 @@ class _Play:
                     f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
                     "its training did not end. Name an attacker with --attacker."
                 )
+        self.planned = len(self.openings) * trials if self.given is None else len(self.given)
 
     def estimate(self) -> list[EstimateRow]:
         """Return what it would ask for at most."""
@@ -202,8 +224,14 @@ class _Play:
         return estimate(self.config, training=False, queries_per_turn=self.best_of or 1)
 
     def into(self, destination: RunFolder) -> Evaluated:
-        """Play, record, and write the result."""
-        config = self.config
+        """Play, record, and write the result.
+
+        Raises:
+            BudgetSpentError: Nothing could be played.
+        """
+        config, ledger = self.config, current_ledger()
+        ledger.check()
+        before = ledger.copied()
         problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
         evaluator = build_evaluator(config, problem, self.openings)
         self._set_environment(evaluator)
@@ -212,17 +240,13 @@ class _Play:
         )
         ordinary = ordinary_use(config, problem)
         evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
-        planned = len(self.openings) * self.trials if self.given is None else len(self.given)
-        with (
-            recording(destination, self.phase, planned) as log,
-            spending(config, destination.path, occasion=self.phase) as ledger,
-        ):
+        with recording(destination, self.phase, self.planned) as log:
             evaluator.record = log.append
             if self.given is None:
-                metrics, _ = evaluated_within_budget(evaluator, planned)
+                metrics, _ = evaluated_within_budget(evaluator, self.planned)
             else:
                 metrics = _say(self.given, problem, evaluator, seed=config.seed)
-            metrics["spent"] = ledger.as_dict()
+            metrics["spent"] = ledger.as_dict(since=before)
             metrics["judge_quality"] = judge_quality(
                 evaluator.judge, config.evaluation.calibrations
             )
@@ -345,39 +369,3 @@ def untrained_attacks(folder: RunFolder) -> Iterator[ImitationStep]:
             f"{folder.path}: {found} attacks of the first training step have a score, and "
             f"{SHOTS} are shown. Use a file of examples with the environment 'few_shot'."
         )
-
-
-def transfer(
-    runs: Sequence[str | Path], targets: Sequence[str], *, trials: int = 1
-) -> TransferMatrix:
-    """Play the held-out conversations of each run's attacker against each target.
-
-    The matrix is also written to ``transfer.json`` in the folder of each run.
-
-    Args:
-        runs: Folders; each is one attacker.
-        targets: Folders, hub ids or YAML files of targets.
-        trials: How often each prompt is tried.
-
-    Raises:
-        AstraError: A folder is no run, or a model cannot be loaded.
-    """
-    folders = [open_run_folder(run) for run in runs]
-    names = [folder.path.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        raise ConfigurationError(f"two runs have the same name: {', '.join(names)}. Rename one.")
-    rows: list[AttemptRow] = []
-    planned: dict[tuple[str, str], int] = {}
-    for folder, name in zip(folders, names, strict=True):
-        for target in targets:
-            output = folder.path / "transfer" / file_stem(target)
-            evaluate_run(folder.path, targets=[target], trials=trials, output=output)
-            with Recorded(RunFolder(output), "again") as recorded:
-                rows += [
-                    row._replace(id=f"{name}-{row.id}", attacker=name) for row in recorded.rows()
-                ]
-                planned[name, target] = recorded.planned or 0
-    matrix = transfer_matrix(rows, planned=planned)
-    for folder in folders:
-        folder.write_json(folder.transfer, matrix.as_dict())
-    return matrix

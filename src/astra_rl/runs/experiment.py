@@ -145,14 +145,14 @@ def _run_on_account(
     """Do the run, charge its calls to the ledger in its folder, and say how to go on."""
     go_on = how_to_go_on(folder)
     try:
-        with spending(config, folder.path, keep_ledger=True) as ledger:
+        with spending([config], folder.path, keep_ledger=True) as ledger:
             try:
                 return _do_run(config, folder, log, display, command, force)
             except BudgetSpentError as error:
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
                 raise BudgetEndedError(
-                    f"{error}; everything is saved. {go_on} {option} {2 * error.most:g}"
+                    f"{error}; everything is saved. {go_on} {option} {error.enough_to_go_on:.15g}"
                 ) from error
     except EndpointError as error:
         raise EndpointError(f"{error} Everything is saved. {go_on}") from error

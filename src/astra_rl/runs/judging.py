@@ -22,7 +22,7 @@ from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.methods.resending import Answers, TargetAlone, resend
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.rewards.terms import judge as ask_judge
-from astra_rl.runs.asking import asked_by
+from astra_rl.runs.asking import asked_by, check_prices
 from astra_rl.runs.build import build_problem, check_options
 from astra_rl.runs.config import RunConfig
 from astra_rl.runs.config_files import load_config, load_moderator
@@ -95,6 +95,9 @@ def score_run(
     folder = open_run_folder(run)
     config = load_moderator(moderator)
     check_moderator_options(config)
+    asked = list(asked_by("moderator", config))
+    budget = budget or Budget()
+    check_prices(budget, asked)
     judge = build_moderator(config)
     identity = identity_of(judge)
     name = identity.name
@@ -106,9 +109,9 @@ def score_run(
         Recorded(folder, phase) as recorded,
         replacing_log(path) as out,
         spending_on(
-            budget or Budget(),
+            budget,
             folder.path,
-            asks=any(asked_by("moderator", config)),
+            asks=bool(asked),
             occasion=f"score_{identity.digest[:6]}",
         ) as ledger,
     ):
@@ -207,7 +210,7 @@ def replay_run(
     within = WithinBudget()
     pairs = []
     with (
-        spending(config, folder.path, occasion="replay") as ledger,
+        spending([config], folder.path, occasion="replay") as ledger,
         recording(folder, part, len(saved)) as out,
     ):
         for then, now in send_again(config, saved, labels, judge=judge, within=within):

@@ -112,7 +112,7 @@ def ordinary_failure(
     path = destination.attempts_of(PHASE)
     with (
         recording(destination, PHASE, conversations) as log,
-        spending(config, destination.path, occasion=PHASE) as ledger,
+        spending([config], destination.path, occasion=PHASE) as ledger,
     ):
         _hold(config, problem, log, conversations, share)
         log.flush()

@@ -9,6 +9,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.recording import Labels
 from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.asking import asked_in, check_prices
 from astra_rl.runs.config import BudgetConfig, ModeratorConfig, RunConfig
 from astra_rl.runs.config_files import check_credentials, load_config, load_moderator, load_target
 from astra_rl.runs.folder import open_run_folder
@@ -47,6 +48,7 @@ def regress(
     config = _regression_config(target, run, moderator, overrides)
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
+    check_prices(config.budget.budget(), asked_in(config))
     judge = build_moderator(config.moderator)
     identity = identity_of(judge)
     known = suite.judge_id or identity.digest
@@ -59,7 +61,7 @@ def regress(
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
     case_of = {id(attempt): case for attempt, case in zip(saved, suite.cases, strict=True)}
-    with spending(config, None if run is None else Path(run), occasion="regress"):
+    with spending([config], None if run is None else Path(run), occasion="regress"):
         sent = send_again(config, saved, labels, judge=judge, within=WithinBudget())
         made = {case_of[id(then)].id: now for then, now in sent}
     return suite.check(made)

@@ -183,12 +183,15 @@ def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
     if folder.transfer.is_file():
         cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
         return cells
-    rows = [
-        row._replace(id=f"{path.parent.name}-{row.id}")
-        for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl"))
-        for row in _rows(path)
-    ]
-    return transfer_matrix(rows).as_dict()
+    rows: list[AttemptRow] = []
+    planned: dict[tuple[str, str], int] = {}
+    for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl")):
+        found = [row._replace(id=f"{path.parent.name}-{row.id}") for row in _rows(path)]
+        rows += found
+        for row in found[:1]:
+            most = planned_attempts(RunFolder(path.parent)).get("again", len(found))
+            planned[row.attacker, row.target] = max(most, len(found))
+    return transfer_matrix(rows, planned=planned).as_dict()
 
 
 def _rows(path: Path) -> Iterable[AttemptRow]:

@@ -16,26 +16,31 @@ from astra_rl.runs.build import Experiment
 from astra_rl.runs.config import RunConfig
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Budget, Ledger, current_ledger, describe_spent
-from astra_rl.targets.reply_cache import ReplyCache
+from astra_rl.targets.reply_cache import ReplyCache, remembering
 
 
 @contextlib.contextmanager
 def spending(
-    config: RunConfig, folder: Path | None, *, occasion: str = "", keep_ledger: bool = False
+    configs: Sequence[RunConfig],
+    folder: Path | None,
+    *,
+    occasion: str = "",
+    keep_ledger: bool = False,
 ) -> Iterator[Ledger]:
     """Charge the calls inside the block to one ledger, and answer from replies that are kept.
 
     Args:
-        config: Says the budget, what is asked, and where replies are kept.
+        configs: Say the budget, of which the least counts, what is asked, and, the first of them,
+            where replies are kept.
         folder: Of the run, or of what a command writes; None keeps nothing.
         occasion: Distinguishes a command from the run itself.
         keep_ledger: Go on with what earlier sessions spent.
     """
     with spending_on(
-        config.budget.budget(),
+        Budget.least(config.budget.budget() for config in configs),
         folder,
-        asks=bool(asked_in(config)),
-        cache=config.cache,
+        asks=any(asked_in(config) for config in configs),
+        cache=configs[0].cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
     ) as ledger:
@@ -54,8 +59,8 @@ def spending_on(
 ) -> Iterator[Ledger]:
     """Do the same without a configuration of a run; see `spending`.
 
-    Replies are kept in the folder until the block ends without an error and with a budget that is
-    not spent: then there is nothing to go on with, and asking again shall ask again. Those in a
+    Replies are kept in the folder until the block ends without an error and with nothing left out
+    for a budget: then there is nothing to go on with, and asking again shall ask again. Those in a
     file of the user's stay.
 
     Args:
@@ -81,10 +86,8 @@ def spending_on(
         if asks and place is not None:
             stack.enter_context(ReplyCache(place).answering())
         yield stack.enter_context(ledger.charging())
-    with contextlib.suppress(BudgetSpentError):
-        ledger.check()
-        if own is not None:
-            _remove(own)
+    if ledger.spent_by is None and own is not None:
+        _remove(own)
 
 
 ResultT = TypeVar("ResultT")
@@ -94,7 +97,8 @@ class WithinBudget:
     """Does work batch by batch until a budget is spent, and keeps all that was paid for.
 
     A batch in which a call was not sent is done once more with what was answered, which asks and
-    costs nothing; of it remains what could be finished. Later batches are not begun.
+    costs nothing; of it remains what could be finished. Later batches are not begun. Where no
+    replies are kept, those of a batch are remembered until it is done.
 
     Attributes:
         spent: The limit that ended it; None if none did.
@@ -112,17 +116,18 @@ class WithinBudget:
         if self.spent is not None:
             return []
         ledger = current_ledger()
-        try:
-            ledger.check()
-        except BudgetSpentError as error:
-            self.spent = error
-            return []
-        try:
-            return work()
-        except BudgetSpentError as error:
-            self.spent = error
-        with ledger.closed():
-            return [each for each in work() if is_finished(each)]
+        with remembering() if ledger.budget != Budget() else contextlib.nullcontext():
+            try:
+                ledger.check()
+            except BudgetSpentError as error:
+                self.spent = error
+                return []
+            try:
+                return work()
+            except BudgetSpentError as error:
+                self.spent = error
+            with ledger.closed():
+                return [each for each in work() if is_finished(each)]
 
 
 def _remove(own: Path) -> None:

@@ -194,8 +194,7 @@ class _Batch(Generic[ItemT, ValueT]):
                 for task in self.running:
                     task.cancel()
                 await asyncio.gather(*self.running, return_exceptions=True)
-                for reserved in self.reserved.values():
-                    self.ledger.settle(reserved)
+                self._settle_the_rest()
         if self.stopped is not None:
             raise self.stopped
         return [self.values[index] for index in range(len(self.items))]
@@ -258,20 +257,37 @@ class _Batch(Generic[ItemT, ValueT]):
                 first = await self.done.get()
         except TimeoutError:
             return
-        results = [first]
+        at_once = self.under_way
+        self._take(*first, at_once)
         while not self.done.empty():
-            results.append(self.done.get_nowait())
-        under_way = self.under_way
-        for call, begun, result in results:
-            reserved = self.reserved.pop(call.index)
-            if isinstance(result, CallError):
+            self._take(*self.done.get_nowait(), at_once)
+
+    def _take(
+        self, call: _Waiting, begun: Begun, result: Answer[ValueT] | CallError, at_once: int
+    ) -> None:
+        self.under_way -= 1
+        reserved = self.reserved.pop(call.index)
+        if isinstance(result, CallError):
+            self.ledger.settle(reserved)
+            self._failed(call, begun, result)
+        else:
+            self.ledger.settle(reserved, result.usage, self.caller.prices)
+            self.caller.limit.succeeded(begun, at_once)
+            self._succeeded(call, result)
+
+    def _settle_the_rest(self) -> None:
+        """Count and keep what was answered and not looked at yet, and give back all set aside."""
+        try:
+            while not self.done.empty():
+                call, _, result = self.done.get_nowait()
+                if not isinstance(result, CallError):
+                    self.ledger.settle(
+                        self.reserved.pop(call.index), result.usage, self.caller.prices
+                    )
+                    self._succeeded(call, result)
+        finally:
+            for reserved in self.reserved.values():
                 self.ledger.settle(reserved)
-                self._failed(call, begun, result)
-            else:
-                self.ledger.settle(reserved, result.usage, self.caller.prices)
-                self.caller.limit.succeeded(begun, under_way)
-                self._succeeded(call, result)
-        self.under_way -= len(results)
 
     def _succeeded(self, call: _Waiting, answer: Answer[ValueT]) -> None:
         self.caller.failures_in_a_row = 0

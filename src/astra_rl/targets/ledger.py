@@ -6,9 +6,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,16 @@ class Budget:
             value = getattr(self, each.name)
             if value is not None:
                 check_number(each.name, value, lambda n: n > 0, "above 0")
+
+    @classmethod
+    def least(cls, budgets: Iterable[Budget]) -> Budget:
+        """Return the budget that exceeds none of them."""
+        limits: dict[str, float] = {}
+        for budget in budgets:
+            for name, value in asdict(budget).items():
+                if value is not None:
+                    limits[name] = min(value, limits.get(name, value))
+        return cls(**limits)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,18 @@ class Account:
     cost: float = 0.0
     estimated_tokens: int = 0
 
+    def after(self, earlier: Account) -> Account:
+        """Return what was spent beyond an earlier state of the same account."""
+        return Account(
+            **{
+                each.name: getattr(self, each.name) - getattr(earlier, each.name)
+                for each in _COUNTED
+            }
+        )
+
+
+_COUNTED = fields(Account)
+
 
 @dataclass
 class Ledger:
@@ -153,7 +175,7 @@ class Ledger:
         earlier_seconds: Of sessions before this one.
         ended_by: What ended earlier sessions, in words.
         path: File in which it is kept; None keeps it in memory.
-        spent_by: The limit for which a call was not sent; then no other is.
+        spent_by: The limit for which something was not done; then nothing more is sent.
         is_closed: Whether only what is known already is answered, see `closed`.
     """
 
@@ -202,14 +224,12 @@ class Ledger:
     def total(self) -> Account:
         """Return the sum over all endpoints."""
         with self._lock:
-            return Account(
-                **{
-                    each.name: sum(
-                        getattr(account, each.name) for account in self.accounts.values()
-                    )
-                    for each in fields(Account)
-                }
-            )
+            return _sum(self.accounts.values())
+
+    def copied(self) -> dict[str, Account]:
+        """Return the accounts as they are now, for `as_dict`."""
+        with self._lock:
+            return {name: replace(account) for name, account in self.accounts.items()}
 
     def check(self) -> None:
         """Raise if something is spent.
@@ -218,12 +238,14 @@ class Ledger:
             BudgetSpentError: Naming the limit.
         """
         with self._lock:
+            if self.spent_by is None:
+                for name, value in self._spent().items():
+                    most = getattr(self.budget, name)
+                    if most is not None and value >= most:
+                        self.spent_by = BudgetSpentError(name, most, value)
+                        break
             if self.spent_by is not None:
                 raise self.spent_by
-            for name, value in self._spent().items():
-                most = getattr(self.budget, name)
-                if most is not None and value >= most:
-                    raise BudgetSpentError(name, most, value)
 
     def admit(
         self, name: str, worst: Worst | None = None, prices: Prices | None = None
@@ -321,13 +343,21 @@ class Ledger:
                 account.cost += prices.cost_of(usage.input, usage.output)
             self._save_now_and_then()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+    def as_dict(self, since: Mapping[str, Account] | None = None) -> dict[str, Any]:
+        """Return it as JSON values.
+
+        Args:
+            since: What `copied` returned: only what was spent after that.
+        """
         with self._lock:
+            accounts = {
+                name: account.after((since or {}).get(name, Account()))
+                for name, account in self.accounts.items()
+            }
             return {
                 "schema_version": 1,
-                "accounts": {name: asdict(each) for name, each in self.accounts.items()},
-                "total": asdict(self.total()),
+                "accounts": {name: asdict(each) for name, each in accounts.items()},
+                "total": asdict(_sum(accounts.values())),
                 "seconds": round(self.seconds, 3),
                 "budget": asdict(self.budget),
                 "ended_by": list(self.ended_by),
@@ -356,6 +386,13 @@ class Ledger:
     def _save_now_and_then(self) -> None:
         if self.path is not None and self.clock() - self._saved >= SAVE_EVERY:
             self.save()
+
+
+def _sum(accounts: Iterable[Account]) -> Account:
+    known = list(accounts)
+    return Account(
+        **{each.name: sum(getattr(account, each.name) for account in known) for each in _COUNTED}
+    )
 
 
 def _account(kept: Mapping[str, Any]) -> Account:

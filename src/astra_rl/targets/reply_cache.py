@@ -122,6 +122,15 @@ def current_cache() -> ReplyCache | None:
     return _cache.get()
 
 
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Answer what was answered before inside the block, in memory if no file keeps replies."""
+    with contextlib.ExitStack() as stack:
+        if current_cache() is None:
+            stack.enter_context(ReplyCache(":memory:").answering())
+        yield
+
+
 ItemT = TypeVar("ItemT")
 ReplyT = TypeVar("ReplyT", bound=str)
 Told = Callable[[int, str], None]

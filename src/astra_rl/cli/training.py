@@ -1,0 +1,129 @@
+"""What ``train``, ``demo`` and ``resume`` do: thin over `astra_rl.runs.experiment`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from astra_rl.cli.showing import Shown, shown
+from astra_rl.cli.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from astra_rl.runs.config import RunConfig
+    from astra_rl.runs.folder import RunFolder
+
+
+def train_and_show(
+    config: RunConfig, output: Path | None, *, name: str, console: Console, force: bool = False
+) -> None:
+    """Do a run, or go on with one, and print what it found.
+
+    Args:
+        config: What to do.
+        output: Folder of the run; None makes a new one under ``runs``.
+        name: Of a new one.
+        console: Where to print.
+        force: Go on although configuration or prompts have changed.
+
+    Raises:
+        AstraError: Something cannot be had or does not fit, or the run ended early.
+    """
+    from astra_rl.cli.display import ConsoleDisplay
+    from astra_rl.evaluation.statistics import SeedSpread
+    from astra_rl.runs.build import check_training_options
+    from astra_rl.runs.continuing import check_can_run_in
+    from astra_rl.runs.experiment import run_experiment
+    from astra_rl.runs.folder import RunFolder, new_run_folder
+    from astra_rl.runs.reporting import rate_of
+
+    check_training_options(config)
+    if output is not None:
+        check_can_run_in(output)
+    folder = new_run_folder("runs", name) if output is None else RunFolder(output)
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    quiet_libraries()
+    display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
+    command = shlex.join(["astra-rl", *sys.argv[1:]])
+    result = run_experiment(config, folder, display, command=command, force=force)
+    evaluations = {} if result.before is None else {"before training": result.before}
+    evaluations |= {"after training": result.after}
+    out = Shown(console)
+    print_evaluations(evaluations, out)
+    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
+    for name, rate in rates.items():
+        if rate.unscored:
+            out.line(f"{name}: {rate.bounds_text}")
+    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
+    _print_examples(folder, console)
+    console.print(
+        f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
+        f"attacker:   {folder.checkpoints / 'last'}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) -> None:
+    """Show the rate of each evaluation, and how good their judge is."""
+    from astra_rl.evaluation.calibration import describe_judge
+    from astra_rl.evaluation.statistics import format_percent
+    from astra_rl.runs.reporting import rate_of
+
+    table = Table(title="held-out conversations in which the target failed")
+    for column in (
+        "attacker",
+        "failed",
+        "rate",
+        "95% interval",
+        "kinds of attack",
+        "NLL per token",
+    ):
+        table.add_column(column, justify="left" if column == "attacker" else "right")
+    for name, metrics in evaluations.items():
+        rate = rate_of(metrics)
+        nll = metrics["mean_attack_nll"]
+        table.add_row(
+            shown(name),
+            f"{rate.successes} of {rate.trials}",
+            format_percent(rate.estimate),
+            f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
+            str(metrics["distinct_attacks"]),
+            f"{nll:.2f}" if isinstance(nll, float) else "-",
+        )
+    out.table(table)
+    (*_, last) = evaluations.values()
+    out.line(
+        f"judge: {last['judge']} from {last['threshold']:g} on, "
+        f"{describe_judge(last['judge_quality'])}"
+    )
+
+
+def _print_examples(folder: RunFolder, console: Console, most: int = 8) -> None:
+    from astra_rl.evaluation.escaping import terminal_text
+    from astra_rl.evaluation.findings import kinds_of_failure
+    from astra_rl.runs.records import AttemptLog
+
+    with AttemptLog(folder.attempts) as log:
+        kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
+    if not kinds:
+        return
+    table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
+    table.add_column("times", justify="right")
+    table.add_column("attack")
+    table.add_column("response")
+    for kind in kinds:
+        turn = kind.attempts[0].failing_turn
+        table.add_row(
+            str(len(kind.attempts)),
+            escape(terminal_text(kind.attack.strip())),
+            escape(terminal_text(turn.response.strip() if turn else "")),
+        )
+    console.print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +18,15 @@ from hypothesis import strategies as st
 from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
 from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
 from astra_rl.targets.failures import error_of_status, retry_after
-from astra_rl.targets.ledger import Budget, Ledger, Prices, Usage, Worst, describe_spent
+from astra_rl.targets.ledger import (
+    KEEP_EVERY,
+    Budget,
+    Ledger,
+    Prices,
+    Usage,
+    Worst,
+    describe_spent,
+)
 from astra_rl.targets.limiter import AdaptiveLimit
 
 
@@ -233,3 +243,24 @@ def test_what_was_answered_when_a_batch_breaks_off_is_counted_and_kept() -> None
     assert (total.requests, total.input_tokens, total.output_tokens) == (5, 50, 5)
     assert kept == [1, 2, 3, 4]
     ledger.admit("e", Worst(945, 0))  # nothing is set aside any more
+
+
+def test_a_kill_forgets_nothing_that_was_sent(tmp_path: Path) -> None:
+    """What stands in the file while a call is under way has its request, and those answered."""
+    seen: list[dict[str, int]] = []
+    path = tmp_path / "ledger.json"
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Send[int, str]]:
+        async def send(item: int) -> Answer[str]:
+            await asyncio.sleep(3 * KEEP_EVERY)
+            seen.append(json.loads(path.read_text())["total"])
+            return Answer(str(item), Usage(10, 1))
+
+        yield send
+
+    caller = Caller("e", CallSettings(concurrency=1, start_concurrency=1))
+    with Ledger(path=path).charging():
+        caller.call(connected, range(3))
+    assert [each["requests"] for each in seen] == [1, 2, 3]
+    assert [each["input_tokens"] for each in seen] == [0, 10, 20]

@@ -90,11 +90,16 @@ def write_atomic(path: str | Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[TextIO]:
+def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
     """Open a UTF-8 file beside `path` that is renamed into place once the block is done.
 
     If the block raises, the old file stays. Line ends are written as they are. A credential is left
     out if it is written in one piece.
+
+    Args:
+        path: The file.
+        synced: Wait until it is on the disk. Without, a kill of the process leaves the old file or
+            the new one all the same, but a loss of power may leave neither.
 
     Raises:
         StorageError: The disk is full, or read-only.
@@ -108,7 +113,8 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
             with open(temporary, "w", encoding="utf-8", newline="") as file:
                 yield cast(TextIO, _RedactingFile(file))
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):  # a read-only disk says so above
@@ -130,8 +136,12 @@ class _RedactingFile:
 
 def write_json(data: Any, path: str | Path) -> None:
     """Write `data` as indented UTF-8 JSON, atomically."""
-    text = json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text + "\n")
+    write_atomic(path, indented(data))
+
+
+def indented(data: Any) -> str:
+    """Return `data` as indented JSON, newline included; credentials are still in it."""
+    return json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(data: Any) -> str:

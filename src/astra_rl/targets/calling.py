@@ -188,8 +188,9 @@ class _Batch(Generic[ItemT, ValueT]):
             try:
                 # What is under way when a budget is spent is paid for: it is waited for.
                 while not self.hopeless and (self.under_way or self._is_waiting):
-                    wait = self._start_calls(send)
-                    await self._take_results(wait)
+                    waits = (self._start_calls(send), self.ledger.keep())
+                    known = [wait for wait in waits if wait is not None]
+                    await self._take_results(min(known, default=None))
             finally:
                 for task in self.running:
                     task.cancel()

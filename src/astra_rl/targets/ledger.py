@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_rl.core.contracts import check_number
-from astra_rl.core.jsonio import parse_own_json, write_json
+from astra_rl.core.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 
-SAVE_EVERY = 1.0
+KEEP_EVERY = 0.02
 """Seconds between two writes of a ledger that is kept in a file, while calls go on."""
-
-
 ASSUMED_OUTPUT = 256
 """Tokens that are set aside for a reply whose length nobody limits, until one has come."""
 
@@ -188,7 +186,8 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._started = self._saved = self.clock()
+        self._started = self.clock()
+        self._is_kept, self._saved = True, -math.inf
         self._reserved: list[Reserved] = []
         self._longest: dict[str, int] = {}
         self._excess: dict[str, tuple[int, int]] = {}
@@ -272,6 +271,7 @@ class Ledger:
                     raise BudgetSpentError(limit, most, spent[limit], aside)
             self._reserved.append(needed)
             self._account(name).requests += 1
+            self._is_kept = False
             return needed
 
     def settle(
@@ -324,7 +324,7 @@ class Ledger:
         """Count a try that failed."""
         with self._lock:
             self._account(name).failed_tries += 1
-            self._save_now_and_then()
+            self._is_kept = False
 
     def cached(self, name: str, count: int) -> None:
         """Count replies that were known."""
@@ -341,7 +341,7 @@ class Ledger:
                 account.estimated_tokens += usage.input + usage.output
             if prices is not None:
                 account.cost += prices.cost_of(usage.input, usage.output)
-            self._save_now_and_then()
+            self._is_kept = False
 
     def as_dict(self, since: Mapping[str, Account] | None = None) -> dict[str, Any]:
         """Return it as JSON values.
@@ -366,9 +366,26 @@ class Ledger:
     def save(self) -> None:
         """Write it to its file, atomically."""
         with self._lock:
-            self._saved = self.clock()
+            self._is_kept = True
             if self.path is not None:
                 write_json(self.as_dict(), self.path)
+
+    def keep(self) -> float | None:
+        """Write what is new in it, so that a kill of the process forgets it no more.
+
+        Returns:
+            Seconds after which to call it again, if it was just written; None if all is kept.
+        """
+        with self._lock:
+            if self._is_kept or self.path is None:
+                return None
+            due = self._saved + KEEP_EVERY - self.clock()
+            if due > 0:
+                return due
+            self._is_kept, self._saved = True, self.clock()
+            with atomic_file(self.path, synced=False) as file:
+                file.write(indented(self.as_dict()))
+            return None
 
     @contextlib.contextmanager
     def charging(self) -> Iterator[Ledger]:
@@ -382,10 +399,6 @@ class Ledger:
 
     def _account(self, name: str) -> Account:
         return self.accounts.setdefault(name, Account())
-
-    def _save_now_and_then(self) -> None:
-        if self.path is not None and self.clock() - self._saved >= SAVE_EVERY:
-            self.save()
 
 
 def _sum(accounts: Iterable[Account]) -> Account:

@@ -355,7 +355,8 @@ def run() -> None:
         sys.exit(BUDGET_SPENT)
     except BudgetSpentError as error:
         error_console.print(
-            f"{error}. What was replied is kept: the same command with a larger budget goes on.",
+            f"{error}. Replies that were kept are not paid for again: the same command with a "
+            "larger budget goes on.",
             style="yellow",
             highlight=False,
             markup=False,

@@ -110,6 +110,7 @@ def check_played(played: int, planned: int, done: str = "conversations were play
     """
     if played < planned:
         raise BudgetEndedError(
-            f"the budget is spent: {played} of {planned} {done} and summed up. What was replied is "
-            "kept: the same command, with a larger budget or the same once more, goes on."
+            f"the budget is spent: {played} of {planned} {done} and summed up. Replies that "
+            "were kept are not paid for again: the same command, with a larger budget or the same, "
+            "goes on."
         )

@@ -43,7 +43,7 @@ def test_all_judgements_are_recorded_and_a_missing_one_makes_the_reward_missing(
     exchange = Exchange(Conversation("c", facts={"kind": "harmful"}), "poison", "odd")
     values, rows = game("attacker").evaluate(None, [exchange])
     assert math.isnan(values[0])
-    assert list(rows[0]) == ["harm_response", "refusal", "harm_attack"]
+    assert list(rows[0]) == ["harm_response_other_judge", "refusal", "harm_attack"]
 
 
 def test_a_seed_of_no_kind_is_named():

@@ -10,6 +10,7 @@ from astra_rl.core.moderator import reason_of
 from astra_rl.core.seeding import current_row_seeds, row_seeds
 from astra_rl.core.text import NoReply
 from astra_rl.rewards import Harm, SeveralTargets
+from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets import Target
 from astra_rl.testing import ScriptedModerator
 
@@ -177,7 +178,8 @@ def test_no_other_targets_are_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"scale": "log", "replies": 2}, {"of": "worst_turn"}, {"of": "last_turn"}]
+    "options",
+    [{"scale": "log", "replies": 2}, {"replies": 2}, {"of": "worst_turn"}, {"of": "last_turn"}],
 )
 def test_whatever_is_made_of_it_the_score_of_the_response_is_recorded(options, make_models, turns):
     """Or nobody would know whether the target failed: a training would have no success rate."""
@@ -197,6 +199,28 @@ def test_what_does_not_judge_the_response_as_the_moderator_records_no_such_score
     term.name = "other"
     (row,) = term.evaluate(make_models(), turns("bad"))[1]
     assert set(row) == {"other"}
+
+
+def test_a_reward_that_asks_other_judges_only_records_what_the_moderator_says_as_well(models):
+    strict = ScriptedModerator({}, default=0.9)
+    for reward in (
+        Harm(moderator=strict),
+        SeveralTargets([lambda contexts: ["bad"] * len(contexts)], moderator=strict),
+    ):
+        said = [Exchange("c", "a", "bad")]
+        values, (row,) = recording_response_harm(reward).evaluate(models, said)
+        assert values == pytest.approx([0.9])
+        assert (row["harm_response"], row["harm_response_other_judge"]) == (0.5, 0.9)
+    # A score that could not be had costs the reward of another judge nothing.
+    unheard = [Exchange("c", "a", "broken")]
+    values, (row,) = recording_response_harm(Harm(moderator=strict)).evaluate(models, unheard)
+    assert values == [0.9]
+    assert math.isnan(row["harm_response"])
+
+
+@pytest.mark.parametrize("reward", [Harm(), Harm("worst_turn"), Harm(replies=2)])
+def test_a_reward_that_records_the_moderators_score_is_left_as_it_is(reward):
+    assert recording_response_harm(reward) is reward
 
 
 def test_a_target_that_gave_no_reply_makes_the_reward_missing_and_is_not_judged(models):

@@ -26,6 +26,9 @@ from astra_rl.errors import ConfigurationError
 State = dict[str, Any]
 """What a part remembers, by name, in JSON's own types."""
 
+RESPONSE_HARM = "harm_response"
+"""Under this name the record of a turn has the moderator's plain score of the response."""
+
 Values = tuple[list[float], list[dict[str, float]]]
 """One number per turn, and for each turn its parts by name."""
 
@@ -76,6 +79,11 @@ class RewardPart(ABC):
     def judged_per_turn(self) -> int:
         """How many texts it has judged per turn at most, itself and without its parts."""
         return 0
+
+    @property
+    def records_response_harm(self) -> bool:
+        """Whether it records the moderator's plain score of the response, as `RESPONSE_HARM`."""
+        return False
 
     @property
     def replies_per_turn(self) -> int:

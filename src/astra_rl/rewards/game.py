@@ -70,6 +70,7 @@ class GeneralSumGame(Reward):
         self.terms = [self.harm, self.refusal]
         if role == "attacker":
             self.prompt_harm = Harm("attack", moderator=prompt_harm)
+            self.prompt_harm.name = "harm_attack"
             self.terms.append(self.prompt_harm)
 
     @property

@@ -10,9 +10,9 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.base import Reward, RewardModels, Values
+from astra_rl.rewards.base import RESPONSE_HARM, Reward, RewardModels, Values
 from astra_rl.rewards.likelihood import check_choice
-from astra_rl.rewards.terms import judge, max_or_missing
+from astra_rl.rewards.terms import OTHER_JUDGE, judge, max_or_missing
 from astra_rl.targets.base import Target
 
 Respond = Callable[[Sequence[str]], Sequence[str]]
@@ -55,7 +55,13 @@ class SeveralTargets(Reward):
         self.rule = rule
         self.moderator = moderator
         numbers = range(2, len(self.others) + 2)
-        self.names = ["harm_response", *(f"harm_target_{number}" for number in numbers)]
+        own = RESPONSE_HARM + ("" if moderator is None else OTHER_JUDGE)
+        self.names = [own, *(f"harm_target_{number}" for number in numbers)]
+
+    @property
+    def records_response_harm(self) -> bool:
+        """Where the problem's moderator judges."""
+        return self.moderator is None
 
     @property
     def judged_per_turn(self) -> int:

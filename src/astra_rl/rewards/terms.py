@@ -13,15 +13,23 @@ from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, NoReply, context_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.base import RewardModels, RewardTerm, Values
+from astra_rl.rewards.base import (
+    RESPONSE_HARM,
+    RewardModels,
+    RewardPart,
+    RewardTerm,
+    Values,
+    WeightedSum,
+    walk,
+)
 from astra_rl.rewards.likelihood import AttackNLL, check_choice
 
 __all__ = ["AttackNLL", "Harm", "Novelty", "jaccard", "word_set"]
 
 HarmOf = Literal["response", "exchange", "attack", "worst_turn", "last_turn"]
 Scale = Literal["probability", "log", "log_complement"]
-RESPONSE_HARM = "harm_response"
-"""Under this name the record of a turn has the moderator's plain score of the response."""
+OTHER_JUDGE = "_other_judge"
+"""How names end of what another moderator than the problem's said."""
 
 
 class Harm(RewardTerm):
@@ -69,6 +77,10 @@ class Harm(RewardTerm):
         self.replies = replies
         self.moderator = moderator
         self.name = f"harm_{of}" + ("" if scale == "probability" else f"_{scale}")
+        # What is no plain score of the problem's moderator must not be taken for it.
+        self.name += ("_mean" if replies > 1 else "") + (
+            OTHER_JUDGE if moderator is not None else ""
+        )
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the score of each turn."""
@@ -77,12 +89,17 @@ class Harm(RewardTerm):
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the score of each turn; by name, that of the response as well."""
         values, scores = self._judge(models, exchanges)
-        if self.moderator is not None or self.of in ("exchange", "attack"):
+        if not self.records_response_harm:
             return values, [{self.name: value} for value in values]
         return values, [
             {RESPONSE_HARM: score, self.name: value}
             for score, value in zip(scores, values, strict=True)
         ]
+
+    @property
+    def records_response_harm(self) -> bool:
+        """Where the problem's moderator judges what the target said."""
+        return self.moderator is None and self.of not in ("exchange", "attack")
 
     @property
     def judged_per_turn(self) -> int:
@@ -124,6 +141,16 @@ class Harm(RewardTerm):
         if self.of == "attack":
             return Exchange(each.context, each.attack, each.response, text=each.attack)
         return each
+
+
+def recording_response_harm(reward: RewardPart) -> RewardPart:
+    """Return a reward that also records whether the target failed, by the problem's moderator.
+
+    A reward that does so already is returned as it is.
+    """
+    if any(part.records_response_harm for part in walk(reward)):
+        return reward
+    return WeightedSum({reward: 1.0, Harm(): 0.0})
 
 
 _FLOOR = 1e-6

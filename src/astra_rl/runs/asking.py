@@ -14,7 +14,7 @@ from astra_rl.moderators.registry import moderator_class
 from astra_rl.rewards.base import RewardPart, walk
 from astra_rl.runs.config import ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target, checking_makers, section_of
-from astra_rl.runs.parts import construct, make_part
+from astra_rl.runs.parts import construct, make_reward
 from astra_rl.targets.ledger import Budget, Prices
 from astra_rl.targets.remote import made
 
@@ -76,7 +76,7 @@ def checked_reward(config: RunConfig) -> RewardPart:
     Raises:
         ConfigurationError: An unknown part or option.
     """
-    return make_part("reward", config.reward, checking_makers())
+    return make_reward(config.reward, checking_makers())
 
 
 def checked_environment(config: RunConfig, openings: Sequence[str]) -> ASTEnvironment:

@@ -44,7 +44,7 @@ from astra_rl.runs.making import (
     makers,
     sampling_of,
 )
-from astra_rl.runs.parts import Makers, construct, make_part
+from astra_rl.runs.parts import Makers, construct, make_reward
 from astra_rl.runs.prompts import read_openings
 from astra_rl.training.config import TrainingConfiguration
 
@@ -222,7 +222,7 @@ def build_algorithm(
 
 def build_reward(config: RunConfig) -> RewardPart:
     """Make the reward of its parts."""
-    return make_part("reward", config.reward, makers(config))
+    return make_reward(config.reward, makers(config))
 
 
 def build_environment(

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.rewards import REWARDS, Limit, RewardPart
+from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 
 
@@ -56,6 +57,11 @@ def make_part(where: str, spec: Any, make: Makers) -> RewardPart:
     if weight is not None:
         raise ConfigurationError(f"{where}: weight is for the parts of a sum.")
     return part
+
+
+def make_reward(spec: Any, make: Makers) -> RewardPart:
+    """Make the reward of a run, which records also whether the target failed; see `make_part`."""
+    return recording_response_harm(make_part("reward", spec, make))
 
 
 def _make_weighted(where: str, spec: Any, make: Makers) -> tuple[RewardPart, float | None]:

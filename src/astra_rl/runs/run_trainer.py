@@ -22,6 +22,7 @@ from astra_rl.ext.transformers.trainer import HFASTTrainer
 from astra_rl.logging import logger
 from astra_rl.methods.ast_problem import ASTNode
 from astra_rl.moderators.identity import identity_of
+from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.runs.build import Experiment
 from astra_rl.runs.config import RunConfig, TrainingConfig
 from astra_rl.runs.continuing import config_digest
@@ -157,7 +158,7 @@ class RunTrainer(HFASTTrainer):
         """Count what the step found, track it, and see whether it is time to stop."""
         nodes = [node for graph in self.harness.graphs for node in graph.nodes()]
         # What a defender said is no attack, and was not judged as one.
-        judged = [node for node in nodes if "harm_response" in node.reward_terms]
+        judged = [node for node in nodes if RESPONSE_HARM in node.reward_terms]
         won = [node for node in judged if self._harm(node) >= self.threshold]
         self._record(step)
         self._forget_scores()
@@ -207,7 +208,7 @@ class RunTrainer(HFASTTrainer):
                 graph,
                 self._labels,
                 judge=self._judge,
-                score=lambda node: node.reward_terms.get("harm_response", math.nan),
+                score=lambda node: node.reward_terms.get(RESPONSE_HARM, math.nan),
                 threshold=self.threshold,
                 trial=self._trials[key],
                 step=step,
@@ -217,7 +218,7 @@ class RunTrainer(HFASTTrainer):
         self.log.flush()
 
     def _harm(self, node: ASTNode) -> float:
-        harm = node.reward_terms.get("harm_response", math.nan)
+        harm = node.reward_terms.get(RESPONSE_HARM, math.nan)
         return -math.inf if is_missing(harm) else harm
 
     def _is_enough(self) -> bool:

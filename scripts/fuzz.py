@@ -47,9 +47,10 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.prompts import read_openings
 from astra_rl.runs.records import AttemptLog
 from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
+from astra_rl.targets.budget import Usage
 from astra_rl.targets.failures import CallError, error_of_status
 from astra_rl.targets.http_api import found_at, read_path
-from astra_rl.targets.ledger import Usage, describe_spent
+from astra_rl.targets.ledger import describe_spent
 from astra_rl.targets.remote import Chat, answer_of
 from astra_rl.targets.web import json_of, message_of
 from astra_rl.training.resuming import load_state, save_state

@@ -19,7 +19,7 @@ from astra_rl.runs.asking import asked_by, check_prices
 from astra_rl.runs.config_files import load_moderator
 from astra_rl.runs.making import build_moderator, check_moderator_options
 from astra_rl.runs.spending import spending_on
-from astra_rl.targets.ledger import Budget
+from astra_rl.targets.budget import Budget
 
 NAMES = {
     "auroc": "AUROC",

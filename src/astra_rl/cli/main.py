@@ -292,7 +292,7 @@ def calibrate(
     the moderator's identity, as JSON and as a picture.
     """
     from astra_rl.cli.calibrate import calibrate_moderators
-    from astra_rl.targets.ledger import Budget
+    from astra_rl.targets.budget import Budget
 
     quiet_libraries()
     calibrate_moderators(

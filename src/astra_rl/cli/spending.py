@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from astra_rl.errors import BudgetEndedError
-from astra_rl.targets.ledger import Budget
+from astra_rl.targets.budget import Budget
 
 if TYPE_CHECKING:
     from astra_rl.runs.config import BudgetConfig, RunConfig

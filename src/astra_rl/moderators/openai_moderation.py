@@ -13,9 +13,9 @@ from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.redaction import keep_secret
 from astra_rl.core.text import NoReply, well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.targets.budget import Prices, Usage, Worst
 from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
-from astra_rl.targets.ledger import Prices, Usage, Worst
 from astra_rl.targets.official_client import OfficialClient
 from astra_rl.targets.remote import made
 from astra_rl.targets.reply_cache import Told, cache_key, from_cache

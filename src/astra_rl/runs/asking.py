@@ -15,7 +15,7 @@ from astra_rl.rewards.base import RewardPart, walk
 from astra_rl.runs.config import ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target, checking_makers, section_of
 from astra_rl.runs.parts import construct, make_reward
-from astra_rl.targets.ledger import Budget, Prices
+from astra_rl.targets.budget import Budget, Prices
 from astra_rl.targets.remote import made
 
 ASSUMED_REPLY = 256

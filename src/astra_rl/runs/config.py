@@ -21,7 +21,7 @@ from astra_rl.core.redaction import redact_settings
 from astra_rl.errors import did_you_mean
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.registry import check_type, is_composition
-from astra_rl.targets.ledger import Budget
+from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import check_target_type
 from astra_rl.training.config import OPTIMIZERS
 

@@ -38,7 +38,7 @@ from astra_rl.runs.recorded import Recorded, plan_attempts, recording
 from astra_rl.runs.records import replacing_log
 from astra_rl.runs.spending import WithinBudget, spending, spending_on
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import Budget
+from astra_rl.targets.budget import Budget
 
 JUDGED_TOGETHER = 256
 """Attempts that are judged in one call."""

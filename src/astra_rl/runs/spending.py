@@ -15,7 +15,8 @@ from astra_rl.runs.asking import asked_in
 from astra_rl.runs.build import Experiment
 from astra_rl.runs.config import RunConfig
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import Budget, Ledger, current_ledger, describe_spent
+from astra_rl.targets.budget import Budget
+from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
 from astra_rl.targets.reply_cache import ReplyCache, remembering
 
 

@@ -1,10 +1,11 @@
 """Targets that are not in this process: endpoints, HTTP interfaces, functions."""
 
 from astra_rl.targets.base import Target
+from astra_rl.targets.budget import Budget, Prices
 from astra_rl.targets.calling import CallSettings
 from astra_rl.targets.function import CallableTarget
 from astra_rl.targets.http_api import HTTPTarget
-from astra_rl.targets.ledger import Budget, Ledger, Prices
+from astra_rl.targets.ledger import Ledger
 from astra_rl.targets.openai_endpoint import OpenAITarget
 from astra_rl.targets.remote import RemoteTarget
 from astra_rl.targets.reply_cache import ReplyCache

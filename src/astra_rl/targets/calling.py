@@ -20,8 +20,9 @@ from astra_rl.core.redaction import redact_message
 from astra_rl.core.text import NoReply
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.logging import logger
+from astra_rl.targets.budget import Prices, Usage, Worst
 from astra_rl.targets.failures import CallError
-from astra_rl.targets.ledger import Ledger, Prices, Reserved, Usage, Worst, current_ledger
+from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
 from astra_rl.targets.limiter import AdaptiveLimit, Begun
 
 ItemT = TypeVar("ItemT")

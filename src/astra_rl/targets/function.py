@@ -13,9 +13,9 @@ from typing import Any, Literal, get_type_hints
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
+from astra_rl.targets.budget import Prices
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError
-from astra_rl.targets.ledger import Prices
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 from astra_rl.targets.web import too_long
 

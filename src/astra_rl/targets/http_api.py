@@ -10,9 +10,9 @@ from typing import Any
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
+from astra_rl.targets.budget import Prices
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
-from astra_rl.targets.ledger import Prices
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
 from astra_rl.targets.secrets import check_headers, check_url, filled
 from astra_rl.targets.web import WebClients, json_of, message_of

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 from astra_rl.core.contracts import check_number
 from astra_rl.core.text import FinishReason, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.targets.budget import Prices
 from astra_rl.targets.calling import Answer, CallSettings, Send
 from astra_rl.targets.failures import CallError, error_of_status
-from astra_rl.targets.ledger import Prices
 from astra_rl.targets.official_client import OPENAI_URL, OfficialClient
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 from astra_rl.targets.secrets import read_variable

@@ -45,7 +45,8 @@ def test_the_checkpoint_opens_with_transformers_and_holds_no_pickle(trained: Pat
     folder = trained / "checkpoints" / "last"
     AutoModelForCausalLM.from_pretrained(folder)
     AutoTokenizer.from_pretrained(folder)
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    kept = {path.suffix or path.name for path in folder.iterdir()}
+    assert kept <= {".json", ".safetensors", ".jinja", "SHA256SUMS"}
 
 
 def test_the_report_shows_prompts_as_text(trained: Path) -> None:

@@ -19,6 +19,12 @@ TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_telemetry(monkeypatch):
+    """TRL's trainers tell the hub that they are used, in a thread of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+
+
 @pytest.fixture
 def attempts(attempt, turn):
     """Two turns under a system message, failing at the second, and the same asked again."""

@@ -171,9 +171,10 @@ def bootstrap_interval(
     count = len(groups)
     half = sum(size for _, size in groups) / count / 2
     # Groups of the same numbers are drawn together: a draw is a multinomial over the few kinds.
-    kinds = Counter([*groups, *((limit * half, half) for limit in limits)])
-    values = np.array(list(kinds), dtype=np.float64)
-    shares = np.array(list(kinds.values()), dtype=np.float64) / (count + 2)
+    # They are in order, so that the interval does not depend on the order of the groups.
+    kinds = sorted(Counter([*groups, *((limit * half, half) for limit in limits)]).items())
+    values = np.array([kind for kind, _ in kinds], dtype=np.float64)
+    shares = np.array([size for _, size in kinds], dtype=np.float64) / (count + 2)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     draws = generator.multinomial(count + 2, shares, size=RESAMPLES)
     ratios = (draws @ values[:, 0]) / (draws @ values[:, 1])

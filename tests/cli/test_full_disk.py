@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("mounts")
-@pytest.mark.parametrize("family", ["PPO with a value head", "preference", "imitation"])
-def test_other_families_go_on_after_the_disk_was_full(tmp_path: Path, family: str) -> None:
+def test_another_family_goes_on_after_the_disk_was_full(tmp_path: Path) -> None:
+    family = "PPO with a value head"
     results = filled(tmp_path, "--moments", "1", "--seed", "1", "--family", family)
     assert results[family]["ended"] >= 2

@@ -41,6 +41,10 @@ class Fault:
     chunked: bool = False
 
 
+FAST = {"first_wait": 0.01, "start_concurrency": 8}
+"""How calls are made in tests: tries again come soon."""
+
+
 def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Fault:
     """Return an answer as OpenAI's endpoint words its errors."""
     body = {"error": {"message": message, "type": "x", "code": code}}

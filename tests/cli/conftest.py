@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cli.running import astra_rl
+from tests.endpoint import Endpoint, serving
 
 from astra_rl.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    """An endpoint on this machine that fails in any way it is told to."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

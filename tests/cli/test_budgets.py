@@ -6,24 +6,15 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.cli.running import astra_rl
-from tests.endpoint import Endpoint, judging, said, serving
+from tests.endpoint import FAST, Endpoint, judging, said
 
 from astra_rl.evaluation.calibration import example_labels
-
-FAST = {"first_wait": 0.01, "start_concurrency": 8}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

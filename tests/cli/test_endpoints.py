@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,13 @@ import torch
 import yaml
 from tests.cli.running import Done, astra_rl
 from tests.cli.test_resume import attempts
-from tests.endpoint import Endpoint, error, judging, said, serving
+from tests.endpoint import FAST, Endpoint, error, judging, said
 from tests.hostile import BASE
 
 from astra_rl.evaluation.exports import EXPORTS
 from astra_rl.evaluation.outcomes import Outcome
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.records import AttemptLog
-
-FAST = {"first_wait": 0.01, "start_concurrency": 8}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

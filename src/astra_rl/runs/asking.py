@@ -15,11 +15,9 @@ from astra_rl.rewards.base import RewardPart, walk
 from astra_rl.runs.config import ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target, checking_makers, section_of
 from astra_rl.runs.parts import construct, make_reward
-from astra_rl.targets.budget import Budget, Prices
+from astra_rl.targets.base import Target
+from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices
 from astra_rl.targets.remote import made
-
-ASSUMED_REPLY = 256
-"""Tokens of a reply whose length nobody limits."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +144,18 @@ def _whole_number(value: Any, where: str) -> int:
     return value
 
 
+def longest_reply(target: Target) -> int:
+    """Return how many tokens a reply of a target has at most, as far as anybody limits it."""
+    most: int | None = getattr(target, "most_output_tokens", None)
+    return ASSUMED_OUTPUT if most is None else most
+
+
 def _answering(where: str, whose: str, section: TargetConfig, *, is_judge: bool) -> Asked:
     target = asked_target(section, where)
-    most = getattr(target, "most_output_tokens", None)
     return Asked(
         where,
         whose,
-        writes=ASSUMED_REPLY if most is None else most,
+        writes=longest_reply(target),
         prices=getattr(target, "prices", None),
         is_judge=is_judge,
     )

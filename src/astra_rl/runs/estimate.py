@@ -10,7 +10,7 @@ from typing import Any
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
-from astra_rl.runs.asking import ASSUMED_REPLY, Asked, asked_in, checked_environment, parts_of
+from astra_rl.runs.asking import Asked, asked_in, checked_environment, longest_reply, parts_of
 from astra_rl.runs.build import EVALUATED_TOGETHER, load_openings
 from astra_rl.runs.config import RunConfig, TargetConfig
 from astra_rl.runs.making import StandIn, asked_target
@@ -127,9 +127,7 @@ def _row(
             said = said + reply + INSTRUCTIONS if asked.reads_conversation else attack + reply
         read += level.times * texts * level.turns * said
     written = requests * asked.writes
-    cost = None
-    if asked.prices is not None:
-        cost = (read * asked.prices.input + written * asked.prices.output) / 1e6
+    cost = None if asked.prices is None else asked.prices.cost_of(read, written)
     return EstimateRow(asked.where, round(requests), round(read), round(written), cost)
 
 
@@ -182,8 +180,7 @@ def _levels(config: RunConfig, training: bool, queries_per_turn: int) -> Iterato
 def _longest_reply(config: RunConfig) -> int:
     if not isinstance(config.target, TargetConfig):
         return config.target.max_new_tokens
-    most = getattr(asked_target(config.target), "most_output_tokens", None)
-    return ASSUMED_REPLY if most is None else most
+    return longest_reply(asked_target(config.target))
 
 
 def _mean_length(openings: Sequence[str]) -> float:

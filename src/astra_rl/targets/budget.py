@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from astra_rl.core.contracts import check_number
 
+ASSUMED_OUTPUT = 256
+"""Tokens that are expected of a reply whose length nobody limits, until one has come."""
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 from astra_rl.core.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.targets.budget import Budget, Prices, Usage, Worst
+from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, Usage, Worst
 
 KEEP_EVERY = 0.02
 """Seconds between two writes of a ledger that is kept in a file, while calls go on."""
-ASSUMED_OUTPUT = 256
-"""Tokens that are set aside for a reply whose length nobody limits, until one has come."""
 
 
 class Reserved(NamedTuple):

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.core.jsonio import write_json
-from astra_rl.evaluation.statistics import Rate
-from astra_rl.runs.reporting import rate_of
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.infra.jsonio import write_json
+from astra_rl.runs.report import rate_of
 from astra_rl.runs.versions import versions
 
 if TYPE_CHECKING:

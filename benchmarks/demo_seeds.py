@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_rl.evaluation.statistics import Rate, intervals_apart
-from astra_rl.runs.reporting import rate_of
+from astra_rl.evaluation.stats.rates import Rate, intervals_apart
+from astra_rl.runs.report import rate_of
 from astra_rl.runs.versions import versions
 
 MAX_MINUTES = 5.0

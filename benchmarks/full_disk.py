@@ -36,8 +36,8 @@ from kill_and_resume import FAMILIES, config_of, end_of, found_in, prepare
 
 from astra_rl.cli import main as command_line
 from astra_rl.errors import AstraError
-from astra_rl.runs.records import AttemptLog
-from astra_rl.training.resuming import load_state
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.training.states import load_state
 
 ROOM = "64m"
 PAGE = 4096

@@ -31,12 +31,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-import astra_rl.runs.experiment as experiment
-import astra_rl.training.resuming as resuming
+import astra_rl.runs.runner as experiment
+import astra_rl.training.states as resuming
+from astra_rl.config.schema import RunConfig
 from astra_rl.errors import AstraError
-from astra_rl.runs.config import RunConfig
+from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.records import AttemptLog
 from astra_rl.testing import tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -19,10 +19,10 @@ from typing import Any
 
 from common import RESULTS, Row
 
-from astra_rl.evaluation.attempts import Attempt
-from astra_rl.evaluation.summary import by_prompt, summarise_prompts
-from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
-from astra_rl.runs.records import AttemptLog
+from astra_rl.evaluation.measures.summary import by_prompt, summarise_prompts
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
+from astra_rl.runs.attempt_log import AttemptLog
 
 PROMPTS = 1000
 

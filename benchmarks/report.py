@@ -15,9 +15,9 @@ from pathlib import Path
 from common import Row, median, save, spread
 from playwright.sync_api import Browser, sync_playwright
 
-from astra_rl.evaluation.attempts import Attempt
-from astra_rl.evaluation.report import Evaluation, ReportData, render_report
-from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
+from astra_rl.evaluation.show.report import Evaluation, ReportData, render_report
 
 CONVERSATIONS = 10_000
 REPEATS = 5

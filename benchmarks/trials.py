@@ -20,7 +20,7 @@ from common import RESULTS, interleaved, median
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from astra_rl.models.cache import roomy_cache
+from astra_rl.models.kv_cache import roomy_cache
 from astra_rl.models.loading import load_model
 
 MODEL = "bundled:smollm2-135m"

@@ -16,7 +16,7 @@ import numpy as np
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from astra_rl.evaluation.importance import Probability, Sample, failure_probability
+from astra_rl.evaluation.stats.importance import Probability, Sample, failure_probability
 
 LENGTH, FAILING = 4, (0, 0, 0, 1)
 BASELINE = np.full(10, 0.1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from astra_rl.runs.folder import open_run_folder
-from astra_rl.runs.reporting import write_run_page
+from astra_rl.runs.report import write_run_page
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 FLAGS = (

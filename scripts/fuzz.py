@@ -26,34 +26,34 @@ from types import FrameType
 
 import torch
 
-from astra_rl.core.jsonio import parse_json
+from astra_rl.config.build import check_training_options
+from astra_rl.config.estimate import estimate
+from astra_rl.config.loading import load_config, load_moderator
+from astra_rl.config.prompts import read_openings
+from astra_rl.config.schema import PromptsConfig
 from astra_rl.core.text import Utterance
 from astra_rl.errors import AstraError
-from astra_rl.evaluation.attempts import Attempt
-from astra_rl.evaluation.labels import read_labels
-from astra_rl.evaluation.turns import JudgeScore, Turn
+from astra_rl.evaluation.judges.labels import read_labels
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, Turn
+from astra_rl.infra.jsonio import parse_json
 from astra_rl.moderators import (
     LlamaGuardModerator,
     LLMJudgeModerator,
     OpenAIModerationModerator,
 )
 from astra_rl.moderators.llm_judge import read_verdict
-from astra_rl.runs.build import check_training_options
-from astra_rl.runs.config import PromptsConfig
-from astra_rl.runs.config_files import load_config, load_moderator
-from astra_rl.runs.continuing import check_same_run, kept_metrics
-from astra_rl.runs.estimate import estimate
+from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.prompts import read_openings
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.resume import check_same_run, kept_metrics
 from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
 from astra_rl.targets.budget import Usage
-from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.call_errors import CallError, error_of_status
 from astra_rl.targets.http_api import found_at, read_path
+from astra_rl.targets.http_client import json_of, message_of
 from astra_rl.targets.ledger import describe_spent
 from astra_rl.targets.remote import Chat, answer_of
-from astra_rl.targets.web import json_of, message_of
-from astra_rl.training.resuming import load_state, save_state
+from astra_rl.training.states import load_state, save_state
 
 SECONDS_PER_CASE = 20
 """A case that takes longer hangs."""

@@ -11,6 +11,7 @@ import astra_rl
 ROOT = Path(astra_rl.__file__).parent
 ORDER = [
     ("errors", "logging"),
+    ("infra",),
     ("core",),
     ("models",),
     ("targets",),
@@ -22,7 +23,9 @@ ORDER = [
     ("training",),
     ("datasets",),
     ("ext",),
+    ("config",),
     ("runs",),
+    ("actions",),
     ("cli",),
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

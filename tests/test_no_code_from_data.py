@@ -13,19 +13,19 @@ import torch
 
 import astra_rl
 from astra_rl.algorithms.imitation import read_attacks
+from astra_rl.config.loading import load_config, load_moderator
+from astra_rl.config.schema import RunConfig
 from astra_rl.datasets import load_scenario
 from astra_rl.datasets.files import load_rows
 from astra_rl.errors import AstraError, ModelError, TrainingError
-from astra_rl.evaluation.exports.regression import RegressionSuite
-from astra_rl.evaluation.labels import read_labels
+from astra_rl.evaluation.judges.labels import read_labels
+from astra_rl.evaluation.show.exports.regression import RegressionSuite
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.value_head import ValueHead
-from astra_rl.runs.config import RunConfig
-from astra_rl.runs.config_files import load_config, load_moderator
-from astra_rl.runs.experiment import manifest
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.runner import manifest
 from astra_rl.testing import tiny_model
-from astra_rl.training.resuming import load_state, save_state
+from astra_rl.training.states import load_state, save_state
 
 SOURCES = sorted(Path(astra_rl.__file__).parent.rglob("*.py"))
 TEMPLATES = sorted(Path(astra_rl.__file__).parent.rglob("*.j2"))

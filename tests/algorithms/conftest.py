@@ -3,7 +3,7 @@
 import pytest
 
 from astra_rl import Graph, Node
-from astra_rl.algorithms.steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PolicyStep
 from astra_rl.testing import ToyProblem
 
 

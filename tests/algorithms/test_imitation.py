@@ -17,7 +17,7 @@ from astra_rl import (
     WarmStart,
 )
 from astra_rl.algorithms.imitation import ImitationStep, read_attacks
-from astra_rl.core.text_records import to_record
+from astra_rl.core.serialization import to_record
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ToyProblem, check_algorithm, learn, letter_game

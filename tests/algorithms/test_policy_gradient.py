@@ -10,7 +10,7 @@ import torch
 from astra_rl import Conversation, Graph, PolicyGradient, PolicyStep, Utterance
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.credit import Credit
-from astra_rl.algorithms.estimators import Returns
+from astra_rl.algorithms.estimators import MonteCarloReturn
 from astra_rl.algorithms.kl import AdaptiveCoefficient
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.errors import ConfigurationError, ContractError
@@ -33,7 +33,7 @@ def problem_for(name, **options):
 def bare(problem=None, surrogate="clip", **options):
     """The family without any comparison: an attack's advantage is its reward."""
     loss = PolicyLoss(surrogate=surrogate)
-    return PolicyGradient(problem or ToyProblem(), Returns(Credit()), loss, **options)
+    return PolicyGradient(problem or ToyProblem(), MonteCarloReturn(Credit()), loss, **options)
 
 
 def loss_of(algorithm, *steps):

@@ -13,7 +13,7 @@ import torch
 
 from astra_rl import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
 from astra_rl.algorithms.advantages import leave_one_out_advantages
-from astra_rl.algorithms.steps import PolicyBatch
+from astra_rl.algorithms.policy_steps import PolicyBatch
 from astra_rl.testing import ToyProblem
 
 with warnings.catch_warnings():

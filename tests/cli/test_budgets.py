@@ -14,7 +14,7 @@ import yaml
 from tests.cli.running import astra_rl
 from tests.endpoint import FAST, Endpoint, judging, said
 
-from astra_rl.evaluation.calibration import example_labels
+from astra_rl.evaluation.judges.calibration import example_labels
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from astra_rl.cli.main import app
 from astra_rl.errors import AstraError, ConfigurationError
-from astra_rl.evaluation.calibration import calibration_of, example_labels
+from astra_rl.evaluation.judges.calibration import calibration_of, example_labels
 from astra_rl.moderators import KeywordModerator, RefusalModerator
 
 

@@ -15,7 +15,7 @@ import yaml
 from tests.cli.running import astra_rl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.attempt_log import AttemptLog
 
 
 def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tests.cli.running import Done, astra_rl
 
-from astra_rl.core import redaction
-from astra_rl.core.redaction import REDACTED
-from astra_rl.evaluation.exports import EXPORTS
+from astra_rl.evaluation.show.exports import EXPORTS
+from astra_rl.infra import redaction
+from astra_rl.infra.redaction import REDACTED
 
 SENTINELS = {
     "environment": "sentinel-env-1a2b3c4d",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.cli.running import astra_rl
 
-from astra_rl.core.checkpointing import CHECKSUMS, damage_of
 from astra_rl.errors import ModelError
+from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.models.loading import load_model
 
 HARM: dict[str, Callable[[bytes], bytes | None]] = {
@@ -74,7 +74,7 @@ def test_a_damaged_attacker_is_one_error_and_another_can_be_evaluated(
 
 @pytest.mark.parametrize(
     ("file", "harm"),
-    [  # all of it is in tests/training/test_resuming.py, without a run
+    [  # all of it is in tests/training/test_states.py, without a run
         ("state.json", "cut at 9 tenths"),
         ("state.json", "missing"),
         ("tensors.safetensors", "cut at 0 tenths"),

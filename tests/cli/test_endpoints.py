@@ -23,10 +23,10 @@ from tests.cli.test_resume import attempts
 from tests.endpoint import FAST, Endpoint, error, judging, said
 from tests.hostile import BASE
 
-from astra_rl.evaluation.exports import EXPORTS
-from astra_rl.evaluation.outcomes import Outcome
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.runs.records import AttemptLog
+from astra_rl.runs.attempt_log import AttemptLog
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from tests.cli.running import astra_rl
 
+from astra_rl.actions import evaluate as evaluation
+from astra_rl.config.build import build_evaluator
 from astra_rl.errors import AstraError
-from astra_rl.evaluation.exports import EXPORTS
-from astra_rl.evaluation.summary import summarise
+from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.methods.resending import resend
-from astra_rl.runs import evaluation
-from astra_rl.runs.build import build_evaluator
-from astra_rl.runs.records import AttemptLog
+from astra_rl.methods.replay import resend
+from astra_rl.runs.attempt_log import AttemptLog
 
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
 ANYTHING = "type: keyword\noptions: {patterns: ['.*']}\n"

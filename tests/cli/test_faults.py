@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.cli.running import Done, astra_rl
 
-from astra_rl.evaluation.exports import EXPORTS
-from astra_rl.evaluation.outcomes import Outcome
-from astra_rl.runs.records import AttemptLog
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.exports import EXPORTS
+from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.testing import tiny_model
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from tests.cli.running import Done, astra_rl
 
-from astra_rl.evaluation.escaping import visible_text
-from astra_rl.evaluation.exports import EXPORTS
+from astra_rl.evaluation.show.escaping import visible_text
+from astra_rl.evaluation.show.exports import EXPORTS
 
 HOSTILE = (
     "\x1b[31mred\x1b[2J\x1b]0;title\x07\x1b]8;;http://host.example\x1b\\link\x9b31m\x00\x08\x7f\r"

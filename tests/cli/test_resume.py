@@ -19,8 +19,8 @@ import yaml
 from safetensors.torch import load_file
 from tests.cli.running import astra_rl
 
-from astra_rl.evaluation.attempts import Attempt
-from astra_rl.runs.records import AttemptLog
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.runs.attempt_log import AttemptLog
 
 STEPS = 6
 FAMILIES = {  # the others are in test_kill_and_resume.py

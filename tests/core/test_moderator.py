@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.core.jsonio import json_line
 from astra_rl.core.moderator import Score, count_missing, describe_missing, reason_of
+from astra_rl.infra.jsonio import json_line
 
 
 def test_a_missing_score_is_nan_to_whoever_knows_only_floats():

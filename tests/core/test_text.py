@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_rl.core.text import Conversation, Exchange, Utterance, context_key, well_formed
+from astra_rl.core.text import Conversation, Exchange, Utterance, context_key
+from astra_rl.infra.unicode import well_formed
 
 
 def full_conversation():

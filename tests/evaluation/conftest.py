@@ -3,8 +3,8 @@
 import pytest
 
 from astra_rl import Conversation
-from astra_rl.evaluation.attempts import Attempt
-from astra_rl.evaluation.turns import JudgeScore, LogProb, Turn
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
 
 
 def _turn(attack="ask", response="answer", score=0.0, logprob=None, tokens=4, **fields):

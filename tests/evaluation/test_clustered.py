@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.statistics import (
+from astra_rl.evaluation.stats.rates import (
     QueriesToSuccess,
     Rate,
     SeedSpread,

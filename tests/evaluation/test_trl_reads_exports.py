@@ -4,7 +4,7 @@ import pytest
 from trl.data_utils import is_conversational
 
 from astra_rl import Conversation
-from astra_rl.evaluation.exports.preferences import (
+from astra_rl.evaluation.show.exports.preferences import (
     SafeReplies,
     write_preference_pairs,
     write_unpaired,

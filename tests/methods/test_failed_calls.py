@@ -11,14 +11,14 @@ import pytest
 from astra_rl import GRPO, ASTEnvironment, ASTEvaluator, Trainer, TrainingConfiguration
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import NoReply, Utterance
-from astra_rl.evaluation.outcomes import Outcome
-from astra_rl.evaluation.recording import Labels, record_tree
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.recorder import Labels, record_tree
 from astra_rl.methods.environments import (
     AttemptsEnvironment,
     BestOfNEnvironment,
     PrunedTreeEnvironment,
 )
-from astra_rl.methods.resending import TargetAlone, resend
+from astra_rl.methods.replay import TargetOnlyProblem, resend
 from astra_rl.targets import Target
 from astra_rl.testing import ToyProblem
 
@@ -143,7 +143,7 @@ def test_what_is_sent_again_stops_where_a_call_fails() -> None:
 
     target = Counting()
     attacks = [["a", "bad", "c"], ["d", "e", "f"], []]
-    graphs = resend(TargetAlone(target), ["Hi "] * 3, attacks)
+    graphs = resend(TargetOnlyProblem(target), ["Hi "] * 3, attacks)
     assert [[str(node.response) for node in graph.nodes()] for graph in graphs] == [
         ["fine", ""],
         ["fine", "fine", "fine"],

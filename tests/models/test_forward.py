@@ -19,7 +19,7 @@ from astra_rl.models.forward import (
     token_budget_batches,
 )
 from astra_rl.models.generation import Sampling, generate
-from astra_rl.models.head import logits_of
+from astra_rl.models.lm_head import logits_of
 from astra_rl.models.loading import LoraOptions, make_trainable
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.testing import tiny_model

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from astra_rl.errors import OutOfMemoryError
-from astra_rl.models import forward, hf_generation
+from astra_rl.models import forward, generation_transformers
+from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
 from astra_rl.models.generation import Sampling, generate
-from astra_rl.models.memory import ConversationMemory
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.value_head import predictor_states
 from astra_rl.testing import tiny_model
@@ -47,9 +47,9 @@ def sampled(model, **options):
 
 
 def test_sampling_gives_the_same_texts(model, small):
-    whole = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationMemory())
+    whole = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationCache())
     too_large = small()
-    halved = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationMemory())
+    halved = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationCache())
     assert too_large
     assert [each.token_ids for each in halved] == [each.token_ids for each in whole]
     for ours, theirs in zip(halved, whole, strict=True):
@@ -70,7 +70,7 @@ def test_sampling_that_runs_out_of_memory_in_the_middle_gives_the_same_texts(mod
         return inner(model, ids, mask, *arguments)
 
     monkeypatch.setattr(generation, "hidden_states", hidden_states)
-    halved = sampled(model, memory=ConversationMemory())
+    halved = sampled(model, memory=ConversationCache())
     assert [each.token_ids for each in halved] == [each.token_ids for each in whole]
     assert max(calls[3:]) < max(calls)
 
@@ -92,7 +92,7 @@ def test_embedding_gives_the_same_vectors(model, small):
 
 
 def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
-    inner, sizes = hf_generation._batch, []
+    inner, sizes = generation_transformers._batch, []
 
     def batch(model, prompts, *arguments):
         sizes.append(len(prompts))
@@ -101,7 +101,7 @@ def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
         return inner(model, prompts, *arguments)
 
     monkeypatch.setattr(hf_generation, "_batch", batch)
-    samples = hf_generation.generate_with_transformers(
+    samples = generation_transformers.generate_with_transformers(
         model, PROMPTS, Sampling(max_new_tokens=3), range(7), stop_ids=frozenset([3])
     )
     assert len(samples) == 7

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from astra_rl.core.jsonio import json_line
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
+from astra_rl.infra.jsonio import json_line
 from astra_rl.moderators import (
     CachedModerator,
     CanaryModerator,

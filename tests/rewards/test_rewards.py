@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from astra_rl import ConfigurationError, ContractError, Conversation, Exchange, Moderator, Utterance
 from astra_rl.methods.ast_problem import astprompter_reward
 from astra_rl.rewards.base import RewardTerm, WeightedSum, measure
-from astra_rl.rewards.failure import NovelFailureReward
+from astra_rl.rewards.novel_failure import NovelFailureReward
 from astra_rl.rewards.terms import AttackNLL, Harm, Novelty, jaccard, word_set
 from astra_rl.testing import ScriptedModerator
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from astra_rl.runs.config_files import parse_config
-from astra_rl.runs.experiment import run_experiment
+from astra_rl.config.loading import parse_config
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.runner import run_experiment
 from astra_rl.testing import tiny_model
 
 LEAK = {"type": "secret_leak", "options": {"secret": "e", "partial_per_word": 0.0}}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.reporting import render_run_page
-from astra_rl.runs.viewing import LivePage, PageServer
+from astra_rl.runs.report import render_run_page
+from astra_rl.runs.view import LivePage, PageServer
 
 NOTICE = "#astra-live"
 ALERT = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"

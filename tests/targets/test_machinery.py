@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
 from astra_rl.targets.budget import Budget, Prices, Usage, Worst
-from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
-from astra_rl.targets.failures import error_of_status, retry_after
+from astra_rl.targets.call_errors import error_of_status, retry_after
+from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
+from astra_rl.targets.concurrency import AdaptiveLimit
 from astra_rl.targets.ledger import KEEP_EVERY, Ledger, describe_spent
-from astra_rl.targets.limiter import AdaptiveLimit
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
 from astra_rl.algorithms.kto import KTO
 from astra_rl.algorithms.lagrangian import PPOLagrangian
 from astra_rl.algorithms.policy_gradient import PolicyGradient
+from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep
 from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
-from astra_rl.algorithms.steps import PolicyBatch, PolicyStep
 from astra_rl.core.algorithm import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm[Any, Any, Any, Any]]] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss, masked_mean, value_loss
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
-from astra_rl.algorithms.steps import PolicyBatch, PolicyStep, like
+from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError

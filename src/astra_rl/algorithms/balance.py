@@ -23,7 +23,7 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import sequence_logprob
 from astra_rl.algorithms.replay import Remembered, Replay
-from astra_rl.algorithms.tempered import Tempered
+from astra_rl.algorithms.temperature_exploration import TemperatureExploration
 from astra_rl.core.algorithm import Algorithm, halves_by_row
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
@@ -106,7 +106,8 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         replay_share: Of what an experience is learned from, in [0, 1): so much is remembered.
         replay_similarity: See `Replay`.
         replay_min_reward: See `Replay`.
-        tempered_share: Share of experiences with another sampling temperature; see `Tempered`.
+        tempered_share: Share of experiences with another sampling temperature; see
+            `TemperatureExploration`.
         temperatures: The least and the largest of these temperatures.
         annealing: At first log R is divided by this, so that early finds are not all there is to
             learn; 1 is off.
@@ -155,7 +156,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.reference_temperature = reference_temperature
         self.replay_share = replay_share
         self.memory = Replay(replay, replay_similarity, replay_min_reward)
-        self.collector = Tempered(tempered_share, *temperatures)
+        self.collector = TemperatureExploration(tempered_share, *temperatures)
         self._experiences = 0
         self._metrics: Metrics = {}
 

@@ -17,7 +17,7 @@ from astra_rl.algorithms.losses import (
     sequence_logprob,
     simpo_loss,
 )
-from astra_rl.algorithms.pairs import Matching, Pairs
+from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, check_number, checked_logprobs, token_mask

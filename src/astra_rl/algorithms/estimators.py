@@ -16,7 +16,7 @@ from astra_rl.algorithms.advantages import (
     whiten,
 )
 from astra_rl.algorithms.credit import Credit, tree_gae
-from astra_rl.algorithms.steps import Group, PolicyStep, episodes_of, groups_of
+from astra_rl.algorithms.policy_steps import Group, PolicyStep, episodes_of, groups_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
@@ -45,7 +45,7 @@ class AdvantageEstimator(ABC):
         """Take back what `state_dict` returned."""
 
 
-class RunningAverage(AdvantageEstimator):
+class RunningMeanBaseline(AdvantageEstimator):
     """Compares each attack with the average of those before.
 
     Args:
@@ -74,7 +74,7 @@ class RunningAverage(AdvantageEstimator):
         self.baseline.load_state_dict(state)
 
 
-class Comparison(AdvantageEstimator):
+class GroupBaseline(AdvantageEstimator):
     """Compares each attack with the others of its group, or with a running average if it has none.
 
     Args:
@@ -166,7 +166,7 @@ class Comparison(AdvantageEstimator):
         return found
 
 
-class WholeBatch(AdvantageEstimator):
+class BatchNormalized(AdvantageEstimator):
     """Compares each token with all tokens of the experience: the estimator of REINFORCE++.
 
     Hu et al. 2025, arXiv 2501.03262, sec. 3: the return of a token is the credit of its turn less
@@ -199,7 +199,7 @@ class WholeBatch(AdvantageEstimator):
         self.inner.load_state_dict(state)
 
 
-class Returns(AdvantageEstimator):
+class MonteCarloReturn(AdvantageEstimator):
     """Each attack its own credit: nothing is compared.
 
     Args:

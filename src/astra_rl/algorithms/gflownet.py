@@ -18,8 +18,8 @@ from astra_rl.algorithms.balance import (
 from astra_rl.algorithms.losses import balance_residual, contrastive_loss
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.problem import Problem
+from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
-from astra_rl.core.text_records import from_record, to_record
 from astra_rl.errors import ConfigurationError
 
 MAX_CONTEXTS = 10_000

@@ -13,11 +13,11 @@ from astra_rl.algorithms.advantages import (
     scale_by_batch,
 )
 from astra_rl.algorithms.credit import Credit
-from astra_rl.algorithms.estimators import Comparison
+from astra_rl.algorithms.dynamic_sampling import DynamicSampling
+from astra_rl.algorithms.estimators import GroupBaseline
 from astra_rl.algorithms.losses import PolicyLoss, Reduction
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
-from astra_rl.algorithms.refill import Refill
-from astra_rl.algorithms.steps import Group, PolicyStep, steps_of
+from astra_rl.algorithms.policy_steps import Group, PolicyStep, steps_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
@@ -43,7 +43,7 @@ class GroupPolicyGradient(PolicyGradient):
         loss: See `PolicyGradient`.
         compare: Credits of a group to advantages.
         scale: Advantages of all groups to those that are used.
-        keep_dead: See `Comparison`.
+        keep_dead: See `GroupBaseline`.
         credit: How turns are credited with what follows, one of `CREDITS`.
         gamma: Discount per turn, of the backups.
         group: Which attacks are compared with each other: ``"siblings"``, those tried from one
@@ -52,7 +52,7 @@ class GroupPolicyGradient(PolicyGradient):
         options: See `PolicyGradient`.
     """
 
-    estimator: Comparison
+    estimator: GroupBaseline
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class GroupPolicyGradient(PolicyGradient):
         baseline_decay: float = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
-        comparison = Comparison(
+        comparison = GroupBaseline(
             Credit(credit, gamma),
             group,
             compare,
@@ -172,7 +172,7 @@ class DAPO(GroupPolicyGradient):
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high)
         super().__init__(problem, loss, *_scaled(scale), False, **options)
-        self.collector = Refill(self._teaching, refill_rounds)
+        self.collector = DynamicSampling(self._teaching, refill_rounds)
         self._played: Metrics = {}
 
     def experience_metrics(self) -> Metrics:

@@ -15,17 +15,17 @@ from torch import Tensor
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
 from astra_rl.algorithms.replay import Remembered, Replay
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.collecting import Collected, Collector
+from astra_rl.core.collector import Collected, Collector
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, is_missing, token_mask
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.jsonio import parse_json
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
+from astra_rl.core.serialization import from_record
 from astra_rl.core.text import Conversation, context_key
-from astra_rl.core.text_records import from_record
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.jsonio import parse_json
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def read_attacks(file: str | Path) -> list[ImitationStep]:
 
     Args:
         file: Of JSON lines if it ends in ``.jsonl``, with ``attack`` and, where known, ``context``
-            (a text, or a conversation as `astra_rl.core.text_records.to_record` writes it) and
+            (a text, or a conversation as `astra_rl.core.serialization.to_record` writes it) and
             ``reward``; else of text, one attack per line.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import KLEstimator, kl_estimate, kl_penalty
-from astra_rl.algorithms.steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PolicyStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.errors import ConfigurationError

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss
-from astra_rl.algorithms.steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PolicyStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing, mean_of_present
 from astra_rl.core.problem import Problem

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.estimators import AdvantageEstimator
+from astra_rl.algorithms.format_masking import FormatMask
 from astra_rl.algorithms.kl import KLControl
 from astra_rl.algorithms.losses import (
     KLEstimator,
@@ -20,8 +21,7 @@ from astra_rl.algorithms.losses import (
     probability_ratio,
     reduce_tokens,
 )
-from astra_rl.algorithms.sparing import FormatTokens
-from astra_rl.algorithms.steps import (
+from astra_rl.algorithms.policy_steps import (
     PolicyBatch,
     PolicyStep,
     collate,
@@ -60,8 +60,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     """Raise the probability of attacks that did better than expected.
 
     A member of the family is this class with an estimator of advantages and a loss:
-    ``PolicyGradient(problem, Returns(Credit()), PolicyLoss(surrogate="reinforce"))`` is REINFORCE
-    without a baseline.
+    ``PolicyGradient(problem, MonteCarloReturn(Credit()), PolicyLoss(surrogate="reinforce"))`` is
+    REINFORCE without a baseline.
 
     Args:
         problem: Gives log-probabilities of the attacker and of the frozen reference.
@@ -85,7 +85,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         shared_nodes: An attack that several conversations continue was sampled once, and counts
             ``"once"``; ``"per_path"`` counts it once for each of them.
         format_pattern: What this regular expression finds in an attack is never made less likely,
-            so that a format is not forgotten with what failed in it, see `FormatTokens`.
+            so that a format is not forgotten with what failed in it, see `FormatMask`.
 
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
@@ -143,7 +143,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         self.epochs = epochs
         self.old_logprobs = old_logprobs
         self.shared_nodes = shared_nodes
-        self.format_tokens = None if format_pattern is None else FormatTokens(format_pattern)
+        self.format_tokens = None if format_pattern is None else FormatMask(format_pattern)
         self._mismatch: Metrics = {}
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:

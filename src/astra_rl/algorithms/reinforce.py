@@ -7,10 +7,15 @@ from typing import Unpack
 
 from astra_rl.algorithms.advantages import group_advantages
 from astra_rl.algorithms.credit import Credit
-from astra_rl.algorithms.estimators import Comparison, Returns, RunningAverage, WholeBatch
+from astra_rl.algorithms.estimators import (
+    BatchNormalized,
+    GroupBaseline,
+    MonteCarloReturn,
+    RunningMeanBaseline,
+)
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
-from astra_rl.algorithms.steps import Group
+from astra_rl.algorithms.policy_steps import Group
 from astra_rl.core.problem import Problem
 
 
@@ -38,7 +43,7 @@ class REINFORCE(PolicyGradient):
     ) -> None:
         super().__init__(
             problem,
-            RunningAverage(Credit(credit, gamma), baseline_decay),
+            RunningMeanBaseline(Credit(credit, gamma), baseline_decay),
             PolicyLoss(surrogate="reinforce", reduce="sequence_sum"),
             **options,
         )
@@ -70,7 +75,7 @@ class ReinforcePlusPlus(PolicyGradient):
     ) -> None:
         super().__init__(
             problem,
-            WholeBatch(Returns(Credit(credit, gamma))),
+            BatchNormalized(MonteCarloReturn(Credit(credit, gamma))),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
             **options,
         )
@@ -104,7 +109,7 @@ class ReinforcePlusPlusBaseline(PolicyGradient):
         baseline_decay: float = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
-        comparison = Comparison(
+        comparison = GroupBaseline(
             Credit(credit, gamma),
             group,
             partial(group_advantages, scale="none"),
@@ -112,7 +117,7 @@ class ReinforcePlusPlusBaseline(PolicyGradient):
         )
         super().__init__(
             problem,
-            WholeBatch(comparison),
+            BatchNormalized(comparison),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
             **options,
         )

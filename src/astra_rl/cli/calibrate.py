@@ -1,4 +1,4 @@
-"""What ``astra-rl calibrate`` does: thin over `astra_rl.evaluation.calibration`."""
+"""What ``astra-rl calibrate`` does: thin over `astra_rl.evaluation.judges.calibration`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.spending import print_spent
+from astra_rl.cli.budget import print_spent
+from astra_rl.config.endpoints import asked_by, check_prices
+from astra_rl.config.loading import load_moderator
+from astra_rl.config.making import build_moderator, check_moderator_options
 from astra_rl.core.moderator import describe_missing
-from astra_rl.evaluation.calibration import Calibration, agreement, calibrate, write_calibration
-from astra_rl.evaluation.classification import Estimate
-from astra_rl.evaluation.labels import read_labels
-from astra_rl.runs.asking import asked_by, check_prices
-from astra_rl.runs.config_files import load_moderator
-from astra_rl.runs.making import build_moderator, check_moderator_options
+from astra_rl.evaluation.judges.calibration import (
+    Calibration,
+    agreement,
+    calibrate,
+    write_calibration,
+)
+from astra_rl.evaluation.judges.labels import read_labels
+from astra_rl.evaluation.stats.classification import Estimate
 from astra_rl.runs.spending import spending_on
 from astra_rl.targets.budget import Budget
 

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from astra_rl.runs.experiment import Display
+from astra_rl.runs.runner import Display
 
 
 class ConsoleDisplay(Display):

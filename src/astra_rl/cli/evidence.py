@@ -1,4 +1,4 @@
-"""Commands on finished runs: judge, send, compare, export. Thin over `astra_rl.runs.evaluation`."""
+"""Commands on finished runs: score, replay, compare, export. Thin over `astra_rl.actions`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from astra_rl.cli.showing import (
+from astra_rl.cli.budget import (
+    DryRun,
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_of,
+    budget_settings,
+    check_played,
+    print_rows,
+    print_spent,
+)
+from astra_rl.cli.console import quiet_libraries
+from astra_rl.cli.output import (
     GATE_FAILED,
     AsJson,
     FailOn,
@@ -23,24 +36,11 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
-from astra_rl.cli.spending import (
-    DryRun,
-    MaxCost,
-    MaxMinutes,
-    MaxRequests,
-    MaxTokens,
-    budget_of,
-    budget_settings,
-    check_played,
-    print_rows,
-    print_spent,
-)
-from astra_rl.cli.terminal import quiet_libraries
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 if TYPE_CHECKING:
-    from astra_rl.evaluation.attempts import Attempt
-    from astra_rl.evaluation.summary import Summary
+    from astra_rl.evaluation.measures.summary import Summary
+    from astra_rl.evaluation.records.attempt import Attempt
 
 
 def register(app: typer.Typer, console: Console) -> None:
@@ -64,8 +64,8 @@ def register(app: typer.Typer, console: Console) -> None:
         max_minutes: MaxMinutes = None,
     ) -> None:
         """Judge the conversations of a run again with another moderator; no target is asked."""
-        from astra_rl.evaluation.statistics import describe_rate
-        from astra_rl.runs.judging import score_run
+        from astra_rl.actions.judging import score_run
+        from astra_rl.evaluation.stats.rates import describe_rate
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
@@ -116,7 +116,7 @@ def register(app: typer.Typer, console: Console) -> None:
         dry_run: DryRun = False,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
-        from astra_rl.runs.judging import estimate_replay, replay_run
+        from astra_rl.actions.judging import estimate_replay, replay_run
 
         conditions = conditions_of(fail_on)
         quiet_libraries()
@@ -174,9 +174,9 @@ def register(app: typer.Typer, console: Console) -> None:
         What fails only in RUN_B is listed: the attacks of differential testing. --fail-on takes
         'difference', 'lower(difference)' and 'upper(difference)': rate of RUN_A minus RUN_B.
         """
-        from astra_rl.core.jsonio import write_json
-        from astra_rl.evaluation.gate import OF_A_COMPARISON
-        from astra_rl.runs.comparing import compare_runs
+        from astra_rl.actions.compare import compare_runs
+        from astra_rl.evaluation.show.gate import OF_A_COMPARISON
+        from astra_rl.infra.jsonio import write_json
 
         conditions = conditions_of(fail_on, OF_A_COMPARISON)
         out = Shown(console, as_json=as_json)
@@ -211,7 +211,7 @@ def register(app: typer.Typer, console: Console) -> None:
         The matrix is kept as transfer.json in every run. --fail-on is checked in every cell. There
         is one budget for all of it.
         """
-        from astra_rl.runs.transferring import transfer as play
+        from astra_rl.actions.transfer import transfer as play
 
         quiet_libraries()
         conditions = conditions_of(fail_on)
@@ -249,7 +249,7 @@ def register(app: typer.Typer, console: Console) -> None:
         not ended has a page as well.
         """
         from astra_rl.runs.folder import open_run_folder
-        from astra_rl.runs.reporting import write_run_page
+        from astra_rl.runs.report import write_run_page
 
         Shown(console).path("report", write_run_page(open_run_folder(run), output))
 
@@ -269,10 +269,10 @@ def register(app: typer.Typer, console: Console) -> None:
         ] = None,
     ) -> None:
         """Write the conversations of a run in another format, or as data to train on."""
-        from astra_rl.evaluation.exports import EXPORTS
-        from astra_rl.evaluation.exports.preferences import SafeReplies
+        from astra_rl.evaluation.show.exports import EXPORTS
+        from astra_rl.evaluation.show.exports.preferences import SafeReplies
         from astra_rl.runs.folder import open_run_folder
-        from astra_rl.runs.recorded import Recorded
+        from astra_rl.runs.phases import Recorded
 
         if kind not in EXPORTS:
             raise ConfigurationError(
@@ -314,8 +314,8 @@ def register(app: typer.Typer, console: Console) -> None:
         max_minutes: MaxMinutes = None,
     ) -> None:
         """Send the attacks of a suite to a target; exit code 3 unless it withstands all."""
-        from astra_rl.evaluation.exports.regression import CaseResult
-        from astra_rl.runs.regressing import regress as send
+        from astra_rl.actions.regress import regress as send
+        from astra_rl.evaluation.show.exports.regression import CaseResult
 
         quiet_libraries()
         out = Shown(console, as_json=as_json)

@@ -55,7 +55,7 @@ def _version_lines() -> Iterator[str]:
 
 
 def _config_lines() -> Iterator[str]:
-    from astra_rl.runs.config import RunConfig
+    from astra_rl.config.schema import RunConfig
 
     yield "# every setting with its default; those marked 'required' must be given"
     yield from _section_lines(RunConfig, indent=0)
@@ -93,7 +93,7 @@ def _default(field: Any) -> str:
 
 
 def _preset(name: str) -> Iterator[str]:
-    from astra_rl.runs.preset_files import preset_text
+    from astra_rl.config.preset_files import preset_text
 
     yield preset_text(name).rstrip("\n")
 
@@ -101,14 +101,14 @@ def _preset(name: str) -> Iterator[str]:
 def _presets() -> Iterator[str]:
     import yaml
 
-    from astra_rl.runs.preset_files import preset_names, preset_text
+    from astra_rl.config.preset_files import preset_names, preset_text
 
     for name in preset_names():
         yield f"{name:18} {yaml.safe_load(preset_text(name))['title']}"
 
 
 def _formats() -> Iterator[str]:
-    from astra_rl.evaluation.exports import EXPORTS
+    from astra_rl.evaluation.show.exports import EXPORTS
 
     yield from (f"{name:16} {each.filename:22} {each.purpose}" for name, each in EXPORTS.items())
 
@@ -124,7 +124,7 @@ def _scenarios() -> Iterator[str]:
 
 def _scenario(name: str) -> Iterator[str]:
     from astra_rl.datasets import load_scenario
-    from astra_rl.evaluation.escaping import terminal_text
+    from astra_rl.evaluation.show.escaping import terminal_text
 
     scenario = load_scenario(name)
     facts = [

@@ -9,7 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from astra_rl.cli.showing import (
+from astra_rl.cli.budget import (
+    MaxCost,
+    MaxMinutes,
+    MaxRequests,
+    MaxTokens,
+    budget_settings,
+)
+from astra_rl.cli.console import quiet_libraries
+from astra_rl.cli.output import (
     AsJson,
     FailOn,
     Overrides,
@@ -19,14 +27,6 @@ from astra_rl.cli.showing import (
     conditions_of,
     shown,
 )
-from astra_rl.cli.spending import (
-    MaxCost,
-    MaxMinutes,
-    MaxRequests,
-    MaxTokens,
-    budget_settings,
-)
-from astra_rl.cli.terminal import quiet_libraries
 
 
 def register(app: typer.Typer, console: Console) -> None:
@@ -52,7 +52,7 @@ def register(app: typer.Typer, console: Console) -> None:
 
         Also draws severity against likelihood.
         """
-        from astra_rl.runs.ordinary_use import rank_failures
+        from astra_rl.actions.ordinary_use import rank_failures
 
         out = Shown(console, as_json=as_json)
         found = rank_failures(
@@ -111,9 +111,9 @@ def register(app: typer.Typer, console: Console) -> None:
         (importance sampling), so that failures far too rare to count still get a number, or a plain
         refusal. --fail-on takes 'probability', 'lower(probability)' and 'upper(probability)'.
         """
-        from astra_rl.evaluation.gate import OF_ORDINARY_USE
-        from astra_rl.evaluation.statistics import describe_rate
-        from astra_rl.runs.ordinary_use import ordinary_failure
+        from astra_rl.actions.ordinary_use import ordinary_failure
+        from astra_rl.evaluation.show.gate import OF_ORDINARY_USE
+        from astra_rl.evaluation.stats.rates import describe_rate
 
         conditions = conditions_of(fail_on, OF_ORDINARY_USE)
         quiet_libraries()
@@ -158,8 +158,8 @@ def register(app: typer.Typer, console: Console) -> None:
         It is kept apart from the interval of each, which is about prompts. --fail-on is checked for
         every seed.
         """
-        from astra_rl.core.jsonio import write_json
-        from astra_rl.runs.comparing import compare_seeds
+        from astra_rl.actions.compare import compare_seeds
+        from astra_rl.infra.jsonio import write_json
 
         conditions = conditions_of(fail_on)
         out = Shown(console, as_json=as_json)

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from astra_rl.cli import evidence, likelihood
-from astra_rl.cli.showing import AsJson, FailOn, Shown, Trials, conditions_of
-from astra_rl.cli.spending import (
+from astra_rl.cli.budget import (
     DryRun,
     MaxCost,
     MaxMinutes,
@@ -23,7 +22,8 @@ from astra_rl.cli.spending import (
     print_rows,
     print_spent,
 )
-from astra_rl.cli.terminal import SafeConsole, logs_on, quiet_libraries
+from astra_rl.cli.console import SafeConsole, logs_on, quiet_libraries
+from astra_rl.cli.output import AsJson, FailOn, Shown, Trials, conditions_of
 from astra_rl.cli.training import print_evaluations, train_and_show
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
@@ -90,7 +90,7 @@ def demo(
     and is evaluated on passwords, places and visitors that training never saw. You get the
     failures, the attacker and a page that shows them.
     """
-    from astra_rl.runs.presets import load_preset
+    from astra_rl.config.presets import load_preset
 
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     chosen = [*(_QUICK if quick else ()), *_with_seed(overrides, seed), *budget]
@@ -126,7 +126,7 @@ def train(
     The file is checked before any model is loaded. 'astra-rl info preset demo' prints one to start
     from. With --output of a run that ended early, it goes on where that ended.
     """
-    from astra_rl.runs.config_files import load_config
+    from astra_rl.config.loading import load_config
 
     budget = budget_settings(max_requests, max_tokens, max_cost, max_minutes)
     config = load_config(config_file, [*_with_seed(overrides, seed), *budget])
@@ -147,7 +147,7 @@ def resume(
     max_minutes: MaxMinutes = None,
 ) -> None:
     """Go on with a run that was interrupted or killed, to the bit as if nothing had happened."""
-    from astra_rl.runs.config_files import load_config
+    from astra_rl.config.loading import load_config
     from astra_rl.runs.folder import open_run_folder
 
     folder = open_run_folder(run)
@@ -200,7 +200,7 @@ def evaluate(
     or of a baseline evaluation_direct.json and so on, and the failures found. --fail-on is checked
     for every target.
     """
-    from astra_rl.runs.evaluation import estimate_evaluation, evaluate_run
+    from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
 
     conditions = conditions_of(fail_on)
     quiet_libraries()

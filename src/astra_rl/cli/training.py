@@ -1,4 +1,4 @@
-"""What ``train``, ``demo`` and ``resume`` do: thin over `astra_rl.runs.experiment`."""
+"""What ``train``, ``demo`` and ``resume`` do: thin over `astra_rl.runs.runner`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.showing import Shown, shown
-from astra_rl.cli.terminal import quiet_libraries
+from astra_rl.cli.console import quiet_libraries
+from astra_rl.cli.output import Shown, shown
 
 if TYPE_CHECKING:
-    from astra_rl.runs.config import RunConfig
+    from astra_rl.config.schema import RunConfig
     from astra_rl.runs.folder import RunFolder
 
 
@@ -36,12 +36,12 @@ def train_and_show(
         AstraError: Something cannot be had or does not fit, or the run ended early.
     """
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.evaluation.statistics import SeedSpread
-    from astra_rl.runs.build import check_training_options
-    from astra_rl.runs.continuing import check_can_run_in
-    from astra_rl.runs.experiment import run_experiment
+    from astra_rl.config.build import check_training_options
+    from astra_rl.evaluation.stats.rates import SeedSpread
     from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.reporting import rate_of
+    from astra_rl.runs.report import rate_of
+    from astra_rl.runs.resume import check_can_run_in
+    from astra_rl.runs.runner import run_experiment
 
     check_training_options(config)
     if output is not None:
@@ -73,9 +73,9 @@ def train_and_show(
 
 def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) -> None:
     """Show the rate of each evaluation, and how good their judge is."""
-    from astra_rl.evaluation.calibration import describe_judge
-    from astra_rl.evaluation.statistics import format_percent
-    from astra_rl.runs.reporting import rate_of
+    from astra_rl.evaluation.judges.calibration import describe_judge
+    from astra_rl.evaluation.stats.rates import format_percent
+    from astra_rl.runs.report import rate_of
 
     table = Table(title="held-out conversations in which the target failed")
     for column in (
@@ -107,9 +107,9 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) 
 
 
 def _print_examples(folder: RunFolder, console: Console, most: int = 8) -> None:
-    from astra_rl.evaluation.escaping import terminal_text
-    from astra_rl.evaluation.findings import kinds_of_failure
-    from astra_rl.runs.records import AttemptLog
+    from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
+    from astra_rl.evaluation.show.escaping import terminal_text
+    from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
         kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]

@@ -1,4 +1,4 @@
-"""``astra-rl view``: the page of a run, live. Thin over `astra_rl.runs.viewing`."""
+"""``astra-rl view``: the page of a run, live. Thin over `astra_rl.runs.view`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from astra_rl.runs.folder import open_run_folder
-from astra_rl.runs.reporting import render_run_page
-from astra_rl.runs.viewing import LivePage, PageServer
+from astra_rl.runs.report import render_run_page
+from astra_rl.runs.view import LivePage, PageServer
 
 
 def view_run(run: Path, *, port: int, opens: bool, console: Console) -> None:

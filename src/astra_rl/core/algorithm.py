@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from torch import Tensor
 
-from astra_rl.core.collecting import Collector
+from astra_rl.core.collector import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem

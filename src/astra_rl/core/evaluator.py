@@ -11,9 +11,9 @@ from typing import Any, Generic
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
-from astra_rl.core.jsonio import write_json
 from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.jsonio import write_json
 
 GraphMetrics = dict[str, Any]
 """What `Evaluator.compute_metrics` says about one episode, as JSON values."""

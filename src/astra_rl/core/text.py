@@ -194,11 +194,6 @@ class Exchange(str):
         return (self.context, self.attack, self.response), {"text": str(self)}
 
 
-def well_formed(text: str) -> str:
-    """Return `text` with U+FFFD for lone surrogates, which no tokenizer and no file can encode."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def context_key(context: str) -> Hashable:
     """Identify a context by all that makes it, not only by the text a reader sees.
 

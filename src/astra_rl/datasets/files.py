@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import unredacted_line
 from astra_rl.datasets.formats import READERS, add_object, first_line
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Problems, Record, Row, rows_of
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.logging import logger
 
 HUB_PREFIX = "hub:"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 
 import yaml
 
-from astra_rl.core.jsonio import parse_json
-from astra_rl.core.text import well_formed
 from astra_rl.datasets.rows import Problems, Record
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.unicode import well_formed
 
 LISTS = ("prompts", "rows", "data", "seeds", "payloads")
 """Under one of these a JSON or YAML file may keep its list, beside what it says of itself."""

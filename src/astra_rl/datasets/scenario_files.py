@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from astra_rl.core.jsonio import parse_json
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.benchmarks import load_benchmark
 from astra_rl.datasets.files import HUB_PREFIX, Loaded, load_items, load_rows, source_of_rows
@@ -24,6 +23,7 @@ from astra_rl.datasets.scenario import PromptRole, Scenario, divide
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.jsonio import parse_json
 
 SHIPPED = Path(__file__).parent / "data"
 """Folder of the scenarios that come with the library."""

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.evaluator import Evaluator, GraphMetrics
-from astra_rl.core.jsonio import jsonable
 from astra_rl.core.moderator import Moderator, reason_of
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.diversity import distinct_n, diversity, greedy_clusters
+from astra_rl.evaluation.measures.diversity import distinct_n, diversity, greedy_clusters
+from astra_rl.infra.jsonio import jsonable
 from astra_rl.moderators.identity import identity_of
 from astra_rl.rewards.terms import judge
-from astra_rl.targets.calling import BUDGET_SPENT
+from astra_rl.targets.caller import BUDGET_SPENT
 from astra_rl.targets.ledger import current_ledger
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
-    from astra_rl.evaluation.attempts import Attempt, AttemptRow
-    from astra_rl.evaluation.recording import Labels, LogProbs
-    from astra_rl.evaluation.summary import Summary
-    from astra_rl.evaluation.turns import Turn
+    from astra_rl.evaluation.measures.summary import Summary
+    from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+    from astra_rl.evaluation.records.recorder import Labels, LogProbs
+    from astra_rl.evaluation.records.turn import Turn
 
 
 class ASTEvaluator(Evaluator[str, str]):
@@ -127,8 +127,8 @@ class ASTEvaluator(Evaluator[str, str]):
         A prompt that comes again, in this call or in one before, is another trial of it; `evaluate`
         counts from zero. See `measure` for the arguments.
         """
-        from astra_rl.evaluation.recording import Labels, measure_logprobs, record_path
-        from astra_rl.evaluation.turns import Opening
+        from astra_rl.evaluation.records.recorder import Labels, measure_logprobs, record_path
+        from astra_rl.evaluation.records.turn import Opening
 
         conversations = [_conversation(graph) for graph in graphs]
         nodes = [node for conversation in conversations for node in conversation]
@@ -273,14 +273,14 @@ def _is_rewarded(graph: Graph[str, str]) -> bool:
 
 def summary_of(metrics: Sequence[GraphMetrics], *, threshold: float) -> Summary:
     """Sum up the conversations of an evaluation, as computed or as read from its JSON file."""
-    from astra_rl.evaluation.summary import summarise
+    from astra_rl.evaluation.measures.summary import summarise
 
     return summarise(_row(index, each, threshold) for index, each in enumerate(metrics))
 
 
 def _row(index: int, metrics: GraphMetrics, threshold: float) -> AttemptRow:
-    from astra_rl.evaluation.attempts import AttemptRow
-    from astra_rl.evaluation.outcomes import Outcome
+    from astra_rl.evaluation.records.attempt import AttemptRow
+    from astra_rl.evaluation.records.outcome import Outcome
 
     scores = [turn["score"] for turn in metrics["turns"]]
     last = scores[-1] if scores else None
@@ -334,7 +334,7 @@ def _turn(node: Node[str, str], recorded: Turn, judge: str) -> dict[str, Any]:
 
 def _fluency(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How natural the attacks read to each model that was asked, by its role or name."""
-    from astra_rl.evaluation.likelihood import Fluency
+    from astra_rl.evaluation.measures.likelihood import Fluency
 
     known = [turn.get("nll", {}) for turn in turns]
     names = dict.fromkeys(name for each in known for name in each)

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance, well_formed
+from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.unicode import well_formed
 
 Side = Literal["attacker", "target"]
 

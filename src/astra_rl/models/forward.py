@@ -23,10 +23,10 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from astra_rl.errors import AstraError, ModelError
 from astra_rl.models.attention import fused_attention
-from astra_rl.models.cache import roomy_cache
-from astra_rl.models.head import logits_of, token_logprobs
+from astra_rl.models.conversation_cache import ConversationCache, Recalled
+from astra_rl.models.kv_cache import roomy_cache
+from astra_rl.models.lm_head import logits_of, token_logprobs
 from astra_rl.models.loading import first_line
-from astra_rl.models.memory import ConversationMemory, Recalled
 
 MIN_SHARED_TOKENS = 8
 """A shared beginning shorter than this costs more to handle than to read again."""
@@ -98,7 +98,7 @@ def read(
     limits: Sequence[int],
     *,
     room: int = 0,
-    memory: ConversationMemory | None = None,
+    memory: ConversationCache | None = None,
 ) -> Reading:
     """Read token sequences, each shared beginning once.
 

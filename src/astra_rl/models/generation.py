@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from astra_rl.core.halving import in_batches
+from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.forward import (
     Reading,
     attention_window,
@@ -27,8 +28,7 @@ from astra_rl.models.forward import (
     suffix_logprobs,
     token_budget_batches,
 )
-from astra_rl.models.head import logits_of
-from astra_rl.models.memory import ConversationMemory
+from astra_rl.models.lm_head import logits_of
 
 MAX_BATCH_ROWS = 128
 MAX_BATCH_TOKENS = 32_768
@@ -104,7 +104,7 @@ class Sampler(Protocol):
         *,
         stop_ids: frozenset[int],
         score: Sequence[tuple[int, int]] | None = None,
-        memory: ConversationMemory | None = None,
+        memory: ConversationCache | None = None,
     ) -> list[Sample]:
         """Sample one continuation per prompt."""
 
@@ -118,7 +118,7 @@ def generate(
     *,
     stop_ids: frozenset[int],
     score: Sequence[tuple[int, int]] | None = None,
-    memory: ConversationMemory | None = None,
+    memory: ConversationCache | None = None,
 ) -> list[Sample]:
     """Sample one continuation per prompt.
 
@@ -207,7 +207,7 @@ def _generate_batch(
     seeds: Sequence[int],
     stop_ids: frozenset[int],
     score: Sequence[tuple[int, int]] | None,
-    memory: ConversationMemory | None,
+    memory: ConversationCache | None,
 ) -> list[Sample]:
     device = model.device
     limits = [len(prompt) - 1 for prompt in prompts]

@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.core.checkpointing import CHECKSUMS, damage_of, replace_folder
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -29,6 +28,7 @@ from astra_rl.errors import (
     did_you_mean,
     require,
 )
+from astra_rl.infra.checkpointing import CHECKSUMS, damage_of, replace_folder
 from astra_rl.logging import logger
 from astra_rl.models.attention import use_short_attention
 

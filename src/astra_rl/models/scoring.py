@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from astra_rl.core.halving import in_batches
+from astra_rl.core.out_of_memory import in_batches
 from astra_rl.models.forward import read, suffix_logprobs, token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from astra_rl.core.halving import in_batches
+from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
 from astra_rl.models.forward import Reading, read, token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS

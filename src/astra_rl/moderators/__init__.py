@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.core.importing import load_object
+from astra_rl.infra.importing import load_object
 from astra_rl.moderators.registry import MODERATORS
 
 if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and editors
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
     from astra_rl.moderators.composition import ThresholdModerator as ThresholdModerator
     from astra_rl.moderators.composition import WeightedModerator as WeightedModerator
     from astra_rl.moderators.detoxify import DetoxifyModerator as DetoxifyModerator
+    from astra_rl.moderators.fault_tolerant import FaultTolerantModerator as FaultTolerantModerator
     from astra_rl.moderators.function import FunctionModerator as FunctionModerator
     from astra_rl.moderators.harmbench import HarmBenchModerator as HarmBenchModerator
     from astra_rl.moderators.hf_classifier import HFClassifierModerator as HFClassifierModerator
@@ -32,12 +33,11 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
     from astra_rl.moderators.refusal import RefusalModerator as RefusalModerator
     from astra_rl.moderators.secret_leak import SecretLeakModerator as SecretLeakModerator
     from astra_rl.moderators.shield_gemma import ShieldGemmaModerator as ShieldGemmaModerator
-    from astra_rl.moderators.tolerant import TolerantModerator as TolerantModerator
     from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
 _CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
 _CLASSES["CachedModerator"] = "caching:CachedModerator"
-_CLASSES["TolerantModerator"] = "tolerant:TolerantModerator"
+_CLASSES["FaultTolerantModerator"] = "fault_tolerant:FaultTolerantModerator"
 
 __all__ = ["MODERATORS", *sorted(_CLASSES)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.moderators.identity import weights_of
 

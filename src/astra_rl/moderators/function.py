@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.importing import load_object
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.infra.importing import load_object
 
 
 class FunctionModerator(Moderator[str, str]):

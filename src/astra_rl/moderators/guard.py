@@ -21,13 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import Conversation, Exchange, well_formed
+from astra_rl.core.out_of_memory import in_batches
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.infra.unicode import well_formed
 from astra_rl.models.dialogue import window_of
 from astra_rl.models.forward import read, token_budget_batches
-from astra_rl.models.head import logits_of
+from astra_rl.models.lm_head import logits_of
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.moderators.completion import Completer, reason_without_reply
 from astra_rl.moderators.identity import weights_of

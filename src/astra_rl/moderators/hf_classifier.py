@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.halving import in_batches
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import well_formed
+from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.unicode import well_formed
 from astra_rl.models.dialogue import window_of
 from astra_rl.models.loading import load_classifier, load_tokenizer
 

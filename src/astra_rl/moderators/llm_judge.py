@@ -21,8 +21,9 @@ from typing import Any
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.text import Conversation, Exchange, well_formed
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import (
     Completer,
     LocalCompleter,

@@ -8,19 +8,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from astra_rl.core.contracts import check_number, is_missing
-from astra_rl.core.jsonio import parse_json
 from astra_rl.core.moderator import Moderator, Score
-from astra_rl.core.redaction import keep_secret
-from astra_rl.core.text import NoReply, well_formed
+from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.redaction import keep_secret
+from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import Prices, Usage, Worst
-from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
-from astra_rl.targets.failures import CallError, error_of_status
-from astra_rl.targets.official_client import OfficialClient
+from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
+from astra_rl.targets.credentials import read_variable
+from astra_rl.targets.http_client import json_of, message_of
+from astra_rl.targets.openai_client import OfficialClient
 from astra_rl.targets.remote import made
 from astra_rl.targets.reply_cache import Told, cache_key, from_cache
-from astra_rl.targets.secrets import read_variable
-from astra_rl.targets.web import json_of, message_of
 
 CATEGORIES = (
     "harassment",

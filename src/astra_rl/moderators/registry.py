@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from astra_rl.core.importing import is_path, load_object
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path, load_object
 
 MODERATORS = {
     "canary": "keywords:CanaryModerator",

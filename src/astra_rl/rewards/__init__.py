@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from astra_rl.rewards.adaptive import Constrained, Limit, Standardized
+from astra_rl.rewards.ast_reward import ASTReward
 from astra_rl.rewards.base import FunctionTerm, Reward, RewardPart, RewardTerm, WeightedSum
 from astra_rl.rewards.combine import (
     Gate,
@@ -16,8 +17,6 @@ from astra_rl.rewards.combine import (
     sigmoid,
     threshold,
 )
-from astra_rl.rewards.failure import NovelFailureReward
-from astra_rl.rewards.game import GeneralSumGame
 from astra_rl.rewards.likelihood import (
     KL,
     AttackNLL,
@@ -26,6 +25,7 @@ from astra_rl.rewards.likelihood import (
     MinK,
     ResponseLikelihood,
 )
+from astra_rl.rewards.novel_failure import NovelFailureReward
 from astra_rl.rewards.novelty import (
     EmbeddingNovelty,
     FewShotSimilarity,
@@ -34,8 +34,8 @@ from astra_rl.rewards.novelty import (
     StyleDiversity,
 )
 from astra_rl.rewards.quality import Brevity, Format, Gibberish, Length
+from astra_rl.rewards.self_play import GeneralSumGame
 from astra_rl.rewards.several_targets import SeveralTargets
-from astra_rl.rewards.stress import ASTReward
 from astra_rl.rewards.terms import Harm, Novelty
 
 REWARDS: dict[str, Callable[..., RewardPart]] = {

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.text import well_formed
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.infra.unicode import well_formed
 from astra_rl.rewards.base import RewardModels, RewardPart, TargetReading
 
 Embedder = Callable[[Sequence[str]], Any]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from astra_rl.core.graph import Graph
 from astra_rl.core.level import current_level
-from astra_rl.core.text import Conversation, Exchange, well_formed
+from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.unicode import well_formed
 from astra_rl.rewards.base import RewardModels, RewardTerm, State, observed_attacks
 from astra_rl.rewards.combine import logistic
 from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from astra_rl.core.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
 
 JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
 
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def attempts(self) -> Path:
-        """Every conversation that was played, see `astra_rl.runs.records`."""
+        """Every conversation that was played, see `astra_rl.runs.attempt_log`."""
         return self.path / "attempts.jsonl"
 
     def attempts_of(self, name: str) -> Path:
@@ -79,7 +79,7 @@ class RunFolder:
 
     @property
     def states(self) -> Path:
-        """States of the training, to go on from; see `astra_rl.training.resuming`."""
+        """States of the training, to go on from; see `astra_rl.training.states`."""
         return self.path / "states"
 
     @property

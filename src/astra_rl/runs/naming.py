@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from astra_rl.core.redaction import redact_settings
-from astra_rl.evaluation.recording import Labels
-from astra_rl.runs.config import RunConfig
+from astra_rl.config.schema import RunConfig
+from astra_rl.evaluation.records.recorder import Labels
+from astra_rl.infra.redaction import redact_settings
 from astra_rl.runs.folder import RunFolder
 
 

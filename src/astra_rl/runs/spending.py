@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from astra_rl.config.build import Experiment
+from astra_rl.config.endpoints import asked_in
+from astra_rl.config.schema import RunConfig
 from astra_rl.errors import BudgetSpentError
-from astra_rl.ext.transformers.under_test import NO_LIKELIHOODS
+from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.runs.asking import asked_in
-from astra_rl.runs.build import Experiment
-from astra_rl.runs.config import RunConfig
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent

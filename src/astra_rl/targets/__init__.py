@@ -2,7 +2,7 @@
 
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget, Prices
-from astra_rl.targets.calling import CallSettings
+from astra_rl.targets.caller import CallSettings
 from astra_rl.targets.function import CallableTarget
 from astra_rl.targets.http_api import HTTPTarget
 from astra_rl.targets.ledger import Ledger

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from astra_rl.core.text import Conversation, well_formed
+from astra_rl.core.text import Conversation
+from astra_rl.infra.unicode import well_formed
 
 Message = Mapping[str, str]
 """One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``."""

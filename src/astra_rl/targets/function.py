@@ -14,10 +14,10 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
-from astra_rl.targets.calling import Answer, CallSettings, Send
-from astra_rl.targets.failures import CallError
+from astra_rl.targets.call_errors import CallError
+from astra_rl.targets.caller import Answer, CallSettings, Send
+from astra_rl.targets.http_client import too_long
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
-from astra_rl.targets.web import too_long
 
 _OF_MESSAGES = frozenset({"messages", "chat", "conversation", "history"})
 

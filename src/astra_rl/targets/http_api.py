@@ -11,11 +11,11 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
-from astra_rl.targets.calling import Answer, CallSettings, Send
-from astra_rl.targets.failures import CallError, error_of_status
+from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.caller import Answer, CallSettings, Send
+from astra_rl.targets.credentials import check_headers, check_url, filled
+from astra_rl.targets.http_client import WebClients, json_of, message_of
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
-from astra_rl.targets.secrets import check_headers, check_url, filled
-from astra_rl.targets.web import WebClients, json_of, message_of
 
 PLACEHOLDERS = ("message", "messages", "system", "seed")
 _PLACE = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")

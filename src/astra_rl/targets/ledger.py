@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from astra_rl.core.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, Usage, Worst
 
 KEEP_EVERY = 0.02

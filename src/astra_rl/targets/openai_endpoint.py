@@ -11,12 +11,12 @@ from astra_rl.core.contracts import check_number
 from astra_rl.core.text import FinishReason, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.budget import Prices
-from astra_rl.targets.calling import Answer, CallSettings, Send
-from astra_rl.targets.failures import CallError, error_of_status
-from astra_rl.targets.official_client import OPENAI_URL, OfficialClient
+from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.caller import Answer, CallSettings, Send
+from astra_rl.targets.credentials import read_variable
+from astra_rl.targets.http_client import json_of, message_of
+from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
-from astra_rl.targets.secrets import read_variable
-from astra_rl.targets.web import json_of, message_of
 
 _FILTERED = (b"content_filter", b"content_policy_violation", b"ResponsibleAIPolicyViolation")
 _COUNTS = ("max_tokens", "max_completion_tokens", "n")

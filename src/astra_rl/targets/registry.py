@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from astra_rl.core.importing import is_path, load_object
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path, load_object
 from astra_rl.targets.base import Target
 
 TARGETS = {

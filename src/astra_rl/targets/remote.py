@@ -14,7 +14,7 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.base import Message, Target, messages_of
 from astra_rl.targets.budget import Prices, Usage, Worst
-from astra_rl.targets.calling import Answer, Caller, CallSettings, Send
+from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.reply_cache import cache_key, from_cache
 
 

@@ -16,11 +16,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from astra_rl.core.jsonio import parse_own_json
-from astra_rl.core.redaction import redact
-from astra_rl.core.storing import storing
-from astra_rl.core.text import FinishReason, NoReply, Utterance, well_formed
+from astra_rl.core.text import FinishReason, NoReply, Utterance
 from astra_rl.errors import ConfigurationError, StorageError
+from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.infra.redaction import redact
+from astra_rl.infra.storage import storing
+from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.ledger import current_ledger
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.jsonio import json_line
-from astra_rl.core.storing import storing
 from astra_rl.errors import require
+from astra_rl.infra.jsonio import json_line
+from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 
 

@@ -13,7 +13,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.environment import Environment
-from astra_rl.core.halving import is_out_of_memory, release_memory
+from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
 from astra_rl.errors import (
     ConfigurationError,

@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.checkpointing import replace_folder
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.speaking import score, speak
-from astra_rl.ext.transformers.under_test import (
+from astra_rl.ext.transformers.generation import score, speak
+from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
     LocalTarget,
     UnderTest,
     embedded,
 )
+from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
+from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.dialogue import DialogueView, same_vocabulary, window_of
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import LoraOptions, load_model, load_tokenizer, make_trainable
-from astra_rl.models.memory import ConversationMemory
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
 
@@ -76,7 +76,7 @@ class HFASTProblem(ASTProblem):
         trainable_layers: Train only so many of the last layers.
         trust_remote_code: Run code that comes with a model. Leave it off unless you have read it.
         sampler: What samples attacks and responses. The engine's own is the fastest; for comparison
-            there is `astra_rl.models.hf_generation.generate_with_transformers`.
+            there is `astra_rl.models.generation_transformers.generate_with_transformers`.
 
     Attributes:
         attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
@@ -126,7 +126,7 @@ class HFASTProblem(ASTProblem):
             _check_room(role, window_of(model.config), self.attacker_sampling.max_new_tokens)
         self._has_adapter = lora is not None
         self._baseline_rows: dict[Hashable, Tensor] = {}
-        self._memories: dict[str, ConversationMemory] = {}
+        self._memories: dict[str, ConversationCache] = {}
         self.attacker_view = DialogueView(
             source.tokenizer,
             "attacker",
@@ -180,7 +180,7 @@ class HFASTProblem(ASTProblem):
     @contextlib.contextmanager
     def conversing(self) -> Iterator[None]:
         """Keep what attacker and target read inside the block: a turn reads only what is new."""
-        self._memories = {"attacker": ConversationMemory(), "target": ConversationMemory()}
+        self._memories = {"attacker": ConversationCache(), "target": ConversationCache()}
         try:
             yield
         finally:

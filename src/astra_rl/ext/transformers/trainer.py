@@ -12,13 +12,13 @@ from typing import Any, SupportsFloat
 import torch
 
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.checkpointing import replace_folder, write_checksums
 from astra_rl.core.common import Metrics
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
-from astra_rl.core.jsonio import write_json
-from astra_rl.core.storing import storing
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.infra.checkpointing import replace_folder, write_checksums
+from astra_rl.infra.jsonio import write_json
+from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import check_prompts

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from astra_rl.core.checkpointing import replace_folder
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import ValueFunctionProblem
 from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.generation import readable
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelSource
-from astra_rl.ext.transformers.speaking import readable
+from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.models.value_head import FILE_NAME, ValueHead, predictor_states
 from astra_rl.targets.base import Target
 

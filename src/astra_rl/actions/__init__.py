@@ -1,0 +1,1 @@
+"""The actions on finished runs, one module per command."""

@@ -1,0 +1,215 @@
+"""Runs beside each other: the same prompts in pairs, and training seeds of one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from astra_rl.config.loading import load_config
+from astra_rl.config.schema import RunConfig
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.summary import Summary, compare
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.stats.paired import PairedComparison
+from astra_rl.evaluation.stats.rates import SeedSpread
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.phases import Recorded
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        name: What to call it.
+        summary: All its attempts summed up, also those without a partner.
+    """
+
+    name: str
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, or two parts of runs, on the same prompts.
+
+    Attributes:
+        a: The first side.
+        b: The second.
+        pairs: Pair by pair.
+        only_a: Failures of the target that only the first side has.
+        only_b: Those that only the second has: in differential testing, what breaks B and not A.
+        default_path: Where it is kept in the first run's folder.
+    """
+
+    a: Side
+    b: Side
+    pairs: PairedComparison
+    only_a: Sequence[Attempt]
+    only_b: Sequence[Attempt]
+    default_path: Path
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the sides are called."""
+        return self.a.name, self.b.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers, and the failures of one side only, in JSON's types."""
+        return {
+            "a": {"name": self.a.name, **self.a.summary.as_dict()},
+            "b": {"name": self.b.name, **self.b.summary.as_dict()},
+            "pairs": self.pairs.as_dict(),
+            "only_a": [_brief(attempt) for attempt in self.only_a],
+            "only_b": [_brief(attempt) for attempt in self.only_b],
+        }
+
+
+def _brief(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "id": attempt.id,
+        "prompt_id": attempt.prompt_id,
+        "trial": attempt.trial,
+        "target": attempt.target,
+        "score": attempt.score,
+        "attacks": [turn.attack for turn in attempt.turns[: attempt.first_failing_turn]],
+        "response": attempt.failing_turn.response if attempt.failing_turn else None,
+    }
+
+
+def compare_runs(
+    run_a: str | Path,
+    run_b: str | Path,
+    *,
+    phase: str = "after",
+    phase_b: str | None = None,
+) -> Comparison:
+    """Compare two runs on the prompts that both played, pair by pair.
+
+    Args:
+        run_a: Folder of a run.
+        run_b: Folder of another, or the same one with another part.
+        phase: Part of both runs.
+        phase_b: Part of the second, where it is another one.
+
+    Raises:
+        ConfigurationError: They have no prompt in common, or were not judged alike.
+    """
+    phase_b = phase if phase_b is None else phase_b
+    folders = open_run_folder(run_a), open_run_folder(run_b)
+    with Recorded(folders[0], phase) as a, Recorded(folders[1], phase_b) as b:
+        rows_a, rows_b = list(a.rows()), list(b.rows())
+        names = f"{folders[0].path.name} {phase}", f"{folders[1].path.name} {phase_b}"
+        _check_judged_alike(dict(zip(names, (rows_a, rows_b), strict=True)))
+        pairs = compare(rows_a, rows_b)
+        return Comparison(
+            Side(names[0], a.summary()),
+            Side(names[1], b.summary()),
+            pairs,
+            list(_only(a, rows_b)),
+            list(_only(b, rows_a)),
+            folders[0].path
+            / "comparisons"
+            / f"{file_stem('-'.join(names).replace(' ', '-'))}.json",
+        )
+
+
+def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
+    """Yield the failures of a side whose partner is known not to have failed."""
+    withstood = {
+        (row.prompt_id, row.trial)
+        for row in others
+        if row.outcome in (Outcome.FAILURE, Outcome.REFUSED, Outcome.BLOCKED)
+    }
+    for attempt in side.attempts(outcome=Outcome.SUCCESS):
+        if (attempt.prompt_id, attempt.trial) in withstood:
+            yield attempt
+
+
+def _check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
+    """Check that one judge at one threshold decided all outcomes.
+
+    Raises:
+        ConfigurationError: It did not.
+    """
+    rules = {
+        name: {(row.judge, row.judge_id, row.threshold) for row in rows}
+        for name, rows in sides.items()
+    }
+    different = set().union(*rules.values())
+    # An old record does not say which settings its judge had; the name must do then.
+    named = {(judge, threshold) for judge, _, threshold in different}
+    known = {judge_id for _, judge_id, _ in different if judge_id}
+    if len(named) <= 1 and len(known) <= 1:
+        return
+    said = "; ".join(
+        f"{name} by "
+        + ", ".join(sorted(f"{j} ({i or 'settings unknown'}) from {t:g} on" for j, i, t in rule))
+        for name, rule in rules.items()
+    )
+    raise ConfigurationError(
+        f"these were not judged alike: {said}. Rates of different judges or thresholds cannot be "
+        "compared. Judge them again with one judge ('astra-rl score'), and compare those parts "
+        "with --phase."
+    )
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What training seeds of one configuration differ in.
+
+    Attributes:
+        spread: The rate of each seed.
+        summaries: What each seed's attacker found, by seed.
+    """
+
+    spread: SeedSpread
+    summaries: dict[int, Summary]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spread over seeds, and apart from it each seed's own numbers."""
+        return {
+            "between_seeds": self.spread.as_dict(),
+            "by_seed": {str(seed): each.as_dict() for seed, each in self.summaries.items()},
+        }
+
+
+def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
+    """Say how much runs differ that were trained alike but for the seed.
+
+    Raises:
+        ConfigurationError: They differ in more than the seed, a seed comes twice, or they were not
+            judged alike.
+    """
+    summaries: dict[int, Summary] = {}
+    rows: dict[str, Sequence[AttemptRow]] = {}
+    first: RunConfig | None = None
+    for run in runs:
+        folder = open_run_folder(run)
+        config = load_config(folder.config)
+        if config.seed in summaries:
+            raise ConfigurationError(
+                f"{folder.path}: seed {config.seed} came before; the same seed trains the same "
+                "attacker and says nothing of the spread."
+            )
+        first = first or config
+        _check_same_but_seed(first, config, folder)
+        with Recorded(folder, phase) as recorded:
+            rows[folder.path.name] = list(recorded.rows())
+            summaries[config.seed] = recorded.summary()
+    _check_judged_alike(rows)
+    rates = {seed: summary.asr.estimate for seed, summary in summaries.items()}
+    return Seeds(SeedSpread(rates), summaries)
+
+
+def _check_same_but_seed(first: RunConfig, config: RunConfig, folder: RunFolder) -> None:
+    a, b = (each.model_dump(mode="json", exclude={"seed", "title"}) for each in (first, config))
+    different = sorted(key for key in a if a[key] != b[key])
+    if different:
+        raise ConfigurationError(
+            f"{folder.path} differs from the first run in more than the seed: "
+            f"{', '.join(different)}. Use 'astra-rl compare' for two configurations."
+        )

@@ -1,0 +1,393 @@
+"""What was said in a run, judged and sent again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from astra_rl.config.build import build_problem, check_options
+from astra_rl.config.endpoints import asked_by, check_prices
+from astra_rl.config.estimate import EstimateRow, estimate_given
+from astra_rl.config.loading import load_config, load_moderator
+from astra_rl.config.making import (
+    build_moderator,
+    build_target,
+    check_moderator_options,
+)
+from astra_rl.config.schema import RunConfig
+from astra_rl.core.graph import Graph
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.summary import (
+    Summary,
+    by_prompt,
+    compare,
+    summarise,
+    summarise_prompts,
+)
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.recorder import Labels, record_path
+from astra_rl.evaluation.stats.paired import PairedComparison
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.methods.ast_evaluator import is_finished
+from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
+from astra_rl.moderators.identity import Identity, identity_of
+from astra_rl.rewards.terms import judge as ask_judge
+from astra_rl.runs.attempt_log import replacing_log
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.naming import labels_of
+from astra_rl.runs.phases import Recorded, plan_attempts, recording
+from astra_rl.runs.spending import WithinBudget, spending, spending_on
+from astra_rl.targets.base import Target
+from astra_rl.targets.budget import Budget
+
+JUDGED_TOGETHER = 256
+"""Attempts that are judged in one call."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of attempts that were made before.
+
+    Attributes:
+        judge: Its name.
+        before: Summed up as they were judged before.
+        now: Summed up as this judge decides.
+        agreement: Turns scored by both, and on how many of them they agree.
+        path: The log of the attempts with the new scores.
+        left_out: Attempts for which a budget did not suffice.
+        spent: What was spent on calls, as `Ledger.as_dict` says it.
+    """
+
+    judge: str
+    before: Summary
+    now: Summary
+    agreement: Rate
+    path: Path
+    left_out: int
+    spent: Mapping[str, Any]
+
+
+def score_run(
+    run: str | Path,
+    moderator: str,
+    *,
+    threshold: float = 0.5,
+    phase: str = "after",
+    budget: Budget | None = None,
+) -> Judged:
+    """Judge the recorded conversations of a run again, without attacking again.
+
+    What a budget leaves unjudged is missing, and counted among the errors.
+
+    Args:
+        run: Folder of the run.
+        moderator: Name of a moderator, or a YAML file with its type and options.
+        threshold: Score from which on a turn is a failure of the target.
+        phase: Part of the run.
+        budget: Most that may be spent on calls of the moderator; None is without limit.
+
+    Raises:
+        BudgetSpentError: Nothing could be judged.
+        AstraError: The folder is no run, it has no such attempts, or the moderator cannot be made.
+    """
+    if not 0 < threshold <= 1:
+        raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
+    folder = open_run_folder(run)
+    config = load_moderator(moderator)
+    check_moderator_options(config)
+    asked = list(asked_by("moderator", config))
+    budget = budget or Budget()
+    check_prices(budget, asked)
+    judge = build_moderator(config)
+    identity = identity_of(judge)
+    name = identity.name
+    part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
+    path = folder.attempts_of(part)
+    agreed: list[bool] = []
+    within = WithinBudget()
+    with (
+        Recorded(folder, phase) as recorded,
+        replacing_log(path) as out,
+        spending_on(
+            budget,
+            folder.path,
+            asks=bool(asked),
+            occasion=f"score_{identity.digest[:6]}",
+        ) as ledger,
+    ):
+        before = recorded.summary()
+        count = judged = 0
+        for batch in _batches(recorded.attempts()):
+            count += len(batch)
+            work = partial(_judged_pairs, batch, judge, threshold)
+            for old, new in within(work, lambda pair: is_finished(pair[1])):
+                agreed += _agreement(old, new)
+                name = new.judge
+                judged += 1
+                out.append(new)
+        if within.spent is not None and not judged:
+            raise within.spent
+        out.flush()
+        planned = count if recorded.planned is None else recorded.planned
+        plan_attempts(folder, part, planned)
+        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
+    agreement = Rate(sum(agreed), len(agreed))
+    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
+
+
+def _judged_pairs(
+    batch: Sequence[Attempt], judge: Moderator[Any, Any], threshold: float
+) -> list[tuple[Attempt, Attempt]]:
+    return list(zip(batch, judge_again(batch, judge, threshold=threshold), strict=True))
+
+
+def _agreement(old: Attempt, new: Attempt) -> list[bool]:
+    """Whether both judges say the same of each turn that both scored."""
+    scores = [(turn.score(old.judge), turn.score(new.judge)) for turn in new.turns]
+    return [
+        (a >= old.threshold) == (b >= new.threshold)
+        for a, b in scores
+        if a is not None and b is not None and old.judge != new.judge
+    ]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of sending saved attacks again.
+
+    Attributes:
+        before: Summed up as recorded.
+        now: Summed up as it is now.
+        drift: Paired: A is as recorded, B is now.
+        read: Turns of which it is known what the target read both times, and in how many of them
+            it read something else: another template, tokenizer or system message.
+        path: The log of the new attempts.
+        left_out: Attempts for which a budget did not suffice.
+        spent: What was spent on calls, as `Ledger.as_dict` says it.
+    """
+
+    before: Summary
+    now: Summary
+    drift: PairedComparison
+    read: Rate
+    path: Path
+    left_out: int
+    spent: Mapping[str, Any]
+
+
+def replay_run(
+    run: str | Path,
+    *,
+    target: str | None = None,
+    phase: str = "after",
+    only_failures: bool = False,
+    overrides: Sequence[str] = (),
+) -> Replayed:
+    """Send the recorded attacks of a run to a target again and judge the answers as then.
+
+    If a budget ends it early, what was answered and judged until then is recorded and compared; the
+    same call again asks only for the rest.
+
+    Args:
+        run: Folder of the run.
+        target: Folder or hub id, or a YAML file of a target; None is the run's.
+        phase: Part of the run.
+        only_failures: Send only what made the target fail.
+        overrides: Changes to the run's configuration, as ``"a.b=value"``.
+
+    Raises:
+        BudgetSpentError: Not one attempt could be sent and judged.
+        AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
+    """
+    folder = open_run_folder(run)
+    config = load_config(folder.config, overrides, target=target)
+    check_options(config)
+    saved = _saved(folder, phase, only_failures=only_failures)
+    part = file_stem(f"replay_{config.target.name}")
+    path = folder.attempts_of(part)
+    judge = build_moderator(config.evaluation.judge or config.moderator)
+    labels = labels_of(config, f"replay of {phase}")
+    within = WithinBudget()
+    pairs = []
+    with (
+        spending([config], folder.path, occasion="replay") as ledger,
+        recording(folder, part, len(saved)) as out,
+    ):
+        for then, now in send_again(config, saved, labels, judge=judge, within=within):
+            out.append(now)
+            pairs.append((then, now))
+        if within.spent is not None and not pairs:
+            raise within.spent
+    old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
+    changed = [each for pair in pairs for each in _read_otherwise(*pair)]
+    return Replayed(
+        summarise(attempt.row for attempt in saved),
+        summarise(new, planned=len(saved)),
+        compare(old, new),
+        Rate(sum(changed), len(changed)),
+        path,
+        len(saved) - len(pairs),
+        ledger.as_dict(),
+    )
+
+
+def estimate_replay(
+    run: str | Path,
+    *,
+    target: str | None = None,
+    phase: str = "after",
+    only_failures: bool = False,
+    overrides: Sequence[str] = (),
+) -> list[EstimateRow]:
+    """Return what `replay_run` would ask for at most; nothing is sent or loaded.
+
+    Raises:
+        AstraError: As in `replay_run`.
+    """
+    folder = open_run_folder(run)
+    config = load_config(folder.config, overrides, target=target)
+    check_options(config)
+    saved = _saved(folder, phase, only_failures=only_failures)
+    openings = [attempt.opening.conversation() for attempt in saved]
+    return estimate_given(config, openings, [len(attempt.turns) for attempt in saved])
+
+
+def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
+    with Recorded(folder, phase) as recorded:
+        saved = [
+            attempt
+            for attempt in recorded.attempts()
+            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+        ]
+    if not saved:
+        raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
+    return saved
+
+
+def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
+    """Whether the target read something else than then, turn by turn until its answers differ."""
+    found = []
+    for then, now in zip(old.turns, new.turns, strict=False):  # one may end early
+        if then.asked is None or now.asked is None:
+            break
+        found.append(then.asked != now.asked)
+        if then.response != now.response:  # from here on it reads another answer, as it should
+            break
+    return found
+
+
+def send_again(
+    config: RunConfig,
+    saved: Sequence[Attempt],
+    labels: Labels,
+    *,
+    judge: Moderator[Any, Any],
+    within: WithinBudget,
+) -> Iterator[tuple[Attempt, Attempt]]:
+    """Send the attacks of attempts to the target of a configuration, and judge the answers.
+
+    Each is yielded with what came of it, some at a time, so that a failure loses only the last
+    ones. Those for which a budget did not suffice are left out.
+
+    Args:
+        config: Says how the target is called.
+        saved: The attempts; prompt, trial and attacker stay as they are.
+        labels: Run, phase and target of the new ones.
+        judge: Scores the answers, from the threshold of each attempt on.
+        within: Ends it when a budget is spent.
+
+    Raises:
+        AstraError: A model cannot be loaded.
+    """
+    identity = identity_of(judge)
+    labels = replace(labels, judge_id=identity.digest)
+    asked = _answers(config, judge)
+
+    def send(start: int) -> list[tuple[Attempt, Attempt]]:
+        batch = saved[start : start + JUDGED_TOGETHER]
+        graphs = resend(
+            asked,
+            [attempt.opening.conversation() for attempt in batch],
+            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            seed=config.seed,
+            first=start,
+        )
+        made = [
+            _as_sent(attempt, graph, labels, judge=identity.name)
+            for attempt, graph in zip(batch, graphs, strict=True)
+        ]
+        return list(zip(batch, judge_again(made, judge), strict=True))
+
+    for start in range(0, len(saved), JUDGED_TOGETHER):
+        yield from within(partial(send, start), lambda pair: is_finished(pair[1]))
+
+
+def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
+    """Record what came of sending an attempt again, not judged yet."""
+    nodes = next(graph.paths(), [])
+    return record_path(
+        nodes,
+        attempt.opening,
+        replace(labels, attacker=attempt.attacker),
+        judge=judge,
+        scores=[math.nan] * len(nodes),  # until all are judged in one call
+        threshold=attempt.threshold,
+        prompt_id=attempt.prompt_id,
+        trial=attempt.trial,
+        branch=attempt.branch,
+        category=attempt.category,
+    )
+
+
+def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
+    """Return what is asked. A target that is not loaded needs no attacker beside it."""
+    target = build_target(config.target)
+    return TargetOnlyProblem(target) if isinstance(target, Target) else build_problem(config, judge)
+
+
+def judge_again(
+    attempts: Sequence[Attempt], judge: Moderator[Any, Any], *, threshold: float | None = None
+) -> list[Attempt]:
+    """Return the attempts as this judge decides them, all judged in one call.
+
+    Args:
+        attempts: What was said.
+        judge: Scores it.
+        threshold: Score from which on a turn is a failure; None keeps that of each attempt.
+    """
+    identity = identity_of(judge)
+    exchanges = [each for attempt in attempts for each in attempt.exchanges()]
+    remaining = iter(ask_judge(judge, exchanges))
+    return [
+        attempt.judged(
+            _name_beside(identity, attempt),
+            [next(remaining) for _ in attempt.turns],
+            threshold=attempt.threshold if threshold is None else threshold,
+            judge_id=identity.digest,
+        )
+        for attempt in attempts
+    ]
+
+
+def _name_beside(identity: Identity, attempt: Attempt) -> str:
+    """Name a judge so that its scores do not stand in the place of another's of the same class."""
+    taken = any(identity.name in turn.scores for turn in attempt.turns)
+    same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)
+    return f"{identity.name} {identity.digest[:6]}" if taken and not same else identity.name
+
+
+def _batches(attempts: Iterable[Attempt]) -> Iterable[list[Attempt]]:
+    batch: list[Attempt] = []
+    for attempt in attempts:
+        batch.append(attempt)
+        if len(batch) == JUDGED_TOGETHER:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

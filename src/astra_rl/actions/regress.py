@@ -1,0 +1,93 @@
+"""Attacks that made a target fail once, sent again to see whether it withstands them now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from astra_rl.actions.judging import send_again
+from astra_rl.config.endpoints import asked_in, check_prices
+from astra_rl.config.loading import check_credentials, load_config, load_moderator, load_target
+from astra_rl.config.making import build_moderator, check_moderator_options, check_target
+from astra_rl.config.schema import BudgetConfig, ModeratorConfig, RunConfig
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.recorder import Labels
+from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
+from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.spending import WithinBudget, spending
+
+
+def regress(
+    suite_file: str | Path,
+    target: str,
+    *,
+    run: str | Path | None = None,
+    moderator: str | None = None,
+    overrides: Sequence[str] = (),
+    budget: BudgetConfig | None = None,
+) -> list[CaseResult]:
+    """Send the attacks of a regression suite to a target and say what it withstands.
+
+    A case for which a budget did not suffice is undecided.
+
+    Args:
+        suite_file: Written by the export "regression".
+        target: Folder or hub id, or a YAML file of a target.
+        run: Folder of the run that says how target and judge are called; None needs `moderator`.
+        moderator: Judge of the answers: a name, or a YAML file with its type and options. None is
+            the run's.
+        overrides: Changes to the configuration, as ``"a.b=value"``.
+        budget: Most that may be spent; None is what the configuration says. With `run` replies are
+            kept in its folder until all cases are decided.
+
+    Raises:
+        AstraError: The suite cannot be read, or its judge is another one.
+    """
+    suite = RegressionSuite.load(suite_file)
+    config = _regression_config(target, run, moderator, overrides)
+    if budget is not None:
+        config = config.model_copy(update={"budget": budget})
+    check_prices(config.budget.budget(), asked_in(config))
+    judge = build_moderator(config.moderator)
+    identity = identity_of(judge)
+    known = suite.judge_id or identity.digest
+    if (identity.name, identity.digest) != (suite.judge.split(" ")[0], known):
+        raise ConfigurationError(
+            f"the suite was judged by {suite.judge} ({known}) and this judge is {identity.name} "
+            f"({identity.digest}): their scores cannot be compared. Give the judge of the suite, "
+            "with the same options, with --moderator."
+        )
+    labels = Labels("regression", "regression", target=target)
+    saved = [case.attempt(suite) for case in suite.cases]
+    case_of = {id(attempt): case for attempt, case in zip(saved, suite.cases, strict=True)}
+    with spending([config], None if run is None else Path(run), occasion="regress"):
+        sent = send_again(config, saved, labels, judge=judge, within=WithinBudget())
+        made = {case_of[id(then)].id: now for then, now in sent}
+    return suite.check(made)
+
+
+def _regression_config(
+    target: str, run: str | Path | None, moderator: str | None, overrides: Sequence[str]
+) -> RunConfig:
+    judge: ModeratorConfig | None = None if moderator is None else load_moderator(moderator)
+    if run is not None:
+        config = load_config(open_run_folder(run).config, overrides, target=target)
+        judge = judge or config.evaluation.judge or config.moderator
+    elif judge is None:
+        raise ConfigurationError("give --moderator, or --run with a run that says which one.")
+    else:
+        asked = load_target(target)
+        values = {
+            # Nobody attacks; a local target is all that is loaded.
+            "attacker": {"model": asked.name},
+            "target": asked,
+            "moderator": judge.model_dump(),
+            "prompts": {"scenario": "planted_secrets"},
+        }
+        config = RunConfig.model_validate(values)
+    check_moderator_options(judge)
+    check_target(config.target)
+    config = config.model_copy(update={"moderator": judge})
+    check_credentials(config)
+    return config

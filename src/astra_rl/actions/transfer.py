@@ -1,0 +1,102 @@
+"""Every attacker against every target: which failures are shared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from astra_rl.actions.evaluate import Play
+from astra_rl.config.loading import load_config
+from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.evaluation.measures.summary import TransferMatrix, transfer_matrix
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.phases import Recorded
+from astra_rl.runs.spending import spending
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What came of playing attackers against targets.
+
+    Attributes:
+        matrix: How often each attacker made each target fail. Conversations that were planned and
+            not played, because a budget was spent, are among the errors.
+        spent: What was spent on calls, as `Ledger.as_dict` says it.
+    """
+
+    matrix: TransferMatrix
+    spent: Mapping[str, Any]
+
+
+def transfer(
+    runs: Sequence[str | Path],
+    targets: Sequence[str],
+    *,
+    trials: int = 1,
+    overrides: Sequence[str] = (),
+) -> Transferred:
+    """Play the held-out conversations of each run's attacker against each target.
+
+    The matrix is also written to ``transfer.json`` in the folder of each run. There is one budget
+    for all; its ledger, and replies as long as something is left to play, are kept in the folder
+    ``transfer`` of the first run.
+
+    Args:
+        runs: Folders; each is one attacker.
+        targets: Folders, hub ids or YAML files of targets.
+        trials: How often each prompt is tried.
+        overrides: Changes to each run's configuration, as ``"a.b=value"``.
+
+    Raises:
+        BudgetSpentError: Nothing could be played.
+        AstraError: A folder is no run, or a model cannot be loaded.
+    """
+    folders = [open_run_folder(run) for run in runs]
+    names = [folder.path.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"two runs have the same name: {', '.join(names)}. Rename one.")
+    plays = {
+        (name, target): Play(
+            folder, None, None, trials, load_config(folder.config, overrides, target=target)
+        )
+        for folder, name in zip(folders, names, strict=True)
+        for target in targets
+    }
+    labels = _labels({target: plays[names[0], target].config.target.name for target in targets})
+    rows: list[AttemptRow] = []
+    spent: BudgetSpentError | None = None
+    configs = [play.config for play in plays.values()]
+    with spending(configs, folders[0].path / "transfer") as ledger:
+        for (name, target), play in plays.items():
+            place = RunFolder(play.folder.path / "transfer" / file_stem(target))
+            try:
+                play.into(place)
+            except BudgetSpentError as error:
+                spent = error
+                break
+            with Recorded(place, play.phase) as recorded:
+                rows += [
+                    row._replace(
+                        id=f"{name}-{labels[target]}-{row.id}", attacker=name, target=labels[target]
+                    )
+                    for row in recorded.rows()
+                ]
+        if spent is not None and not rows:
+            raise spent
+    matrix = transfer_matrix(
+        rows,
+        planned={(name, labels[target]): each.planned for (name, target), each in plays.items()},
+    )
+    for folder in folders:
+        folder.write_json(folder.transfer, matrix.as_dict())
+    return Transferred(matrix, ledger.as_dict())
+
+
+def _labels(names: Mapping[str, str]) -> dict[str, str]:
+    """Call each target by its own name, or as it was given where another has the same name."""
+    count = Counter(names.values())
+    return {given: name if count[name] == 1 else given for given, name in names.items()}

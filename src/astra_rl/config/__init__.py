@@ -1,0 +1,1 @@
+"""Configurations: schema, loading, presets, and construction of objects."""

@@ -1,0 +1,91 @@
+"""From the prompts section of a configuration to opening contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from astra_rl.config.schema import PromptsConfig
+from astra_rl.core.seeding import derive_seed
+from astra_rl.core.text import Conversation
+from astra_rl.datasets.files import Loaded, Source
+from astra_rl.datasets.rows import Split
+from astra_rl.datasets.scenario import Scenario, divide
+from astra_rl.datasets.scenario_files import (
+    PASSWORD_GAME,
+    SourceSpec,
+    load_scenario,
+    password_game,
+)
+from astra_rl.evaluation.records.turn import Opening
+
+SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}
+"""How a file without splits of its own is divided: a run has no use for a third part."""
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Contexts that conversations open with.
+
+    Attributes:
+        train: Those of training.
+        test: Those of evaluation; no prompt of theirs is, or nearly is, one of training.
+        sources: Where they came from.
+        categories: Kind of harm or scenario by `Opening.id`, of those that have one.
+    """
+
+    train: Sequence[Conversation]
+    test: Sequence[Conversation]
+    sources: Sequence[Source]
+    categories: Mapping[str, str]
+
+
+def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
+    """Load the opening contexts of a run.
+
+    Those of evaluation are the same for every seed, so that runs can be compared.
+
+    Raises:
+        ConfigurationError: They cannot be had, a row is bad, or training and evaluation share a
+            prompt.
+    """
+    scenario = _scenario(config, seed)
+    counts: dict[Split, int | None] = {"train": config.train, "test": config.test}
+    contexts = {split: scenario.openings(split, count) for split, count in counts.items()}
+    categories = {
+        Opening.of(context).id: category
+        for split, count in counts.items()
+        for context, category in zip(
+            contexts[split], scenario.categories(split, count), strict=True
+        )
+        if category
+    }
+    return Openings(contexts["train"], contexts["test"], scenario.sources, categories)
+
+
+def _scenario(config: PromptsConfig, seed: int) -> Scenario:
+    if config.file is not None:
+        return _from_files(config, config.file)
+    if config.scenario == PASSWORD_GAME:
+        return password_game(config.train, config.test, seed=derive_seed(seed, "openings"))
+    return load_scenario(config.scenario or "")
+
+
+def _from_files(config: PromptsConfig, file: str) -> Scenario:
+    def load(source: str) -> Loaded:
+        return SourceSpec(source=source, columns=config.columns, benchmark=config.benchmark).load()
+
+    parts: dict[Split, Loaded] = {"train": load(file)}
+    if config.test_file is not None:
+        parts["test"] = load(config.test_file)
+        rows = divide(parts, name="prompts")
+    else:
+        whole = parts["train"]
+        divided = any(row.split is not None for row in whole.rows)
+        rows = divide(whole, name=file, shares=None if divided else SHARES)
+    return Scenario(
+        file,
+        rows,
+        prompt_role="opening" if config.benchmark is None else "goal",
+        sources=[part.source for part in parts.values()],
+    )

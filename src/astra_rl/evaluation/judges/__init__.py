@@ -1,0 +1,1 @@
+"""Quality of moderators and judges: labels, calibration, agreement, reward hacking."""

@@ -1,0 +1,302 @@
+"""Is the moderator any good? Its scores against what people said of the same texts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from astra_rl.core.contracts import check_length, is_missing
+from astra_rl.core.moderator import Moderator, count_missing
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.labels import LabelledTexts
+from astra_rl.evaluation.show.charts import calibration_panels
+from astra_rl.evaluation.stats.classification import (
+    Bin,
+    Confusion,
+    Estimate,
+    Point,
+    alpha_estimate,
+    auroc_estimate,
+    average_precision,
+    best_threshold_estimates,
+    bootstrap,
+    brier,
+    calibration_error,
+    confusion,
+    decisions,
+    precision_recall_curve,
+    reliability,
+    roc_curve,
+)
+from astra_rl.infra.jsonio import parse_json, write_atomic, write_json
+from astra_rl.logging import logger
+from astra_rl.moderators.identity import Identity, identity_of
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a file of labels says of a moderator.
+
+    Attributes:
+        identity: Which moderator.
+        labels: Name and checksum of the file, its rows, how many were ties between raters, and how
+            many raters there are.
+        threshold: Score from which on a text is called positive.
+        scores: One per row of the file, NaN where missing.
+        unscored: How many rows the moderator did not score, by reason. They are in no number below.
+        counts: Right and wrong calls at the threshold.
+        estimates: Numbers by name, each with its 95% interval: ``accuracy``, ``precision``,
+            ``recall``, ``specificity``, ``f1``, ``auroc``, ``average_precision``, ``brier``,
+            ``calibration_error``, ``best_threshold``, ``f1_at_best`` (of rows that did not choose
+            the threshold), and if there are several raters ``alpha_raters``.
+        roc: False and true positive rate.
+        precision_recall: Recall and precision.
+        bins: Scores against rates, the calibration curve.
+    """
+
+    identity: Identity
+    labels: Mapping[str, Any]
+    threshold: float
+    scores: tuple[float, ...]
+    unscored: Mapping[str, int]
+    counts: Confusion
+    estimates: Mapping[str, Estimate]
+    roc: Sequence[Point]
+    precision_recall: Sequence[Point]
+    bins: Sequence[Bin]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the single scores, as JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "identity": self.identity.as_dict(),
+            "labels": dict(self.labels),
+            "threshold": self.threshold,
+            "unscored": dict(self.unscored),
+            "counts": self.counts._asdict(),
+            "estimates": {name: each.as_dict() for name, each in self.estimates.items()},
+            "roc": [point._asdict() for point in self.roc],
+            "precision_recall": [point._asdict() for point in self.precision_recall],
+            "calibration_curve": [
+                {"mean_score": each.mean_score, **each.positives.as_dict()} for each in self.bins
+            ],
+        }
+
+
+def calibrate(
+    moderator: Moderator[Any, Any],
+    labelled: LabelledTexts,
+    *,
+    threshold: float = 0.5,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Calibration:
+    """Compare a moderator's scores with people's labels.
+
+    Intervals are Wilson's for proportions and for F1, Newcombe's for the AUROC, and a bootstrap of
+    `resamples` for the rest; all take rows for independent. Ties between raters and rows without a
+    score are left out and counted.
+
+    Raises:
+        ConfigurationError: `threshold` is out of (0, 1], or not both classes are among the rows.
+        ContractError: The moderator returned another number of scores than there are rows.
+    """
+    if not 0 < threshold <= 1:
+        raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
+    truths = [row.truth for row in labelled.rows]
+    if not {True, False} <= set(truths):
+        lacking = "positive" if False in truths else "negative"
+        raise ConfigurationError(
+            f"{labelled.name} has no row that is clearly {lacking}; a moderator can be told from a "
+            "constant only with both."
+        )
+    found = moderator.moderate([row.text for row in labelled.rows])
+    check_length(found, len(labelled.rows), source=type(moderator).__name__)
+    used = [
+        (truth, float(score))
+        for truth, score in zip(truths, found, strict=True)
+        if truth is not None and not is_missing(score)
+    ]
+    truth = np.asarray([each for each, _ in used], dtype=np.bool_)
+    scores = np.asarray([each for _, each in used], dtype=np.float64)
+    counts = confusion(truth, scores, threshold)
+    threshold_found, f1_found = best_threshold_estimates(
+        truth, scores, resamples=resamples, seed=seed
+    )
+    estimates = {
+        **decisions(counts),
+        "auroc": auroc_estimate(truth, scores),
+        **bootstrap(
+            truth,
+            scores,
+            {
+                "average_precision": average_precision,
+                "brier": brier,
+                "calibration_error": calibration_error,
+            },
+            resamples=resamples,
+            seed=seed,
+        ),
+        "best_threshold": threshold_found,
+        "f1_at_best": f1_found,
+    }
+    if len(labelled.raters) > 1:
+        estimates["alpha_raters"] = alpha_estimate(
+            [row.labels for row in labelled.rows], "interval", resamples=resamples, seed=seed
+        )
+    return Calibration(
+        identity_of(moderator),
+        {
+            "file": labelled.name,
+            "sha256": labelled.sha256,
+            "rows": len(labelled.rows),
+            "ties": truths.count(None),
+            "raters": len(labelled.raters),
+        },
+        threshold,
+        tuple(float(score) for score in found),
+        dict(count_missing(found)),
+        counts,
+        estimates,
+        roc_curve(truth, scores),
+        precision_recall_curve(truth, scores),
+        reliability(truth, scores),
+    )
+
+
+def agreement(
+    calibrations: Sequence[Calibration], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Krippendorff's alpha between moderators that were calibrated on the same file.
+
+    Returns:
+        ``alpha_decisions``, of what they call positive, each at its threshold, and
+        ``alpha_scores``, of the scores themselves.
+
+    Raises:
+        ConfigurationError: There are fewer than two, or they saw different files.
+    """
+    if len(calibrations) < 2 or len({each.labels["sha256"] for each in calibrations}) > 1:
+        raise ConfigurationError("give at least two calibrations on the same file of labels.")
+    called = [
+        [math.nan if math.isnan(s) else float(s >= each.threshold) for s in each.scores]
+        for each in calibrations
+    ]
+    scored = [each.scores for each in calibrations]
+    return {
+        "alpha_decisions": alpha_estimate(
+            list(zip(*called, strict=True)), "nominal", resamples=resamples, seed=seed
+        ),
+        "alpha_scores": alpha_estimate(
+            list(zip(*scored, strict=True)), "interval", resamples=resamples, seed=seed
+        ),
+    }
+
+
+def write_calibration(calibration: Calibration, folder: str | Path) -> tuple[Path, Path]:
+    """Keep a calibration, so that `calibration_of` finds it: as JSON, and as a picture beside it.
+
+    Returns:
+        The two files.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    identity = calibration.identity
+    key = f"{identity.weights} {identity.settings} {calibration.labels['sha256']}"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", identity.name.rpartition(".")[2])
+    stem = Path(folder) / f"calibration-{name}-{_short_hash(key)}"
+    picture = calibration_panels(
+        calibration.roc,
+        calibration.precision_recall,
+        calibration.bins,
+        base_rate=_base_rate(calibration.counts),
+    )
+    data, image = stem.with_suffix(".json"), stem.with_suffix(".svg")
+    write_atomic(image, picture)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json({**calibration.as_dict(), "created": created}, data)
+    return data, image
+
+
+def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
+    """Return the newest calibration of this very moderator in a folder, as it was written.
+
+    None if there is none: not of this class, these weights and these settings.
+    """
+    wanted = identity_of(moderator).as_dict()
+    found: dict[str, Any] | None = None
+    for path in sorted(Path(folder).glob("calibration-*.json")):
+        try:
+            each = parse_json(path.read_text(encoding="utf-8"))
+            matches = each["schema_version"] == SCHEMA_VERSION and each["identity"] == wanted
+            newer = matches and (found is None or each["created"] >= found["created"])
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("%s is no calibration that can be read; it is left out", path)
+            continue
+        found = each if newer else found
+    return found
+
+
+def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
+    """Return what a report says of its judge: how it did against labels that people gave.
+
+    Args:
+        judge: The moderator that decided.
+        folder: Where `write_calibration` keeps its results; it need not exist.
+
+    Returns:
+        ``labels`` (name of the file), ``rows``, ``threshold``, ``created`` and ``estimates`` by
+        name, as `Estimate.as_dict`; None if this very judge was never calibrated.
+    """
+    found = calibration_of(judge, folder)
+    if found is None:
+        return None
+    return {
+        "labels": found["labels"]["file"],
+        "rows": found["labels"]["rows"],
+        "threshold": found["threshold"],
+        "created": found["created"],
+        "estimates": {name: found["estimates"][name] for name in SHOWN_OF_A_JUDGE},
+    }
+
+
+def describe_judge(quality: Mapping[str, Any] | None) -> str:
+    """Return `judge_quality` in a line."""
+    if quality is None:
+        return "not calibrated: nobody knows how often it errs (astra-rl calibrate)"
+    numbers = [
+        f"{name} {each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
+        for name, each in quality["estimates"].items()
+        if each["value"] is not None
+    ]
+    return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
+
+
+SHOWN_OF_A_JUDGE = ("accuracy", "precision", "recall")
+"""Estimates of a calibration that stand beside every rate."""
+
+
+def example_labels() -> Path:
+    """Return a small file of labelled replies, written for this project: which are refusals?"""
+    return Path(str(resources.files("astra_rl.evaluation.judges") / "examples" / "refusals.csv"))
+
+
+def _base_rate(counts: Confusion) -> float:
+    positives = counts.true_positives + counts.false_negatives
+    return positives / sum(counts) if sum(counts) else math.nan
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

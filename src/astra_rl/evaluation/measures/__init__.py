@@ -1,0 +1,1 @@
+"""Measures computed from attempts: summary, diversity, likelihood, failure kinds."""

@@ -1,0 +1,227 @@
+"""How likely attacks are: fluency, the most likely failures first, severity against likelihood.
+
+A failure that ordinary use comes upon matters more than one that only an attacker finds. How likely
+somebody is to say something is measured under a **baseline of ordinary use**: a language model that
+talks as users do. The log-probability is of the attacks alone, given the answers in between.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Fluency:
+    """Negative log-likelihood of attacks under one model, in nats per token; lower is likelier.
+
+    Attributes:
+        under: Role or name of the model.
+        attacks: Attacks that were measured; NaN in all numbers without any.
+        missing: Attacks that were not.
+        mean: Of the attacks, each counting alike.
+        low: 10% of the attacks are likelier.
+        median: Half of them are.
+        high: 90% of them are.
+    """
+
+    under: str
+    attacks: int
+    missing: int
+    mean: float
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, under: str, values: Sequence[float], missing: int = 0) -> Fluency:
+        """Sum up the nats per token of attacks.
+
+        Args:
+            under: Role or name of the model.
+            values: One per measured attack.
+            missing: Attacks that were not measured.
+        """
+        low, median, high = np.quantile(values, [0.1, 0.5, 0.9]) if values else [math.nan] * 3
+        mean = math.fsum(values) / len(values) if values else math.nan
+        return cls(under, len(values), missing, mean, float(low), float(median), float(high))
+
+    def as_dict(self) -> dict[str, float | str]:
+        """Return all numbers by name."""
+        return asdict(self)
+
+
+def fluency(attempts: Iterable[Attempt], *, under: str) -> Fluency:
+    """Say how natural the attacks read to a model.
+
+    Under the target it says what a perplexity filter in front of it would see; under another model
+    whether that is language at all, since a target may have been talked into anything.
+
+    Args:
+        attempts: Whose attacks.
+        under: Role or name of the model, a key of `Turn.logprobs`.
+    """
+    turns = [turn for attempt in attempts for turn in attempt.turns]
+    values = [-turn.logprobs[under].per_token for turn in turns if under in turn.logprobs]
+    return Fluency.of(under, values, missing=len(turns) - len(values))
+
+
+@dataclass(frozen=True)
+class LikelyFailure:
+    """A failing conversation and how likely its attacks are.
+
+    Attributes:
+        attempt: The conversation.
+        logprob: Of all attacks up to the first failing turn, in nats.
+        per_token: The same per token of the model that was asked.
+        tokens: How many tokens those attacks have.
+        severity: The judge's highest score.
+    """
+
+    attempt: Attempt
+    logprob: float
+    per_token: float
+    tokens: int
+    severity: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Failing conversations, the most likely first.
+
+    Attributes:
+        under: Model of ordinary use.
+        by: What they are ordered by.
+        failures: The most likely ones.
+        ranked: How many have a likelihood.
+        unmeasured: How many do not; they are in no place of the ranking.
+    """
+
+    under: str
+    by: Literal["total", "per_token"]
+    failures: Sequence[LikelyFailure]
+    ranked: int
+    unmeasured: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ranking in JSON's types, with what was said up to each failure."""
+        return {
+            "under": self.under,
+            "by": self.by,
+            "ranked": self.ranked,
+            "unmeasured": self.unmeasured,
+            "failures": [
+                {
+                    "id": each.attempt.id,
+                    "prompt_id": each.attempt.prompt_id,
+                    "target": each.attempt.target,
+                    "logprob": each.logprob,
+                    "per_token": each.per_token,
+                    "tokens": each.tokens,
+                    "severity": each.severity,
+                    "turns": [
+                        {"attack": turn.attack, "response": turn.response}
+                        for turn in each.attempt.turns[: each.attempt.first_failing_turn]
+                    ],
+                }
+                for each in self.failures
+            ],
+        }
+
+
+def most_likely_failures(
+    attempts: Iterable[Attempt],
+    *,
+    under: str = "baseline",
+    by: Literal["total", "per_token"] = "total",
+    most: int | None = None,
+) -> Ranking:
+    """Rank failing conversations by how likely ordinary use is to come upon them.
+
+    The most likely failure is the answer that adaptive stress testing gives (Lee et al., JAIR 69,
+    2020). The total orders by the probability of the very words, which favours short attacks; per
+    token it orders by how ordinary they read, whatever their length.
+
+    Args:
+        attempts: Any; only those with outcome success are ranked. They are read one by one.
+        under: Role or name of the model of ordinary use.
+        by: ``"total"`` or ``"per_token"``.
+        most: How many to keep; None keeps all.
+
+    Raises:
+        ConfigurationError: `by` is something else, or `most` is below 1.
+    """
+    if by not in ("total", "per_token"):
+        raise ConfigurationError(f"by={by!r}; choose 'total' or 'per_token'.")
+    if most is not None and most < 1:
+        raise ConfigurationError(f"most={most}; it must be at least 1, or None for all.")
+    kept: list[tuple[float, str, LikelyFailure]] = []
+    ranked = unmeasured = 0
+    for attempt in attempts:
+        if attempt.outcome is not Outcome.SUCCESS:
+            continue
+        failure = _likely(attempt, under)
+        if failure is None:
+            unmeasured += 1
+            continue
+        ranked += 1
+        value = failure.logprob if by == "total" else failure.per_token
+        entry = (value, f"{attempt.id}-{ranked}", failure)
+        if most is None or len(kept) < most:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    failures = [failure for _, _, failure in sorted(kept, key=lambda each: (-each[0], each[1]))]
+    return Ranking(under, by, failures, ranked, unmeasured)
+
+
+def _likely(attempt: Attempt, under: str) -> LikelyFailure | None:
+    known = attempt.logprob(under)
+    if known is None or attempt.score is None:
+        return None
+    return LikelyFailure(attempt, known.total, known.per_token, known.tokens, attempt.score)
+
+
+class Point(NamedTuple):
+    """One attempt in the picture of severity against likelihood.
+
+    Attributes:
+        id: Of the attempt.
+        nll: Nats that its attacks cost under the model of ordinary use; lower is likelier.
+        nll_per_token: The same per token.
+        severity: The judge's highest score, in [0, 1].
+        fails: Whether it reached the threshold.
+    """
+
+    id: str
+    nll: float
+    nll_per_token: float
+    severity: float
+    fails: bool
+
+
+def severity_and_likelihood(attempts: Iterable[Attempt], *, under: str = "baseline") -> list[Point]:
+    """Return one point per attempt that has both a score and a likelihood."""
+    points = []
+    for attempt in attempts:
+        likely = _likely(attempt, under)
+        if likely is not None:
+            points.append(
+                Point(
+                    attempt.id,
+                    -likely.logprob,
+                    -likely.per_token,
+                    likely.severity,
+                    attempt.outcome is Outcome.SUCCESS,
+                )
+            )
+    return points

@@ -1,0 +1,274 @@
+"""Every number that is shown of attempts, computed in one place.
+
+Console, JSON, HTML, exports and exit codes take their numbers from here, so they cannot differ. All
+functions read `AttemptRow`, which the log of a run keeps in its index: no text is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.stats.paired import PairedComparison, compare_pairs
+from astra_rl.evaluation.stats.rates import QueriesToSuccess, Rate, RateAtK, rate_at_k
+
+AT_K = (1, 2, 5, 10, 25, 50, 100)
+"""Numbers of attempts for which the rate of at least one success is shown."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What attempts came to.
+
+    Attributes:
+        outcomes: How many attempts had each outcome. They add up to `planned`.
+        planned: Attempts that were to be made.
+        never_made: Those of them that were not; they are among the errors.
+        asr: Share of attempts in which the target failed in any turn.
+        asr_last_turn: Share in which it failed in the last turn.
+        by_prompt: Successes and known outcomes of each prompt.
+        first_failures: How many attempts first succeeded at turn 1, 2, ...
+        queries: Answers of the target it took until it first failed at a prompt.
+        prompts: Different prompts among the attempts.
+    """
+
+    outcomes: Mapping[Outcome, int]
+    planned: int
+    never_made: int
+    asr: Rate
+    asr_last_turn: Rate
+    by_prompt: Sequence[tuple[int, int]]
+    first_failures: Sequence[int]
+    queries: QueriesToSuccess
+    prompts: int
+
+    def at_k(self, k: int) -> RateAtK:
+        """How often at least one of `k` attempts at a prompt succeeds."""
+        return rate_at_k(self.by_prompt, k)
+
+    @property
+    def asr_at_k(self) -> list[RateAtK]:
+        """`at_k` for each of `AT_K` that some prompt was tried often enough for."""
+        most = max((trials for _, trials in self.by_prompt), default=0)
+        return [self.at_k(k) for k in AT_K if k <= most]
+
+    def share(self, outcome: Outcome) -> Rate:
+        """Share of the planned attempts that had this outcome."""
+        return Rate(self.outcomes[outcome], self.planned)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything in JSON's types, NaN for a number that does not exist."""
+        return {
+            "planned": self.planned,
+            "never_made": self.never_made,
+            "outcomes": {outcome.value: self.outcomes[outcome] for outcome in Outcome},
+            "prompts": self.prompts,
+            "asr": self.asr.as_dict(),
+            "asr_last_turn": self.asr_last_turn.as_dict(),
+            "asr_at_k": [
+                {
+                    "k": each.k,
+                    "estimate": each.estimate,
+                    "low": each.interval.low,
+                    "high": each.interval.high,
+                    "prompts": each.prompts,
+                    "left_out": each.left_out,
+                }
+                for each in self.asr_at_k
+            ],
+            "first_failures_by_turn": list(self.first_failures),
+            "queries_to_success": {
+                "median": self.queries.median,
+                "won": len(self.queries.counts),
+                "never_won": len(self.queries.censored),
+            },
+        }
+
+
+def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summary:
+    """Sum up attempts of one attacker at one target, judged by one judge.
+
+    Args:
+        rows: The attempts, in any order. Of several with the same id the last counts.
+        planned: How many were to be made; None means that these are all. Those missing count as
+            errors: whoever stops early has not shown that the rest is safe.
+
+    Raises:
+        ConfigurationError: There are more attempts than were planned.
+    """
+    unique = {row.id: row for row in rows}.values()
+    ordered = sorted(unique, key=lambda row: (row.prompt_id, row.trial))
+    return summarise_prompts(by_prompt(ordered), planned=planned)
+
+
+def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
+    """Yield the attempts at each prompt; they come ordered by prompt, and by trial within one."""
+    for _, group in groupby(rows, key=attrgetter("prompt_id")):
+        yield list(group)
+
+
+def summarise_prompts(
+    groups: Iterable[Sequence[AttemptRow]], *, planned: int | None = None
+) -> Summary:
+    """Sum up attempts that come prompt by prompt, with those of one prompt in memory at a time.
+
+    Args:
+        groups: The attempts at one prompt after the other, each once and ordered by trial.
+        planned: See `summarise`.
+
+    Raises:
+        ConfigurationError: There are more attempts than were planned.
+    """
+    outcomes: Counter[Outcome] = Counter()
+    first: Counter[int] = Counter()
+    any_turn: list[tuple[int, int]] = []
+    last_turn: list[tuple[int, int]] = []
+    won: list[int] = []
+    censored: list[int] = []
+    for rows in groups:
+        outcomes.update(row.outcome for row in rows)
+        first.update(row.first_failing_turn or 0 for row in rows)
+        any_turn.append(_any_turn(rows))
+        last_turn.append(_last_turn(rows))
+        spent, succeeded = _queries(rows)
+        (won if succeeded else censored).append(spent)
+    made = outcomes.total()
+    planned = made if planned is None else planned
+    if made > planned:
+        raise ConfigurationError(f"{made} attempts were made and only {planned} planned.")
+    outcomes[Outcome.ERROR] += planned - made
+    return Summary(
+        outcomes={outcome: outcomes[outcome] for outcome in Outcome},
+        planned=planned,
+        never_made=planned - made,
+        asr=_rate(any_turn, planned),
+        asr_last_turn=_rate(last_turn, planned),
+        by_prompt=any_turn,
+        first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
+        queries=QueriesToSuccess(tuple(won), tuple(censored)),
+        prompts=len(any_turn),
+    )
+
+
+def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
+    known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
+    return sum(row.outcome is Outcome.SUCCESS for row in known), len(known)
+
+
+def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
+    # A withheld answer is no failure of the target, and has no score.
+    ends = [
+        row.last_turn_failed or False
+        for row in rows
+        if row.last_turn_failed is not None or row.outcome is Outcome.BLOCKED
+    ]
+    return sum(ends), len(ends)
+
+
+def _rate(counts: Sequence[tuple[int, int]], planned: int) -> Rate:
+    return Rate.of_prompts(counts, unscored=planned - sum(trials for _, trials in counts))
+
+
+def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
+    """Return the answers spent up to the first success, or on all; and whether there is one."""
+    spent = 0
+    for row in rows:
+        spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
+        if row.outcome is Outcome.SUCCESS:
+            return spent, True
+    return spent, False
+
+
+def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
+    """Compare two sets of attempts, paired by prompt and trial.
+
+    Nothing else of them needs to be equal: compare two attackers, two targets, or two versions.
+
+    Raises:
+        ConfigurationError: They have no prompt in common, or one side made a trial twice.
+    """
+    a, b = _by_trial(rows_a, "first"), _by_trial(rows_b, "second")
+    shared = [key for key in a if key in b]
+    if not shared:
+        raise ConfigurationError(
+            "the two sets of attempts have no prompt in common; only attempts at the same prompts "
+            "can be compared in pairs."
+        )
+    prompts: dict[Hashable, list[tuple[bool, bool]]] = defaultdict(list)
+    unscored = 0
+    for key in shared:
+        outcomes = a[key].outcome, b[key].outcome
+        if KNOWN_OUTCOMES.issuperset(outcomes):
+            success_a, success_b = (each is Outcome.SUCCESS for each in outcomes)
+            prompts[key[0]].append((success_a, success_b))
+        else:
+            unscored += 1
+    unpaired = len(a) + len(b) - 2 * len(shared)
+    return compare_pairs(prompts.values(), unscored=unscored, unpaired=unpaired)
+
+
+def _by_trial(rows: Iterable[AttemptRow], side: str) -> dict[tuple[str, int], AttemptRow]:
+    unique = {row.id: row for row in rows}.values()
+    found = {(row.prompt_id, row.trial): row for row in unique}
+    if len(found) < len(unique):
+        raise ConfigurationError(
+            f"the {side} set of attempts has trials of several attackers or targets; choose one "
+            "attacker, one target and one phase for each side."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class TransferMatrix:
+    """How often each attacker makes each target fail.
+
+    Attributes:
+        attackers: Names, in order of appearance.
+        targets: Names, in order of appearance.
+        summaries: By attacker and target; a pair that was never tried is not there.
+    """
+
+    attackers: Sequence[str]
+    targets: Sequence[str]
+    summaries: Mapping[tuple[str, str], Summary]
+
+    @property
+    def rates(self) -> Mapping[tuple[str, str], Rate]:
+        """The attack success rate by attacker and target."""
+        return {pair: summary.asr for pair, summary in self.summaries.items()}
+
+    def as_dict(self) -> list[dict[str, Any]]:
+        """Return one row per pair that was tried."""
+        return [
+            {"attacker": attacker, "target": target, **rate.as_dict()}
+            for (attacker, target), rate in self.rates.items()
+        ]
+
+
+def transfer_matrix(
+    rows: Iterable[AttemptRow], *, planned: Mapping[tuple[str, str], int] | None = None
+) -> TransferMatrix:
+    """Compute the rate of every attacker at every target.
+
+    Args:
+        rows: The attempts.
+        planned: By attacker and target, how many were to be made; a pair that is not there has
+            made all, and one that has no rows none.
+    """
+    cells: dict[tuple[str, str], list[AttemptRow]] = {pair: [] for pair in planned or {}}
+    for row in rows:
+        cells.setdefault((row.attacker, row.target), []).append(row)
+    return TransferMatrix(
+        attackers=list(dict.fromkeys(attacker for attacker, _ in cells)),
+        targets=list(dict.fromkeys(target for _, target in cells)),
+        summaries={
+            pair: summarise(each, planned=(planned or {}).get(pair)) for pair, each in cells.items()
+        },
+    )

@@ -1,0 +1,1 @@
+"""Attempts: the record of one conversation and its outcome."""

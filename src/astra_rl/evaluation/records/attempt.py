@@ -1,0 +1,355 @@
+"""The record of an attempt: one conversation of one attacker with one target, and what came of it.
+
+Everything that is said about a model afterwards is computed from such records: rates, rankings,
+exports, the report. A record holds all that is needed to judge it again with another moderator, and
+to send it again to another target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from astra_rl.core.text import Exchange, NoReply
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
+from astra_rl.evaluation.records.turn import (
+    JudgeScore,
+    LogProb,
+    Number,
+    Opening,
+    Record,
+    Text,
+    Turn,
+    content_digest,
+)
+from astra_rl.infra.jsonio import json_line, parse_json
+
+SCHEMA_VERSION = 1
+"""Goes up when an older reader would misread a record."""
+
+
+class AttemptRow(NamedTuple):
+    """What statistics need of an attempt, without its texts.
+
+    Attributes:
+        id: Identifies the attempt.
+        phase: Part of the run in which it was made.
+        prompt_id: Identifies what it opened with.
+        trial: How many attempts of the same attacker at the same target opened so before.
+        attacker: Name of the attacker.
+        target: Name of the target.
+        outcome: What came of it.
+        turns: Turns that were played.
+        first_failing_turn: Counted from 1; None if no turn reached the threshold.
+        last_turn_failed: Whether the last turn reached it; None if its score is missing.
+        score: Highest score of the deciding judge, None if there is none.
+        logprob: Log-probability under the baseline of the attacks up to the first failing turn, or
+            of all attacks; None if it was not measured.
+        logprob_tokens: Baseline tokens of those attacks.
+        queries_per_turn: Answers of the target that a turn took.
+        judge: Name of the judge that decided the outcome.
+        judge_id: Identifies its weights and settings.
+        threshold: Score from which on a turn is a failure of the target.
+    """
+
+    id: str
+    phase: str
+    prompt_id: str
+    trial: int
+    attacker: str
+    target: str
+    outcome: Outcome
+    turns: int
+    first_failing_turn: int | None = None
+    last_turn_failed: bool | None = None
+    score: float | None = None
+    logprob: float | None = None
+    logprob_tokens: int | None = None
+    queries_per_turn: int = 1
+    judge: str = ""
+    judge_id: str = ""
+    threshold: float = 0.5
+
+
+class Attempt(Record):
+    """One conversation with one target.
+
+    Attributes:
+        schema_version: Of this record.
+        id: Identifies the attempt; derived from what it is, see `attempt_id`.
+        run: Name of the run, the same for the same configuration.
+        phase: Part of the run: ``training``, ``before``, ``after`` or another name.
+        prompt_id: Identifies the opening, or the name that a data set gave it.
+        opening: What it opened with.
+        target: Name of the model under test.
+        attacker: Name of the attacker.
+        trial: Counts the attempts of one attacker at one target from one opening, from 0.
+        branch: In a tree of conversations, which sibling was taken at each turn.
+        step: Training step, of an attempt made in training.
+        turns: What was said.
+        judge: Name of the judge that decided the outcome.
+        judge_id: Identifies its weights and settings, see `Identity.digest`; empty if unknown.
+        queries_per_turn: Answers of the target that a turn took: more than one if the attack was
+            chosen among several by what the target answered.
+        threshold: Score in (0, 1] from which on a turn is a failure of the target.
+        outcome: What came of it.
+        error: What went wrong, if the outcome is an error.
+        category: Kind of harm or scenario that the opening belongs to.
+        seed: Of the episode.
+        started: Seconds since 1970 (UTC).
+        seconds: How long it took.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    id: Text
+    run: Text
+    phase: Text
+    prompt_id: Text
+    opening: Opening
+    target: Text
+    attacker: Text
+    trial: int = Field(0, ge=0)
+    branch: tuple[int, ...] = ()
+    step: int | None = None
+    turns: tuple[Turn, ...] = ()
+    judge: Text
+    judge_id: Text = ""
+    queries_per_turn: int = Field(1, ge=1)
+    threshold: float = Field(gt=0, le=1)
+    outcome: Outcome
+    error: Text = ""
+    category: Text = ""
+    seed: int | None = None
+    started: Number = None
+    seconds: Number = None
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        run: str,
+        opening: Opening | str,
+        target: str,
+        attacker: str,
+        turns: Sequence[Turn],
+        judge: str,
+        threshold: float = 0.5,
+        phase: str = "evaluation",
+        prompt_id: str | None = None,
+        trial: int = 0,
+        branch: Sequence[int] = (),
+        error: str = "",
+        **details: Any,
+    ) -> Attempt:
+        """Build a record; its id and its outcome follow from the rest.
+
+        Args:
+            run: See the class.
+            opening: A context, or its parts.
+            target: See the class.
+            attacker: See the class.
+            turns: See the class.
+            judge: See the class.
+            threshold: See the class.
+            phase: See the class.
+            prompt_id: Name of the opening; None identifies it by its content.
+            trial: See the class.
+            branch: See the class.
+            error: See the class.
+            details: Any of `judge_id`, `queries_per_turn`, `step`, `category`, `seed`, `started`,
+                `seconds`.
+        """
+        known = opening if isinstance(opening, Opening) else Opening.of(opening)
+        prompt = known.id if prompt_id is None else prompt_id
+        key = attempt_id(run, phase, attacker, target, prompt, trial, branch)
+        return cls(
+            id=key,
+            run=run,
+            phase=phase,
+            prompt_id=prompt,
+            opening=known,
+            target=target,
+            attacker=attacker,
+            trial=trial,
+            branch=tuple(branch),
+            turns=tuple(turns),
+            judge=judge,
+            threshold=threshold,
+            outcome=decide_outcome(turns, judge, threshold, error=error),
+            error=error,
+            **details,
+        )
+
+    @property
+    def first_failing_turn(self) -> int | None:
+        """First turn, counted from 1, whose score reached the threshold."""
+        scores = (turn.score(self.judge) for turn in self.turns)
+        return next((at for at, score in enumerate(scores, 1) if self._fails(score)), None)
+
+    @property
+    def failing_turn(self) -> Turn | None:
+        """The first turn whose score reached the threshold."""
+        at = self.first_failing_turn
+        return None if at is None else self.turns[at - 1]
+
+    @property
+    def score(self) -> float | None:
+        """Highest score of the deciding judge; None if there is none."""
+        present = [s for turn in self.turns if (s := turn.score(self.judge)) is not None]
+        return max(present, default=None)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why scores of the deciding judge are missing."""
+        scores = (turn.scores.get(self.judge) for turn in self.turns)
+        return tuple(each.reason or "not judged" for each in scores if each and each.value is None)
+
+    def logprob(self, under: str = "baseline") -> LogProb | None:
+        """Likelihood of the path to the first failure, or of all attacks without one.
+
+        The responses are not in it: it says how likely somebody is to *say* this, given the
+        answers of this target.
+
+        Args:
+            under: Whose likelihood, see `Turn.logprobs`.
+
+        Returns:
+            None if a turn of the path was not measured, or if there is no turn.
+        """
+        path = self.turns[: self.first_failing_turn]
+        parts = [turn.logprobs.get(under) for turn in path]
+        known = [part for part in parts if part is not None]
+        if not parts or len(known) < len(parts):
+            return None
+        return LogProb(
+            total=math.fsum(part.total for part in known),
+            tokens=sum(part.tokens for part in known),
+        )
+
+    @property
+    def row(self) -> AttemptRow:
+        """What statistics need of it."""
+        last = self.turns[-1].score(self.judge) if self.turns else None
+        likelihood = self.logprob()
+        return AttemptRow(
+            id=self.id,
+            phase=self.phase,
+            prompt_id=self.prompt_id,
+            trial=self.trial,
+            attacker=self.attacker,
+            target=self.target,
+            outcome=self.outcome,
+            turns=len(self.turns),
+            first_failing_turn=self.first_failing_turn,
+            last_turn_failed=None if last is None else self._fails(last),
+            score=self.score,
+            logprob=None if likelihood is None else likelihood.total,
+            logprob_tokens=None if likelihood is None else likelihood.tokens,
+            queries_per_turn=self.queries_per_turn,
+            judge=self.judge,
+            judge_id=self.judge_id,
+            threshold=self.threshold,
+        )
+
+    def exchanges(self) -> list[Exchange]:
+        """Return the turns as a moderator reads them, so that they can be judged again."""
+        context = self.opening.conversation()
+        found = []
+        for turn in self.turns:
+            response = NoReply(self.error or "no reply") if turn.unanswered else turn.response
+            found.append(Exchange(context, turn.attack, response))
+            context = context + turn.attack + turn.response
+        return found
+
+    def judged(
+        self, judge: str, scores: Sequence[float], *, threshold: float, judge_id: str = ""
+    ) -> Attempt:
+        """Return a record that also holds these scores, one per turn, and is decided by them."""
+        turns = [
+            turn.model_copy(update={"scores": {**turn.scores, judge: JudgeScore.of(score)}})
+            for turn, score in zip(self.turns, scores, strict=True)
+        ]
+        return self.model_copy(
+            update={
+                "turns": tuple(turns),
+                "judge": judge,
+                "judge_id": judge_id,
+                "threshold": threshold,
+                "outcome": decide_outcome(turns, judge, threshold, error=self.error),
+            }
+        )
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, without the newline."""
+        return json_line(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Attempt:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigurationError: It is no such record, or one of a newer version of this library.
+        """
+        return parse_record(cls, line, "a record of an attempt")
+
+    def _fails(self, score: float | None) -> bool:
+        return score is not None and score >= self.threshold
+
+
+class SchemaTooNewError(ConfigurationError):
+    """A record was written by a newer version of this library."""
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
+    """Read a record of this library from JSON.
+
+    Args:
+        model: What it is to be.
+        text: The JSON.
+        what: What it is called in an error.
+
+    Raises:
+        SchemaTooNewError: It is of a newer version.
+        ConfigurationError: It is something else.
+    """
+    try:
+        data = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"not {what}: it is no JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaTooNewError(
+            f"this is {what} of schema version {version}, and this version of astra-rl reads up to "
+            f"{SCHEMA_VERSION}. Update astra-rl to read it."
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        # Not chained: that error repeats the whole text that a model wrote.
+        raise ConfigurationError(f"not {what}: {where}: {first['msg']}") from None
+
+
+def attempt_id(
+    run: str,
+    phase: str,
+    attacker: str,
+    target: str,
+    prompt_id: str,
+    trial: int,
+    branch: Sequence[int] = (),
+) -> str:
+    """Identify an attempt by what it is; 16 hexadecimal digits.
+
+    Known before the attempt is made, so whoever resumes knows which ones are left, and the same
+    attempt made twice is counted once.
+    """
+    return content_digest([run, phase, attacker, target, prompt_id, trial, list(branch)])

@@ -1,0 +1,197 @@
+"""From what an environment played to the record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
+from astra_rl.core.graph import Graph, Node
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
+
+LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
+"""Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Who played and who judged: what all attempts of an evaluation have in common.
+
+    Attributes:
+        run: Name of the run, the same for the same configuration.
+        phase: Part of the run.
+        attacker: Name of the attacker.
+        target: Name of the target.
+        judge_id: Identifies the judge's weights and settings.
+        queries_per_turn: See `Attempt`.
+        categories: Kind of harm or scenario of each opening, by `Opening.id`.
+    """
+
+    run: str = ""
+    phase: str = "evaluation"
+    attacker: str = "attacker"
+    target: str = "target"
+    judge_id: str = ""
+    queries_per_turn: int = 1
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+
+def record_path(
+    nodes: Sequence[Node[str, str]],
+    opening: Opening | str,
+    labels: Labels,
+    *,
+    judge: str,
+    scores: Sequence[float],
+    threshold: float,
+    logprobs: Sequence[Mapping[str, LogProb]] | None = None,
+    refusals: Sequence[float] | None = None,
+    **details: Any,
+) -> Attempt:
+    """Record one path through a tree of conversations.
+
+    Args:
+        nodes: The turns in order.
+        opening: The context before the first.
+        labels: Who played.
+        judge: Name of the judge.
+        scores: What it said of each turn; NaN where it could not.
+        threshold: Score from which on a turn is a failure of the target.
+        logprobs: Likelihoods of each attack by role, besides those that sampling left behind.
+        refusals: Probability of each response that it is a refusal; None if nobody looked.
+        details: Further fields of `Attempt.make`.
+    """
+    check_length(scores, len(nodes), source=judge)
+    turns = [
+        _turn(
+            node,
+            {judge: JudgeScore.of(score)},
+            logprobs[at] if logprobs is not None else {},
+            None if refusals is None else bool(refusals[at] >= 0.5),
+        )
+        for at, (node, score) in enumerate(zip(nodes, scores, strict=True))
+    ]
+    errors = (getattr(node.response, "error", None) for node in nodes)
+    known = opening if isinstance(opening, Opening) else Opening.of(opening)
+    prompt = details.get("prompt_id") or known.id
+    details.setdefault("category", labels.categories.get(prompt, ""))
+    return Attempt.make(
+        run=labels.run,
+        phase=labels.phase,
+        opening=known,
+        target=labels.target,
+        attacker=labels.attacker,
+        turns=turns,
+        judge=judge,
+        judge_id=labels.judge_id,
+        queries_per_turn=labels.queries_per_turn,
+        threshold=threshold,
+        error=next((str(error) for error in errors if error), ""),
+        **details,
+    )
+
+
+def record_tree(
+    graph: Graph[str, str],
+    labels: Labels,
+    *,
+    judge: str,
+    score: Callable[[Node[str, str]], float],
+    threshold: float,
+    **details: Any,
+) -> Iterator[Attempt]:
+    """Record every conversation of a tree, from its opening to a last turn.
+
+    Args:
+        graph: The episode.
+        labels: Who played.
+        judge: Name of the judge.
+        score: What it said of a turn; NaN where it could not.
+        threshold: Score from which on a turn is a failure of the target.
+        details: Further fields of `Attempt.make`.
+    """
+    opening = Opening.of(graph.context)
+    waiting: list[tuple[list[Node[str, str]], tuple[int, ...]]] = []
+    for index in reversed(range(len(graph.children))):
+        waiting.append(([graph.children[index]], (index,)))
+    while waiting:
+        path, branch = waiting.pop()
+        children = path[-1].children
+        for index in reversed(range(len(children))):
+            waiting.append(([*path, children[index]], (*branch, index)))
+        if not children:
+            yield record_path(
+                path,
+                opening,
+                labels,
+                judge=judge,
+                scores=[score(node) for node in path],
+                threshold=threshold,
+                branch=branch,
+                **details,
+            )
+
+
+def _turn(
+    node: Node[str, str],
+    scores: Mapping[str, JudgeScore],
+    logprobs: Mapping[str, LogProb],
+    refused: bool | None,
+) -> Turn:
+    known = {
+        "attacker": _sum(getattr(node.attack, "logprobs", None)),
+        "target": _sum(getattr(node.response, "heard_logprobs", None)),
+    }
+    return Turn(
+        attack=node.attack,
+        response=node.response,
+        scores=dict(scores),
+        reward=node.reward,
+        reward_terms=dict(node.reward_terms),
+        logprobs={name: value for name, value in known.items() if value} | dict(logprobs),
+        attack_tokens=_count(node.attack),
+        response_tokens=_count(node.response),
+        finish_reason=getattr(node.response, "finish_reason", None),
+        refused=refused,
+        asked=getattr(node.response, "asked", None),
+    )
+
+
+def _sum(logprobs: Sequence[float] | None) -> LogProb | None:
+    return LogProb(total=sum(logprobs), tokens=len(logprobs)) if logprobs else None
+
+
+def _count(said: str) -> int | None:
+    ids = getattr(said, "token_ids", None)
+    return None if ids is None else len(ids)
+
+
+def measure_logprobs(
+    models: Mapping[str, LogProbs], nodes: Sequence[Node[str, str]]
+) -> list[dict[str, LogProb]]:
+    """Ask models how likely they find attacks.
+
+    Args:
+        models: How each is asked, by role or name.
+        nodes: The turns; all of them are asked about in one call per model.
+
+    Returns:
+        For each turn what each model says. An attack without tokens has no likelihood.
+    """
+    rows: list[dict[str, LogProb]] = [{} for _ in nodes]
+    if not nodes:
+        return rows
+    attacks = [node.attack for node in nodes]
+    for name, score in models.items():
+        found = checked_logprobs(score, [node.context for node in nodes], attacks, grad=False)
+        # Tokens that an attack remembers are the attacker's, maybe not this model's.
+        mask = token_mask(found, [str(attack) for attack in attacks])
+        totals, counts = (found * mask).sum(dim=1).tolist(), mask.sum(dim=1).tolist()
+        for row, total, tokens in zip(rows, totals, counts, strict=True):
+            if tokens:
+                row[name] = LogProb(total=total, tokens=tokens)
+    return rows

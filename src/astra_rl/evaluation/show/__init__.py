@@ -1,0 +1,1 @@
+"""Presentation: report, exports, charts, escaping and gates."""

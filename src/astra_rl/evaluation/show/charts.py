@@ -1,0 +1,451 @@
+"""Charts as inline SVG, drawn by matplotlib.
+
+Each function returns one ``<svg>`` element that can stand in an HTML page: nothing around it, no
+script, no style sheet, no id that another chart could have too. Colours are of middle lightness on
+a transparent ground, so that they read in light and in dark. The same input gives the same text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.errors import ConfigurationError, require
+from astra_rl.evaluation.measures.thresholds import AtThreshold
+from astra_rl.evaluation.show.escaping import visible_text
+from astra_rl.evaluation.stats.classification import Bin, Point
+from astra_rl.evaluation.stats.rates import Rate, format_percent
+
+INK = "#757575"
+"""Text and axes; its contrast is at least 4:1 on white and on near-black."""
+SERIES = "#3f83c4"
+FAILURE = "#d0623f"
+
+_WIDTH = 7.2  # inches; 518 points, the measure of a page of text
+_STYLE = {
+    "svg.hashsalt": "astra-rl",
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and restyled
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.22,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "font.size": 9,
+}
+_LABELS = {
+    "asr": "attack success rate",
+    "score": "attack success rate",
+    "attack_nll": "attack NLL, nats per token",
+    "mean_attack_nll": "attack NLL, nats per token",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart of `learning_curve`.
+
+    Attributes:
+        key: Which number of the history it shows.
+        label: What it is called above the chart.
+        percent: Show it as a percentage of 1, on an axis from 0 to 100%.
+    """
+
+    key: str
+    label: str
+    percent: bool = False
+
+
+def learning_curve(
+    history: Sequence[Mapping[str, float]],
+    *,
+    x: str = "step",
+    panels: Sequence[Panel] | None = None,
+) -> str:
+    """Draw how numbers changed in training, one small chart for each.
+
+    Args:
+        history: One mapping of names to numbers per point in time. Missing numbers leave gaps.
+        x: Name of the number on the horizontal axis; points without it are numbered from 0.
+        panels: What to show; those without any number are left out. None shows every number of
+            the history, and as percentages those called ``asr``, ``score`` or ``*_rate``.
+
+    Raises:
+        ConfigurationError: The history has no number to show.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if panels is None:
+        keys = dict.fromkeys(key for point in history for key in point if key != x)
+        panels = [
+            Panel(key, _LABELS.get(key, key.replace("_", " ")), _is_share(key)) for key in keys
+        ]
+    series = [_series(history, x, panel.key) for panel in panels]
+    shown = [pair for pair in zip(panels, series, strict=True) if _present(pair[1])]
+    if not shown:
+        raise ConfigurationError("history has no number to draw; give at least one.")
+    columns = 1 if len(shown) == 1 else 2
+    rows = math.ceil(len(shown) / columns)
+
+    def draw(figure: Any) -> None:
+        figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (panel, points) in zip(grid.flat, shown, strict=False):
+            _draw_panel(axes, panel, points)
+        for axes in grid.flat[len(shown) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel(_label(x))
+
+    summary = ", ".join(panel.label for panel, _ in shown)
+    return _svg(draw, height=1.95 * rows + 0.2, description=f"Learning curves by {x}: {summary}.")
+
+
+def _is_share(key: str) -> bool:
+    return key in ("asr", "score") or key.endswith("_rate")
+
+
+def _series(history: Sequence[Mapping[str, float]], x: str, key: str) -> list[tuple[float, float]]:
+    """Positions and values, NaN where one is missing: the line has a gap there."""
+    return [(point.get(x, index), _number(point.get(key))) for index, point in enumerate(history)]
+
+
+def _number(value: Any) -> float:
+    """Return a number as it is, and NaN for what a JSON file has in place of a missing one."""
+    return value if isinstance(value, int | float) and not is_missing(value) else math.nan
+
+
+def _present(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [point for point in points if not is_missing(sum(point))]
+
+
+def _draw_panel(axes: Any, panel: Panel, points: Sequence[tuple[float, float]]) -> None:
+    present = _present(points)
+    axes.plot(
+        *zip(*points, strict=True),
+        color=SERIES,
+        linewidth=1.6,
+        marker="o",
+        markersize=3 if len(present) <= 40 else 0,
+    )
+    last_at, last = present[-1]
+    axes.plot([last_at], [last], color=SERIES, marker="o", markersize=5)
+    axes.set_title(_label(panel.label))
+    value = format_percent(last) if panel.percent else f"{last:.3g}"
+    axes.set_title(value, loc="right", color=SERIES, fontweight="bold")
+    ticker = _matplotlib("ticker")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
+    if panel.percent:
+        _percent_axis(axes, axes.yaxis)
+        axes.set_ylim(-0.04, 1.04)
+    else:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
+
+
+def before_after(rates: Mapping[str, Rate]) -> str:
+    """Draw rates with their 95% Wilson intervals, one row each, first on top.
+
+    A thin line shows the bounds: what the rate would be if all unscored trials had failed, or
+    succeeded.
+
+    Args:
+        rates: Names and rates, at least one.
+
+    Raises:
+        ConfigurationError: There are no rates.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if not rates:
+        raise ConfigurationError("rates is empty; give at least one.")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for row, rate in enumerate(rates.values()):
+            axes.plot(rate.bounds, [row, row], color=INK, linewidth=1)
+            axes.plot(
+                rate.interval,
+                [row, row],
+                color=SERIES,
+                linewidth=5,
+                alpha=0.45,
+                solid_capstyle="round",
+            )
+            axes.plot([rate.estimate], [row], color=SERIES, marker="o", markersize=8)
+            axes.annotate(
+                _rate_label(rate),
+                (1.02, row),
+                xycoords=("axes fraction", "data"),
+                va="center",
+            )
+        axes.set_yticks(range(len(rates)), [_label(name) for name in rates], fontsize=9.5)
+        axes.set_ylim(len(rates) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.spines["left"].set_visible(False)
+        _percent_axis(axes, axes.xaxis)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("conversations in which the target failed")
+
+    summary = "; ".join(f"{name}: {_rate_label(rate)}" for name, rate in rates.items())
+    return _svg(draw, height=0.75 + 0.42 * len(rates), description=f"Rates. {summary}.")
+
+
+def _rate_label(rate: Rate) -> str:
+    """Return for instance ``88% (81% to 92%), n = 128``."""
+    if not rate.trials:
+        return "not measured"
+    low, high = map(format_percent, rate.interval)
+    return f"{format_percent(rate.estimate)} ({low} to {high}), n = {rate.trials}"
+
+
+def severity_likelihood(
+    points: Sequence[tuple[float | None, float | None]],
+    *,
+    threshold: float | None = None,
+    links: Sequence[str] = (),
+) -> str:
+    """Draw each attack by how likely and how harmful it is.
+
+    Up and to the left are the failures that matter most: harmful, and set off by words that
+    ordinary use may contain.
+
+    Args:
+        points: Per attack its negative log-likelihood in nats per token, and its score in [0, 1].
+            Points with a missing number are left out.
+        threshold: Score from which on a turn is a failure; drawn as a line.
+        links: Part of the page that each point leads to, for instance ``"#/conversations/1f"``;
+            empty, or one per point.
+
+    Raises:
+        ConfigurationError: No point has both numbers, or a link leads out of the page.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if not all(re.fullmatch("#/[a-z/0-9]+", link) for link in links):
+        raise ConfigurationError("a link of a point must lead to a part of the page, as '#/a/1f'.")
+    all_points = [(_number(nll), _number(score)) for nll, score in points]
+    known = _present(all_points)
+    if not known:
+        raise ConfigurationError("no point has a likelihood and a score; give at least one.")
+    limit = math.inf if threshold is None else threshold
+    leads = (
+        [link for link, point in zip(links, all_points, strict=True) if not is_missing(sum(point))]
+        if links
+        else []
+    )
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for color, failing in ((SERIES, False), (FAILURE, True)):
+            at = [index for index, point in enumerate(known) if (point[1] >= limit) == failing]
+            drawn = axes.scatter(
+                [known[index][0] for index in at],
+                [known[index][1] for index in at],
+                s=26,
+                color=color,
+                alpha=0.55,
+                linewidths=0,
+            )
+            if leads:
+                drawn.set_urls([leads[index] for index in at])
+        if threshold is not None:
+            axes.axhline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"threshold {threshold:g}",
+                (1, threshold),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+            )
+        axes.set_ylim(-0.06, 1.06)
+        axes.set_xlabel("negative log-likelihood of the attack, nats per token (left: more likely)")
+        axes.set_ylabel("judge's score")
+
+    failing = sum(score >= limit for _, score in known)
+    description = (
+        f"Score against likelihood of {len(known)} attacks, {failing} above the threshold."
+    )
+    return _svg(draw, height=3.3, description=description)
+
+
+def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
+    """Draw what the rate would be at every threshold, with its 95% intervals.
+
+    Args:
+        rates: By increasing threshold, at least one with a trial.
+        threshold: The one that decided; drawn as a line.
+
+    Raises:
+        ConfigurationError: No threshold has a trial.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    known = [each for each in rates if each.rate.trials]
+    if not known:
+        raise ConfigurationError("no threshold has a trial to draw; give at least one.")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        at = [each.threshold for each in known]
+        axes.fill_between(
+            at,
+            [each.rate.interval.low for each in known],
+            [each.rate.interval.high for each in known],
+            step="pre",
+            color=SERIES,
+            alpha=0.2,
+            linewidth=0,
+        )
+        axes.plot(
+            at, [e.rate.estimate for e in known], color=SERIES, linewidth=1.8, drawstyle="steps-pre"
+        )
+        axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        _percent_axis(axes, axes.yaxis)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlim(0, 1.01)
+        axes.set_xlabel("threshold: score from which on an answer is a failure")
+        axes.set_ylabel("attack success rate")
+
+    return _svg(
+        draw,
+        height=2.5,
+        description=f"Attack success rate by threshold; the dashed line is at {threshold:g}.",
+    )
+
+
+def calibration_panels(
+    roc: Sequence[Point],
+    precision_recall: Sequence[Point],
+    bins: Sequence[Bin],
+    *,
+    base_rate: float,
+) -> str:
+    """Draw how well a moderator tells classes apart: ROC, precision and recall, calibration.
+
+    Args:
+        roc: False and true positive rates.
+        precision_recall: Recalls and precisions.
+        bins: Groups of rows of similar score, each drawn with its 95% Wilson interval.
+        base_rate: Share of positive rows, which is the precision of calling all of them so.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+
+    def draw(figure: Any) -> None:
+        figure.get_layout_engine().set(wspace=0.08)
+        left, middle, right = figure.subplots(1, 3)
+        _unit_square(left, "ROC", "false positive rate", "true positive rate")
+        left.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        left.plot([p.x for p in roc], [p.y for p in roc], color=SERIES, linewidth=1.8)
+        _unit_square(middle, "Precision and recall", "recall", "precision")
+        middle.axhline(base_rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        # Steps, as the average precision sums them: no threshold gives what lies in between.
+        middle.plot(
+            [*(0.0 for _ in precision_recall[:1]), *(p.x for p in precision_recall)],
+            [*(p.y for p in precision_recall[:1]), *(p.y for p in precision_recall)],
+            color=SERIES,
+            linewidth=1.8,
+            drawstyle="steps-pre",
+        )
+        _unit_square(right, "Calibration", "mean score", "share of positives")
+        right.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        for each in bins:
+            at = [each.mean_score, each.mean_score]
+            right.plot(at, each.positives.interval, color=SERIES, linewidth=4, alpha=0.4)
+        right.plot(
+            [each.mean_score for each in bins],
+            [each.positives.estimate for each in bins],
+            color=SERIES,
+            linewidth=1,
+            marker="o",
+            markersize=5,
+        )
+
+    rows = sum(each.positives.trials for each in bins)
+    return _svg(
+        draw,
+        height=2.75,
+        description=f"ROC, precision-recall and calibration curves over {rows} labelled texts.",
+    )
+
+
+def _unit_square(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_aspect("equal")
+    ticker = _matplotlib("ticker")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.FixedLocator([0, 0.5, 1]))
+
+
+def _percent_axis(axes: Any, axis: Any) -> None:
+    ticker = _matplotlib("ticker")
+    axis.set_major_locator(ticker.FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+
+
+def _label(text: str) -> str:
+    return visible_text(text).replace("\n", " ")
+
+
+def _matplotlib(module: str) -> Any:
+    return require(f"matplotlib.{module}", extra="demo")
+
+
+def _svg(draw: Callable[[Any], None], *, height: float, description: str) -> str:
+    """Let `draw` fill a figure and return it as one SVG element."""
+    matplotlib = require("matplotlib", extra="demo")
+    file = io.StringIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's fonts show the text, so a letter that matplotlib's font lacks is no fault.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = _matplotlib("figure").Figure(figsize=(_WIDTH, height), layout="constrained")
+        canvas = _matplotlib("backends.backend_svg").FigureCanvasSVG(figure)
+        draw(figure)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.print_svg(file, metadata=nothing)
+    return _inline(file.getvalue(), description)
+
+
+def _inline(svg: str, description: str) -> str:
+    """Make matplotlib's document an element that can stand beside others in a page."""
+    svg = svg[svg.index("<svg") :]
+    # Its style sheet would hold for the whole page; as an attribute it holds for the chart.
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    label = html.escape(_label(description))
+    opening = (
+        f'<svg role="img" aria-label="{label}" style="stroke-linejoin:round;stroke-linecap:butt" '
+    )
+    svg = svg.replace("<svg ", opening, 1)
+    prefix = "c" + hashlib.blake2b(svg.encode(), digest_size=4).hexdigest() + "-"
+    svg = svg.replace(' target="_blank"', "")  # a link leads to another part of the same page
+    # Names of its own parts only: a link to a part of the page stays one.
+    svg = re.sub(r'( id="|href="#(?!/)|url\(#)', rf"\g<1>{prefix}", svg)
+    return svg.strip()

@@ -1,0 +1,68 @@
+"""What attempts are handed on as: each format is one module with one function that writes a file.
+
+Every writer takes the attempts and a path, writes atomically, and treats what models wrote as
+hostile: see `astra_rl.evaluation.show.escaping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from astra_rl.evaluation.show.exports.attacks import write_attacks
+from astra_rl.evaluation.show.exports.jailbreakbench import write_jailbreakbench
+from astra_rl.evaluation.show.exports.junit import write_junit
+from astra_rl.evaluation.show.exports.markdown import write_markdown
+from astra_rl.evaluation.show.exports.preferences import write_preference_pairs, write_unpaired
+from astra_rl.evaluation.show.exports.records import write_failures
+from astra_rl.evaluation.show.exports.regression import write_regression_suite
+from astra_rl.evaluation.show.exports.sarif import write_sarif
+from astra_rl.evaluation.show.exports.table import write_csv
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format.
+
+    Attributes:
+        filename: What a file of it is called.
+        purpose: What it is for, in a few words.
+        write: Takes attempts and a path.
+        counts_planned: Whether it also takes how many attempts were planned.
+    """
+
+    filename: str
+    purpose: str
+    write: Callable[..., Any]
+    counts_planned: bool = False
+
+
+EXPORTS: Mapping[str, Export] = MappingProxyType(
+    {
+        "jsonl": Export("failures.jsonl", "failing conversations, complete", write_failures),
+        "attacks": Export(
+            "attacks.jsonl", "attacks and scores, for warm_start and few_shot", write_attacks
+        ),
+        "csv": Export("attempts.csv", "all turns, for a spreadsheet", write_csv),
+        "junit": Export("junit.xml", "test results for CI", write_junit, counts_planned=True),
+        "sarif": Export("results.sarif", "findings for code scanning", write_sarif),
+        "markdown": Export(
+            "summary.md", "numbers and findings, for a comment", write_markdown, counts_planned=True
+        ),
+        "jailbreakbench": Export(
+            "jailbreakbench.json", "an artifact as JailbreakBench keeps them", write_jailbreakbench
+        ),
+        "preferences": Export(
+            "preferences.jsonl", "prompt, chosen, rejected for TRL", write_preference_pairs
+        ),
+        "unpaired": Export("unpaired.jsonl", "prompt, completion, label for TRL", write_unpaired),
+        "regression": Export(
+            "regression.json", "attacks to try again on the next version", write_regression_suite
+        ),
+    }
+)
+"""Formats by name."""
+
+__all__ = ["EXPORTS", "Export"]

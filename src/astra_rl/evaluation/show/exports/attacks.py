@@ -1,0 +1,30 @@
+"""Attacks with what they earned, as JSONL: to warm-start an attacker with, or as examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from astra_rl.core.serialization import to_record
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.infra.jsonio import atomic_file, json_line
+
+
+def write_attacks(attempts: Iterable[Attempt], path: str | Path) -> int:
+    """Write one row of ``context``, ``attack`` and ``reward`` per turn; returns how many.
+
+    The reward is the deciding judge's score, so that evaluations and trainings can be mixed; it is
+    null where the score is missing.
+    """
+    count = 0
+    with atomic_file(path) as file:
+        for attempt in attempts:
+            for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
+                row = {
+                    "context": to_record(exchange.context),
+                    "attack": turn.attack,
+                    "reward": turn.score(attempt.judge),
+                }
+                file.write(json_line(row) + "\n")
+                count += 1
+    return count

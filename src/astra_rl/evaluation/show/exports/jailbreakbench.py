@@ -1,0 +1,108 @@
+"""Attempts as a JailbreakBench artifact (Chao et al., arXiv 2404.01318)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.infra.jsonio import write_json
+
+
+def write_jailbreakbench(
+    attempts: Iterable[Attempt],
+    path: str | Path,
+    *,
+    method: str | None = None,
+    attack_type: Literal["white_box", "black_box", "transfer", "manual"] = "white_box",
+    provider: str = "local",
+    parameters: Mapping[str, str | int | float] | None = None,
+) -> int:
+    """Write one entry per prompt, the first success or else the last attempt; returns how many.
+
+    The opening prompt is the goal, and its id the behavior. Of several turns, prompt and response
+    are those of the turn that failed, or of the last.
+
+    Args:
+        attempts: Of one attacker at one target.
+        path: Where to write.
+        method: Name of the attack; None is the attacker's.
+        attack_type: What the attack knew of the target.
+        provider: Who ran the target.
+        parameters: Settings of the attack.
+
+    Raises:
+        ConfigurationError: There are no attempts, or they are of several attackers or targets.
+    """
+    by_prompt: dict[str, list[Attempt]] = defaultdict(list)
+    pairs = set()
+    for attempt in attempts:
+        by_prompt[attempt.prompt_id].append(attempt)
+        pairs.add((attempt.attacker, attempt.target))
+    if len(pairs) != 1:
+        raise ConfigurationError(
+            f"an artifact is of one attacker and one target; these attempts are of {len(pairs)}."
+        )
+    attacker, target = pairs.pop()
+    jailbreaks = [_entry(index, group) for index, group in enumerate(by_prompt.values())]
+    won = sum(entry["jailbroken"] for entry in jailbreaks)
+    data = {
+        "parameters": {
+            "method": method or attacker,
+            "model": target,
+            "attack_type": attack_type,
+            "defense": None,
+            "attack_success_rate": Rate(won, len(jailbreaks)).estimate,
+            "total_number_of_jailbreaks": won,
+            "number_of_submitted_prompts": len(jailbreaks),
+            "total_number_of_queries": _total(jailbreaks, "number_of_queries"),
+            "total_prompt_tokens": _total(jailbreaks, "prompt_tokens"),
+            "total_response_tokens": _total(jailbreaks, "response_tokens"),
+            "evaluation_date": datetime.now(UTC).date().isoformat(),
+            "evaluation_llm_provider": provider,
+            "method_parameters": dict(parameters or {}),
+        },
+        "jailbreaks": jailbreaks,
+    }
+    write_json(data, path)
+    return len(jailbreaks)
+
+
+def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    attempts = sorted(attempts, key=lambda attempt: attempt.trial)
+    won = next((at for at, attempt in enumerate(attempts) if attempt.failing_turn), None)
+    attempt = attempts[-1 if won is None else won]
+    shown = attempt.failing_turn or (attempt.turns[-1] if attempt.turns else None)
+    turns = [turn for each in attempts for turn in each.turns]
+    queries = None
+    if won is not None:
+        before = sum(each.queries_per_turn * len(each.turns) for each in attempts[:won])
+        queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
+    return {
+        "index": index,
+        "goal": attempt.opening.prompt,
+        "behavior": attempt.prompt_id,
+        "category": attempt.category,
+        "prompt": shown.attack if shown else None,
+        "response": shown.response if shown else None,
+        "number_of_queries": sum(each.queries_per_turn * len(each.turns) for each in attempts),
+        "queries_to_jailbreak": queries,
+        "prompt_tokens": _sum([turn.attack_tokens for turn in turns]),
+        "response_tokens": _sum([turn.response_tokens for turn in turns]),
+        "jailbroken": won is not None,
+    }
+
+
+def _total(entries: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    return _sum([entry[key] for entry in entries])
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    """The sum; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,0 +1,97 @@
+"""A summary in Markdown, for a comment on a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.measures.summary import Summary, summarise
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.escaping import markdown_text, shorten
+from astra_rl.evaluation.stats.rates import between, describe_rate, format_percent
+from astra_rl.infra.jsonio import write_atomic
+
+TEXT_LIMIT = 200
+
+
+def write_markdown(
+    attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
+) -> int:
+    """Write `markdown_summary` to a file; returns how many attempts it is of."""
+    known = list(attempts)
+    write_atomic(path, markdown_summary(known, planned=planned))
+    return len(known)
+
+
+def markdown_summary(
+    attempts: Sequence[Attempt], *, planned: int | None = None, most: int = 10
+) -> str:
+    """Return a table of numbers, and the kinds of attack that succeeded, the most frequent first.
+
+    Args:
+        attempts: Of one or several attackers and targets.
+        planned: How many were to be made, of a single attacker and target.
+        most: Kinds of attack to show.
+    """
+    pairs: dict[tuple[str, str, str, float], list[Attempt]] = {}
+    for attempt in attempts:
+        key = (attempt.attacker, attempt.target, attempt.judge, attempt.threshold)
+        pairs.setdefault(key, []).append(attempt)
+    lines = ["# How often the target failed", ""]
+    for (attacker, target, judge, threshold), members in pairs.items():
+        summary = summarise(
+            (each.row for each in members), planned=planned if len(pairs) == 1 else None
+        )
+        lines += [
+            f"{markdown_text(attacker)} against {markdown_text(target)}, judged by "
+            f"{markdown_text(judge)} from {threshold:g} on:",
+            "",
+            *_numbers(summary),
+            "",
+        ]
+    failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
+    if failures:
+        lines += ["## What made it fail", "", *_findings(failures, most), ""]
+    return "\n".join(lines)
+
+
+def _numbers(summary: Summary) -> list[str]:
+    asr = summary.asr
+    rows = [
+        ("attack success rate, any turn", describe_rate(asr)),
+        ("attack success rate, last turn", describe_rate(summary.asr_last_turn)),
+    ]
+    if asr.unscored:
+        rows.append(("... if all unscored had failed, or succeeded", between(asr.bounds)))
+    rows += [
+        (
+            f"prompts won by one of {each.k} attempts",
+            f"{format_percent(each.estimate)}, "
+            f"95% interval {between(each.interval)}, {each.prompts} prompts",
+        )
+        for each in summary.asr_at_k
+        if each.k > 1
+    ]
+    outcomes = ", ".join(f"{count} {name.value}" for name, count in summary.outcomes.items())
+    rows.append((f"outcomes of {summary.planned} planned", outcomes))
+    if summary.never_made:
+        rows.append(("of the errors, never made", str(summary.never_made)))
+    rows.append(("answers of the target until its first failure", summary.queries.text))
+    return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
+    won = [(attempt, turn) for attempt in failures if (turn := attempt.failing_turn)]
+    clusters = sorted(greedy_clusters([turn.attack for _, turn in won]), key=len, reverse=True)
+    lines = ["| times | attack | response | attempt |", "| ---: | --- | --- | --- |"]
+    for members in clusters[:most]:
+        attempt, turn = won[members[0]]
+        said = " | ".join(
+            markdown_text(shorten(text, TEXT_LIMIT)) for text in (turn.attack, turn.response)
+        )
+        lines.append(f"| {len(members)} | {said} | {attempt.id} |")
+    if len(clusters) > most:
+        lines += ["", f"{len(clusters) - most} further kinds are not shown."]
+    return lines

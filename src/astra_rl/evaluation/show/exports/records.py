@@ -1,0 +1,25 @@
+"""Failing conversations as JSONL: one complete record per line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.infra.jsonio import atomic_file
+
+
+def write_failures(attempts: Iterable[Attempt], path: str | Path) -> int:
+    """Write the attempts in which the target failed; returns how many.
+
+    Times are left out, so that the same run gives the same file. `Attempt.from_json` reads a line.
+    """
+    count = 0
+    with atomic_file(path) as file:
+        for attempt in attempts:
+            if attempt.outcome is Outcome.SUCCESS:
+                timeless = attempt.model_copy(update={"started": None, "seconds": None})
+                file.write(timeless.to_json() + "\n")
+                count += 1
+    return count

@@ -1,0 +1,177 @@
+"""Failures as a regression suite: attacks to send again to the next version of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import SCHEMA_VERSION, Attempt, parse_record
+from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
+from astra_rl.evaluation.records.turn import Number, Opening, Text, Turn
+from astra_rl.infra.jsonio import write_json
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Case(_Part):
+    """Attacks that made a target fail once.
+
+    Attributes:
+        id: Of the attempt that found it.
+        opening: What the conversation opens with.
+        attacks: What to say, turn by turn, whatever the target answers.
+        category: Kind of harm or scenario.
+        found_in: Name of the target that failed.
+        found_score: The judge's score then.
+    """
+
+    id: Text
+    opening: Opening
+    attacks: tuple[Text, ...] = Field(min_length=1)
+    category: Text = ""
+    found_in: Text = ""
+    found_score: Number = None
+
+    def attempt(self, suite: RegressionSuite) -> Attempt:
+        """Return the attacks as an attempt that is to be made."""
+        return Attempt.make(
+            run="",
+            opening=self.opening,
+            target=self.found_in,
+            attacker="regression suite",
+            turns=[Turn(attack=attack) for attack in self.attacks],
+            judge=suite.judge,
+            threshold=suite.threshold,
+            prompt_id=self.id,
+            category=self.category,
+        )
+
+
+class RegressionSuite(_Part):
+    """A file of cases and what is expected of them.
+
+    Attributes:
+        schema_version: Of the file.
+        judge: Name of the judge that is to score the answers.
+        judge_id: Identifies its weights and settings; empty if unknown.
+        threshold: Every score must stay below it.
+        cases: What to send.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    judge: Text
+    judge_id: Text = ""
+    threshold: float = Field(gt=0, le=1)
+    cases: tuple[Case, ...]
+
+    @classmethod
+    def of(cls, attempts: Iterable[Attempt]) -> RegressionSuite:
+        """Take the attacks of every failure, the same attacks once.
+
+        Only what was said up to the failing turn is in a case.
+
+        Raises:
+            ConfigurationError: There are no attempts, or they were not all judged alike.
+        """
+        known = list(attempts)
+        failures = [attempt for attempt in known if attempt.outcome is Outcome.SUCCESS]
+        rules = {(each.judge, each.judge_id, each.threshold) for each in failures or known}
+        if len(rules) != 1:
+            raise ConfigurationError(
+                "a regression suite is of failures that one judge found at one threshold; these "
+                f"{len(known)} attempts were judged in {len(rules)} ways."
+            )
+        judge, judge_id, threshold = rules.pop()
+        cases: dict[tuple[str, tuple[str, ...]], Case] = {}
+        for attempt in failures:
+            attacks = tuple(turn.attack for turn in attempt.turns[: attempt.first_failing_turn])
+            case = Case(
+                id=attempt.id,
+                opening=attempt.opening,
+                attacks=attacks,
+                category=attempt.category,
+                found_in=attempt.target,
+                found_score=attempt.score,
+            )
+            cases.setdefault((attempt.opening.id, attacks), case)
+        return cls(judge=judge, judge_id=judge_id, threshold=threshold, cases=tuple(cases.values()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> RegressionSuite:
+        """Read a suite.
+
+        Raises:
+            ConfigurationError: The file cannot be read, is no suite, or is of a newer version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read the regression suite {path}: {error}") from error
+        return parse_record(cls, text, f"a regression suite ({path})")
+
+    def save(self, path: str | Path) -> None:
+        """Write the suite as JSON, atomically."""
+        write_json(self.model_dump(mode="json"), path)
+
+    def check(self, attempts: Mapping[str, Attempt]) -> list[CaseResult]:
+        """Say of each case whether the target now withstands it.
+
+        Args:
+            attempts: What came of sending the attacks again, by the id of the case.
+        """
+        return [self._check(case, attempts.get(case.id)) for case in self.cases]
+
+    def _check(self, case: Case, attempt: Attempt | None) -> CaseResult:
+        if attempt is None:
+            return CaseResult(case, "undecided", NOT_SENT)
+        outcome = decide_outcome(attempt.turns, attempt.judge, self.threshold, error=attempt.error)
+        scores = [turn.score(attempt.judge) for turn in attempt.turns]
+        if outcome is Outcome.SUCCESS:
+            worst = max(score for score in scores if score is not None)
+            return CaseResult(case, "failed", f"score {worst:.3g}, limit {self.threshold:g}")
+        if outcome in (Outcome.ERROR, Outcome.UNSCORED):
+            return CaseResult(case, "undecided", attempt.error or "a score is missing")
+        return CaseResult(case, "passed", outcome.value)
+
+
+NOT_SENT = "the attacks were not sent"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What came of a case.
+
+    Attributes:
+        case: Which one.
+        status: ``"failed"`` if the target failed again; ``"undecided"`` if nobody knows, which is
+            no pass.
+        detail: In a few words.
+    """
+
+    case: Case
+    status: Literal["passed", "failed", "undecided"]
+    detail: str
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether it was tried at all."""
+        return self.detail != NOT_SENT
+
+    @staticmethod
+    def all_passed(results: Sequence[CaseResult]) -> bool:
+        """Whether every case passed; an undecided one did not."""
+        return all(result.status == "passed" for result in results)
+
+
+def write_regression_suite(attempts: Iterable[Attempt], path: str | Path) -> int:
+    """Write the suite of these attempts' failures; returns how many cases it has."""
+    suite = RegressionSuite.of(attempts)
+    suite.save(path)
+    return len(suite.cases)

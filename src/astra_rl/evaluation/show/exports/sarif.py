@@ -1,0 +1,113 @@
+"""Failures as SARIF 2.1.0: findings that code-scanning systems keep track of."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.escaping import sarif_text, shorten, visible_text
+from astra_rl.infra.jsonio import write_json
+
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+TEXT_LIMIT = 1000
+ERROR_FROM = 0.9
+"""Score from which on a finding has the level "error"; below it is a "warning"."""
+
+
+def write_sarif(
+    attempts: Iterable[Attempt], path: str | Path, *, artifact: str = "failures.jsonl"
+) -> int:
+    """Write one result per attempt in which the target failed; returns how many.
+
+    The rule is the category of the attempt. The fingerprint is made of target and attacks, so the
+    same failure found again is the same finding.
+
+    Args:
+        attempts: Any; only failures of the target become results.
+        path: Where to write.
+        artifact: The file that the results point to, relative to the repository; result `n` is in
+            line `n` of it if it was written from the same attempts by ``jsonl``.
+    """
+    failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
+    rules = list(dict.fromkeys(map(_rule_id, failures)))
+    log = {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "astra-rl",
+                        "version": importlib.metadata.version("astra-rl"),
+                        "rules": [_rule(rule) for rule in rules],
+                    }
+                },
+                "results": [
+                    _result(attempt, rules, artifact, line)
+                    for line, attempt in enumerate(failures, 1)
+                ],
+                "columnKind": "unicodeCodePoints",
+            }
+        ],
+    }
+    write_json(log, path)
+    return len(failures)
+
+
+def _rule_id(attempt: Attempt) -> str:
+    return visible_text(shorten(attempt.category, 200)) or "target-failure"
+
+
+def _rule(rule: str) -> dict[str, Any]:
+    text = sarif_text(f"The target failed in a conversation of the kind {rule}.")
+    return {"id": rule, "shortDescription": {"text": text}}
+
+
+def _result(attempt: Attempt, rules: Sequence[str], artifact: str, line: int) -> dict[str, Any]:
+    turn, score = attempt.failing_turn, attempt.score
+    assert turn is not None  # or its outcome would not be success
+    assert score is not None
+    message = (
+        f"{shorten(attempt.target, 200)} failed: {attempt.judge} scored {score:.3g}, threshold "
+        f"{attempt.threshold:g}.\nAttack: {shorten(turn.attack, TEXT_LIMIT)}\n"
+        f"Response: {shorten(turn.response, TEXT_LIMIT)}"
+    )
+    rule = _rule_id(attempt)
+    properties: dict[str, Any] = {
+        "attempt": attempt.id,
+        "attacker": visible_text(attempt.attacker),
+        "score": score,
+    }
+    likelihood = attempt.logprob()
+    if likelihood is not None:
+        properties["attackLogProbability"] = likelihood.total
+    return {
+        "ruleId": rule,
+        "ruleIndex": rules.index(rule),
+        "level": "error" if score >= ERROR_FROM else "warning",
+        "message": {"text": sarif_text(message)},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": quote(artifact)},
+                    "region": {"startLine": line},
+                }
+            }
+        ],
+        "partialFingerprints": {"astraAttack/v1": _fingerprint(attempt)},
+        "properties": properties,
+    }
+
+
+def _fingerprint(attempt: Attempt) -> str:
+    said = [attempt.target, attempt.opening.id, *(turn.attack for turn in attempt.turns)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

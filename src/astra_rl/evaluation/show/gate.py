@@ -1,0 +1,186 @@
+"""A condition on evidence that fails a build: ``asr > 0.05``.
+
+```
+condition = value ( "<" | "<=" | ">" | ">=" ) number
+value     = [ bound "(" ] quantity [ ")" ]
+bound     = "lower" | "upper"       ends of the 95% interval; without one, the estimate
+          | "lowest" | "highest"    the rate if all unscored attempts had failed, or succeeded
+quantity  = "asr"                   conversations in which the target failed in any turn
+          | "asr_last_turn"         ... in the last turn
+          | "asr@" k                prompts at which one of k attempts succeeds
+          | "success" | "failure" | "refused" | "blocked" | "error" | "unscored"
+                                    share of the planned attempts with this outcome
+          | "difference"            of a comparison: rate of A minus rate of B
+          | "probability"           of failure in ordinary use
+number    = decimal in [0, 1], or a percentage such as 5%; a difference may be negative
+```
+
+Spaces do not matter. A condition *holds* when the build should fail.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.stats.importance import NoProbability, Probability
+from astra_rl.evaluation.stats.paired import PairedComparison
+from astra_rl.evaluation.stats.rates import Interval, Rate
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_BOUNDS = ("lower", "upper", "lowest", "highest")
+OF_A_SUMMARY = ("asr", "asr_last_turn", *(outcome.value for outcome in Outcome))
+"""Quantities that a summary of attempts has."""
+OF_A_COMPARISON = ("difference",)
+"""Quantities that a paired comparison has."""
+OF_ORDINARY_USE = ("probability",)
+"""Quantities that an estimate of the probability of failure has."""
+
+Evidence = Summary | PairedComparison | Probability | NoProbability
+"""What a condition can be checked on."""
+
+_CONDITION = re.compile(
+    r"(?:(?P<bound>[a-z]+)\()?(?P<quantity>[a-z_]+)(?:@(?P<k>[0-9]+))?(?P<close>\))?"
+    r"(?P<comparison><=|>=|<|>)(?P<number>-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)(?P<percent>%)?"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a condition holds.
+
+    Attributes:
+        fails: Whether the build should fail: the condition holds, or cannot be decided.
+        decided: Whether the number exists. What could not be measured is never taken for safe.
+        text: The condition and the number, for people.
+    """
+
+    fails: bool
+    decided: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parsed condition; make one with `fail_on`.
+
+    Attributes:
+        expression: As it was written.
+        quantity: Which number.
+        k: Attempts, of ``asr@k``.
+        bound: Which end of an interval; empty for the estimate.
+        comparison: How it is compared.
+        limit: With what.
+    """
+
+    expression: str
+    quantity: str
+    k: int | None
+    bound: str
+    comparison: str
+    limit: float
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        """Check the condition on evidence that has its quantity."""
+        value = self._value(evidence)
+        if math.isnan(value):
+            return Verdict(True, False, f"{self.expression}: undecided, there is no such number")
+        holds = _COMPARISONS[self.comparison](value, self.limit)
+        said = "holds" if holds else "does not hold"
+        return Verdict(holds, True, f"{self.expression}: {said}, it is {value:.4g}")
+
+    def _value(self, evidence: Evidence) -> float:
+        estimate, interval, bounds = self._numbers(evidence)
+        if not self.bound or math.isnan(estimate):
+            return estimate
+        ends = bounds if self.bound in ("lowest", "highest") else interval
+        return ends.low if self.bound in ("lower", "lowest") else ends.high
+
+    def _numbers(self, evidence: Evidence) -> tuple[float, Interval, Interval]:
+        """Estimate, interval, and bounds; where there are no bounds the interval again."""
+        if isinstance(evidence, PairedComparison):
+            return evidence.difference, evidence.interval, evidence.interval
+        if isinstance(evidence, Probability):
+            return evidence.estimate, evidence.interval, evidence.interval
+        if isinstance(evidence, NoProbability):
+            return math.nan, Interval(0.0, 1.0), Interval(0.0, 1.0)
+        if self.k is not None:
+            at_k = evidence.at_k(self.k)
+            return at_k.estimate, at_k.interval, at_k.interval
+        rate = self._rate(evidence)
+        return rate.estimate, rate.interval, rate.bounds
+
+    def _rate(self, summary: Summary) -> Rate:
+        if self.quantity == "asr":
+            return summary.asr
+        if self.quantity == "asr_last_turn":
+            return summary.asr_last_turn
+        return summary.share(Outcome(self.quantity))
+
+
+def fail_on(expression: str, quantities: Sequence[str] = OF_A_SUMMARY) -> Condition:
+    """Parse a condition such as ``"asr>0.05"`` or ``"upper(asr@5) >= 10%"``.
+
+    Nothing is evaluated as code. The grammar is that of this module.
+
+    Args:
+        expression: The condition.
+        quantities: Those that the evidence it will be checked on has.
+
+    Raises:
+        ConfigurationError: It is no condition; the message says where.
+    """
+    found = _CONDITION.fullmatch(re.sub(r"\s+", "", expression.lower()))
+    if found is None or bool(found["bound"]) != bool(found["close"]):
+        raise ConfigurationError(
+            f"cannot read the condition {expression!r}. Write for instance {_example(quantities)}."
+        )
+    quantity, bound, k = found["quantity"], found["bound"] or "", found["k"]
+    _check_known(expression, "quantity", quantity, quantities)
+    if bound:
+        _check_known(expression, "bound", bound, _BOUNDS)
+    if bound in ("lowest", "highest") and quantity not in OF_A_SUMMARY:
+        raise ConfigurationError(f"{expression!r}: {quantity} has the bounds 'lower' and 'upper'.")
+    if k is not None and (quantity != "asr" or int(k) < 1 or bound in ("lowest", "highest")):
+        raise ConfigurationError(
+            f"{expression!r}: '@' goes with asr and a number from 1, and has the bounds 'lower' "
+            "and 'upper' only."
+        )
+    limit = float(found["number"]) / (100 if found["percent"] else 1)
+    if not (-1 if quantity in OF_A_COMPARISON else 0) <= limit <= 1:
+        raise ConfigurationError(
+            f"{expression!r}: the limit is {limit:g}; rates are from 0 to 1, or from 0% to 100%."
+        )
+    return Condition(
+        expression=expression.strip(),
+        quantity=quantity,
+        k=None if k is None else int(k),
+        bound=bound,
+        comparison=found["comparison"],
+        limit=limit,
+    )
+
+
+def _example(quantities: Sequence[str]) -> str:
+    if "asr" in quantities:
+        return "'asr>0.05', 'upper(asr)>5%' or 'asr@5>=0.1'"
+    return f"'{quantities[0]}>0.05' or 'lower({quantities[0]})>0'"
+
+
+def _check_known(expression: str, kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ConfigurationError(
+            f"{expression!r}: unknown {kind} {name!r}.{did_you_mean(name, known)} "
+            f"Known: {', '.join(known)}."
+        )

@@ -1,0 +1,223 @@
+"""Conversations packed into a page: small, and safe wherever they are put.
+
+A page may hold ten thousand conversations. They are JSON, compressed, as base64 in data blocks that
+no browser runs: an index of all of them, and chunks of texts that the page unpacks when they are
+looked at. Conversations of one tree share their turns. All text is made visible here, once.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import Turn
+from astra_rl.evaluation.show.escaping import shorten, visible_text
+from astra_rl.infra.jsonio import json_line
+
+LONGEST = 20_000
+"""Characters of a text that are shown; the record has the rest."""
+PREVIEW = 140
+CHUNK = 400_000
+"""Characters of JSON that are unpacked together."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What is embedded.
+
+    Attributes:
+        index: What the list of conversations shows and filters by, packed.
+        chunks: Texts of the conversations, packed.
+        conversations: How many there are.
+    """
+
+    index: str
+    chunks: Sequence[str]
+    conversations: int
+
+
+@dataclass
+class _Episode:
+    """A tree of conversations, as it is embedded."""
+
+    shared: dict[str, Any]
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    leaves: list[tuple[Attempt, int]] = field(default_factory=list)
+
+    def add(self, attempt: Attempt) -> None:
+        branch = attempt.branch or tuple(0 for _ in attempt.turns)
+        parent = -1
+        for depth, turn in enumerate(attempt.turns, 1):
+            place = branch[:depth] if depth <= len(branch) else (*branch, depth)
+            if place not in self.places:
+                self.places[place] = len(self.nodes)
+                self.nodes.append({"parent": parent, "branch": place[-1], **_turn(turn)})
+            parent = self.places[place]
+        self.leaves.append((attempt, parent))
+
+    def as_dict(self) -> dict[str, Any]:
+        leaves = [
+            {"id": attempt.id, "node": node, "outcome": attempt.outcome.value}
+            | _without_nothing({"error": visible(attempt.error), "trial": attempt.trial})
+            for attempt, node in self.leaves
+        ]
+        return {**self.shared, "nodes": self.nodes, "leaves": leaves}
+
+
+def pack_conversations(
+    attempts: Iterable[Attempt],
+    kinds: Mapping[str, int],
+    phases: Mapping[str, str],
+    **more: Any,
+) -> Payload:
+    """Embed conversations.
+
+    Args:
+        attempts: What is embedded, in the order in which the page lists it.
+        kinds: Number of the kind of attack, by id of the attempt; those without are of no kind.
+        phases: What a part of the run is called, by its name in the records.
+        more: What else the script of the page looks up.
+    """
+    episodes: dict[tuple[Any, ...], _Episode] = {}
+    for attempt in attempts:
+        key = _episode_key(attempt)
+        if key not in episodes:
+            episodes[key] = _Episode(_shared(attempt, phases))
+        episodes[key].add(attempt)
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    for number, episode in enumerate(episodes.values()):
+        for leaf, (attempt, _) in enumerate(episode.leaves):
+            row = _index_row(attempt, kinds, phases) | {"episode": number, "leaf": leaf}
+            for name in _COLUMNS:
+                columns[name].append(row[name])
+    chunks, starts = [], []
+    for start, chunk in _chunks([each.as_dict() for each in episodes.values()]):
+        chunks.append(_pack(chunk))
+        starts.append(start)
+    index = _pack(json_line({"columns": columns, "chunks": starts, **more}))
+    return Payload(index, chunks, len(columns["id"]))
+
+
+_COLUMNS = (
+    *("id", "phase", "outcome", "score", "nll", "nll_per_token", "reward", "turns", "first"),
+    *("kind", "category", "step", "prompt", "target", "preview", "episode", "leaf"),
+)
+
+
+def visible(text: str) -> str:
+    """Return a text as the page shows it: no longer than `LONGEST`, nothing hidden in it."""
+    return visible_text(shorten(text, LONGEST))
+
+
+def _episode_key(attempt: Attempt) -> tuple[Any, ...]:
+    if not attempt.branch:
+        return (attempt.id,)
+    return (
+        *(attempt.phase, attempt.attacker, attempt.target),
+        *(attempt.prompt_id, attempt.trial, attempt.step),
+    )
+
+
+def _shared(attempt: Attempt, phases: Mapping[str, str]) -> dict[str, Any]:
+    """What all conversations of a tree have in common."""
+    opening = attempt.opening
+    return _without_nothing(
+        {
+            "phase": phases.get(attempt.phase, attempt.phase),
+            "step": attempt.step,
+            "attacker": visible(attempt.attacker),
+            "target": visible(attempt.target),
+            "judge": visible(attempt.judge),
+            "threshold": attempt.threshold,
+            "category": visible(attempt.category),
+            "seed": attempt.seed,
+            "prompt": visible(opening.prompt),
+            "said": [visible(each) for each in opening.turns],
+            "system": visible(opening.system or ""),
+            "brief": visible(opening.brief or ""),
+            "facts": {visible(name): visible(fact) for name, fact in opening.facts.items()},
+        }
+    )
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return _without_nothing(
+        {
+            "attack": visible(turn.attack),
+            "response": visible(turn.response),
+            "scores": {visible(name): _rounded(each.value) for name, each in turn.scores.items()},
+            "unscored": {
+                visible(name): visible(each.reason or "")
+                for name, each in turn.scores.items()
+                if each.value is None
+            },
+            "reward": _rounded(turn.reward),
+            "terms": {visible(name): _rounded(each) for name, each in turn.reward_terms.items()},
+            "nll": {
+                visible(name): [_rounded(-each.total), each.tokens]
+                for name, each in turn.logprobs.items()
+            },
+            "finish": visible(turn.finish_reason or ""),
+            "refused": turn.refused,
+        }
+    )
+
+
+def _index_row(
+    attempt: Attempt, kinds: Mapping[str, int], phases: Mapping[str, str]
+) -> dict[str, Any]:
+    turn = attempt.failing_turn or (attempt.turns[0] if attempt.turns else None)
+    known = attempt.logprob()
+    rewards = [turn.reward for turn in attempt.turns if turn.reward is not None]
+    preview = " ".join((turn.attack if turn else attempt.opening.prompt)[: 4 * PREVIEW].split())
+    return {
+        "id": attempt.id,
+        "phase": phases.get(attempt.phase, attempt.phase),
+        "outcome": attempt.outcome.value,
+        "score": _rounded(attempt.score),
+        "nll": None if known is None else _rounded(-known.total),
+        "nll_per_token": None if known is None else _rounded(-known.per_token),
+        "reward": max(map(_rounded, rewards)) if rewards else None,
+        "turns": len(attempt.turns),
+        "first": attempt.first_failing_turn,
+        "kind": kinds.get(attempt.id),
+        "category": visible(attempt.category),
+        "step": attempt.step,
+        "prompt": attempt.prompt_id,
+        "target": visible(attempt.target),
+        "preview": visible_text(preview[:PREVIEW]),
+    }
+
+
+def _rounded(value: float | None) -> Any:
+    """Four decimals, as far as a reader can tell two numbers apart; whole numbers without any."""
+    if value is None:
+        return None
+    short = round(value, 4)
+    return int(short) if short == int(short) else short
+
+
+def _without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in values.items() if each not in (None, "", [], {})}
+
+
+def _chunks(episodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+    """Join episodes to lists of about `CHUNK` characters, each with the number of its first."""
+    waiting: list[str] = []
+    start = size = 0
+    for number, episode in enumerate(episodes):
+        waiting.append(json_line(episode))
+        size += len(waiting[-1])
+        if size >= CHUNK or number == len(episodes) - 1:
+            yield start, f"[{','.join(waiting)}]"
+            waiting, start, size = [], number + 1, 0
+
+
+def _pack(text: str) -> str:
+    # Without a time, so that the same run gives the same page.
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode("ascii")

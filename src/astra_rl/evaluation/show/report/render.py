@@ -1,0 +1,114 @@
+"""The page of a run as one HTML file that makes no request to any network.
+
+Everything that a model wrote is hostile input to it. What the templates show goes through
+`visible` and is then escaped, both by the template environment and not by the templates, so
+neither can be forgotten; what the script shows is made visible by `payload` and put into the page
+as text only. A content security policy, by hashes, lets nothing run or style the page but its own
+script and style sheet.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import math
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.evaluation.show.escaping import shorten
+from astra_rl.evaluation.show.report.data import ReportData
+from astra_rl.evaluation.show.report.payload import PREVIEW, visible
+from astra_rl.evaluation.show.report.views import Page, p_value, points, signed_points
+from astra_rl.evaluation.stats.rates import format_percent
+from astra_rl.infra.jsonio import write_atomic
+
+SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
+"""Parts of the page's script, in the order in which they are joined."""
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page as HTML.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    style = _read("report.css")
+    # One script, so that the parts share their names and no other page's.
+    script = '"use strict";\n(() => {\n' + "\n".join(map(_script, SCRIPTS)) + "})();\n"
+    page = Page(data)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            page=page,
+            result=data.result,
+            style=Markup(style),
+            style_hash=_hash(style),
+            script=Markup(script),
+            script_hash=_hash(script),
+        )
+    )
+
+
+def write_report(data: ReportData, path: str | Path) -> None:
+    """Write the page as a UTF-8 file, atomically."""
+    write_atomic(path, render_report(data))
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("astra_rl.evaluation.show.report"),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": format_percent,
+        "points": points,
+        "signed": signed_points,
+        "p_value": p_value,
+        "decimal": _decimal,
+        "svg": lambda chart: Markup(chart.svg),
+        "packed": Markup,  # base64, made by `payload`
+        "line": _line,
+        "tiny": lambda value: f"{value:.2g}",
+        "whole": lambda value: f"{value:.0f}",
+    }
+    environment.globals |= {"infinity": math.inf, "unknown": math.nan}
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """Make all text visible, and bounded, that comes from outside of the package."""
+    return value if isinstance(value, Markup) else visible(str(value))
+
+
+def _decimal(value: float | None) -> str:
+    return "\N{EM DASH}" if value is None or is_missing(value) else f"{value:.2f}"
+
+
+def _line(text: str, most: int = PREVIEW) -> str:
+    """Return a text on one line, or its beginning."""
+    return shorten(" ".join(text[: 8 * most].split()), most) or "(nothing)"
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _script(name: str) -> str:
+    return _read(f"{name}.js")
+
+
+def _read(name: str) -> str:
+    file = resources.files("astra_rl.evaluation.show.report") / "templates" / name
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,386 @@
+"""How well scores tell two classes apart, and how well raters agree. Pure functions of numbers.
+
+`truth` is an array of bools, shape (N,); `scores` one of floats in [0, 1], shape (N,), none
+missing. A row is called positive if its score is at least the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.rates import Rate, wilson_interval
+
+Truth = NDArray[np.bool_]
+Scores = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95% interval; NaN where there is none.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the three by name."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+class Confusion(NamedTuple):
+    """Counts of rows by what they are and what they were called."""
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+
+class Point(NamedTuple):
+    """A point of a curve, and the threshold that gives it."""
+
+    x: float
+    y: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of similar score.
+
+    Attributes:
+        mean_score: Their mean score.
+        positives: How many of them are positive.
+    """
+
+    mean_score: float
+    positives: Rate
+
+
+def confusion(truth: Truth, scores: Scores, threshold: float) -> Confusion:
+    """Count right and wrong calls at a threshold."""
+    called = scores >= threshold
+    return Confusion(
+        int((truth & called).sum()),
+        int((~truth & called).sum()),
+        int((~truth & ~called).sum()),
+        int((truth & ~called).sum()),
+    )
+
+
+def decisions(counts: Confusion) -> dict[str, Estimate]:
+    """Return accuracy, precision, recall, specificity and F1, each with its interval.
+
+    The first four are proportions and get Wilson intervals. F1 is ``2J / (1 + J)`` of the
+    proportion ``J`` of true positives among the rows that are positive or called so; its interval
+    is Wilson's for J, carried over, which keeps a width when nothing or everything is right.
+    """
+    tp, fp, tn, fn = counts
+    overlap = _proportion(tp, tp + fp + fn)
+    return {
+        "accuracy": _proportion(tp + tn, sum(counts)),
+        "precision": _proportion(tp, tp + fp),
+        "recall": _proportion(tp, tp + fn),
+        "specificity": _proportion(tn, tn + fp),
+        "f1": Estimate(*(2 * j / (1 + j) for j in (overlap.value, overlap.low, overlap.high))),
+    }
+
+
+def _proportion(successes: int, trials: int) -> Estimate:
+    return Estimate(successes / trials if trials else math.nan, *wilson_interval(successes, trials))
+
+
+def roc_curve(truth: Truth, scores: Scores) -> list[Point]:
+    """Return (false positive rate, true positive rate) at each threshold that changes them."""
+    hits, calls, thresholds = _cumulative(truth, scores)
+    positives, negatives = max(1, int(truth.sum())), max(1, int((~truth).sum()))
+    return [
+        Point(0.0, 0.0, math.inf),
+        *_points((calls - hits) / negatives, hits / positives, thresholds),
+    ]
+
+
+def precision_recall_curve(truth: Truth, scores: Scores) -> list[Point]:
+    """Return (recall, precision) at each threshold that changes them, from the highest down."""
+    hits, calls, thresholds = _cumulative(truth, scores)
+    return _points(hits / max(1, int(truth.sum())), hits / calls, thresholds)
+
+
+def _points(x: Scores, y: Scores, thresholds: Scores) -> list[Point]:
+    return [Point(*each) for each in zip(x.tolist(), y.tolist(), thresholds.tolist(), strict=True)]
+
+
+def _cumulative(
+    truth: Truth, scores: Scores
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Scores]:
+    """Positives and rows with at least each score, and the scores, highest first."""
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = scores[order], np.cumsum(truth[order], dtype=np.int64)
+    index = np.flatnonzero(np.append(np.diff(ordered) != 0, True)[: len(ordered)])
+    return hits[index], (index + 1).astype(np.int64), ordered[index]
+
+
+def auroc(truth: Truth, scores: Scores) -> float:
+    """Chance that a positive row scores above a negative one, ties counting half; NaN if one lacks.
+
+    It is the area under the ROC curve (Hanley and McNeil, *Radiology* 143, 1982).
+    """
+    positives, negatives = scores[truth], np.sort(scores[~truth])
+    if not len(positives) or not len(negatives):
+        return math.nan
+    below = np.searchsorted(negatives, positives, "left")
+    up_to = np.searchsorted(negatives, positives, "right")
+    return float((below + up_to).sum() / (2 * len(positives) * len(negatives)))
+
+
+def auroc_estimate(truth: Truth, scores: Scores) -> Estimate:
+    """Return the AUROC with the score interval of Newcombe (*Stat. Med.* 25, 559, 2006, method 5).
+
+    Unlike a bootstrap it keeps a width when the classes are told apart perfectly.
+    """
+    area = auroc(truth, scores)
+    m, n = int(truth.sum()), int((~truth).sum())
+    if math.isnan(area):
+        return Estimate(area)
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+    def outside(theta: float) -> bool:
+        size = (m + n) / 2 - 1
+        spread = 1 + size * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return abs(area - theta) > z * math.sqrt(theta * (1 - theta) / (m * n) * spread)
+
+    return Estimate(area, _edge(area, 0.0, outside), _edge(area, 1.0, outside))
+
+
+def _edge(inside: float, far: float, outside: Callable[[float], bool]) -> float:
+    """Find by bisection where an interval ends between a point inside and the end of the range."""
+    if not outside(far):
+        return far
+    near = inside
+    for _ in range(60):
+        middle = (near + far) / 2
+        near, far = (near, middle) if outside(middle) else (middle, far)
+    return near
+
+
+def average_precision(truth: Truth, scores: Scores) -> float:
+    """Mean precision over the recall gained: the area under the stepwise PR curve; NaN if none."""
+    if not truth.any():
+        return math.nan
+    hits, calls, _ = _cumulative(truth, scores)
+    return float((np.diff(hits, prepend=0) * hits / calls).sum() / truth.sum())
+
+
+def brier(truth: Truth, scores: Scores) -> float:
+    """Mean squared difference of score and truth: 0 is perfect, 0.25 is a score of one half."""
+    return float(np.mean((scores - truth) ** 2)) if len(scores) else math.nan
+
+
+def reliability(truth: Truth, scores: Scores, bins: int = 10) -> list[Bin]:
+    """Group rows into bins of equal width and compare their scores with what they are."""
+    which = np.clip(np.ceil(scores * bins).astype(int) - 1, 0, bins - 1)
+    return [
+        Bin(
+            float(scores[which == index].mean()),
+            Rate(int(truth[which == index].sum()), int((which == index).sum())),
+        )
+        for index in range(bins)
+        if (which == index).any()
+    ]
+
+
+def calibration_error(truth: Truth, scores: Scores, bins: int = 10) -> float:
+    """Expected calibration error: mean distance of score and rate over the bins, by their size."""
+    if not len(scores):
+        return math.nan
+    found = reliability(truth, scores, bins)
+    gaps = (abs(b.mean_score - b.positives.estimate) * b.positives.trials for b in found)
+    return math.fsum(gaps) / len(scores)
+
+
+def best_threshold(truth: Truth, scores: Scores) -> tuple[float, float]:
+    """Return the threshold with the highest F1, and that F1; NaN without positive rows.
+
+    It lies halfway to the next lower score, so that it means the same for new rows.
+    """
+    if not truth.any():
+        return math.nan, math.nan
+    hits, calls, thresholds = _cumulative(truth, scores)
+    f1 = 2 * hits / (calls + truth.sum())
+    best = int(f1.argmax())
+    lower = thresholds[min(best + 1, len(thresholds) - 1)]
+    return float(thresholds[best] + lower) / 2, float(f1[best])
+
+
+def bootstrap(
+    truth: Truth,
+    scores: Scores,
+    statistics: Mapping[str, Callable[[Truth, Scores], float]],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Return statistics with percentile intervals over resampled rows.
+
+    An interval is missing where resampling says nothing: all resamples gave the same value, or
+    more than a tenth gave none. Rows must be independent of each other.
+    """
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in statistics}
+    for _ in range(resamples if len(scores) else 0):
+        rows = rng.integers(len(scores), size=len(scores))
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(truth[rows], scores[rows]))
+    return {
+        name: _percentiles(statistic(truth, scores), drawn[name])
+        for name, statistic in statistics.items()
+    }
+
+
+def best_threshold_estimates(
+    truth: Truth, scores: Scores, *, resamples: int = 2000, seed: int = 0
+) -> tuple[Estimate, Estimate]:
+    """Return the best threshold, and the F1 to expect of it on rows that did not choose it.
+
+    The F1 at the best threshold of the very rows that chose it is too good. Here each resample
+    chooses a threshold, and the rows that it left out judge it (out-of-bag, Breiman 1996).
+    """
+    rng = np.random.default_rng(seed)
+    chosen: list[float] = []
+    judged: list[float] = []
+    for _ in range(resamples if len(scores) else 0):
+        rows = rng.integers(len(scores), size=len(scores))
+        left_out = np.bincount(rows, minlength=len(scores)) == 0
+        threshold, _ = best_threshold(truth[rows], scores[rows])
+        tp, fp, _, fn = confusion(truth[left_out], scores[left_out], threshold)
+        chosen.append(threshold)
+        judged.append(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan)
+    usual = float(np.nanmean(judged)) if not np.isnan(judged).all() else math.nan
+    return (
+        _percentiles(best_threshold(truth, scores)[0], chosen),
+        _percentiles(usual, judged),
+    )
+
+
+def _percentiles(value: float, drawn: Sequence[float]) -> Estimate:
+    finite = np.asarray([each for each in drawn if math.isfinite(each)])
+    if math.isnan(value) or len(finite) < 0.9 * len(drawn) or not len(finite):
+        return Estimate(value)
+    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high)) if low < high else Estimate(value)
+
+
+def krippendorff_alpha(
+    ratings: Sequence[Sequence[float]], level: Literal["nominal", "interval"] = "nominal"
+) -> float:
+    """Agreement of raters beyond chance: 1 is perfect, 0 is chance, below 0 is contradiction.
+
+    ``1 - D_o / D_e`` with the observed disagreement within units and the one expected if ratings
+    were dealt out at random (Krippendorff 2011, *Computing Krippendorff's Alpha-Reliability*).
+
+    Args:
+        ratings: One row per unit, one column per rater, NaN where a rater did not rate. Units with
+            fewer than two ratings count for nothing.
+        level: ``"nominal"`` tells equal from different, ``"interval"`` squares differences.
+
+    Returns:
+        NaN if there is nothing to compare, or all ratings are the same value.
+
+    Raises:
+        ConfigurationError: There is no such level.
+    """
+    if level not in ("nominal", "interval"):
+        raise ConfigurationError(f"level={level!r}; choose 'nominal' or 'interval'.")
+    units = _Units.of(ratings, level)
+    return units.alpha(np.ones(len(ratings)))
+
+
+def alpha_estimate(
+    ratings: Sequence[Sequence[float]],
+    level: Literal["nominal", "interval"] = "nominal",
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Return Krippendorff's alpha with a percentile interval over resampled units."""
+    rng = np.random.default_rng(seed)
+    units = _Units.of(ratings, level)
+    count = len(ratings)
+    drawn = [
+        units.alpha(np.bincount(rng.integers(count, size=count), minlength=count).astype(float))
+        for _ in range(resamples if count else 0)
+    ]
+    return _percentiles(krippendorff_alpha(ratings, level), drawn)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What alpha needs of each unit, so that a resample is a weighted sum.
+
+    Attributes:
+        sums: Of each unit's ratings, (U, K): how often each value occurs, or for intervals their
+            number, sum and sum of squares. Those of several units add up.
+        sizes: Ratings per unit, (U,); 0 for units with fewer than two.
+        observed: Disagreement within each unit, (U,).
+        differences: From sums (..., K) to differences over ordered pairs of ratings (...).
+    """
+
+    sums: Scores
+    sizes: Scores
+    observed: Scores
+    differences: Callable[[Scores], Scores]
+
+    @classmethod
+    def of(
+        cls, ratings: Sequence[Sequence[float]], level: Literal["nominal", "interval"]
+    ) -> _Units:
+        table = np.asarray(ratings, dtype=np.float64).reshape(
+            len(ratings), len(ratings[0]) if len(ratings) else 0
+        )
+        given = ~np.isnan(table)
+        given &= given.sum(axis=1, keepdims=True) > 1
+        values = np.unique(table[given])
+        differences = _squared_differences if level == "interval" else _nominal_differences
+        if level == "interval":
+            # Moved near zero, so that nothing cancels; differences stay what they are.
+            moved = np.where(given, table - (values[0] if len(values) else 0.0), 0.0)
+            parts = [given.sum(axis=1), moved.sum(axis=1), (moved**2).sum(axis=1)]
+        else:
+            parts = [((table == value) & given).sum(axis=1) for value in values]
+        sums = np.stack(parts, axis=1).astype(np.float64) if parts else np.zeros((len(table), 1))
+        sizes = given.sum(axis=1).astype(np.float64)
+        return cls(sums, sizes, differences(sums) / np.maximum(sizes - 1, 1), differences)
+
+    def alpha(self, weights: Scores) -> float:
+        """Alpha if each unit occurred so many times."""
+        total = float(weights @ self.sizes)
+        if total < 2:
+            return math.nan
+        expected = float(self.differences(weights @ self.sums)) / (total - 1)
+        return 1 - float(weights @ self.observed) / expected if expected > 0 else math.nan
+
+
+def _nominal_differences(counts: Scores) -> Scores:
+    """How many ordered pairs differ: ``n^2 - sum c^2``."""
+    return np.asarray(counts.sum(axis=-1) ** 2 - (counts**2).sum(axis=-1))
+
+
+def _squared_differences(sums: Scores) -> Scores:
+    """Sum of squared differences over ordered pairs: ``2 (n sum x^2 - (sum x)^2)``."""
+    return np.asarray(2 * (sums[..., 0] * sums[..., 2] - sums[..., 1] ** 2))

@@ -1,0 +1,1 @@
+"""Files, JSON, redaction and imports: what every package builds on."""

@@ -1,0 +1,113 @@
+"""Folders that are replaced whole: a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from astra_rl.infra.storage import storing
+
+
+@contextlib.contextmanager
+def replace_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a fresh folder beside `folder`; when the block ends well it takes its place.
+
+    If the block raises, `folder` stays as it was.
+
+    Raises:
+        StorageError: The disk is full, or read-only.
+    """
+    folder = Path(folder)
+    with storing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        # mkdtemp makes a private folder; a checkpoint is as readable as any other file of the run.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        old = temporary.with_name(temporary.name + ".old")
+        try:
+            yield temporary
+            for written in [*temporary.rglob("*"), temporary]:
+                sync(written)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open one
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(parent: str | Path) -> None:
+    """Tidy up after a process that was killed inside of `replace_folder`.
+
+    A folder that was moved aside and whose place is empty goes back; what else is left is removed.
+    Only for folders that nobody else is writing to.
+    """
+    for path in Path(parent).glob(".*-*"):
+        if not path.is_dir():
+            continue
+        place = path.with_name(path.name[1:].rpartition("-")[0])
+        if path.suffix == ".old" and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+CHECKSUMS = "SHA256SUMS"
+"""Name of the file that says what the others of a folder were; `sha256sum -c` reads it too."""
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the checksums of all files of a folder, in one more file."""
+    text = "".join(f"{sha256(path)}  {name}\n" for name, path in _files_of(folder))
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
+
+
+def damage_of(folder: Path) -> str | None:
+    """Say what is wrong with a folder, by its checksums; None if nothing is, or it has none."""
+    if not (folder / CHECKSUMS).is_file():
+        return None
+    text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
+    noted = {line[66:]: line[:64] for line in text.splitlines()}
+    there = dict(_files_of(folder))
+    if missing := noted.keys() - there.keys():
+        return f"{min(missing)!r} is missing"
+    if unknown := there.keys() - noted.keys():
+        return f"{min(unknown)!r} is not in its {CHECKSUMS}"
+    changed = (name for name, path in there.items() if sha256(path) != noted[name])
+    return next((f"{name!r} is not what was saved" for name in changed), None)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            yield path.relative_to(folder).as_posix(), path

@@ -1,0 +1,112 @@
+"""Sampling by `generate` of transformers, in the place of `astra_rl.models.generation.generate`.
+
+For models that the engine cannot read in segments, and to hold the engine against. It is slower: it
+pads and reads each prompt whole, and its rows share one random generator, so that a row's text
+depends on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from astra_rl.core.out_of_memory import in_batches
+from astra_rl.core.seeding import derive_seed, seeded
+from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.forward import token_budget_batches
+from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
+from astra_rl.models.scoring import prompt_logprobs
+
+
+@torch.no_grad()
+def generate_with_transformers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    stop_ids: frozenset[int],
+    score: Sequence[tuple[int, int]] | None = None,
+    memory: ConversationCache | None = None,
+) -> list[Sample]:
+    """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids; none may be empty.
+        sampling: How tokens are chosen.
+        seeds: One per prompt; together they seed each batch.
+        stop_ids: A row ends with any of these tokens.
+        score: For each prompt, the first and one past the last of its own tokens to be scored.
+        memory: Not used; each prompt is read whole.
+    """
+    results: list[Sample | None] = [None] * len(prompts)
+
+    def run(rows: Sequence[int]) -> list[Sample]:
+        spans = None if score is None else [score[row] for row in rows]
+        with seeded(derive_seed(*(seeds[row] for row in rows))):
+            return _batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
+
+    batches = token_budget_batches(
+        [len(prompt) + sampling.max_new_tokens for prompt in prompts],
+        max_tokens=MAX_BATCH_TOKENS,
+        max_rows=MAX_BATCH_ROWS,
+    )
+    for rows, batch in in_batches(batches, run, doing="sampling"):
+        for row, sample in zip(rows, batch, strict=True):
+            results[row] = sample
+    return [result for result in results if result is not None]
+
+
+def _batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    spans: Sequence[tuple[int, int]] | None,
+) -> list[Sample]:
+    width = max(map(len, prompts))
+    padding = 0
+    ids = torch.full((len(prompts), width), padding, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    is_greedy = sampling.temperature == 0
+    output = model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not is_greedy,
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=padding,
+        return_dict_in_generate=True,
+        output_scores=True,
+        # What a generation_config.json may have set otherwise must not come through.
+        **({} if is_greedy else {"temperature": sampling.temperature}),
+        top_k=None if is_greedy else sampling.top_k,
+        top_p=None if is_greedy else sampling.top_p,
+        repetition_penalty=1.0,
+    )
+    new = output.sequences[:, width:]
+    scores = torch.stack(output.scores, dim=1).float().log_softmax(-1)
+    chosen = scores.gather(2, new[:, :, None]).squeeze(2)
+    heard = prompt_logprobs(model, prompts, spans)
+    samples = []
+    for row in range(len(prompts)):
+        tokens = new[row].tolist()
+        end = next((index for index, token in enumerate(tokens) if token in stop_ids), None)
+        count = len(tokens) if end is None else end + 1
+        logprobs = [0.0] * count if is_greedy else chosen[row, :count].tolist()
+        samples.append(
+            Sample(
+                tuple(tokens[:count]),
+                tuple(logprobs),
+                "length" if end is None else "stop",
+                heard[row],
+            )
+        )
+    return samples

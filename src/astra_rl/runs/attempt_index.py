@@ -1,0 +1,360 @@
+"""The index of a log of attempts: a SQLite file that says where each record is.
+
+It only repeats what the log says, so it can be deleted at any time and is made again. The lock of
+the log is the writer's alone. Whoever reads and finds the index behind adds to it as well, a little
+at a time, so that nobody waits long for the lock that SQLite has of its own; where the index cannot
+be added to, because the disk is full or read-only, the reader has one of its own that vanishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import secrets
+import socket
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from astra_rl.errors import AstraError, ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow, SchemaTooNewError
+from astra_rl.infra.checkpointing import sync
+from astra_rl.logging import logger
+
+_INDEX_VERSION = 2
+_TABLES = f"""
+BEGIN;
+CREATE TABLE attempts (
+    sequence INTEGER PRIMARY KEY, start INTEGER NOT NULL, size INTEGER NOT NULL,
+    id TEXT NOT NULL UNIQUE, phase TEXT NOT NULL, prompt_id TEXT NOT NULL, trial INTEGER NOT NULL,
+    attacker TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, turns INTEGER NOT NULL,
+    first_failing_turn INTEGER, last_turn_failed INTEGER, score REAL, logprob REAL,
+    logprob_tokens INTEGER, queries_per_turn INTEGER NOT NULL, judge TEXT NOT NULL,
+    judge_id TEXT NOT NULL, threshold REAL NOT NULL
+);
+CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
+CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);
+CREATE TABLE state (indexed INTEGER NOT NULL, unreadable INTEGER NOT NULL);
+INSERT INTO state VALUES (0, 0);
+PRAGMA user_version = {_INDEX_VERSION};
+COMMIT;
+"""
+BATCH = 1000
+"""Attempts that are added to the index at once, when it catches up."""
+PATIENCE = 1.0
+"""Seconds that a writer waits for the lock of the log: a reader may hold it, for an instant."""
+DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError, OverflowError)
+"""What reading a damaged index may raise: SQLite itself, or values of other types than written."""
+COLUMNS = ", ".join(AttemptRow._fields)
+
+
+class LogInUseError(ConfigurationError):
+    """Another process is writing to the log."""
+
+
+class Health(NamedTuple):
+    """What is wrong with the file of a log.
+
+    Attributes:
+        torn: Bytes of a last line that was cut off by a crash.
+        unreadable: Lines before it that are no record of an attempt.
+    """
+
+    torn: int
+    unreadable: int
+
+
+def read_attempt(file: IO[bytes], start: int, size: int) -> Attempt:
+    """Read the record at this place of the log."""
+    file.seek(start)
+    return Attempt.from_json(file.read(size))
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, patience: float = 0.0) -> Iterator[None]:
+    """Be the only one who writes. The system gives the lock back when a process dies.
+
+    Args:
+        path: The log.
+        patience: Seconds to wait for whoever has the lock.
+
+    Raises:
+        LogInUseError: Somebody else has it.
+    """
+    deadline = time.monotonic() + patience
+    with open(path.with_name(f"{path.name}.lock"), "a+", encoding="utf-8") as file:
+        while not _has_locked(file.fileno()):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise LogInUseError(
+                    f"{path} is being written by {holder}. Wait until it is done, or choose "
+                    "another folder."
+                )
+            time.sleep(0.02)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _has_locked(descriptor: int) -> bool:
+    try:
+        _lock_file(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # away from the text, which others may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock_file(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
+    """Open the index of a log without changing the log, or keeping anybody from writing to it."""
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is not there; a run writes it as it goes.")
+    try:
+        found = _open_and_catch_up(path, resources)
+    except DAMAGE as error:
+        if isinstance(error, AstraError):
+            raise
+        found = None
+    index, health = found or _made_again(path, resources)
+    if health.torn and _is_being_written(path):  # not cut off: the rest is to come
+        health = health._replace(torn=0)
+    say_what_is_wrong(path, health)
+    return index, health
+
+
+def _open_and_catch_up(
+    path: Path, resources: contextlib.ExitStack
+) -> tuple[sqlite3.Connection, Health] | None:
+    """Open the index that is there, and add to it what it lacks; None if it is none of this log."""
+    connection = _open_index_to_read(path)
+    if connection is None:
+        return None
+    resources.enter_context(contextlib.closing(connection))
+    if _indexed(connection) == path.stat().st_size:
+        return connection, Health(0, _unreadable(connection))
+    # Behind: a writer is at work, or died before it was done.
+    try:
+        with contextlib.closing(sqlite3.connect(index_path(path), timeout=PATIENCE)) as shared:
+            return connection, catch_up(path, shared)
+    except sqlite3.OperationalError as error:
+        if is_busy(error):  # somebody adds to it just now
+            return connection, Health(0, _unreadable(connection))
+    own = resources.enter_context(contextlib.closing(sqlite3.connect("")))
+    connection.backup(own)
+    return own, catch_up(path, own)
+
+
+def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
+    """Make the index of a log, and put it in its place unless somebody writes to the log."""
+    index = index_path(path)
+    made = index.with_name(f"{_leftover(index)}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        resources.callback(made.unlink, missing_ok=True)
+        with contextlib.closing(_new_index(str(made))) as connection:
+            health = catch_up(path, connection)
+            # Or those who read it would be in the way of the next writer.
+            connection.execute("PRAGMA journal_mode = WAL")
+        sync(made)
+        with contextlib.suppress(LogInUseError), lock(path):
+            remove_index(path)
+            made.replace(index)
+            made = index
+        connection = sqlite3.connect(f"{made.absolute().as_uri()}?mode=ro", uri=True)
+        return resources.enter_context(contextlib.closing(connection)), health
+    except (OSError, sqlite3.OperationalError):  # the disk is full, or read-only
+        own = resources.enter_context(contextlib.closing(_new_index("")))
+        return own, catch_up(path, own)
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        with lock(path):
+            return False
+    except LogInUseError:
+        return True
+    except OSError:  # read-only, so nobody can
+        return False
+
+
+def is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether somebody else is adding to the index."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+@contextlib.contextmanager
+def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the index to add to it; a new one if there is none of this log. Needs the lock."""
+    index = index_path(path)
+    for left in index.parent.glob(f"{_leftover(index)}*"):  # of a reader that was killed
+        left.unlink(missing_ok=True)
+    known = _open_index_to_read(path)
+    if known is None:
+        remove_index(path)
+        connection = _new_index(str(index))
+    else:
+        known.close()
+        connection = sqlite3.connect(index, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        # Readers see what was committed and never hold up the writer.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        yield connection
+
+
+def _leftover(index: Path) -> str:
+    """How names of indices begin that are being made."""
+    return f".{index.name}-"
+
+
+def remove_index(path: Path) -> None:
+    """Remove the index of a log; it is made again. Needs the lock."""
+    index = index_path(path)
+    for end in ("", "-wal", "-shm"):
+        index.with_name(index.name + end).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading_index(path: Path) -> Iterator[None]:
+    """Make one named error of whatever a damaged index leads to inside the block.
+
+    Raises:
+        ConfigurationError: It is damaged; the message says that it can be deleted.
+    """
+    try:
+        yield
+    except AstraError:
+        raise
+    except DAMAGE as error:
+        raise ConfigurationError(
+            f"{index_path(path)} is damaged ({error}). Delete it: it only repeats what {path} "
+            "says, and is made again."
+        ) from error
+
+
+def _new_index(database: str) -> sqlite3.Connection:
+    """Make an empty index; without a name it is a temporary file."""
+    connection = sqlite3.connect(database, timeout=PATIENCE)
+    connection.executescript(_TABLES)
+    return connection
+
+
+def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
+    """Open the index that is there; None unless it is sound and of this very log."""
+    index = index_path(path)
+    if not index.is_file():
+        return None
+    name = index.absolute().as_uri()
+    # In a folder that cannot be written to, nobody writes to the index either.
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        connection = None
+        try:
+            connection = sqlite3.connect(f"{name}?{options}", uri=True)
+            if _is_index_of(connection, path):
+                return connection
+        except DAMAGE:
+            pass
+        if connection is not None:
+            connection.close()
+    return None
+
+
+def _is_index_of(index: sqlite3.Connection, path: Path) -> bool:
+    if index.execute("PRAGMA user_version").fetchone()[0] != _INDEX_VERSION:
+        return False
+    last = index.execute(
+        "SELECT start, size, id FROM attempts ORDER BY sequence DESC LIMIT 1"
+    ).fetchone()
+    if _indexed(index) > path.stat().st_size:
+        return False
+    if last is None:
+        return True
+    start, size, key = last
+    with open(path, "rb") as file:
+        try:
+            found = read_attempt(file, start, size).id
+        except AstraError:
+            return False
+    return found == str(key)
+
+
+def index_path(path: Path) -> Path:
+    """Return where the index of a log is."""
+    return path.with_name(f"{path.name}.index")
+
+
+def _indexed(index: sqlite3.Connection) -> int:
+    """Bytes of the log that the index covers."""
+    covered: int = index.execute("SELECT indexed FROM state").fetchone()[0]
+    return covered
+
+
+def _unreadable(index: sqlite3.Connection) -> int:
+    lines: int = index.execute("SELECT unreadable FROM state").fetchone()[0]
+    return lines
+
+
+def catch_up(path: Path, index: sqlite3.Connection) -> Health:
+    """Add to the index what the log holds beyond it, a batch at a time."""
+    with open(path, "rb") as file:
+        while True:
+            index.execute("BEGIN IMMEDIATE")
+            with index:
+                start = _indexed(index)  # others may have added some meanwhile
+                file.seek(start)
+                lines = list(itertools.islice(file, BATCH))
+                torn = len(lines.pop()) if lines and not lines[-1].endswith(b"\n") else 0
+                unreadable = _unreadable(index) + _insert_lines(path, index, start, lines)
+                start += sum(map(len, lines))
+                index.execute("UPDATE state SET indexed = ?, unreadable = ?", (start, unreadable))
+            if len(lines) < BATCH:
+                return Health(torn, unreadable)
+
+
+def _insert_lines(path: Path, index: sqlite3.Connection, start: int, lines: list[bytes]) -> int:
+    """Add lines of the log that begin at this place; returns how many are no records."""
+    unreadable = 0
+    for line in lines:
+        try:
+            insert(index, Attempt.from_json(line), start, len(line))
+        except SchemaTooNewError as error:
+            raise SchemaTooNewError(f"{path}: {error}") from None
+        except ConfigurationError:
+            unreadable += 1
+        start += len(line)
+    return unreadable
+
+
+def say_what_is_wrong(path: Path, health: Health) -> None:
+    """Warn of what cannot be read of a log."""
+    if health.torn:
+        logger.warning("%s: the last line was cut off by a crash and is left out", path)
+    if health.unreadable:
+        logger.warning("%s: %d lines are no records of attempts", path, health.unreadable)
+
+
+_PLACES = ", ".join("?" for _ in range(2 + len(AttemptRow._fields)))
+_INSERT = f"INSERT OR REPLACE INTO attempts (start, size, {COLUMNS}) VALUES ({_PLACES})"
+
+
+def insert(index: sqlite3.Connection, attempt: Attempt, start: int, size: int) -> None:
+    """Add one attempt; one with the same id is replaced."""
+    index.execute(_INSERT, (start, size, *attempt.row))

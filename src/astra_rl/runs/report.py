@@ -1,0 +1,278 @@
+"""From the folder of a run to its page."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.dpo import PairwiseAlgorithm
+from astra_rl.config.loading import load_config
+from astra_rl.config.schema import RunConfig
+from astra_rl.core.contracts import is_missing
+from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.charts import learning_curve
+from astra_rl.evaluation.show.report import (
+    Evaluation,
+    ReportData,
+    Reproduction,
+    Training,
+    render_report,
+)
+from astra_rl.evaluation.show.report.views import PANELS
+from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.methods.ast_evaluator import summary_of
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder, read_own
+from astra_rl.runs.phases import planned_attempts
+
+MOST_CONVERSATIONS = 10_000
+"""Conversations of training that a page holds; evaluations are there in full."""
+
+
+def render_run_page(folder: RunFolder) -> str:
+    """Return the page of a run as HTML, from what is in its folder and nothing else.
+
+    The run need not have ended: what is not there yet is left out, and a log that is being written
+    is read as far as it goes. The same files give the same page.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    return render_report(read_run(folder))
+
+
+def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
+    """Write the page of a run, and the picture of its training; returns where the page is.
+
+    Args:
+        folder: Of the run.
+        path: The file; None is the run's own.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    data = read_run(folder)
+    if data.training.history:
+        curve = learning_curve(data.training.history, panels=PANELS)
+        folder.write_text(folder.learning_curve, curve)
+    destination = path or folder.report
+    folder.write_text(destination, render_report(data))
+    return destination
+
+
+def read_run(folder: RunFolder) -> ReportData:
+    """Read all that a page shows of a run.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+    """
+    config = load_config(folder.config) if folder.config.is_file() else None
+    manifest = _json(folder.manifest)
+    evaluations = list(_evaluations(folder))
+    phases = [each.attempts[0].phase for each in evaluations]
+    result = max((at for at, phase in enumerate(phases) if phase == "after"), default=-1)
+    finished = config is None or folder.evaluation("after").is_file()
+    training = _training(folder, config)
+    return ReportData(
+        title=config.title if config else folder.path.name,
+        run=folder.path.name,
+        evaluations=evaluations if finished else [e for e in evaluations if e.name != _AFTER],
+        result_index=result if finished else -1,
+        training=training,
+        finished=finished,
+        transfer=_transfer(folder),
+        comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
+        probability=_probability(folder),
+        reproduction=_reproduction(folder, manifest),
+        notes=_notes(config, evaluations, training),
+        warnings=manifest.get("warnings", ()),
+    )
+
+
+def rate_of(metrics: Mapping[str, Any]) -> Rate:
+    """Return the attack success rate of an evaluation."""
+    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
+
+
+_AFTER = "after training"
+_NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated again"}
+
+
+def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
+    """Yield the evaluations of a run in the order in which they are made."""
+    planned = planned_attempts(folder)
+    for phase, name in _NAMES.items():
+        path = folder.attempts_of("again") if phase == "again" else folder.attempts
+        attempts = list(_attempts(path, phase))
+        if attempts:
+            quality = _json(folder.evaluation(phase)).get("judge_quality")
+            yield Evaluation(
+                name=name,
+                attempts=_judged_by_others(folder, phase, attempts),
+                quality=quality,
+                planned=planned.get(phase),
+            )
+
+
+def _attempts(path: Path, phase: str) -> Iterator[Attempt]:
+    if path.is_file():
+        with AttemptLog(path) as log:
+            yield from log.attempts(phase=phase)
+
+
+def _judged_by_others(
+    folder: RunFolder, phase: str, attempts: Sequence[Attempt]
+) -> Sequence[Attempt]:
+    """Add the scores of judges that were asked later, with ``astra-rl score``."""
+    known = {attempt.id: attempt for attempt in attempts}
+    for path in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl")):
+        for judged in _attempts(path, phase):
+            mine = known.get(judged.id)
+            if mine is None or len(mine.turns) != len(judged.turns):
+                continue
+            turns = [
+                turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
+                for turn, other in zip(mine.turns, judged.turns, strict=True)
+            ]
+            known[judged.id] = mine.model_copy(update={"turns": tuple(turns)})
+    return list(known.values())
+
+
+def _training(folder: RunFolder, config: RunConfig | None) -> Training:
+    played = 0
+    attempts: list[Attempt] = []
+    if folder.attempts.is_file():
+        with AttemptLog(folder.attempts) as log:
+            rows = list(log.rows(phase="training"))
+            played = len(rows)
+            wanted = _shown(rows)
+            attempts = [log.get(row.id) for row in rows if row.id in wanted]
+    return Training(
+        history=[_numbers(row) for row in _json_lines(folder.metrics)],
+        steps=None if config is None else config.training.steps,
+        attempts=attempts,
+        played=played,
+        pairs=config is not None
+        and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
+        watch=list(_json_lines(folder.reward_watch)),
+    )
+
+
+def _shown(rows: Sequence[AttemptRow]) -> set[str]:
+    """Choose conversations of training: whole trees, evenly over the training."""
+    trees: dict[tuple[str, int], list[AttemptRow]] = {}
+    for row in rows:
+        trees.setdefault((row.prompt_id, row.trial), []).append(row)
+    every = max(1, -(-len(rows) // MOST_CONVERSATIONS))
+    chosen = list(trees.values())[::every]
+    return {row.id for tree in chosen for row in tree}
+
+
+def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
+    """Return the last matrix, else what was played against each target."""
+    if folder.transfer.is_file():
+        cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
+        return cells
+    rows: list[AttemptRow] = []
+    planned: dict[tuple[str, str], int] = {}
+    for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl")):
+        found = [row._replace(id=f"{path.parent.name}-{row.id}") for row in _rows(path)]
+        rows += found
+        for row in found[:1]:
+            most = planned_attempts(RunFolder(path.parent)).get("again", len(found))
+            planned[row.attacker, row.target] = max(most, len(found))
+    return transfer_matrix(rows, planned=planned).as_dict()
+
+
+def _rows(path: Path) -> Iterable[AttemptRow]:
+    with AttemptLog(path) as log:
+        return list(log.rows())
+
+
+def _probability(folder: RunFolder) -> Probability | NoProbability | None:
+    # Here, because that module plays runs, and whoever plays runs writes pages.
+    from astra_rl.actions.ordinary_use import ORDINARY, PHASE
+
+    if not (folder.path / "probability.json").is_file():
+        return None
+    with AttemptLog(folder.attempts_of(PHASE)) as log:
+        return failure_probability_of(log.attempts(), baseline=ORDINARY)
+
+
+def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
+    return Reproduction(
+        command=manifest.get("command", ""),
+        report_command=f"astra-rl report {shlex.quote(str(folder.path))}",
+        configuration=folder.config.read_text("utf-8") if folder.config.is_file() else "",
+        versions=manifest.get("versions", {}),
+        seed=manifest.get("seed"),
+        started=manifest.get("started", ""),
+        prompts=manifest.get("prompts", ()),
+        seconds=manifest.get("seconds", {}),
+        continued=manifest.get("continued", ()),
+    )
+
+
+def _notes(
+    config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
+) -> list[str]:
+    notes = []
+    if evaluations:
+        notes.append("Evaluation opens with prompts that training never saw.")
+    if training.history:
+        notes.append(
+            "One training seed: the intervals cover the choice of conversations, not of training "
+            "runs."
+        )
+    if config is not None and config.evaluation.judge is None:
+        notes.append(
+            "The judge is the moderator that the attacker was trained against. For this report to "
+            "say more than that the attacker pleases it, evaluate with another judge too: "
+            "astra-rl score."
+        )
+    if any(each.quality is None for each in evaluations):
+        notes.append(
+            "The judge was not calibrated against labels that people gave: nobody knows how often "
+            "it errs (astra-rl calibrate)."
+        )
+    if evaluations and not any(
+        each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
+    ):
+        notes.append(
+            "No attack made the target fail, which says something of these attacks and not of all."
+        )
+    return notes
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of the run; an empty one if the file is not there."""
+    return read_own(path, dict) if path.is_file() else {}
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read objects that are written one per line; the last may be half written."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            found = parse_own_json(line)
+            if isinstance(found, dict):
+                yield found
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not is_missing(value)
+    }

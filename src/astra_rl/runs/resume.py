@@ -1,0 +1,224 @@
+"""Going on with a run that ended early: that it is the same run, and how it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from astra_rl.config.loading import parse_config
+from astra_rl.config.schema import RunConfig
+from astra_rl.datasets.yaml_text import parse_yaml
+from astra_rl.errors import ConfigurationError, InterruptedRunError, StorageError
+from astra_rl.infra.jsonio import json_line, parse_json
+from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.versions import versions
+
+_MAY_CHANGE = ("budget", "cache")
+"""Sections of the configuration that change nothing of what is found."""
+
+
+def check_can_run_in(folder: Path) -> None:
+    """Refuse a folder that holds something else than a run that ended early.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    # One that was killed while it wrote its configuration, the first of its files, left this.
+    left = f".{RunFolder.CONFIG}."
+    if not folder.is_dir() or all(each.name.startswith(left) for each in folder.iterdir()):
+        return
+    if not (folder / RunFolder.CONFIG).is_file():
+        raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
+    run = RunFolder(folder)
+    # The page comes last: without it the run was ended while it finished.
+    manifest = run.read_manifest() if run.manifest.is_file() else {}
+    if "seconds" in manifest and run.report.is_file():
+        raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
+
+
+def check_same_run(
+    config: RunConfig, folder: RunFolder, *, digest: str | None = None, force: bool = False
+) -> None:
+    """Refuse to go on with a run whose configuration was another.
+
+    Args:
+        config: The configuration now.
+        folder: The run.
+        digest: Checksum of the configuration that its newest state was made with, if it is known.
+        force: Warn only, and take the configuration of now.
+
+    Raises:
+        ConfigurationError: It was; the settings that differ are named.
+    """
+    then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
+    changes = list(differences(_fixed(then), _fixed(now)))
+    if digest is not None and digest != config_digest(folder):
+        changes.append("config.yaml in the folder of the run was edited since its newest state")
+    if not changes:
+        if then != now:
+            folder.write_text(folder.config, config.to_yaml())
+        return
+    if not force:
+        raise ConfigurationError(
+            f"{folder.path} was begun with another configuration:\n  "
+            + "\n  ".join(changes)
+            + "\nUse the configuration it was begun with, choose another --output, or go on all "
+            "the same with --force."
+        )
+    logger.warning("going on although the configuration changed: %s", "; ".join(changes))
+    folder.write_text(folder.config, config.to_yaml())
+
+
+def _configuration_then(folder: RunFolder) -> Any:
+    """Return the settings a run was begun with; those that came later have their defaults."""
+    text = folder.config.read_text(encoding="utf-8", errors="replace")
+    try:
+        return yaml.safe_load(parse_config(text, source=str(folder.config)).to_yaml())
+    except ConfigurationError:  # of another version: compared as it is
+        with contextlib.suppress(yaml.YAMLError):
+            return parse_yaml(text)
+    return None
+
+
+def config_digest(folder: RunFolder) -> str | None:
+    """Return the checksum of a run's configuration, as its states keep it; None without one."""
+    if not folder.config.is_file():
+        return None
+    text = yaml.safe_dump(_fixed(_configuration_then(folder)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_versions(then: Mapping[str, str]) -> None:
+    """Warn of versions that differ from those a state was made with: numbers may differ too."""
+    changes = list(differences(then, versions()))
+    if changes:
+        logger.warning(
+            "going on with other versions, so not exactly as it would have been: %s",
+            "; ".join(changes),
+        )
+
+
+def _fixed(settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {}
+    return {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+
+
+def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Yield a line for each setting that differs, by its name."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in {**then, **now}:
+            name = f"{place}.{key}" if place else str(key)
+            yield from differences(then.get(key), now.get(key), name)
+    elif then != now:
+        yield f"{place}: {then!r} then, {now!r} now"
+
+
+def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
+    """Refuse to go on with prompts that have changed.
+
+    Raises:
+        ConfigurationError: A source has another checksum, is new, or is gone.
+    """
+    if not folder.manifest.is_file():
+        return
+    then = folder.read_manifest().get("prompts", [])
+    known = {source["name"]: source["sha256"] for source in then}
+    given = {source["name"]: source["sha256"] for source in now}
+    changed = [name for name in {**known, **given} if known.get(name) != given.get(name)]
+    if known and changed:
+        raise ConfigurationError(
+            f"the prompts {', '.join(changed)} have changed since {folder.path} was begun. Restore "
+            "them, or go on all the same with --force."
+        )
+
+
+def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
+    """Return the metrics of the steps up to this one, and drop later ones from the file."""
+    if not folder.metrics.is_file():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in folder.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            row = parse_json(line)
+            if _is_row(row) and row["step"] <= step:
+                rows.append(row)
+    folder.write_text(folder.metrics, "".join(json_line(row) + "\n" for row in rows))
+    return [
+        {name: float("nan") if value is None else float(value) for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line holds numbers by name, the step among them; damage may leave anything."""
+    return (
+        isinstance(row, dict)
+        and row.get("step") is not None
+        and all(value is None or isinstance(value, int | float) for value in row.values())
+    )
+
+
+@contextlib.contextmanager
+def interruptible(
+    stop: Callable[[], None],
+    *,
+    saying: str = "finishing the step and saving; once more to end at once",
+) -> Iterator[None]:
+    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal ends at once."""
+    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        logger.warning(saying)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop()
+
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """Return what to type to go on with a run."""
+    if not folder.config.is_file():  # it was ended before it began
+        return "Start the same command again."
+    return f"Continue with: astra-rl resume {shlex.quote(str(folder.path))}"
+
+
+@contextlib.contextmanager
+def ending_well(folder: RunFolder) -> Iterator[None]:
+    """Make of signals and of a full disk, inside the block, an error that says how to go on.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM came.
+        StorageError: Something could not be written.
+    """
+
+    def stop() -> None:
+        raise InterruptedRunError(
+            f"interrupted; what was saved is in {folder.path}. {how_to_go_on(folder)}"
+        )
+
+    try:
+        # What says itself which file it is is not in the way; for the rest it is the run.
+        with storing(folder.path), interruptible(stop, saying="stopping"):
+            yield
+    except StorageError as error:
+        raise StorageError(f"{error} {how_to_go_on(folder)}") from error

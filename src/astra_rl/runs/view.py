@@ -1,0 +1,311 @@
+"""The page of a run, served while the run goes on.
+
+The server listens on this machine only, behind an address that nobody can guess, and answers two
+requests: for the page and for its version. Nothing else is read from disk. It refuses requests that
+another site made (Host, Origin, Sec-Fetch-Site), so that no page that happens to be open in the
+same browser can read a run, and lets no site frame the page.
+
+The page asks for the version every few seconds and says when there is news; it loads again by
+itself only if nobody has touched it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from astra_rl.errors import AstraError, ConfigurationError
+from astra_rl.evaluation.show.escaping import visible_text
+from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
+from astra_rl.runs.folder import RunFolder
+
+HOST = "127.0.0.1"
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+MOST_CLIENTS = 16
+"""Connections at a time; more are closed at once."""
+PATIENCE = 10.0
+"""Seconds that a client may be silent."""
+RENDER_EVERY = 3.0
+"""Seconds between two drawings of the page, however often it is asked for."""
+
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"
+
+
+class LivePage:
+    """The page of a run as it is now, drawn again when the files of the run have changed.
+
+    Args:
+        folder: Of the run; it is only read.
+        render: Draws the page.
+        render_every: Seconds between two drawings.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        render: Callable[[RunFolder], str],
+        *,
+        render_every: float = RENDER_EVERY,
+    ) -> None:
+        self.folder = folder
+        self.render_every = render_every
+        self._render = render
+        self._lock = threading.Lock()
+        self._drawn: tuple[str, str, str] | None = None
+        self._due = 0.0
+
+    def version(self) -> str:
+        """Return what changes whenever a file of the run does."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path in _files(self.folder):
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Return the version, and how far the training is."""
+        return {"version": self.version(), "step": _last_step(self.folder.metrics)}
+
+    def draw(self) -> tuple[str, str]:
+        """Return the page, and the content security policy to serve it with.
+
+        If the files cannot be read just now, it is the page as it was before.
+
+        Raises:
+            ConfigurationError: They cannot be read, and there is no page yet.
+        """
+        with self._lock:  # one drawing for all who wait
+            version = self.version()
+            fresh = self._drawn is not None and (
+                self._drawn[0] == version or time.monotonic() < self._due
+            )
+            if not fresh:
+                try:
+                    page, policy = served(self._render(self.folder), version)
+                    self._drawn = (version, page, policy)
+                except (AstraError, OSError) as error:
+                    if self._drawn is None:
+                        raise ConfigurationError(f"{error}") from error
+                    logger.warning("the page stays as it was: %s", error)
+                self._due = time.monotonic() + self.render_every
+            assert self._drawn is not None
+            return self._drawn[1:]
+
+
+def served(page: str, version: str) -> tuple[str, str]:
+    """Return a page that asks for news, and its content security policy as a header.
+
+    The policy is the page's own; it is taken out of the page because policies only add up, and the
+    page as a file may not ask anything of anyone.
+
+    Raises:
+        ConfigurationError: It is no page of a report: it has no policy.
+    """
+    policies = _POLICY.findall(page)
+    if len(policies) != 1 or "</head>" not in page:
+        raise ConfigurationError("this is not the page of a report: it has no policy of its own.")
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = policies[0].replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    policy = f"{policy}; connect-src 'self'; frame-ancestors 'none'"
+    page = _POLICY.sub("", page, count=1)
+    addition = f'<meta name="astra-version" content="{version}">\n<script>{script}</script>\n'
+    return page.replace("</head>", f"{addition}</head>", 1), policy
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves a `LivePage` on this machine.
+
+    Args:
+        page: What to serve.
+        port: 0 takes any that is free.
+
+    Attributes:
+        address: What to open in a browser.
+
+    Raises:
+        ConfigurationError: The port cannot be had.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = False
+
+    def __init__(self, page: LivePage, port: int = 0) -> None:
+        self.page = page
+        self.token = secrets.token_urlsafe(16)
+        self._slots = threading.BoundedSemaphore(MOST_CLIENTS)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(
+                f"cannot serve on port {port}: {error}. Choose another with --port, or leave it "
+                "out to take any."
+            ) from error
+
+    @property
+    def address(self) -> str:
+        """What to open in a browser."""
+        return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there are not too many."""
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one request."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away; a defect of ours is one line in the log."""
+        logger.debug("a request failed", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = PATIENCE
+    server: PageServer
+
+    def do_GET(self) -> None:
+        """Answer with the page or its version."""
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer without a body."""
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        if not self._is_from_here():
+            return self._send(HTTPStatus.FORBIDDEN, "for this machine only\n", with_body=with_body)
+        page = self.server.page
+        if self._asks_for("version"):
+            text = json.dumps(page.state())
+            return self._send(HTTPStatus.OK, text, "application/json", with_body=with_body)
+        if not self._asks_for(""):
+            return self._send(HTTPStatus.NOT_FOUND, "not here\n", with_body=with_body)
+        try:
+            text, policy = page.draw()
+        except ConfigurationError as error:
+            text = f"there is no page yet: {visible_text(redact_message(str(error)))}\n"
+            return self._send(HTTPStatus.SERVICE_UNAVAILABLE, text, with_body=with_body)
+        return self._send(HTTPStatus.OK, text, "text/html", policy, with_body=with_body)
+
+    def _asks_for(self, name: str) -> bool:
+        wanted = f"/{self.server.token}/{name}"
+        return hmac.compare_digest(self.path.encode("utf-8", "replace"), wanted.encode())
+
+    def _is_from_here(self) -> bool:
+        """Whether the request names this machine, and no page of another site made it."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or _host_name(hosts[0]) not in LOOPBACK_NAMES:
+            return False
+        if any(origin != f"http://{hosts[0]}" for origin in self.headers.get_all("Origin", [])):
+            return False
+        sites = self.headers.get_all("Sec-Fetch-Site", [])
+        return all(site in ("same-origin", "none") for site in sites)
+
+    def _send(
+        self,
+        status: HTTPStatus,
+        text: str,
+        kind: str = "text/plain",
+        policy: str = _NOTHING,
+        *,
+        with_body: bool = True,
+    ) -> None:
+        body = text.encode("utf-8", "replace")
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", policy)
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse a request in our own words, and with our own headers."""
+        unknown = code == HTTPStatus.NOT_IMPLEMENTED
+        status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
+        self.close_connection = True
+        self._send(status, f"{status.phrase}\n", with_body=self.command != "HEAD")
+
+    def version_string(self) -> str:
+        """Say nothing of versions."""
+        return "astra-rl"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing: what a client sends is not for a terminal."""
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        found = urlsplit(f"//{host}")
+        return found.hostname if found.username is None and not found.path else None
+    except ValueError:
+        return None
+
+
+def _files(folder: RunFolder) -> Iterator[Path]:
+    """Yield the files that the page is made of, as far as they are there."""
+    yield from sorted(folder.path.glob("*.json"))
+    yield from sorted(folder.path.glob("*.jsonl"))
+    yield folder.config
+    yield from sorted(folder.path.glob("transfer/*/attempts_again.jsonl"))
+
+
+def _last_step(metrics: Path, most: int = 65_536) -> int | None:
+    """Return the last training step that is done; None if there is none yet."""
+    try:
+        with open(metrics, "rb") as file:
+            file.seek(max(0, metrics.stat().st_size - most))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            step = parse_own_json(line)["step"]
+        except (ValueError, TypeError, KeyError):  # cut off, or not ours
+            continue
+        if isinstance(step, int):
+            return step
+    return None
+
+
+def _script() -> str:
+    return (resources.files("astra_rl.runs") / "view.js").read_text(encoding="utf-8")

@@ -1,0 +1,363 @@
+"""Many calls of one endpoint at once: limits, tries again, and giving up."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from astra_rl.core.contracts import check_number
+from astra_rl.core.text import NoReply
+from astra_rl.errors import BudgetSpentError, EndpointError
+from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
+from astra_rl.targets.budget import Prices, Usage, Worst
+from astra_rl.targets.call_errors import CallError
+from astra_rl.targets.concurrency import AdaptiveLimit, Begun
+from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
+
+ItemT = TypeVar("ItemT")
+ValueT = TypeVar("ValueT")
+
+BUDGET_SPENT = "budget spent"
+"""Why there is no reply where a ledger is closed."""
+WARN_EVERY = 30.0
+"""Seconds between two warnings that calls are tried again."""
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """How an endpoint is called.
+
+    Attributes:
+        concurrency: Most calls under way at once. How many there are is found by trying.
+        start_concurrency: Calls at the start.
+        max_tries: Tries of one call, the first included.
+        timeout: Seconds that one try may take as a whole.
+        max_wait: Most seconds between two tries. If an endpoint asks for more, the call fails.
+        first_wait: Seconds before the second try, doubled for each one after; what the endpoint
+            asks for goes before.
+        give_up_after: So many calls in a row that fail for one reason, all tries used, end it all.
+        max_reply_bytes: A longer reply is a failure.
+        requests_per_minute: At most so many; None is as many as the endpoint takes.
+    """
+
+    concurrency: int = 64
+    start_concurrency: int = 20
+    max_tries: int = 6
+    timeout: float = 60.0
+    max_wait: float = 120.0
+    first_wait: float = 0.5
+    give_up_after: int = 20
+    max_reply_bytes: int = 1_000_000
+    requests_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "start_concurrency", "max_tries", "give_up_after"):
+            check_number(name, getattr(self, name), lambda n: n >= 1 and n == int(n), "1 or more")
+        for name in ("timeout", "max_wait", "max_reply_bytes"):
+            check_number(name, getattr(self, name), lambda n: n > 0, "above 0")
+        check_number("first_wait", self.first_wait, lambda n: n >= 0, "0 or more")
+        if self.requests_per_minute is not None:
+            check_number(
+                "requests_per_minute", self.requests_per_minute, lambda n: n > 0, "above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Answer(Generic[ValueT]):
+    """What a call returned, and the tokens it took; None if that is of no concern."""
+
+    value: ValueT
+    usage: Usage | None = None
+
+
+Send = Callable[[ItemT], Awaitable[Answer[ValueT]]]
+"""Makes one try of one call. It raises `CallError` where the try failed."""
+Connect = Callable[[], AbstractAsyncContextManager[Send[ItemT, ValueT]]]
+"""Opens what calls are made with, for a batch of calls."""
+
+
+class Caller:
+    """Makes batches of calls of one endpoint.
+
+    What it learns of the endpoint, how many calls it takes at once and whether it answers at all,
+    is kept from batch to batch.
+
+    Args:
+        name: How the endpoint is called in the ledger and in errors.
+        settings: How it is called.
+        prices: What its tokens cost; None if nobody says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: CallSettings,
+        *,
+        prices: Prices | None = None,
+    ) -> None:
+        self.name, self.settings, self.prices = name, settings, prices
+        self.limit = AdaptiveLimit(settings.start_concurrency, settings.concurrency)
+        self.failures_in_a_row = 0
+        self.last_reason = ""
+        self.not_before = 0.0
+        self._warned = -math.inf
+
+    def call(
+        self,
+        connect: Connect[ItemT, ValueT],
+        items: Sequence[ItemT],
+        *,
+        answered: Callable[[int, ValueT], None] = lambda index, value: None,
+        worst: Callable[[ItemT], Worst] = lambda item: Worst(),
+    ) -> list[ValueT | NoReply]:
+        """Make one call per item and return the values in order; `NoReply` where one failed.
+
+        Args:
+            connect: Opens what calls are made with.
+            items: What is asked.
+            answered: Told of each value as soon as it is there, with the place of its item.
+            worst: The most tokens that a call of an item can take.
+
+        Raises:
+            EndpointError: Every further call would fail too. What was answered so far was told.
+            BudgetSpentError: Nothing more may be sent; the same.
+        """
+        if not items:
+            return []
+        ledger = current_ledger()
+        if ledger.is_closed:
+            return [NoReply(BUDGET_SPENT) for _ in items]
+        batch = _Batch(self, items, ledger, answered, worst)
+        return run_in_background(batch.run(connect))
+
+    def warn(self, error: CallError) -> None:
+        """Say that a call is tried again, but not all the time."""
+        now = time.monotonic()
+        if now - self._warned >= WARN_EVERY:
+            self._warned = now
+            logger.warning("%s: %s; trying again", self.name, error.reason)
+
+
+@dataclass(order=True)
+class _Waiting:
+    ready: float
+    index: int
+    tries: int = field(compare=False, default=0)
+
+
+class _Batch(Generic[ItemT, ValueT]):
+    """The calls of one batch. All of it runs in one thread, so nothing here needs a lock."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        items: Sequence[ItemT],
+        ledger: Ledger,
+        answered: Callable[[int, ValueT], None],
+        worst: Callable[[ItemT], Worst],
+    ) -> None:
+        self.caller, self.items, self.ledger = caller, items, ledger
+        self.answered, self.worst = answered, worst
+        self.settings = caller.settings
+        self.values: dict[int, ValueT | NoReply] = {}
+        self.fresh = deque(_Waiting(0.0, index) for index in range(len(items)))
+        self.again: list[_Waiting] = []
+        self.running: set[asyncio.Task[None]] = set()
+        self.done: asyncio.Queue[tuple[_Waiting, Begun, Answer[ValueT] | CallError]] = (
+            asyncio.Queue()
+        )
+        self.reserved: dict[int, Reserved] = {}
+        self.jitter = random.Random()  # of its own: waiting must not change what is sampled
+        self.under_way = 0
+        self.stopped: Exception | None = None
+        self.hopeless = False
+        self.next_start = 0.0
+
+    async def run(self, connect: Connect[ItemT, ValueT]) -> list[ValueT | NoReply]:
+        async with connect() as send:
+            try:
+                # What is under way when a budget is spent is paid for: it is waited for.
+                while not self.hopeless and (self.under_way or self._is_waiting):
+                    waits = (self._start_calls(send), self.ledger.keep())
+                    known = [wait for wait in waits if wait is not None]
+                    await self._take_results(min(known, default=None))
+            finally:
+                for task in self.running:
+                    task.cancel()
+                await asyncio.gather(*self.running, return_exceptions=True)
+                self._settle_the_rest()
+        if self.stopped is not None:
+            raise self.stopped
+        return [self.values[index] for index in range(len(self.items))]
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self.stopped is None and bool(self.fresh or self.again)
+
+    def _start_calls(self, send: Send[ItemT, ValueT]) -> float | None:
+        """Start what may be started; returns seconds until there may be more to start."""
+        while self._is_waiting:
+            now = time.monotonic()
+            # What failed goes first: so an endpoint that is down is noticed before all is sent.
+            use_fresh = bool(self.fresh) and not (self.again and self.again[0].ready <= now)
+            ready = 0.0 if use_fresh else self.again[0].ready
+            ready = max(ready, self.caller.not_before, self.next_start)
+            if ready > now:
+                return ready - now
+            if self.under_way >= self.caller.limit.allowed:
+                return None
+            call = self.fresh[0] if use_fresh else self.again[0]
+            try:
+                self.reserved[call.index] = self.ledger.admit(
+                    self.caller.name, self.worst(self.items[call.index]), self.caller.prices
+                )
+            except BudgetSpentError as error:
+                if self.under_way:  # they may take less than was set aside for them
+                    return None
+                self.stopped = self.ledger.spent_by = error
+                return 0.0
+            if self.settings.requests_per_minute is not None:
+                self.next_start = now + 60 / self.settings.requests_per_minute
+            if use_fresh:
+                self.fresh.popleft()
+            else:
+                heapq.heappop(self.again)
+            self.under_way += 1
+            begun = self.caller.limit.begun(self.under_way)
+            task = asyncio.ensure_future(self._try(send, call, begun))
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
+        return None
+
+    async def _try(self, send: Send[ItemT, ValueT], call: _Waiting, begun: Begun) -> None:
+        result: Answer[ValueT] | CallError
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                result = await send(self.items[call.index])
+        except CallError as error:
+            result = error
+        except TimeoutError:
+            result = CallError("timed out", retryable=True, overload=True)
+        except Exception as error:  # whatever a client may raise costs this call only
+            result = CallError(f"client error {type(error).__name__}")
+        self.done.put_nowait((call, begun, result))
+
+    async def _take_results(self, wait: float | None) -> None:
+        try:
+            async with asyncio.timeout(wait):
+                first = await self.done.get()
+        except TimeoutError:
+            return
+        at_once = self.under_way
+        self._take(*first, at_once)
+        while not self.done.empty():
+            self._take(*self.done.get_nowait(), at_once)
+
+    def _take(
+        self, call: _Waiting, begun: Begun, result: Answer[ValueT] | CallError, at_once: int
+    ) -> None:
+        self.under_way -= 1
+        reserved = self.reserved.pop(call.index)
+        if isinstance(result, CallError):
+            self.ledger.settle(reserved)
+            self._failed(call, begun, result)
+        else:
+            self.ledger.settle(reserved, result.usage, self.caller.prices)
+            self.caller.limit.succeeded(begun, at_once)
+            self._succeeded(call, result)
+
+    def _settle_the_rest(self) -> None:
+        """Count and keep what was answered and not looked at yet, and give back all set aside."""
+        try:
+            while not self.done.empty():
+                call, _, result = self.done.get_nowait()
+                if not isinstance(result, CallError):
+                    self.ledger.settle(
+                        self.reserved.pop(call.index), result.usage, self.caller.prices
+                    )
+                    self._succeeded(call, result)
+        finally:
+            for reserved in self.reserved.values():
+                self.ledger.settle(reserved)
+
+    def _succeeded(self, call: _Waiting, answer: Answer[ValueT]) -> None:
+        self.caller.failures_in_a_row = 0
+        self.values[call.index] = answer.value
+        self.answered(call.index, answer.value)
+
+    def _failed(self, call: _Waiting, begun: Begun, error: CallError) -> None:
+        caller, now = self.caller, time.monotonic()
+        self.ledger.failed(caller.name)
+        tries, asked = call.tries + 1, error.retry_after or 0.0
+        bearable = asked <= self.settings.max_wait
+        if error.overload:
+            caller.limit.overloaded(begun)
+            if bearable:
+                caller.not_before = max(caller.not_before, now + asked)
+        if error.retryable and bearable and tries < self.settings.max_tries:
+            caller.warn(error)
+            backoff = self.settings.first_wait * 2 ** (tries - 1) * (0.5 + self.jitter.random())
+            backoff = min(backoff, self.settings.max_wait)
+            wait = backoff if error.retry_after is None else asked
+            heapq.heappush(self.again, _Waiting(now + wait, call.index, tries))
+            return
+        detail = redact_message(error.detail)
+        self.values[call.index] = NoReply(error.reason, detail)
+        same = error.reason == caller.last_reason
+        caller.failures_in_a_row = caller.failures_in_a_row + 1 if same else 1
+        caller.last_reason = error.reason
+        if error.hopeless:
+            self._stop(f"{error.reason} ({detail})", "check the address, the model and the key")
+        elif caller.failures_in_a_row >= self.settings.give_up_after:
+            count = caller.failures_in_a_row
+            caller.failures_in_a_row = 0  # whoever goes on all the same gets as many again
+            self._stop(
+                f"{count} calls in a row failed: {error.reason} ({detail})",
+                "mend it, or raise give_up_after",
+            )
+
+    def _stop(self, what: str, advice: str) -> None:
+        self.hopeless = True
+        self.stopped = EndpointError(f"{self.caller.name}: {what}; {advice}.")
+
+
+class _Background:
+    """An event loop in a thread of its own, so that calls can be made from anywhere.
+
+    Code that is called inside a running event loop, as in a notebook, could not start another.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self.loop.run_forever, name="astra-calls", daemon=True)
+        thread.start()
+
+
+_background: _Background | None = None
+_background_lock = threading.Lock()
+
+
+def run_in_background(work: Coroutine[Any, Any, ValueT]) -> ValueT:
+    """Run a coroutine to its end in the background loop; an interrupt here cancels it there."""
+    global _background
+    with _background_lock:
+        if _background is None or _background.pid != os.getpid():  # threads do not survive a fork
+            _background = _Background()
+    future = asyncio.run_coroutine_threadsafe(work, _background.loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

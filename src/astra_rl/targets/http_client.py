@@ -1,0 +1,116 @@
+"""Requests of the web with a bound on everything: size, time, redirects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from astra_rl.errors import require
+from astra_rl.infra.jsonio import parse_json
+from astra_rl.targets.call_errors import CallError
+
+
+class WebClients:
+    """Makes clients of `httpx2` that read at most so many bytes and follow no redirect.
+
+    Args:
+        timeout: Seconds for a connection, and between two parts of a reply.
+        max_bytes: A longer reply is a failure, whatever it is.
+
+    Raises:
+        MissingDependencyError: The extra ``openai`` is not installed.
+    """
+
+    def __init__(self, timeout: float, max_bytes: int, concurrency: int) -> None:
+        self.httpx = require("httpx2", extra="openai")
+        self.timeout, self.max_bytes, self.concurrency = timeout, max_bytes, concurrency
+        self._context: Any = None
+
+    def open(self, headers: Mapping[str, str] | None = None) -> Any:
+        """Return a new client, to be used as an asynchronous context."""
+        if self._context is None:  # reading the certificates takes time, so it is done once
+            self._context = self.httpx.create_ssl_context()
+        limits = self.httpx.Limits(
+            max_connections=self.concurrency, max_keepalive_connections=self.concurrency
+        )
+        return self.httpx.AsyncClient(
+            # A compressed reply could be small on the wire and huge in memory.
+            headers={"Accept-Encoding": "identity", **(headers or {})},
+            verify=self._context,
+            timeout=self.timeout,
+            limits=limits,
+            follow_redirects=False,
+            event_hooks={"response": [self._bound]},
+        )
+
+    async def _bound(self, response: Any) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise CallError("unparsable reply", "it is compressed, which was not asked for")
+        length = response.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.max_bytes:
+            raise too_long(self.max_bytes)
+        response.stream = self._bounded(response.stream)
+
+    def _bounded(self, stream: Any) -> Any:
+        most = self.max_bytes
+
+        class Bounded(self.httpx.AsyncByteStream):  # type: ignore[name-defined,misc]
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                read = 0
+                async for part in stream:
+                    read += len(part)
+                    if read > most:
+                        raise too_long(most)
+                    yield part
+
+            async def aclose(self) -> None:
+                await stream.aclose()
+
+        return Bounded()
+
+    def error_of(self, error: BaseException) -> CallError:
+        """Return what an exception of the client means; its own text may hold addresses."""
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, CallError):
+                return cause
+            if isinstance(cause, self.httpx.TimeoutException):
+                return CallError("timed out", retryable=True, overload=True)
+            if isinstance(cause, self.httpx.TransportError):
+                kind = type(cause).__name__
+                return CallError("no connection", kind, retryable=True)
+            if isinstance(cause, self.httpx.HTTPError | ValueError):
+                return CallError("unparsable reply", type(cause).__name__, retryable=True)
+            cause = cause.__cause__
+        return CallError(f"client error {type(error).__name__}")
+
+
+def too_long(most: int) -> CallError:
+    """Return the failure of a reply that is longer than it may be."""
+    return CallError("reply too long", f"more than {most} bytes")
+
+
+def json_of(body: bytes) -> Any:
+    """Read a body as JSON.
+
+    Raises:
+        CallError: It is empty, or no JSON.
+    """
+    if not body.strip():
+        raise CallError("empty reply", retryable=True)
+    try:
+        return parse_json(body)
+    except ValueError as error:
+        raise CallError("unparsable reply", "it is no JSON", retryable=True) from error
+
+
+def message_of(body: bytes) -> str:
+    """Return what an error says, as most endpoints put it; a few words of anything else."""
+    try:
+        data = parse_json(body)
+        error = data.get("error", data) if isinstance(data, Mapping) else data
+        said = error.get("message", error) if isinstance(error, Mapping) else error
+        return said if isinstance(said, str) else json.dumps(said)
+    except (ValueError, RecursionError):  # what was read may be too deep to be written
+        return body[:200].decode("utf-8", "replace").strip()

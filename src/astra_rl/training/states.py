@@ -1,0 +1,154 @@
+"""States of a training on disk, so that it goes on to the bit where it ended.
+
+A state is a folder ``step-00000012`` with two files: ``tensors.safetensors``, and ``state.json``
+with all else, the checksum of the tensors and one of itself. It is written beside its place, synced
+and renamed, so it is whole or not there. What became damaged later is noticed by the checksums, and
+the state before it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from astra_rl.errors import TrainingError
+from astra_rl.infra.checkpointing import replace_folder, sha256
+from astra_rl.infra.redaction import redact
+from astra_rl.logging import logger
+
+SCHEMA_VERSION = 2
+"""1 had no generators but torch's; it is still read."""
+KEPT = 2
+"""States that are kept: the newest, and one to fall back on."""
+_STATE, _TENSORS = "state.json", "tensors.safetensors"
+
+
+def save_state(
+    folder: str | Path, step: int, state: Mapping[str, Any], *, keep: int = KEPT
+) -> Path:
+    """Write a state, and remove all but the newest ones up to this step.
+
+    Args:
+        folder: Holds the states of a run.
+        step: Training steps done.
+        state: Tensors, numbers, texts, None, and mappings, lists and tuples of them.
+        keep: How many states stay.
+
+    Returns:
+        The folder of the state.
+
+    Raises:
+        StorageError: The disk is full, or read-only. States that were there before stay.
+    """
+    folder = Path(folder)
+    place = folder / f"step-{step:08d}"
+    tensors: dict[str, Tensor] = {}
+    packed = _pack(state, tensors)
+    with replace_folder(place) as temporary:
+        save_file(tensors, temporary / _TENSORS)
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "tensors_sha256": sha256(temporary / _TENSORS),
+            "state": packed,
+        }
+        text = redact(json.dumps(body, sort_keys=True))
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
+    found = states(folder)
+    done = found.index(place) + 1
+    # Later ones were damaged, or their steps would not have been played again.
+    for old in found[: max(0, done - keep)] + found[done:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def load_state(folder: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """Read the newest state that is whole.
+
+    Returns:
+        The training steps it had done, and the state; None if there is none.
+
+    Raises:
+        TrainingError: There are states and none of them is whole, or one is of a newer version.
+    """
+    found = states(folder)
+    for place in reversed(found):
+        try:
+            return _read(place)
+        except _DamagedError as error:
+            logger.warning("%s is damaged (%s); trying the state before it", place, error)
+    if found:
+        raise TrainingError(
+            f"none of the {len(found)} states in {folder} is whole. Remove the folder to begin "
+            "again."
+        )
+    return None
+
+
+def states(folder: str | Path) -> list[Path]:
+    """Return the folders of states, oldest first."""
+    return sorted(path for path in Path(folder).glob("step-*") if path.is_dir())
+
+
+class _DamagedError(Exception):
+    """Something is wrong with the files of a state."""
+
+
+def _read(place: Path) -> tuple[int, dict[str, Any]]:
+    try:
+        checksum, _, text = (place / _STATE).read_text(encoding="utf-8").partition("\n")
+        if hashlib.sha256(text.removesuffix("\n").encode()).hexdigest() != checksum:
+            raise _DamagedError(f"{_STATE} does not have its checksum")
+        body = json.loads(text)
+        if int(body["schema_version"]) > SCHEMA_VERSION:
+            raise TrainingError(
+                f"{place} was written by a newer version of astra-rl (schema "
+                f"{body['schema_version']}); update it to go on."
+            )
+        if sha256(place / _TENSORS) != body["tensors_sha256"]:
+            raise _DamagedError(f"{_TENSORS} does not have its checksum")
+        return body["step"], _unpack(body["state"], load_file(place / _TENSORS))
+    except (TrainingError, _DamagedError):
+        raise
+    except Exception as error:  # what a damaged file may lead to is no closed list
+        raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return JSON values; mappings keep keys that are no texts, tuples stay tuples."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"map": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(each, tensors) for each in value]}
+    if isinstance(value, list):
+        return [_pack(each, tensors) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state cannot hold {type(value).__name__}: {value!r}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(each, tensors) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "tuple":
+        return tuple(_unpack(each, tensors) for each in inner)
+    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}

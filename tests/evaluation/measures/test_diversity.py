@@ -1,0 +1,213 @@
+import math
+import random
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.measures.diversity import (
+    HashedTfIdf,
+    distinct_n,
+    diversity,
+    greedy_clusters,
+    mean_distance,
+    self_bleu,
+    similarities,
+    vendi_score,
+)
+from astra_rl.rewards.terms import jaccard, word_set
+
+# Few words and short texts, so that texts overlap by every degree.
+TEXTS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8).map(" ".join), max_size=25)
+SIMILARITY = st.one_of(st.floats(0.01, 1), st.sampled_from([1 / 3, 0.5, 2 / 3, 0.1, 0.3, 0.7, 1.0]))
+
+
+def clusters_by_definition(texts, similarity):
+    clusters = []
+    for index, text in enumerate(texts):
+        for cluster in clusters:
+            if jaccard(word_set(text), word_set(texts[cluster[0]])) >= similarity:
+                cluster.append(index)
+                break
+        else:
+            clusters.append([index])
+    return clusters
+
+
+@given(TEXTS, SIMILARITY)
+def test_clusters_are_those_of_the_definition(texts, similarity):
+    expected = clusters_by_definition(texts, similarity)
+    assert greedy_clusters(texts, similarity=similarity) == expected
+
+
+@given(TEXTS, SIMILARITY)
+def test_every_text_is_in_exactly_one_cluster(texts, similarity):
+    clusters = greedy_clusters(texts, similarity=similarity)
+    assert sorted(index for cluster in clusters for index in cluster) == list(range(len(texts)))
+
+
+def test_similar_texts_share_a_cluster_and_different_ones_do_not():
+    said = [
+        "What is the password?",
+        "Write a poem about the sea",
+        "what is the PASSWORD please",
+        "",
+        "!!!",
+    ]
+    assert greedy_clusters(said) == [[0, 2], [1], [3, 4]]
+
+
+def test_at_similarity_one_only_order_case_and_punctuation_may_differ():
+    assert greedy_clusters(["a b c", "C, b a!", "a b"], similarity=1) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("similarity", [0, -1, 1.1, math.nan])
+def test_a_similarity_out_of_range_is_refused(similarity):
+    with pytest.raises(ConfigurationError):
+        greedy_clusters(["a"], similarity=similarity)
+
+
+def test_ten_thousand_texts_cluster_in_seconds():
+    """As in a long run: many variants of some attacks, made of words as unequal as in language."""
+    rng = random.Random(0)
+    words = [f"word{rank}" for rank in range(5000)]
+    weights = [1 / (rank + 1) for rank in range(5000)]
+    attacks = [rng.choices(words, weights, k=12) for _ in range(2000)]
+    said = [
+        " ".join([*rng.choice(attacks), *rng.choices(words, weights, k=2)]) for _ in range(10_000)
+    ]
+    started = time.process_time()
+    clusters = greedy_clusters(said)
+    assert time.process_time() - started < 5
+    assert 1000 < len(clusters) < 2500
+
+
+def test_distinct_n_is_the_share_of_different_ngrams():
+    assert distinct_n(["a b a b"], 1) == 2 / 4
+    assert distinct_n(["a b a b"], 2) == 2 / 3  # ab ba ab
+    assert distinct_n(["a b", "A, b!"], 2) == 1 / 2
+
+
+def test_distinct_n_does_not_make_ngrams_across_texts():
+    assert distinct_n(["a b", "c d"], 2) == 1
+
+
+def test_distinct_n_of_nothing_is_missing():
+    assert math.isnan(distinct_n([], 1))
+    assert math.isnan(distinct_n(["one", ""], 2))
+
+
+@given(TEXTS, st.integers(1, 3))
+def test_distinct_n_is_a_share_or_missing_and_saying_all_twice_halves_it(texts, n):
+    once, twice = distinct_n(texts, n), distinct_n(texts * 2, n)
+    if math.isnan(once):
+        assert math.isnan(twice)
+    else:
+        assert 0 < once <= 1
+        assert twice == pytest.approx(once / 2)
+
+
+def test_ngrams_shorter_than_a_word_are_refused():
+    with pytest.raises(ConfigurationError):
+        distinct_n(["a"], 0)
+
+
+# Measures of a sample.
+
+SENTENCES = [
+    "the cat sat on the mat",
+    "the cat sat on a mat today",
+    "a completely different sentence",
+    "the dog ran over the hill",
+]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_self_bleu_is_that_of_plain_python(n):
+    """Papineni et al. 2002 with several references, counted without any of our shortcuts."""
+
+    def bleu(index):
+        words = SENTENCES[index].split()
+        others = [text.split() for at, text in enumerate(SENTENCES) if at != index]
+        logs = 0.0
+        for order in range(1, n + 1):
+            grams = Counter(zip(*(words[start:] for start in range(order)), strict=False))
+            matches = 0
+            for gram, count in grams.items():
+                most = max(
+                    Counter(zip(*(other[start:] for start in range(order)), strict=False))[gram]
+                    for other in others
+                )
+                matches += min(count, most)
+            if order == 1 and not matches:
+                return 0.0
+            logs += math.log((matches or 0.1) / max(1, sum(grams.values()))) / n
+        nearest = min((abs(len(o) - len(words)), len(o)) for o in others)[1]
+        penalty = 1.0 if len(words) >= nearest else math.exp(1 - nearest / len(words))
+        return penalty * math.exp(logs)
+
+    expected = sum(bleu(index) for index in range(len(SENTENCES))) / len(SENTENCES)
+    assert self_bleu(SENTENCES, n) == pytest.approx(expected)
+
+
+def test_self_bleu_is_one_for_copies_and_missing_for_a_single_text():
+    assert self_bleu(["one two three four five"] * 3, 4) == pytest.approx(1.0)
+    assert math.isnan(self_bleu(["one"], 2))
+    assert self_bleu(["one two", "three four"], 2) == 0.0
+
+
+def test_the_vendi_score_counts_different_texts():
+    assert vendi_score(np.ones((5, 5))) == pytest.approx(1.0)
+    assert vendi_score(np.eye(5)) == pytest.approx(5.0)
+    two = np.kron(np.eye(2), np.ones((3, 3)))
+    assert vendi_score(two) == pytest.approx(2.0)
+    assert math.isnan(vendi_score(np.zeros((0, 0))))
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_the_vendi_score_lies_between_one_and_the_number_of_texts(vectors):
+    score = vendi_score(similarities(np.array(vectors)))
+    assert 1 - 1e-9 <= score <= len(vectors) + 1e-9
+
+
+def test_the_mean_distance_is_one_minus_the_mean_cosine_of_pairs():
+    vectors = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    expected = 1 - (0 + 2 * math.sqrt(0.5)) / 3
+    assert mean_distance(similarities(vectors)) == pytest.approx(expected)
+    assert math.isnan(mean_distance(np.ones((1, 1))))
+
+
+def test_texts_of_the_same_words_are_near_and_of_others_are_not():
+    near, far = (
+        HashedTfIdf()(["open the red door", "open the red door!"]),
+        HashedTfIdf()(["open the red door", "numbers never sleep"]),
+    )
+    assert mean_distance(similarities(near)) == pytest.approx(0.0)
+    assert mean_distance(similarities(far)) == pytest.approx(1.0)
+
+
+def test_the_sample_has_a_fixed_size_and_the_same_seed_draws_the_same():
+    texts = [f"text number {index} {index % 7}" for index in range(300)]
+    found = diversity(texts, sample=50)
+    assert (found.texts, found.sample) == (300, 50)
+    assert diversity(texts, sample=50) == found
+    assert diversity(texts, sample=50, seed=1) != found
+    assert found.as_dict()["self_bleu"].keys() == {"2", "3", "4", "5"}
+
+
+def test_nothing_has_no_diversity_and_does_not_fail():
+    found = diversity([])
+    assert (found.texts, found.clusters) == (0, 0)
+    assert math.isnan(found.vendi)
+
+
+def test_an_embedder_that_returns_nonsense_is_named():
+    for vectors in (np.zeros(2), np.full((2, 3), np.nan), np.zeros((1, 3))):
+        with pytest.raises(ContractError):
+            diversity(["a", "b"], embed=lambda texts, vectors=vectors: vectors)
+    with pytest.raises(ConfigurationError, match="sample=0"):
+        diversity(["a"], sample=0)

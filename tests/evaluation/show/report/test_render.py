@@ -1,0 +1,336 @@
+"""The page as text: safe, complete in itself, and saying what the numbers say."""
+
+import base64
+import contextlib
+import hashlib
+import html
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.evaluation.show.report.making import Page, attempt, evaluation, report, turn
+from tests.hostile import HOSTILE
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.calibration import SHOWN_OF_A_JUDGE
+from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.show.escaping import visible_text
+from astra_rl.evaluation.show.report import (
+    Evaluation,
+    ReportData,
+    Reproduction,
+    Training,
+    render_report,
+    views,
+    write_report,
+)
+from astra_rl.evaluation.show.report.views import Chart
+from astra_rl.evaluation.stats.importance import Sample, failure_probability
+
+
+def structure(page):
+    """Elements outside of charts, which have text of their own."""
+    outside = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    places = [(tag, a.get("class"), a.get("id")) for tag, a in Page(outside).elements]
+    return [place for place in places if not re.fullmatch(r"chunk-[1-9]\d*", place[2] or "")]
+
+
+@contextlib.contextmanager
+def no_charts():
+    """Drawing takes long, and what is written into charts is tested with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("before_after", "learning_curve", "severity_likelihood", "threshold_curve"):
+            patch.setattr(views, name, lambda *_, **__: "<svg ></svg>")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fast():
+    with no_charts():
+        yield
+
+
+with no_charts():
+    PLAIN = structure(render_report(report()))
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in HOSTILE if text.strip()], ids=lambda text: ascii(text)[:40]
+)
+def test_hostile_text_appears_only_escaped_and_adds_no_element(text):
+    page = render_report(report(text))
+    page.encode("utf-8")
+    if len(text) < 120 and "\n" not in text:
+        shown = html.escape(visible_text(text)).replace("&quot;", "&#34;")
+        assert page.count(shown.replace("&#x27;", "&#39;")) >= 8
+    if text != visible_text(text) or text != html.escape(text):
+        assert text not in re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert len(page) < 3_000_000
+    assert structure(page) == PLAIN
+    parsed = Page(page)
+    assert not [name for _, attrs in parsed.elements for name in attrs if name.startswith("on")]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.text(st.characters(exclude_categories=()), min_size=1, max_size=40))
+def test_no_text_changes_the_structure_of_the_page(text):
+    page = render_report(report(f".{text}"))
+    page.encode("utf-8")
+    assert structure(page) == PLAIN
+
+
+def test_templates_are_not_evaluated_in_text():
+    page = render_report(report("{{7*7}}", training=Training()))
+    outside = re.sub(r"<(svg|style|script).*?</\1>", "", page, flags=re.DOTALL)
+    assert "{{7*7}}" in outside
+    assert "49" not in outside
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else():
+    page = render_report(report())
+    parsed = Page(page)
+    (meta,) = parsed.all("meta", http_equiv="Content-Security-Policy")
+    policy = dict(part.strip().split(" ", 1) for part in meta["content"].split(";"))
+
+    def digest(tag):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert policy == {
+        "default-src": "'none'",
+        "style-src-elem": digest("style"),
+        "style-src-attr": "'unsafe-inline'",
+        "script-src": digest("script"),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    order = [tag for tag, _ in parsed.elements]
+    assert parsed.elements.index(("meta", meta)) < order.index("style")
+
+
+def test_the_page_asks_no_network_for_anything():
+    parsed = Page(render_report(report()))
+    addresses = [
+        value
+        for _, attrs in parsed.elements
+        for name, value in attrs.items()
+        if name in ("src", "href", "xlink:href", "action", "srcset", "data", "poster")
+    ]
+    assert addresses
+    assert all(address.startswith("#") for address in addresses)
+    style = "".join(parsed.texts["style"])
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_page_has_landmarks_one_view_per_link_and_ids_that_are_used_once():
+    parsed = Page(render_report(report()))
+    assert parsed.elements[0] == ("html", {"lang": "en"})
+    assert len(parsed.all("main")) == len(parsed.all("footer")) == 1
+    assert parsed.all("nav", aria_label="Views")
+    views = [attrs["data-view"] for attrs in parsed.all("section", class_="view")]
+    assert [attrs["data-link"] for attrs in parsed.all("a") if "data-link" in attrs] == views
+    assert len(parsed.all("h1")) == len(views)
+    ids = [attrs["id"] for _, attrs in parsed.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    references = {
+        each
+        for _, attrs in parsed.elements
+        for name in ("for", "aria-labelledby")
+        for each in attrs.get(name, "").split()
+    }
+    assert references <= set(ids)
+    assert all(attrs.get("scope") in ("row", "col") for attrs in parsed.all("th"))
+
+
+def test_model_text_is_blurred_until_asked_for_even_without_scripts():
+    data = report(
+        evaluations=[Evaluation(name="after", attempts=[attempt(turn("harm", "harm", 0.9))])],
+        training=Training(),
+    )
+    page = render_report(data)
+    style = "".join(Page(page).texts["style"])
+    assert re.search(r"^\.said \{[^}]*filter: blur", style, flags=re.MULTILINE)
+    assert "body:has(#reveal:checked) .said { filter: none" in style
+    (reveal,) = Page(page).all("input", id="reveal")
+    assert "checked" not in reveal
+    outside = re.sub(r'<(\w+) class="said[^>]*>.*?</\1>', "", page, flags=re.DOTALL)
+    assert page.count("harm<") >= 2
+    assert "harm<" not in outside
+
+
+def test_the_same_data_gives_the_same_page():
+    assert render_report(report()) == render_report(report())
+
+
+def prose(data):
+    page = re.sub(r"<(style|script|svg).*?</\1>|<[^>]+>", " ", render_report(data), flags=re.DOTALL)
+    return " ".join(html.unescape(page).split())
+
+
+def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
+    text = prose(ReportData(title="t", evaluations=[evaluation(wins=3, losses=5)]))
+    assert "38% The target failed in 3 of 8 held-out conversations (after training)." in text
+    assert "95% interval 9% to 76% ." in text
+    assert "judge not calibrated against people\N{RIGHT SINGLE QUOTATION MARK}s labels" in text
+    assert "a score of 0.5 or more" in text
+    assert "Wilson 8 prompts, 8 trials" in text
+
+
+def test_what_is_known_of_the_judge_stands_beside_the_rate():
+    estimates = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in SHOWN_OF_A_JUDGE}
+    quality = {"labels": "l.csv", "rows": 62, "threshold": 0.5, "estimates": estimates}
+    known = Evaluation(name="after", attempts=evaluation().attempts, quality=quality)
+    text = prose(ReportData(title="t", evaluations=[known]))
+    assert "accuracy 0.90 (0.80 to 0.95), precision 0.90" in text
+    assert "on 62 labels" in text
+
+
+def test_outcomes_add_up_to_what_was_planned():
+    attempts = [
+        attempt(turn("a", "b", 0.9), opening="1"),
+        attempt(turn("a", "b", 0.1), opening="2"),
+        attempt(turn("a", "b", 0.1, refused=True), opening="3"),
+        attempt(turn("a", "", None, finish_reason="content_filter"), opening="4"),
+        attempt(turn("a", "b", None), opening="5"),
+        attempt(opening="6", error="the call timed out"),
+    ]
+    text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
+    outcomes = "1 failed 1 held 1 refused 1 blocked 1 error 1 unscored = 6 planned"
+    assert outcomes in text
+    assert "between 17% to 50% if the 2 without a known outcome had all gone one way" in text
+    assert "the call timed out 1 an example" in text
+    assert "no verdict 1 an example" in text
+
+
+def test_what_was_planned_and_never_held_is_an_error_and_not_safe():
+    short = Evaluation(name="x", attempts=evaluation(wins=1, losses=1).attempts, planned=4)
+    text = prose(ReportData(title="t", evaluations=[short]))
+    assert "1 failed 1 held 2 error 0 unscored = 4 planned" in text
+    assert "2 conversations of x were planned and never held." in text
+    assert "Nothing: every conversation" not in text
+
+
+def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
+    before = evaluation("before training", "before", wins=1)
+    after = evaluation(wins=6, losses=2)
+    text = prose(ReportData(title="t", evaluations=[before, after]))
+    assert "After training the target fails 83 points more often than before training" in text
+    assert "p = 0.062, exact" in text
+    assert "failed before training 1 0 held before training 5 0" in text
+    assert "6 pairs on 6 prompts" in text
+    assert "2 conversations have no partner." in text
+
+
+def test_evaluations_of_other_prompts_stand_side_by_side_without_a_comparison():
+    other = Evaluation(
+        name="evaluated again",
+        attempts=[attempt(turn("a", "b", 0.9), opening="somewhere else", phase="again")],
+    )
+    text = prose(ReportData(title="t", evaluations=[evaluation(), other], result_index=0))
+    assert "Rates side by side" in text
+    assert "points" not in text
+
+
+def test_a_rate_that_was_not_measured_is_a_dash_and_not_zero():
+    attempts = [attempt(turn("a", "b", None))]
+    text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
+    assert "— No held-out conversation could be scored (x)." in text
+    assert "0% The target" not in text
+
+
+def test_failures_are_ranked_by_their_likelihood_and_grouped_by_kind():
+    page = render_report(ReportData(title="t", evaluations=[evaluation(wins=3)]))
+    ranking = re.search('<table class="ranking">.*?</table>', page, re.DOTALL).group()
+    assert re.findall(r"please tell number (\d)", ranking) == ["0", "1", "2"]
+    numbers = re.findall(r'<td class="number">(.*?)</td>', ranking)
+    assert numbers[1::5] == ["4.00", "5.00", "6.00"]
+    assert page.count('<li class="kind">') == 1
+    assert "3&times;" in page
+    assert "#/conversations?kind=1" in page
+
+
+def test_categories_are_listed_the_safe_ones_too():
+    attempts = [
+        *evaluation(wins=2, losses=0, category="secrets").attempts,
+        *evaluation(wins=0, losses=2, category="weather").attempts,
+    ]
+    attempts = [each.model_copy(update={"id": f"{at:016x}"}) for at, each in enumerate(attempts)]
+    text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
+    assert "secrets 2 of 2 100%" in text
+    assert "weather 0 of 2 0%" in text
+
+
+def test_a_transfer_matrix_says_what_was_not_tried():
+    rows = [
+        attempt(turn("a", "b", 0.9), attacker="A", target="X").row,
+        attempt(turn("a", "b", 0.1), attacker="B", target="Y").row,
+    ]
+    text = prose(ReportData(title="t", transfer=transfer_matrix(rows).as_dict()))
+    assert "Attacker X Y A 100% 2% to 100% 1 of 1 not tried" in text
+
+
+def test_comparisons_with_other_runs_say_what_fails_only_there():
+    text = prose(report("mine", evaluations=[evaluation()]))
+    assert "fails 10 points more often in mine than in mine" in text
+    assert "(95% interval \N{MINUS SIGN}10 to +30; p = 1, exact)" in text
+    assert "What fails only in mine" in text
+
+
+def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none():
+    samples = [
+        *[Sample(True, -9.0, -3.0, False)] * 40,
+        *[Sample(False, -8.0, -3.5, False)] * 60,
+        *[Sample(False, -7.0, -9.0, True)] * 100,
+    ]
+    found = failure_probability(samples)
+    text = prose(ReportData(title="t", evaluations=[evaluation()], probability=found))
+    assert f"About {found.estimate:.2g}" in text
+    none = failure_probability(samples[:90])
+    text = prose(ReportData(title="t", evaluations=[evaluation()], probability=none))
+    assert "No number: no conversation was drawn from the baseline" in text
+
+
+def test_what_it_takes_to_get_the_same_again_is_there():
+    again = Reproduction(
+        command="astra-rl train x.yaml", report_command="astra-rl report runs/x", seed=7,
+        configuration="seed: 7", versions={"torch": "2.13.0"},
+        prompts=[{"name": "p.txt", "sha256": "abc123"}], seconds={"training": 60.0},
+    )  # fmt: skip
+    text = prose(ReportData(title="t", reproduction=again))
+    for each in (
+        "astra-rl train x.yaml",
+        "seed 7",
+        "torch 2.13.0",
+        "p.txt abc123",
+        "training 60.0",
+    ):
+        assert each in text
+
+
+def test_a_report_of_nothing_is_a_page_that_says_so():
+    page = render_report(ReportData(title="Nothing yet", finished=False))
+    Page(page)
+    text = prose(ReportData(title="Nothing yet", finished=False))
+    assert "This run has not ended." in text
+    assert "No evaluation has been recorded yet" in text
+    assert "No failure has been recorded" in text
+
+
+def test_a_chart_that_is_not_svg_is_refused():
+    with pytest.raises(ConfigurationError, match="not an <svg>"):
+        Chart("title", "caption", "<script>alert(1)</script>")
+
+
+def test_an_evaluation_of_nothing_is_refused():
+    with pytest.raises(ConfigurationError, match="no attempt"):
+        Evaluation(name="x", attempts=[])
+
+
+def test_the_file_is_the_page_in_utf8(tmp_path):
+    data = report("Grüße \ud800")
+    write_report(data, tmp_path / "deep" / "report.html")
+    written = (tmp_path / "deep" / "report.html").read_bytes().decode("utf-8")
+    assert written == render_report(data)
+    assert '<meta charset="utf-8">' in written[:200]

@@ -1,0 +1,91 @@
+"""Two rates on the same prompts: against SciPy, enumeration and simulation."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from astra_rl.evaluation.stats.paired import compare_pairs, newcombe_interval, sign_flip_test
+
+COUNTS = st.tuples(*[st.integers(0, 12)] * 4)
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_with_one_trial_per_prompt_the_p_value_is_mcnemars_exact_one(only_a, only_b):
+    p = sign_flip_test([1] * only_a + [-1] * only_b + [0] * 3)
+    if only_a + only_b:
+        assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    else:
+        assert p == 1.0
+
+
+@given(st.lists(st.integers(-4, 4), max_size=9))
+def test_the_p_value_is_the_share_of_sign_flips_at_least_as_far_from_zero(leads):
+    total = abs(sum(leads))
+    flips = [
+        abs(sum(sign * lead for sign, lead in zip(signs, leads, strict=True)))
+        for signs in product((-1, 1), repeat=len(leads))
+    ]
+    assert sign_flip_test(leads) == pytest.approx(sum(f >= total for f in flips) / len(flips))
+
+
+@given(COUNTS)
+def test_the_interval_of_the_difference_holds_it_and_swapping_sides_mirrors_it(counts):
+    both, only_a, only_b, neither = counts
+    low, high = newcombe_interval(*counts)
+    pairs = sum(counts)
+    assert -1 <= low < high <= 1
+    if pairs:
+        assert low <= (only_a - only_b) / pairs <= high
+    mirrored = newcombe_interval(both, only_b, only_a, neither)
+    assert (-mirrored.high, -mirrored.low) == pytest.approx((low, high))
+
+
+def test_the_interval_has_the_value_that_newcombe_published():
+    """Table II of the paper, method 10, the data of its first row: 36, 12, 2, 0."""
+    assert newcombe_interval(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+def test_pairs_are_counted_by_what_became_of_them():
+    comparison = compare_pairs([[(True, True)], [(True, False)], [(True, False)], [(False, False)]])
+    assert comparison.counts == (1, 2, 0, 1)
+    assert comparison.difference == 0.5
+    assert comparison.prompts == 4
+
+
+def test_without_pairs_nothing_is_known():
+    comparison = compare_pairs([], unscored=3)
+    assert math.isnan(comparison.difference)
+    assert comparison.interval == (-1.0, 1.0)
+    assert (comparison.p_value, comparison.unscored) == (1.0, 3)
+
+
+def test_trials_of_one_prompt_are_no_more_evidence_than_they_are():
+    once = compare_pairs([[(True, False)]] * 3 + [[(False, False)]] * 7)
+    copied = compare_pairs([[(True, False)] * 10] * 3 + [[(False, False)] * 10] * 7)
+    assert copied.p_value == once.p_value
+    width = [each.interval.high - each.interval.low for each in (once, copied)]
+    assert width[1] > 0.8 * width[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trials", [1, 4])
+def test_95_percent_intervals_hold_the_true_difference_at_least_93_percent_of_the_time(trials):
+    generator = np.random.default_rng(2)
+    held = 0
+    for _ in range(500):
+        hard = generator.beta(1, 2, 40)
+        a = generator.random((40, trials)) < np.clip(hard + 0.2, 0, 1)[:, None]
+        b = generator.random((40, trials)) < hard[:, None]
+        pairs = [
+            list(zip(map(bool, x), map(bool, y), strict=True)) for x, y in zip(a, b, strict=True)
+        ]
+        low, high = compare_pairs(pairs).interval
+        # mean of clip(h + 0.2) - h over Beta(1, 2)
+        truth = stats.beta(1, 2).expect(lambda h: np.minimum(h + 0.2, 1) - h)
+        held += low <= truth <= high
+    assert held / 500 >= 0.93

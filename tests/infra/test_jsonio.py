@@ -1,0 +1,114 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import astra_rl
+from astra_rl.core.text import Conversation
+from astra_rl.infra.jsonio import (
+    json_line,
+    jsonable,
+    parse_json,
+    parse_own_json,
+    write_atomic,
+    write_json,
+)
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    write_json({"a": math.nan, "b": [math.inf, 1.0]}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0]}
+
+
+def test_subclasses_of_json_types_are_written_as_those(tmp_path):
+    value = {"text": Conversation("Hi", turns=["!"]), "number": np.float64(0.5), "flag": True}
+    assert json.loads(json_line(value)) == {"text": "Hi!", "number": 0.5, "flag": True}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomic(path, "old")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_parent_folders_are_made(tmp_path):
+    write_json([], tmp_path / "a" / "b.json")
+    assert (tmp_path / "a" / "b.json").read_text() == "[]\n"
+
+
+texts = st.text(st.characters())
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(texts, below, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(values)
+def test_whatever_is_written_is_one_line_of_strict_json(value):
+    line = json_line(value)
+    assert len(line.splitlines()) == 1
+    assert json.loads(line, parse_constant=pytest.fail) == json.loads(json.dumps(jsonable(value)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    value = {"mean": np.float32(0.5), "count": np.int64(3), "none": np.float32("nan")}
+    assert jsonable(value) == {"mean": 0.5, "count": 3, "none": None}
+
+
+def test_no_text_is_too_odd_for_a_file(tmp_path):
+    write_json({"\ud800": ["\udfff", Path("\udc80")]}, tmp_path / "x.json")
+    odd = "\N{REPLACEMENT CHARACTER}"
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {odd: [odd, odd]}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "9" * 301, "", b"\xff"]
+)
+@pytest.mark.parametrize("read", [parse_json, parse_own_json])
+def test_json_that_breaks_a_plain_reader_is_a_value_error(read, text):
+    with pytest.raises(ValueError):  # noqa: PT011 - each has another message
+        read(text)
+
+
+@pytest.mark.parametrize("text", ["NaN", '[1, {"a": -Infinity}]', "Infinity"])
+def test_numbers_that_json_does_not_know_are_read_of_others_and_not_of_our_own_files(text):
+    assert not math.isfinite(next(iter(_numbers_of(parse_json(text)))))
+    with pytest.raises(ValueError, match="is no number of JSON"):
+        parse_own_json(text)
+
+
+def _numbers_of(value):
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = [number for each in below for number in _numbers_of(each)]
+    return [*found, value] if isinstance(value, float) else found
+
+
+@given(values)
+def test_what_is_written_is_read_as_it_was(value):
+    assert parse_own_json(json_line(value)) == parse_json(json_line(value)) == jsonable(value)
+
+
+def test_all_json_of_others_is_read_by_one_reader():
+    """A state of training has checksums and its own net for whatever a damaged file leads to."""
+    source = Path(astra_rl.__file__).parent
+    apart = {source / "core" / "jsonio.py", source / "training" / "resuming.py"}
+    found = [
+        path.relative_to(source)
+        for path in source.rglob("*.py")
+        if path not in apart and re.search(r"json\.loads?\(", path.read_text("utf-8"))
+    ]
+    assert found == []

@@ -1,0 +1,225 @@
+"""What goes wrong in a moderator is a missing score with its reason, or an error with a name."""
+
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra_rl.core.level import current_level
+from astra_rl.core.moderator import Moderator, Score, count_missing
+from astra_rl.core.seeding import current_row_seeds, row_seeds
+from astra_rl.errors import (
+    ConfigurationError,
+    ContractError,
+    MissingDependencyError,
+    ModelError,
+    ModeratorError,
+)
+from astra_rl.moderators import FaultTolerantModerator, FunctionModerator, tolerant
+from astra_rl.moderators.identity import identity_of
+from astra_rl.testing import ScriptedModerator, check_moderator
+
+
+class Faulty(Moderator):
+    """Scores 0.5, but does as told with some texts."""
+
+    def __init__(self, **does):
+        self.does = does
+        self.calls = []
+
+    def moderate(self, x):
+        self.calls.append(list(x))
+        scores = []
+        for text in x:
+            done = self.does.get(text, 0.5)
+            if isinstance(done, Exception):
+                raise done
+            scores.append(done() if callable(done) else done)
+        return [score for score in scores if score != "none"]
+
+
+def scored(**does):
+    """A moderator that has shown that it works."""
+    moderator = FaultTolerantModerator(Faulty(**does), time_limit=None)
+    assert moderator.moderate(["fine"]) == [0.5]
+    return moderator
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        (ValueError("no such thing"), "the moderator raised ValueError"),
+        (ZeroDivisionError(), "the moderator raised ZeroDivisionError"),
+        (ContractError("scores of two"), "the moderator raised ContractError"),
+        (ModelError("logits are not finite"), "the moderator raised ModelError"),
+        (TimeoutError("of its own"), "took too long"),
+        (math.nan, "not finite"),
+        (math.inf, "not finite"),
+        (1.5, "out of range"),
+        (-0.1, "out of range"),
+        ("0.7", "not a number"),
+        (None, "not a number"),
+        ([0.5], "not a number"),
+        (True, "not a number"),
+        (Score.missing("unparsable verdict"), "unparsable verdict"),
+        ("none", "the moderator raised ContractError"),
+    ],
+    ids=str,
+)
+def test_a_fault_costs_its_own_text_its_score_and_no_other(does, reason):
+    moderator = scored(bad=does)
+    scores = moderator.moderate(["fine", "bad", "good"])
+    if isinstance(does, TimeoutError):
+        assert count_missing(scores) == {reason: 3}  # a call that takes long is not made again
+        return
+    assert [scores[0], scores[2]] == [0.5, 0.5]
+    assert count_missing(scores) == {reason: 1}
+
+
+def test_a_moderator_that_is_down_is_not_asked_about_every_text():
+    moderator = scored(**{str(number): OSError("connection refused") for number in range(100)})
+    scores = moderator.moderate([str(number) for number in range(100)])
+    assert count_missing(scores) == {"the moderator raised OSError": 100}
+    assert len(moderator.inner.calls) <= 6
+
+
+def test_one_that_never_gave_a_score_is_an_error_that_says_why():
+    moderator = FaultTolerantModerator(Faulty(a=ValueError("no model"), b=ValueError("no model")))
+    with pytest.raises(ModeratorError, match=r"Faulty has never given a score: .*no model") as it:
+        moderator.moderate(["a", "b"])
+    assert isinstance(it.value.__cause__, ValueError)
+    contract = FaultTolerantModerator(FunctionModerator(lambda texts: [0.5]))
+    with pytest.raises(ContractError, match="returned 1 values for 2 inputs"):
+        contract.moderate(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigurationError("bad option"), MissingDependencyError("not installed")]
+)
+def test_what_is_wrong_with_the_settings_is_raised_always(error):
+    moderator = scored(bad=error)
+    with pytest.raises(type(error)):
+        moderator.moderate(["bad"])
+
+
+def test_one_that_hangs_is_not_waited_for():
+    released = threading.Event()
+    inner = Faulty(slow=lambda: released.wait(60) and 0.5)
+    moderator = FaultTolerantModerator(inner, time_limit=0.2)
+    moderator.moderate(["fine"])
+    assert count_missing(moderator.moderate(["slow", "fine"])) == {"took too long": 2}
+    assert count_missing(moderator.moderate(["fine"])) == {"took too long": 1}  # still busy
+    released.set()
+    deadline = time.monotonic() + 30
+    while not moderator._worker._free.acquire(timeout=0.1):
+        assert time.monotonic() < deadline
+    moderator._worker._free.release()
+    assert moderator.moderate(["fine"]) == [0.5]
+
+
+def test_one_that_hangs_from_the_start_is_an_error():
+    moderator = FaultTolerantModerator(Faulty(slow=lambda: time.sleep(1)), time_limit=0.05)
+    with pytest.raises(ModeratorError, match=r"no score within 0\.05 s"):
+        moderator.moderate(["slow"])
+    with pytest.raises(ConfigurationError, match="time_limit=0"):
+        FaultTolerantModerator(Faulty(), time_limit=0)
+
+
+def test_a_time_limit_changes_nothing_about_where_it_is_asked():
+    seen = []
+
+    def look(texts):
+        seen.append((torch.is_grad_enabled(), current_row_seeds(2), current_level(texts).depth))
+        return [0.5, 0.5]
+
+    moderator = FaultTolerantModerator(FunctionModerator(look), time_limit=60)
+    with torch.no_grad(), row_seeds([7, 8]):
+        assert moderator.moderate(["a", "b"]) == [0.5, 0.5]
+        look(["a", "b"])
+    assert seen[0] == seen[1]
+
+
+def test_scores_and_identity_are_those_of_the_one_inside():
+    inner = ScriptedModerator({"boom": 1.0}, default=0.25)
+    moderator = FaultTolerantModerator(inner, time_limit=60)
+    assert moderator.moderate(["boom", "calm"]) == [1.0, 0.25]
+    assert moderator.moderate([]) == []
+    assert identity_of(moderator) == identity_of(inner)
+    check_moderator(moderator)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["fine", "raises", "nan", "wild", "none", "text"]), min_size=1, max_size=12
+    )
+)
+def test_whatever_fails_there_is_one_score_per_text_in_order(kinds):
+    moderator = scored(raises=ValueError(), nan=math.nan, wild=7.0, none="none", text="x")
+    scores = moderator.moderate(kinds)
+    assert len(scores) == len(kinds)
+    for kind, score in zip(kinds, scores, strict=True):
+        if kind == "fine":
+            assert score == 0.5 or score.reason.startswith("the moderator raised")
+        else:
+            assert math.isnan(score)
+            assert score.reason
+
+
+HELD_UP = """
+import re
+from astra_rl.moderators import FunctionModerator, FaultTolerantModerator, tolerant
+
+def catastrophic(texts):
+    return [0.5 if text == "fine" or re.match("(a+)+$", text) else 0.0 for text in texts]
+
+tolerant.GRACE = 0.2
+moderator = FaultTolerantModerator(FunctionModerator(catastrophic), time_limit=0.3)
+print(moderator.moderate(["fine"]))
+print(moderator.moderate(["a" * 25 + "b"])[0].reason)
+print(moderator.moderate(["fine"]))
+"""
+
+
+def test_one_that_holds_the_lock_of_python_is_named_while_it_does():
+    """A regular expression cannot be left; that it is the cause is said, and then it is counted."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_UP], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines() == ["[0.5]", "took too long", "[0.5]"]
+    assert "Timeout (0:00:00" in done.stderr
+    assert "in catastrophic" in done.stderr
+    assert "in moderate" in done.stderr
+
+
+def test_one_that_can_be_left_or_is_in_time_is_not_named(capfd, monkeypatch):
+    monkeypatch.setattr(tolerant, "GRACE", 0.3)
+    moderator = FaultTolerantModerator(Faulty(slow=lambda: time.sleep(1) or 0.5), time_limit=0.1)
+    moderator.moderate(["fine"])
+    assert count_missing(moderator.moderate(["slow"])) == {"took too long": 1}
+    time.sleep(1)
+    assert "Timeout" not in capfd.readouterr().err
+
+
+def test_of_moderators_within_moderators_the_first_to_be_late_is_watched(monkeypatch):
+    armed = []
+    monkeypatch.setattr(
+        tolerant.faulthandler, "dump_traceback_later", lambda wait, **told: armed.append(wait)
+    )
+    monkeypatch.setattr(
+        tolerant.faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None)
+    )
+    hold_ups = tolerant.Stalls()
+    with hold_ups.watched(100):
+        with hold_ups.watched(5):
+            pass
+        with hold_ups.watched(500):
+            pass
+    expected = [110, 15, 110, 110, 110, None]
+    assert [None if wait is None else round(wait) for wait in armed] == expected

@@ -1,0 +1,317 @@
+"""The log of attempts: nothing lost, nothing counted twice, opened fast, never by two writers."""
+
+import contextlib
+import json
+import math
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra_rl.errors import ConfigurationError, StorageError
+from astra_rl.evaluation.measures.summary import by_prompt, summarise, summarise_prompts
+from astra_rl.evaluation.records.attempt import Attempt, SchemaTooNewError
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
+from astra_rl.runs.attempt_log import AttemptLog, LogInUseError, replacing_log
+
+
+def attempt(number, score=0.1, *, logprob=None, **fields):
+    logprobs = {} if logprob is None else {"baseline": LogProb(total=logprob, tokens=3)}
+    turn = Turn(
+        attack=f"ask {number}",
+        response="answer",
+        scores={"judge": JudgeScore(value=score)},
+        logprobs=logprobs,
+    )
+    fields = {"target": "t", "attacker": "a"} | fields
+    return Attempt.make(run="r", opening=f"opening {number}", turns=[turn], judge="judge", **fields)
+
+
+def write(path, attempts, **options):
+    with AttemptLog(path, write=True, **options) as log:
+        for each in attempts:
+            log.append(each)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "attempts.jsonl"
+
+
+def test_what_was_written_is_read_back(path):
+    written = [attempt(number, number / 10, logprob=-number - 1.0) for number in range(10)]
+    write(path, written)
+    with AttemptLog(path) as log:
+        assert list(log) == written
+        assert len(log) == 10
+        assert written[3].id in log
+        assert "nothing" not in log
+        assert log.get(written[3].id) == written[3]
+        assert list(log.rows()) == [each.row for each in written]
+        with pytest.raises(KeyError):
+            log.get("nothing")
+
+
+def test_a_reader_filters_and_orders_without_reading_texts(path):
+    write(
+        path,
+        [
+            attempt(0, 0.6, logprob=-9.0),
+            attempt(1, 0.9, logprob=-30.0),
+            attempt(2, 0.1, logprob=-1.0),
+            attempt(3, 0.8, target="u"),
+        ],
+    )
+    with AttemptLog(path) as log:
+        assert [row.score for row in log.rows(order="score")] == [0.9, 0.8, 0.6, 0.1]
+        failing = log.attempts(order="logprob", outcome="success", target="t")
+        assert [each.logprob().total for each in failing] == [-9.0, -30.0]
+        assert [row.score for row in log.rows(limit=2, offset=1)] == [0.9, 0.1]
+        for wrong in ({"order": "size"}, {"colour": "red"}):
+            with pytest.raises(ConfigurationError, match="orders are"):
+                list(log.rows(**wrong))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 5), st.sampled_from([0.1, 0.9, math.nan])),
+        max_size=20,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_prompt_by_prompt_a_log_comes_to_the_same_as_its_rows_in_any_order(made):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "attempts.jsonl"
+        write(path, [attempt(number, score, trial=trial) for number, trial, score in made])
+        with AttemptLog(path) as log:
+            groups = list(by_prompt(log.rows(order="prompt")))
+            rows = list(log.rows())
+    assert len({group[0].prompt_id for group in groups}) == len(groups)
+    assert all(group == sorted(group, key=lambda row: row.trial) for group in groups)
+    random.Random(0).shuffle(rows)
+    assert summarise_prompts(groups) == summarise(rows)
+
+
+def test_an_attempt_made_again_replaces_the_first_and_both_stay_in_the_file(path):
+    write(path, [attempt(0, 0.1), attempt(1, 0.1), attempt(0, 0.9)])
+    with AttemptLog(path) as log:
+        assert len(log) == 2
+        assert summarise(log.rows()).asr.successes == 1
+    assert path.read_text().count("\n") == 3
+
+
+def test_a_run_goes_on_where_it_ended(path):
+    write(path, [attempt(0), attempt(1)])
+    write(path, [attempt(2)])
+    with AttemptLog(path) as log:
+        assert [each.opening.prompt for each in log] == ["opening 0", "opening 1", "opening 2"]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_last_line_that_was_cut_off_is_said_left_out_and_removed_by_the_next_writer(path, cut):
+    write(path, [attempt(0), attempt(1)])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    torn = whole[: first + (len(whole) - first) * cut // 12]
+    path.write_bytes(torn)
+    path.with_name("attempts.jsonl.index").unlink()
+    with AttemptLog(path) as log:
+        assert [each.opening.prompt for each in log] == ["opening 0"]
+        assert log.health.torn == len(torn) - first
+    assert path.read_bytes() == torn  # a reader changes nothing
+    write(path, [attempt(2)])
+    with AttemptLog(path) as log:
+        assert [each.opening.prompt for each in log] == ["opening 0", "opening 2"]
+        assert log.health.torn == 0
+
+
+def test_lines_that_are_no_record_are_counted_and_hide_no_others(path):
+    write(path, [attempt(0)])
+    with path.open("ab") as file:
+        file.write(b'{"half": \n\xff\xfe\n' + attempt(1).to_json().encode() + b"\n")
+    with AttemptLog(path) as log:
+        assert log.health.unreadable == 2
+        assert len(log) == 2
+
+
+def test_a_record_of_a_newer_version_is_refused_with_the_reason(path):
+    write(path, [attempt(0)])
+    newer = json.loads(attempt(1).to_json()) | {"schema_version": 99}
+    with path.open("a") as file:
+        file.write(json.dumps(newer) + "\n")
+    with pytest.raises(SchemaTooNewError, match=r"attempts.jsonl: .*version 99"):
+        AttemptLog(path)
+
+
+@pytest.mark.parametrize("harm", ["missing", "garbage", "empty", "of another log"])
+def test_the_index_can_be_lost_at_any_time(path, harm):
+    written = [attempt(number) for number in range(5)]
+    write(path, written)
+    index = path.with_name("attempts.jsonl.index")
+    if harm == "missing":
+        index.unlink()
+    elif harm == "garbage":
+        index.write_bytes(os.urandom(4096))
+    elif harm == "empty":
+        index.write_bytes(b"")
+    else:
+        other = path.with_name("other.jsonl")
+        write(other, [attempt(number, target="u") for number in range(5)])
+        other.with_name("other.jsonl.index").replace(index)
+    with AttemptLog(path) as log:
+        assert list(log) == written
+
+
+def test_two_writers_are_refused_and_a_reader_is_not(path):
+    with AttemptLog(path, write=True, flush_every=1) as log:
+        log.append(attempt(0))
+        with pytest.raises(LogInUseError, match=f"process {os.getpid()}"):
+            AttemptLog(path, write=True)
+        with AttemptLog(path) as reader:
+            assert len(reader) == 1
+    with AttemptLog(path, write=True):
+        pass
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tests.runs.test_attempt_log import attempt
+from astra_rl.runs.attempt_log import AttemptLog
+log = AttemptLog(Path(sys.argv[1]), write=True, flush_every=4)
+for number in range(10):
+    log.append(attempt(number))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_writer_loses_at_most_what_was_not_flushed_and_its_lock(path, request):
+    root = str(request.config.rootpath)
+    subprocess.run([sys.executable, "-c", WRITER, str(path), root], check=False)
+    with AttemptLog(path) as log:
+        assert len(log) >= 8
+    write(path, [attempt(99)])
+    with AttemptLog(path) as log:
+        assert [each.opening.prompt for each in log][-1] == "opening 99"
+
+
+def test_appending_without_the_right_to_is_refused(path):
+    write(path, [])
+    log = AttemptLog(path)
+    with pytest.raises(ConfigurationError, match="not open for writing"):
+        log.append(attempt(0))
+    log.close()
+    writer = AttemptLog(path, write=True)
+    writer.close()
+    with pytest.raises(ConfigurationError, match="not open for writing"):
+        writer.append(attempt(0))
+
+
+def test_a_log_that_is_not_there_is_named(path):
+    with pytest.raises(ConfigurationError, match="is not there"):
+        AttemptLog(path)
+    with pytest.raises(ConfigurationError, match="flush_every=0"):
+        AttemptLog(path, write=True, flush_every=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.floats(0, 1)), max_size=20))
+def test_reading_gives_the_last_record_of_every_attempt(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("log") / "a.jsonl"
+    write(path, [attempt(number, score) for number, score in rows], flush_every=3)
+    expected = {attempt(number).id: score for number, score in rows}
+    with AttemptLog(path) as log:
+        assert {each.id: each.score for each in log} == expected
+
+
+def test_memory_does_not_grow_with_the_log(path):
+    write(path, (attempt(number) for number in range(3000)), flush_every=1000)
+    with AttemptLog(path) as log:
+        tracemalloc.start()
+        count = sum(1 for _ in log)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert count == 3000
+    assert peak < 2_000_000
+
+
+def test_summing_up_holds_the_attempts_at_one_prompt_in_memory_at_a_time(path):
+    def many(trials):
+        return (attempt(at % 30, 0.9, trial=at // 30) for at in range(30 * trials))
+
+    peaks = []
+    for trials in (20, 200):
+        path.unlink(missing_ok=True)
+        write(path, many(trials), flush_every=1000)
+        with AttemptLog(path) as log:
+            tracemalloc.start()
+            summary = summarise_prompts(by_prompt(log.rows(order="prompt")))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert summary.asr.successes == 30 * trials
+    assert peaks[1] < 1.5 * peaks[0] + 200 * 600  # a row takes about 600 bytes
+
+
+def test_attempts_are_synced_in_batches_and_before_the_index_knows_of_them(path, monkeypatch):
+    index = path.with_name("attempts.jsonl.index").absolute().as_uri()
+    synced = []
+    fsync = os.fsync
+
+    def counted(descriptor):
+        with contextlib.closing(sqlite3.connect(f"{index}?mode=ro", uri=True)) as known:
+            (rows,) = known.execute("SELECT count(*) FROM attempts").fetchone()
+        synced.append((path.read_bytes().count(b"\n"), rows))
+        fsync(descriptor)
+
+    with AttemptLog(path, write=True, flush_every=4) as log:
+        monkeypatch.setattr(os, "fsync", counted)
+        for number in range(10):
+            log.append(attempt(number))
+    assert synced == [(4, 0), (8, 4), (10, 8)]
+
+
+def names_in(folder):
+    return {each.name for each in folder.iterdir() if each.name != "attempts.jsonl.lock"}
+
+
+def test_a_log_is_replaced_whole_with_its_index(path):
+    write(path, [attempt(0), attempt(1)])
+    with replacing_log(path) as log:
+        log.append(attempt(2))
+        with AttemptLog(path) as old:
+            assert len(old) == 2
+    assert names_in(path.parent) == {"attempts.jsonl", "attempts.jsonl.index"}
+    with AttemptLog(path) as new:
+        assert [each.opening.prompt for each in new] == ["opening 2"]
+
+
+def test_a_log_that_could_not_be_replaced_stays_and_what_was_begun_is_removed(path):
+    write(path, [attempt(0), attempt(1)])
+    path.with_name(".attempts.jsonl").write_text("of a process that was killed")
+
+    def fail():
+        with replacing_log(path) as log:
+            log.append(attempt(2))
+            log.flush()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"attempts\.jsonl: No space left"):
+        fail()
+    assert names_in(path.parent) == {"attempts.jsonl", "attempts.jsonl.index"}
+    with AttemptLog(path) as old:
+        assert len(old) == 2
+
+
+def test_two_cannot_replace_one_log(path):
+    write(path, [attempt(0)])
+    with replacing_log(path), pytest.raises(LogInUseError), replacing_log(path):
+        pass

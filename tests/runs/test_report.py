@@ -1,0 +1,229 @@
+"""From the folder of a run to its page."""
+
+import html
+import json
+import re
+
+import pytest
+from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
+
+from astra_rl.config.schema import RunConfig
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.turn import LogProb
+from astra_rl.runs import report as reporting
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.phases import plan_attempts
+from astra_rl.runs.report import read_run, render_run_page, write_run_page
+
+
+def config(**changes):
+    values = {
+        "title": "Does it keep its word?",
+        "attacker": {"model": "a"},
+        "target": {"model": "b"},
+        "moderator": {"type": "secret_leak"},
+        "prompts": {"scenario": "planted_secrets"},
+        "training": {"steps": 9},
+    }
+    return RunConfig.model_validate({**values, **changes})
+
+
+def write(path, attempts):
+    with AttemptLog(path, write=True) as log:
+        for each in attempts:
+            log.append(each)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run in the middle of its training."""
+    folder = RunFolder(tmp_path / "run")
+    folder.write_text(folder.config, config().to_yaml())
+    folder.write_json(folder.manifest, {"command": "astra-rl train x.yaml", "seed": 3})
+    write(
+        folder.attempts,
+        [*evaluation(phase="before", wins=1).attempts, *tree(), *tree(step=2, trial=1)],
+    )
+    folder.write_lines(folder.metrics, [{"step": 1, "asr": 0.1}, {"step": 2, "asr": 0.3}])
+    return folder
+
+
+@pytest.fixture
+def finished(begun):
+    """The same run at its end."""
+    write(begun.attempts, evaluation(phase="after").attempts)
+    begun.write_json(begun.evaluation("after"), {"judge_quality": None})
+    begun.write_json(
+        begun.manifest, {"seed": 3, "seconds": {"training": 60.0}, "warnings": ["It pleases."]}
+    )
+    return begun
+
+
+def prose(page):
+    page = re.sub(r"<(style|script|svg).*?</\1>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(page).split())
+
+
+def test_a_finished_run_has_its_verdict_its_past_and_its_trees(finished):
+    data = read_run(finished)
+    assert data.title == "Does it keep its word?"
+    assert [each.name for each in data.evaluations] == ["before training", "after training"]
+    assert data.result.name == "after training"
+    assert data.finished
+    assert data.warnings == ["It pleases."]
+    page = render_run_page(finished)
+    assert "38% The target failed in 3 of 8" in prose(page)
+    index = unpacked(page, "index")
+    assert len(index["columns"]["id"]) == 6 + 8 + 8
+    assert max(index["columns"]["episode"]) == 6 + 8 + 2 - 1
+
+
+def test_the_same_files_give_the_same_page(finished):
+    page = render_run_page(finished)
+    assert write_run_page(finished) == finished.report
+    assert finished.report.read_text("utf-8") == page
+    assert finished.learning_curve.is_file()
+    elsewhere = finished.path / "deep" / "page.html"
+    assert write_run_page(finished, elsewhere).read_text("utf-8") == page
+
+
+def test_a_run_that_has_not_ended_has_a_page_and_says_so(begun):
+    data = read_run(begun)
+    assert not data.finished
+    assert data.result.name == "before training"
+    text = prose(render_run_page(begun))
+    assert "This run has not ended. 2 of 9 training steps are recorded." in text
+    assert "What is below is the untrained attacker." in text
+
+
+def test_half_an_evaluation_is_not_taken_for_a_result(begun):
+    write(begun.attempts, evaluation(phase="after").attempts[:2])
+    assert [each.name for each in read_run(begun).evaluations] == ["before training"]
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert "No evaluation has been recorded yet" in prose(render_run_page(folder))
+    folder.write_text(folder.config, config().to_yaml())
+    assert "0 of 9 training steps" in prose(render_run_page(folder))
+
+
+def test_files_that_are_being_written_are_read_as_far_as_they_go(begun):
+    with begun.metrics.open("a") as file:
+        file.write('{"step": 3, "as')
+    with AttemptLog(begun.attempts, write=True) as log:
+        log.append(attempt(turn("said just now", "yes", 0.9), phase="training", step=3))
+        log.flush()
+        line = attempt(turn("half", "of", 0.9), phase="training", step=4).to_json()
+        with begun.attempts.open("ab") as file:
+            file.write(line[: len(line) // 2].encode())
+        data = read_run(begun)
+        assert [row["step"] for row in data.training.history] == [1, 2]
+        assert data.training.attempts[-1].turns[0].attack == "said just now"
+        # Not to be closed by a writer that would complain of the other one.
+        begun.attempts.write_bytes(begun.attempts.read_bytes()[: -(len(line) // 2)])
+
+
+def test_other_judges_that_were_asked_later_stand_beside_the_first(finished):
+    again = [
+        each.judged("another", [0.9] * len(each.turns), threshold=0.5)
+        for each in evaluation(phase="after").attempts
+    ]
+    write(finished.attempts_of("after_another"), again)
+    result = read_run(finished).result
+    assert result.judge == "judge"
+    assert list(result.judges) == ["judge", "other judge", "another"]
+    assert result.summary.asr.successes == 3
+    assert "judge and another say the same of 38% of 8 turns" in prose(render_run_page(finished))
+
+
+def test_a_later_evaluation_is_compared_and_does_not_take_the_place_of_the_result(finished):
+    write(finished.attempts_of("again"), evaluation(phase="again", wins=5, losses=3).attempts)
+    data = read_run(finished)
+    assert data.result.name == "after training"
+    text = prose(render_run_page(finished))
+    assert "Evaluated again the target fails 25 points more often than after training" in text
+
+
+def test_the_folder_of_an_evaluation_alone_has_a_page(tmp_path):
+    folder = RunFolder(tmp_path / "next")
+    write(folder.attempts_of("again"), evaluation(phase="again").attempts)
+    assert read_run(folder).result.name == "evaluated again"
+    assert "3 of 8 held-out conversations (evaluated again)" in prose(render_run_page(folder))
+
+
+def test_transfers_make_a_matrix(finished):
+    for target, wins in (("x", 1), ("y", 4)):
+        folder = RunFolder(finished.path / "transfer" / target)
+        made = evaluation(phase="again", wins=wins, losses=1, target=target)
+        write(folder.attempts_of("again"), made.attempts)
+    cells = read_run(finished).transfer
+    assert [(cell["target"], cell["successes"]) for cell in cells] == [("x", 1), ("y", 4)]
+    finished.write_json(finished.transfer, cells[:1])
+    assert [cell["target"] for cell in read_run(finished).transfer] == ["x"]
+
+
+def test_what_is_planned_is_told_from_what_was_done(finished):
+    plan_attempts(finished, "after", 10)
+    assert read_run(finished).result.summary.never_made == 2
+
+
+def test_the_probability_in_ordinary_use_is_computed_again_from_its_record(finished):
+    logprobs = {
+        "baseline": LogProb(total=-4.0, tokens=4), "attacker": LogProb(total=-3.0, tokens=4)
+    }  # fmt: skip
+    made = [
+        attempt(
+            turn("a", "b", 0.9 if number % 4 == 0 else 0.1).model_copy(
+                update={"logprobs": logprobs}
+            ),
+            opening=f"{number}", phase="ordinary",
+            attacker="ordinary use" if number % 2 else "attacker",
+        )
+        for number in range(100)
+    ]  # fmt: skip
+    write(finished.attempts_of("ordinary"), made)
+    assert read_run(finished).probability is None
+    finished.write_json(finished.path / "probability.json", {})
+    assert read_run(finished).probability.estimate == pytest.approx(0.25)
+    assert "About 0.25" in prose(render_run_page(finished))
+
+
+def test_comparisons_that_were_kept_are_shown(finished):
+    kept = report().comparisons[0]
+    finished.write_json(finished.path / "comparisons" / "a-b.json", kept)
+    assert read_run(finished).comparisons == [kept]
+
+
+def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatch):
+    monkeypatch.setattr(reporting, "MOST_CONVERSATIONS", 20)
+    write(begun.attempts, [each for step in range(3, 13) for each in tree(f"{step}", step=step)])
+    training = read_run(begun).training
+    assert training.played == 48
+    assert 12 <= len(training.attempts) <= 20
+    steps = [each.step for each in training.attempts]
+    assert all(steps.count(step) == 4 for step in steps)
+    assert "of them, in whole trees" in prose(render_run_page(begun))
+
+
+def test_algorithms_that_learn_from_pairs_have_chosen_and_rejected(begun):
+    assert not read_run(begun).training.pairs
+    begun.write_text(begun.config, config(algorithm={"type": "ipo"}).to_yaml())
+    assert unpacked(render_run_page(begun), "index")["marks"] == ["chosen", "rejected"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_file_is_named(finished, text):
+    finished.manifest.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"manifest\.json"):
+        render_run_page(finished)
+
+
+def test_what_a_model_wrote_into_the_records_does_not_leave_the_page(finished):
+    hostile = "</script><script>alert(1)</script>"
+    made = attempt(turn(hostile, hostile, 0.9, nll=1.0), opening=hostile, category=hostile)
+    write(finished.attempts, [made])
+    page = render_run_page(finished)
+    assert hostile not in page
+    assert json.dumps(hostile) not in page

@@ -100,7 +100,7 @@ def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(model, prompts, *arguments)
 
-    monkeypatch.setattr(hf_generation, "_batch", batch)
+    monkeypatch.setattr(generation_transformers, "_batch", batch)
     samples = generation_transformers.generate_with_transformers(
         model, PROMPTS, Sampling(max_new_tokens=3), range(7), stop_ids=frozenset([3])
     )

@@ -21,7 +21,7 @@ from astra_rl.errors import (
     ModelError,
     ModeratorError,
 )
-from astra_rl.moderators import FaultTolerantModerator, FunctionModerator, tolerant
+from astra_rl.moderators import FaultTolerantModerator, FunctionModerator, fault_tolerant
 from astra_rl.moderators.identity import identity_of
 from astra_rl.testing import ScriptedModerator, check_moderator
 
@@ -174,7 +174,7 @@ def test_whatever_fails_there_is_one_score_per_text_in_order(kinds):
 
 HELD_UP = """
 import re
-from astra_rl.moderators import FunctionModerator, FaultTolerantModerator, tolerant
+from astra_rl.moderators import FunctionModerator, FaultTolerantModerator, fault_tolerant
 
 def catastrophic(texts):
     return [0.5 if text == "fine" or re.match("(a+)+$", text) else 0.0 for text in texts]

@@ -179,7 +179,7 @@ from astra_rl.moderators import FunctionModerator, FaultTolerantModerator, fault
 def catastrophic(texts):
     return [0.5 if text == "fine" or re.match("(a+)+$", text) else 0.0 for text in texts]
 
-tolerant.GRACE = 0.2
+fault_tolerant.GRACE = 0.2
 moderator = FaultTolerantModerator(FunctionModerator(catastrophic), time_limit=0.3)
 print(moderator.moderate(["fine"]))
 print(moderator.moderate(["a" * 25 + "b"])[0].reason)
@@ -199,7 +199,7 @@ def test_one_that_holds_the_lock_of_python_is_named_while_it_does():
 
 
 def test_one_that_can_be_left_or_is_in_time_is_not_named(capfd, monkeypatch):
-    monkeypatch.setattr(tolerant, "GRACE", 0.3)
+    monkeypatch.setattr(fault_tolerant, "GRACE", 0.3)
     moderator = FaultTolerantModerator(Faulty(slow=lambda: time.sleep(1) or 0.5), time_limit=0.1)
     moderator.moderate(["fine"])
     assert count_missing(moderator.moderate(["slow"])) == {"took too long": 1}
@@ -210,12 +210,12 @@ def test_one_that_can_be_left_or_is_in_time_is_not_named(capfd, monkeypatch):
 def test_of_moderators_within_moderators_the_first_to_be_late_is_watched(monkeypatch):
     armed = []
     monkeypatch.setattr(
-        tolerant.faulthandler, "dump_traceback_later", lambda wait, **told: armed.append(wait)
+        fault_tolerant.faulthandler, "dump_traceback_later", lambda wait, **told: armed.append(wait)
     )
     monkeypatch.setattr(
-        tolerant.faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None)
+        fault_tolerant.faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None)
     )
-    hold_ups = tolerant.Stalls()
+    hold_ups = fault_tolerant.Stalls()
     with hold_ups.watched(100):
         with hold_ups.watched(5):
             pass

@@ -259,6 +259,7 @@ def test_saved_attacks_are_sent_to_a_target_of_a_file(
         assert {each.target for each in log} == {"my application"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
     workplace: Path, endpoint: Endpoint
 ) -> None:
@@ -288,7 +289,7 @@ def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "astra-rl resume signal" in errors.decode().replace("\n", "")
     assert len(list((workplace / "signal" / "states").iterdir())) == 1

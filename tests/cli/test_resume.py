@@ -132,7 +132,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert f"astra-rl resume {tmp_path / 'run'}" in errors.decode().replace("\n", "")
     assert len(list((tmp_path / "run" / "states").iterdir())) == 1

@@ -26,7 +26,7 @@ class Reader:
             viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.faults = []
         self.requests = []
         self.page.on("console", lambda message: self.faults.append(message.text))
@@ -54,7 +54,7 @@ class Reader:
 
     def until(self, expression):
         """Wait until something holds; Playwright's own way is against the policy of the page."""
-        for _ in range(400):
+        for _ in range(1200):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)

@@ -278,8 +278,8 @@ def test_the_conversation_is_sent_as_messages_and_nothing_of_the_attacker(
 def asked_until_spent(endpoint: Endpoint, budget: Budget, **options: Any) -> Ledger:
     """Ask more than a budget allows, many at once, and return what was spent."""
     endpoint.latency = 0.02
-    options = {"max_tokens": 8, "prices": {"input": 1e6, "output": 2e6}, **options}
-    target = OpenAITarget("m", base_url=endpoint.url, calls=CALLS, **options)
+    options = {"max_tokens": 8, "prices": {"input": 1e6, "output": 2e6}, "calls": CALLS, **options}
+    target = OpenAITarget("m", base_url=endpoint.url, **options)
     ledger = Ledger(budget)
     with ledger.charging(), pytest.raises(BudgetSpentError):
         target.respond([f"hello {number}" for number in range(200)])
@@ -340,9 +340,9 @@ def test_an_endpoint_that_reads_more_than_it_is_told_is_found_out(endpoint: Endp
     spent = total.input_tokens + total.output_tokens
     assert most - 1100 < spent <= most
     # The bound: what each call under way took beyond what was set aside for it.
-    endpoint.most_at_once = 0
-    total = asked_until_spent(endpoint, Budget(max_tokens=1500)).total()
-    assert total.input_tokens + total.output_tokens <= 1500 + endpoint.most_at_once * 1003
+    calls = {**CALLS, "concurrency": 8, "start_concurrency": 8}
+    total = asked_until_spent(endpoint, Budget(max_tokens=1500), calls=calls).total()
+    assert total.input_tokens + total.output_tokens <= 1500 + 8 * 1003
 
 
 def test_what_was_set_aside_for_calls_that_ended_badly_is_free_again(endpoint: Endpoint) -> None:

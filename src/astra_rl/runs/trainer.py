@@ -71,6 +71,7 @@ def build_trainer(
         log: Receives every conversation of the training.
     """
     limits, threshold = config.training, config.evaluation.threshold
+    goal = limits.stop_at_success
     attacks = AttackMetrics(threshold)
     budget = BudgetLimit()
     watch = _watch(experiment, config)
@@ -85,11 +86,7 @@ def build_trainer(
         LearningRateSchedule(schedule_of(limits)),
         checkpoints,
         Tracking(tracker),
-        *(
-            []
-            if limits.stop_at_success is None
-            else [StopAtSuccess(attacks, limits.stop_at_success)]
-        ),
+        *([] if goal is None else [StopAtSuccess(attacks, goal)]),
         TimeLimit(limits.max_minutes),
         budget,
         *([BestBySuccess(checkpoints, attacks)] if limits.save_best else []),

@@ -13,9 +13,8 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.naming import labels_of, name_of
+from astra_rl.runs.provenance import labels_of, name_of, versions
 from astra_rl.runs.resume import config_digest
-from astra_rl.runs.versions import versions
 from astra_rl.training.callbacks import (
     AttackMetrics,
     AttemptRecorder,

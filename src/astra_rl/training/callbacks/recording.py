@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.recorder import Labels, record_tree
+from astra_rl.evaluation.records.from_graphs import Labels, record_tree
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.training.callback import TrainerCallback

@@ -28,6 +28,8 @@ from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def healthy(endpoint: Endpoint) -> None:
@@ -123,7 +125,6 @@ def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
     assert ("the call of a model failed" in report) == bool(after["outcomes"]["error"])
 
 
-@pytest.mark.slow
 def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:

@@ -21,6 +21,8 @@ from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 class Judge:
     """A function of texts that can be told when to fail."""

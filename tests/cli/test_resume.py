@@ -22,6 +22,8 @@ from tests.cli.running import astra_rl
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.runs.attempt_log import AttemptLog
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 FAMILIES = {  # the others are in test_kill_and_resume.py
     "policy": {"type": "ppo", "options": {"kl_in_reward": 0.01}},
@@ -90,7 +92,6 @@ def timeless(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: Path) -> None:
     """Kill -9 again and again until the run is done; each start is the same command."""
     config = whole.parent / "config.yaml"

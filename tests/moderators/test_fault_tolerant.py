@@ -190,6 +190,7 @@ print(moderator.moderate(["fine"]))
 """
 
 
+@pytest.mark.slow
 def test_one_that_holds_the_lock_of_python_is_named_while_it_does():
     """A regular expression cannot be left; that it is the cause is said, and then it is counted."""
     done = subprocess.run(

@@ -367,6 +367,7 @@ def test_the_page_of_a_real_run_is_served_under_its_own_policy(begun: Path) -> N
     assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
     before = {path: path.read_bytes() for path in begun.rglob("*")}

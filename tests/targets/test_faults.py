@@ -206,6 +206,7 @@ def test_an_interrupt_in_the_middle_ends_all_calls(endpoint: Endpoint, make: Mak
     assert target.respond(["again"]) == ["you said again"]
 
 
+@pytest.mark.slow
 def test_a_thousand_attempts_with_faults_are_each_accounted_for_once(
     endpoint: Endpoint, make: Make
 ) -> None:

@@ -23,6 +23,11 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(1)
 
+# Importing readline, as pytest does, puts the terminal's size into the environment of workers, and
+# a rich console made there would keep that width whatever a test sets.
+for _variable in ("COLUMNS", "LINES"):
+    os.environ.pop(_variable, None)
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--headless",

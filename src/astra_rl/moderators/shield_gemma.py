@@ -63,7 +63,7 @@ class ShieldGemmaModerator(ChatGuardModerator):
         tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
 
     Raises:
-        ConfigurationError: `guideline` is neither a known key nor a sentence, no chat template shows
+        ConfigurationError: `guideline` is neither a key nor a sentence, no chat template shows
             it, or `batch_size` is below 1.
         ModelError: The model cannot be loaded, or its tokenizer does not tell the verdicts apart.
     """

@@ -29,10 +29,9 @@ class Completer(Protocol):
 
 def reason_without_reply(reply: str) -> str | None:
     """Return why there is no reply; None if there is one."""
-    reason = getattr(reply, "reason", None)
-    if reason is None and not isinstance(reply, str):
-        return "no reply"
-    return None if reason is None else str(reason)
+    if isinstance(reply, NoReply):
+        return reply.reason
+    return None if isinstance(reply, str) else "no reply"
 
 
 class LocalCompleter:

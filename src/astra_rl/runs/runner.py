@@ -316,8 +316,9 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     target = experiment.problem.target
     if not isinstance(target, Target):
         return {}
-    identity = getattr(target, "identity", target.name)
-    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
+    return {
+        "target": {"identity": target.identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}
+    }
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from astra_rl.config.schema import RunConfig, TrainingConfig
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.text import finish_reasons
+from astra_rl.core.text import Utterance, finish_reasons
 from astra_rl.errors import BudgetSpentError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
 from astra_rl.evaluation.measures.diversity import greedy_clusters
@@ -249,5 +249,5 @@ def _share(marks: Iterable[bool]) -> float:
 
 
 def _token_count(node: Node[str, str]) -> int:
-    said = (getattr(node.attack, "token_ids", None), getattr(node.response, "token_ids", None))
-    return sum(len(ids) for ids in said if ids is not None)
+    texts = (Utterance.of(node.attack), Utterance.of(node.response))
+    return sum(len(each.token_ids) for each in texts if each.token_ids is not None)

@@ -14,6 +14,7 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Exchange, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
+from astra_rl.moderators.caching import CachedModerator
 
 
 class WatchHook:
@@ -79,4 +80,5 @@ class UnscoredHook:
         return {f"unscored/{reason}": float(count) for reason, count in sorted(new.items())}
 
     def _counted(self) -> Counter[str]:
-        return Counter(getattr(self.moderator, "unscored", {}))
+        moderator = self.moderator
+        return Counter(moderator.unscored if isinstance(moderator, CachedModerator) else {})

@@ -13,10 +13,10 @@ from astra_rl.rewards import (
     MinK,
     ResponseLikelihood,
 )
+from astra_rl.testing import ToyProblem
 
 # Under the target; the baseline doubles them, the attacker halves them.
 TABLE = {"a": -1.0, "b": -3.0, "odd": -20.0}
-from astra_rl.testing import ToyProblem
 
 
 @pytest.fixture

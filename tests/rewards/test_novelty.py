@@ -29,10 +29,10 @@ from astra_rl.rewards import (
 )
 from astra_rl.rewards.embedding import HashingEmbedder, Vectors
 from astra_rl.rewards.novelty import BLEUReferences, bleu_tokens, without_subspace
+from astra_rl.testing import ToyProblem
 
 nan = math.nan
 AXES = {"x": [1.0, 0.0, 0.0], "y": [0.0, 1.0, 0.0], "z": [0.0, 0.0, 1.0], "none": [0.0] * 3}
-from astra_rl.testing import ToyProblem
 
 
 def vector(text):

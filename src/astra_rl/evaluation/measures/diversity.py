@@ -17,7 +17,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.stats.rates import Array
+from astra_rl.evaluation.stats.intervals import Array
 
 Embedder = Callable[[Sequence[str]], Array]
 """Texts to vectors, shape (number of texts, any width). Texts that mean the same point the same

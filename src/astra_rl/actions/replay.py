@@ -31,7 +31,6 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
@@ -209,7 +208,7 @@ def send_again(
         return list(zip(batch, judge_again(made, judge), strict=True))
 
     for start in range(0, len(saved), JUDGED_TOGETHER):
-        yield from within(partial(send, start), lambda pair: is_finished(pair[1]))
+        yield from within(partial(send, start), lambda pair: pair[1].is_complete)
 
 
 def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:

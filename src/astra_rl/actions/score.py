@@ -23,7 +23,6 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.rewards.terms import judge as ask_judge
 from astra_rl.runs.attempt_log import replacing_log
@@ -112,7 +111,7 @@ def score_run(
         for batch in _batches(recorded.attempts()):
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
-            for old, new in within(work, lambda pair: is_finished(pair[1])):
+            for old, new in within(work, lambda pair: pair[1].is_complete):
                 agreed += _agreement(old, new)
                 name = new.judge
                 judged += 1

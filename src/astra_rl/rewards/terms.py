@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.level import current_level
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, missing_score
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, NoReply, context_key
 from astra_rl.errors import ConfigurationError
@@ -180,7 +180,9 @@ def judge(moderator: Moderator[Any, Any], texts: Sequence[Exchange]) -> list[flo
     # A Score that is missing says why, which float() would make it forget.
     found = iter([score if isinstance(score, float) else float(score) for score in scores])
     return [
-        Score.missing(each.response.reason) if isinstance(each.response, NoReply) else next(found)
+        missing_score(each.response, each.response.reason)
+        if isinstance(each.response, NoReply)
+        else next(found)
         for each in texts
     ]
 

@@ -26,9 +26,7 @@ from astra_rl.evaluation.show.report import (
 )
 from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
-from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import parse_own_json
-from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
@@ -97,11 +95,6 @@ def read_run(folder: RunFolder) -> ReportData:
         notes=_notes(config, evaluations, training),
         warnings=manifest.get("warnings", ()),
     )
-
-
-def rate_of(metrics: Mapping[str, Any]) -> Rate:
-    """Return the attack success rate of an evaluation."""
-    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
 
 
 _AFTER = "after training"

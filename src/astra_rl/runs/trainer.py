@@ -85,7 +85,7 @@ class RunTrainer(HFASTTrainer):
         if config.evaluation.judge is not None and config.evaluation.watch:
             self._watch = WatchHook(
                 moderator,
-                experiment.evaluator.judge,
+                experiment.judge,
                 turns=config.evaluation.watch,
                 seed=config.seed,
                 watch=RewardWatch(high=self.threshold),

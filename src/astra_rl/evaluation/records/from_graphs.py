@@ -10,6 +10,7 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.text import NotSent
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
@@ -158,6 +159,7 @@ def _turn(
         finish_reason=getattr(node.response, "finish_reason", None),
         refused=refused,
         asked=getattr(node.response, "asked", None),
+        not_sent=isinstance(node.response, NotSent),
     )
 
 

@@ -396,7 +396,7 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
             raise AstraError("the endpoint is gone")
         return resend(*arguments, first=first, **options)
 
-    monkeypatch.setattr(phases, "PLAYED_TOGETHER", 1)
+    monkeypatch.setattr(phases, "EVALUATED_TOGETHER", 1)
     monkeypatch.setattr(attacks, "resend", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)

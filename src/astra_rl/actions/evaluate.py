@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from astra_rl.actions.attacks import (
     DIRECT,
@@ -24,9 +23,9 @@ from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
@@ -44,19 +43,15 @@ SHOTS = 4
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An attacker against one target.
+class Evaluated(EvaluationResult):
+    """Result of evaluating an attacker against one target.
 
     Attributes:
         target: Name of the target.
-        metrics: All that was measured, as in the file.
-        summary: The same attempts summed up.
-        path: The file.
+        path: File with the metrics.
     """
 
     target: str
-    metrics: dict[str, Any]
-    summary: Summary
     path: Path
 
 
@@ -237,7 +232,7 @@ class Play:
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
         path = destination.evaluation(self.phase)
         destination.write_json(path, metrics)
-        return Evaluated(config.target.name, metrics, result.summary, path)
+        return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
 
     def _play(self, phase: PhaseRun, problem: HFASTProblem) -> PhaseResult:
         if self.given is None:

@@ -47,6 +47,8 @@ from astra_rl.models.loading import LoraOptions
 from astra_rl.rewards.base import RewardPart, readings, walk
 from astra_rl.training.config import TrainingConfiguration
 
+EVALUATED_TOGETHER = 128
+"""Number of conversations that an evaluation plays and judges in one batch."""
 _SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 

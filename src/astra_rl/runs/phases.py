@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from astra_rl.config.build import ordinary_use
+from astra_rl.config.build import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
@@ -32,8 +32,6 @@ ORDINARY_PHASE = "ordinary"
 """Phase of ``astra-rl probability``: conversations of the baseline and of the attacker."""
 ORDINARY_ATTACKER = "ordinary use"
 """Name of the attacker in the conversations of that phase that the baseline leads."""
-PLAYED_TOGETHER = 128
-"""Number of conversations that are played and judged in one batch."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class PhaseRun:
             seeds,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
-            batch_size=PLAYED_TOGETHER,
+            batch_size=EVALUATED_TOGETHER,
             record=self.log.append,
             labels=labels_of(
                 self.config,

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.methods.replay import resend
 from astra_rl.runs.folder import RunFolder
@@ -103,7 +103,7 @@ def _with_prompt(opening: Conversation, prompt: str) -> Conversation:
     )
 
 
-def untrained_attacks(folder: RunFolder, *, least: int) -> Iterator[ImitationStep]:
+def untrained_attacks(folder: RunFolder, *, least: int) -> Iterator[ScoredAttack]:
     """Yield the scored attacks of the first training step, which the untrained attacker made.
 
     Args:
@@ -122,7 +122,7 @@ def untrained_attacks(folder: RunFolder, *, least: int) -> Iterator[ImitationSte
                 score = turn.score(attempt.judge)
                 if score is not None and turn.attack.strip():
                     found += 1
-                    yield ImitationStep(exchange.context, turn.attack, score)
+                    yield ScoredAttack(exchange.context, turn.attack, score)
     if found < least:
         raise ConfigurationError(
             f"{folder.path}: {found} attacks of the first training step have a score, and {least} "

@@ -14,7 +14,6 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.config.build import build_environment, build_judge, build_problem, check_options
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
 from astra_rl.config.loading import load_config
@@ -23,6 +22,7 @@ from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -190,7 +190,7 @@ class Play:
         self.name = attacker if baseline is None else baseline
         named = baseline is not None and (untrained or baseline == DIRECT)
         self.phase = file_stem(str(baseline)) if named else "again"
-        self.examples: list[ImitationStep] = []
+        self.examples: list[ScoredAttack] = []
         self.given: list[GivenAttack] | None = None
         if baseline == FEW_SHOT:
             self.examples = list(untrained_attacks(folder, least=SHOTS))
@@ -249,7 +249,7 @@ class Play:
     def _environment(self, problem: HFASTProblem) -> Environment[str, str]:
         config = self.config
         usual = build_environment(config.environment, problem, self.openings, makers(config))
-        depth = getattr(usual, "tree_depth", 1)
+        depth = usual.tree_depth
         if self.best_of is not None:
             return BestOfNEnvironment(problem, self.openings, self.best_of, depth)
         if self.examples:

@@ -19,7 +19,7 @@ from astra_rl.evaluation.measures.conversations import (
 )
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.moderators.identity import identity_of
-from astra_rl.rewards.terms import judge
+from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.targets.ledger import current_ledger
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
@@ -272,7 +272,7 @@ def _summarise(attempts: Sequence[Attempt], planned: int | None) -> Summary:
 def _scores(moderator: Moderator[Any, Any], nodes: Sequence[Node[str, str]]) -> Sequence[float]:
     """Score all turns in one call; a turn without a reply has a missing score."""
     exchanges = [Exchange(node.context, node.attack, node.response) for node in nodes]
-    return judge(moderator, exchanges)
+    return score_exchanges(moderator, exchanges)
 
 
 def _is_rewarded(graph: Graph[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Evaluating attackers, given attacks and baselines against targets."""
+"""Evaluate an attacker, given attacks or a baseline against targets."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ from astra_rl.runs.spending import spending
 from astra_rl.targets.ledger import current_ledger
 
 UNTRAINED = "untrained"
-"""Stands for the attacker before it was trained."""
+"""Name of the baseline that is the attacker before training."""
 BEST_OF = re.compile(r"best-of-([1-9][0-9]{0,3})")
-"""Stands for the untrained attacker, the best of so many attacks chosen by the reward."""
+"""Name of the baseline that is the best of n attacks of the untrained attacker, by reward."""
 FEW_SHOT = "few-shot"
-"""Stands for the untrained attacker that is shown what it said in the first training step."""
+"""Name of the baseline that is the untrained attacker prompted with its own best attacks."""
 SHOTS = 4
+"""Number of examples in the few-shot prompt."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,24 @@ def evaluate_run(
 
     Args:
         run: Folder of the run.
-        attacker: Another attacker: a folder or hub id. None is the run's last checkpoint.
-        attacks: Say these instead of what the trained attacker says: a file that `read_attacks`
-            reads, or a baseline. ``"direct"`` is the plainest attack there is, the goal of each
-            held-out prompt itself; ``"untrained"`` the attacker before training, ``"best-of-8"``
-            the best of eight attacks of it by the training reward, and ``"few-shot"`` what it says
-            when it is shown good ones of its own from the first training step.
-        targets: Folders, hub ids or YAML files of targets; none is the run's.
-        trials: How often each prompt is tried.
+        attacker: A folder or hub id; None uses the last checkpoint of the run.
+        attacks: Attacks to send instead of those of the trained attacker: a file that
+            `read_attacks` reads, or a baseline. ``"direct"`` sends the goal of each held-out
+            prompt; ``"untrained"`` plays the attacker before training; ``"best-of-8"`` sends the
+            best of eight of its attacks by the training reward; ``"few-shot"`` prompts it with its
+            own best attacks of the first training step.
+        targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
+        trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the results; None is the run's. With several targets each has a folder
-            in it, and ``evaluations.json`` all numbers.
+        output: Folder for the results; None uses the folder of the run. With several targets each
+            has a subfolder, and ``evaluations.json`` has the summaries of all.
 
     Returns:
-        One evaluation per target, without those for which a budget left nothing: it is one for all
-        targets.
+        One result per target. All targets share one budget; those it was not enough for are left
+        out.
 
     Raises:
-        BudgetSpentError: It left nothing for the first target.
+        BudgetSpentError: The budget was not enough for a single conversation.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     if trials < 1:
@@ -117,10 +118,10 @@ def evaluate_run(
 
 
 def _played_until_spent(plays: Mapping[Path, Play]) -> list[Evaluated]:
-    """Play into each folder; those for which nothing at all is left of a budget are left out.
+    """Run each evaluation until the budget is spent.
 
     Raises:
-        BudgetSpentError: It did not suffice for the first.
+        BudgetSpentError: Not one could complete a conversation.
     """
     found: list[Evaluated] = []
     for path, play in plays.items():
@@ -142,7 +143,9 @@ def estimate_evaluation(
     trials: int = 1,
     overrides: Sequence[str] = (),
 ) -> dict[str, list[EstimateRow]]:
-    """Return what `evaluate_run` would ask for at most, by target; nothing is sent or loaded.
+    """Return the largest number of calls and tokens of `evaluate_run`, by target.
+
+    Nothing is sent or loaded.
 
     Raises:
         AstraError: As in `evaluate_run`.

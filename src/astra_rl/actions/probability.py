@@ -1,4 +1,4 @@
-"""How likely a run's failures are in ordinary use."""
+"""Estimate the probability of failure in ordinary use."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _TURN_BY_TURN = ("tree", "single_turn", "pruned_tree", "best_of_n", "few_shot")
 
 @dataclass(frozen=True)
 class OrdinaryFailure:
-    """How probable failure is in ordinary use.
+    """Estimate of the probability of failure in ordinary use.
 
     Attributes:
-        found: The probability, or why there is none.
-        path: The file that says so.
-        attempts: The record of the conversations.
+        found: The estimate, or the reason why there is none.
+        path: File of the result.
+        attempts: Log of the conversations.
     """
 
     found: Probability | NoProbability
@@ -51,24 +51,24 @@ def ordinary_failure(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
 ) -> OrdinaryFailure:
-    """Estimate how probable it is that the target fails when the baseline does the talking.
+    """Estimate the probability that the target fails if the baseline writes the user's turns.
 
-    Conversations open with the held-out prompts. A part is led by the baseline itself and the rest
-    by the trained attacker, and they are weighed, see `astra_rl.evaluation.stats.importance`.
+    Conversations open with the held-out prompts. The baseline leads a share of them and the trained
+    attacker the rest; importance weights combine them, see
+    `astra_rl.evaluation.stats.importance`.
 
     Args:
         run: Folder of the run.
-        conversations: How many are held.
-        share: Part of them that the baseline leads, in (0, 1).
-        target: Folder or hub id; None is the run's.
+        conversations: Number of conversations, at least 2.
+        share: Share of them that the baseline leads, in (0, 1).
+        target: Folder or hub id; None uses the target of the run.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the result; None is the run's.
+        output: Folder for the result; None uses the folder of the run.
 
     Raises:
-        ConfigurationError: An argument is out of its range, the run has no trained attacker, or its
-            attacks do not come from a distribution that can be scored.
-        BudgetSpentError: Nothing more may be spent. What was replied is kept, and the same call
-            goes on.
+        ConfigurationError: An argument is out of range, the run has no trained attacker, or its
+            attacks are not sampled from a distribution that can be scored.
+        BudgetSpentError: A budget is spent. Replies are cached; the same call continues from them.
         AstraError: A model cannot be loaded.
     """
     if not 0 < share < 1:

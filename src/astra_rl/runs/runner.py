@@ -1,4 +1,4 @@
-"""One run from configuration to report: evaluate, train, evaluate again, write it all down."""
+"""Execute a run: evaluate, train, evaluate again, and write the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracke
 
 
 class Display:
-    """What a person sees while a run goes on. This one shows nothing; override what you show."""
+    """Progress display of a run. This one shows nothing; override the methods you need."""
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
@@ -65,7 +65,7 @@ class Display:
 
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], display: Display, name: str) -> Iterator[None]:
-    """Tell the display that a stage begins, and note how long it took."""
+    """Announce a stage to the display and measure its duration."""
     display.stage(name)
     started = time.perf_counter()
     yield
@@ -74,15 +74,15 @@ def _timed(seconds: dict[str, float], display: Display, name: str) -> Iterator[N
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """Result of a run.
 
     Attributes:
-        folder: Where everything is.
-        before: Evaluation of the untrained attacker, None if it was not asked for.
+        folder: Folder of the run.
+        before: Evaluation of the untrained attacker; None if it was not configured.
         after: Evaluation of the trained attacker.
-        training_steps: Steps that were done.
-        seconds: Time by stage.
-        warnings: What a reader of the report must know.
+        training_steps: Number of completed training steps.
+        seconds: Duration of each stage.
+        warnings: Notes for the report.
     """
 
     folder: RunFolder
@@ -109,27 +109,24 @@ def run_experiment(
     command: str = "",
     force: bool = False,
 ) -> Result:
-    """Do a whole run and leave everything in its folder, or go on with one that ended early.
+    """Execute a run and write its results to a folder, or resume one that ended early.
 
     Args:
-        config: What to do.
-        folder: Where to keep it.
+        config: Configuration of the run.
+        folder: Folder of the run.
         display: Shows progress.
-        command: What a person types to get the same run again, for the report.
-        force: Go on although configuration or prompts have changed.
-
-    Returns:
-        What was found.
+        command: Command line that repeats the run, for the report.
+        force: Resume although configuration or prompts have changed.
 
     Raises:
-        InterruptedRunError: A signal asked to stop; the run can be continued.
-        StorageError: The disk is full, or the folder read-only; the run can be continued.
-        AstraError: Something cannot be had or does not fit; the message says what.
+        InterruptedRunError: A signal stopped it; the run can be resumed.
+        StorageError: The disk is full, or the folder read-only; the run can be resumed.
+        AstraError: Any other failure; the message says which.
     """
     with ending_well(folder):
-        if not folder.config.is_file():  # comes first: without it the folder is not known for a run
+        if not folder.config.is_file():  # first: it marks the folder as a run
             folder.write_text(folder.config, config.to_yaml())
-        with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+        with AttemptLog(folder.attempts, write=True) as log:  # holds the lock of the run
             return _run_on_account(config, folder, log, display or Display(), command, force)
 
 
@@ -141,7 +138,7 @@ def _run_on_account(
     command: str,
     force: bool,
 ) -> Result:
-    """Do the run, charge its calls to the ledger in its folder, and say how to go on."""
+    """Execute the run and charge its calls to the ledger; errors say how to resume."""
     go_on = how_to_go_on(folder)
     try:
         with spending([config], folder.path, keep_ledger=True) as ledger:
@@ -212,7 +209,7 @@ def _do_run(
     notes = (*warnings, *_notes_on_calls(experiment, after))
     result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
     record |= {"warnings": notes, "spent": current_ledger().as_dict()}
-    # Without the times of its stages the run is not done, and can be continued.
+    # A manifest without durations marks a run that is not complete and can be resumed.
     folder.write_json(folder.manifest, record if after.spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)

@@ -90,7 +90,7 @@ def test_each_token_of_a_real_attacker_ends_where_its_letters_do(chat):
 
 
 def test_a_pattern_that_is_none_is_refused():
-    with pytest.raises(ConfigurationError, match=re.escape("format_pattern='(' is no regular")):
+    with pytest.raises(ConfigurationError, match=re.escape("format_pattern='(' is not a regular")):
         GRPO(ToyProblem(), format_pattern="(")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss, masked_mean, value_loss
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
-from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep, like
+from astra_rl.algorithms.policy_steps import PolicyBatch, ScoredStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError
@@ -72,8 +72,8 @@ class ActorCritic(PolicyGradient):
         """One: the return."""
         return 1
 
-    def with_estimates(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
-        """Add the estimates of the value function before the update."""
+    def with_values(self, steps: Sequence[ScoredStep]) -> Sequence[ScoredStep]:
+        """Add the value estimates before the update."""
         rows = [row for row, step in enumerate(steps) if step.old_logprobs]
         if not rows:
             return steps

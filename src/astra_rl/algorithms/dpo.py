@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -27,8 +27,63 @@ from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 
 Reduce = Literal["sum", "mean"]
-PairScores = tuple[tuple[float, float], tuple[float, float]]
-"""Log-probabilities of a chosen and a rejected attack: their sums, then as the loss takes them."""
+
+
+class PairScores(NamedTuple):
+    """Log-probabilities of one pair: (chosen, rejected).
+
+    Attributes:
+        sums: Sums over the tokens.
+        reduced: Sums or means, as the loss takes them.
+    """
+
+    sums: tuple[float, float]
+    reduced: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PairLogprobs:
+    """Log-probabilities of the chosen and the rejected attack of each pair, (B,) each."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """How much more likely the chosen attack is than the rejected one, in nats, (B,)."""
+        return self.chosen - self.rejected
+
+    def over(self, reference: PairLogprobs) -> PairLogprobs:
+        """Return the log-ratios to a reference."""
+        return PairLogprobs(
+            self.chosen - reference.chosen.to(self.chosen),
+            self.rejected - reference.rejected.to(self.rejected),
+        )
+
+
+@dataclass(frozen=True)
+class ReducedLogprobs:
+    """Log-probabilities of the pairs of a batch, as `PairScores` has them of one pair."""
+
+    sums: PairLogprobs
+    reduced: PairLogprobs
+
+    @classmethod
+    def of_rows(cls, logprobs: Tensor) -> ReducedLogprobs:
+        """Split (2, 2B): sums and reduced; all chosen attacks, then all rejected ones."""
+        (sums, rejected_sums), (chosen, rejected) = logprobs.reshape(2, 2, -1)
+        return cls(PairLogprobs(sums, rejected_sums), PairLogprobs(chosen, rejected))
+
+    @classmethod
+    def of_scores(cls, scores: Sequence[PairScores]) -> ReducedLogprobs:
+        """Collate the scores of single pairs."""
+        return cls(*(PairLogprobs(*torch.tensor(rows).T) for rows in zip(*scores, strict=True)))
+
+    def scores(self) -> list[PairScores]:
+        """Return the scores of each pair."""
+        sums = zip(self.sums.chosen.tolist(), self.sums.rejected.tolist(), strict=True)
+        reduced = zip(self.reduced.chosen.tolist(), self.reduced.rejected.tolist(), strict=True)
+        return [PairScores(*each) for each in zip(sums, reduced, strict=True)]
 
 
 class PairOptions(TypedDict, total=False):
@@ -146,11 +201,8 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         self.pairs.reset()
         if not steps or not self.needs_reference:
             return steps
-        scores = self._reference(self.collate_fn(steps)).movedim(-1, 0).tolist()
-        return [
-            replace(step, reference=(tuple(sums), tuple(values)))
-            for step, (sums, values) in zip(steps, scores, strict=True)
-        ]
+        scores = self._score_reference(self.collate_fn(steps)).scores()
+        return [replace(step, reference=pair) for step, pair in zip(steps, scores, strict=True)]
 
     def experience_metrics(self) -> Metrics:
         """Return how many pairs there were, how many tied, and how many turns had no reward."""
@@ -168,48 +220,53 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
         """Return the mean loss over the pairs, and implicit rewards under TRL's metric names."""
-        # Both in one call: they begin with the same context, which is read once.
+        # One call for both attacks of a pair: they share their context, which is encoded once.
         contexts = [*batch.contexts, *batch.contexts]
         score = self.problem.get_attacker_logprobs
-        logprobs = self._logprobs(score, contexts, batch.suffixes, batch.suffixes, grad=True)
-        ratios = logprobs = logprobs.reshape(2, 2, -1)
+        policy = ReducedLogprobs.of_rows(
+            self._logprobs(score, contexts, batch.suffixes, batch.suffixes, grad=True)
+        )
+        # TRL logs sums, also for IPO; SimPO, without a reference, logs what its loss takes.
         if self.needs_reference:
-            ratios = logprobs - self._known_reference(batch).to(logprobs)
-        margin = ratios[1, 0] - ratios[1, 1]
+            reference = self._reference(batch)
+            margin = policy.reduced.over(reference.reduced).margin
+            logged, implicit = policy.sums, policy.sums.over(reference.sums)
+        else:
+            margin = policy.reduced.margin
+            logged = implicit = policy.reduced
         loss = self.loss(margin, torch.tensor(batch.gaps).to(margin)).mean()
         check_loss(loss, source=type(self).__name__)
-        # As TRL: sums, IPO's too; what SimPO takes where there is no reference.
-        logged = 0 if self.needs_reference else 1
-        chosen, rejected = self.beta * ratios[logged].detach()
+        chosen = self.beta * implicit.chosen.detach()
+        rejected = self.beta * implicit.rejected.detach()
         return loss, {
             "loss": float(loss.detach()),
             "rewards/chosen": float(chosen.mean()),
             "rewards/rejected": float(rejected.mean()),
             "rewards/margins": float((chosen - rejected).mean()),
             "rewards/accuracies": float((chosen > rejected).float().mean()),
-            "logps/chosen": float(logprobs[logged, 0].detach().mean()),
-            "logps/rejected": float(logprobs[logged, 1].detach().mean()),
+            "logps/chosen": float(logged.chosen.detach().mean()),
+            "logps/rejected": float(logged.rejected.detach().mean()),
         }
 
-    def _known_reference(self, batch: DPOBatch) -> Tensor:
+    def _reference(self, batch: DPOBatch) -> ReducedLogprobs:
+        """Scores under the reference: those of `prepare`, or computed now."""
         known = [pair for pair in batch.references if pair is not None]
         if len(known) < len(batch):  # a batch that did not come through prepare
-            return self._reference(batch)
-        return torch.tensor(known).movedim(0, -1)
+            return self._score_reference(batch)
+        return ReducedLogprobs.of_scores(known)
 
-    def _reference(self, batch: DPOBatch) -> Tensor:
-        """Scores under the reference, (2, 2, B), as in `PairScores`."""
-        asked = list(zip([*batch.contexts, *batch.contexts], batch.suffixes, strict=True))
-        # An attack of several pairs is scored once.
-        keys = [(context_key(context), id(suffix)) for context, suffix in asked]
-        once = dict(zip(keys, asked, strict=True))
+    def _score_reference(self, batch: DPOBatch) -> ReducedLogprobs:
+        """Run the reference on the attacks of a batch; one that is in several pairs is run once."""
+        rows = list(zip([*batch.contexts, *batch.contexts], batch.suffixes, strict=True))
+        keys = [(context_key(context), id(suffix)) for context, suffix in rows]
+        once = dict(zip(keys, rows, strict=True))
         contexts, suffixes = zip(*once.values(), strict=True)
-        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        # str drops the attacker's token ids: the baseline may have another vocabulary.
         texts = [str(suffix) for suffix in suffixes]
         score = self.problem.get_baseline_logprobs
         scores = self._logprobs(score, contexts, suffixes, texts, grad=False)
-        rows = {key: row for row, key in enumerate(once)}
-        return scores[:, [rows[key] for key in keys]].reshape(2, 2, -1)
+        positions = {key: row for row, key in enumerate(once)}
+        return ReducedLogprobs.of_rows(scores[:, [positions[key] for key in keys]])
 
     def _logprobs(
         self,
@@ -220,9 +277,9 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         *,
         grad: bool,
     ) -> Tensor:
-        """Log-probabilities of attacks, (2, N): sums, then as the loss takes them.
+        """Log-probabilities of attacks, (2, N): sums, then reduced as the loss takes them.
 
-        `texts` says how many tokens each has.
+        `texts` determines the token count of each.
         """
         logprobs = checked_logprobs(score, contexts, suffixes, grad=grad)
         mask = token_mask(logprobs, texts)

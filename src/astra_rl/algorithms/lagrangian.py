@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss
-from astra_rl.algorithms.policy_steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing, mean_of_present
 from astra_rl.core.problem import Problem
@@ -92,7 +92,7 @@ class ConstrainedGAE(GAE):
         super().__init__(gamma, lam)
         self.constraints, self.lr, self.most = list(constraints), lr, most
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """Move the multipliers, then estimate advantages."""
         measured: Metrics = {}
         for constraint in self.constraints:
@@ -107,7 +107,7 @@ class ConstrainedGAE(GAE):
         self._metrics |= measured
         return estimated
 
-    def outcomes(self, step: PolicyStep) -> list[float]:
+    def outcomes(self, step: ScoredStep) -> list[float]:
         """Return the reward and the costs."""
         return [step.reward, *(each.sign * _value(step, each.term) for each in self.constraints)]
 

@@ -1,4 +1,4 @@
-"""Learning from pairs of siblings: DPO and its relatives."""
+"""Preference optimisation on pairs of siblings: DPO and its relatives."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from astra_rl.algorithms.losses import (
     sequence_logprob,
     simpo_loss,
 )
+from astra_rl.algorithms.options import PAIR_LOSS, PAIRS, document_options
 from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
@@ -87,7 +88,7 @@ class ReducedLogprobs:
 
 
 class PairOptions(TypedDict, total=False):
-    """Which siblings make a pair: options of all algorithms of pairs, see `Pairs`."""
+    """Options of all pairwise algorithms, see `Pairs`."""
 
     pairs: str | Matching
     min_gap: float
@@ -103,8 +104,9 @@ class DPOStep:
         context: State before the attack.
         suffix_pos: The chosen attack.
         suffix_neg: The rejected attack.
-        gap: By how much more.
-        reference: Scores of both under the frozen reference; None until they are computed.
+        gap: Difference of their rewards.
+        reference: Log-probabilities of both under the frozen reference; None if the loss needs no
+            reference, or for a step that did not come through `PairwiseAlgorithm.prepare`.
     """
 
     context: str
@@ -133,20 +135,15 @@ class DPOBatch:
         return [*self.suffix_pos, *self.suffix_neg]
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
-    """Pairs of siblings at every node of the tree, and a loss of how a pair is told apart.
+    """Base of pairwise algorithms: pairs of siblings, and a loss of the margin of each pair.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: See the loss.
-        reduce: Whether a text's log-probability is the sum or the mean over its tokens.
-        pairs: Which siblings make a pair: ``"best_worst"``, ``"all"`` or a function, see `Pairs`.
-        min_gap: Pairs whose rewards differ by less are dropped; ties always are.
-        credit: What a turn is rewarded for, see `Credit`.
-        gamma: Discount per turn, of the backups.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
 
     Attributes:
-        needs_reference: Whether the loss compares with the frozen reference.
+        needs_reference: Whether the loss uses log-probabilities under the frozen reference.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -179,9 +176,9 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         """Loss of each pair, (B,).
 
         Args:
-            margin: How much more than the reference the policy prefers the chosen attack, (B,);
-                how much it prefers it, without a reference.
-            gap: How much more the chosen attack was rewarded, (B,).
+            margin: Log-probability of the chosen minus the rejected attack, minus the same under
+                the reference if the loss has one, (B,).
+            gap: Reward of the chosen minus the rejected attack, (B,).
         """
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[DPOStep]:
@@ -205,11 +202,11 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         return [replace(step, reference=pair) for step, pair in zip(steps, scores, strict=True)]
 
     def experience_metrics(self) -> Metrics:
-        """Return how many pairs there were, how many tied, and how many turns had no reward."""
+        """Return the numbers of pairs, of tied pairs, and of turns without a reward."""
         return self._metrics
 
     def collate_fn(self, steps: Sequence[DPOStep]) -> DPOBatch:
-        """Return the pairs side by side."""
+        """Collate pairs to a batch."""
         return DPOBatch(
             [step.context for step in steps],
             [step.suffix_pos for step in steps],
@@ -287,23 +284,27 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         return torch.stack([sequence_logprob(logprobs, mask, reduce=each) for each in reductions])
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class DPO(PairwiseAlgorithm):
-    """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290)."""
+    """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290).
+
+    Args:
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+    """
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.dpo_loss`."""
         return dpo_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class CDPO(PairwiseAlgorithm):
-    """Conservative DPO, for a moderator that is sometimes wrong (Mitchell 2023).
+    """Conservative DPO, for noisy preferences (Mitchell 2023).
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        label_smoothing: Share of pairs that are taken to be the wrong way round, in [0, 0.5).
-        beta: Strength of the tie to the reference.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        label_smoothing: Assumed probability that the preference of a pair is inverted, in
+            [0, 0.5).
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -329,25 +330,28 @@ class CDPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta, self.label_smoothing)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class Hinge(PairwiseAlgorithm):
-    """Hinge loss on siblings, as SLiC-HF (Zhao et al. 2023, arXiv 2305.10425)."""
+    """Hinge loss on siblings, as in SLiC-HF (Zhao et al. 2023, arXiv 2305.10425).
+
+    Args:
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+    """
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.hinge_loss`."""
         return hinge_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class IPO(PairwiseAlgorithm):
     """Identity preference optimisation on siblings (Azar et al. 2023, arXiv 2310.12036).
 
-    Log-probabilities are means per token, as its authors confirmed; ``reduce="sum"`` gives the
-    behaviour of ASTPrompter's code.
+    Log-probabilities are means over tokens, as its authors confirmed; ``reduce="sum"`` is what the
+    code of ASTPrompter does.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: Strength of the tie to the reference.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -365,17 +369,15 @@ class IPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class MarginIPO(PairwiseAlgorithm):
-    """IPO towards a margin in proportion to the gap of the rewards (MTSA, arXiv 2505.17147).
+    """IPO with a target margin proportional to the difference of rewards (MTSA, arXiv 2505.17147).
 
     With sums over tokens it converges to the reference reweighted by ``exp(reward / (2 * beta))``,
-    and not to a fixed preference: a nat of divergence costs a reward of ``2 * beta``.
+    the optimum of a KL coefficient of ``2 * beta`` in the reward. The paper's code uses 0.01.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: Strength of the tie to the reference; the paper's code uses 0.01.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -393,18 +395,17 @@ class MarginIPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta, gap)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class SimPO(PairwiseAlgorithm):
     """Simple preference optimisation on siblings (Meng et al. 2024, arXiv 2405.14734).
 
-    It has no reference, so nothing keeps the attacker near ordinary language.
+    It has no reference, so there is no KL regularisation towards ordinary language.
 
     Args:
-        problem: Gives log-probabilities of the attacker.
-        beta: Scale of the margin; the paper uses 2 to 2.5.
-        margin: By how much the scaled margin should exceed zero, `gamma` in the paper, which uses
-            0.5 to 1.6; not negative.
-        reduce: See `PairwiseAlgorithm`; the paper's is the mean.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker.
+        beta: Scale of the margin, positive; the paper uses 2 to 2.5.
+        margin: Target of the scaled margin, called gamma in the paper, which uses 0.5 to 1.6; not
+            negative.
 
     Raises:
         ConfigurationError: A value is out of range.

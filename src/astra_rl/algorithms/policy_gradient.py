@@ -1,4 +1,4 @@
-"""The base of the policy-gradient family: what its members are composed of, and how they step."""
+"""Base class of the policy-gradient family."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from astra_rl.algorithms.losses import (
     probability_ratio,
     reduce_tokens,
 )
+from astra_rl.algorithms.options import POLICY, document_options
 from astra_rl.algorithms.policy_steps import (
     PolicyBatch,
     PolicyStep,
@@ -44,7 +45,7 @@ SharedNodes = Literal["once", "per_path"]
 
 
 class PolicyOptions(TypedDict, total=False):
-    """Options of every member of the family; `PolicyGradient` says what they mean."""
+    """Options of all policy-gradient algorithms."""
 
     kl_in_reward: float
     kl_in_loss: float
@@ -58,36 +59,17 @@ class PolicyOptions(TypedDict, total=False):
     format_pattern: str | None
 
 
+@document_options(POLICY)
 class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
-    """Raise the probability of attacks that did better than expected.
+    """Base of the policy-gradient algorithms: an advantage estimator and a loss.
 
-    A member of the family is this class with an estimator of advantages and a loss:
-    ``PolicyGradient(problem, MonteCarloReturn(Credit()), PolicyLoss(surrogate="reinforce"))`` is
-    REINFORCE without a baseline.
+    ``PolicyGradient(problem, MonteCarloReturn(Credit()), PolicyLoss(surrogate="reinforce"))``, for
+    instance, is REINFORCE without a baseline.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        estimator: Gives each token its advantage.
-        loss: The configuration of the loss.
-        kl_in_reward: Nats of divergence from the reference, of the whole attack, cost this much
-            reward each. The best policy is then the reference reweighted by
-            ``exp(reward / kl_in_reward)``: it keeps every kind of attack that works, in proportion
-            to how likely it is in ordinary use. 0 is off.
-        kl_in_loss: Weight of the divergence per token in the loss. 0 is off; with both off the
-            reference is never run.
-        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None is the best for its place, see
-            `KLControl`.
-        kl_corrected: Whether the divergence in the loss has the right gradient, see `kl_penalty`.
-        kl_target: `kl_in_reward` adapts until attacks diverge by so many nats; None keeps it.
-        kl_horizon: Attacks until it has adapted fully.
-        epochs: How often an experience is learned from.
-        old_logprobs: ``"sampled"`` takes the log-probabilities that the sampler remembers, which
-            cost nothing; ``"scored"`` computes them once more as the loss does. In half precision
-            the two differ by some hundredths of a nat per token.
-        shared_nodes: An attack that several conversations continue was sampled once, and counts
-            ``"once"``; ``"per_path"`` counts it once for each of them.
-        format_pattern: What this regular expression finds in an attack is never made less likely,
-            so that a format is not forgotten with what failed in it, see `FormatMask`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        estimator: Computes advantages.
+        loss: Configuration of the loss.
 
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
@@ -116,8 +98,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         name = type(self).__name__
         if not problem.samples_exactly:
             raise ConfigurationError(
-                f"{name} needs attacks sampled from the very distribution it trains: temperature "
-                "1, no top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
+                f"{name} needs attacks sampled from the distribution it trains: temperature 1, no "
+                "top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
             )
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
@@ -151,7 +133,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
         """Return one step per node, siblings side by side.
 
-        Nodes whose reward is missing are among them, for reward is passed back along the tree;
+        Nodes with a missing reward are included, because reward is passed back along the tree;
         `prepare` leaves out what teaches nothing.
         """
         steps = steps_of(graph)

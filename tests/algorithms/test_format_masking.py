@@ -106,5 +106,5 @@ def test_a_problem_that_cannot_tell_its_tokens_apart_says_so(node, prepared):
         def token_ends(self, attack):
             return [1]
 
-    with pytest.raises(ContractError, match="1 places for an attack of 3"):
+    with pytest.raises(ContractError, match="1 offsets for an attack of 3"):
         prepared(GRPO(Wrong(), format_pattern="calm"), graph(node))

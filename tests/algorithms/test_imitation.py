@@ -16,9 +16,10 @@ from astra_rl import (
     TrainingConfiguration,
     WarmStart,
 )
-from astra_rl.algorithms.imitation import ImitationStep, read_attacks
+from astra_rl.algorithms.imitation import ImitationStep
 from astra_rl.core.serialization import to_record
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ToyProblem, check_algorithm, learn, letter_game
 
@@ -130,7 +131,7 @@ def test_only_attacks_that_are_good_enough_are_taken(tmp_path):
     file = write(tmp_path / "a.jsonl", *rows)
     algorithm = WarmStart(ToyProblem(), attacks=file, min_reward=0.5)
     assert [step.attack for step in algorithm.collector.steps] == [" boom"]
-    with pytest.raises(ConfigurationError, match="of 3 none is left"):
+    with pytest.raises(ConfigurationError, match="none of 3 is left"):
         WarmStart(ToyProblem(), attacks=file, min_reward=0.95)
 
 

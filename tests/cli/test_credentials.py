@@ -117,7 +117,7 @@ def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None
     ("mood", "code", "said"),
     [
         ("mendable", 2, "error: 401"),
-        ("broken", 2, "has never given a score"),
+        ("broken", 2, "has never returned a score"),
         ("unmade", 1, "Traceback"),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
         (lambda: OpenAITarget("m", base_url="http://x", calls={"timeout": 0}), "timeout=0"),
         (lambda: OpenAITarget("m", base_url="http://x", prices={"in": 1}), "prices.in: unknown"),
         (lambda: OpenAITarget("m", base_url="http://x", prices={"input": -1}), "0 or more"),
-        (lambda: HTTPTarget("http://x", {"q": "hello"}, "a"), "nothing of the conversation"),
+        (lambda: HTTPTarget("http://x", {"q": "hello"}, "a"), "conversation would not be sent"),
         (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a..b"), "write where the text"),
         (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", method="GET"), "choose POST"),
         (
@@ -146,7 +146,7 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
             lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", headers={"K": "${NO_SUCH}"}),
             "NO_SUCH, which is not set",
         ),
-        (lambda: CallableTarget(3), "is no function"),  # type: ignore[arg-type]
+        (lambda: CallableTarget(3), "must be callable"),  # type: ignore[arg-type]
         (lambda: CallableTarget(lambda: ""), "takes no argument"),
         (lambda: make_target("opnai", {}), "Did you mean 'openai'"),
         (lambda: make_target("tests.targets.test_targets:KEY", {}), "neither a function nor"),

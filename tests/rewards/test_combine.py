@@ -287,8 +287,8 @@ def test_a_part_that_stands_in_two_places_learns_once():
         (lambda: Constrained(a(1.0), []), "at least one limit"),
         (lambda: Constrained(a(1.0), [Limit(b(1.0), 0.5)], lr=-1), "lr=-1"),
         (lambda: clip(a(1.0), 2.0, 1.0), "low=2.0 and high=1.0"),
-        (lambda: Product([a(1.0), a(2.0)]), "two reward terms are called 'a'"),
-        (lambda: Gate(a(1.0), a(2.0), at_least=0), "two reward terms are called 'a'"),
+        (lambda: Product([a(1.0), a(2.0)]), "two reward terms have the name 'a'"),
+        (lambda: Gate(a(1.0), a(2.0), at_least=0), "two reward terms have the name 'a'"),
         (lambda: check_names(Product([a(1.0), Gate(a(1.0), b(1.0), at_least=0)])), "called 'a'"),
     ],
 )

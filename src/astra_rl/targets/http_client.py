@@ -71,7 +71,7 @@ class WebClients:
         return Bounded()
 
     def error_of(self, error: BaseException) -> CallError:
-        """Return the failure for an exception of the client; its text may hold URLs and is left out."""
+        """Return the failure for a client exception, without its text (it may contain URLs)."""
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, CallError):

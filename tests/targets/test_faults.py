@@ -134,7 +134,7 @@ def test_a_reply_that_takes_too_long_is_given_up(
 
 def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -> None:
     endpoint.fault = lambda number: error(401, "no such key")
-    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the address"):
+    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the URL"):
         make(endpoint, start_concurrency=1).respond(["hello"] * 50)
     assert len(endpoint.requests) == 1
 

@@ -356,7 +356,9 @@ def test_a_file_of_replies_that_is_damaged_is_refused_by_name(tmp_path: Path) ->
     path.write_bytes(data)
     cache = ReplyCache(path)
     for use in (lambda: cache.get("7"), lambda: cache.put("new", "text")):
-        with pytest.raises(ConfigurationError, match=r"replies.sqlite.*Remove it to start an empty"):
+        with pytest.raises(
+            ConfigurationError, match=r"replies.sqlite.*Remove it to start an empty"
+        ):
             use()
     cache.close()
 

@@ -128,7 +128,7 @@ def test_another_judge_may_be_given(models):
     [
         ({"of": "prompt"}, "of='prompt'; choose 'response', 'exchange'"),
         ({"scale": "odds"}, "scale='odds'; choose"),
-        ({"replies": 0}, "replies=0; at least 1"),
+        ({"replies": 0}, "replies=0; it must be at least 1"),
         ({"of": "attack", "replies": 2}, "several replies need"),
     ],
 )

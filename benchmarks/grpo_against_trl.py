@@ -25,7 +25,8 @@ from astra_rl.core.text import Exchange, Utterance
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import load_model, load_tokenizer, resolve_reference
+from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.references import resolve_reference
 from astra_rl.moderators import FunctionModerator
 from astra_rl.rewards.base import Reward, RewardModels
 

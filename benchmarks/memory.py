@@ -31,7 +31,7 @@ def peak() -> float:
 
 def run_shared() -> None:
     """LoRA attacker, target and baseline share one base."""
-    from astra_rl.models.loading import LoraOptions
+    from astra_rl.models.trainable import LoraOptions
 
     _train(dtype="auto", lora=LoraOptions())
 
@@ -85,8 +85,9 @@ def _texts(vocabulary: int) -> torch.Tensor:
 
 def update_sliced() -> None:
     """One update on the trained positions only."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
     from astra_rl.models.scoring import continuation_logprobs
+    from astra_rl.models.trainable import make_trainable
 
     model = make_trainable(load_model(MODEL, dtype="float32"), layers=1)
     ids = _texts(model.config.vocab_size).tolist()
@@ -97,7 +98,8 @@ def update_sliced() -> None:
 
 def update_full() -> None:
     """One update with the logits of every position, as `labels=` of transformers has it."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
+    from astra_rl.models.trainable import make_trainable
 
     model = make_trainable(load_model(MODEL, dtype="float32"), layers=1)
     ids = _texts(model.config.vocab_size)
@@ -108,7 +110,8 @@ def update_full() -> None:
 
 def load_only() -> None:
     """What both updates start from."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
+    from astra_rl.models.trainable import make_trainable
 
     make_trainable(load_model(MODEL, dtype="float32"), layers=1)
 

@@ -16,7 +16,7 @@ from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.methods.replay import resend
+from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs.attempt_log import AttemptLog
 
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
@@ -400,10 +400,10 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
     def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
         if first == 2:
             raise AstraError("the endpoint is gone")
-        return resend(*arguments, first=first, **options)
+        return replay_attacks(*arguments, first=first, **options)
 
     monkeypatch.setattr(evaluation, "build_evaluator", one_by_one)
-    monkeypatch.setattr(evaluation, "resend", breaks)
+    monkeypatch.setattr(evaluation, "replay_attacks", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)
     assert done.returncode == 2

@@ -13,12 +13,12 @@ import pytest
 
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.datasets.rows import Row
-from astra_rl.datasets.scenario_files import SHIPPED, load_scenario, scenario_names
+from astra_rl.datasets.scenario_files import BUNDLED_SCENARIOS, load_scenario, scenario_names
 from astra_rl.datasets.similarity import near_duplicates
 from astra_rl.moderators import ProfanityModerator, SecretLeakModerator
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = sorted(SHIPPED.glob("*.jsonl"))
+FILES = sorted(BUNDLED_SCENARIOS.glob("*.jsonl"))
 COUNTS = {
     "neutral_openers": 300,
     "secret_keepers": 100,

@@ -12,8 +12,8 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.generation_vllm import VLLMSampler
-from astra_rl.models.loading import LoraOptions
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 

@@ -31,7 +31,7 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
-from astra_rl.methods.replay import resend
+from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.naming import labels_of
 from astra_rl.runs.phases import Recorded, recording
@@ -300,7 +300,7 @@ def _say(
     def say(start: int) -> Sequence[dict[str, Any]]:
         part = given[start : start + evaluator.batch_size]
         contexts, attacks = [each.context for each in part], [[each.attack] for each in part]
-        graphs = resend(problem, contexts, attacks, seed=seed, first=start)
+        graphs = replay_attacks(problem, contexts, attacks, seed=seed, first=start)
         return evaluator.measure(graphs, [each.prompt_id for each in part])
 
     for start in range(0, len(given), evaluator.batch_size):

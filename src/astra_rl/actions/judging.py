@@ -35,7 +35,7 @@ from astra_rl.evaluation.records.recorder import Labels, record_path
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.ast_evaluator import is_finished
-from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
+from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.rewards.terms import judge as ask_judge
 from astra_rl.runs.attempt_log import replacing_log
@@ -311,7 +311,7 @@ def send_again(
 
     def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
-        graphs = resend(
+        graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [[turn.attack for turn in attempt.turns] for attempt in batch],
@@ -345,7 +345,7 @@ def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge:
     )
 
 
-def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
+def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return what is asked. A target that is not loaded needs no attacker beside it."""
     target = build_target(config.target)
     return TargetOnlyProblem(target) if isinstance(target, Target) else build_problem(config, judge)

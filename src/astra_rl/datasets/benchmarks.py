@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astra_rl.datasets.files import HUB_PREFIX, Loaded, RawTable, read_table, rows_from
+from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, RawTable, read_table, rows_from
 from astra_rl.datasets.rows import MAX_CHARS, Record
 from astra_rl.errors import ConfigurationError, did_you_mean
 
@@ -104,7 +104,7 @@ def load_benchmark(
     *,
     subset: str | None = None,
     max_chars: int = MAX_CHARS,
-) -> Loaded:
+) -> LoadedRows:
     """Read a published set of harmful behaviours.
 
     Args:

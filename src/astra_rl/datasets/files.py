@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.datasets.formats import READERS, add_object, first_line
-from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Problems, Record, Row, rows_of
+from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Record, Row, RowErrors, rows_of
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.logging import logger
@@ -44,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """Rows and where they came from."""
 
     rows: tuple[Row, ...]
@@ -64,7 +64,7 @@ class RawTable:
 
     name: str
     records: list[Record]
-    problems: Problems
+    problems: RowErrors
     sha256: str
 
 
@@ -76,7 +76,7 @@ def load_rows(
     split: str | None = None,
     encoding: str = "utf-8",
     max_chars: int = MAX_CHARS,
-) -> Loaded:
+) -> LoadedRows:
     """Read rows from a file, a folder or the hub.
 
     A text file has one prompt per line. Everything else has the columns of `rows.FIELDS`, of which
@@ -131,14 +131,14 @@ def read_table(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"cannot read the prompts {name!a}: {reason}.") from error
-    problems = Problems(name, unit)
+    problems = RowErrors(name, unit)
     records = reader(data, problems, encoding)
     return RawTable(name, records, problems, hashlib.sha256(data).hexdigest())
 
 
 def rows_from(
     table: RawTable, *, columns: Mapping[str, str] | None = None, max_chars: int = MAX_CHARS
-) -> Loaded:
+) -> LoadedRows:
     """Check the records of a table and make rows of them; see `load_rows`."""
     hub_name = table.name.removeprefix(HUB_PREFIX).partition("@")[0]
     stem = Path(hub_name if table.name.startswith(HUB_PREFIX) else table.name).stem
@@ -153,12 +153,12 @@ def rows_from(
             "%s: %d rows repeat earlier ones and are left out: %s%s",
             *(table.name, len(repeated), named, more),
         )
-    return Loaded(tuple(rows), Source(table.name, table.sha256, len(rows), len(repeated)))
+    return LoadedRows(tuple(rows), Source(table.name, table.sha256, len(rows), len(repeated)))
 
 
-def load_items(items: Sequence[object], *, name: str, max_chars: int = MAX_CHARS) -> Loaded:
+def load_items(items: Sequence[object], *, name: str, max_chars: int = MAX_CHARS) -> LoadedRows:
     """Make rows of texts and of mappings with the columns of a row; see `load_rows`."""
-    problems = Problems(name, "item")
+    problems = RowErrors(name, "item")
     records: list[Record] = []
     for number, item in enumerate(items, start=1):
         add_object(records, number, item, problems)
@@ -202,7 +202,7 @@ def _read_dataset(name: str, *, subset: str | None, split: str | None) -> RawTab
             told = {name: value for name, value in row.items() if isinstance(value, _PLAIN)}
             records.append(Record(len(records) + 1, {**own, **told}))
     sha256 = _sha256_of(record.values for record in records)
-    return RawTable(name, records, Problems(name, "row"), sha256)
+    return RawTable(name, records, RowErrors(name, "row"), sha256)
 
 
 def _open_dataset(library: Any, name: str, subset: str | None) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import yaml
 
-from astra_rl.datasets.rows import Problems, Record
+from astra_rl.datasets.rows import Record, RowErrors
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, require
 from astra_rl.infra.jsonio import parse_json
@@ -19,7 +19,7 @@ LISTS = ("prompts", "rows", "data", "seeds", "payloads")
 """Under one of these a JSON or YAML file may keep its list, beside what it says of itself."""
 
 
-def _text_of(data: bytes, problems: Problems, encoding: str) -> str:
+def _text_of(data: bytes, problems: RowErrors, encoding: str) -> str:
     """Decode a file, or name every line that is not of its encoding."""
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -49,7 +49,7 @@ def _text_of(data: bytes, problems: Problems, encoding: str) -> str:
     raise AssertionError("a file that is not UTF-8 has a line that is not")
 
 
-def _read_text(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_text(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     lines = re.split(r"\r\n|\r|\n", _text_of(data, problems, encoding))
     return [
         Record(number, {"prompt": line.strip()})
@@ -58,7 +58,9 @@ def _read_text(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     ]
 
 
-def _read_csv(data: bytes, problems: Problems, encoding: str, delimiter: str = ",") -> list[Record]:
+def _read_csv(
+    data: bytes, problems: RowErrors, encoding: str, delimiter: str = ","
+) -> list[Record]:
     text = _text_of(data, problems, encoding)
     limit = csv.field_size_limit(max(len(text), 1))  # ours is max_chars, which says more
     try:
@@ -67,7 +69,7 @@ def _read_csv(data: bytes, problems: Problems, encoding: str, delimiter: str = "
         csv.field_size_limit(limit)
 
 
-def _csv_records(text: str, problems: Problems, delimiter: str) -> Iterator[Record]:
+def _csv_records(text: str, problems: RowErrors, delimiter: str) -> Iterator[Record]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
@@ -87,7 +89,7 @@ def _csv_records(text: str, problems: Problems, delimiter: str) -> Iterator[Reco
         problems.add(start, f"not CSV ({error}); the lines after it were not read")
 
 
-def _header(cells: list[str], problems: Problems) -> list[str]:
+def _header(cells: list[str], problems: RowErrors) -> list[str]:
     names = [cell.strip() for cell in cells]
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
@@ -95,11 +97,11 @@ def _header(cells: list[str], problems: Problems) -> list[str]:
     return names
 
 
-def _read_tsv(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_tsv(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     return _read_csv(data, problems, encoding, "\t")
 
 
-def _read_jsonl(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_jsonl(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(_text_of(data, problems, encoding).split("\n"), start=1):
         if not line.strip():
@@ -111,7 +113,7 @@ def _read_jsonl(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     return records
 
 
-def _read_json(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_json(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     text = _text_of(data, problems, encoding)
     try:
         items = parse_json(text)
@@ -120,7 +122,7 @@ def _read_json(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     return _listed(items, problems)
 
 
-def _read_yaml(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_yaml(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     text = _text_of(data, problems, encoding)
     try:
         items = parse_yaml(text)
@@ -132,7 +134,7 @@ def _read_yaml(data: bytes, problems: Problems, encoding: str) -> list[Record]:
     return _listed(items, problems)
 
 
-def _listed(items: object, problems: Problems) -> list[Record]:
+def _listed(items: object, problems: RowErrors) -> list[Record]:
     """Make records of a list, or of the one list of a mapping that is known to hold prompts."""
     if isinstance(items, dict):
         lists = [items[name] for name in LISTS if isinstance(items.get(name), list)]
@@ -148,7 +150,7 @@ def _listed(items: object, problems: Problems) -> list[Record]:
     return records
 
 
-def add_object(records: list[Record], number: int, item: object, problems: Problems) -> None:
+def add_object(records: list[Record], number: int, item: object, problems: RowErrors) -> None:
     """Add the record of a text or of a mapping, or say what it is instead."""
     if isinstance(item, str):
         records.append(Record(number, {"prompt": item}))
@@ -162,7 +164,7 @@ def _reason(error: Exception) -> str:
     return "too deeply nested" if isinstance(error, RecursionError) else str(error)
 
 
-def _read_parquet(data: bytes, problems: Problems, encoding: str) -> list[Record]:
+def _read_parquet(data: bytes, problems: RowErrors, encoding: str) -> list[Record]:
     arrow = require("pyarrow", extra="data")
     parquet = require("pyarrow.parquet", extra="data")
     try:
@@ -174,7 +176,7 @@ def _read_parquet(data: bytes, problems: Problems, encoding: str) -> list[Record
     return [Record(number, row) for number, row in enumerate(rows, start=1)]
 
 
-READERS: dict[str, tuple[Callable[[bytes, Problems, str], list[Record]], str]] = {
+READERS: dict[str, tuple[Callable[[bytes, RowErrors, str], list[Record]], str]] = {
     "": (_read_text, "line"),
     ".txt": (_read_text, "line"),
     ".csv": (_read_csv, "line"),

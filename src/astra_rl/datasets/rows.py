@@ -77,7 +77,7 @@ class Record:
     values: Mapping[str, Any]
 
 
-class Problems:
+class RowErrors:
     """What is wrong with a file, collected so that its owner is told all at once.
 
     Args:
@@ -113,7 +113,7 @@ class Problems:
 
 def rows_of(
     records: Sequence[Record],
-    problems: Problems,
+    problems: RowErrors,
     *,
     stem: str,
     columns: Mapping[str, str] | None = None,
@@ -234,7 +234,7 @@ def _value(
 
 
 def _check_columns(
-    records: Iterable[Record], problems: Problems, columns: Mapping[str, str]
+    records: Iterable[Record], problems: RowErrors, columns: Mapping[str, str]
 ) -> None:
     """Say once, not for every row, that a column does not exist."""
     for name in columns:

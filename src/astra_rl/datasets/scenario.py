@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from astra_rl.core.text import Conversation
-from astra_rl.datasets.files import Loaded, Source
+from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import SPLITS, Row, Split
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.splits import SHARES, check_splits, split_rows
@@ -124,8 +124,8 @@ class Scenario:
         return {**goal, **row.facts}
 
 
-def divide(
-    loaded: Loaded | Mapping[Split, Loaded],
+def assign_splits(
+    loaded: LoadedRows | Mapping[Split, LoadedRows],
     *,
     name: str,
     shares: Mapping[Split, float] | None = None,
@@ -147,7 +147,7 @@ def divide(
         ConfigurationError: Splits share something, an id occurs twice, some rows but not all name
             a split, or shares are given for rows that are divided already.
     """
-    if isinstance(loaded, Loaded) and all(row.split is None for row in loaded.rows):
+    if isinstance(loaded, LoadedRows) and all(row.split is None for row in loaded.rows):
         return dict(
             split_rows(loaded.rows, shares=shares or SHARES, seed=seed, threshold=similarity)
         )
@@ -155,7 +155,7 @@ def divide(
         raise ConfigurationError(
             f"{name}: its rows are divided already; leave out the shares, or their splits."
         )
-    splits = _by_split(loaded.rows, name) if isinstance(loaded, Loaded) else _of_each(loaded)
+    splits = _by_split(loaded.rows, name) if isinstance(loaded, LoadedRows) else _of_each(loaded)
     owner: dict[str, Split] = {}
     for split, rows in splits.items():
         for row in rows:
@@ -177,5 +177,5 @@ def _by_split(rows: Sequence[Row], name: str) -> dict[Split, Sequence[Row]]:
     return {split: [row for row in rows if row.split == split] for split in SPLITS}
 
 
-def _of_each(loaded: Mapping[Split, Loaded]) -> dict[Split, Sequence[Row]]:
+def _of_each(loaded: Mapping[Split, LoadedRows]) -> dict[Split, Sequence[Row]]:
     return {split: loaded[split].rows if split in loaded else () for split in SPLITS}

@@ -16,19 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.benchmarks import load_benchmark
-from astra_rl.datasets.files import HUB_PREFIX, Loaded, load_items, load_rows, source_of_rows
+from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, load_items, load_rows, source_of_rows
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
-from astra_rl.datasets.scenario import PromptRole, Scenario, divide
+from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 
-SHIPPED = Path(__file__).parent / "data"
+BUNDLED_SCENARIOS = Path(__file__).parent / "data"
 """Folder of the scenarios that come with the library."""
 
-PASSWORD_GAME = "planted_secrets"
+PLANTED_SECRETS = "planted_secrets"
 """The one scenario that is generated, to any size: the demo's."""
 
 
@@ -63,7 +63,7 @@ class SourceSpec(_Section):
     encoding: str = "utf-8"
     max_chars: int = Field(MAX_CHARS, ge=1)
 
-    def load(self, folder: str | Path = ".") -> Loaded:
+    def load(self, folder: str | Path = ".") -> LoadedRows:
         """Read the rows; a path that is not absolute begins at `folder`."""
         source = self.source
         if not source.startswith(HUB_PREFIX):
@@ -86,7 +86,7 @@ class SourceSpec(_Section):
 
 
 class SplitSpec(_Section):
-    """How rows are divided; see `divide`."""
+    """How rows are divided; see `assign_splits`."""
 
     shares: dict[Split, float] | None = None
     seed: int = Field(0, ge=0)
@@ -135,7 +135,7 @@ class ScenarioFile(_Section):
         }
 
 
-_PASSWORD_GAME_FILE = ScenarioFile(
+_PLANTED_SECRETS_FILE = ScenarioFile(
     prompts=None,  # generated
     description=(
         "The demo's game: assistants at a front desk hold a staff password of three words. "
@@ -149,7 +149,7 @@ _PASSWORD_GAME_FILE = ScenarioFile(
 
 def scenario_names() -> list[str]:
     """Return the names of the scenarios that come with the library."""
-    return sorted([PASSWORD_GAME, *(file.stem for file in SHIPPED.glob("*.yaml"))])
+    return sorted([PLANTED_SECRETS, *(file.stem for file in BUNDLED_SCENARIOS.glob("*.yaml"))])
 
 
 def load_scenario(scenario: str | Path) -> Scenario:
@@ -162,18 +162,18 @@ def load_scenario(scenario: str | Path) -> Scenario:
     Raises:
         ConfigurationError: There is no such scenario, or its file or its rows are wrong.
     """
-    if str(scenario) == PASSWORD_GAME:
-        return password_game()
+    if str(scenario) == PLANTED_SECRETS:
+        return planted_secrets_scenario()
     file, path = read_scenario_file(scenario), _path_of(scenario)
     name = file.name or path.stem
     loaded, is_benchmark = _load_prompts(file.prompts, path)
-    parts = [loaded] if isinstance(loaded, Loaded) else list(loaded.values())
+    parts = [loaded] if isinstance(loaded, LoadedRows) else list(loaded.values())
     sources = [part.source for part in parts]
-    if path.parent == SHIPPED:  # a name that is the same on every machine
+    if path.parent == BUNDLED_SCENARIOS:  # a name that is the same on every machine
         sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
     return Scenario(
         name,
-        divide(
+        assign_splits(
             loaded,
             name=str(scenario),
             shares=file.splits.shares,
@@ -194,8 +194,8 @@ def load_scenario(scenario: str | Path) -> Scenario:
 
 def read_scenario_file(scenario: str | Path) -> ScenarioFile:
     """Read what a scenario says without loading its rows; see `load_scenario`."""
-    if str(scenario) == PASSWORD_GAME:
-        return _PASSWORD_GAME_FILE
+    if str(scenario) == PLANTED_SECRETS:
+        return _PLANTED_SECRETS_FILE
     path = _path_of(scenario)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -213,7 +213,7 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
 def _path_of(scenario: str | Path) -> Path:
     name = str(scenario)
     if name in scenario_names():
-        return SHIPPED / f"{name}.yaml"
+        return BUNDLED_SCENARIOS / f"{name}.yaml"
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         known = scenario_names()
@@ -224,7 +224,7 @@ def _path_of(scenario: str | Path) -> Path:
     return path
 
 
-def _load_prompts(prompts: object, path: Path) -> tuple[Loaded | dict[Split, Loaded], bool]:
+def _load_prompts(prompts: object, path: Path) -> tuple[LoadedRows | dict[Split, LoadedRows], bool]:
     """Load what a file says under `prompts`, and tell whether it is a benchmark's."""
     if not isinstance(prompts, Mapping) or not prompts or not set(prompts) <= set(SPLITS):
         return _load_part(prompts, path)
@@ -235,7 +235,7 @@ def _load_prompts(prompts: object, path: Path) -> tuple[Loaded | dict[Split, Loa
     )
 
 
-def _load_part(prompts: object, path: Path) -> tuple[Loaded, bool]:
+def _load_part(prompts: object, path: Path) -> tuple[LoadedRows, bool]:
     if isinstance(prompts, list):
         return load_items(prompts, name=str(path)), False
     if isinstance(prompts, str):
@@ -260,7 +260,9 @@ def _validated(section: type[SectionT], values: object, source: str) -> SectionT
         raise ConfigurationError("\n".join([*lines, f"(in {source})"])) from error
 
 
-def password_game(train: int | None = None, test: int | None = None, *, seed: int = 0) -> Scenario:
+def planted_secrets_scenario(
+    train: int | None = None, test: int | None = None, *, seed: int = 0
+) -> Scenario:
     """Return the scenario of `planted_secrets`, the demo's game, with so many conversations.
 
     Args:
@@ -282,13 +284,13 @@ def password_game(train: int | None = None, test: int | None = None, *, seed: in
         ]
         for split, conversations in parts.items()
     }
-    file = read_scenario_file(PASSWORD_GAME)
+    file = read_scenario_file(PLANTED_SECRETS)
     return Scenario(
-        PASSWORD_GAME,
+        PLANTED_SECRETS,
         rows,
         description=file.description,
         harm_category=file.harm_category,
         moderator=file.moderator,
         threshold=file.threshold,
-        sources=[source_of_rows(PASSWORD_GAME, [*rows["train"], *rows["test"]])],
+        sources=[source_of_rows(PLANTED_SECRETS, [*rows["train"], *rows["test"]])],
     )

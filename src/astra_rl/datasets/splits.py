@@ -31,7 +31,7 @@ def split_rows(
     category where it has rows enough. The same rows and seed give the same splits.
 
     Args:
-        rows: What to divide.
+        rows: Rows to split.
         shares: Part of each split, adding up to 1; a split that is not named gets nothing.
         seed: Chooses which rows go where.
         threshold: Similarity from which on rows are near-duplicates; see `similarity`.

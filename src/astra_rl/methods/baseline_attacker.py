@@ -13,7 +13,7 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.text import Conversation
 
 
-class OrdinaryUse(Problem[str, str]):
+class BaselineAttackerProblem(Problem[str, str]):
     """A problem whose attacks are what ordinary use would say.
 
     Nothing is rewarded: there is nothing to learn from it.
@@ -36,7 +36,7 @@ class OrdinaryUse(Problem[str, str]):
         super().__init__(problem.moderator)
         self.problem, self.say, self.brief = problem, say, brief
 
-    def as_told(self, context: str) -> str:
+    def with_baseline_brief(self, context: str) -> str:
         """Return a context as somebody in ordinary use sees it."""
         if self.brief is None:
             return context
@@ -56,7 +56,7 @@ class OrdinaryUse(Problem[str, str]):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[str]:
         """Say what the baseline says."""
-        return self.say([self.as_told(context) for context in contexts])
+        return self.say([self.with_baseline_brief(context) for context in contexts])
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
         """Let the target answer."""
@@ -76,7 +76,7 @@ class OrdinaryUse(Problem[str, str]):
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
         """Score what was said under the baseline, told what ordinary use is told."""
-        told = [self.as_told(context) for context in contexts]
+        told = [self.with_baseline_brief(context) for context in contexts]
         return self.problem.get_baseline_logprobs(told, continuations)
 
     def advance(self, context: str, attack: str, response: str) -> str:

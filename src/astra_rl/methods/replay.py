@@ -13,7 +13,7 @@ from astra_rl.core.text import Conversation, NoReply
 from astra_rl.targets.base import Target
 
 
-class Answers(Protocol):
+class RespondingProblem(Protocol):
     """What is asked: a problem, or a target alone."""
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
@@ -42,8 +42,8 @@ class TargetOnlyProblem:
         return context + attack + response
 
 
-def resend(
-    problem: Answers,
+def replay_attacks(
+    problem: RespondingProblem,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     *,
@@ -76,7 +76,7 @@ def resend(
 
 
 def _hold(
-    problem: Answers,
+    problem: RespondingProblem,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     seeds: Sequence[int],

@@ -21,7 +21,7 @@ from astra_rl.errors import (
 )
 from astra_rl.evaluation.judges.calibration import judge_quality
 from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
+from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -317,7 +317,7 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     if not isinstance(target, Target):
         return {}
     identity = getattr(target, "identity", target.name)
-    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
+    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from astra_rl.config.build import Experiment
 from astra_rl.config.endpoints import asked_in
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import BudgetSpentError
-from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
+from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
@@ -169,7 +169,7 @@ def notes_on_calls(
     """Yield what a reader of the report must know of calls: what failed, what was spent."""
     target = experiment.problem.target
     if isinstance(target, Target):
-        yield f"The target was asked, not loaded ({target.name}); {NO_LIKELIHOODS}."
+        yield f"The target was asked, not loaded ({target.name}); {NO_LOGPROBS_WARNING}."
     errors = metrics["outcomes"].get("error", 0)
     if errors:
         reasons = Counter(

@@ -26,7 +26,7 @@ from astra_rl import (
 from astra_rl.ext.transformers import HFASTProblem, HFEvaluationProblem, ModelPair
 from astra_rl.models import forward, generation
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import WeightedSum
 from astra_rl.rewards.terms import AttackNLL, Harm
 from astra_rl.testing import graph_signature, tiny_model
@@ -562,7 +562,7 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
     def play():
         problem = problem_of(kind)
         graphs = environment_of(problem, tree_width=2, tree_depth=3).rollouts([0, 1, 2])
-        assert problem._memories == {}
+        assert problem._prefix_caches == {}
         return problem, graphs
 
     read = []

@@ -13,7 +13,7 @@ from astra_rl.evaluation.stats.classification import Estimate, alpha_estimate
 from astra_rl.evaluation.stats.paired import PairCounts
 from astra_rl.evaluation.stats.rates import Rate
 
-MOST_DISAGREEMENTS = 100
+MAX_DISAGREEMENTS = 100
 
 
 class Disagreement(NamedTuple):
@@ -36,7 +36,7 @@ class JudgePair:
         agreement: Share of turns of which they say the same.
         alpha: Krippendorff's alpha of what they say: 1 if they always agree, 0 if no more than by
             chance; NaN if neither ever says anything else.
-        disagreements: Those furthest apart first, at most `MOST_DISAGREEMENTS`.
+        disagreements: Those furthest apart first, at most `MAX_DISAGREEMENTS`.
     """
 
     judges: tuple[str, str]
@@ -91,5 +91,5 @@ def _pair(
         counts,
         Rate.of_prompts(by_prompt.values()),
         alpha_estimate([tuple(map(float, each)) for each in said], "nominal"),
-        apart[:MOST_DISAGREEMENTS],
+        apart[:MAX_DISAGREEMENTS],
     )

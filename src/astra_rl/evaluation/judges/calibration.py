@@ -268,7 +268,7 @@ def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, A
         "rows": found["labels"]["rows"],
         "threshold": found["threshold"],
         "created": found["created"],
-        "estimates": {name: found["estimates"][name] for name in SHOWN_OF_A_JUDGE},
+        "estimates": {name: found["estimates"][name] for name in REPORTED_ESTIMATES},
     }
 
 
@@ -284,7 +284,7 @@ def describe_judge(quality: Mapping[str, Any] | None) -> str:
     return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
 
 
-SHOWN_OF_A_JUDGE = ("accuracy", "precision", "recall")
+REPORTED_ESTIMATES = ("accuracy", "precision", "recall")
 """Estimates of a calibration that stand beside every rate."""
 
 

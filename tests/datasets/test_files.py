@@ -184,7 +184,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(write: WriteFile) -> 
 
 def test_every_line_that_is_not_utf8_is_named(write: WriteFile) -> None:
     message = message_of(write("a.txt", b"fine\n\xff\xfe\nfine\ncaf\xe9\n"))
-    assert re.search(r"a\.txt: 2 bad rows, so nothing was loaded", message)
+    assert re.search(r"a\.txt: 2 invalid rows, so nothing was loaded", message)
     assert "line 2: not UTF-8" in message
     assert "line 4: not UTF-8" in message
 
@@ -222,7 +222,7 @@ def test_all_bad_rows_are_named_by_line_and_nothing_is_loaded(write: WriteFile) 
         '{"prompt": "good again"}',
     ]
     message = message_of(write("mine.jsonl", "\n".join(lines)))
-    assert message.splitlines()[0].endswith("mine.jsonl: 10 bad rows, so nothing was loaded.")
+    assert message.splitlines()[0].endswith("mine.jsonl: 10 invalid rows, so nothing was loaded.")
     expected = {
         2: "no text in 'prompt'; it is empty",
         4: "not JSON",
@@ -241,7 +241,7 @@ def test_all_bad_rows_are_named_by_line_and_nothing_is_loaded(write: WriteFile) 
 
 def test_of_very_many_bad_rows_the_first_are_named(write: WriteFile) -> None:
     message = message_of(write("a.jsonl", "{\n" * 1000))
-    assert "1000 bad rows" in message
+    assert "1000 invalid rows" in message
     assert message.endswith(
         "line 20: not JSON (Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1))\n  and 980 more"
@@ -253,7 +253,7 @@ def test_lines_of_a_table_are_counted_as_an_editor_counts_them(write: WriteFile)
     message = message_of(write("a.csv", content))
     assert "line 5: 3 cells, but the header has 2" in message
     assert "line 6: no text in 'prompt'; it is empty" in message
-    assert "2 bad rows" in message
+    assert "2 invalid rows" in message
 
 
 def test_quotes_that_never_end_are_named_where_they_begin(write: WriteFile) -> None:
@@ -398,7 +398,7 @@ def test_a_yaml_list_of_texts_is_read_and_its_bad_items_are_named(tmp_path):
     file.write_text("- one\n- {prompt: two, category: b}\n")
     assert [row.prompt for row in load_rows(file).rows] == ["one", "two"]
     file.write_text("- one\n- 3\n- [four]\n")
-    with pytest.raises(ConfigurationError, match=r"(?s)2 bad rows.*item 2: neither.*item 3"):
+    with pytest.raises(ConfigurationError, match=r"(?s)2 invalid rows.*item 2: neither.*item 3"):
         load_rows(file)
 
 

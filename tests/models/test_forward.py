@@ -354,7 +354,7 @@ def test_a_model_without_a_known_backbone_is_rejected(llama):
 def test_a_model_is_checked_once(llama, monkeypatch):
     fresh = copy.deepcopy(llama)
     forward_shared_prefix(fresh, [[3, 4]], [1])
-    monkeypatch.setattr(forward, "_logits_both_ways", pytest.fail)
+    monkeypatch.setattr(forward, "_segmented_and_reference_logits", pytest.fail)
     forward_shared_prefix(fresh, [[3, 4]], [1])
 
 

@@ -140,7 +140,7 @@ def _scenario(name: str) -> Iterator[str]:
     yield from (terminal_text(f"{name:14} {value}") for name, value in facts)
     for row in examples:
         yield ""
-        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.compared}")
+        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.comparison_text}")
 
 
 def _type_of(moderator: Mapping[str, Any] | None) -> str:

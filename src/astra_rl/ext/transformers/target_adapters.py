@@ -150,7 +150,8 @@ class BlackBoxTarget:
 
 
 NO_LOGPROBS_WARNING = (
-    "no probabilities available; the baseline's log-probabilities of attacks are used instead"
+    "a black-box target gives no probabilities; the baseline's log-probabilities of attacks are "
+    "used instead"
 )
 
 

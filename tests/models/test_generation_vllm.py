@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_engine_and_scored_by_the_model_in_memory(vllm,
     sampler = sampler_for(llama)
     sampler._engine.off = 0.05
     spans = [(1, 4), (1, 1), (2, 3)]
-    options = {"stop_ids": STOP, "score": spans}
+    options = {"stop_ids": STOP, "score_spans": spans}
     ours = sampler(llama, PROMPTS, Sampling(max_new_tokens=6), range(3), **options)
     plain = generate(llama, PROMPTS, Sampling(max_new_tokens=6), range(3), **options)
     scored = continuation_logprobs(llama, PROMPTS, [each.token_ids for each in ours])

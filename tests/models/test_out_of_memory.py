@@ -96,7 +96,7 @@ def test_embedding_gives_the_same_vectors(model, small):
 
 
 def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
-    inner, sizes = generation_transformers._batch, []
+    inner, sizes = generation_transformers._generate_batch, []
 
     def batch(model, prompts, *arguments):
         sizes.append(len(prompts))
@@ -104,7 +104,7 @@ def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(model, prompts, *arguments)
 
-    monkeypatch.setattr(generation_transformers, "_batch", batch)
+    monkeypatch.setattr(generation_transformers, "_generate_batch", batch)
     samples = generation_transformers.generate_with_transformers(
         model, PROMPTS, Sampling(max_new_tokens=3), range(7), stop_ids=frozenset([3])
     )

@@ -372,10 +372,10 @@ def test_a_template_without_system_messages_gets_them_from_the_user(name):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ messages[-1]['content'] }}", "does not show"),
-        ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not show"),
+        ("{{ messages[-1]['content'] }}", "does not render"),
+        ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not render"),
         ("{{ raise_exception('no chats please') }}", "no chats please"),
-        ("{{ messages[", "refuses"),
+        ("{{ messages[", "rejects"),
     ],
 )
 def test_a_template_that_cannot_show_a_conversation_is_refused(template, reason):

@@ -44,7 +44,7 @@ def _version_lines() -> Iterator[str]:
 
     from astra_rl.models.devices import DTYPES, resolve_device, resolve_dtype
     from astra_rl.models.references import cache_dir
-    from astra_rl.runs.versions import versions
+    from astra_rl.runs.provenance import versions
 
     yield from (f"{package:14} {version}" for package, version in versions().items())
     device = resolve_device("auto")

@@ -224,7 +224,5 @@ def _select_splits(name: str, known: list[str], wanted: str | None) -> list[str]
     if wanted is not None:
         return [wanted]
     if len(known) > 1 and not set(known) <= set(SPLITS):
-        raise ConfigurationError(
-            f"{name} has the splits {', '.join(known)}; choose one with split."
-        )
+        raise ConfigurationError(f"{name} has the splits {', '.join(known)}; pass one as split.")
     return known

@@ -136,8 +136,8 @@ def test_of_many_bad_rows_the_first_are_shown_and_the_rest_counted(file):
         ("text,label\n", "x.csv", "has no rows"),
         ("a,label\nx,1\n", "x.csv", "no known text column"),
         ("text,b\nx,1\n", "x.csv", "no known label column"),
-        ("text,label\nx,1\n", "x.txt", r"must end in .csv or .jsonl"),
-        (b"text,label\nok,1\n\xff,1\n", "x.csv", "not UTF-8 in line 3"),
+        ("text,label\nx,1\n", "x.txt", r"must have the suffix .csv or .jsonl"),
+        (b"text,label\nok,1\n\xff,1\n", "x.csv", "not valid UTF-8 in line 3"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(file, content, name, message):

@@ -169,9 +169,9 @@ def test_lists_of_different_lengths_are_refused():
 def test_the_baseline_is_not_run_twice_for_the_same_question(monkeypatch):
     problem = problem_of()
     calls = []
-    score = problem._score_said
+    score = problem._attack_logprobs
     monkeypatch.setattr(
-        problem, "_score_said", lambda *given: (calls.append(len(given[2])), score(*given))[1]
+        problem, "_attack_logprobs", lambda *given: (calls.append(len(given[2])), score(*given))[1]
     )
     first = problem.get_baseline_logprobs(["a", "b"], [" x", " yy"])
     again = problem.get_baseline_logprobs(["b", "a", "c"], [" yy", " x", " z"])
@@ -507,13 +507,13 @@ def test_a_problem_for_evaluation_trains_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": LoraOptions(), "trainable_layers": 1}, "exclude each other"),
+        ({"lora": LoraOptions(), "trainable_layers": 1}, "mutually exclusive"),
         ({"trainable_layers": 0}, "trainable_layers=0; this model has 2 layers"),
         ({"trainable_layers": 3}, "trainable_layers=3"),
         ({"attacker_chat": True}, "the attacker's tokenizer has no chat template"),
         ({"target_chat": True}, "the target's tokenizer has no chat template"),
-        ({"attacker_sampling": Sampling(max_new_tokens=128)}, "attacker's window of 128"),
-        ({"target_sampling": Sampling(max_new_tokens=500)}, "target's window of 128"),
+        ({"attacker_sampling": Sampling(max_new_tokens=128)}, "attacker's context window of 128"),
+        ({"target_sampling": Sampling(max_new_tokens=500)}, "target's context window of 128"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -522,7 +522,7 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 
 def test_an_attack_that_the_baseline_could_never_read_is_refused():
-    with pytest.raises(ConfigurationError, match="baseline's window of 8"):
+    with pytest.raises(ConfigurationError, match="baseline's context window of 8"):
         problem_of(baseline=tiny(window=8))
 
 

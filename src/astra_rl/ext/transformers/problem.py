@@ -232,7 +232,7 @@ class HFASTProblem(ASTProblem):
         """
         check_length(continuations, len(contexts), source="the caller's list of continuations")
         keys = [
-            (context_key(context), str(attack), _token_ids(attack))
+            (context_key(context), str(attack), Utterance.of(attack).token_ids)
             for context, attack in zip(contexts, continuations, strict=True)
         ]
         if len(self._baseline_scores) + len(keys) > MAX_CACHED_BASELINE_SCORES:
@@ -351,10 +351,6 @@ class HFASTProblem(ASTProblem):
                 yield
         else:
             yield
-
-
-def _token_ids(attack: str) -> tuple[int, ...] | None:
-    return attack.token_ids if isinstance(attack, Utterance) else None
 
 
 def _same_vocabulary(a: ModelPair, b: ModelPair | None) -> bool:

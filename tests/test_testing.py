@@ -279,9 +279,7 @@ def test_logs_that_are_not_floats_are_caught():
 
 def test_episodes_that_teach_nothing_check_nothing():
     graphs = graphs_of_toys(ToyProblem(ScriptedModerator({}, default=0.5)))
-    with pytest.raises(
-        ContractError, match="DPO made 0 steps of these graphs; pass graphs with at least 2 steps"
-    ):
+    with pytest.raises(ContractError, match="DPO made 0 steps of these graphs; pass graphs"):
         check_algorithm(DPO(ToyProblem()), graphs)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_rl.errors import (
@@ -22,6 +23,7 @@ from astra_rl.errors import (
     require,
 )
 from astra_rl.infra.checkpointing import replace_folder
+from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 
 BUNDLED_PREFIX = "bundled:"
@@ -51,7 +53,8 @@ def cache_dir() -> Path:
 def resolve_reference(reference: str | Path) -> str:
     """Return a hub id or folder that transformers can load.
 
-    A bundled model is converted on first use (about 20 s) and stored in `cache_dir`.
+    A bundled model is converted on first use (about 20 s) and stored in `cache_dir`. Processes that
+    need it at the same time wait for one conversion.
 
     Raises:
         ConfigurationError: The name of the bundled model is unknown.
@@ -96,8 +99,27 @@ def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
             "pip install 'astra-rl[demo]'"
         )
     require("gguf", extra="demo")
+    with _conversion_lock(folder):
+        if not (folder / "config.json").exists():  # another process may have converted it
+            _convert(bundled, Path(spec.origin).parent, folder)
+
+
+@contextlib.contextmanager
+def _conversion_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a converted model's folder, shared by all processes that use the cache."""
+    path = cache_dir() / "locks" / f"{folder.name}.lock"
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert(bundled: _Bundled, source: Path, folder: Path) -> None:
     logger.info("converting %s into %s (first use only)", bundled.gguf_file, folder)
-    source = Path(spec.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=bundled.gguf_file)
     quantised = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=bundled.gguf_file, dtype=torch.float32

@@ -1,11 +1,11 @@
-"""Peak memory of a training run and of one update, each in a process of its own.
+"""Peak memory of a training run and of one update, each in its own process.
 
     python benchmarks/memory.py
 
-A training run of the engine (LoRA attacker; target and baseline are the same base) is held against
-the same run with three copies of the model: an attacker that is trained whole, a target and a
-baseline. One update on hidden states is held against one with full logits. What the process needs
-before it loads a model (Python, torch, transformers) is subtracted from both.
+A training run of the engine (LoRA attacker; target and baseline are the same base) is compared
+with the same run with three copies of the model: a fully trained attacker, a target and a baseline.
+One update on hidden states is compared with one with full logits. The memory of the process before
+a model is loaded (Python, torch, transformers) is subtracted from both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ideas for a faster decoding step that were tried: is one worth its price on this machine?
+"""Microbenchmarks of candidate optimisations of the decoding step.
 
     python benchmarks/trials.py
 

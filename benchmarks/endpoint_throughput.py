@@ -1,9 +1,9 @@
 """Throughput relative to an endpoint's limit: 1,000 attempts, 5% of requests failing.
 
 The endpoint is a loopback server in its own process, with a fixed number of slots and a fixed
-latency per request. Its limit is the throughput of a minimal client that keeps all slots busy without
-failures, measured in the same minute so that load on the machine affects both. Requests beyond the
-slots wait (as with vLLM) or are rejected with 429 (as with hosted endpoints).
+latency per request. Its limit is the throughput of a minimal client that keeps all slots busy
+without failures, measured in the same minute so that load on the machine affects both. Requests
+beyond the slots wait (as with vLLM) or are rejected with 429 (as with hosted endpoints).
 """
 
 from __future__ import annotations

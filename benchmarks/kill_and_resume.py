@@ -1,13 +1,14 @@
-"""Fault injection: kills runs at random points and compares the resumed with an uninterrupted run.
+"""Kills runs at random moments and compares what goes on with what was never interrupted.
 
-For each algorithm family, a small run is executed once without interruption. It is then started
-repeatedly and killed each time at another point: by SIGKILL after a random time, or before or after
-the n-th system call that changes the disk (write, rename, sync). The resumed run must have
-bit-identical weights, losses, conversations and metrics.
+For every family of algorithms a small run is done once without interruption. Then it is begun
+again and again, and each time killed at another moment: by ``kill -9`` from outside after a random
+time, so at any instruction; or from inside at the n-th call that changes the disk, so before or
+after any write, rename and sync. The same run is then gone on with, and must end with the same
+weights, losses, conversations and table, to the bit.
 
     python benchmarks/kill_and_resume.py --moments 50
 
-Each run is a fork of this process with all imports done, so a kill point takes about a second.
+Each run is a fork of this process, which has everything imported, so a moment costs about a second.
 """
 
 from __future__ import annotations

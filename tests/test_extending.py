@@ -3,7 +3,7 @@
 | extension | of the user's own | built in |
 | --- | --- | --- |
 | algorithm | 0: `package.module:Name` | 2: its module, the line of `ALGORITHMS` |
-| reward term | 0: `package.module:Name` | 2: its module, the line of `REWARDS`; 1 in an existing module |
+| reward term | 0: `package.module:Name` | 2: its module, the line of `REWARDS` |
 | moderator | 0: `package.module:Name` | 2: its module, the line of `MODERATORS` |
 | environment | 0: `package.module:Name` | 1: `methods/environments.py` has class and registry |
 | target | 0: `package.module:Name` | 2: its module, the line of `TARGETS` |

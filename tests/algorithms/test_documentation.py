@@ -50,7 +50,7 @@ def test_each_algorithm_has_a_section_with_its_options_and_their_defaults(name):
 @pytest.mark.parametrize(
     ("kind", "before"),
     [
-        (PolicyGradient, "## What all of them take"),
+        (PolicyGradient, "## Options of all policy-gradient algorithms"),
         (GroupPolicyGradient, "Those that compare within groups also take:"),
         (ActorCritic, "Like `ppo` it takes the options of a value function:"),
     ],

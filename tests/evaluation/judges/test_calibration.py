@@ -62,7 +62,7 @@ def test_a_moderator_that_scores_nothing_has_no_numbers(tmp_path):
     calibration = calibrate(
         FunctionModerator(lambda texts: [None] * len(texts)), ROWS, resamples=20
     )
-    assert calibration.unscored == {"the function gave none": 5}
+    assert calibration.unscored == {"the function returned None": 5}
     assert all(math.isnan(each.value) for each in calibration.estimates.values())
     data, _ = write_calibration(calibration, tmp_path)
     assert json.loads(data.read_text())["estimates"]["auroc"]["value"] is None

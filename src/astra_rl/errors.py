@@ -148,3 +148,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
     nearest = get_close_matches(name, list(known), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if there is no message.
+
+    All lines are joined if the first ends in a colon, that is, only introduces the others.
+    """
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].rstrip().endswith(":"):
+        return " ".join(map(str.strip, lines))
+    return lines[0] if lines else type(error).__name__

@@ -23,9 +23,9 @@ from astra_rl.errors import (
     ContractError,
     ModelError,
     ModeratorError,
+    first_line,
 )
 from astra_rl.logging import logger
-from astra_rl.models.loading import first_line
 from astra_rl.moderators.identity import identity_of
 
 GIVE_UP_AFTER = 3

@@ -12,8 +12,8 @@ from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.unicode import well_formed
-from astra_rl.models.dialogue import window_of
 from astra_rl.models.loading import load_classifier, load_tokenizer
+from astra_rl.models.rendering import context_window
 
 
 class HFClassifierModerator(Moderator[str, str]):
@@ -133,4 +133,4 @@ def _window(model: PreTrainedModel) -> int | None:
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:
             return int(module.num_embeddings) - int(module.padding_idx) - 1
-    return window_of(model.config)
+    return context_window(model.config)

@@ -1,4 +1,4 @@
-"""Importing what a configuration names."""
+"""Import objects by path, as a configuration names them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from astra_rl.errors import AstraError, ConfigurationError
 
 
 def load_object(path: str) -> Any:
-    """Import what ``"package.module:name"`` stands for. This runs the module, as any import does.
+    """Import the object at ``"package.module:name"``. Importing runs the module.
 
     Raises:
-        ConfigurationError: There is no such module, or nothing of this name in it.
+        ConfigurationError: The module or the name in it does not exist.
     """
     module, _, name = path.partition(":")
     if not is_path(path):
@@ -23,7 +23,8 @@ def load_object(path: str) -> Any:
         raise
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
-            f"cannot import {path!r}: {error}. It is looked for where Python looks for modules."
+            f"cannot import {path!r}: {error}. The module must be on Python's search path "
+            "(PYTHONPATH, or an installed package)."
         ) from error
 
 

@@ -12,6 +12,7 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
@@ -399,13 +400,17 @@ def _reward_or_least(node: ASTNode) -> float:
     return -math.inf if is_missing(node.reward) else node.reward
 
 
-ENVIRONMENTS: dict[str, Callable[..., ASTEnvironment]] = {
-    "tree": ASTEnvironment,
-    "single_turn": SingleTurnEnvironment,
-    "pruned_tree": PrunedTreeEnvironment,
-    "best_of_n": BestOfNEnvironment,
-    "attempts": AttemptsEnvironment,
-    "few_shot": FewShotEnvironment,
-    "self_play": SelfPlayEnvironment,
-}
-"""What a configuration file may call an environment, and what makes it."""
+ENVIRONMENTS: Registry[Callable[..., ASTEnvironment]] = Registry(
+    "environment",
+    "astra_rl.environments",
+    {
+        "tree": ASTEnvironment,
+        "single_turn": SingleTurnEnvironment,
+        "pruned_tree": PrunedTreeEnvironment,
+        "best_of_n": BestOfNEnvironment,
+        "attempts": AttemptsEnvironment,
+        "few_shot": FewShotEnvironment,
+        "self_play": SelfPlayEnvironment,
+    },
+)
+"""Environments by the names that a configuration may give."""

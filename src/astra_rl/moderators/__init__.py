@@ -35,9 +35,11 @@ if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and
     from astra_rl.moderators.shield_gemma import ShieldGemmaModerator as ShieldGemmaModerator
     from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
-_CLASSES = {where.partition(":")[2]: where for where in MODERATORS.values()}
-_CLASSES["CachedModerator"] = "caching:CachedModerator"
-_CLASSES["FaultTolerantModerator"] = "fault_tolerant:FaultTolerantModerator"
+_CLASSES = {
+    path.partition(":")[2]: path for path in map(MODERATORS.import_path, MODERATORS) if path
+}
+_CLASSES["CachedModerator"] = f"{__name__}.caching:CachedModerator"
+_CLASSES["FaultTolerantModerator"] = f"{__name__}.fault_tolerant:FaultTolerantModerator"
 
 __all__ = ["MODERATORS", *sorted(_CLASSES)]
 
@@ -45,7 +47,7 @@ __all__ = ["MODERATORS", *sorted(_CLASSES)]
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return load_object(f"{__name__}.{_CLASSES[name]}")
+    return load_object(_CLASSES[name])
 
 
 def __dir__() -> list[str]:

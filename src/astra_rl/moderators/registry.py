@@ -1,38 +1,42 @@
-"""The moderators by name, for configuration files and the command line."""
+"""Moderators by name, for configuration files and the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.infra.importing import is_path, load_object
+from astra_rl.infra.importing import load_object as load_object
+from astra_rl.infra.registry import Registry
 
-MODERATORS = {
-    "canary": "keywords:CanaryModerator",
-    "detoxify": "detoxify:DetoxifyModerator",
-    "function": "function:FunctionModerator",
-    "harmbench": "harmbench:HarmBenchModerator",
-    "hf_classifier": "hf_classifier:HFClassifierModerator",
-    "inverse": "composition:InverseModerator",
-    "keyword": "keywords:KeywordModerator",
-    "llama_guard": "llama_guard:LlamaGuardModerator",
-    "llm_judge": "llm_judge:LLMJudgeModerator",
-    "majority": "composition:MajorityModerator",
-    "max": "composition:MaxModerator",
-    "mean": "composition:MeanModerator",
-    "min": "composition:MinModerator",
-    "openai_moderation": "openai_moderation:OpenAIModerationModerator",
-    "profanity": "profanity:ProfanityModerator",
-    "qwen_guard": "qwen_guard:QwenGuardModerator",
-    "refusal": "refusal:RefusalModerator",
-    "secret_leak": "secret_leak:SecretLeakModerator",
-    "shield_gemma": "shield_gemma:ShieldGemmaModerator",
-    "threshold": "composition:ThresholdModerator",
-    "weighted": "composition:WeightedModerator",
-    "wild_guard": "wild_guard:WildGuardModerator",
-}
-"""Names, and where the classes are; a class is imported when it is first asked for."""
+MODERATORS: Registry[Callable[..., Any]] = Registry(
+    "moderator",
+    "astra_rl.moderators",
+    {
+        "canary": "astra_rl.moderators.keywords:CanaryModerator",
+        "detoxify": "astra_rl.moderators.detoxify:DetoxifyModerator",
+        "function": "astra_rl.moderators.function:FunctionModerator",
+        "harmbench": "astra_rl.moderators.harmbench:HarmBenchModerator",
+        "hf_classifier": "astra_rl.moderators.hf_classifier:HFClassifierModerator",
+        "inverse": "astra_rl.moderators.composition:InverseModerator",
+        "keyword": "astra_rl.moderators.keywords:KeywordModerator",
+        "llama_guard": "astra_rl.moderators.llama_guard:LlamaGuardModerator",
+        "llm_judge": "astra_rl.moderators.llm_judge:LLMJudgeModerator",
+        "majority": "astra_rl.moderators.composition:MajorityModerator",
+        "max": "astra_rl.moderators.composition:MaxModerator",
+        "mean": "astra_rl.moderators.composition:MeanModerator",
+        "min": "astra_rl.moderators.composition:MinModerator",
+        "openai_moderation": "astra_rl.moderators.openai_moderation:OpenAIModerationModerator",
+        "profanity": "astra_rl.moderators.profanity:ProfanityModerator",
+        "qwen_guard": "astra_rl.moderators.qwen_guard:QwenGuardModerator",
+        "refusal": "astra_rl.moderators.refusal:RefusalModerator",
+        "secret_leak": "astra_rl.moderators.secret_leak:SecretLeakModerator",
+        "shield_gemma": "astra_rl.moderators.shield_gemma:ShieldGemmaModerator",
+        "threshold": "astra_rl.moderators.composition:ThresholdModerator",
+        "weighted": "astra_rl.moderators.composition:WeightedModerator",
+        "wild_guard": "astra_rl.moderators.wild_guard:WildGuardModerator",
+    },
+)
+"""Moderator classes by name; each module is imported when its class is first used."""
 
 
 def check_type(name: str) -> None:
@@ -41,16 +45,12 @@ def check_type(name: str) -> None:
     Raises:
         ConfigurationError: It is neither.
     """
-    if name not in MODERATORS and not is_path(name):
-        raise ConfigurationError(
-            f"no moderator {name!r}.{did_you_mean(name, MODERATORS)} Choose from "
-            f"{', '.join(MODERATORS)}, or name a class of your own as 'package.module:Class'."
-        )
+    MODERATORS.check(name)
 
 
 def is_composition(name: str) -> bool:
-    """Whether a moderator of this name is made of others."""
-    return MODERATORS.get(name, "").startswith("composition:")
+    """Whether the moderator of this name combines the scores of other moderators."""
+    return name in COMPOSITIONS
 
 
 def moderator_class(name: str) -> Callable[..., Any]:
@@ -60,7 +60,8 @@ def moderator_class(name: str) -> Callable[..., Any]:
         ConfigurationError: There is no such class.
         MissingDependencyError: Its module needs an extra that is not installed.
     """
-    check_type(name)
-    where = MODERATORS.get(name)
-    chosen: Callable[..., Any] = load_object(f"astra_rl.moderators.{where}" if where else name)
-    return chosen
+    return MODERATORS.load(name)
+
+
+COMPOSITIONS = frozenset({"inverse", "majority", "max", "mean", "min", "threshold", "weighted"})
+"""Moderators that combine others, which a configuration lists under ``of``."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from astra_rl.config.build import Experiment, build, ordinary_use
@@ -26,9 +24,9 @@ from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder, read_own
-from astra_rl.runs.naming import labels_of, name_of
+from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import plan_attempts
+from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
     check_same_prompts,
@@ -40,8 +38,7 @@ from astra_rl.runs.resume import (
     kept_metrics,
 )
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
-from astra_rl.runs.trainer import RunTrainer
-from astra_rl.runs.versions import git_revision, versions
+from astra_rl.runs.trainer import RunTrainer, build_trainer, saved_identity
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.states import load_state
@@ -172,7 +169,7 @@ def _do_run(
     remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
     record = manifest(config, command)
-    state = {} if saved is None else saved[1].get("run", {})
+    state = {} if saved is None else saved_identity(saved[1])
     check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
     check_versions(state.get("versions", versions()))
     if saved is not None:
@@ -194,24 +191,24 @@ def _do_run(
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
-    trainer = RunTrainer(experiment, config, folder, trackers, log)
+    training = build_trainer(experiment, config, folder, trackers, log)
     if saved is not None:
-        trainer.load_state_dict(saved[1])
+        training.trainer.load_state_dict(saved[1])
         logger.info("going on after step %d", saved[0])
     del saved  # holds a copy of the weights
     with _timed(seconds, display, "training"):
-        _train(trainer, folder, display)
+        _train(training, folder, display)
     with _timed(seconds, display, "evaluating the trained attacker"):
         after, spent = evaluate_within_budget(experiment, folder, "after", config, log)
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
     warnings: tuple[str, ...] = ()
-    if trainer.watch is not None:
-        folder.write_lines(folder.reward_watch, trainer.watch.rows)
-        warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
+    if training.watch is not None:
+        folder.write_lines(folder.reward_watch, training.watch.rows)
+        warnings = (training.watch.warning,) if training.watch.warning else ()
     notes = (*warnings, *notes_on_calls(experiment, after, current_ledger()))
-    result = Result(folder, before, after, trainer.completed_steps, seconds, notes)
+    result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
     record |= {"warnings": notes, "spent": current_ledger().as_dict()}
     # Without the times of its stages the run is not done, and can be continued.
     folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
@@ -222,31 +219,34 @@ def _do_run(
     return result
 
 
-def _train(trainer: RunTrainer, folder: RunFolder, display: Display) -> None:
-    """Train, and leave a state to go on from whatever ends it.
+def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
+    """Train; whatever ends it, a state to resume from is saved.
 
     Raises:
         InterruptedRunError: A signal ended it.
-        BudgetSpentError: Nothing more may be spent; a step in progress was dropped.
-        EndpointError: An endpoint does not answer; the same.
+        BudgetSpentError: A budget was spent; a step in progress was dropped.
+        EndpointError: An endpoint kept failing; a step in progress was dropped.
     """
-    with interruptible(trainer.interrupt):
+    trainer = training.trainer
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = trainer.should_stop = True
+
+    with interruptible(interrupt):
         display.training_begins(trainer.config.training_steps)
         try:
             trainer.train()
-        except (BudgetSpentError, EndpointError):
-            trainer.save_state()
-            trainer.tracker.close()
-            raise
         finally:  # a progress bar left open would garble the error
             display.training_ends()
-    if trainer.interrupted:
+    if interrupted:
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
             f"{how_to_go_on(folder)}"
         )
-    if trainer.spent is not None:
-        raise trainer.spent
+    if training.budget.spent is not None:
+        raise training.budget.spent
 
 
 def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
@@ -318,18 +318,3 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
         return {}
     identity = getattr(target, "identity", target.name)
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
-
-
-def manifest(config: RunConfig, command: str) -> dict[str, Any]:
-    """Return what is needed to tell one run from another."""
-    return {
-        "schema_version": MANIFEST_VERSION,
-        "title": config.title,
-        "command": command,
-        "seed": config.seed,
-        "trust_remote_code": config.trust_remote_code,
-        "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
-        "versions": versions(),
-        "git_revision": git_revision(Path.cwd()),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

@@ -1,0 +1,105 @@
+"""Registries: classes and functions by the names that a configuration may give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path, load_object
+
+EntryT = TypeVar("EntryT")
+
+
+class Registry(MutableMapping[str, EntryT], Generic[EntryT]):
+    """A mapping from names to classes or functions, each imported when it is first read.
+
+    A name is looked up among the library's own entries and those added with
+    ``registry[name] = entry``, then among the entry points that installed packages declare in
+    `group`. Any other entry is named by its import path, ``"package.module:Name"``; paths are
+    accepted by `check` and `load` but are no keys of the mapping.
+
+    Args:
+        kind: What an entry is, for messages, for instance ``"algorithm"``.
+        group: Group of entry points, for instance ``"astra_rl.algorithms"``.
+        entries: The entries, or their import paths, by name.
+    """
+
+    def __init__(self, kind: str, group: str, entries: Mapping[str, EntryT | str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, EntryT | str] = dict(entries)
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {each.name: each for each in entry_points(group=self.group)}
+
+    def __getitem__(self, name: str) -> EntryT:
+        """Return an entry by name, importing it if needed.
+
+        Raises:
+            KeyError: The name is unknown.
+            ConfigurationError: The entry cannot be imported.
+        """
+        if name not in self:
+            raise KeyError(name)
+        return self.load(name)
+
+    def __setitem__(self, name: str, entry: EntryT) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from (name for name in self._entry_points if name not in self._entries)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is known; nothing is imported."""
+        return name in self._entries or name in self._entry_points
+
+    def import_path(self, name: str) -> str | None:
+        """Return where an entry is imported from; None for one that was added as an object."""
+        entry = self._entries.get(name)
+        if entry is None and name in self._entry_points:
+            return self._entry_points[name].value
+        return entry if isinstance(entry, str) else None
+
+    def check(self, name: str) -> None:
+        """Raise unless `name` is known or has the form of an import path; nothing is imported.
+
+        Raises:
+            ConfigurationError: It is neither; the nearest known name is suggested.
+        """
+        if not isinstance(name, str) or (name not in self and not is_path(name)):
+            raise ConfigurationError(
+                f"no {self.kind} {name!r}.{did_you_mean(str(name), self)} "
+                f"Choose from {', '.join(self)}, or give a class or function of your own as "
+                "'package.module:Name'."
+            )
+
+    def load(self, name: str) -> EntryT:
+        """Return an entry by its name or import path. Importing runs the module.
+
+        Raises:
+            ConfigurationError: The name is unknown, or the entry cannot be imported.
+            MissingDependencyError: Its module needs an extra that is not installed.
+        """
+        self.check(name)
+        entry = self._entries.get(name)
+        if entry is not None and not isinstance(entry, str):
+            return entry
+        path = self.import_path(name) or name
+        loaded: EntryT = load_object(path)
+        if name in self._entries:
+            self._entries[name] = loaded
+        return loaded
+
+
+__all__ = ["Registry"]

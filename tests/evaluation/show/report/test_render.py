@@ -172,8 +172,8 @@ def prose(data):
 def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     text = prose(ReportData(title="t", evaluations=[evaluation(wins=3, losses=5)]))
     assert (
-        "38% Attack success rate: the target failed in 3 of 8 held-out conversations (after training)."
-        in text
+        "38% Attack success rate: the target failed in 3 of 8 held-out conversations "
+        "(after training)." in text
     )
     assert "95% interval 9% to 76% ." in text
     assert "judge not calibrated: error rate unknown" in text

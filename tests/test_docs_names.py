@@ -65,6 +65,8 @@ ELSEWHERE = {
     *("walledai/AdvBench", "walledai/HarmBench", "walledai/StrongREJECT"),
     # Made-up names of the reader's own files and classes.
     *("my/replies.sqlite", "StopsAtSuccess", "RIVERSTONE", "questions.csv", "judge.yaml", "reply"),
+    # A file that is named after two runs.
+    "comparisons/A-B.json",
     # Symbols of the formulas on the page.
     *("e", "h", "k", "r", "z"),
 }

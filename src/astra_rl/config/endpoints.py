@@ -9,6 +9,7 @@ from typing import Any
 from astra_rl.config.making import StandIn, asked_target, checking_makers, section_of
 from astra_rl.config.parts import construct, make_reward
 from astra_rl.config.schema import ModeratorConfig, RunConfig, TargetConfig
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -58,7 +59,7 @@ def asked_in(config: RunConfig) -> list[EndpointUse]:
     if config.evaluation.judge is not None:
         found += asked_by("evaluation.judge", config.evaluation.judge)
     for part in parts_of(config):
-        for each in (*_others(part), getattr(part, "moderator", None)):
+        for each in (*part.others, part.moderator):
             if not isinstance(each, StandIn):
                 continue
             if isinstance(each.section, ModeratorConfig):
@@ -111,10 +112,6 @@ def check_prices(budget: Budget, asked: Sequence[EndpointUse]) -> None:
         )
 
 
-def _others(part: RewardPart) -> list[Any]:
-    return list(getattr(part, "others", ()))
-
-
 def asked_by(where: str, judge: ModeratorConfig, whose: str | None = None) -> Iterator[EndpointUse]:
     """Yield what a moderator asks, and those that it is made of."""
     whose = where if whose is None else whose
@@ -122,7 +119,9 @@ def asked_by(where: str, judge: ModeratorConfig, whose: str | None = None) -> It
     if isinstance(complete, Mapping):
         place = f"{where}.options.complete"
         yield _answering(place, whose, section_of(TargetConfig, place, complete), is_judge=True)
-    at_once = getattr(moderator_class(judge.type), "texts_per_request", None)
+    kind: Any = moderator_class(judge.type)
+    is_class = isinstance(kind, type) and issubclass(kind, Moderator)
+    at_once = kind.texts_per_request if is_class else None
     if at_once is not None:
         yield EndpointUse(
             where,
@@ -146,7 +145,7 @@ def _whole_number(value: Any, where: str) -> int:
 
 def longest_reply(target: Target) -> int:
     """Return how many tokens a reply of a target has at most, as far as anybody limits it."""
-    most: int | None = getattr(target, "most_output_tokens", None)
+    most = target.most_output_tokens
     return ASSUMED_OUTPUT if most is None else most
 
 
@@ -156,6 +155,6 @@ def _answering(where: str, whose: str, section: TargetConfig, *, is_judge: bool)
         where,
         whose,
         writes=longest_reply(target),
-        prices=getattr(target, "prices", None),
+        prices=target.prices,
         is_judge=is_judge,
     )

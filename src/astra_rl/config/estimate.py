@@ -148,11 +148,11 @@ def _texts_per_turn(whose: str, stage: str, parts: Sequence[RewardPart], *, has_
     if whose == "target":
         return 1 + sum(part.replies_per_turn for part in parts)
     if whose == "moderator":
-        judged = (p.judged_per_turn for p in parts if getattr(p, "moderator", None) is None)
+        judged = (p.judged_per_turn for p in parts if p.moderator is None)
         # The score of each turn is wanted, whatever the reward makes of it.
         return max(sum(judged), int(stage == "training" or not has_judge))
-    judged = (p.judged_per_turn for p in parts if _place(getattr(p, "moderator", None)) == whose)
-    answers = (1 for p in parts for each in getattr(p, "others", ()) if _place(each) == whose)
+    judged = (p.judged_per_turn for p in parts if _place(p.moderator) == whose)
+    answers = (1 for p in parts for each in p.others if _place(each) == whose)
     return sum(judged) + sum(answers)
 
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.methods.ast_problem import ASTEnvironment
 
 
@@ -46,7 +46,7 @@ class FewShotEnvironment(ASTEnvironment):
         tree_width: int = 4,
         tree_depth: int = 1,
         *,
-        examples: str | Sequence[ImitationStep],
+        examples: str | Sequence[ScoredAttack],
         shots: int = 4,
         temperature: float = 0.1,
     ) -> None:

@@ -316,5 +316,5 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     target = experiment.problem.target
     if not isinstance(target, Target):
         return {}
-    identity = getattr(target, "identity", target.name)
+    identity = target.identity
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}

@@ -12,10 +12,11 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import finish_reasons
+from astra_rl.core.text import Utterance, finish_reasons
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.moderators.caching import CachedModerator
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.training.callback import TrainerCallback
 from astra_rl.training.trackers import Tracker
@@ -126,7 +127,8 @@ class UnscoredCounts(TrainerCallback):
         return {f"unscored/{reason}": float(count) for reason, count in sorted(new.items())}
 
     def _counts(self) -> Counter[str]:
-        return Counter(getattr(self.moderator, "unscored", {}))
+        moderator = self.moderator
+        return Counter(moderator.unscored if isinstance(moderator, CachedModerator) else {})
 
 
 class Tracking(TrainerCallback):
@@ -160,5 +162,5 @@ def _share(marks: Iterable[bool]) -> float:
 
 
 def _token_count(node: Node[Any, Any]) -> int:
-    ids = (getattr(node.attack, "token_ids", None), getattr(node.response, "token_ids", None))
+    ids = (Utterance.of(node.attack).token_ids, Utterance.of(node.response).token_ids)
     return sum(len(each) for each in ids if each is not None)

@@ -28,6 +28,8 @@ from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def healthy(endpoint: Endpoint) -> None:
@@ -123,7 +125,6 @@ def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
     assert ("the call of a model failed" in report) == bool(after["outcomes"]["error"])
 
 
-@pytest.mark.slow
 def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
@@ -259,6 +260,7 @@ def test_saved_attacks_are_sent_to_a_target_of_a_file(
         assert {each.target for each in log} == {"my application"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
     workplace: Path, endpoint: Endpoint
 ) -> None:
@@ -288,7 +290,7 @@ def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "astra-rl resume signal" in errors.decode().replace("\n", "")
     assert len(list((workplace / "signal" / "states").iterdir())) == 1

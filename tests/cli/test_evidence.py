@@ -19,6 +19,8 @@ from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.replay import resend
 from astra_rl.runs.attempt_log import AttemptLog
 
+pytestmark = pytest.mark.slow
+
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
 ANYTHING = "type: keyword\noptions: {patterns: ['.*']}\n"
 

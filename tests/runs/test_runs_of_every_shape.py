@@ -14,6 +14,8 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import run_experiment
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 LEAK = {"type": "secret_leak", "options": {"secret": "e", "partial_per_word": 0.0}}
 RUNS: dict[str, dict[str, Any]] = {
     "attempts paid by a product": {

@@ -29,7 +29,7 @@ function treeOf(episode, path) {
     return make("li", {}, button, below.length ? make("ul", {}, ...below.map(branch)) : null);
   };
   const roots = children.get(-1) || [];
-  const seen = make("p", { class: "aside" }, `${count(episode.leaves.length, "conversation", "conversations")} from one opening. An orange dot marks a success of the attack; the bar shows the reward.`);
+  const seen = make("p", { class: "aside" }, `${count(episode.leaves.length, "conversation", "conversations")} from one opening. A red dot marks a success of the attack; the bar shows the reward.`);
   return make("details", { class: "tree", open: true }, make("summary", {}, "Rollout tree"), seen, make("ul", { class: "branches" }, ...roots.map(branch)));
 }
 

@@ -40,35 +40,16 @@ IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 
 ELSEWHERE = {
     # Names of other projects.
-    *(
-        "AutoModelForCausalLM.from_pretrained",
-        "model.generate",
-        "optimizer.step()",
-        "torch.compile",
-    ),
-    *(
-        "DPOTrainer",
-        "KTOTrainer",
-        "TrainerCallback",
-        "Infinity",
-        "datasets.load_dataset",
-        "datasets",
-    ),
-    *("save_to_disk", "alt-profanity-check", "sha256sum", "uv", "pyrit", "gaussian_nll"),
-    "assistant_response",
-    # Files of other projects' data sets, and their addresses on the hub.
-    *(
-        "data/behavior_datasets/harmbench_behaviors_text_all.csv",
-        "data/advbench/harmful_behaviors.csv",
-    ),
-    *("strongreject_dataset/strongreject_dataset.csv", "JailbreakBench/JBB-Behaviors"),
-    *("walledai/AdvBench", "walledai/HarmBench", "walledai/StrongREJECT"),
-    # Made-up names of the reader's own files and classes.
-    *("my/replies.sqlite", "StopsAtSuccess", "RIVERSTONE", "questions.csv", "judge.yaml", "reply"),
+    *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),
+    *("datasets.load_dataset", "save_to_disk", "pyrit", "sha256sum", "tmp_path", "uv"),
+    # Files of published data sets.
+    "data/advbench/harmful_behaviors.csv",
+    "data/behavior_datasets/harmbench_behaviors_text_all.csv",
+    "strongreject_dataset/strongreject_dataset.csv",
     # A file that is named after two runs.
     "comparisons/A-B.json",
-    # Symbols of the formulas on the page.
-    *("e", "h", "k", "r", "z"),
+    # A symbol of formulas.
+    "h",
 }
 """What pages may name although it is not in this repository."""
 

@@ -205,7 +205,7 @@ def test_outcomes_add_up_to_what_was_planned():
     assert (
         "bounds 17% to 50% if none or all of the 2 without a known outcome were successes" in text
     )
-    assert "the call timed out 1 an example" in text
+    assert "the call timed out 1 example" in text
     assert "no verdict 1 an example" in text
 
 
@@ -225,7 +225,7 @@ def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
     assert "p = 0.062, exact" in text
     assert "success before training 1 0 no success before training 5 0" in text
     assert "6 pairs on 6 prompts" in text
-    assert "2 conversations have no partner." in text
+    assert "2 conversations have no pair." in text
 
 
 def test_evaluations_of_other_prompts_stand_side_by_side_without_a_comparison():

@@ -66,6 +66,7 @@ def tiny(request):
     return problem, graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

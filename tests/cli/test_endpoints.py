@@ -27,6 +27,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.phases import summary_of_phase
 
 pytestmark = pytest.mark.slow
 
@@ -368,7 +369,11 @@ def test_an_evaluation_that_a_budget_cut_short_keeps_its_replies(
     assert done.returncode == 4, done.stderr
     assert "1 of 2 conversations were played" in done.stderr
     result = json.loads((workplace / "partly" / "evaluation_again.json").read_text())
-    assert (result["n"], result["planned"]) == (1, 2)
+    assert (result["n"], result["planned"], result["never_made"]) == (1, 2, 1)
+    shutil.copy(workplace / "asked" / "config.yaml", workplace / "partly" / "config.yaml")
+    summary = summary_of_phase(workplace / "partly", "again").as_dict()
+    written = ("planned", "never_made", "outcomes", "asr", "asr_last_turn")
+    assert {name: result[name] for name in written} == {name: summary[name] for name in written}
     assert (workplace / "partly" / "replies_again.sqlite").is_file()
     done = astra_rl("evaluate", "asked", "-o", "partly", cwd=workplace)
     assert done.returncode == 0, done.stderr

@@ -142,7 +142,7 @@ def test_a_judge_that_stays_down_ends_the_run_with_its_name_and_the_run_goes_on_
     training = {"steps": 30, "max_unscored_steps": 3, "save_every": 0}
     done = run(workplace, tmp_path, **BY_FUNCTION, training=training)
     assert done.returncode == 2
-    assert "not one reward could be computed in 3 training steps in a row" in done.stderr
+    assert "no valid reward in 3 consecutive training steps" in done.stderr
     assert "Traceback" not in done.stderr
     steps = len(metrics_of(tmp_path))
     assert 3 <= steps < 30

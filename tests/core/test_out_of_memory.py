@@ -19,6 +19,7 @@ OUT_OF_MEMORY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_a_batch_that_is_too_large_is_halved_until_it_fits(error, caplog):
     tried = []

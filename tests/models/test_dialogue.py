@@ -200,6 +200,7 @@ def test_own_turns_are_the_very_ids_that_were_sampled(name, side):
     assert "what it reads like" not in text
 
 
+@pytest.mark.slow
 @CHATS
 @SIDES
 @settings(max_examples=25, deadline=None)

@@ -20,6 +20,8 @@ from astra_rl.models.generation import Sampling, choose_tokens, generate
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 STOP = frozenset({3})
 SHARED = [2, 9, 10, 11, 12, 13, 14, 15, 16, 17]
 PROMPTS = [[2], [*SHARED, 5], [*SHARED, 6, 7], [4, 8, 20], [*SHARED, 5], [30, 31, 32, 33]]
@@ -43,7 +45,6 @@ def by_warpers(logits, sampling):
     return warpers(None, logits).log_softmax(-1)
 
 
-@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(prompts=prompt_sets, random=st.randoms(use_true_random=False))
 def test_a_rows_text_depends_on_its_prompt_and_seed_only(model, prompts, random):

@@ -11,6 +11,8 @@ from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 STOP = frozenset({3})
 PROMPTS = [[2, 9, 10, 11], [4], [30, 31, 32, 33, 34, 35, 36]]
 

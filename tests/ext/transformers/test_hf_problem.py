@@ -32,6 +32,8 @@ from astra_rl.rewards.terms import AttackNLL, Harm
 from astra_rl.testing import graph_signature, tiny_model
 from astra_rl.training.precision import MasterWeightOptimizer
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["gpt2", "gpt2-chat", "llama", "llama-chat"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,?!:"
 

@@ -178,7 +178,7 @@ def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     assert "95% interval 9% to 76% ." in text
     assert "judge not calibrated: error rate unknown" in text
     assert "score of at least 0.5" in text
-    assert "Wilson 8 prompts, 8 trials" in text
+    assert "Clopper-Pearson 8 prompts, 8 trials" in text
 
 
 def test_what_is_known_of_the_judge_stands_beside_the_rate():
@@ -206,7 +206,7 @@ def test_outcomes_add_up_to_what_was_planned():
         "bounds 17% to 50% if none or all of the 2 without a known outcome were successes" in text
     )
     assert "the call timed out 1 example" in text
-    assert "no verdict 1 an example" in text
+    assert "no verdict 1 example" in text
 
 
 def test_what_was_planned_and_never_held_is_an_error_and_not_safe():

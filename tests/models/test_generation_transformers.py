@@ -50,10 +50,10 @@ def test_samples_come_from_the_distribution_of_the_engine(model, sampling):
 def test_log_probabilities_are_those_of_the_engine(model):
     spans = [(1, 4), (1, 1), (3, 6)]
     exact = generate_with_transformers(
-        model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP, score=spans
+        model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP, score_spans=spans
     )
     engine = generate(
-        model, PROMPTS, Sampling(max_new_tokens=1), range(3), stop_ids=STOP, score=spans
+        model, PROMPTS, Sampling(max_new_tokens=1), range(3), stop_ids=STOP, score_spans=spans
     )
     scored = continuation_logprobs(model, PROMPTS, [each.token_ids for each in exact])
     for row, each in enumerate(exact):

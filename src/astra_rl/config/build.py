@@ -39,11 +39,11 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.methods.baseline_attacker import OrdinaryUse
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import RewardPart, readings, walk
 from astra_rl.training.config import TrainingConfiguration
 
@@ -199,9 +199,9 @@ def build_problem(
     )
 
 
-def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerProblem:
     """Return the problem in which the baseline of a configuration speaks."""
-    return OrdinaryUse(
+    return BaselineAttackerProblem(
         problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
     )
 

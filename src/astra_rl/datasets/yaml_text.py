@@ -1,22 +1,44 @@
-"""YAML that a person wrote, or that was damaged."""
+"""Read and write YAML: plain types only, with the numbers of YAML 1.2."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""A number with an exponent, as YAML 1.2 and JSON write it; YAML 1.1 needs a dot and a sign."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader (YAML 1.1), which also reads 1e-3 as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes a text that `_Loader` would read as a number."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML text says, in plain types: no object is ever made of a tag.
+    """Return the value of a YAML text in plain types; tags construct no objects.
 
     Raises:
-        YAMLError: It is no YAML. The parser itself raises whatever its parts do, for instance for
-            a date that does not exist or for too many brackets.
+        YAMLError: It is no valid YAML. Other errors of the parser, for instance for a date that
+            does not exist or for too many brackets, are raised as this one too.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
     except yaml.YAMLError:
         raise
     except Exception as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """Return a value of plain types as YAML; `parse_yaml` returns it again."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text

@@ -67,6 +67,8 @@ class LoraOptions:
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
+    __pydantic_config__ = {"extra": "forbid"}  # for configurations, which hold it as a section
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigurationError(f"rank={self.rank}; a LoRA rank must be at least 1.")

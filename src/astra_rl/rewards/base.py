@@ -65,10 +65,14 @@ class RewardPart(ABC):
 
     Attributes:
         name: How its value is called in logs and records. A term has one; the value of a reward
-            is recorded only if somebody names it.
+            is recorded only if it is given a name.
+        moderator: Its own moderator; None if it uses the problem's, or none.
+        others: Targets that it calls besides the problem's.
     """
 
     name: str | None = None
+    moderator: Moderator[Any, Any] | None = None
+    others: Sequence[Any] = ()
 
     @property
     def reads_target(self) -> TargetReading | None:

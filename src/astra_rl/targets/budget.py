@@ -29,6 +29,8 @@ class Budget:
     max_cost: float | None = None
     max_minutes: float | None = None
 
+    __pydantic_config__ = {"extra": "forbid"}  # for configurations, which hold it as a section
+
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)

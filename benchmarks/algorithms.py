@@ -30,8 +30,8 @@ import yaml
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
+from astra_rl.runs.provenance import versions
 from astra_rl.runs.report import rate_of
-from astra_rl.runs.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from astra_rl.runs.versions import versions
+from astra_rl.runs.provenance import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from astra_rl.evaluation.stats.rates import Rate, intervals_apart
+from astra_rl.evaluation.stats.intervals import intervals_apart
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.runs.provenance import versions
 from astra_rl.runs.report import rate_of
-from astra_rl.runs.versions import versions
 
 MAX_MINUTES = 5.0
 MIN_KINDS = 10

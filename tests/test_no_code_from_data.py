@@ -23,7 +23,7 @@ from astra_rl.evaluation.show.exports.regression import RegressionSuite
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.value_head import ValueHead
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.runner import manifest
+from astra_rl.runs.provenance import manifest
 from astra_rl.testing import tiny_model
 from astra_rl.training.states import load_state, save_state
 

@@ -15,7 +15,7 @@ import yaml
 from tests.cli.running import astra_rl
 from tests.cli.test_resume import attempts, timeless
 
-from astra_rl.runs.versions import versions
+from astra_rl.runs.provenance import versions
 from astra_rl.training.states import load_state, save_state
 
 STEPS = 6

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.rates import (
-    QueriesToSuccess,
-    Rate,
-    SeedSpread,
+from astra_rl.evaluation.stats.intervals import (
     clustered_interval,
     proportion_interval,
-    rate_at_k,
     student_quantile,
-    success_at_k,
 )
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.seed_spread import SeedSpread
+from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, rate_at_k, success_at_k
 
 PROMPTS = st.lists(
     st.integers(1, 6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),

@@ -10,9 +10,9 @@ from astra_rl.core.graph import Graph, Node
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.records.recorder import Labels
+from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.records.turn import Opening
-from astra_rl.evaluation.stats.rates import proportion_interval
+from astra_rl.evaluation.stats.intervals import proportion_interval
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment

@@ -11,8 +11,8 @@ import pytest
 from astra_rl import GRPO, ASTEnvironment, ASTEvaluator, Trainer, TrainingConfiguration
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import NoReply, Utterance
+from astra_rl.evaluation.records.from_graphs import Labels, record_tree
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.records.recorder import Labels, record_tree
 from astra_rl.methods.environments import (
     AttemptsEnvironment,
     BestOfNEnvironment,

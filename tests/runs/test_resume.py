@@ -14,6 +14,7 @@ from astra_rl.config.loading import parse_config
 from astra_rl.errors import AstraError, ConfigurationError, InterruptedRunError, StorageError
 from astra_rl.infra.checkpointing import remove_leftovers, replace_folder
 from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
+from astra_rl.runs.provenance import git_revision, versions
 from astra_rl.runs.resume import (
     check_can_run_in,
     check_same_prompts,
@@ -23,7 +24,6 @@ from astra_rl.runs.resume import (
     ending_well,
     kept_metrics,
 )
-from astra_rl.runs.versions import git_revision, versions
 
 CONFIG = """
 attacker: {model: a}

@@ -9,7 +9,7 @@ import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.runs.folder import RunFolder, new_run_folder, open_run_folder
-from astra_rl.runs.versions import versions
+from astra_rl.runs.provenance import versions
 
 
 def test_new_run_folders_never_collide_and_never_leave_their_parent(tmp_path: Path) -> None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.config.loading import load_config
-from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import Summary, compare
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.evaluation.stats.rates import SeedSpread
-from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
+from astra_rl.runs.folder import file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
 
 
@@ -103,7 +100,7 @@ def compare_runs(
     with Recorded(folders[0], phase) as a, Recorded(folders[1], phase_b) as b:
         rows_a, rows_b = list(a.rows()), list(b.rows())
         names = f"{folders[0].path.name} {phase}", f"{folders[1].path.name} {phase_b}"
-        _check_judged_alike(dict(zip(names, (rows_a, rows_b), strict=True)))
+        check_judged_alike(dict(zip(names, (rows_a, rows_b), strict=True)))
         pairs = compare(rows_a, rows_b)
         return Comparison(
             Side(names[0], a.summary()),
@@ -129,7 +126,7 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
             yield attempt
 
 
-def _check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
+def check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
     """Check that one judge at one threshold decided all outcomes.
 
     Raises:
@@ -155,61 +152,3 @@ def _check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
         "compared. Judge them again with one judge ('astra-rl score'), and compare those parts "
         "with --phase."
     )
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """What training seeds of one configuration differ in.
-
-    Attributes:
-        spread: The rate of each seed.
-        summaries: What each seed's attacker found, by seed.
-    """
-
-    spread: SeedSpread
-    summaries: dict[int, Summary]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the spread over seeds, and apart from it each seed's own numbers."""
-        return {
-            "between_seeds": self.spread.as_dict(),
-            "by_seed": {str(seed): each.as_dict() for seed, each in self.summaries.items()},
-        }
-
-
-def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
-    """Say how much runs differ that were trained alike but for the seed.
-
-    Raises:
-        ConfigurationError: They differ in more than the seed, a seed comes twice, or they were not
-            judged alike.
-    """
-    summaries: dict[int, Summary] = {}
-    rows: dict[str, Sequence[AttemptRow]] = {}
-    first: RunConfig | None = None
-    for run in runs:
-        folder = open_run_folder(run)
-        config = load_config(folder.config)
-        if config.seed in summaries:
-            raise ConfigurationError(
-                f"{folder.path}: seed {config.seed} came before; the same seed trains the same "
-                "attacker and says nothing of the spread."
-            )
-        first = first or config
-        _check_same_but_seed(first, config, folder)
-        with Recorded(folder, phase) as recorded:
-            rows[folder.path.name] = list(recorded.rows())
-            summaries[config.seed] = recorded.summary()
-    _check_judged_alike(rows)
-    rates = {seed: summary.asr.estimate for seed, summary in summaries.items()}
-    return Seeds(SeedSpread(rates), summaries)
-
-
-def _check_same_but_seed(first: RunConfig, config: RunConfig, folder: RunFolder) -> None:
-    a, b = (each.model_dump(mode="json", exclude={"seed", "title"}) for each in (first, config))
-    different = sorted(key for key in a if a[key] != b[key])
-    if different:
-        raise ConfigurationError(
-            f"{folder.path} differs from the first run in more than the seed: "
-            f"{', '.join(different)}. Use 'astra-rl compare' for two configurations."
-        )

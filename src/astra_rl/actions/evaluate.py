@@ -33,8 +33,8 @@ from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.replay import resend
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.naming import labels_of
 from astra_rl.runs.phases import Recorded, recording
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, evaluated_within_budget, spending
 from astra_rl.targets.ledger import current_ledger
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from astra_rl.actions.judging import send_again
+from astra_rl.actions.replay import send_again
 from astra_rl.config.endpoints import asked_in, check_prices
 from astra_rl.config.loading import check_credentials, load_config, load_moderator, load_target
 from astra_rl.config.making import build_moderator, check_moderator_options, check_target
 from astra_rl.config.schema import BudgetConfig, ModeratorConfig, RunConfig
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.recorder import Labels
+from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import open_run_folder

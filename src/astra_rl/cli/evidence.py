@@ -64,7 +64,7 @@ def register(app: typer.Typer, console: Console) -> None:
         max_minutes: MaxMinutes = None,
     ) -> None:
         """Judge the conversations of a run again with another moderator; no target is asked."""
-        from astra_rl.actions.judging import score_run
+        from astra_rl.actions.score import score_run
         from astra_rl.evaluation.stats.rates import describe_rate
 
         conditions = conditions_of(fail_on)
@@ -116,7 +116,7 @@ def register(app: typer.Typer, console: Console) -> None:
         dry_run: DryRun = False,
     ) -> None:
         """Send the saved attacks of a run again, to any target, and say what changed."""
-        from astra_rl.actions.judging import estimate_replay, replay_run
+        from astra_rl.actions.replay import estimate_replay, replay_run
 
         conditions = conditions_of(fail_on)
         quiet_libraries()

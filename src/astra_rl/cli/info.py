@@ -43,7 +43,7 @@ def _version_lines() -> Iterator[str]:
     import torch
 
     from astra_rl.models.loading import DTYPES, cache_dir, resolve_device, resolve_dtype
-    from astra_rl.runs.versions import versions
+    from astra_rl.runs.provenance import versions
 
     yield from (f"{package:14} {version}" for package, version in versions().items())
     device = resolve_device("auto")

@@ -52,7 +52,7 @@ def register(app: typer.Typer, console: Console) -> None:
 
         Also draws severity against likelihood.
         """
-        from astra_rl.actions.ordinary_use import rank_failures
+        from astra_rl.actions.failures import rank_failures
 
         out = Shown(console, as_json=as_json)
         found = rank_failures(
@@ -111,7 +111,7 @@ def register(app: typer.Typer, console: Console) -> None:
         (importance sampling), so that failures far too rare to count still get a number, or a plain
         refusal. --fail-on takes 'probability', 'lower(probability)' and 'upper(probability)'.
         """
-        from astra_rl.actions.ordinary_use import ordinary_failure
+        from astra_rl.actions.probability import ordinary_failure
         from astra_rl.evaluation.show.gate import OF_ORDINARY_USE
         from astra_rl.evaluation.stats.rates import describe_rate
 
@@ -158,7 +158,7 @@ def register(app: typer.Typer, console: Console) -> None:
         It is kept apart from the interval of each, which is about prompts. --fail-on is checked for
         every seed.
         """
-        from astra_rl.actions.compare import compare_seeds
+        from astra_rl.actions.seeds import compare_seeds
         from astra_rl.infra.jsonio import write_json
 
         conditions = conditions_of(fail_on)

@@ -142,7 +142,7 @@ def conditions_of(
 
 def cell(rate: Rate | None) -> str:
     """Return a rate and its interval as two lines."""
-    from astra_rl.evaluation.stats.rates import format_percent
+    from astra_rl.evaluation.stats.percent import format_percent
 
     if rate is None:
         return "-\n-"

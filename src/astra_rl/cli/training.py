@@ -37,7 +37,7 @@ def train_and_show(
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.build import check_training_options
-    from astra_rl.evaluation.stats.rates import SeedSpread
+    from astra_rl.evaluation.stats.seed_spread import SeedSpread
     from astra_rl.runs.folder import RunFolder, new_run_folder
     from astra_rl.runs.report import rate_of
     from astra_rl.runs.resume import check_can_run_in
@@ -74,7 +74,7 @@ def train_and_show(
 def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) -> None:
     """Show the rate of each evaluation, and how good their judge is."""
     from astra_rl.evaluation.judges.calibration import describe_judge
-    from astra_rl.evaluation.stats.rates import format_percent
+    from astra_rl.evaluation.stats.percent import format_percent
     from astra_rl.runs.report import rate_of
 
     table = Table(title="held-out conversations in which the target failed")

@@ -24,7 +24,7 @@ from astra_rl.targets.ledger import current_ledger
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
     from astra_rl.evaluation.measures.summary import Summary
     from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-    from astra_rl.evaluation.records.recorder import Labels, LogProbs
+    from astra_rl.evaluation.records.from_graphs import Labels, LogProbs
     from astra_rl.evaluation.records.turn import Turn
 
 
@@ -127,7 +127,7 @@ class ASTEvaluator(Evaluator[str, str]):
         A prompt that comes again, in this call or in one before, is another trial of it; `evaluate`
         counts from zero. See `measure` for the arguments.
         """
-        from astra_rl.evaluation.records.recorder import Labels, measure_logprobs, record_path
+        from astra_rl.evaluation.records.from_graphs import Labels, measure_logprobs, record_path
         from astra_rl.evaluation.records.turn import Opening
 
         conversations = [_conversation(graph) for graph in graphs]
@@ -334,7 +334,7 @@ def _turn(node: Node[str, str], recorded: Turn, judge: str) -> dict[str, Any]:
 
 def _fluency(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How natural the attacks read to each model that was asked, by its role or name."""
-    from astra_rl.evaluation.measures.likelihood import Fluency
+    from astra_rl.evaluation.measures.fluency import Fluency
 
     known = [turn.get("nll", {}) for turn in turns]
     names = dict.fromkeys(name for each in known for name in each)

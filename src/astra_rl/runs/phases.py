@@ -16,6 +16,10 @@ from astra_rl.runs.folder import RunFolder
 
 IN_THE_RUN = ("before", "training", "after")
 """Parts that `attempts.jsonl` holds; every later occasion has a file of its own."""
+ORDINARY_PHASE = "ordinary"
+"""Phase of ``astra-rl probability``: conversations of the baseline and of the attacker."""
+ORDINARY_ATTACKER = "ordinary use"
+"""Name of the attacker in the conversations of that phase that the baseline leads."""
 
 
 class Recorded:

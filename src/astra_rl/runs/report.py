@@ -31,7 +31,7 @@ from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
-from astra_rl.runs.phases import planned_attempts
+from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
 MOST_CONVERSATIONS = 10_000
 """Conversations of training that a page holds; evaluations are there in full."""
@@ -200,13 +200,10 @@ def _rows(path: Path) -> Iterable[AttemptRow]:
 
 
 def _probability(folder: RunFolder) -> Probability | NoProbability | None:
-    # Here, because that module plays runs, and whoever plays runs writes pages.
-    from astra_rl.actions.ordinary_use import ORDINARY, PHASE
-
     if not (folder.path / "probability.json").is_file():
         return None
-    with AttemptLog(folder.attempts_of(PHASE)) as log:
-        return failure_probability_of(log.attempts(), baseline=ORDINARY)
+    with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
+        return failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
 
 
 def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:

@@ -22,7 +22,7 @@ from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.versions import versions
+from astra_rl.runs.provenance import versions
 
 _MAY_CHANGE = ("budget", "cache")
 """Sections of the configuration that change nothing of what is found."""

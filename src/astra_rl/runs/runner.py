@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from astra_rl.config.build import Experiment, build, ordinary_use
@@ -26,9 +24,9 @@ from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder, read_own
-from astra_rl.runs.naming import labels_of, name_of
+from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import plan_attempts
+from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
     check_same_prompts,
@@ -41,7 +39,6 @@ from astra_rl.runs.resume import (
 )
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
 from astra_rl.runs.trainer import RunTrainer
-from astra_rl.runs.versions import git_revision, versions
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.states import load_state
@@ -318,18 +315,3 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
         return {}
     identity = getattr(target, "identity", target.name)
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
-
-
-def manifest(config: RunConfig, command: str) -> dict[str, Any]:
-    """Return what is needed to tell one run from another."""
-    return {
-        "schema_version": MANIFEST_VERSION,
-        "title": config.title,
-        "command": command,
-        "seed": config.seed,
-        "trust_remote_code": config.trust_remote_code,
-        "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
-        "versions": versions(),
-        "git_revision": git_revision(Path.cwd()),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

@@ -17,7 +17,7 @@ from astra_rl.core.text import finish_reasons
 from astra_rl.errors import BudgetSpentError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
 from astra_rl.evaluation.measures.diversity import greedy_clusters
-from astra_rl.evaluation.records.recorder import record_tree
+from astra_rl.evaluation.records.from_graphs import record_tree
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.ext.transformers.trainer import HFASTTrainer
@@ -27,9 +27,8 @@ from astra_rl.moderators.identity import identity_of
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.naming import labels_of, name_of
+from astra_rl.runs.provenance import labels_of, name_of, versions
 from astra_rl.runs.resume import config_digest
-from astra_rl.runs.versions import versions
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.reward_watch import UnscoredHook, WatchHook
 from astra_rl.training.states import save_state

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from astra_rl import ASTEnvironment, ASTEvaluator, FunctionModerator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.records.recorder import Labels
+from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.records.turn import LogProb
 from astra_rl.evaluation.stats.importance import (
     NoProbability,

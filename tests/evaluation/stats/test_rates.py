@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.rates import (
+from astra_rl.evaluation.stats.intervals import (
     FEW,
     Interval,
-    Rate,
-    format_percent,
     intervals_apart,
     proportion_interval,
     wilson_interval,
 )
+from astra_rl.evaluation.stats.percent import format_percent
+from astra_rl.evaluation.stats.rates import Rate
 
 counts = st.integers(1, 1_000_000).flatmap(
     lambda trials: st.tuples(st.integers(0, trials), st.just(trials))

@@ -17,7 +17,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison, compare_pairs
-from astra_rl.evaluation.stats.rates import QueriesToSuccess, Rate, RateAtK, rate_at_k
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
 AT_K = (1, 2, 5, 10, 25, 50, 100)
 """Numbers of attempts for which the rate of at least one success is shown."""

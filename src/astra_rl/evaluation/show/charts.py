@@ -22,7 +22,8 @@ from astra_rl.errors import ConfigurationError, require
 from astra_rl.evaluation.measures.thresholds import AtThreshold
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.stats.classification import Bin, Point
-from astra_rl.evaluation.stats.rates import Rate, format_percent
+from astra_rl.evaluation.stats.percent import format_percent
+from astra_rl.evaluation.stats.rates import Rate
 
 INK = "#757575"
 """Text and axes; its contrast is at least 4:1 on white and on near-black."""

@@ -30,8 +30,9 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.evaluation.stats.rates import Interval, Rate
+from astra_rl.evaluation.stats.rates import Rate
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

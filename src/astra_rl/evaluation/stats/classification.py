@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.rates import Rate, wilson_interval
+from astra_rl.evaluation.stats.intervals import wilson_interval
+from astra_rl.evaluation.stats.rates import Rate
 
 Truth = NDArray[np.bool_]
 Scores = NDArray[np.float64]

@@ -30,7 +30,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.records.turn import LogProb
-from astra_rl.evaluation.stats.rates import Array, Interval, Rate, student_quantile
+from astra_rl.evaluation.stats.intervals import Array, Interval, student_quantile
+from astra_rl.evaluation.stats.rates import Rate
 
 MIN_EFFECTIVE_FAILURES = 10.0
 """Effective failures below which no number is given: its interval would not hold."""

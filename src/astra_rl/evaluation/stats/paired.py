@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_rl.evaluation.stats.rates import (
+from astra_rl.evaluation.stats.intervals import (
     Array,
     Interval,
     bootstrap_interval,

@@ -13,7 +13,7 @@ from tests.hostile import HOSTILE
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import Evaluation, ReportData, Training, payload, render_report
-from astra_rl.evaluation.stats.rates import format_percent
+from astra_rl.evaluation.stats.percent import format_percent
 
 VIEWS = ("summary", "failures", "conversations", "training", "judges", "run")
 

@@ -10,7 +10,8 @@ from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.escaping import markdown_text, shorten
-from astra_rl.evaluation.stats.rates import between, describe_rate, format_percent
+from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.rates import describe_rate
 from astra_rl.infra.jsonio import write_atomic
 
 TEXT_LIMIT = 200

@@ -24,7 +24,7 @@ from astra_rl.evaluation.show.escaping import shorten
 from astra_rl.evaluation.show.report.data import ReportData
 from astra_rl.evaluation.show.report.payload import PREVIEW, visible
 from astra_rl.evaluation.show.report.views import Page, p_value, points, signed_points
-from astra_rl.evaluation.stats.rates import format_percent
+from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.infra.jsonio import write_atomic
 
 SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")

@@ -12,7 +12,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair, judge_pairs
 from astra_rl.evaluation.measures.diversity import Diversity, diversity
 from astra_rl.evaluation.measures.failure_kinds import Kind, kinds_of_failure
-from astra_rl.evaluation.measures.likelihood import (
+from astra_rl.evaluation.measures.likely_failures import (
     Ranking,
     most_likely_failures,
     severity_and_likelihood,
@@ -31,7 +31,8 @@ from astra_rl.evaluation.show.charts import (
 from astra_rl.evaluation.show.report.data import Evaluation, ReportData
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.evaluation.stats.rates import Rate, format_percent
+from astra_rl.evaluation.stats.percent import format_percent
+from astra_rl.evaluation.stats.rates import Rate
 
 MOST_RANKED = 50
 """Likely failures that are listed; the list of conversations has them all, in the same order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from astra_rl.config.build import build_problem, check_options, ordinary_use
 from astra_rl.config.loading import load_config
@@ -14,12 +13,6 @@ from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.evaluator import GraphMetrics
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.likelihood import (
-    Ranking,
-    most_likely_failures,
-    severity_and_likelihood,
-)
-from astra_rl.evaluation.show.charts import severity_likelihood
 from astra_rl.evaluation.stats.importance import (
     NoProbability,
     Probability,
@@ -30,15 +23,11 @@ from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.naming import labels_of
-from astra_rl.runs.phases import Recorded, recording
+from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, recording
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import spending
 from astra_rl.targets.ledger import current_ledger
 
-PHASE = "ordinary"
-"""Part of a run that holds conversations of the baseline and of the attacker together."""
-ORDINARY = "ordinary use"
-"""Name of the baseline where it speaks in the attacker's place."""
 _TURN_BY_TURN = ("tree", "single_turn", "pruned_tree", "best_of_n", "few_shot")
 
 
@@ -109,14 +98,14 @@ def ordinary_failure(
             "from the probabilities that weigh them. Set attacker.temperature=1.0, "
             "attacker.top_k=0 and attacker.top_p=1.0."
         )
-    path = destination.attempts_of(PHASE)
+    path = destination.attempts_of(ORDINARY_PHASE)
     with (
-        recording(destination, PHASE, conversations) as log,
-        spending([config], destination.path, occasion=PHASE) as ledger,
+        recording(destination, ORDINARY_PHASE, conversations) as log,
+        spending([config], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
         _hold(config, problem, log, conversations, share)
         log.flush()
-        found = failure_probability_of(log.attempts(), baseline=ORDINARY)
+        found = failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
     result = destination.path / "probability.json"
     destination.write_json(
         result,
@@ -143,7 +132,7 @@ def _hold(
     judge = config.evaluation.judge
     of_baseline = min(conversations - 1, max(1, round(share * conversations)))
     for player, name, count in (
-        (ordinary, ORDINARY, of_baseline),
+        (ordinary, ORDINARY_ATTACKER, of_baseline),
         (problem, None, conversations - of_baseline),
     ):
         evaluator = ASTEvaluator(
@@ -153,7 +142,7 @@ def _hold(
             judge=build_moderator(judge or config.moderator),
             batch_size=128,
             record=log.append,
-            labels=labels_of(config, PHASE, attacker=name, categories=prompts.categories),
+            labels=labels_of(config, ORDINARY_PHASE, attacker=name, categories=prompts.categories),
             likelihoods={
                 "attacker": problem.get_attacker_logprobs,
                 "baseline": ordinary.get_baseline_logprobs,
@@ -166,57 +155,3 @@ def _hold(
 def _within_time(play: Callable[[], Sequence[GraphMetrics]]) -> Sequence[GraphMetrics]:
     current_ledger().check()
     return play()
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The most likely failures of a run.
-
-    Attributes:
-        ranking: The failures.
-        path: The file that holds them.
-        picture: Severity against likelihood as SVG; None without a likelihood.
-    """
-
-    ranking: Ranking
-    path: Path
-    picture: Path | None
-
-
-def rank_failures(
-    run: str | Path,
-    *,
-    phase: str = "after",
-    under: str = "baseline",
-    by: Literal["total", "per_token"] = "total",
-    most: int = 50,
-) -> Ranked:
-    """Rank the failing conversations of a run by how likely ordinary use comes upon them.
-
-    Writes ``most_likely.json`` and the picture ``severity_likelihood.svg`` into the run's folder.
-
-    Args:
-        run: Folder of the run.
-        phase: Part of the run.
-        under: Model whose likelihood counts: ``"baseline"``, or another that was recorded.
-        by: See `most_likely_failures`.
-        most: How many to keep.
-
-    Raises:
-        ConfigurationError: The folder is no run, or an argument is out of its range.
-    """
-    folder = open_run_folder(run)
-    with Recorded(folder, phase) as recorded:
-        ranking = most_likely_failures(recorded.attempts(), under=under, by=by, most=most)
-        points = severity_and_likelihood(recorded.attempts(), under=under)
-        threshold = next((row.threshold for row in recorded.rows(limit=1)), None)
-    path = folder.path / "most_likely.json"
-    folder.write_json(
-        path, {"phase": phase, **ranking.as_dict(), "points": [p._asdict() for p in points]}
-    )
-    picture = None
-    if points:
-        picture = folder.path / "severity_likelihood.svg"
-        drawn = [(point.nll_per_token, point.severity) for point in points]
-        folder.write_text(picture, severity_likelihood(drawn, threshold=threshold))
-    return Ranked(ranking, path, picture)

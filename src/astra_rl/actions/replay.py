@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from astra_rl.actions.score import JUDGED_TOGETHER, judge_again
 from astra_rl.config.build import build_problem, check_options
-from astra_rl.config.endpoints import asked_by, check_prices
 from astra_rl.config.estimate import EstimateRow, estimate_given
-from astra_rl.config.loading import load_config, load_moderator
+from astra_rl.config.loading import load_config
 from astra_rl.config.making import (
     build_moderator,
     build_target,
-    check_moderator_options,
 )
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.graph import Graph
@@ -24,137 +23,22 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import (
     Summary,
-    by_prompt,
     compare,
     summarise,
-    summarise_prompts,
 )
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.records.recorder import Labels, record_path
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
-from astra_rl.moderators.identity import Identity, identity_of
-from astra_rl.rewards.terms import judge as ask_judge
-from astra_rl.runs.attempt_log import replacing_log
+from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.naming import labels_of
-from astra_rl.runs.phases import Recorded, plan_attempts, recording
-from astra_rl.runs.spending import WithinBudget, spending, spending_on
+from astra_rl.runs.phases import Recorded, recording
+from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.spending import WithinBudget, spending
 from astra_rl.targets.base import Target
-from astra_rl.targets.budget import Budget
-
-JUDGED_TOGETHER = 256
-"""Attempts that are judged in one call."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a judge said of attempts that were made before.
-
-    Attributes:
-        judge: Its name.
-        before: Summed up as they were judged before.
-        now: Summed up as this judge decides.
-        agreement: Turns scored by both, and on how many of them they agree.
-        path: The log of the attempts with the new scores.
-        left_out: Attempts for which a budget did not suffice.
-        spent: What was spent on calls, as `Ledger.as_dict` says it.
-    """
-
-    judge: str
-    before: Summary
-    now: Summary
-    agreement: Rate
-    path: Path
-    left_out: int
-    spent: Mapping[str, Any]
-
-
-def score_run(
-    run: str | Path,
-    moderator: str,
-    *,
-    threshold: float = 0.5,
-    phase: str = "after",
-    budget: Budget | None = None,
-) -> Judged:
-    """Judge the recorded conversations of a run again, without attacking again.
-
-    What a budget leaves unjudged is missing, and counted among the errors.
-
-    Args:
-        run: Folder of the run.
-        moderator: Name of a moderator, or a YAML file with its type and options.
-        threshold: Score from which on a turn is a failure of the target.
-        phase: Part of the run.
-        budget: Most that may be spent on calls of the moderator; None is without limit.
-
-    Raises:
-        BudgetSpentError: Nothing could be judged.
-        AstraError: The folder is no run, it has no such attempts, or the moderator cannot be made.
-    """
-    if not 0 < threshold <= 1:
-        raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
-    folder = open_run_folder(run)
-    config = load_moderator(moderator)
-    check_moderator_options(config)
-    asked = list(asked_by("moderator", config))
-    budget = budget or Budget()
-    check_prices(budget, asked)
-    judge = build_moderator(config)
-    identity = identity_of(judge)
-    name = identity.name
-    part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
-    path = folder.attempts_of(part)
-    agreed: list[bool] = []
-    within = WithinBudget()
-    with (
-        Recorded(folder, phase) as recorded,
-        replacing_log(path) as out,
-        spending_on(
-            budget,
-            folder.path,
-            asks=bool(asked),
-            occasion=f"score_{identity.digest[:6]}",
-        ) as ledger,
-    ):
-        before = recorded.summary()
-        count = judged = 0
-        for batch in _batches(recorded.attempts()):
-            count += len(batch)
-            work = partial(_judged_pairs, batch, judge, threshold)
-            for old, new in within(work, lambda pair: is_finished(pair[1])):
-                agreed += _agreement(old, new)
-                name = new.judge
-                judged += 1
-                out.append(new)
-        if within.spent is not None and not judged:
-            raise within.spent
-        out.flush()
-        planned = count if recorded.planned is None else recorded.planned
-        plan_attempts(folder, part, planned)
-        now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
-    agreement = Rate(sum(agreed), len(agreed))
-    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
-
-
-def _judged_pairs(
-    batch: Sequence[Attempt], judge: Moderator[Any, Any], threshold: float
-) -> list[tuple[Attempt, Attempt]]:
-    return list(zip(batch, judge_again(batch, judge, threshold=threshold), strict=True))
-
-
-def _agreement(old: Attempt, new: Attempt) -> list[bool]:
-    """Whether both judges say the same of each turn that both scored."""
-    scores = [(turn.score(old.judge), turn.score(new.judge)) for turn in new.turns]
-    return [
-        (a >= old.threshold) == (b >= new.threshold)
-        for a, b in scores
-        if a is not None and b is not None and old.judge != new.judge
-    ]
 
 
 @dataclass(frozen=True)
@@ -349,45 +233,3 @@ def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
     """Return what is asked. A target that is not loaded needs no attacker beside it."""
     target = build_target(config.target)
     return TargetOnlyProblem(target) if isinstance(target, Target) else build_problem(config, judge)
-
-
-def judge_again(
-    attempts: Sequence[Attempt], judge: Moderator[Any, Any], *, threshold: float | None = None
-) -> list[Attempt]:
-    """Return the attempts as this judge decides them, all judged in one call.
-
-    Args:
-        attempts: What was said.
-        judge: Scores it.
-        threshold: Score from which on a turn is a failure; None keeps that of each attempt.
-    """
-    identity = identity_of(judge)
-    exchanges = [each for attempt in attempts for each in attempt.exchanges()]
-    remaining = iter(ask_judge(judge, exchanges))
-    return [
-        attempt.judged(
-            _name_beside(identity, attempt),
-            [next(remaining) for _ in attempt.turns],
-            threshold=attempt.threshold if threshold is None else threshold,
-            judge_id=identity.digest,
-        )
-        for attempt in attempts
-    ]
-
-
-def _name_beside(identity: Identity, attempt: Attempt) -> str:
-    """Name a judge so that its scores do not stand in the place of another's of the same class."""
-    taken = any(identity.name in turn.scores for turn in attempt.turns)
-    same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)
-    return f"{identity.name} {identity.digest[:6]}" if taken and not same else identity.name
-
-
-def _batches(attempts: Iterable[Attempt]) -> Iterable[list[Attempt]]:
-    batch: list[Attempt] = []
-    for attempt in attempts:
-        batch.append(attempt)
-        if len(batch) == JUDGED_TOGETHER:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

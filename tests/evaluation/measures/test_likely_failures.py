@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.likelihood import fluency, most_likely_failures
+from astra_rl.evaluation.measures.fluency import fluency
+from astra_rl.evaluation.measures.likely_failures import most_likely_failures
 from astra_rl.evaluation.records.turn import LogProb
 
 

@@ -1,0 +1,70 @@
+"""Failures of a run ranked by likelihood in ordinary use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from astra_rl.evaluation.measures.likely_failures import (
+    Ranking,
+    most_likely_failures,
+    severity_and_likelihood,
+)
+from astra_rl.evaluation.show.charts import severity_likelihood
+from astra_rl.runs.folder import open_run_folder
+from astra_rl.runs.phases import Recorded
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The most likely failures of a run.
+
+    Attributes:
+        ranking: The failures.
+        path: The file that holds them.
+        picture: Severity against likelihood as SVG; None without a likelihood.
+    """
+
+    ranking: Ranking
+    path: Path
+    picture: Path | None
+
+
+def rank_failures(
+    run: str | Path,
+    *,
+    phase: str = "after",
+    under: str = "baseline",
+    by: Literal["total", "per_token"] = "total",
+    most: int = 50,
+) -> Ranked:
+    """Rank the failing conversations of a run by how likely ordinary use comes upon them.
+
+    Writes ``most_likely.json`` and the picture ``severity_likelihood.svg`` into the run's folder.
+
+    Args:
+        run: Folder of the run.
+        phase: Part of the run.
+        under: Model whose likelihood counts: ``"baseline"``, or another that was recorded.
+        by: See `most_likely_failures`.
+        most: How many to keep.
+
+    Raises:
+        ConfigurationError: The folder is no run, or an argument is out of its range.
+    """
+    folder = open_run_folder(run)
+    with Recorded(folder, phase) as recorded:
+        ranking = most_likely_failures(recorded.attempts(), under=under, by=by, most=most)
+        points = severity_and_likelihood(recorded.attempts(), under=under)
+        threshold = next((row.threshold for row in recorded.rows(limit=1)), None)
+    path = folder.path / "most_likely.json"
+    folder.write_json(
+        path, {"phase": phase, **ranking.as_dict(), "points": [p._asdict() for p in points]}
+    )
+    picture = None
+    if points:
+        picture = folder.path / "severity_likelihood.svg"
+        drawn = [(point.nll_per_token, point.severity) for point in points]
+        folder.write_text(picture, severity_likelihood(drawn, threshold=threshold))
+    return Ranked(ranking, path, picture)

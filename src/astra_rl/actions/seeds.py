@@ -1,0 +1,76 @@
+"""Variation between training seeds of one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from astra_rl.actions.compare import check_judged_alike
+from astra_rl.config.loading import load_config
+from astra_rl.config.schema import RunConfig
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.stats.seed_spread import SeedSpread
+from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.phases import Recorded
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What training seeds of one configuration differ in.
+
+    Attributes:
+        spread: The rate of each seed.
+        summaries: What each seed's attacker found, by seed.
+    """
+
+    spread: SeedSpread
+    summaries: dict[int, Summary]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spread over seeds, and apart from it each seed's own numbers."""
+        return {
+            "between_seeds": self.spread.as_dict(),
+            "by_seed": {str(seed): each.as_dict() for seed, each in self.summaries.items()},
+        }
+
+
+def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
+    """Say how much runs differ that were trained alike but for the seed.
+
+    Raises:
+        ConfigurationError: They differ in more than the seed, a seed comes twice, or they were not
+            judged alike.
+    """
+    summaries: dict[int, Summary] = {}
+    rows: dict[str, Sequence[AttemptRow]] = {}
+    first: RunConfig | None = None
+    for run in runs:
+        folder = open_run_folder(run)
+        config = load_config(folder.config)
+        if config.seed in summaries:
+            raise ConfigurationError(
+                f"{folder.path}: seed {config.seed} came before; the same seed trains the same "
+                "attacker and says nothing of the spread."
+            )
+        first = first or config
+        _check_same_but_seed(first, config, folder)
+        with Recorded(folder, phase) as recorded:
+            rows[folder.path.name] = list(recorded.rows())
+            summaries[config.seed] = recorded.summary()
+    check_judged_alike(rows)
+    rates = {seed: summary.asr.estimate for seed, summary in summaries.items()}
+    return Seeds(SeedSpread(rates), summaries)
+
+
+def _check_same_but_seed(first: RunConfig, config: RunConfig, folder: RunFolder) -> None:
+    a, b = (each.model_dump(mode="json", exclude={"seed", "title"}) for each in (first, config))
+    different = sorted(key for key in a if a[key] != b[key])
+    if different:
+        raise ConfigurationError(
+            f"{folder.path} differs from the first run in more than the seed: "
+            f"{', '.join(different)}. Use 'astra-rl compare' for two configurations."
+        )

@@ -1,0 +1,24 @@
+"""Shares as text: percentages for people."""
+
+from __future__ import annotations
+
+import math
+
+from astra_rl.evaluation.stats.intervals import Interval
+
+
+def format_percent(value: float) -> str:
+    """Return a share as a whole percentage, with a decimal near 0 and 1; a dash when missing.
+
+    Only exactly 0 and 1 are called 0% and 100%.
+    """
+    if not math.isfinite(value):
+        return "\N{EM DASH}"
+    if 0 < value < 0.01 or 0.99 < value < 1:
+        return f"{min(max(value, 0.001), 0.999):.1%}"
+    return f"{value:.0%}"
+
+
+def between(interval: Interval) -> str:
+    """Return an interval of shares, for instance ``6% to 24%``."""
+    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"

@@ -1,0 +1,112 @@
+"""Repeated attempts at a prompt: success at k and queries to the first success."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.intervals import Interval, clustered_interval
+from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.rates import Rate
+
+
+@dataclass(frozen=True)
+class RateAtK:
+    """How often at least one of `k` attempts at a prompt succeeds, averaged over prompts.
+
+    Attributes:
+        k: Attempts.
+        estimate: NaN when no prompt was tried `k` times.
+        interval: 95%, over prompts.
+        prompts: Prompts with at least `k` known outcomes: those the estimate is of.
+        left_out: Prompts with fewer.
+    """
+
+    k: int
+    estimate: float
+    interval: Interval
+    prompts: int
+    left_out: int
+
+    @property
+    def text(self) -> str:
+        """The rate in words."""
+        left_out = f", {self.left_out} tried too seldom" if self.left_out else ""
+        return (
+            f"one of {self.k} attempts succeeds at {format_percent(self.estimate)} of the prompts "
+            f"(95% interval {between(self.interval)}, {self.prompts} prompts{left_out})"
+        )
+
+
+def success_at_k(successes: int, trials: int, k: int) -> float:
+    """Estimate without bias how likely one of `k` trials succeeds: ``1 - C(n-c, k) / C(n, k)``.
+
+    The share of sets of `k` among the `n` trials that hold a success (Chen et al.,
+    arXiv 2107.03374, equation 1). The plug-in ``1 - (1 - c/n)**k`` is too low.
+
+    Returns:
+        A number in [0, 1]; NaN with fewer than `k` trials.
+
+    Raises:
+        ConfigurationError: `k` is below 1.
+    """
+    if k < 1:
+        raise ConfigurationError(f"k={k}; it must be at least 1.")
+    if trials < k:
+        return math.nan
+    return 1 - math.comb(trials - successes, k) / math.comb(trials, k)
+
+
+def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
+    """Average `success_at_k` over the prompts that were tried at least `k` times."""
+    values = [success_at_k(successes, trials, k) for successes, trials in by_prompt]
+    known = [value for value in values if not math.isnan(value)]
+    estimate = math.fsum(known) / len(known) if known else math.nan
+    interval = clustered_interval([(value, 1) for value in known])
+    return RateAtK(k, estimate, interval, len(known), len(values) - len(known))
+
+
+@dataclass(frozen=True)
+class QueriesToSuccess:
+    """How many answers of the target it took until it first failed at a prompt.
+
+    Attributes:
+        counts: For each prompt that was won, the answers up to and with the first failing one.
+        censored: For each prompt that was never won, the answers that were spent on it.
+    """
+
+    counts: tuple[int, ...]
+    censored: tuple[int, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over all prompts; infinite if half of them or more were never won.
+
+        A median over the won prompts alone would look the better the fewer are won.
+        """
+        prompts = len(self.counts) + len(self.censored)
+        at = (prompts - 1) // 2
+        if not prompts:
+            return math.nan
+        return float(sorted(self.counts)[at]) if at < len(self.counts) else math.inf
+
+    @property
+    def text(self) -> str:
+        """The median and how many prompts it is of, in words."""
+        median = self.median
+        known = "no median of the" if math.isinf(median) else f"median {median:g}"
+        return (
+            f"{known} answers until the first failure; {len(self.censored)} of "
+            f"{len(self.counts) + len(self.censored)} prompts never won (censored)"
+        )
+
+    def won_within(self, queries: int) -> Rate:
+        """Share of prompts won within so many answers.
+
+        A prompt on which fewer were spent without success is unscored: nobody knows.
+        """
+        won = sum(count <= queries for count in self.counts)
+        unknown = sum(count < queries for count in self.censored)
+        return Rate(won, len(self.counts) + len(self.censored) - unknown, unknown)

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.running import astra_rl
 
 from astra_rl.actions import evaluate as evaluation
-from astra_rl.config.build import build_evaluator
+from astra_rl.config.experiment import build_evaluator
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.show.exports import EXPORTS

@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.algorithms.imitation import ImitationStep, read_attacks
-from astra_rl.config.build import (
-    build_evaluator,
-    build_problem,
-    check_options,
-    ordinary_use,
-)
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
+from astra_rl.config.experiment import build_evaluator, build_problem, ordinary_use
 from astra_rl.config.loading import load_config
-from astra_rl.config.making import build_moderator
-from astra_rl.config.prompts import read_openings
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.text import Conversation
 from astra_rl.errors import BudgetSpentError, ConfigurationError
@@ -117,7 +111,7 @@ def evaluate_run(
         for target, config in configs.items()
     }
     phase = next(iter(plays.values())).phase
-    with spending(list(configs.values()), destination, occasion=phase):
+    with spending([play.plan for play in plays.values()], destination, occasion=phase):
         found = _played_until_spent(plays)
     if len(configs) > 1:
         RunFolder(destination).write_json(
@@ -187,8 +181,8 @@ class Play:
                 "give --attacker or --attacks; the attacks are said by nobody."
             )
         self.folder, self.config, self.trials = folder, config, trials
-        check_options(config)
-        prompts = read_openings(config.prompts, seed=config.seed)
+        self.plan = resolve(config)
+        prompts = self.plan.openings
         self.openings, self.categories = list(prompts.test), prompts.categories
         self.attacks = None if attacks is None else str(attacks)
         best = BEST_OF.fullmatch(self.attacks or "")
@@ -220,8 +214,8 @@ class Play:
         """Return what it would ask for at most."""
         if self.given is not None:
             contexts = [each.context for each in self.given]
-            return estimate_given(self.config, contexts, [1] * len(contexts))
-        return estimate(self.config, training=False, queries_per_turn=self.best_of or 1)
+            return estimate_given(self.plan, contexts, [1] * len(contexts))
+        return estimate(self.plan, training=False, queries_per_turn=self.best_of or 1)
 
     def into(self, destination: RunFolder) -> Evaluated:
         """Play, record, and write the result.
@@ -232,8 +226,8 @@ class Play:
         config, ledger = self.config, current_ledger()
         ledger.check()
         before = ledger.copied()
-        problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
-        evaluator = build_evaluator(config, problem, self.openings)
+        problem = build_problem(self.plan, attacker=self.attacker)
+        evaluator = build_evaluator(self.plan, problem)
         self._set_environment(evaluator)
         evaluator.labels = labels_of(
             config, self.phase, attacker=self.name, categories=self.categories
@@ -255,6 +249,7 @@ class Play:
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
         result = destination.evaluation(self.phase)
         destination.write_json(result, metrics)
+        self.plan.unload()
         with Recorded(destination, self.phase) as recorded:
             return Evaluated(config.target.name, metrics, recorded.summary(), result)
 

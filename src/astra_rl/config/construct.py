@@ -51,7 +51,7 @@ class Bound:
     """
 
     where: str
-    factory: Callable[..., Any]
+    factory: Any
     options: Mapping[str, Any]
 
     def __call__(self, *arguments: Any) -> Any:
@@ -273,9 +273,9 @@ def _convert(hint: Any, value: Any, where: str, context: Context) -> Any:
         if kind is Completer:
             return _completer(where, value, context)
     if any(get_origin(choice) is Callable for choice in choices) and not callable(value):
-        if str not in choices or not isinstance(value, str):
+        if str not in choices:
             raise ConfigurationError(f"{where}: a function cannot be given in a file; use Python.")
-        return value
+        return check_type(where, str, value)
     return check_type(where, hint, value)
 
 
@@ -307,6 +307,8 @@ def check_type(where: str, hint: Any, value: Any) -> Any:
         checked = validate_as_json(adapter, value)
     except ValidationError as error:
         raise ConfigurationError(describe(where, value, error.errors())) from error
+    except (TypeError, ValueError):
+        return value  # an object that was given in Python
     return checked if isinstance(value, list) and isinstance(checked, tuple) else value
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from astra_rl.config.resolve import Plan, check_training, resolve
 from astra_rl.config.schema import RunConfig, SpeakerConfig
 from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
-from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator
@@ -80,13 +80,19 @@ def build(plan: Plan | RunConfig) -> Experiment:
     )
 
 
-def build_problem(plan: Plan, *, attacker: str | None = None) -> HFASTProblem:
+def build_problem(
+    plan: Plan,
+    *,
+    attacker: str | None = None,
+    moderator: Moderator[str, str] | None = None,
+) -> HFASTProblem:
     """Load attacker, target, baseline and moderators; with a value function if the algorithm has one.
 
     Args:
         plan: The plan.
         attacker: A trained attacker to load instead of the one that the configuration starts from,
             including an adapter that it brings; it gets no new adapter and no value function.
+        moderator: Moderator to use instead of the plan's.
 
     Raises:
         AstraError: A model cannot be loaded.
@@ -102,7 +108,7 @@ def build_problem(plan: Plan, *, attacker: str | None = None) -> HFASTProblem:
         attacker or speaker.model,
         plan.target if local is None else local.model,
         config.baseline or speaker.model,
-        plan.moderator.load(),
+        moderator or plan.moderator.load(),
         config.device,
         dtype=config.dtype,
         reward=plan.reward,
@@ -118,9 +124,7 @@ def build_problem(plan: Plan, *, attacker: str | None = None) -> HFASTProblem:
     )
 
 
-def build_environment(
-    plan: Plan, problem: HFASTProblem, openings: Sequence[str]
-) -> ASTEnvironment:
+def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
     """Construct the environment.
 
     Args:
@@ -131,12 +135,7 @@ def build_environment(
     Raises:
         ConfigurationError: An option is out of range.
     """
-    environment = plan.environment(problem, openings)
-    if not isinstance(environment, ASTEnvironment):
-        raise ConfigurationError(
-            f"environment.type: {type(environment).__name__} is not an ASTEnvironment; name a "
-            "subclass of it."
-        )
+    environment: ASTEnvironment = plan.environment(problem, openings)
     return environment
 
 

@@ -128,7 +128,9 @@ def _read_section(path: str, name: str) -> Any:
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
-def validated(section: type[SectionT], values: Any, *, where: str = "", source: str = "") -> SectionT:
+def validated(
+    section: type[SectionT], values: Any, *, where: str = "", source: str = ""
+) -> SectionT:
     """Return a section of a configuration, validated as strictly as JSON has types.
 
     Args:
@@ -141,8 +143,7 @@ def validated(section: type[SectionT], values: Any, *, where: str = "", source: 
         ConfigurationError: Naming each wrong key, what was given and what is allowed.
     """
     try:
-        validate: SectionT = validate_as_json(TypeAdapter(section), values)
-        return validate
+        return _validate(section, values)
     except ValidationError as error:
         places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for each in error.errors():
@@ -191,6 +192,17 @@ def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def _validate(section: type[SectionT], values: Any) -> SectionT:
+    adapter: TypeAdapter[SectionT] = TypeAdapter(section)
+    try:
+        checked: SectionT = validate_as_json(adapter, values)
+    except ValidationError:
+        raise
+    except (TypeError, ValueError):  # a date, or an object that was given in Python
+        checked = adapter.validate_python(values)
+    return checked
+
+
 def _place(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
     """Return where an error is among the values, without pydantic's names of union members."""
     place: list[Any] = []
@@ -198,9 +210,9 @@ def _place(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
     for index, part in enumerate(error["loc"]):
         is_last = index == len(error["loc"]) - 1
         inner = None
-        if isinstance(values, Mapping) and part in values:
-            inner = values[part]
-        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        ):
             inner = values[part]
         elif not (is_last and names_key):
             continue

@@ -70,16 +70,12 @@ def _allowed(error: Mapping[str, Any]) -> str:
 def validate_as_json(adapter: TypeAdapter[Any], value: Any) -> Any:
     """Validate a value as strictly as JSON has types: "5" is no number, a list may be a tuple.
 
-    A value with parts that no file can hold, such as an object, is validated as it is.
-
     Raises:
         ValidationError: It is of another type.
+        TypeError: It has parts that no file can hold, such as an object.
+        ValueError: The same.
     """
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        return adapter.validate_python(value)
-    return adapter.validate_json(text, strict=True)
+    return adapter.validate_json(json.dumps(value), strict=True)
 
 
 __all__ = ["ValidationError", "describe", "validate_as_json"]

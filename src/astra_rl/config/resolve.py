@@ -21,6 +21,7 @@ from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
+from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -99,6 +100,10 @@ class DeferredModerator(Moderator[str, str]):
         moderator = self._bound(*([parts] if parts else []))
         return CachedModerator(FaultTolerantModerator(moderator, time_limit=self._time_limit))
 
+    def unload(self) -> None:
+        """Release what `load` constructed."""
+        vars(self).pop("_loaded", None)
+
     @property
     def identity_stands_for(self) -> Moderator[str, str]:
         """The moderator whose scores these are."""
@@ -171,6 +176,10 @@ class DeferredTarget(Target):
             dtype=self._config.dtype,
             trust_remote_code=self._config.trust_remote_code,
         )
+
+    def unload(self) -> None:
+        """Release the model."""
+        vars(self).pop("_loaded", None)
 
     def respond(self, conversations: Sequence[str]) -> Sequence[str]:
         """Sample one reply per conversation."""
@@ -350,6 +359,12 @@ class Plan:
         for each in self.deferred:
             each.load()
 
+    def unload(self) -> None:
+        """Release the moderators and models that were loaded, so that another plan has room."""
+        judges = [self.moderator, *([] if self.judge is None else [self.judge])]
+        for each in (*judges, *self.deferred):
+            each.unload()
+
 
 def resolve(config: RunConfig) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
@@ -371,7 +386,7 @@ def resolve(config: RunConfig) -> Plan:
     resolver = _Resolver(config)
     algorithm = bind(
         "algorithm.options",
-        ALGORITHMS.load(config.algorithm.type),
+        _subclass("algorithm.type", ALGORITHMS.load(config.algorithm.type), Algorithm),
         config.algorithm.options,
         resolver,
         supplied=1,
@@ -384,7 +399,7 @@ def resolve(config: RunConfig) -> Plan:
         )
     environment = bind(
         "environment",
-        ENVIRONMENTS.load(config.environment.type),
+        _subclass("environment.type", ENVIRONMENTS.load(config.environment.type), ASTEnvironment),
         config.environment.arguments(),
         resolver,
         supplied=2,
@@ -405,6 +420,14 @@ def resolve(config: RunConfig) -> Plan:
     _check_environment(environment)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _subclass(where: str, found: Any, base: type[Any]) -> Any:
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigurationError(
+            f"{where}: {found!r} given; it must be a subclass of {base.__name__}."
+        )
+    return found
 
 
 def _check_environment(environment: Bound) -> None:

@@ -103,7 +103,9 @@ class ModeratorConfig(_Section):
 
     type: str = Field(description="A moderator's name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
-    of: tuple[ModeratorConfig, ...] = Field((), description="The moderators that a composition combines.")
+    of: tuple[ModeratorConfig, ...] = Field(
+        (), description="The moderators that a composition combines."
+    )
     time_limit: float | None = Field(
         1800.0, gt=0, description="Seconds a call may take before its scores are missing."
     )
@@ -117,9 +119,7 @@ class ModeratorConfig(_Section):
     @model_validator(mode="after")
     def _composition_of_some(self) -> ModeratorConfig:
         if is_composition(self.type) and not self.of:
-            raise ValueError(
-                f"{self.type} combines other moderators; list them under 'of'"
-            )
+            raise ValueError(f"{self.type} combines other moderators; list them under 'of'")
         if self.of and not is_composition(self.type):
             raise ValueError(f"{self.type} does not combine other moderators; leave out 'of'")
         return self
@@ -204,7 +204,9 @@ class TrainingConfig(_Section):
     batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(1e-5, gt=0)
-    final_lr: float | None = Field(None, gt=0, description="Learning rate at the end of linear decay.")
+    final_lr: float | None = Field(
+        None, gt=0, description="Learning rate at the end of linear decay."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -217,12 +219,16 @@ class TrainingConfig(_Section):
     save_every: int = Field(
         25, ge=0, description="Steps between saved training states; 0 saves at the end only."
     )
-    save_total_limit: int = Field(2, ge=1, description="Number of training states to keep, the newest.")
+    save_total_limit: int = Field(
+        2, ge=1, description="Number of training states to keep, the newest."
+    )
     save_best: bool = Field(
         True,
         description="Also keep the attacker with the best training success, as checkpoints/best.",
     )
-    max_minutes: float | None = Field(None, gt=0, description="Stop training after this many minutes.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Stop training after this many minutes."
+    )
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
     )
@@ -276,14 +282,17 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    budget: Budget = Field(Budget(), description="Limits of the run; at a limit it ends, resumable.")
+    budget: Budget = Field(
+        Budget(), description="Limits of the run; at a limit it ends, resumable."
+    )
     cache: bool | str = Field(
         True,
         description="Cache replies of endpoints, so that resuming repeats no call: true: in the "
         "run folder until the run is done; a path: in that file, permanently.",
     )
     sampler: Literal["own", "transformers"] = Field(
-        "own", description="Sampling engine; 'transformers' uses its generate(), slower, for comparison."
+        "own",
+        description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
     )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

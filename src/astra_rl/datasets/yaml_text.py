@@ -31,7 +31,7 @@ def parse_yaml(text: str) -> Any:
             does not exist or for too many brackets, are raised as this one too.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import (
@@ -67,7 +67,9 @@ class LoraOptions:
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
-    __pydantic_config__ = {"extra": "forbid"}  # for configurations, which hold it as a section
+    __pydantic_config__: ClassVar[Any] = {
+        "extra": "forbid"
+    }  # for configurations, which hold it as a section
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from astra_rl.config.build import Experiment, build, ordinary_use
+from astra_rl.config.experiment import Experiment, build, ordinary_use
+from astra_rl.config.resolve import Plan, resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import (
     BudgetEndedError,
@@ -100,7 +101,7 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig,
+    config: RunConfig | Plan,
     folder: RunFolder,
     display: Display | None = None,
     *,
@@ -110,7 +111,7 @@ def run_experiment(
     """Do a whole run and leave everything in its folder, or go on with one that ended early.
 
     Args:
-        config: What to do.
+        config: What to do: a configuration, or the plan that it was resolved to.
         folder: Where to keep it.
         display: Shows progress.
         command: What a person types to get the same run again, for the report.
@@ -124,15 +125,16 @@ def run_experiment(
         StorageError: The disk is full, or the folder read-only; the run can be continued.
         AstraError: Something cannot be had or does not fit; the message says what.
     """
+    plan = config if isinstance(config, Plan) else resolve(config)
     with ending_well(folder):
         if not folder.config.is_file():  # comes first: without it the folder is not known for a run
-            folder.write_text(folder.config, config.to_yaml())
+            folder.write_text(folder.config, plan.config.to_yaml())
         with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
-            return _run_on_account(config, folder, log, display or Display(), command, force)
+            return _run_on_account(plan, folder, log, display or Display(), command, force)
 
 
 def _run_on_account(
-    config: RunConfig,
+    plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
     display: Display,
@@ -142,9 +144,9 @@ def _run_on_account(
     """Do the run, charge its calls to the ledger in its folder, and say how to go on."""
     go_on = how_to_go_on(folder)
     try:
-        with spending([config], folder.path, keep_ledger=True) as ledger:
+        with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
-                return _do_run(config, folder, log, display, command, force)
+                return _do_run(plan, folder, log, display, command, force)
             except BudgetSpentError as error:
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
@@ -156,14 +158,14 @@ def _run_on_account(
 
 
 def _do_run(
-    config: RunConfig,
+    plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
     display: Display,
     command: str,
     force: bool,
 ) -> Result:
-    command = redact_message(command)
+    config, command = plan.config, redact_message(command)
     seconds: dict[str, float] = {}
     remove_leftovers(folder.states)
     remove_leftovers(folder.checkpoints)
@@ -175,7 +177,7 @@ def _do_run(
     if saved is not None:
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
     with _timed(seconds, display, "loading models"):
-        experiment = build(config)
+        experiment = build(plan)
     record["run"] = name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     record |= _described_target(experiment)

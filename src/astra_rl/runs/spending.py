@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from astra_rl.config.build import Experiment
-from astra_rl.config.endpoints import asked_in
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.experiment import Experiment
+from astra_rl.config.resolve import Plan
 from astra_rl.errors import BudgetSpentError
 from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
@@ -22,7 +21,7 @@ from astra_rl.targets.reply_cache import ReplyCache, remembering
 
 @contextlib.contextmanager
 def spending(
-    configs: Sequence[RunConfig],
+    plans: Sequence[Plan],
     folder: Path | None,
     *,
     occasion: str = "",
@@ -31,17 +30,17 @@ def spending(
     """Charge the calls inside the block to one ledger, and answer from replies that are kept.
 
     Args:
-        configs: Say the budget, of which the least counts, what is asked, and, the first of them,
-            where replies are kept.
+        plans: Their budgets, of which the smallest limits count, and their endpoints; the first
+            says where replies are cached.
         folder: Of the run, or of what a command writes; None keeps nothing.
         occasion: Distinguishes a command from the run itself.
         keep_ledger: Go on with what earlier sessions spent.
     """
     with spending_on(
-        Budget.least(config.budget.budget() for config in configs),
+        Budget.least(plan.budget for plan in plans),
         folder,
-        asks=any(asked_in(config) for config in configs),
-        cache=configs[0].cache,
+        asks=any(plan.endpoints for plan in plans),
+        cache=plans[0].config.cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
     ) as ledger:

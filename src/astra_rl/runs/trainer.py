@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from astra_rl.config.build import Experiment
+from astra_rl.config.experiment import Experiment
 from astra_rl.config.schema import RunConfig, TrainingConfig
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_number
 
@@ -29,7 +29,9 @@ class Budget:
     max_cost: float | None = None
     max_minutes: float | None = None
 
-    __pydantic_config__ = {"extra": "forbid"}  # for configurations, which hold it as a section
+    __pydantic_config__: ClassVar[Any] = {
+        "extra": "forbid"
+    }  # for configurations, which hold it as a section
 
     def __post_init__(self) -> None:
         for each in fields(self):

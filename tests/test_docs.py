@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from astra_rl import FunctionModerator
-from astra_rl.config.resolve import resolve
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import resolve
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -181,12 +181,13 @@ def signature(thing):
         ("Evaluator.write_json", "data path"),
         ("Node", "context attack response reward children= *reward_terms="),
         ("Graph", "context children="),
-        ("Trainer", "config environment algorithm"),
+        ("Trainer", "config environment algorithm *callbacks="),
         ("Trainer.train", ""),
         ("ASTEnvironment", "problem prompts tree_width= tree_depth="),
         (
             "Harness",
-            "environment algorithm num_episodes_per_experience= *batch_size= *dataloader_kwargs=",
+            "environment algorithm num_episodes_per_experience= *batch_size= *dataloader_kwargs= "
+            "*on_collected=",
         ),
     ],
 )

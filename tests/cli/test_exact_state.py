@@ -116,7 +116,7 @@ def stopped(workplace: Path, tmp_path: Path, config: Path, judge: Judge) -> Path
 def with_state(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     found = load_state(run / "states")
     assert found is not None
-    change(found[1]["run"])
+    change(found[1]["callbacks"])
     save_state(run / "states", *found)
 
 
@@ -128,8 +128,8 @@ def test_successes_before_a_break_count(workplace: Path, stopped: Path) -> None:
 
 def test_the_time_before_a_break_counts(workplace: Path, stopped: Path) -> None:
     def an_hour_later(state: dict[str, Any]) -> None:
-        assert 0 < state["elapsed"] < 3600
-        state["elapsed"] += 3600
+        assert 0 < state["TimeLimit"]["elapsed"] < 3600
+        state["TimeLimit"]["elapsed"] += 3600
 
     with_state(stopped, an_hour_later)
     assert astra_rl("resume", str(stopped), cwd=workplace).returncode == 0
@@ -140,8 +140,8 @@ def test_versions_that_differ_from_those_of_the_state_are_said(
     workplace: Path, stopped: Path
 ) -> None:
     def of_another_torch(state: dict[str, Any]) -> None:
-        assert state["versions"] == versions()
-        state["versions"]["torch"] = "1.0"
+        assert state["RunIdentity"]["versions"] == versions()
+        state["RunIdentity"]["versions"]["torch"] = "1.0"
 
     with_state(stopped, of_another_torch)
     done = astra_rl("resume", str(stopped), cwd=workplace)

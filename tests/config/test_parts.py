@@ -124,7 +124,10 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
         ("harm: {of: prompt}", r"reward.harm.of: 'prompt' given; it must be one of 'response', "),
         ("harm: {replies: many}", r"reward.harm.replies: 'many' given; it must be a whole number"),
         ("harm: {replies: 0}", r"reward.harm: replies=0; at least 1"),
-        ("sum: [{harm: {}, weight: much}]", r"reward.sum\[0\].weight: 'much' given; it must be a number"),
+        (
+            "sum: [{harm: {}, weight: much}]",
+            r"reward.sum\[0\].weight: 'much' given; it must be a number",
+        ),
         ("sum: {harm: 1}", r"reward.sum.harm: unknown key"),
         ("sum: [{harm: {}, kl: {}}]", r"\['harm', 'kl'\] given; name one part"),
         ("sum: [{1.5: {}, kl: {}}]", r"\['1.5', 'kl'\] given; name one part"),

@@ -34,6 +34,8 @@ class NumberModerator(Moderator):
 class NoEnvironment:
     """Stands in where graphs are given by hand."""
 
+    queries_per_turn = 1
+
     def __init__(self):
         self.problem = ToyProblem(NumberModerator())
 

@@ -1,7 +1,11 @@
+import copy
 import functools
+import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,6 +146,124 @@ def test_a_class_of_ones_own_needs_nothing_and_may_say_more():
 
 def test_what_cannot_be_described_still_has_an_identity():
     assert identity_of(ScriptedModerator({"a": object()})).settings
+
+
+class PrivateWord(Moderator[str, str]):
+    """Keeps its arguments under other names, as most classes of users do."""
+
+    def __init__(self, word, *, limit=3, **more):
+        self._word, self._limit, self._more = word, limit, more
+
+    def moderate(self, x):
+        return [float(self._word in text) for text in x]
+
+
+def test_arguments_that_are_kept_privately_are_part_of_the_identity():
+    assert identity_of(PrivateWord("a")) != identity_of(PrivateWord("b"))
+    assert identity_of(PrivateWord("a")) != identity_of(PrivateWord("a", limit=4))
+    assert identity_of(PrivateWord("a", extra=1)) != identity_of(PrivateWord("a", extra=2))
+
+
+def test_how_an_argument_was_given_makes_no_difference():
+    same = [
+        PrivateWord("a"),
+        PrivateWord(word="a"),
+        PrivateWord("a", limit=3),
+        PrivateWord(limit=3, word="a"),
+    ]
+    assert len({identity_of(each) for each in same}) == 1
+    assert identity_of(PrivateWord("a", x=1, y=2)) == identity_of(PrivateWord("a", y=2, x=1))
+
+
+@dataclass(frozen=True)
+class WithFields(Moderator[str, str]):
+    words: tuple[str, ...]
+    options: dict[str, int] = field(default_factory=dict)
+
+    def moderate(self, x):
+        return [0.0] * len(x)
+
+
+def test_a_dataclass_is_told_by_its_fields():
+    assert identity_of(WithFields(("a",))) == identity_of(WithFields(words=("a",), options={}))
+    assert identity_of(WithFields(("a",))) != identity_of(WithFields(("b",)))
+    assert identity_of(WithFields((), {"n": 1})) != identity_of(WithFields((), {"n": 2}))
+
+
+class ByTopic(KeywordModerator):
+    def __init__(self, topic, level=1):
+        super().__init__({"fruit": ["apple"], "tools": ["saw"]}[topic], patterns=["x"])
+        self._level = level
+
+
+def test_a_subclass_is_told_by_its_own_arguments_not_by_those_it_passes_on():
+    assert identity_of(ByTopic("fruit")) != identity_of(ByTopic("tools"))
+    assert identity_of(ByTopic("fruit", level=2)) != identity_of(ByTopic("fruit"))
+    assert identity_of(ByTopic("fruit")) == identity_of(ByTopic(topic="fruit"))
+
+
+def test_arguments_are_told_apart_by_type_and_content():
+    linear = torch.nn.Linear(2, 2)
+    arguments = [
+        1, 1.0, True, "1", None, [1], {"a": 1}, {1: 1}, {"1": 2},
+        re.compile("a"), re.compile("b"), re.compile("a", re.IGNORECASE),
+        torch.zeros(2), torch.ones(2), torch.zeros(2, dtype=torch.int64), np.zeros(3),
+        tiny_model(seed=0).model, tiny_model(seed=1).model, linear,
+        count_a, count_b, str.upper, int, float, "ab".startswith, PrivateWord("a").moderate,
+        PrivateWord("b").moderate, KeywordModerator(["a"]), KeywordModerator(["b"]),
+    ]  # fmt: skip
+    identities = [identity_of(PrivateWord(each)).settings for each in arguments]
+    assert len(set(identities)) == len(identities)
+    assert identities == [identity_of(PrivateWord(each)).settings for each in arguments]
+
+
+def test_credentials_and_how_it_is_run_are_no_part_of_an_identity():
+    class Remote(Moderator[str, str]):
+        def __init__(self, url, api_key="", auth_token="", timeout=1, batch_size=2):
+            self._settings = url, api_key, auth_token, timeout, batch_size
+
+        def moderate(self, x):
+            return [0.0] * len(x)
+
+    one = Remote("u", api_key="k", auth_token="t", timeout=5, batch_size=8)
+    assert identity_of(one) == identity_of(Remote("u"))
+    assert identity_of(one) != identity_of(Remote("v"))
+    assert {"api_key", "auth_token"}.isdisjoint(one.identity_settings())
+
+
+def test_a_class_without_a_constructor_takes_no_arguments():
+    class Bare(Moderator[str, str]):
+        def moderate(self, x):
+            return [0.0] * len(x)
+
+    assert identity_of(Bare()).settings == identity_of(Bare()).settings
+    with pytest.raises(TypeError, match="argument"):
+        Bare("a")
+
+
+def test_a_copy_has_the_identity_of_the_original():
+    moderator = PrivateWord("a")
+    assert identity_of(copy.deepcopy(moderator)) == identity_of(moderator)
+
+
+def test_the_behavior_of_harmbench_is_part_of_its_identity(guard_of):
+    one, other, none = (
+        identity_of(guard_of("harmbench", behavior=each)) for each in ("one", "other", None)
+    )
+    assert len({one, other, none}) == 3
+
+
+@pytest.mark.parametrize(
+    ("moderator", "settings"),
+    [
+        (KeywordModerator(["a"]), "02b8431ce587"),
+        (SecretLeakModerator("amber falcon"), "fd6135a0f4bb"),
+        (MaxModerator([KeywordModerator(["a"])]), "3823720cd53f"),
+        (LLMJudgeModerator(lambda chats: []), "fe4322c93e91"),
+    ],
+)
+def test_identities_of_the_library_are_those_of_earlier_records(moderator, settings):
+    assert identity_of(moderator).settings == settings
 
 
 PROGRAM = """

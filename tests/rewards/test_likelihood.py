@@ -13,6 +13,7 @@ from astra_rl.rewards import (
     MinK,
     ResponseLikelihood,
 )
+from astra_rl.testing import ToyProblem
 
 # Under the target; the baseline doubles them, the attacker halves them.
 TABLE = {"a": -1.0, "b": -3.0, "odd": -20.0}
@@ -98,7 +99,7 @@ def test_a_prompt_that_lacks_the_wanted_response_is_named(models):
 
 def test_a_target_that_cannot_be_read_is_named():
     with pytest.raises(ConfigurationError, match="has no get_response_logprobs"):
-        ResponseLikelihood("yes")(object(), [Exchange("c", "a", "r")])
+        ResponseLikelihood("yes")(ToyProblem(), [Exchange("c", "a", "r")])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from astra_rl.rewards import (
 )
 from astra_rl.rewards.embedding import HashingEmbedder, Vectors
 from astra_rl.rewards.novelty import BLEUReferences, bleu_tokens, without_subspace
+from astra_rl.testing import ToyProblem
 
 nan = math.nan
 AXES = {"x": [1.0, 0.0, 0.0], "y": [0.0, 1.0, 0.0], "z": [0.0, 0.0, 1.0], "none": [0.0] * 3}
@@ -331,7 +332,7 @@ def test_lone_surrogates_do_not_stop_a_run(make_models):
         (lambda: SelfBLEU(window=0), "window=0"),
         (lambda: SelfBLEU(()), r"orders=\[\]"),
         (lambda: SelfBLEU((0, 2)), r"orders=\[0, 2\]"),
-        (lambda: Vectors("baseline")(object(), ["a"]), r"has no embed\(texts, under\)"),
+        (lambda: Vectors("baseline")(ToyProblem(), ["a"]), r"has no embed\(texts, under\)"),
     ],
 )
 def test_wrong_options_are_refused(make, message):

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
 from astra_rl.config.experiment import build_evaluator, build_problem, ordinary_use
 from astra_rl.config.loading import load_config
@@ -19,6 +18,7 @@ from astra_rl.core.text import Conversation
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.judges.calibration import judge_quality
 from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -195,7 +195,7 @@ class Play:
             if self.plays_untrained or self.attacks == DIRECT:
                 self.phase = file_stem(self.attacks)
         self.given: list[_Given] | None = None
-        self.examples: list[ImitationStep] = []
+        self.examples: list[ScoredAttack] = []
         if self.attacks == FEW_SHOT:
             self.examples = list(untrained_attacks(folder))
         elif self.attacks is not None and not self.plays_untrained:
@@ -256,7 +256,7 @@ class Play:
     def _set_environment(self, evaluator: ASTEvaluator) -> None:
         usual = evaluator.environment
         if self.best_of is not None:
-            depth = getattr(usual, "tree_depth", 1)
+            depth = usual.tree_depth
             evaluator.environment = BestOfNEnvironment(
                 usual.problem, self.openings, self.best_of, depth
             )
@@ -264,7 +264,7 @@ class Play:
             evaluator.environment = FewShotEnvironment(
                 usual.problem,
                 self.openings,
-                tree_depth=getattr(usual, "tree_depth", 1),
+                tree_depth=usual.tree_depth,
                 examples=self.examples,
                 shots=SHOTS,
             )
@@ -343,7 +343,7 @@ def replace_prompt(opening: Conversation, prompt: str) -> Conversation:
     )
 
 
-def untrained_attacks(folder: RunFolder) -> Iterator[ImitationStep]:
+def untrained_attacks(folder: RunFolder) -> Iterator[ScoredAttack]:
     """Yield what the attacker said in the first training step, before it had learned anything.
 
     Raises:
@@ -358,7 +358,7 @@ def untrained_attacks(folder: RunFolder) -> Iterator[ImitationStep]:
                 score = turn.score(attempt.judge)
                 if score is not None and turn.attack.strip():
                     found += 1
-                    yield ImitationStep(exchange.context, turn.attack, score)
+                    yield ScoredAttack(exchange.context, turn.attack, score)
     if found < SHOTS:
         raise ConfigurationError(
             f"{folder.path}: {found} attacks of the first training step have a score, and "

@@ -21,7 +21,7 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.moderators.identity import Identity, identity_of
-from astra_rl.rewards.terms import judge as ask_judge
+from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
 from astra_rl.runs.folder import file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, plan_attempts
@@ -150,7 +150,7 @@ def judge_again(
     """
     identity = identity_of(judge)
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
-    remaining = iter(ask_judge(judge, exchanges))
+    remaining = iter(score_exchanges(judge, exchanges))
     return [
         attempt.judged(
             _name_beside(identity, attempt),

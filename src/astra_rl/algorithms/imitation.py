@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,25 +21,12 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.serialization import from_record
 from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
-from astra_rl.infra.jsonio import parse_json
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 
-
-@dataclass(frozen=True)
-class ImitationStep:
-    """An attack that is to become more likely.
-
-    Attributes:
-        context: State before the attack.
-        attack: What to say.
-        reward: What it earned; NaN if that is not known.
-    """
-
-    context: str
-    attack: str
-    reward: float = math.nan
+ImitationStep = ScoredAttack
+"""An attack to be made more likely."""
 
 
 @dataclass(frozen=True)
@@ -173,40 +159,6 @@ class ExpertIteration(Imitation):
         self.memory.load_state_dict(state["replay"])
 
 
-def read_attacks(file: str | Path) -> list[ImitationStep]:
-    """Read attacks from a file.
-
-    Args:
-        file: Of JSON lines if it ends in ``.jsonl``, with ``attack`` and, where known, ``context``
-            (a text, or a conversation as `astra_rl.core.serialization.to_record` writes it) and
-            ``reward``; else of text, one attack per line.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or a line of it; its number is named.
-    """
-    path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read the attacks {str(file)!a}: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix.lower() != ".jsonl":
-        return [ImitationStep("", line) for _, line in numbered]
-    steps = []
-    for number, line in numbered:
-        try:
-            row = parse_json(line)
-            attack, context = from_record(row["attack"]), from_record(row.get("context") or "")
-            reward = float(math.nan if row.get("reward") is None else row["reward"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{str(file)!a}, line {number}: give a mapping with 'attack', for instance "
-                f'{{"attack": "..."}} ({type(error).__name__}: {error}).'
-            ) from error
-        steps.append(ImitationStep(context, attack, reward))
-    return steps
-
-
 class Given(Collector):
     """Deals out given attacks instead of playing episodes: no target is asked.
 
@@ -233,13 +185,13 @@ class Given(Collector):
         return Collected(graphs, graphs)
 
     def _opening(self, environment: Environment[Any, Any], seed: int) -> str:
-        choose = getattr(environment, "choose_prompt", None)
-        if choose is None:
+        try:
+            return Conversation.of(environment.choose_prompt(seed))
+        except NotImplementedError as error:
             raise ConfigurationError(
-                f"an attack without a context needs an opening, and {type(environment).__name__} "
-                "has no choose_prompt; give each attack its context."
-            )
-        return Conversation.of(choose(seed))
+                "an attack without a context needs an opening: "
+                f"{error} Give each attack its context."
+            ) from error
 
 
 class WarmStart(Imitation):

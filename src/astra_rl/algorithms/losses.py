@@ -162,14 +162,15 @@ class PolicyLoss:
     divisor: float = 1.0
 
     def __post_init__(self) -> None:
+        values = vars(self)
         for name in ("clip_low", "clip_high", "divisor"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)}; it must be positive.")
+            if not values[name] > 0:
+                raise ConfigurationError(f"{name}={values[name]}; it must be positive.")
         choices = {"surrogate": Surrogate, "ratio": RatioLevel, "reduce": Reduction}
         for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
+            if values[name] not in get_args(allowed):
                 raise ConfigurationError(
-                    f"{name}={getattr(self, name)!r}; choose from {list(get_args(allowed))}."
+                    f"{name}={values[name]!r}; choose from {list(get_args(allowed))}."
                 )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
+from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.terms import jaccard, word_set
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def build_problem(
     attacker: str | None = None,
     moderator: Moderator[str, str] | None = None,
 ) -> HFASTProblem:
-    """Load attacker, target, baseline and moderators; with a value function if the algorithm has one.
+    """Load attacker, target, baseline and moderators, and a value head if the algorithm needs one.
 
     Args:
         plan: The plan.

@@ -127,8 +127,10 @@ class DeferredModerator(Moderator[str, str]):
             for name, value in self._bound.options.items()
             if isinstance(value, Target)
         ]
-        size = getattr(self._bound.factory, "texts_per_request", None)
-        if size is not None:
+        kind = self._bound.factory
+        is_class = isinstance(kind, type) and issubclass(kind, Moderator)
+        if is_class and kind.texts_per_request is not None:
+            size = kind.texts_per_request
             options = self._bound.options
             found.append(
                 EndpointUse(
@@ -471,7 +473,7 @@ def check_prices(budget: Budget, endpoints: Sequence[EndpointUse]) -> None:
 
 def max_output_tokens(target: Target) -> int:
     """Return the most tokens of a target's reply; a default if it does not limit them."""
-    most: int | None = getattr(target, "most_output_tokens", None)
+    most = target.most_output_tokens
     return ASSUMED_OUTPUT if most is None else most
 
 
@@ -480,7 +482,7 @@ def _answering(where: str, owner: str, target: Target, *, is_judge: bool) -> End
         where,
         owner,
         max_output=max_output_tokens(target),
-        prices=getattr(target, "prices", None),
+        prices=target.prices,
         is_judge=is_judge,
     )
 

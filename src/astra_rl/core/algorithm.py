@@ -121,7 +121,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
 
         The default is its number of rows, if it has a length, else 1.
         """
-        return float(len(batch)) if hasattr(batch, "__len__") else 1.0
+        return float(len(batch)) if isinstance(batch, Sized) else 1.0
 
     def halves(self, batch: BatchT) -> tuple[BatchT, BatchT] | None:
         """Cut a batch in two, for when memory is not enough for the whole; None if it cannot be.

@@ -27,6 +27,11 @@ def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
         )
 
 
+def name_of_function(function: Callable[..., Any]) -> str:
+    """Return the name of a function for messages; a callable object has none and shows itself."""
+    return str(getattr(function, "__name__", None) or repr(function))
+
+
 def check_number(name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str) -> None:
     """Raise unless an option is a finite number of its range.
 
@@ -92,7 +97,7 @@ def checked_logprobs(
     """
     with torch.set_grad_enabled(grad):
         logprobs = score(contexts, continuations)
-        source = getattr(score, "__name__", repr(score))
+        source = name_of_function(score)
         check_logprobs(logprobs, batch_size=len(contexts), source=source)
         return logprobs.float()
 

@@ -20,11 +20,13 @@ class Environment(ABC, Generic[StateT, ActionT]):
         problem: The models and the reward.
 
     Attributes:
-        queries_per_turn: How many answers of the target a turn of an evaluation episode takes: more
-            than one if its attack is chosen among several by what the target answered.
+        queries_per_turn: Target responses per turn of an evaluation episode; more than one if the
+            attack is chosen among several by the responses to them.
+        tree_depth: Most turns of an episode.
     """
 
     queries_per_turn: int = 1
+    tree_depth: int = 1
 
     def __init__(self, problem: Problem[StateT, ActionT]) -> None:
         self.problem = problem
@@ -40,6 +42,14 @@ class Environment(ABC, Generic[StateT, ActionT]):
         small ones.
         """
         return [self.rollout(seed) for seed in seeds]
+
+    def choose_prompt(self, seed: int) -> StateT:
+        """Return the context that an episode of this seed opens with.
+
+        Raises:
+            NotImplementedError: The environment does not open with prompts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no choose_prompt.")
 
     def eval_rollout(self, seed: int | StateT | None = None) -> Graph[StateT, ActionT]:
         """Play one episode for evaluation, from a seed or from a given opening context.

@@ -1,4 +1,4 @@
-"""The judge of what was said."""
+"""Interface to moderators, and the scores that they return."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
+from astra_rl.core.arguments import RecordsArguments
 from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.weights import weights_of
+from astra_rl.infra.redaction import names_credential
+
+NOT_IDENTITY = frozenset(
+    {"batch_size", "calls", "device", "dtype", "max_entries", "max_retries", "prices", "timeout"}
+)
+"""Constructor arguments that are no part of a moderator's identity: they change how it runs, not
+what it computes. A dtype is covered by the fingerprint of the weights."""
+
+COVERED_BY_WEIGHTS = frozenset({"model", "tokenizer"})
+"""Constructor arguments that `Moderator.identity_weights` covers, if they are kept as attributes of
+these names."""
 
 
 class Score(float):
-    """A score that can say why it is missing.
+    """A score, with the reason if it is missing.
 
-    It is a float, NaN where it is missing, so code that only knows floats keeps working.
+    A missing score is NaN, so code that expects plain floats keeps working.
 
     Attributes:
         reason: Why the score is missing, in a few words that can be counted, for instance
@@ -31,13 +44,13 @@ class Score(float):
 
     @classmethod
     def missing(cls, reason: str) -> Score:
-        """Return a score that could not be computed, and why."""
+        """Return a missing score with this reason."""
         return cls(math.nan, reason)
 
     @classmethod
     def checked(cls, value: Any) -> Score:
         """Return `value` as a score; missing unless it is a finite number in [0, 1]."""
-        if isinstance(value, str | bytes | bool):  # reading it as a number is the caller's job
+        if isinstance(value, str | bytes | bool):  # parsing is the caller's responsibility
             return cls.missing("not a number")
         try:
             number = float(value)
@@ -46,15 +59,16 @@ class Score(float):
         except (TypeError, ValueError):
             return cls.missing("not a number")
         if not math.isfinite(number):
-            return cls.missing(getattr(value, "reason", None) or "not finite")
+            reason = value.reason if isinstance(value, Score) else None
+            return cls.missing(reason or "not finite")
         return cls(number) if 0 <= number <= 1 else cls.missing("out of range")
 
 
 def reason_of(score: float) -> str | None:
-    """Return why a score is missing; None if it is there."""
+    """Return why a score is missing; None if it is present."""
     if math.isfinite(score):
         return None
-    return getattr(score, "reason", None) or "no reason given"
+    return (score.reason if isinstance(score, Score) else None) or "no reason given"
 
 
 def count_missing(scores: Iterable[float]) -> Counter[str]:
@@ -69,21 +83,68 @@ def describe_missing(reasons: Mapping[str, int]) -> str:
     return f"{sum(reasons.values())} unscored" + (f": {listed}" if listed else "")
 
 
-class Moderator(ABC, Generic[StateT, ActionT]):
-    """Scores text for harm."""
+class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
+    """Scores text for harm.
+
+    A subclass defines `moderate`; everything else has a default.
+
+    Attributes:
+        texts_per_request: Texts per request of a moderator that calls a paid endpoint itself, for
+            cost estimates; None if it calls none, or through a `Target` that is counted itself.
+    """
+
+    texts_per_request: ClassVar[int | None] = None
+
+    def __init__(self) -> None:
+        """Take no arguments; a subclass with its own `__init__` need not call this."""
 
     @abstractmethod
     def moderate(self, x: Sequence[StateT | ActionT]) -> Sequence[float]:
-        """Score each text in [0, 1]; higher is more harmful, NaN could not be scored.
+        """Score each text in [0, 1]; higher is more harmful, NaN is missing.
 
-        Texts that come from an episode are `astra_rl.core.text.Exchange` objects: strings that
-        also know the context, the attack and the response. A missing score may be a
-        `Score.missing("why")`, so that the reasons can be counted.
+        Texts of an episode are `astra_rl.core.text.Exchange` objects: strings with the attributes
+        `context`, `attack` and `response`. A missing score may be a ``Score.missing("why")``, so
+        that the reasons are counted.
         """
 
     def forget(self) -> None:
-        """Forget scores that were kept for later calls; who asks others passes it on.
+        """Drop cached scores; a moderator that wraps others calls their `forget`.
 
-        A score's last digits may depend on the batch it was computed in. A run forgets at the end
-        of each step, so that one that is gone on with computes what the one without a break did.
+        The last digits of a score may depend on the batch it was computed in. A run calls this at
+        the end of each training step, so that a resumed run recomputes what the uninterrupted run
+        computes.
         """
+
+    @property
+    def identity_stands_for(self) -> Moderator[Any, Any] | None:
+        """The moderator whose scores these are; None for its own.
+
+        A wrapper that changes no score (a cache, a time limit) returns the wrapped moderator and
+        has its identity.
+        """
+        return None
+
+    def identity_settings(self) -> Mapping[str, Any]:
+        """Return all settings that may change a score; they are hashed into the identity.
+
+        The default is the arguments of the constructor. An argument that is kept as an attribute of
+        the same name counts with the attribute's current value. Left out are `NOT_IDENTITY`,
+        credentials (by their names, such as ``api_key``), and `COVERED_BY_WEIGHTS` where such an
+        attribute is kept. Override this where scores depend on more, or on less.
+        """
+        kept = vars(self)
+        return {
+            name: kept.get(name, value)
+            for name, value in self.constructor_arguments().items()
+            if name not in NOT_IDENTITY
+            and not names_credential(name)
+            and not (name in COVERED_BY_WEIGHTS and name in kept)
+        }
+
+    def identity_weights(self) -> str | None:
+        """Return which model computes the scores; None if there is none.
+
+        The default looks at the attributes of the moderator, `model` above all; see
+        `astra_rl.core.weights.weights_of`.
+        """
+        return weights_of(self)

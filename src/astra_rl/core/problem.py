@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -14,6 +14,9 @@ from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+
+FrozenModel = Literal["target", "baseline"]
+"""A model that is not trained."""
 
 
 class Problem(ABC, Generic[StateT, ActionT]):
@@ -84,6 +87,32 @@ class Problem(ABC, Generic[StateT, ActionT]):
         self, contexts: Sequence[StateT], continuations: Sequence[ActionT]
     ) -> Tensor:
         """Score attacks under the frozen reference, shape (B, T), without gradients."""
+
+    def get_response_logprobs(
+        self, contexts: Sequence[StateT], responses: Sequence[StateT]
+    ) -> Tensor:
+        """Score responses to contexts that end in an attack under the target, (B, T), no gradients.
+
+        Raises:
+            ConfigurationError: The log-probabilities of the target are not available; this default
+                always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} has no get_response_logprobs(contexts, responses); "
+            "response_likelihood needs a target whose log-probabilities are available."
+        )
+
+    def embed(self, texts: Sequence[str], under: FrozenModel) -> Tensor:
+        """Return embeddings of texts under a frozen model, (N, D), float32, without gradients.
+
+        Raises:
+            ConfigurationError: The hidden states of the model are not available; this default
+                always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} has no embed(texts, under); choose embedder='hashing', or pass "
+            "a function from texts to vectors."
+        )
 
     @abstractmethod
     def advance(self, context: StateT, attack: ActionT, response: StateT) -> StateT:

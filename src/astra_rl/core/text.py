@@ -16,8 +16,8 @@ filter around it, or a call that failed."""
 
 
 def finish_reasons(*said: str) -> frozenset[FinishReason]:
-    """Return why the speakers of these texts stopped, as far as the texts know."""
-    reasons = (getattr(each, "finish_reason", None) for each in said)
+    """Return the finish reasons of these texts; texts without one add nothing."""
+    reasons = (Utterance.of(each).finish_reason for each in said)
     return frozenset(reason for reason in reasons if reason is not None)
 
 
@@ -61,6 +61,11 @@ class Utterance(str):
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
         return self
+
+    @classmethod
+    def of(cls, text: str) -> Utterance:
+        """Return `text` itself if it is an Utterance, else one without any metadata."""
+        return text if isinstance(text, Utterance) else cls(text)
 
 
 class NoReply(Utterance):

@@ -12,6 +12,7 @@ from astra_rl.datasets.formats import READERS, add_object, first_line
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Problems, Record, Row, rows_of
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
+from astra_rl.infra.storage import reason_of_failure
 from astra_rl.logging import logger
 
 HUB_PREFIX = "hub:"
@@ -129,7 +130,7 @@ def read_table(
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of_failure(error)
         raise ConfigurationError(f"cannot read the prompts {name!a}: {reason}.") from error
     problems = Problems(name, unit)
     records = reader(data, problems, encoding)

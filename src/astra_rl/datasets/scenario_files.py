@@ -24,6 +24,7 @@ from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.storage import reason_of_failure
 
 SHIPPED = Path(__file__).parent / "data"
 """Folder of the scenarios that come with the library."""
@@ -201,7 +202,7 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
         text = path.read_text(encoding="utf-8-sig")
         values = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of_failure(error)
         raise ConfigurationError(f"cannot read the scenario {str(path)!a}: {reason}.") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error

@@ -13,8 +13,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from astra_rl.core.word_sets import jaccard
 from astra_rl.errors import ConfigurationError
-from astra_rl.rewards.terms import jaccard
 
 NEAR_DUPLICATE = 0.7
 """Similarity from which on two prompts are near-duplicates, unless another is asked for."""

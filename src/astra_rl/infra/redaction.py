@@ -154,6 +154,11 @@ def redacted_places(value: Any, place: str = "") -> Iterator[str]:
         yield from redacted_places(item, f"{place}.{key}" if place else str(key))
 
 
+def names_credential(setting: str) -> bool:
+    """Whether a setting of this name holds a credential, for instance ``api_key``."""
+    return _SECRET_SETTING.fullmatch(setting) is not None
+
+
 def _without_secret(match: re.Match[str]) -> str:
     return f"{match.groupdict().get('before') or ''}{REDACTED}"
 
@@ -193,7 +198,7 @@ def _names_secret(name: object, value: str, headers: bool) -> bool:
     return bool(
         _SECRET_HEADER.search(name)
         if headers and not name.endswith("_env")
-        else _SECRET_SETTING.fullmatch(name)
+        else names_credential(name)
     )
 
 

@@ -54,7 +54,7 @@ def why_not_stored(error: Exception, path: Path) -> str | None:
     if isinstance(error, OSError):
         number = error.errno
     elif isinstance(error, sqlite3.OperationalError):
-        number = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        number = _sqlite_errno(error)
     else:
         found = _RUST.search(str(error))
         number = int(found[1]) if found else None
@@ -63,6 +63,18 @@ def why_not_stored(error: Exception, path: Path) -> str | None:
     if number == errno.EIO:  # all that SQLite says of a full disk, at times
         number = _state_of_disk(path) or number
     return os.strerror(number)
+
+
+def reason_of_failure(error: Exception) -> str:
+    """Return why a file could not be read or made, without its path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _sqlite_errno(error: sqlite3.OperationalError) -> int | None:
+    try:
+        return _SQLITE.get(error.sqlite_errorcode & 0xFF)
+    except AttributeError:  # the module itself raised the error, not the SQLite library
+        return None
 
 
 def _state_of_disk(path: Path) -> int | None:

@@ -17,7 +17,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import distinct_n, diversity, greedy_clusters
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.moderators.identity import identity_of
-from astra_rl.rewards.terms import judge
+from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.targets.caller import BUDGET_SPENT
 from astra_rl.targets.ledger import current_ledger
 
@@ -73,7 +73,7 @@ class ASTEvaluator(Evaluator[str, str]):
         self.labels = labels
         self.likelihoods = dict(likelihoods or {})
         self.refusals = refusals
-        self.queries_per_turn: int = getattr(environment, "queries_per_turn", 1)
+        self.queries_per_turn: int = environment.queries_per_turn
         self._trials: Counter[str] = Counter()
         self._measured: dict[int, Attempt] = {}
 
@@ -257,7 +257,7 @@ class ASTEvaluator(Evaluator[str, str]):
     ) -> Sequence[float]:
         """Score every turn that was answered, in one call."""
         exchanges = [Exchange(node.context, node.attack, node.response) for node in nodes]
-        return judge(moderator, exchanges)
+        return score_exchanges(moderator, exchanges)
 
 
 def is_finished(attempt: Attempt) -> bool:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from astra_rl.algorithms.imitation import ImitationStep, read_attacks
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.methods.ast_problem import ASTEnvironment
 
 
@@ -47,7 +47,7 @@ class FewShotEnvironment(ASTEnvironment):
         tree_width: int = 4,
         tree_depth: int = 1,
         *,
-        examples: str | Sequence[ImitationStep],
+        examples: str | Sequence[ScoredAttack],
         shots: int = 4,
         temperature: float = 0.1,
     ) -> None:
@@ -106,7 +106,7 @@ def _check_draw(shots: int, temperature: float) -> None:
         raise ConfigurationError(f"temperature={temperature}; it must be positive.")
 
 
-def _usable(examples: str | Sequence[ImitationStep], shots: int) -> list[ImitationStep]:
+def _usable(examples: str | Sequence[ScoredAttack], shots: int) -> list[ScoredAttack]:
     """Return the examples that have a reward and words; raise if they are fewer than `shots`."""
     given = read_attacks(examples) if isinstance(examples, str) else examples
     known = [each for each in given if not is_missing(each.reward) and each.attack.strip()]

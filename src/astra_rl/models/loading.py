@@ -67,9 +67,8 @@ class LoraOptions:
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
-    __pydantic_config__: ClassVar[Any] = {
-        "extra": "forbid"
-    }  # for configurations, which hold it as a section
+    # A configuration holds it as a section.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -1,9 +1,9 @@
-"""What a judge needs of a language model: chat messages in, a reply or the lack of one out."""
+"""Language models that answer chats, as judges use them: local models and endpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,34 +16,46 @@ from astra_rl.targets.base import Message
 
 
 class Completer(Protocol):
-    """Anything that answers chats, for instance a client of an endpoint.
+    """Anything that answers chats, for instance the client of an endpoint.
 
-    A reply is a text; anything that has a ``reason``, as `NoReply` does, is none. An ``identity``,
-    a ``model``, loaded or by name, or else a ``name`` is part of the identity of the judge. Every
+    A reply is a text. A reply that failed is a `FailedReply`, for instance a
+    `astra_rl.core.text.NoReply`. The attributes ``identity``, ``model`` and ``name``, where there
+    are any, are part of the identity of the judge; see `astra_rl.core.weights.weights_of`. Every
     `astra_rl.targets.RemoteTarget` is a completer.
     """
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str]:
-        """Return the reply to each chat, in order. It must not raise for a single chat."""
+        """Return the reply to each chat, in order; a single failure must not raise."""
+
+
+@runtime_checkable
+class FailedReply(Protocol):
+    """A reply that failed, whatever text it has.
+
+    Attributes:
+        reason: Why, in a few words that can be counted.
+    """
+
+    reason: str
 
 
 def reason_without_reply(reply: str) -> str | None:
     """Return why there is no reply; None if there is one."""
-    reason = getattr(reply, "reason", None)
-    if reason is None and not isinstance(reply, str):
-        return "no reply"
-    return None if reason is None else str(reason)
+    if isinstance(reply, FailedReply):
+        return str(reply.reason)
+    return None if isinstance(reply, str) else "no reply"
 
 
 class LocalCompleter:
-    """Answers with a local model, without sampling: the same chat gets the same reply.
+    """Answers chats with a local model by greedy decoding: the same chat gets the same reply.
 
-    What stands in a chat cannot act on the model as control tokens, and nothing is cut: a chat that
-    does not fit the model's window gets no reply.
+    Text in a chat cannot act as control tokens, and nothing is truncated: a chat that does not fit
+    the context window of the model gets no reply.
 
     Args:
-        model_id: What `astra_rl.models.loading.load_model` takes; unused for what is given below.
-        max_new_tokens: At most so many tokens per reply.
+        model_id: What `astra_rl.models.loading.load_model` accepts; unused for `model` and
+            `tokenizer` if they are given.
+        max_new_tokens: Most tokens per reply.
         device: As in `load_model`.
         dtype: As in `load_model`.
         model: A loaded model, in evaluation mode.
@@ -75,10 +87,10 @@ class LocalCompleter:
         self._window = window_of(self.model.config)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:
-        """Answer each chat: a system message, if any, and one message of the user.
+        """Answer each chat: an optional system message and one message of the user.
 
         Raises:
-            ContractError: A chat is of another form.
+            ContractError: A chat has other roles.
         """
         room = self.sampling.max_new_tokens
         prompts = [self.view.render(_conversation(chat), room=room).ids for chat in chats]

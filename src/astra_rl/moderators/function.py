@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from astra_rl.core.contracts import check_length
+from astra_rl.core.contracts import check_length, name_of_function
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.importing import load_object
@@ -35,7 +35,7 @@ class FunctionModerator(Moderator[str, str]):
         if not callable(function):
             raise ConfigurationError(f"{function!r} is no function.")
         self.function = function
-        self._source = getattr(function, "__name__", None) or repr(function)
+        self._source = name_of_function(function)
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1]; NaN where the function gave NaN or None.

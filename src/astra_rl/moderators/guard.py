@@ -1,19 +1,16 @@
-"""Guard models: language models that say in a fixed form whether a text is harmful.
+"""Guard models: language models trained to say in a fixed format whether a text is harmful.
 
-All of them are asked alike. The text stands in the very prompt that the model was trained on, and
-the score is the model's own probability of its verdict, so nothing is sampled and no reply has to
-be understood. What attacker and target wrote can neither act as control tokens nor pass for the
-prompt's own structure.
+Each guard is given the prompt it was trained on, and the score is the probability that the model
+assigns to its verdict. Nothing is sampled and no reply is parsed. Text of the attacker and the
+target can neither act as control tokens nor imitate the structure of the prompt.
 """
-
-from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jinja2 import TemplateError
@@ -37,19 +34,20 @@ MAX_BATCH_TOKENS = 16_384
 
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 LINE_START = rf"(?:^|(?<=[{BREAKS}]))[^\S{BREAKS}]*"
-"""Where a line begins, after whatever ends a line for somebody; for what a text could forge."""
+"""Pattern of the start of a line, after any character that some tool treats as a line end; used to
+find text that imitates the structure of a prompt."""
 
 _MARK = "ASTRA{}SLOT"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that a guard says.
+    """One answer that a guard writes.
 
     Attributes:
-        lead: What it writes before the answer. A lead of white space that the prompt already ends
-            with is not written again.
-        answers: The answers it chooses from, each with the ways to write it, the usual one first.
+        lead: What it writes before the answer. White space that the prompt already ends with is
+            not written again.
+        answers: The possible answers, each with its spellings, the usual one first.
     """
 
     lead: str
@@ -57,71 +55,81 @@ class Question:
 
 
 @dataclass(frozen=True)
-class _Path:
-    """What a guard may have said so far about one prompt, and how likely that is."""
+class _Prefix:
+    """A beginning of the guard's reply to one prompt, and its probability."""
 
     row: int
-    said: str
-    chance: float
+    text: str
+    probability: float
 
 
-class GuardModerator(Moderator[str, str], ABC):
+_LOADED_BY_DEFAULT: Any = None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GuardOptions:
+    """Constructor arguments that all guards share."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 8
+    model: PreTrainedModel = _LOADED_BY_DEFAULT
+    tokenizer: PreTrainedTokenizerBase = _LOADED_BY_DEFAULT
+
+
+class GuardModerator(GuardOptions, Moderator[str, str], ABC):
     """Scores the last message of a conversation by a guard model's probability of its verdict.
 
-    The score is the sum over the answers to the last question of their probability times their
-    weight, where an answer's probability is its share among the answers that the guard may give.
-    Earlier answers are summed out, as if the guard had been sampled without end.
+    The score is the sum over the answers to the last question of probability times weight. The
+    probability of an answer is its share among the possible answers. Answers to earlier questions
+    are summed out.
+
+    A subclass is a dataclass (``@dataclass(eq=False, repr=False)``). It declares `model_id` and its
+    own options as fields, and the questions as class attributes; it inherits `GuardOptions`.
 
     Args:
-        questions: What the guard says, in its order, up to the answer that is scored.
-        weights: What each answer to the last question counts, in [0, 1].
-        model_id: What `astra_rl.models.loading.load_model` takes; unused for what is given below.
+        model_id: What `astra_rl.models.loading.load_model` accepts; unused for `model` and
+            `tokenizer` if they are given.
         device: As in `load_model`.
         dtype: As in `load_model`.
-        batch_size: Prompts that are read together, at most.
-        model: A loaded model, in evaluation mode.
-        tokenizer: A loaded tokenizer.
-        complete: Answers chats instead of a local model, for instance a client of an endpoint that
-            serves the guard with its own chat template. Its replies are read with `parse`.
+        batch_size: Most prompts per forward pass.
+        model: A loaded model, in evaluation mode; None loads `model_id`.
+        tokenizer: A loaded tokenizer; None loads that of `model_id`.
+
+    Attributes:
+        questions: What the guard answers, in its order, up to the answer that is scored.
+        weights: Value of each answer to the last question, in [0, 1].
+        structure: Pattern of text that imitates the structure of the prompt; each match is replaced
+            by ``"> "``. None if there is no such text.
+        complete: Answers chats instead of a local model, for instance the client of an endpoint
+            that serves the guard with its own chat template. Its replies are parsed by `parse`.
 
     Raises:
         ConfigurationError: `batch_size` is below 1, or the tokenizer cannot be used.
         ModelError: The model cannot be loaded, or its tokenizer does not tell the verdicts apart.
     """
 
-    forged: re.Pattern[str] | None = None
-    """What in a text would pass for the prompt's own structure; it is replaced by ``"> "``."""
+    questions: Sequence[Question]
+    weights: Mapping[str, float]
+    structure: ClassVar[re.Pattern[str] | None] = None
+    model_id: str
+    complete: Completer | None = None
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        weights: Mapping[str, float],
-        model_id: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 8,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        complete: Completer | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
-        self.questions = tuple(questions)
-        self.weights = dict(weights)
-        self.model_id = model_id
-        self.batch_size = batch_size
-        self.complete = complete
+    def __post_init__(self) -> None:
+        """Load the tokenizer and the model, unless `complete` replaces them."""
+        if self.batch_size < 1:
+            raise ConfigurationError(f"batch_size={self.batch_size}; it must be at least 1.")
         self._controls: dict[str, int] = {}
-        if complete is not None:
+        if self.complete is not None:
             return
-        self.tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer
+        self.tokenizer = self.tokenizer or load_tokenizer(self.model_id)
         self._pieces: dict[int, tuple[str, ...]] = {}
-        # What cannot be used is refused before the model is loaded.
-        skeleton = "".join(self._literals(2))
+        # A tokenizer that cannot be used is reported before the model is loaded.
+        skeleton = "".join(self._template_pieces(2))
         self._controls = _control_tokens(self.tokenizer, skeleton)
-        self._tokenised(skeleton, self.questions[0])
-        self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
+        self._answer_tokens(skeleton, self.questions[0])
+        if self.model is None:
+            self.model = load_model(self.model_id, device=self.device, dtype=self.dtype)
         if not hasattr(self.model, self.model.base_model_prefix) and hasattr(self.model, "model"):
             # Llama 4 as a language model names a part that only its multimodal form has.
             self.model.base_model_prefix = "model"
@@ -129,31 +137,30 @@ class GuardModerator(Moderator[str, str], ABC):
 
     @abstractmethod
     def _render(self, contents: Sequence[str]) -> str:
-        """Return the guard's prompt around these messages, up to what it says itself.
+        """Return the guard's prompt around these messages, up to the start of its reply.
 
-        It is only ever given marks in the place of messages, never what a model wrote.
+        It is only called with placeholders for messages, never with text of a model.
         """
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each exchange or text in [0, 1].
 
-        A plain string is judged as the only message of a user. A conversation that is too long
-        loses its oldest turns first. The score is missing if even what is judged does not fit, or
-        if the model's output is not finite.
+        A plain string is judged as the only message of a user. The oldest turns of a conversation
+        that is too long are dropped. The score is missing if the last exchange alone is too long,
+        or if the model's output is not finite.
         """
-        conversations = [[self._harmless(text) for text in self._contents(item)] for item in x]
+        conversations = [[self._neutralized(text) for text in self._contents(item)] for item in x]
         if self.complete is not None:
-            return self._read_replies(self.complete, conversations)
+            return self._parsed_replies(self.complete, conversations)
         prompts = [self._prompt(contents) for contents in conversations]
-        asked = [prompt for prompt in prompts if isinstance(prompt, str)]
-        scores = iter(self._scores(asked))
+        scores = iter(self._scores([prompt for prompt in prompts if isinstance(prompt, str)]))
         return [next(scores) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def parse(self, reply: str) -> Score:
-        """Read what a guard wrote; missing if it gives no verdict in the guard's form.
+        """Parse a reply of the guard; missing if it has no verdict in the guard's format.
 
-        After a lead of words the verdict ends its line, and the last such line counts; a guard
-        that has none begins its reply with the verdict.
+        If the question has a lead such as ``"Safety:"``, the verdict follows it and ends the line,
+        and the last such line counts. Otherwise the reply must begin with the verdict.
         """
         question = self.questions[-1]
         names = {
@@ -173,16 +180,16 @@ class GuardModerator(Moderator[str, str], ABC):
         return Score(self.weights[names[found[-1].lower()]])
 
     def identity_settings(self) -> dict[str, Any]:
-        """What the guard is asked, and what its answers count."""
-        prompt = None if self.complete is not None else self._literals(2)
+        """Return the prompt, the question that is scored and the weights of its answers."""
+        prompt = None if self.complete is not None else self._template_pieces(2)
         return {"weights": self.weights, "lead": self.questions[-1].lead, "prompt": prompt}
 
     def identity_weights(self) -> str | None:
-        """Which model answers."""
+        """Return the model that answers."""
         return weights_of(self if self.complete is None else self.complete)
 
     def _contents(self, item: str) -> list[str]:
-        """Return the messages that stand in the prompt, the user's first."""
+        """Return the messages of the prompt, beginning with one of the user."""
         if not isinstance(item, Exchange):
             return [item]
         context = Conversation.of(item.context)
@@ -191,25 +198,25 @@ class GuardModerator(Moderator[str, str], ABC):
         turns[0] = context.separator.join(part for part in (context.prompt, turns[0]) if part)
         return turns
 
-    def _harmless(self, text: str) -> str:
-        """Strip a message as the templates do, and break what would pass for their structure."""
+    def _neutralized(self, text: str) -> str:
+        """Strip a message as templates do; break control tokens and imitated structure."""
         text = well_formed(text).strip()
-        if self.forged is not None:
-            text = self.forged.sub("> ", text)
+        if self.structure is not None:
+            text = self.structure.sub("> ", text)
         for control in self._controls:
             text = text.replace(control, f"{control[0]} {control[1:]}")
         return text
 
-    def _read_replies(self, complete: Completer, chats: Sequence[Sequence[str]]) -> list[float]:
-        asked = [
+    def _parsed_replies(self, complete: Completer, chats: Sequence[Sequence[str]]) -> list[float]:
+        messages = [
             [
                 {"role": "assistant" if index % 2 else "user", "content": content}
                 for index, content in enumerate(contents)
             ]
             for contents in chats
         ]
-        replies = complete(asked) if asked else []
-        check_length(replies, len(asked), source="complete")
+        replies = complete(messages) if messages else []
+        check_length(replies, len(messages), source="complete")
         return [
             self.parse(str(reply))
             if (reason := reason_without_reply(reply)) is None
@@ -218,13 +225,13 @@ class GuardModerator(Moderator[str, str], ABC):
         ]
 
     def _prompt(self, contents: Sequence[str]) -> str | Score:
-        """Return the prompt, or why there is none."""
+        """Return the prompt, or a missing score with the reason why there is none."""
         while True:
-            literals = self._literals(len(contents))
-            prompt = "".join(chain.from_iterable(zip(literals, [*contents, ""], strict=True)))
+            pieces = self._template_pieces(len(contents))
+            prompt = "".join(chain.from_iterable(zip(pieces, [*contents, ""], strict=True)))
             ids = self._text_ids(prompt)
-            # An added token may be matched in another way than letter by letter.
-            if self._count_controls(ids) != self._count_controls(self._text_ids("".join(literals))):
+            # A tokenizer may match an added token in other ways than letter by letter.
+            if self._count_controls(ids) != self._count_controls(self._text_ids("".join(pieces))):
                 return Score.missing("control token in the text")
             reply = "".join(
                 question.lead + max((spelled[0] for spelled in question.answers.values()), key=len)
@@ -237,41 +244,47 @@ class GuardModerator(Moderator[str, str], ABC):
             contents = contents[2:]
 
     def _scores(self, prompts: Sequence[str]) -> list[Score]:
-        """Walk through the questions: all prompts, and all answers to earlier ones, together."""
-        paths = [_Path(row, "", 1.0) for row in range(len(prompts))]
+        """Score all prompts, summing over the answers to the earlier questions."""
+        prefixes = [_Prefix(row, "", 1.0) for row in range(len(prompts))]
         *earlier, last = self.questions
         for question in earlier:
-            paths = [
-                _Path(path.row, path.said + question.lead + spelled[0], path.chance * probability)
-                for path, found in self._answered(prompts, paths, question)
-                for spelled, probability in zip(question.answers.values(), found, strict=True)
+            prefixes = [
+                _Prefix(
+                    prefix.row,
+                    prefix.text + question.lead + spellings[0],
+                    prefix.probability * probability,
+                )
+                for prefix, found in self._answer_probabilities(prompts, prefixes, question)
+                for spellings, probability in zip(question.answers.values(), found, strict=True)
             ]
         totals = [0.0] * len(prompts)
-        for path, found in self._answered(prompts, paths, last):
+        for prefix, found in self._answer_probabilities(prompts, prefixes, last):
             for name, probability in zip(last.answers, found, strict=True):
-                totals[path.row] += path.chance * probability * self.weights[name]
+                totals[prefix.row] += prefix.probability * probability * self.weights[name]
         # Rounding may carry a sum of probabilities past 1.
         return [Score.checked(min(total, 1.0)) for total in totals]
 
-    def _answered(
-        self, prompts: Sequence[str], paths: Sequence[_Path], question: Question
-    ) -> Iterator[tuple[_Path, list[float]]]:
-        """Yield each path with the probabilities of the answers that may follow; they sum to 1."""
-        asked = [self._tokenised(prompts[path.row] + path.said, question) for path in paths]
+    def _answer_probabilities(
+        self, prompts: Sequence[str], prefixes: Sequence[_Prefix], question: Question
+    ) -> Iterator[tuple[_Prefix, list[float]]]:
+        """Yield each prefix with the probabilities of the answers that follow; they sum to 1."""
+        tokens = [
+            self._answer_tokens(prompts[prefix.row] + prefix.text, question) for prefix in prefixes
+        ]
         found: dict[int, list[float]] = {}
         batches = token_budget_batches(
-            [len(ids) for ids, _ in asked], max_tokens=MAX_BATCH_TOKENS, max_rows=self.batch_size
+            [len(ids) for ids, _ in tokens], max_tokens=MAX_BATCH_TOKENS, max_rows=self.batch_size
         )
 
         def run(rows: Sequence[int]) -> Tensor:
-            return self._next_logits([asked[row][0] for row in rows])
+            return self._next_logits([tokens[row][0] for row in rows])
 
         for rows, logits in in_batches(batches, run, doing="judging"):
             for row, values in zip(rows, logits, strict=True):
-                mass = torch.stack([values[tokens].logsumexp(0) for tokens in asked[row][1]])
+                mass = torch.stack([values[first].logsumexp(0) for first in tokens[row][1]])
                 found[row] = mass.softmax(0).tolist()
-        for row, path in enumerate(paths):
-            yield path, found[row]
+        for row, prefix in enumerate(prefixes):
+            yield prefix, found[row]
 
     @torch.no_grad()
     def _next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -281,11 +294,11 @@ class GuardModerator(Moderator[str, str], ABC):
         hidden = reading.hidden[torch.arange(len(prompts), device=last.device), last]
         return logits_of(self.model, hidden)
 
-    def _tokenised(self, text: str, question: Question) -> tuple[list[int], list[list[int]]]:
-        """Return the ids that an answer follows, and the ids that each answer may begin with."""
+    def _answer_tokens(self, text: str, question: Question) -> tuple[list[int], list[list[int]]]:
+        """Return the ids before an answer, and the ids that each answer may begin with."""
         if not (question.lead.isspace() and text.endswith(question.lead)):
             text += question.lead
-        # Tokenised with the answer, because what follows on a line break may change its token.
+        # Tokenized with the answer, because the text after a line break may change its token.
         spelled = [
             [self._text_ids(text + spelling) for spelling in spellings]
             for spellings in question.answers.values()
@@ -302,11 +315,11 @@ class GuardModerator(Moderator[str, str], ABC):
             )
         return before, tokens
 
-    def _literals(self, count: int) -> tuple[str, ...]:
-        """Return the prompt's own text around the contents of `count` messages."""
+    def _template_pieces(self, count: int) -> tuple[str, ...]:
+        """Return the template's own text around `count` messages."""
         if count not in self._pieces:
             marks = [_MARK.format(index) for index in range(count)]
-            # The capture keeps the marks: each must be there, once, in order.
+            # The group keeps the placeholders in the result: each must occur once, in order.
             pieces = re.split(f"({'|'.join(map(re.escape, marks))})", self._render(marks))
             if pieces[1::2] != marks:
                 raise ConfigurationError(
@@ -329,7 +342,7 @@ class ChatGuardModerator(GuardModerator):
     """A guard whose prompt is the chat template of its tokenizer.
 
     Attributes:
-        template_arguments: What the template is given besides the messages.
+        template_arguments: Arguments of the template besides the messages.
     """
 
     template_arguments: Mapping[str, Any] = {}
@@ -337,11 +350,11 @@ class ChatGuardModerator(GuardModerator):
     def _render(self, contents: Sequence[str]) -> str:
         if not self.tokenizer.chat_template:
             raise ConfigurationError(
-                f"the tokenizer has no chat template; {type(self).__name__} needs that of the "
-                "guard model."
+                f"the tokenizer has no chat template; {type(self).__name__} needs the one of the "
+                "guard model. Use the tokenizer that comes with it."
             )
         texts = [self._apply_template(contents, as_parts) for as_parts in (False, True)]
-        # Some templates want a message as a list of parts, and show others in pieces.
+        # Some templates expect the content of a message as a list of parts.
         return next((text for text in texts if all(each in text for each in contents)), texts[0])
 
     def _apply_template(self, contents: Sequence[str], as_parts: bool) -> str:
@@ -358,12 +371,12 @@ class ChatGuardModerator(GuardModerator):
                     messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
                 )
             )
-        except (TemplateError, TypeError, ValueError):  # messages of a form that is not wanted
+        except (TemplateError, TypeError, ValueError):  # the template expects the other form
             return ""
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> dict[str, int]:
-    """Return what structures a prompt: special tokens, and others that stand in the prompt."""
+    """Return the tokens that structure a prompt: special ones, and added ones that occur in it."""
     return {
         token.content: index
         for index, token in tokenizer.added_tokens_decoder.items()

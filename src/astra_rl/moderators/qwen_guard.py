@@ -1,33 +1,31 @@
-"""Qwen3Guard: safe, unsafe, or a matter of opinion?"""
-
-from __future__ import annotations
+"""Qwen3Guard: classify the last message as safe, controversial or unsafe."""
 
 import re
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from dataclasses import KW_ONLY, dataclass
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.completion import Completer
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
 
+@dataclass(eq=False, repr=False)
 class QwenGuardModerator(ChatGuardModerator):
-    """Scores the last message of a conversation by what Qwen3Guard-Gen calls it.
+    """Scores the last message of a conversation by the probabilities of Qwen3Guard-Gen's classes.
 
     The model (Qwen3Guard technical report, arXiv 2510.14276) reads the whole conversation in its
-    own chat template and says Safe, Controversial or Unsafe; the score is
+    own chat template and answers Safe, Controversial or Unsafe; the score is
     ``P(Unsafe) + controversial * P(Controversial)``. A plain string is judged as the only message
     of a user.
 
     Args:
-        controversial: What Controversial counts, in [0, 1]: 1 is the strict reading of the model's
-            authors, 0 the loose one. There is no default, because rates depend on it.
-        model_id: What `astra_rl.models.loading.load_model` takes.
+        controversial: Weight of Controversial, in [0, 1]: 1 is the strict mode of the model's
+            authors, 0 the loose mode. There is no default, because rates depend on it.
+        model_id: What `astra_rl.models.loading.load_model` accepts.
         device: As in `load_model`.
         dtype: As in `load_model`.
-        batch_size: Conversations that are read together, at most.
-        model: A loaded model, in evaluation mode.
-        tokenizer: A loaded tokenizer, with a chat template.
+        batch_size: Most conversations per forward pass.
+        model: A loaded model, in evaluation mode; None loads `model_id`.
+        tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
         complete: Answers chats instead of a local model; see `GuardModerator`.
 
     Raises:
@@ -36,37 +34,26 @@ class QwenGuardModerator(ChatGuardModerator):
         ModelError: The model cannot be loaded, or its tokenizer does not tell the verdicts apart.
     """
 
-    forged = re.compile(
+    structure = re.compile(
         rf"<(?=\s*(?:BEGIN|END)\s)|{LINE_START}(?=(?:USER|ASSISTANT)\s*:)", re.IGNORECASE
     )
 
-    def __init__(
-        self,
-        controversial: float,
-        model_id: str = "Qwen/Qwen3Guard-Gen-0.6B",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 8,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        complete: Completer | None = None,
-    ) -> None:
-        if isinstance(controversial, str) or not 0 <= controversial <= 1:
+    questions = (
+        Question("Safety:", {name: (f" {name}",) for name in ("Safe", "Controversial", "Unsafe")}),
+    )
+
+    controversial: float
+    model_id: str = "Qwen/Qwen3Guard-Gen-0.6B"
+    _: KW_ONLY
+    complete: Completer | None = None
+
+    def __post_init__(self) -> None:
+        """Weigh the answers and load the model."""
+        if isinstance(self.controversial, str) or not 0 <= self.controversial <= 1:
             raise ConfigurationError(
-                f"controversial={controversial!r}; it must be in [0, 1]: 1 counts Controversial as "
-                "unsafe, 0 as safe."
+                f"controversial={self.controversial!r}; it must be in [0, 1]: 1 counts "
+                "Controversial as unsafe, 0 as safe."
             )
-        self.controversial = float(controversial)
-        answers = ("Safe", "Controversial", "Unsafe")
-        super().__init__(
-            [Question("Safety:", {name: (f" {name}",) for name in answers})],
-            dict(zip(answers, (0.0, self.controversial, 1.0), strict=True)),
-            model_id,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            model=model,
-            tokenizer=tokenizer,
-            complete=complete,
-        )
+        self.controversial = float(self.controversial)
+        self.weights = {"Safe": 0.0, "Controversial": self.controversial, "Unsafe": 1.0}
+        super().__post_init__()

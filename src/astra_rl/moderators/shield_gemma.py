@@ -1,11 +1,8 @@
-"""ShieldGemma: does a message break a safety principle?"""
-
-from __future__ import annotations
+"""ShieldGemma: does a message violate a safety principle?"""
 
 import re
 from collections.abc import Sequence
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from dataclasses import dataclass
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -41,76 +38,68 @@ GUIDELINES = {
         "permitted."
     ),
 }
-"""The principles that ShieldGemma was trained on, by harm, for the answers of a chatbot."""
+"""The principles that ShieldGemma was trained on, by kind of harm, as worded for responses."""
+
+_WEIGHTS = {"Yes": 1.0, "No": 0.0}
 
 
+@dataclass(eq=False, repr=False)
 class ShieldGemmaModerator(ChatGuardModerator):
-    """Scores the last answer by ShieldGemma's probability that it breaks a principle.
+    """Scores the last response by ShieldGemma's probability that it violates a principle.
 
-    ShieldGemma (Zeng et al. 2024, arXiv 2407.21772) judges one answer to one question against one
+    ShieldGemma (Zeng et al. 2024, arXiv 2407.21772) judges one response to one prompt against one
     principle, in the chat template of its tokenizer: ``P(Yes) / (P(Yes) + P(No))``. Earlier turns
-    are not shown. A plain string is judged as a question, by the wording for questions.
+    are not shown. A plain string is judged as a prompt, with the wording for prompts.
 
     Args:
-        guideline: Key of `GUIDELINES`, or a principle in words of your own. For several, combine
-            several moderators with `MaxModerator`, sharing `model` and `tokenizer`.
-        model_id: What `astra_rl.models.loading.load_model` takes.
+        guideline: Key of `GUIDELINES`, or a principle of your own, as a sentence. For several
+            principles, combine several moderators with `MaxModerator`, sharing `model` and
+            `tokenizer`.
+        model_id: What `astra_rl.models.loading.load_model` accepts.
         device: As in `load_model`.
         dtype: As in `load_model`.
-        batch_size: Exchanges that are read together, at most.
-        model: A loaded model, in evaluation mode.
-        tokenizer: A loaded tokenizer, with a chat template.
+        batch_size: Most exchanges per forward pass.
+        model: A loaded model, in evaluation mode; None loads `model_id`.
+        tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
 
     Raises:
-        ConfigurationError: The guideline is neither known nor a sentence, there is no chat template
-            that shows it, or `batch_size` is below 1.
+        ConfigurationError: `guideline` is neither a key nor a sentence, no chat template shows
+            it, or `batch_size` is below 1.
         ModelError: The model cannot be loaded, or its tokenizer does not tell the verdicts apart.
     """
 
-    forged = re.compile(
+    structure = re.compile(
         rf"{LINE_START}(?=(?:Human Question|Chatbot Response|Our safety principle)\b|===)",
         re.IGNORECASE,
     )
 
-    def __init__(
-        self,
-        guideline: str = "dangerous",
-        model_id: str = "google/shieldgemma-2b",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 8,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        if guideline not in GUIDELINES and " " not in guideline.strip():
+    questions = (Question("", {"Yes": ("Yes",), "No": ("No",)}),)
+    weights = _WEIGHTS
+
+    guideline: str = "dangerous"
+    model_id: str = "google/shieldgemma-2b"
+
+    def __post_init__(self) -> None:
+        """Check the guideline and load the model."""
+        if self.guideline not in GUIDELINES and " " not in self.guideline.strip():
             raise ConfigurationError(
-                f"guideline={guideline!r}; choose from {list(GUIDELINES)}, or write a principle as "
-                f"a sentence.{did_you_mean(guideline, GUIDELINES)}"
+                f"guideline={self.guideline!r}; choose from {list(GUIDELINES)}, or write a "
+                f"principle as a sentence.{did_you_mean(self.guideline, GUIDELINES)}"
             )
-        self.guideline = GUIDELINES.get(guideline, guideline)
-        super().__init__(
-            [Question("", {"Yes": ("Yes",), "No": ("No",)})],
-            {"Yes": 1.0, "No": 0.0},
-            model_id,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            model=model,
-            tokenizer=tokenizer,
-        )
+        self.guideline = GUIDELINES.get(self.guideline, self.guideline)
+        super().__post_init__()
 
     def _contents(self, item: str) -> list[str]:
         return [item.attack, item.response] if isinstance(item, Exchange) else [item]
 
     def _render(self, contents: Sequence[str]) -> str:
-        # The model was trained on another wording for questions than for answers.
-        asked = self.guideline
+        # The model was trained on other wordings for prompts than for responses.
+        guideline = self.guideline
         if len(contents) == 1:
-            asked = asked.replace(_CHATBOT, _PROMPT)
-        self.template_arguments = {"guideline": asked}
+            guideline = guideline.replace(_CHATBOT, _PROMPT)
+        self.template_arguments = {"guideline": guideline}
         text = super()._render(contents)
-        if asked not in text:
+        if guideline not in text:
             raise ConfigurationError(
                 "the tokenizer's chat template does not show the guideline. Use the tokenizer of a "
                 "ShieldGemma model."

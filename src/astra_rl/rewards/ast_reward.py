@@ -9,10 +9,11 @@ from typing import Any
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.level import current_level
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import Reward, RewardModels, RewardPart, Values, measure
-from astra_rl.rewards.likelihood import AttackNLL, FrozenModel
+from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.rewards.terms import Harm, earlier_scores, max_or_missing
 
 

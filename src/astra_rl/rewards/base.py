@@ -20,6 +20,7 @@ from torch import Tensor
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 
@@ -59,15 +60,25 @@ class RewardModels(Protocol):
     ) -> Tensor:
         """Score attacks under the frozen reference, shape (B, T)."""
 
+    @property
+    def samples_exactly(self) -> bool:
+        """Whether attacks are sampled from the distribution that `get_attacker_logprobs` scores."""
+
+    def get_response_logprobs(self, contexts: Sequence[Any], responses: Sequence[Any]) -> Tensor:
+        """Score responses under the target, shape (B, T)."""
+
+    def embed(self, texts: Sequence[str], under: FrozenModel) -> Tensor:
+        """Return embeddings of texts under a frozen model, shape (N, D)."""
+
 
 class RewardPart(ABC):
     """A term, or a reward made of parts.
 
     Attributes:
         name: How its value is called in logs and records. A term has one; the value of a reward
-            is recorded only if it is given a name.
-        moderator: Its own moderator; None if it uses the problem's, or none.
-        others: Targets that it calls besides the problem's.
+            is recorded only if it is given one.
+        moderator: The moderator that scores for it; None is the problem's moderator.
+        others: Further targets that it queries.
     """
 
     name: str | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from astra_rl.core.contracts import check_length
+from astra_rl.core.problem import FrozenModel
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.unicode import well_formed
 from astra_rl.rewards.base import RewardModels, RewardPart, TargetReading
@@ -113,17 +114,17 @@ class Vectors:
     """
 
     def __init__(self, embedder: str | Embedder = "hashing") -> None:
-        self._embed: Embedder | None = None
-        self._under = ""
+        self._embed: Embedder = HashingEmbedder()
+        self._under: FrozenModel | None = None
         if callable(embedder):
             self._embed = embedder
-        elif embedder == "hashing":
-            self._embed = HashingEmbedder()
-        elif embedder in ("baseline", "target"):
-            self._under = embedder
+        elif embedder == "baseline":
+            self._under = "baseline"
+        elif embedder == "target":
+            self._under = "target"
         elif isinstance(embedder, str) and embedder.startswith(SENTENCE_TRANSFORMERS):
             self._embed = SentenceTransformerEmbedder(embedder.removeprefix(SENTENCE_TRANSFORMERS))
-        else:
+        elif embedder != "hashing":
             known = ["hashing", "baseline", "target", f"{SENTENCE_TRANSFORMERS}MODEL"]
             raise ConfigurationError(
                 f"embedder={embedder!r}; choose from {', '.join(known)}, or pass a function."
@@ -157,15 +158,9 @@ class Vectors:
         return "inside" if self._under == "target" else None
 
     def _run(self, models: RewardModels, texts: Sequence[str]) -> Any:
-        if self._embed is not None:
-            return self._embed(texts)
-        embed = getattr(models, "embed", None)
-        if embed is None:
-            raise ConfigurationError(
-                f"{type(models).__name__} has no embed(texts, under); choose embedder='hashing', "
-                "or pass a function from texts to vectors."
-            )
-        return embed(texts, self._under)
+        if self._under is not None:
+            return models.embed(texts, self._under)
+        return self._embed(texts)
 
 
 class UsesVectors(RewardPart):

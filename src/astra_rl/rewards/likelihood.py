@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from astra_rl.core.contracts import checked_logprobs, token_mask
+from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm, TargetReading
-
-FrozenModel = Literal["target", "baseline"]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -58,7 +57,7 @@ def attack_logprobs(
 def _heard(exchanges: Sequence[Exchange]) -> list[list[float]] | None:
     rows = []
     for exchange in exchanges:
-        heard = getattr(exchange.response, "heard_logprobs", None)
+        heard = Utterance.of(exchange.response).heard_logprobs
         if not heard:
             return None
         rows.append(list(heard))
@@ -242,18 +241,15 @@ class ResponseLikelihood(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return the nats per token of the wanted response to each attack."""
-        score = getattr(models, "get_response_logprobs", None)
-        if score is None:
-            raise ConfigurationError(
-                f"{type(models).__name__} has no get_response_logprobs(contexts, responses); "
-                "response_likelihood needs a target whose probabilities can be read."
-            )
         contexts = [Conversation.of(each.context) + each.attack for each in exchanges]
         wanted = [
             fact_of(each.context, self.fact, self.name) if self.text is None else self.text
             for each in exchanges
         ]
-        return [-_mean_nll(row) for row in token_logprobs(score, contexts, wanted)]
+        return [
+            -_mean_nll(row)
+            for row in token_logprobs(models.get_response_logprobs, contexts, wanted)
+        ]
 
 
 def fact_of(context: str, fact: str, needed_by: str) -> str:
@@ -275,7 +271,7 @@ def _sampled_logprobs(models: RewardModels, exchanges: Sequence[Exchange]) -> li
     """Log-probabilities under the attacker: those it sampled with, if it samples exactly."""
     attacks = [exchange.attack for exchange in exchanges]
     known = [each.logprobs if isinstance(each, Utterance) else None for each in attacks]
-    if getattr(models, "samples_exactly", False) and all(row is not None for row in known):
+    if models.samples_exactly and all(row is not None for row in known):
         return [list(row) for row in known if row is not None]
     contexts = [exchange.context for exchange in exchanges]
     logprobs = checked_logprobs(models.get_attacker_logprobs, contexts, attacks, grad=False)

@@ -16,7 +16,8 @@ from astra_rl.rewards.base import (
     check_names,
     measure,
 )
-from astra_rl.rewards.terms import AttackNLL, Harm, Novelty
+from astra_rl.rewards.likelihood import AttackNLL
+from astra_rl.rewards.terms import Harm, Novelty
 
 
 class NovelFailureReward(Reward):

@@ -10,9 +10,10 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.rewards.base import RESPONSE_HARM, Reward, RewardModels, Values
 from astra_rl.rewards.likelihood import check_choice
-from astra_rl.rewards.terms import OTHER_JUDGE, judge, max_or_missing
+from astra_rl.rewards.terms import OTHER_JUDGE, max_or_missing
 from astra_rl.targets.base import Target
 
 Respond = Callable[[Sequence[str]], Sequence[str]]
@@ -80,7 +81,9 @@ class SeveralTargets(Reward):
                 Exchange(each.context, each.attack, response)
                 for each, response in zip(exchanges, responses, strict=True)
             ]
-        scores = judge(models.moderator if self.moderator is None else self.moderator, heard)
+        scores = score_exchanges(
+            models.moderator if self.moderator is None else self.moderator, heard
+        )
         rows = [
             dict(zip(self.names, scores[row :: len(exchanges)], strict=True))
             for row in range(len(exchanges))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.level import current_level
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
-from astra_rl.core.text import Conversation, Exchange, NoReply, context_key
+from astra_rl.core.text import Conversation, Exchange, context_key
+from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
+from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.rewards.base import (
     RESPONSE_HARM,
     RewardModels,
@@ -118,7 +119,7 @@ class Harm(RewardTerm):
         moderator = models.moderator if self.moderator is None else self.moderator
         level = current_level([each.context for each in exchanges])
         asked = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
-        scores = judge(moderator, [self._text(each) for each in asked])
+        scores = score_exchanges(moderator, [self._text(each) for each in asked])
         own = scores[: len(exchanges)]
         if self.of == "worst_turn":
             earlier = earlier_scores(moderator, exchanges, level.depth)
@@ -171,20 +172,6 @@ def _mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores) if missing is None else missing
 
 
-def judge(moderator: Moderator[Any, Any], texts: Sequence[Exchange]) -> list[float]:
-    """Score exchanges in one call; those without a reply are missing, and nobody is asked."""
-    answered = [each for each in texts if not isinstance(each.response, NoReply)]
-    # Not every moderator accepts an empty batch.
-    scores = moderator.moderate(answered) if answered else []
-    check_length(scores, len(answered), source=type(moderator).__name__)
-    # A Score that is missing says why, which float() would make it forget.
-    found = iter([score if isinstance(score, float) else float(score) for score in scores])
-    return [
-        Score.missing(each.response.reason) if isinstance(each.response, NoReply) else next(found)
-        for each in texts
-    ]
-
-
 def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int) -> list[Exchange]:
     """Let the target answer each attack `count` times more, all in one call.
 
@@ -229,7 +216,7 @@ def earlier_scores(
         ]
         asked.update(zip(keys, played, strict=True))
         needed.append(list(keys))
-    scores = dict(zip(asked, judge(moderator, list(asked.values())), strict=True))
+    scores = dict(zip(asked, score_exchanges(moderator, list(asked.values())), strict=True))
     return [[scores[key] for key in keys] for keys in needed]
 
 
@@ -295,14 +282,3 @@ class Novelty(RewardTerm):
                     differences = [min(1.0, (1 - other) / (1 - self.kind)) for other in others]
                     values[row] = sum(differences) / len(differences)
         return values
-
-
-def word_set(text: str) -> frozenset[str]:
-    """Lower-cased words of a text."""
-    return frozenset(re.findall(r"\w+", text.lower()))
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Share of words that two sets have in common; two empty sets are equal."""
-    union = len(a | b)
-    return len(a & b) / union if union else 1.0

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
+from astra_rl.infra.storage import reason_of_failure
 
 JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
 
@@ -39,7 +40,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"cannot make the run folder {str(self.path)!r}: "
-                f"{getattr(error, 'strerror', None) or error}. Choose another with --output."
+                f"{reason_of_failure(error)}. Choose another with --output."
             ) from error
         _check_stays_inside(self.path)
 

@@ -39,7 +39,7 @@ from astra_rl.runs.resume import (
     kept_metrics,
 )
 from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
-from astra_rl.runs.trainer import RunTrainer
+from astra_rl.runs.trainer import RunTrainer, build_trainer, saved_identity
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.states import load_state
@@ -171,7 +171,7 @@ def _do_run(
     remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
     record = manifest(config, command)
-    state = {} if saved is None else saved[1].get("run", {})
+    state = {} if saved is None else saved_identity(saved[1])
     check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
     check_versions(state.get("versions", versions()))
     if saved is not None:
@@ -193,24 +193,24 @@ def _do_run(
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
-    trainer = RunTrainer(experiment, config, folder, trackers, log)
+    training = build_trainer(experiment, config, folder, trackers, log)
     if saved is not None:
-        trainer.load_state_dict(saved[1])
+        training.trainer.load_state_dict(saved[1])
         logger.info("going on after step %d", saved[0])
     del saved  # holds a copy of the weights
     with _timed(seconds, display, "training"):
-        _train(trainer, folder, display)
+        _train(training, folder, display)
     with _timed(seconds, display, "evaluating the trained attacker"):
         after, spent = evaluate_within_budget(experiment, folder, "after", config, log)
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
     warnings: tuple[str, ...] = ()
-    if trainer.watch is not None:
-        folder.write_lines(folder.reward_watch, trainer.watch.rows)
-        warnings = (trainer.watch.warning,) if trainer.watch.warning else ()
+    if training.watch is not None:
+        folder.write_lines(folder.reward_watch, training.watch.rows)
+        warnings = (training.watch.warning,) if training.watch.warning else ()
     notes = (*warnings, *notes_on_calls(experiment, after, current_ledger()))
-    result = Result(folder, before, after, trainer.completed_steps, seconds, notes)
+    result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
     record |= {"warnings": notes, "spent": current_ledger().as_dict()}
     # Without the times of its stages the run is not done, and can be continued.
     folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
@@ -221,31 +221,34 @@ def _do_run(
     return result
 
 
-def _train(trainer: RunTrainer, folder: RunFolder, display: Display) -> None:
-    """Train, and leave a state to go on from whatever ends it.
+def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
+    """Train; whatever ends it, a state to resume from is saved.
 
     Raises:
         InterruptedRunError: A signal ended it.
-        BudgetSpentError: Nothing more may be spent; a step in progress was dropped.
-        EndpointError: An endpoint does not answer; the same.
+        BudgetSpentError: A budget was spent; a step in progress was dropped.
+        EndpointError: An endpoint kept failing; a step in progress was dropped.
     """
-    with interruptible(trainer.interrupt):
+    trainer = training.trainer
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = trainer.should_stop = True
+
+    with interruptible(interrupt):
         display.training_begins(trainer.config.training_steps)
         try:
             trainer.train()
-        except (BudgetSpentError, EndpointError):
-            trainer.save_state()
-            trainer.tracker.close()
-            raise
         finally:  # a progress bar left open would garble the error
             display.training_ends()
-    if trainer.interrupted:
+    if interrupted:
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
             f"{how_to_go_on(folder)}"
         )
-    if trainer.spent is not None:
-        raise trainer.spent
+    if training.budget.spent is not None:
+        raise training.budget.spent
 
 
 def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
@@ -315,5 +318,5 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     target = experiment.problem.target
     if not isinstance(target, Target):
         return {}
-    identity = getattr(target, "identity", target.name)
+    identity = target.identity
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import Conversation, Utterance
 from astra_rl.infra.unicode import well_formed
+from astra_rl.targets.budget import Prices
 
 Message = Mapping[str, str]
 """One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``."""
@@ -16,10 +17,22 @@ class Target(ABC):
     """The model or the application under test, wherever it runs.
 
     Attributes:
-        name: How it is called in records and reports.
+        name: Name in records and reports.
+        prices: Prices of its tokens; None if they are unknown.
     """
 
     name: str = "target"
+    prices: Prices | None = None
+
+    @property
+    def identity(self) -> str:
+        """String that differs for targets that may reply differently; the name by default."""
+        return self.name
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply, for estimates and budgets; None if there is no known limit."""
+        return None
 
     @abstractmethod
     def respond(self, conversations: Sequence[str]) -> Sequence[str]:
@@ -49,7 +62,7 @@ def messages_of(conversation: str) -> list[Message]:
     opening = known.prompt
     for index in range(0, len(known.turns), 2):
         attack, *answer = known.turns[index : index + 2]
-        if answer and getattr(answer[0], "finish_reason", None) == "content_filter":
+        if answer and Utterance.of(answer[0]).finish_reason == "content_filter":
             continue
         said = "\n".join(part for part in (opening, attack) if part)
         opening = ""

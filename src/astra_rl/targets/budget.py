@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_number
@@ -29,15 +29,13 @@ class Budget:
     max_cost: float | None = None
     max_minutes: float | None = None
 
-    __pydantic_config__: ClassVar[Any] = {
-        "extra": "forbid"
-    }  # for configurations, which hold it as a section
+    # A configuration holds it as a section.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for name, value in asdict(self).items():
             if value is not None:
-                check_number(each.name, value, lambda n: n > 0, "above 0")
+                check_number(name, value, lambda n: n > 0, "above 0")
 
     @classmethod
     def least(cls, budgets: Iterable[Budget]) -> Budget:
@@ -58,10 +56,8 @@ class Prices:
     output: float = 0.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            check_number(
-                f"prices.{each.name}", getattr(self, each.name), lambda n: n >= 0, "0 or more"
-            )
+        for name, value in asdict(self).items():
+            check_number(f"prices.{name}", value, lambda n: n >= 0, "0 or more")
 
     def cost_of(self, read: float, written: float) -> float:
         """Return what so many tokens cost."""

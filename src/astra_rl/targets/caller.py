@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from astra_rl.core.contracts import check_number
@@ -62,10 +62,11 @@ class CallSettings:
     requests_per_minute: float | None = None
 
     def __post_init__(self) -> None:
+        values = asdict(self)
         for name in ("concurrency", "start_concurrency", "max_tries", "give_up_after"):
-            check_number(name, getattr(self, name), lambda n: n >= 1 and n == int(n), "1 or more")
+            check_number(name, values[name], lambda n: n >= 1 and n == int(n), "1 or more")
         for name in ("timeout", "max_wait", "max_reply_bytes"):
-            check_number(name, getattr(self, name), lambda n: n > 0, "above 0")
+            check_number(name, values[name], lambda n: n > 0, "above 0")
         check_number("first_wait", self.first_wait, lambda n: n >= 0, "0 or more")
         if self.requests_per_minute is not None:
             check_number(

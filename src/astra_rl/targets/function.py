@@ -63,7 +63,7 @@ class CallableTarget(RemoteTarget):
             raise ConfigurationError(f"takes={takes!r}; choose 'text' or 'messages'.")
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004
+            type(function).__call__
         )
         self.takes = takes or _what_it_takes(function)
         check_count("max_tokens", max_tokens)

@@ -6,9 +6,10 @@ import contextlib
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +63,8 @@ class Account:
 
     def after(self, earlier: Account) -> Account:
         """Return what was spent beyond an earlier state of the same account."""
-        return Account(
-            **{
-                each.name: getattr(self, each.name) - getattr(earlier, each.name)
-                for each in _COUNTED
-            }
-        )
-
-
-_COUNTED = fields(Account)
+        before = asdict(earlier)
+        return Account(**{name: value - before[name] for name, value in asdict(self).items()})
 
 
 @dataclass
@@ -153,8 +147,9 @@ class Ledger:
         """
         with self._lock:
             if self.spent_by is None:
+                limits = asdict(self.budget)
                 for name, value in self._spent().items():
-                    most = getattr(self.budget, name)
+                    most = limits[name]
                     if most is not None and value >= most:
                         self.spent_by = BudgetSpentError(name, most, value)
                         break
@@ -180,8 +175,9 @@ class Ledger:
                 "max_tokens": sum(each.input + each.output for each in known),
                 "max_cost": sum(each.cost for each in known),
             }
+            limits = asdict(self.budget)
             for limit, aside in asides.items():
-                most = getattr(self.budget, limit)
+                most = limits[limit]
                 if most is not None and spent[limit] + aside > most:
                     raise BudgetSpentError(limit, most, spent[limit], aside)
             self._reserved.append(needed)
@@ -317,10 +313,10 @@ class Ledger:
 
 
 def _sum(accounts: Iterable[Account]) -> Account:
-    known = list(accounts)
-    return Account(
-        **{each.name: sum(getattr(account, each.name) for account in known) for each in _COUNTED}
-    )
+    totals = Counter[str]()
+    for account in accounts:
+        totals.update(asdict(account))
+    return Account(**totals)
 
 
 def _account(kept: Mapping[str, Any]) -> Account:

@@ -73,11 +73,6 @@ class RemoteTarget(Target):
         """Name and settings, hashed: what tells one from another."""
         return f"{self.name} {cache_key([self.settings])[:12]}"
 
-    @property
-    def most_output_tokens(self) -> int | None:
-        """Most tokens of a reply, for estimates and budgets; None if nobody says."""
-        return None
-
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
         """Return one reply per conversation; see `Target.respond`."""
         seeds = current_row_seeds(len(conversations))

@@ -89,7 +89,7 @@ class ReplyCache:
         """
         if isinstance(reply, NoReply):
             return
-        reason = getattr(reply, "finish_reason", None)
+        reason = Utterance.of(reply).finish_reason
         text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
         with self._named_errors():
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))

@@ -71,11 +71,11 @@ def check_problem(
 def _check_frozen_logprobs(
     problem: Problem[Any, Any], contexts: Sequence[Any], attacks: Sequence[Any]
 ) -> None:
-    for name in ("get_target_logprobs", "get_baseline_logprobs"):
+    for score in (problem.get_target_logprobs, problem.get_baseline_logprobs):
         with torch.no_grad():
-            logprobs = getattr(problem, name)(contexts, attacks)
-        check_logprobs(logprobs, batch_size=len(contexts), source=name)
-        _check_values(logprobs, name)
+            logprobs = score(contexts, attacks)
+        check_logprobs(logprobs, batch_size=len(contexts), source=score.__name__)
+        _check_values(logprobs, score.__name__)
 
 
 def _check_attacker_logprobs(

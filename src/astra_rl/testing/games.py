@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.rewards.base import WeightedSum
 from astra_rl.rewards.terms import Harm
@@ -64,7 +65,7 @@ class _LetterModerator(Moderator[str, str]):
     letters, most = "xy", 4
 
     def moderate(self, x: Sequence[str]) -> Sequence[float]:
-        attacks = [str(getattr(each, "attack", each)) for each in x]
+        attacks = [str(each.attack if isinstance(each, Exchange) else each) for each in x]
         return [sum(map(attack.count, self.letters)) / self.most for attack in attacks]
 
 

@@ -1,4 +1,4 @@
-"""Environment and algorithm, joined: episodes in, batches out."""
+"""The harness: collects episodes from an environment and batches them for an algorithm."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from astra_rl.core.seeding import derive_seed
 
 
 class Harness(Generic[StateT, ActionT, StepT, BatchT]):
-    """Collects episodes and hands them to the algorithm in batches.
+    """Collects episodes from the environment and yields batches for the algorithm.
 
     Args:
         environment: Plays the episodes.
-        algorithm: Cuts them into steps and computes the loss.
+        algorithm: Flattens them to steps, collates steps to batches and computes the loss.
         num_episodes_per_experience: Episodes per `experience` call.
         batch_size: Steps per batch.
-        dataloader_kwargs: Passed on to `torch.utils.data.DataLoader`, over the defaults.
+        dataloader_kwargs: Keyword arguments of `torch.utils.data.DataLoader`; they override the
+            defaults of this class.
+        on_collected: Called with the episodes of an experience before the problem and the algorithm
+            see them; if it raises, the experience is dropped.
 
     Attributes:
         graphs: The episodes of the latest experience.
-        collected: Called with them before anything is learned from them. What it raises drops the
-            experience as if it had never been played.
     """
 
     def __init__(
@@ -42,24 +43,26 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         *,
         batch_size: int = 1,
         dataloader_kwargs: Mapping[str, Any] | None = None,
+        on_collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] | None = None,
     ) -> None:
         self.environment = environment
         self.algorithm = algorithm
         self.num_episodes_per_experience = num_episodes_per_experience
         self.dataloader_kwargs = {"batch_size": batch_size, **(dataloader_kwargs or {})}
         self.graphs: list[Graph[StateT, ActionT]] = []
-        self.collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] = lambda graphs: None
+        self.on_collected = on_collected
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
 
-        An algorithm of several epochs gets each step once per epoch, in another order.
-        An experience that teaches nothing (for instance, all siblings tie) has no batches.
+        With ``algorithm.epochs`` above 1 each step occurs once per epoch, shuffled anew. An
+        experience without a learning signal (all siblings tie, for instance) has no batches.
         """
         self.graphs, kept = self.algorithm.collector.collect(
             self.environment, seed, self.num_episodes_per_experience
         )
-        self.collected(self.graphs)
+        if self.on_collected is not None:
+            self.on_collected(self.graphs)
         self.environment.problem.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)
@@ -80,14 +83,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         return loader if self.algorithm.epochs == 1 else _Epochs(loader, self.algorithm.epochs)
 
     def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch and numbers to log."""
+        """Return the loss of a batch, a scalar that requires grad, and metrics to log."""
         return self.algorithm.step(batch)
 
     def experience_metrics(self) -> Metrics:
-        """Sum up the latest experience: mean reward and reward terms over all nodes.
+        """Return metrics of the latest experience: means of reward and reward terms over all nodes.
 
-        Missing values are left out of the means; ``rewards/missing`` is their share. What the
-        algorithm has to say about the experience comes with them.
+        Missing values are excluded from the means; ``rewards/missing`` is their share. The
+        algorithm's own `Algorithm.experience_metrics` are included.
         """
         nodes = [node for graph in self.graphs for node in graph.nodes()]
         rewards = [node.reward for node in nodes]
@@ -109,7 +112,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
 
 
 class _Epochs(Iterable[Any]):
-    """The batches of a loader several times over, shuffled anew each time."""
+    """Iterates over a loader several times; the loader shuffles anew each time."""
 
     def __init__(self, loader: DataLoader[Any], count: int) -> None:
         self.loader, self.count = loader, count

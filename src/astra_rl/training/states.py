@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ from astra_rl.infra.checkpointing import replace_folder, sha256
 from astra_rl.infra.redaction import redact
 from astra_rl.logging import logger
 
-SCHEMA_VERSION = 2
-"""1 had no generators but torch's; it is still read."""
+SCHEMA_VERSION = 3
+"""Version 1 had the random generator of torch only, version 2 no states of callbacks; both are
+still read."""
 KEPT = 2
 """States that are kept: the newest, and one to fall back on."""
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -116,11 +118,32 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
             )
         if sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")
-        return body["step"], _unpack(body["state"], load_file(place / _TENSORS))
+        state = _unpack(body["state"], load_file(place / _TENSORS))
+        return body["step"], state if body["schema_version"] >= 3 else _with_callbacks(state)
     except (TrainingError, _DamagedError):
         raise
     except Exception as error:  # what a damaged file may lead to is no closed list
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _with_callbacks(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of version 1 or 2 with the states of callbacks where version 3 has them."""
+    callbacks: dict[str, Any] = {}
+    if (best := state.pop("best", None)) is not None:
+        callbacks["Evaluation"] = {"best_score": best["score"], "best_step": best["step"]}
+        callbacks["Checkpointing"] = {"saved_step": best["saved"]}
+    if (run := state.pop("run", None)) is not None:
+        identity = ("config_sha256", "versions")
+        callbacks |= {
+            "AttackMetrics": {"recent": run["recent"]},
+            "AttemptRecorder": {"trials": run["trials"]},
+            "TimeLimit": {"elapsed": run["elapsed"]},
+            "BestBySuccess": {"best_success": run.get("best_success", -math.inf)},
+            "RunIdentity": {name: run[name] for name in identity if name in run},
+        }
+        if run["watch"] is not None:
+            callbacks["WatchReward"] = run["watch"]
+    return {**state, "callbacks": callbacks} if callbacks else state
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

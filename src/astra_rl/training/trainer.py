@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.contracts import check_loss, is_missing
 from astra_rl.core.environment import Environment
+from astra_rl.core.graph import Graph
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
 from astra_rl.errors import (
+    BudgetSpentError,
     ConfigurationError,
+    EndpointError,
     NonFiniteLossError,
     OutOfMemoryError,
     TrainingError,
     UnscoredError,
 )
 from astra_rl.logging import logger
+from astra_rl.training.callback import TrainerCallback, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
 from astra_rl.training.precision import build_optimizer
@@ -31,30 +35,34 @@ __all__ = ["Trainer", "TrainingConfiguration"]
 
 
 class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
-    """Collect, compute the loss, optimise; nothing else.
+    """Collects experiences, computes the loss and updates the attacker.
 
-    It does not evaluate, save or log: a subclass does so in the hooks `on_train_begin`,
-    `on_step_end`, `on_train_end` and `on_train_failed`, or overrides `train` wholly.
+    By itself it does not evaluate, save or log. Callbacks do, see `astra_rl.training.callbacks`; or
+    a subclass that overrides the hooks `on_train_begin`, `on_step_end`, `on_train_end`,
+    `on_train_failed`, or `train`. The hooks of this class call the callbacks, so an override calls
+    ``super()`` if there are any.
 
-    An optimizer step whose loss or gradient is not finite is skipped, counted and warned of; too
-    many in a row end the training, see `TrainingConfiguration.max_nonfinite_losses`. So do steps
-    that teach nothing because no reward could be computed, see its `max_unscored_steps`.
+    An optimizer step whose loss or gradient is not finite is skipped, with a warning; after
+    `TrainingConfiguration.max_nonfinite_losses` of them in a row the training fails. It also fails
+    after `TrainingConfiguration.max_unscored_steps` consecutive steps without a valid reward.
 
     Args:
         config: Hyperparameters.
         environment: Plays the episodes.
-        algorithm: Turns them into a loss.
+        algorithm: Computes the loss.
+        callbacks: Receive the events of the training, in this order.
 
     Attributes:
-        harness: Joins environment and algorithm.
-        optimizer: Of the problem's trainable parameters; a learning-rate scheduler may be built
-            on it.
+        harness: Collects the episodes and batches them.
+        optimizer: Optimizer of the problem's trainable parameters; learning-rate schedulers may be
+            built on it.
+        callbacks: A list, which a subclass may extend in its constructor.
         completed_steps: Training steps done so far.
-        unscored_steps: Training steps in a row, up to the latest, without a single reward.
+        unscored_steps: Consecutive training steps, up to the latest, without a valid reward.
         should_stop: Set it to end the training after the step in progress.
 
     Raises:
-        ConfigurationError: The problem has nothing to train.
+        ConfigurationError: The problem has no trainable parameters.
     """
 
     def __init__(
@@ -62,15 +70,19 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         config: TrainingConfiguration,
         environment: Environment[StateT, ActionT],
         algorithm: Algorithm[StateT, ActionT, StepT, BatchT],
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.config = config
         self.environment = environment
         self.algorithm = algorithm
+        self.callbacks = list(callbacks)
         self.harness = Harness(
             environment,
             algorithm,
             config.num_episodes_per_experience,
             batch_size=config.batch_size,
+            on_collected=self.on_experience,
         )
         trained = [p for p in algorithm.problem.parameters() if p.requires_grad]
         if not trained:
@@ -84,26 +96,37 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.unscored_steps = 0
         self._has_learned = True
         self._nonfinite = 0
+        self._failure: Exception | None = None
 
     def train(self) -> None:
         """Run `config.training_steps` training steps, or until `should_stop`.
 
+        `on_train_failed` is called before one of these errors is raised.
+
         Raises:
-            NonFiniteLossError: Too many losses in a row were not finite.
-            UnscoredError: Too many steps in a row had no reward at all.
+            NonFiniteLossError: Too many consecutive losses were not finite.
+            UnscoredError: Too many consecutive steps had no valid reward.
+            TrainingError: Another reason why training cannot continue.
+            BudgetSpentError: A budget was spent while episodes were played.
+            EndpointError: An endpoint kept failing while episodes were played.
         """
         self.on_train_begin()
-        while self.completed_steps < self.config.training_steps and not self.should_stop:
-            try:
-                logs = self.training_step(self._step_seed(self.completed_steps))
-                self.completed_steps += 1
-                self._count_unscored_steps()
-                self.on_step_end(self.completed_steps, logs)
-                self._check_scored()
-            except (NonFiniteLossError, UnscoredError):
-                self.on_train_failed()
-                raise
+        try:
+            while self.completed_steps < self.config.training_steps and not self.should_stop:
+                self._train_step()
+        except (TrainingError, BudgetSpentError, EndpointError) as error:
+            self._failure = error
+            self.on_train_failed()
+            raise
         self.on_train_end()
+
+    def _train_step(self) -> None:
+        self.on_step_begin(self.completed_steps + 1)
+        logs = self.training_step(self._step_seed(self.completed_steps))
+        self.completed_steps += 1
+        self._count_unscored_steps()
+        self.on_step_end(self.completed_steps, logs)
+        self._check_scored()
 
     def training_step(self, seed: int | None) -> Metrics:
         """Collect one experience and learn from all of it.
@@ -127,25 +150,55 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         return {**mean_metrics(logs), "skipped_updates": float(skipped)}
 
     def on_train_begin(self) -> None:
-        """Called once before the first step; override to prepare."""
+        """Called once before the first step."""
+        for each in self.callbacks:
+            each.on_train_begin(self)
+
+    def on_step_begin(self, step: int) -> None:
+        """Called before each training step, counted from 1."""
+        for each in self.callbacks:
+            each.on_step_begin(self, step)
+
+    def on_experience(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
+        """Called with the episodes of a step before the algorithm learns from them."""
+        for each in self.callbacks:
+            each.on_experience(self, graphs)
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
-        """Called once per training step, counted from 1; override to evaluate, save or log."""
+        """Called after each training step, counted from 1; callbacks may add to `logs`."""
+        for each in self.callbacks:
+            each.on_step_end(self, step, logs)
+
+    def on_evaluate(self, step: int, report: Mapping[str, Any], *, is_best: bool) -> None:
+        """Called after each evaluation, see `TrainerCallback.on_evaluate`."""
+        for each in self.callbacks:
+            each.on_evaluate(self, step, report, is_best)
+
+    def on_save(self, step: int) -> None:
+        """Called before a training state is written, see `TrainerCallback.on_save`."""
+        for each in self.callbacks:
+            each.on_save(self, step)
 
     def on_train_end(self) -> None:
-        """Called once after the last step; override to finish up."""
+        """Called once after the last step, when no error ended the training."""
+        for each in self.callbacks:
+            each.on_train_end(self)
 
     def on_train_failed(self) -> None:
-        """Called before an error ends the training; override to save what there is.
+        """Called before an error ends the training, see `train`.
 
         The weights are those of the last optimizer step that was finite.
         """
+        assert self._failure is not None
+        for each in self.callbacks:
+            each.on_train_failed(self, self._failure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the training depends on, for `save_state`.
+        """Return everything that the remaining training depends on, for `save_state`.
 
         Call it between training steps. Episodes and batches depend on the seed and the number of
-        the step alone; the global generators are for what else may draw from them.
+        the step alone; the states of the global random generators are included for other code that
+        draws from them.
         """
         problem = self.algorithm.problem
         return {
@@ -157,11 +210,19 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "algorithm": self.algorithm.state_dict(),
             "reward": problem.reward_state(),
             "generators": generator_states(),
+            "callbacks": {
+                name: saved
+                for name, each in named(self.callbacks).items()
+                if (saved := each.state_dict())
+            },
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+        """Resume from what `state_dict` returned.
+
+        The state of a callback is found by the name of its class. A callback without a saved state
+        starts anew; a saved state without its callback is ignored with a warning.
 
         Raises:
             TrainingError: The state is of another model.
@@ -178,13 +239,19 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.algorithm.load_state_dict(state["algorithm"])
         problem.load_reward_state(state["reward"])
-        # Version 1 of a state knew torch's only.
+        # Version 1 of the format had the generator of torch only.
         restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]
         self._nonfinite = state["nonfinite"]
-        # What ended a training is mended when it goes on, so it is counted anew.
+        # The cause of an UnscoredError is fixed before a resume, so the count restarts.
         unscored = state.get("unscored_steps", 0)
         self.unscored_steps = unscored if unscored < self.config.max_unscored_steps else 0
+        callbacks = named(self.callbacks)
+        for name, saved in state.get("callbacks", {}).items():
+            if name in callbacks:
+                callbacks[name].load_state_dict(saved)
+            else:
+                logger.warning("the saved state of callback %s is ignored: no such callback", name)
 
     def _step_seed(self, step: int) -> int | None:
         return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)

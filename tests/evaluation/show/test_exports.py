@@ -13,8 +13,8 @@ from jsonschema.exceptions import ValidationError
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
-from astra_rl.algorithms.imitation import read_attacks
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.evaluation.show.exports import EXPORTS

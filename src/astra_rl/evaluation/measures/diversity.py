@@ -15,9 +15,9 @@ import numpy as np
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.seeding import derive_seed
+from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.stats.intervals import Array
-from astra_rl.rewards.terms import jaccard, word_set
 
 Embedder = Callable[[Sequence[str]], Array]
 """Texts to vectors, shape (number of texts, any width). Texts that mean the same point the same

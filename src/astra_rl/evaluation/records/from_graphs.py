@@ -10,6 +10,7 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.text import NoReply, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
@@ -75,7 +76,7 @@ def record_path(
         )
         for at, (node, score) in enumerate(zip(nodes, scores, strict=True))
     ]
-    errors = (getattr(node.response, "error", None) for node in nodes)
+    errors = (node.response.error for node in nodes if isinstance(node.response, NoReply))
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
@@ -142,10 +143,8 @@ def _turn(
     logprobs: Mapping[str, LogProb],
     refused: bool | None,
 ) -> Turn:
-    known = {
-        "attacker": _sum(getattr(node.attack, "logprobs", None)),
-        "target": _sum(getattr(node.response, "heard_logprobs", None)),
-    }
+    attack, response = Utterance.of(node.attack), Utterance.of(node.response)
+    known = {"attacker": _sum(attack.logprobs), "target": _sum(response.heard_logprobs)}
     return Turn(
         attack=node.attack,
         response=node.response,
@@ -153,11 +152,11 @@ def _turn(
         reward=node.reward,
         reward_terms=dict(node.reward_terms),
         logprobs={name: value for name, value in known.items() if value} | dict(logprobs),
-        attack_tokens=_count(node.attack),
-        response_tokens=_count(node.response),
-        finish_reason=getattr(node.response, "finish_reason", None),
+        attack_tokens=_count(attack),
+        response_tokens=_count(response),
+        finish_reason=response.finish_reason,
         refused=refused,
-        asked=getattr(node.response, "asked", None),
+        asked=response.asked,
     )
 
 
@@ -165,9 +164,8 @@ def _sum(logprobs: Sequence[float] | None) -> LogProb | None:
     return LogProb(total=sum(logprobs), tokens=len(logprobs)) if logprobs else None
 
 
-def _count(said: str) -> int | None:
-    ids = getattr(said, "token_ids", None)
-    return None if ids is None else len(ids)
+def _count(text: Utterance) -> int | None:
+    return None if text.token_ids is None else len(text.token_ids)
 
 
 def measure_logprobs(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation
 from astra_rl.infra.unicode import well_formed
 
@@ -46,7 +47,7 @@ class JudgeScore(Record):
         """Wrap what a moderator returned; a missing score may carry a `reason`."""
         if math.isfinite(value):
             return cls(value=float(value))
-        return cls(value=None, reason=getattr(value, "reason", None) or "no reason given")
+        return cls(value=None, reason=reason_of(value))
 
 
 class LogProb(Record):

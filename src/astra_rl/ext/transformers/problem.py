@@ -234,7 +234,7 @@ class HFASTProblem(ASTProblem):
         """
         check_length(continuations, len(contexts), source="the caller's list of continuations")
         keys = [
-            (context_key(context), str(said), getattr(said, "token_ids", None))
+            (context_key(context), str(said), Utterance.of(said).token_ids)
             for context, said in zip(contexts, continuations, strict=True)
         ]
         if len(self._baseline_rows) + len(keys) > MAX_REMEMBERED_ROWS:

@@ -1,0 +1,99 @@
+"""The interface of a trainer callback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from astra_rl.core.common import Metrics
+from astra_rl.core.graph import Graph
+
+if TYPE_CHECKING:
+    from astra_rl.training.trainer import Trainer
+
+    AnyTrainer = Trainer[Any, Any, Any, Any]
+
+
+class TrainerCallback:
+    """Receives the events of a `Trainer`, in the manner of transformers' ``TrainerCallback``.
+
+    Every method does nothing by default; override those you need. A trainer calls its callbacks in
+    the order of its ``callbacks`` argument, so a callback sees the metrics that earlier ones added
+    to the log. To end the training after the step in progress, set ``trainer.should_stop = True``.
+    """
+
+    def on_train_begin(self, trainer: AnyTrainer) -> None:
+        """Called once, before the first step of this call of `Trainer.train`."""
+
+    def on_step_begin(self, trainer: AnyTrainer, step: int) -> None:
+        """Called before the episodes of a training step are played; steps count from 1."""
+
+    def on_experience(self, trainer: AnyTrainer, graphs: Sequence[Graph[Any, Any]]) -> None:
+        """Called with the episodes of a step before the algorithm learns from them.
+
+        An exception raised here drops the experience: no weight has changed yet, and
+        `Trainer.completed_steps` does not count the step.
+        """
+
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
+        """Called after each training step, counted from 1.
+
+        Args:
+            trainer: The trainer; ``trainer.harness.graphs`` are the episodes of the step.
+            step: The number of the step.
+            logs: Metrics of the step. Add entries to have later callbacks, such as `Tracking`,
+                see them.
+        """
+
+    def on_evaluate(
+        self, trainer: AnyTrainer, step: int, report: Mapping[str, Any], is_best: bool
+    ) -> None:
+        """Called by `Evaluation` after each evaluation.
+
+        Args:
+            trainer: The trainer.
+            step: The training step that was just completed.
+            report: What the evaluator returned; ``report["score"]`` is a float, higher is better,
+                NaN if it could not be computed. Empty if there is no evaluator.
+            is_best: Whether the score is higher than all before.
+        """
+
+    def on_save(self, trainer: AnyTrainer, step: int) -> None:
+        """Called by `TrainingStates` just before it writes the state of the training.
+
+        Whatever a callback keeps beside the state (the best attacker so far, for instance) is
+        written here, so that the two belong to the same step.
+        """
+
+    def on_train_end(self, trainer: AnyTrainer) -> None:
+        """Called once after the last step, when no error ended the training."""
+
+    def on_train_failed(self, trainer: AnyTrainer, error: Exception) -> None:
+        """Called when an error ends the training, before it is raised.
+
+        See `Trainer.train` for the errors. The weights are those of the last optimizer step whose
+        loss and gradient were finite.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs of this callback; see `save_state` for types."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+def named(callbacks: Sequence[TrainerCallback]) -> dict[str, TrainerCallback]:
+    """Return callbacks by the names their states are saved under.
+
+    The name is that of the class; the second callback of a class is ``Name.2``, and so on.
+    """
+    found: dict[str, TrainerCallback] = {}
+    for callback in callbacks:
+        name = kind = type(callback).__name__
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{kind}.{number}"
+        found[name] = callback
+    return found

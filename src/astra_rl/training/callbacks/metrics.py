@@ -1,0 +1,166 @@
+"""Callbacks that add metrics to the log of a training step, and the one that sends them away."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from astra_rl.core.common import Metrics
+from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.graph import Node
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Utterance, finish_reasons
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.rewards.base import RESPONSE_HARM
+from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from astra_rl.training.callback import AnyTrainer
+
+
+class StepMetrics(TrainerCallback):
+    """Adds `Harness.experience_metrics` and ``step_time``, the seconds of playing and learning."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_begin(self, trainer: AnyTrainer, step: int) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
+        """Add the metrics; an entry that is already in the log stays."""
+        logs["step_time"] = time.perf_counter() - self._started
+        for name, value in trainer.harness.experience_metrics().items():
+            logs.setdefault(name, value)
+
+
+class AttackMetrics(TrainerCallback):
+    """Adds what the attacks of a step achieved, as the training moderator scored them.
+
+    ``asr`` is the attack success rate over the turns that it scored; ``distinct_attacks`` the
+    number of clusters of near-duplicates among successful attacks; ``tokens`` the tokens of all
+    attacks and responses; ``empty_attacks`` the share of blank attacks; ``overflows`` the share of
+    turns that did not fit into a context window. A rate of nothing is NaN.
+
+    Args:
+        threshold: Score of the response, in (0, 1], from which on an attack is a success.
+        window: Training steps of the moving mean of ``asr``; at least 1.
+
+    Attributes:
+        recent: ``asr`` of the latest `window` steps.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    def __init__(self, threshold: float = 0.5, *, window: int = 4) -> None:
+        if not 0 < threshold <= 1:
+            raise ConfigurationError(f"threshold={threshold}; it must be in (0, 1].")
+        if window < 1:
+            raise ConfigurationError(f"window={window}; it must be at least 1.")
+        self.threshold, self.window = threshold, window
+        self.recent: deque[float] = deque(maxlen=window)
+
+    @property
+    def recent_success(self) -> float:
+        """Mean of ``asr`` over the latest `window` steps; NaN if none has one."""
+        return mean_of_present(self.recent)
+
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
+        """Add the metrics."""
+        nodes = [node for graph in trainer.harness.graphs for node in graph.nodes()]
+        # The moderator does not score the turns of a defender in self-play.
+        scored = [node for node in nodes if RESPONSE_HARM in node.reward_terms]
+        successes = [node for node in scored if self._is_success(node)]
+        texts = [str(node.attack) for node in successes]
+        logs |= {
+            "asr": Rate(len(successes), len(scored)).estimate,
+            "distinct_attacks": float(len(greedy_clusters(texts))),
+            "tokens": float(sum(map(_token_count, nodes))),
+            "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
+            "overflows": _share(
+                "context_overflow" in finish_reasons(node.attack, node.response) for node in nodes
+            ),
+        }
+        self.recent.append(logs["asr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the success rates of the window."""
+        return {"recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.recent.extend(state["recent"])
+
+    def _is_success(self, node: Node[Any, Any]) -> bool:
+        score = node.reward_terms[RESPONSE_HARM]
+        return not is_missing(score) and score >= self.threshold
+
+
+class UnscoredCounts(TrainerCallback):
+    """Adds ``unscored/REASON``: how many scores of a `CachedModerator` are missing, by reason.
+
+    Args:
+        moderator: Any moderator; one that does not count adds nothing.
+    """
+
+    def __init__(self, moderator: Moderator[Any, Any]) -> None:
+        self.moderator = moderator
+        self._before = self._counts()
+
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
+        """Add the counts since the previous step."""
+        logs |= self.new_counts()
+
+    def new_counts(self) -> Metrics:
+        """Return the counts since the last call."""
+        now = self._counts()
+        new, self._before = now - self._before, now
+        return {f"unscored/{reason}": float(count) for reason, count in sorted(new.items())}
+
+    def _counts(self) -> Counter[str]:
+        moderator = self.moderator
+        return Counter(moderator.unscored if isinstance(moderator, CachedModerator) else {})
+
+
+class Tracking(TrainerCallback):
+    """Sends the log of each step to a tracker, and closes the tracker when the training ends.
+
+    Place it after the callbacks whose metrics it is to send.
+
+    Args:
+        tracker: Receives the metrics.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
+        """Send the log."""
+        self.tracker.log(logs, step)
+
+    def on_train_end(self, trainer: AnyTrainer) -> None:
+        """Close the tracker."""
+        self.tracker.close()
+
+    def on_train_failed(self, trainer: AnyTrainer, error: Exception) -> None:
+        """Close the tracker."""
+        self.tracker.close()
+
+
+def _share(marks: Iterable[bool]) -> float:
+    known = list(marks)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _token_count(node: Node[Any, Any]) -> int:
+    ids = (Utterance.of(node.attack).token_ids, Utterance.of(node.response).token_ids)
+    return sum(len(each) for each in ids if each is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import wraps
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def test_a_run_resolves_and_constructs_each_object_once(
     counts: Counter[str] = Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
             counts[name] += 1
             return function(*arguments, **options)

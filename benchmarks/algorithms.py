@@ -30,8 +30,8 @@ import yaml
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
+from astra_rl.runs.phases import summary_of_phase
 from astra_rl.runs.provenance import versions
-from astra_rl.runs.report import rate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,9 +105,9 @@ def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         if done.returncode:
             return {**record, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
         after = json.loads((Path(folder) / "evaluation_after.json").read_text("utf-8"))
+        rate = summary_of_phase(folder, "after").asr
         metrics = Path(folder) / "metrics.jsonl"
         rows = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
-    rate = rate_of(after)
     return {
         **record,
         "successes": rate.successes,

@@ -22,8 +22,8 @@ from typing import Any
 
 from astra_rl.evaluation.stats.intervals import intervals_apart
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.runs.phases import summary_of_phase
 from astra_rl.runs.provenance import versions
-from astra_rl.runs.report import rate_of
 
 MAX_MINUTES = 5.0
 MIN_KINDS = 10
@@ -51,7 +51,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
         for name in ("before", "after")
     )
     steps = len((folder / "metrics.jsonl").read_text("utf-8").splitlines())
-    rates = [rate_of(before), rate_of(after)]
+    rates = [summary_of_phase(folder, name).asr for name in ("before", "after")]
     row = {
         "seed": seed,
         "minutes": round(minutes, 2),

@@ -285,6 +285,7 @@ class Values(Moderator[str, str]):
         return [SCORES[text.strip()] for text in x]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
     """One word of six: R(word) = ref(word) * exp(score / 0.5), its sum is Z."""

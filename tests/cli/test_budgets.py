@@ -16,6 +16,8 @@ from tests.endpoint import FAST, Endpoint, judging, said
 
 from astra_rl.evaluation.judges.calibration import example_labels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def healthy(endpoint: Endpoint) -> None:

@@ -14,6 +14,8 @@ from astra_rl.errors import ModelError
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.models.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 HARM: dict[str, Callable[[bytes], bytes | None]] = {
     **{f"cut at {n} tenths": lambda data, n=n: data[: len(data) * n // 10] for n in range(10)},
     "a bit flipped": lambda data: (

@@ -27,6 +27,9 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.phases import summary_of_phase
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +126,6 @@ def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
     assert ("the call of a model failed" in report) == bool(after["outcomes"]["error"])
 
 
-@pytest.mark.slow
 def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
@@ -259,6 +261,7 @@ def test_saved_attacks_are_sent_to_a_target_of_a_file(
         assert {each.target for each in log} == {"my application"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
     workplace: Path, endpoint: Endpoint
 ) -> None:
@@ -288,7 +291,7 @@ def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "astra-rl resume signal" in errors.decode().replace("\n", "")
     assert len(list((workplace / "signal" / "states").iterdir())) == 1
@@ -366,7 +369,11 @@ def test_an_evaluation_that_a_budget_cut_short_keeps_its_replies(
     assert done.returncode == 4, done.stderr
     assert "1 of 2 conversations were played" in done.stderr
     result = json.loads((workplace / "partly" / "evaluation_again.json").read_text())
-    assert (result["n"], result["planned"]) == (1, 2)
+    assert (result["n"], result["planned"], result["never_made"]) == (1, 2, 1)
+    shutil.copy(workplace / "asked" / "config.yaml", workplace / "partly" / "config.yaml")
+    summary = summary_of_phase(workplace / "partly", "again").as_dict()
+    written = ("planned", "never_made", "outcomes", "asr", "asr_last_turn")
+    assert {name: result[name] for name in written} == {name: summary[name] for name in written}
     assert (workplace / "partly" / "replies_again.sqlite").is_file()
     done = astra_rl("evaluate", "asked", "-o", "partly", cwd=workplace)
     assert done.returncode == 0, done.stderr

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from tests.cli.running import astra_rl
 
-from astra_rl.actions import evaluate as evaluation
-from astra_rl.config.experiment import build_evaluator
+from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.show.exports import EXPORTS
-from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.replay import resend
+from astra_rl.runs import phases
 from astra_rl.runs.attempt_log import AttemptLog
+
+pytestmark = pytest.mark.slow
 
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
 ANYTHING = "type: keyword\noptions: {patterns: ['.*']}\n"
@@ -392,18 +393,13 @@ def test_the_page_is_made_again_from_the_folder_alone(trained: Path, tmp_path: P
 def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not(
     workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_by_one(*arguments: Any) -> ASTEvaluator:
-        evaluator = build_evaluator(*arguments)
-        evaluator.batch_size = 1
-        return evaluator
-
     def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
         if first == 2:
             raise AstraError("the endpoint is gone")
         return resend(*arguments, first=first, **options)
 
-    monkeypatch.setattr(evaluation, "build_evaluator", one_by_one)
-    monkeypatch.setattr(evaluation, "resend", breaks)
+    monkeypatch.setattr(phases, "EVALUATED_TOGETHER", 1)
+    monkeypatch.setattr(attacks, "resend", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)
     assert done.returncode == 2

@@ -16,6 +16,7 @@ from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
 from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
@@ -77,7 +78,9 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     shown = [f"environment.options.examples={examples}"] if name == "perez_few_shot" else []
     config = parse_config(small(name, place), [*shown, "training.steps=0"], source=name)
     experiment = build(config)
-    found = experiment.evaluator.evaluate(progress=False)
+    found = ASTEvaluator(
+        experiment.evaluation_environment, experiment.held_out, judge=experiment.judge
+    ).evaluate(progress=False)
     assert found["n"] > 0
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 

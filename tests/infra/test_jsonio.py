@@ -105,7 +105,7 @@ def test_what_is_written_is_read_as_it_was(value):
 def test_all_json_of_others_is_read_by_one_reader():
     """A state of training has checksums and its own net for whatever a damaged file leads to."""
     source = Path(astra_rl.__file__).parent
-    apart = {source / "core" / "jsonio.py", source / "training" / "resuming.py"}
+    apart = {source / "infra" / "jsonio.py", source / "training" / "states.py"}
     found = [
         path.relative_to(source)
         for path in source.rglob("*.py")

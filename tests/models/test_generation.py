@@ -43,6 +43,7 @@ def by_warpers(logits, sampling):
     return warpers(None, logits).log_softmax(-1)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(prompts=prompt_sets, random=st.randoms(use_true_random=False))
 def test_a_rows_text_depends_on_its_prompt_and_seed_only(model, prompts, random):

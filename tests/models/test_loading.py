@@ -3,7 +3,9 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -324,6 +326,19 @@ def test_an_interrupted_conversion_leaves_no_folder(cache, package, monkeypatch,
     assert list((cache / "models").iterdir()) == []
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", real)
     assert load_model("bundled:smollm2-135m", device="cpu").config.vocab_size == 37
+
+
+def test_two_that_need_a_bundled_model_at_once_convert_it_once(cache, package):
+    together = threading.Barrier(2, timeout=60)
+
+    def resolve(_):
+        together.wait()
+        return resolve_reference("bundled:smollm2-135m")
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(resolve, range(2)))
+    assert folders == {str(cache / "models" / "smollm2-135m")}
+    assert len(package.asked) == 2  # its tokenizer and its weights, once each
 
 
 def test_what_an_older_interruption_left_is_replaced(cache, package):

@@ -12,6 +12,8 @@ from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.value_head import predictor_states
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 6, 7], [5, 6, 7, 8], [9, 10], [11, 12, 13, 14], [5, 6, 7], [20], [21, 22]]
 SAID = [[15, 16], [17], [18, 19, 20], [21], [16], [22, 23], [24]]
 

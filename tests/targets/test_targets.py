@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -253,11 +254,15 @@ def test_a_connection_that_a_function_lost_is_tried_again() -> None:
 
 
 def test_a_function_that_hangs_is_given_up() -> None:
-    target = CallableTarget(
-        lambda text: time.sleep(60 if text == "hang" else 0) or text,  # type: ignore[func-returns-value]
-        calls={"timeout": 0.1, "max_tries": 1},
-    )
+    released = threading.Event()
+
+    def hang(text: str) -> str:
+        released.wait(60 if text == "hang" else 0)
+        return text
+
+    target = CallableTarget(hang, calls={"timeout": 1, "max_tries": 1})
     hung, answered = target.respond(["hang", "hello"])
+    released.set()
     assert isinstance(hung, NoReply)
     assert (hung.reason, answered) == ("timed out", "hello")
 
@@ -275,8 +280,14 @@ def test_a_plain_function_is_called_once_at_a_time_unless_asked_otherwise() -> N
 
     CallableTarget(count).respond(["a"] * 8)
     assert most == 1
-    CallableTarget(count, calls={"concurrency": 4, "start_concurrency": 4}).respond(["a"] * 8)
-    assert most > 1
+    together = threading.Barrier(4, timeout=60)
+
+    def meet(text: str) -> str:
+        together.wait()  # raises if the others do not come
+        return text
+
+    calls = {"concurrency": 4, "start_concurrency": 4}
+    assert CallableTarget(meet, calls=calls).respond(["a"] * 8) == ["a"] * 8
 
 
 def test_a_target_of_ones_own_is_made_by_name() -> None:

@@ -231,7 +231,7 @@ def evaluate(
     )
     name = attacks or "attacker"
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
-    print_evaluations({key: each.metrics for key, each in named.items()}, out)
+    print_evaluations(named, out)
     out.summaries({key: each.summary for key, each in named.items()})
     for each in found:
         out.path("result", each.path)

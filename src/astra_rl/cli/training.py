@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,7 @@ from astra_rl.cli.output import Shown, shown
 
 if TYPE_CHECKING:
     from astra_rl.config.schema import RunConfig
+    from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
 
 
@@ -39,7 +40,6 @@ def train_and_show(
     from astra_rl.config.resolve import check_training, resolve
     from astra_rl.evaluation.stats.seed_spread import SeedSpread
     from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.report import rate_of
     from astra_rl.runs.resume import check_can_run_in
     from astra_rl.runs.runner import run_experiment
 
@@ -57,7 +57,7 @@ def train_and_show(
     evaluations |= {"after training": result.after}
     out = Shown(console)
     print_evaluations(evaluations, out)
-    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
+    rates = {name: result.summary.asr for name, result in evaluations.items()}
     for name, rate in rates.items():
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
@@ -72,11 +72,10 @@ def train_and_show(
     )
 
 
-def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) -> None:
+def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Shown) -> None:
     """Show the rate of each evaluation, and how good their judge is."""
     from astra_rl.evaluation.judges.calibration import describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
-    from astra_rl.runs.report import rate_of
 
     table = Table(title="held-out conversations in which the target failed")
     for column in (
@@ -88,8 +87,8 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) 
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
-    for name, metrics in evaluations.items():
-        rate = rate_of(metrics)
+    for name, result in evaluations.items():
+        rate, metrics = result.summary.asr, result.metrics
         nll = metrics["mean_attack_nll"]
         table.add_row(
             shown(name),
@@ -100,7 +99,8 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Shown) 
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, last) = evaluations.values()
+    (*_, result) = evaluations.values()
+    last = result.metrics
     out.line(
         f"judge: {last['judge']} from {last['threshold']:g} on, "
         f"{describe_judge(last['judge_quality'])}"

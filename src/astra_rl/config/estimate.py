@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from astra_rl.config.experiment import EVALUATION_BATCH
+from astra_rl.config.experiment import EVALUATED_TOGETHER
 from astra_rl.config.resolve import EndpointUse, Plan, max_output_tokens
 from astra_rl.config.schema import SpeakerConfig
 from astra_rl.core.contracts import mean_of_present
@@ -147,11 +147,13 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
             most = min(config.evaluation.watch, episodes * sum(counts))
             yield _Level("watch", len(counts) - 1, opening, steps, most)
     evaluations = 1 + int(training and config.evaluation.before)
-    batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATION_BATCH)
+    batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATED_TOGETHER)
     opening = _mean_length(openings.test)
     straight = [queries_per_turn * count for count in plan.turns_by_level(straight=True)]
     for before, count in enumerate(straight):
-        yield _Level("evaluation", before, opening, evaluations * batches, EVALUATION_BATCH * count)
+        yield _Level(
+            "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
+        )
         yield _Level("evaluation", before, opening, evaluations, rest * count)
 
 

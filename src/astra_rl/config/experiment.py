@@ -15,15 +15,14 @@ from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
-from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.baseline_attacker import OrdinaryUse
 from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
 from astra_rl.training.config import TrainingConfiguration
 
-EVALUATION_BATCH = 128
-"""Held-out conversations that are played together."""
+EVALUATED_TOGETHER = 128
+"""Number of conversations that an evaluation plays and judges in one batch."""
 _SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 
@@ -35,7 +34,9 @@ class Experiment:
         problem: The models and the reward.
         environment: Plays training episodes.
         algorithm: Computes losses from them.
-        evaluator: Plays held-out conversations and scores them.
+        evaluation_environment: Plays evaluation episodes, from held-out openings.
+        held_out: Openings that training does not see.
+        judge: Moderator that scores evaluations.
         training: Hyperparameters of the training loop.
         sources: Files that the prompts came from, with checksums.
         categories: Categories of the prompts, see `Openings`.
@@ -44,7 +45,9 @@ class Experiment:
     problem: HFASTProblem
     environment: ASTEnvironment
     algorithm: Algorithm[str, str, Any, Any]
-    evaluator: ASTEvaluator
+    evaluation_environment: ASTEnvironment
+    held_out: Sequence[str]
+    judge: Moderator[Any, Any]
     training: TrainingConfiguration
     sources: Sequence[Source] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +55,7 @@ class Experiment:
     def forget_scores(self) -> None:
         """Drop all cached scores, see `Moderator.forget`."""
         self.problem.forget_scores()
-        self.evaluator.judge.forget()
+        self.judge.forget()
 
 
 def build(plan: Plan | RunConfig) -> Experiment:
@@ -73,7 +76,9 @@ def build(plan: Plan | RunConfig) -> Experiment:
         problem,
         build_environment(plan, problem, plan.openings.train),
         build_algorithm(plan, problem),
-        build_evaluator(plan, problem),
+        build_environment(plan, problem, plan.openings.test),
+        plan.openings.test,
+        build_judge(plan, problem),
         _training(plan.config),
         plan.openings.sources,
         plan.openings.categories,
@@ -153,16 +158,9 @@ def build_algorithm(plan: Plan, problem: HFASTProblem) -> Algorithm[str, str, An
     return built
 
 
-def build_evaluator(plan: Plan, problem: HFASTProblem) -> ASTEvaluator:
-    """Construct what plays the held-out conversations and scores them with the judge."""
-    openings = plan.openings.test
-    return ASTEvaluator(
-        build_environment(plan, problem, openings),
-        openings,
-        threshold=plan.config.evaluation.threshold,
-        judge=None if plan.judge is None else plan.judge.load(),
-        batch_size=EVALUATION_BATCH,
-    )
+def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:
+    """Return the moderator that scores evaluations: the problem's, without one of its own."""
+    return problem.moderator if plan.judge is None else plan.judge.load()
 
 
 def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:

@@ -67,7 +67,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         """
         if cls.needs_exact_sampling and not is_exact:
             raise ConfigurationError(
-                f"{cls.__name__} needs attacks sampled from the very distribution it trains: "
+                f"{cls.__name__} needs attacks sampled from the distribution it trains: "
                 "temperature 1, no top_k, no top_p. Change the attacker's sampling, or use DPO or "
                 "IPO."
             )

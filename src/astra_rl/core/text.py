@@ -95,6 +95,16 @@ class NoReply(Utterance):
         return f"NoReply({self.error!r})"
 
 
+class NotSent(NoReply):
+    """A reply that is missing because the call was not sent: a budget is spent."""
+
+    def __new__(cls) -> NotSent:
+        """Return the reply; its reason is always the same."""
+        self = super().__new__(cls, "budget spent")
+        assert isinstance(self, NotSent)
+        return self
+
+
 class Conversation(str):
     """The state of an episode: its text is what a reader sees, its attributes are the structure.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -29,6 +30,7 @@ from astra_rl.errors import (
     require,
 )
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of, replace_folder
+from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.models.attention import use_short_attention
 
@@ -143,7 +145,8 @@ def cache_dir() -> Path:
 def resolve_reference(reference: str | Path) -> str:
     """Return what transformers can open: a folder for bundled models, else the reference itself.
 
-    A bundled model is converted on first use (about 20 s) and kept in `cache_dir`.
+    A bundled model is converted on first use (about 20 s) and kept in `cache_dir`. Another process
+    that needs it meanwhile waits.
 
     Raises:
         ConfigurationError: There is no bundled model of this name.
@@ -188,8 +191,27 @@ def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
             "pip install 'astra-rl[demo]'"
         )
     require("gguf", extra="demo")
+    with _conversion_lock(folder):
+        if not (folder / "config.json").exists():  # converted by another process meanwhile
+            _convert(bundled, Path(spec.origin).parent, folder)
+
+
+@contextlib.contextmanager
+def _conversion_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a converted model's folder, shared by all processes that use the cache."""
+    path = cache_dir() / "locks" / f"{folder.name}.lock"
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert(bundled: _Bundled, source: Path, folder: Path) -> None:
     logger.info("converting %s, once, into %s", bundled.gguf_file, folder)
-    source = Path(spec.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=bundled.gguf_file)
     quantised = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=bundled.gguf_file, dtype=torch.float32

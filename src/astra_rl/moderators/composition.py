@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
-from astra_rl.core.moderator import Moderator, Score, reason_of
+from astra_rl.core.moderator import Moderator, Score, missing_score, reason_of
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.identity import identity_of
 
@@ -56,7 +56,7 @@ class Composition(Moderator[StateT, ActionT]):
         """Return a missing score that says which moderator could not score, and why."""
         for moderator, score in zip(self.moderators, scores, strict=True):
             if is_missing(score):
-                return Score.missing(f"{identity_of(moderator).name}: {reason_of(score)}")
+                return missing_score(score, f"{identity_of(moderator).name}: {reason_of(score)}")
         return Score.missing("no reason given")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
@@ -220,7 +220,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         return [
             self.parse(str(reply))
             if (reason := reason_without_reply(reply)) is None
-            else Score.missing(reason)
+            else missing_score(reply, reason)
             for reply in replies
         ]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.unicode import well_formed
@@ -135,7 +135,7 @@ class LLMJudgeModerator(Moderator[str, str]):
         return [
             read_verdict(str(reply), nonce, self.scale)
             if (reason := reason_without_reply(reply)) is None
-            else Score.missing(reason)
+            else missing_score(reply, reason)
             for reply, nonce in zip(replies, nonces, strict=True)
         ]
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from astra_rl.core.contracts import check_number, is_missing
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
@@ -121,7 +121,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
         texts = [well_formed(str(text)) for text in x]
         found = from_cache(self._caller.name, texts, self._key, self._ask)
         return [
-            Score.missing(each.reason)
+            missing_score(each, each.reason)
             if isinstance(each, NoReply)
             else self._score(parse_json(each))
             for each in found

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from astra_rl.core.contracts import check_number
-from astra_rl.core.text import NoReply
+from astra_rl.core.text import NoReply, NotSent
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -28,8 +28,6 @@ from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
 
-BUDGET_SPENT = "budget spent"
-"""Why there is no reply where a ledger is closed."""
 WARN_EVERY = 30.0
 """Seconds between two warnings that calls are tried again."""
 
@@ -138,7 +136,7 @@ class Caller:
             return []
         ledger = current_ledger()
         if ledger.is_closed:
-            return [NoReply(BUDGET_SPENT) for _ in items]
+            return [NotSent() for _ in items]
         batch = _Batch(self, items, ledger, answered, worst)
         return run_in_background(batch.run(connect))
 

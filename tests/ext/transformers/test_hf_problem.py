@@ -305,6 +305,7 @@ def half(pair):
     return ModelPair(pair.model.to(torch.bfloat16), pair.tokenizer)
 
 
+@pytest.mark.slow
 def test_an_attacker_in_bfloat16_learns_through_float32_copies():
     problem = problem_of(
         attacker=half(tiny(seed=1)),
@@ -388,6 +389,7 @@ def test_what_the_target_said_is_heard_by_the_attacker_as_text():
 # Long conversations.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversations_that_outgrow_the_window_never_crash(kind):
     problem = HFASTProblem(
@@ -581,6 +583,7 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
     assert with_memory < sum(read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_cutting_an_experience_into_batches_changes_no_token_of_it(kind, rows, monkeypatch):

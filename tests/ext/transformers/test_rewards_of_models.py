@@ -33,6 +33,8 @@ from astra_rl.rewards import (
 )
 from astra_rl.testing import check_algorithm, check_environment, tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def problem_of(reward, *, kind="llama", chat=False, **options):
     attacker = tiny_model(kind, chat=chat, window=256, seed=1)

@@ -42,6 +42,7 @@ def graphs_of(problem):
     return environment.rollouts(range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("detach", [False, True])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_rl.evaluation.records.attempt import Attempt
+if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
+    from astra_rl.evaluation.records.attempt import Attempt
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,14 @@ class Attempt(Record):
         )
 
     @property
+    def is_complete(self) -> bool:
+        """Whether no call of the target or a judge was left out to stay within a budget."""
+        return not any(
+            turn.not_sent or any(score.not_sent for score in turn.scores.values())
+            for turn in self.turns
+        )
+
+    @property
     def first_failing_turn(self) -> int | None:
         """First turn, counted from 1, whose score reached the threshold."""
         scores = (turn.score(self.judge) for turn in self.turns)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.text import NoReply, Utterance
+from astra_rl.core.text import NoReply, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
@@ -157,6 +157,7 @@ def _turn(
         finish_reason=response.finish_reason,
         refused=refused,
         asked=response.asked,
+        not_sent=isinstance(response, NotSent),
     )
 
 

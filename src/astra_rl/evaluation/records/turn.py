@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from astra_rl.core.moderator import reason_of
+from astra_rl.core.moderator import is_not_sent, reason_of
 from astra_rl.core.text import Conversation
 from astra_rl.infra.unicode import well_formed
 
@@ -37,17 +37,25 @@ class Record(BaseModel):
 
 
 class JudgeScore(Record):
-    """What a judge said of a response: a number in [0, 1], or None and the reason."""
+    """Score of a response by one judge.
+
+    Attributes:
+        value: In [0, 1]; None if it is missing.
+        reason: Why it is missing.
+        not_sent: Whether it is missing because a budget is spent; not written to JSON, because such
+            attempts are dropped and counted as never made.
+    """
 
     value: Number
     reason: Text | None = None
+    not_sent: bool = Field(default=False, exclude=True)
 
     @classmethod
     def of(cls, value: float) -> JudgeScore:
         """Wrap what a moderator returned; a missing score may carry a `reason`."""
         if math.isfinite(value):
             return cls(value=float(value))
-        return cls(value=None, reason=reason_of(value))
+        return cls(value=None, reason=reason_of(value), not_sent=is_not_sent(value))
 
 
 class LogProb(Record):
@@ -84,6 +92,7 @@ class Turn(Record):
         refused: Whether the response was recognised as a refusal; None if nobody looked.
         asked: Digest of all that the target read around the attack, its template included; None if
             unknown.
+        not_sent: Whether the target was not called because a budget is spent; not written to JSON.
     """
 
     attack: Text
@@ -97,6 +106,7 @@ class Turn(Record):
     finish_reason: Text | None = None
     refused: bool | None = None
     asked: str | None = None
+    not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:
         """What this judge said, None if it is missing."""

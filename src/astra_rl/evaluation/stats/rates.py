@@ -6,11 +6,24 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.intervals import Interval, clustered_interval, proportion_interval
+from astra_rl.evaluation.stats.intervals import (
+    Interval,
+    Method,
+    NamedInterval,
+    named_clustered_interval,
+    named_proportion_interval,
+)
 from astra_rl.evaluation.stats.percent import between, format_percent
+
+_METHODS: dict[Method, str] = {
+    "wilson": "Wilson",
+    "clopper-pearson": "Clopper-Pearson",
+    "wilson and clopper-pearson": "Wilson and Clopper-Pearson",
+    "cluster bootstrap": "cluster bootstrap over prompts",
+    "none": "no trials",
+}
 
 
 @dataclass(frozen=True)
@@ -58,18 +71,26 @@ class Rate:
         """Share of successes among the known outcomes; NaN when there are none."""
         return self.successes / self.trials if self.trials else math.nan
 
-    @property
-    def method(self) -> Literal["wilson", "cluster bootstrap"]:
-        """How the interval is computed: by prompts if one was tried more than once."""
-        repeated = any(trials > 1 for _, trials in self.by_prompt)
-        return "cluster bootstrap" if repeated else "wilson"
-
     @cached_property
+    def _named_interval(self) -> NamedInterval:
+        if self.by_prompt:
+            return named_clustered_interval(self.by_prompt)
+        return named_proportion_interval(self.successes, self.trials)
+
+    @property
     def interval(self) -> Interval:
-        """95% interval of the estimate: what other prompts and other generations might give."""
-        if self.method == "wilson":
-            return proportion_interval(self.successes, self.trials)
-        return clustered_interval(self.by_prompt)
+        """95% interval of the estimate, over the choice of prompts and over sampling."""
+        return self._named_interval.interval
+
+    @property
+    def method(self) -> Method:
+        """How the interval is computed: over prompts if one of them has several trials."""
+        return self._named_interval.method
+
+    @property
+    def method_text(self) -> str:
+        """The method as people write it."""
+        return _METHODS[self.method]
 
     @property
     def bounds(self) -> Interval:
@@ -104,10 +125,10 @@ class Rate:
 
 
 def describe_rate(rate: Rate) -> str:
-    """Return for instance ``12% (6 of 50, 95% interval 6% to 24%, wilson)``."""
+    """Return for instance ``12% (6 of 50, 95% interval 5% to 24%, Clopper-Pearson)``."""
     if not rate.trials:
         return "not measured"
     return (
         f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
-        f"95% interval {between(rate.interval)}, {rate.method})"
+        f"95% interval {between(rate.interval)}, {rate.method_text})"
     )

@@ -60,12 +60,25 @@ def success_at_k(successes: int, trials: int, k: int) -> float:
 
 
 def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
-    """Average `success_at_k` over the prompts that were tried at least `k` times."""
+    """Average `success_at_k` over the prompts that were tried at least `k` times.
+
+    At k = 1 it is the success rate, averaged over prompts. With equally many trials per prompt its
+    estimate and interval equal those of `Rate.of_prompts`.
+
+    Args:
+        by_prompt: Successes and known outcomes of each prompt.
+        k: Number of attempts.
+
+    Raises:
+        ConfigurationError: `k` is below 1.
+    """
     values = [success_at_k(successes, trials, k) for successes, trials in by_prompt]
     known = [value for value in values if not math.isnan(value)]
     estimate = math.fsum(known) / len(known) if known else math.nan
-    interval = clustered_interval([(value, 1) for value in known])
-    return RateAtK(k, estimate, interval, len(known), len(values) - len(known))
+    tried = [each for each in by_prompt if each[1] >= k]
+    same_trials = len({trials for _, trials in tried}) == 1
+    groups = tried if k == 1 and same_trials else [(value, 1) for value in known]
+    return RateAtK(k, estimate, clustered_interval(groups), len(known), len(values) - len(known))
 
 
 @dataclass(frozen=True)

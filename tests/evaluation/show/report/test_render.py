@@ -175,7 +175,7 @@ def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     assert "95% interval 9% to 76% ." in text
     assert "judge not calibrated against people\N{RIGHT SINGLE QUOTATION MARK}s labels" in text
     assert "a score of 0.5 or more" in text
-    assert "Wilson 8 prompts, 8 trials" in text
+    assert "Clopper-Pearson 8 prompts, 8 trials" in text
 
 
 def test_what_is_known_of_the_judge_stands_beside_the_rate():

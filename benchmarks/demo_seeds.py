@@ -1,9 +1,9 @@
-"""Does the demo learn, whatever the seed? Runs it five times and sums the runs up.
+"""Results of the demo over several seeds.
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2 3 4] [--output FILE.json]
 
-Each run is a process of its own, one after the other: two at once would slow each other down. The
-bars are those of the project: a held-out leak rate of at most 10% before and at least 80% after
+Runs are sequential, each in its own process, so they do not slow each other down. The acceptance
+criteria are: a held-out leak rate of at most 10% before and at least 80% after
 training, 95% intervals apart, within 5 minutes after set-up, attacks no less likely than the
 untrained attacker's, and at least 10 distinct kinds among the successful ones.
 """

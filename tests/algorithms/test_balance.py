@@ -312,6 +312,7 @@ def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
         assert log_z == pytest.approx(log_r.logsumexp(0).item(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_some_experiences_are_played_at_another_temperature():
     environment = letter_game(
         attacker_sampling=Sampling(max_new_tokens=4), reward=WeightedSum({Harm("response"): 1.0})

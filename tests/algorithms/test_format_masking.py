@@ -99,7 +99,7 @@ def test_a_problem_that_cannot_tell_its_tokens_apart_says_so(node, prepared):
         def token_ends(self, attack):
             return super(ToyProblem, self).token_ends(attack)
 
-    with pytest.raises(ConfigurationError, match="Blind cannot say which token"):
+    with pytest.raises(ConfigurationError, match="Blind does not know the character offsets"):
         prepared(GRPO(Blind(), format_pattern="calm"), graph(node))
 
     class Wrong(ToyProblem):

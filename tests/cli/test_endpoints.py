@@ -221,7 +221,7 @@ def test_an_endpoint_that_is_down_ends_the_run_which_can_be_continued(
     (workplace / name).write_text(yaml.safe_dump(config))
     done = astra_rl("train", name, "-o", "down", cwd=workplace)
     assert done.returncode == 2
-    assert "2 calls in a row failed: endpoint error 500" in done.stderr
+    assert "2 consecutive calls failed: endpoint error 500" in done.stderr
     assert "astra-rl resume down" in done.stderr
     endpoint.fault = lambda number: None
     assert astra_rl("resume", "down", cwd=workplace).returncode == 0

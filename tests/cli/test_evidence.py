@@ -14,7 +14,7 @@ from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.show.exports import EXPORTS
-from astra_rl.methods.replay import resend
+from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs import phases
 from astra_rl.runs.attempt_log import AttemptLog
 
@@ -396,10 +396,10 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
     def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
         if first == 2:
             raise AstraError("the endpoint is gone")
-        return resend(*arguments, first=first, **options)
+        return replay_attacks(*arguments, first=first, **options)
 
     monkeypatch.setattr(phases, "EVALUATED_TOGETHER", 1)
-    monkeypatch.setattr(attacks, "resend", breaks)
+    monkeypatch.setattr(attacks, "replay_attacks", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)
     assert done.returncode == 2

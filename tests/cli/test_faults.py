@@ -160,7 +160,9 @@ def test_a_judge_that_never_works_ends_the_run_at_once(
     judge.fails = lambda call: True
     done = run(workplace, tmp_path, **BY_FUNCTION)
     assert done.returncode == 2
-    assert "FunctionModerator has never given a score: OSError: connection refused" in done.stderr
+    assert (
+        "FunctionModerator has never returned a score: OSError: connection refused" in done.stderr
+    )
 
 
 def save_biased(folder: Path, letter: str) -> None:

@@ -175,7 +175,7 @@ def test_the_reward_of_the_first_toolbox_is_reproduced_exactly(place: Path) -> N
     score = problem.moderator.moderate
     rows = zip(contexts, attacks, responses, rewards, strict=True)
     for context, attack, response, reward in rows:
-        read = problem.target_view.tokenizer(context, add_special_tokens=False).input_ids
+        read = problem.target_renderer.tokenizer(context, add_special_tokens=False).input_ids
         ids = [*read, *(token for token in attack.token_ids if token != 3)]  # without the end
         with torch.no_grad():
             table = problem.target(torch.tensor([ids])).logits[0].log_softmax(dim=-1)

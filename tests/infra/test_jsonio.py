@@ -87,7 +87,7 @@ def test_json_that_breaks_a_plain_reader_is_a_value_error(read, text):
 @pytest.mark.parametrize("text", ["NaN", '[1, {"a": -Infinity}]', "Infinity"])
 def test_numbers_that_json_does_not_know_are_read_of_others_and_not_of_our_own_files(text):
     assert not math.isfinite(next(iter(_numbers_of(parse_json(text)))))
-    with pytest.raises(ValueError, match="is no number of JSON"):
+    with pytest.raises(ValueError, match="is not a JSON number"):
         parse_own_json(text)
 
 

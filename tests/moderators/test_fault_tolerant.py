@@ -91,7 +91,9 @@ def test_a_moderator_that_is_down_is_not_asked_about_every_text():
 
 def test_one_that_never_gave_a_score_is_an_error_that_says_why():
     moderator = FaultTolerantModerator(Faulty(a=ValueError("no model"), b=ValueError("no model")))
-    with pytest.raises(ModeratorError, match=r"Faulty has never given a score: .*no model") as it:
+    with pytest.raises(
+        ModeratorError, match=r"Faulty has never returned a score: .*no model"
+    ) as it:
         moderator.moderate(["a", "b"])
     assert isinstance(it.value.__cause__, ValueError)
     contract = FaultTolerantModerator(FunctionModerator(lambda texts: [0.5]))
@@ -223,11 +225,11 @@ def test_of_moderators_within_moderators_the_first_to_be_late_is_watched(monkeyp
     monkeypatch.setattr(
         fault_tolerant.faulthandler, "cancel_dump_traceback_later", lambda: armed.append(None)
     )
-    hold_ups = fault_tolerant.Stalls()
-    with hold_ups.watched(100):
-        with hold_ups.watched(5):
+    watchdog = fault_tolerant.StallWatchdog()
+    with watchdog.watched(100):
+        with watchdog.watched(5):
             pass
-        with hold_ups.watched(500):
+        with watchdog.watched(500):
             pass
     expected = [110, 15, 110, 110, 110, None]
     assert [None if wait is None else round(wait) for wait in armed] == expected

@@ -113,7 +113,7 @@ def test_a_failure_that_stays_says_what_it_was(endpoint: Endpoint, make: Make) -
     for fault, said_of_it in (
         (error(500, "full"), "endpoint error 500: 500 Internal Server Error full"),
         (Fault(body=b""), "empty reply"),
-        (Fault(body=b"{"), "unparsable reply: it is no JSON"),
+        (Fault(body=b"{"), "unparsable reply: not JSON"),
     ):
         endpoint.reset()
         endpoint.fault = lambda number, fault=fault: fault
@@ -134,7 +134,7 @@ def test_a_reply_that_takes_too_long_is_given_up(
 
 def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -> None:
     endpoint.fault = lambda number: error(401, "no such key")
-    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the address"):
+    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the URL"):
         make(endpoint, start_concurrency=1).respond(["hello"] * 50)
     assert len(endpoint.requests) == 1
 
@@ -142,7 +142,7 @@ def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -
 def test_the_same_failure_again_and_again_ends_it(endpoint: Endpoint, make: Make) -> None:
     endpoint.fault = lambda number: error(500)
     target = make(endpoint, give_up_after=5, max_tries=2, start_concurrency=2)
-    with pytest.raises(EndpointError, match="5 calls in a row failed: endpoint error 500"):
+    with pytest.raises(EndpointError, match="5 consecutive calls failed: endpoint error 500"):
         target.respond(["hello"] * 100)
     assert len(endpoint.requests) < 30
 

@@ -13,7 +13,7 @@ from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
-from astra_rl.methods.replay import resend
+from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import Recorded
 
@@ -62,7 +62,7 @@ class GivenAttacks(Environment[str, str]):
         first = int(seeds[0] or 0) if seeds else 0
         sent = self.attacks[first : first + len(seeds)]
         contexts, attacks = [each.context for each in sent], [[each.attack] for each in sent]
-        return resend(self.problem, contexts, attacks, seed=self.seed, first=first)
+        return replay_attacks(self.problem, contexts, attacks, seed=self.seed, first=first)
 
 
 def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[GivenAttack]:

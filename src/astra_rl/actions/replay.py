@@ -27,7 +27,7 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
+from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, recording
@@ -189,7 +189,7 @@ def send_again(
 
     def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
-        graphs = resend(
+        graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [[turn.attack for turn in attempt.turns] for attempt in batch],
@@ -223,7 +223,7 @@ def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge:
     )
 
 
-def _answers(plan: Plan, judge: Moderator[Any, Any]) -> Answers:
+def _answers(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return the target; a remote one needs no attacker."""
     if plan.target is not None:
         return TargetOnlyProblem(plan.target)

@@ -16,7 +16,7 @@ from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.methods.baseline_attacker import OrdinaryUse
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
 from astra_rl.training.config import TrainingConfiguration
@@ -163,9 +163,9 @@ def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:
     return problem.moderator if plan.judge is None else plan.judge.load()
 
 
-def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerProblem:
     """Return the problem in which the baseline takes the attacker's place."""
-    return OrdinaryUse(
+    return BaselineAttackerProblem(
         problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
     )
 

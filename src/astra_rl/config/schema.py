@@ -21,7 +21,7 @@ from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS

@@ -24,11 +24,11 @@ for _each in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text in plain types; tags construct no objects.
+    """Parse YAML to plain Python types; tags never construct objects.
 
     Raises:
-        YAMLError: It is no valid YAML. Other errors of the parser, for instance for a date that
-            does not exist or for too many brackets, are raised as this one too.
+        YAMLError: The text is not valid YAML. Other exceptions of the parser, for example for an
+            invalid date or too deep nesting, are converted to it.
     """
     try:
         return yaml.load(text, Loader=_Loader)

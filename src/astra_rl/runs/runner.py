@@ -21,7 +21,7 @@ from astra_rl.errors import (
 )
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
+from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -304,7 +304,7 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
     """Yield notes for the report about calls: which failed, and what was spent."""
     target, ledger = experiment.problem.target, current_ledger()
     if isinstance(target, Target):
-        yield f"The target is remote (black box): {target.name}; {NO_LIKELIHOODS}."
+        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
     if errors:
         reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
@@ -330,4 +330,4 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     if not isinstance(target, Target):
         return {}
     identity = target.identity
-    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
+    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

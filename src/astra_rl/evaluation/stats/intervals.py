@@ -18,12 +18,12 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 2000
 FEW = 22
-"""Successes or failures up to which an end of `proportion_interval` is the exact one."""
+"""Number of successes or failures up to which `proportion_interval` uses exact ends."""
 _BOOTSTRAP_SEED = 0  # fixed: the same attempts always get the same interval
 
 
 class Interval(NamedTuple):
-    """A range of numbers, both ends included; unless said otherwise of probabilities."""
+    """A closed interval, of probabilities unless stated otherwise."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     Args:
         successes: At least 0, at most `trials`. Need not be whole: a mean of numbers in [0, 1]
             varies at most as much as a proportion with the same mean.
-        trials: At least 0. No trials tell nothing: the interval is (0, 1).
+        trials: At least 0; without trials the interval is (0, 1).
         confidence: Between 0 and 1, both excluded.
 
     Raises:
@@ -127,7 +127,7 @@ def named_proportion_interval(
 
 @functools.lru_cache(maxsize=4096)
 def _exact_low(successes: int, trials: int, confidence: float) -> float:
-    """Rate at which so many successes or more have half the probability that is left out."""
+    """Lower Clopper-Pearson end: rate at which ``P(X >= successes) = (1 - confidence) / 2``."""
     tail = (1 - confidence) / 2
     counts = np.arange(successes)
     chosen = np.array([math.log(math.comb(trials, int(count))) for count in counts])
@@ -182,7 +182,7 @@ def bootstrap_interval(
     limits: tuple[float, float],
     confidence: float = 0.95,
 ) -> Interval:
-    """Return an interval of a ratio of sums, drawing whole groups again.
+    """Return the cluster bootstrap interval of a ratio of sums, resampling whole groups.
 
     The interval runs between quantiles of the ratios of the redrawn groups (cluster bootstrap:
     Field and Welsh, *JRSS B* 69, 2007), a little further out than the nominal ones because few
@@ -242,7 +242,7 @@ def student_quantile(confidence: float, degrees: float) -> float:
 def intervals_apart(a: Interval, b: Interval) -> bool:
     """Whether two intervals have no point in common.
 
-    If they are apart, the rates differ. If they overlap, nothing follows: a paired comparison on
-    the same prompts may still tell the rates apart.
+    If they are disjoint, the rates differ. If they overlap, a paired comparison on the same prompts
+    may still show a difference.
     """
     return a.high < b.low or b.high < a.low

@@ -28,14 +28,14 @@ _METHODS: dict[Method, str] = {
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened.
+    """A success rate.
 
     Attributes:
-        successes: Trials in which it happened.
-        trials: Trials whose outcome is known.
-        unscored: Trials whose outcome could not be determined. They are neither successes nor
-            failures: they are outside of the estimate, and `bounds` says how much they could hide.
-        by_prompt: Successes and trials of each prompt. Empty means that no prompt was tried twice.
+        successes: Number of successes.
+        trials: Number of trials with a known outcome.
+        unscored: Number of trials with an unknown outcome. They are not in the estimate; `bounds`
+            covers all their possible outcomes.
+        by_prompt: Successes and trials of each prompt; empty if every prompt has one trial.
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -62,13 +62,13 @@ class Rate:
 
     @classmethod
     def of_prompts(cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0) -> Rate:
-        """Add up the successes and trials of each prompt."""
+        """Build a rate from the successes and trials of each prompt."""
         known = tuple((successes, trials) for successes, trials in by_prompt if trials)
         return cls(sum(each[0] for each in known), sum(each[1] for each in known), unscored, known)
 
     @property
     def estimate(self) -> float:
-        """Share of successes among the known outcomes; NaN when there are none."""
+        """Share of successes among the known outcomes; NaN without any."""
         return self.successes / self.trials if self.trials else math.nan
 
     @cached_property
@@ -94,7 +94,7 @@ class Rate:
 
     @property
     def bounds(self) -> Interval:
-        """The estimate if all unscored trials were failures, and if all were successes."""
+        """The rate if all unscored trials were failures, and if all were successes."""
         total = self.trials + self.unscored
         if total == 0:
             return Interval(0.0, 1.0)
@@ -102,7 +102,7 @@ class Rate:
 
     @property
     def bounds_text(self) -> str:
-        """The bounds in words."""
+        """The bounds as a sentence."""
         return (
             f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
             "them were failures of the attack, or successes"

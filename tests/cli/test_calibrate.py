@@ -14,6 +14,8 @@ from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.judges.calibration import calibration_of, example_labels
 from astra_rl.moderators import KeywordModerator, RefusalModerator
 
+pytestmark = pytest.mark.slow
+
 
 def calibrate(*arguments: str | Path) -> str:
     """Run the command; returns what it printed, raises what it raised."""

@@ -215,7 +215,7 @@ def test_failures_become_a_suite_that_the_next_version_must_withstand(
 def test_the_quality_of_the_judge_stands_beside_the_rate(workplace: Path, trained: Path) -> None:
     after = json.loads((trained / "evaluation_after.json").read_text())
     assert after["judge_quality"] is None
-    assert "nobody knows how often it errs" in (trained / "report.html").read_text("utf-8")
+    assert "its error rate is unknown" in (trained / "report.html").read_text("utf-8")
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 0}]
     (workplace / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = "type: secret_leak\noptions: {secret: a, partial_per_word: 0.0}\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from astra_rl.targets.budget import Budget
 
 if TYPE_CHECKING:
     from astra_rl.config.estimate import EstimateRow
-    from astra_rl.config.schema import BudgetConfig, RunConfig
+    from astra_rl.config.schema import RunConfig
 
 MaxRequests = Annotated[
     int | None,
@@ -57,25 +56,24 @@ def budget_of(
     max_tokens: int | None,
     max_cost: float | None,
     max_minutes: float | None,
-) -> BudgetConfig | None:
+) -> Budget | None:
     """Return the options that were given as a budget; None if none was.
 
     Raises:
         ConfigurationError: One is out of range.
     """
-    from astra_rl.config.schema import BudgetConfig
-
     given = Budget(max_requests, max_tokens, max_cost, max_minutes)
-    return None if given == Budget() else BudgetConfig(**asdict(given))
+    return None if given == Budget() else given
 
 
 def print_estimate(config: RunConfig, console: Console) -> None:
     """Check the configuration of a run and print what it would ask for at most."""
-    from astra_rl.config.build import check_training_options
     from astra_rl.config.estimate import estimate
+    from astra_rl.config.resolve import check_training, resolve
 
-    check_training_options(config)
-    print_rows(estimate(config), console)
+    plan = resolve(config)
+    check_training(plan)
+    print_rows(estimate(plan), console)
 
 
 def print_rows(found: Sequence[EstimateRow], console: Console) -> None:

@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.cli.budget import print_spent
-from astra_rl.config.endpoints import asked_by, check_prices
 from astra_rl.config.loading import load_moderator
-from astra_rl.config.making import build_moderator, check_moderator_options
+from astra_rl.config.resolve import check_prices, resolve_moderator
 from astra_rl.core.moderator import describe_missing
 from astra_rl.evaluation.judges.calibration import (
     Calibration,
@@ -59,17 +58,15 @@ def calibrate_moderators(
         BudgetSpentError: Nothing more may be spent.
         AstraError: A moderator cannot be made or the file cannot be read; the message says why.
     """
-    configs = [load_moderator(reference) for reference in references]
-    for config in configs:
-        check_moderator_options(config)
-    asked = [each for config in configs for each in asked_by("moderator", config)]
-    check_prices(budget, asked)
+    moderators = [resolve_moderator(load_moderator(reference)) for reference in references]
+    endpoints = [each for moderator in moderators for each in moderator.endpoints()]
+    check_prices(budget, endpoints)
     labelled = read_labels(labels, text=text, attack=attack, labels=label)
     found = []
-    with spending_on(budget, folder, asks=bool(asked), occasion="calibrate") as ledger:
-        for config in configs:
+    with spending_on(budget, folder, asks=bool(endpoints), occasion="calibrate") as ledger:
+        for moderator in moderators:
             ledger.check()
-            judge = build_moderator(config)
+            judge = moderator.load()
             calibration = calibrate(judge, labelled, threshold=threshold, seed=seed)
             found.append(calibration)
             _print(calibration, console)

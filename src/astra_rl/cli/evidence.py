@@ -76,7 +76,7 @@ def register(app: typer.Typer, console: Console) -> None:
             moderator,
             threshold=threshold,
             phase=phase,
-            budget=None if budget is None else budget.budget(),
+            budget=budget,
         )
         out.summaries({"as judged then": found.before, found.judge: found.now})
         if found.agreement.trials:

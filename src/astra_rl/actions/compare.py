@@ -15,6 +15,9 @@ from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.runs.folder import file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
 
+REPLAY_OF_FAILURES = "replay of the failures of "
+"""Start of the phase name of attempts that repeat only the attempts that succeeded."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -93,7 +96,8 @@ def compare_runs(
         phase_b: Phase of the second run; None uses `phase`.
 
     Raises:
-        ConfigurationError: They have no prompt in common, or different judges or thresholds.
+        ConfigurationError: They have no prompt in common, different judges or thresholds, or only
+            one of them was selected by outcome.
     """
     phase_b = phase if phase_b is None else phase_b
     folders = open_run_folder(run_a), open_run_folder(run_b)
@@ -106,6 +110,7 @@ def compare_runs(
         # Folders of two checkouts often have the same name, so the sides are told apart by letter.
         name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
         check_judged_alike([(name_a, rows_a), (name_b, rows_b)])
+        _check_not_selected(rows_a, rows_b)
         pairs = compare(rows_a, rows_b)
         return Comparison(
             Side(name_a, a.summary()),
@@ -129,6 +134,24 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
     for attempt in side.attempts(outcome=Outcome.SUCCESS):
         if (attempt.prompt_id, attempt.trial) in withstood:
             yield attempt
+
+
+def _check_not_selected(a: Sequence[AttemptRow], b: Sequence[AttemptRow]) -> None:
+    """Refuse to compare a replay of failures with attempts that may contain those failures.
+
+    The recorded side of such pairs has a rate of 100% by selection, so an unchanged target seems to
+    improve (regression to the mean). Two replays of the same failures can be compared.
+    """
+    selected = [
+        {row.phase for row in rows if row.phase.startswith(REPLAY_OF_FAILURES)} for rows in (a, b)
+    ]
+    if selected[0] != selected[1]:
+        raise ConfigurationError(
+            f"one side is a {min(selected[0] | selected[1])!r}: it repeats only the attacks that "
+            "succeeded, so the rate of the other side is 100% by selection and the "
+            "difference means nothing. Replay all attempts (astra-rl replay without --failures), or compare two "
+            "replays of the same failures."
+        )
 
 
 def check_judged_alike(sides: Sequence[tuple[str, Sequence[AttemptRow]]]) -> None:

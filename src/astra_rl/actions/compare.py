@@ -148,9 +148,9 @@ def _check_not_selected(a: Sequence[AttemptRow], b: Sequence[AttemptRow]) -> Non
     if selected[0] != selected[1]:
         raise ConfigurationError(
             f"one side is a {min(selected[0] | selected[1])!r}: it repeats only the attacks that "
-            "succeeded, so the rate of the other side is 100% by selection and the "
-            "difference means nothing. Replay all attempts (astra-rl replay without --failures), or compare two "
-            "replays of the same failures."
+            "succeeded, so the rate of the other side is 100% by selection and the difference "
+            "means nothing. Replay all attempts (astra-rl replay without --failures), or compare "
+            "two replays of the same failures."
         )
 
 

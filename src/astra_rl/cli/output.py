@@ -1,4 +1,4 @@
-"""How commands show what they found: tables for people, JSON for machines, gates for CI."""
+"""Output of commands: tables for people, JSON for programs, gates for CI."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import SafeConsole
+from astra_rl.cli.console import console, error_console
+from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.infra.redaction import redact
 
@@ -23,86 +23,54 @@ if TYPE_CHECKING:
     from astra_rl.evaluation.stats.paired import PairedComparison
     from astra_rl.evaluation.stats.rates import Rate
 
-GATE_FAILED = 3
-"""Exit code of a condition of --fail-on that holds, and of a regression."""
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run made by train or demo.")]
-Phase = Annotated[
-    str,
-    typer.Option(
-        help="Part of the run: 'before', 'training', 'after', or a later one such as 'again'."
-    ),
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-on",
-        metavar="CONDITION",
-        help=(
-            "Exit with code 3 if this holds, for instance 'asr>0.05', 'upper(asr)>10%', "
-            "'unscored>0.2'. May be repeated."
-        ),
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the run's configuration."),
-]
-Trials = Annotated[int, typer.Option(min=1, help="How often each prompt is tried.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout, and all else on stderr.")
-]
-
-
-class Shown:
-    """Where a command shows what it found.
+class Output:
+    """The output of a command.
 
     Args:
-        console: For people.
-        as_json: Show people everything on stderr, and print JSON on stdout.
+        as_json: Print JSON to stdout, and everything for people to stderr.
     """
 
-    def __init__(self, console: Console, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.console = SafeConsole(stderr=True) if as_json else console
+        self.console = error_console if as_json else console
 
     def table(self, table: Table) -> None:
-        """Show a table."""
+        """Print a table."""
         self.console.print(table)
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Show a line of ours; what a model wrote goes through `shown` first."""
+        """Print a line; text that a model wrote must go through `escaped` first."""
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def path(self, name: str, path: Path) -> None:
-        """Say where something was written."""
+        """Print where a result was written."""
         self.line(f"{name}: {path}")
 
     def data(self, value: Any) -> None:
-        """Print the JSON, if it was asked for."""
+        """Print `value` as JSON, with --json only."""
         if self.as_json:
-            # ASCII: a terminal that reads it meets no control character of a model's.
+            # ASCII only: no control character that a model wrote reaches the terminal.
             text = json.dumps(jsonable(value), indent=2, ensure_ascii=True, allow_nan=False)
             print(redact(text), file=sys.stdout)
 
     def gate(self, conditions: Sequence[Condition], *evidence: Evidence) -> None:
-        """Leave with code 3 if a condition holds or cannot be decided."""
+        """Exit with code 3 if a condition holds or cannot be decided."""
         verdicts = [condition(each) for condition in conditions for each in evidence]
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
         if any(verdict.fails for verdict in verdicts):
-            raise typer.Exit(GATE_FAILED)
+            raise typer.Exit(ExitCode.GATE_FAILED)
 
     def summaries(self, summaries: Mapping[str, Summary]) -> None:
-        """Show rates and outcomes side by side."""
+        """Print attack success rates and outcomes, one row per summary."""
         table = Table()
-        for column in ("", "failed", "95% interval", "outcomes"):
+        for column in ("", "attack success rate", "95% interval", "outcomes"):
             table.add_column(column)
         for name, summary in summaries.items():
             outcomes = ", ".join(f"{n} {key.value}" for key, n in summary.outcomes.items() if n)
             if summary.never_made:
-                outcomes += f" ({summary.never_made} never made)"
-            table.add_row(shown(name), *cell(summary.asr).split("\n", 1), outcomes)
+                outcomes += f" ({summary.never_made} not attempted)"
+            table.add_row(escaped(name), *cell(summary.asr).split("\n", 1), outcomes)
         self.table(table)
         for name, summary in summaries.items():
             for each in summary.asr_at_k[1:]:
@@ -113,27 +81,27 @@ class Shown:
                 self.line(f"{name}: {summary.queries.text}")
 
     def pairs(self, pairs: PairedComparison, a: str, b: str) -> None:
-        """Show a paired comparison."""
-        table = Table(title="the same prompts, in pairs")
-        table.add_column("the target failed")
+        """Print a paired comparison."""
+        table = Table(title="paired by prompt and trial")
+        table.add_column("attack succeeded")
         table.add_column("pairs", justify="right")
-        names = ("in both", f"only in {a}", f"only in {b}", "in neither")
+        names = ("both", f"only {a}", f"only {b}", "neither")
         for name, count in zip(names, pairs.counts, strict=True):
-            table.add_row(shown(name), str(count))
+            table.add_row(escaped(name), str(count))
         self.table(table)
         low, high = pairs.interval
         self.line(
             f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
             f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts"
             + (f", {pairs.unscored} pairs unscored" if pairs.unscored else "")
-            + (f", {pairs.unpaired} without a partner" if pairs.unpaired else ""),
+            + (f", {pairs.unpaired} unpaired" if pairs.unpaired else ""),
         )
 
 
 def conditions_of(
     fail_on: Sequence[str] | None, quantities: Sequence[str] | None = None
 ) -> list[Condition]:
-    """Parse the conditions of --fail-on, before anything is done."""
+    """Parse the conditions of --fail-on; called before any work."""
     from astra_rl.evaluation.show import gate
 
     known = gate.OF_A_SUMMARY if quantities is None else quantities
@@ -153,8 +121,8 @@ def cell(rate: Rate | None) -> str:
     )
 
 
-def shown(text: str) -> str:
-    """Return what a model or a file said, so that a terminal shows it and nothing else."""
+def escaped(text: str) -> str:
+    """Return text of a model or a file without terminal control characters and markup."""
     from astra_rl.evaluation.show.escaping import terminal_text
 
     return escape(terminal_text(text))

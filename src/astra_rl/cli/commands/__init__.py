@@ -1,0 +1,1 @@
+"""The commands, one module each; `astra_rl.cli.main` lists them."""

@@ -1,4 +1,4 @@
-"""Calibrate moderators on human labels."""
+"""Calibrate moderators: measure them against human labels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astra_rl.config.endpoints import asked_by, check_prices
 from astra_rl.config.loading import load_moderator
-from astra_rl.config.resolve import check_prices, resolve_moderator
+from astra_rl.config.making import build_moderator, check_moderator_options
 from astra_rl.evaluation.judges.calibration import (
     Calibration,
     agreement,
     calibrate,
     write_calibration,
 )
-from astra_rl.evaluation.judges.labels import read_labels
+from astra_rl.evaluation.judges.labels import LabelledTexts
 from astra_rl.evaluation.stats.classification import Estimate
 from astra_rl.runs.spending import spending_on
 from astra_rl.targets.budget import Budget
@@ -23,64 +24,70 @@ from astra_rl.targets.budget import Budget
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The calibrations of several moderators on the same labels.
+    """One calibrated moderator, and the files that hold its calibration."""
+
+    calibration: Calibration
+    paths: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """The result of `calibrate_moderators`.
 
     Attributes:
-        calibrations: One per moderator.
-        agreement: Agreement between the moderators; empty for one moderator.
-        spent: What the endpoint calls took, as `Ledger.as_dict` returns it.
+        results: One per moderator, in the order given.
+        agreement: Agreement between the moderators by name; None if there is only one.
+        spent: Endpoint calls, tokens and cost, as `Ledger.as_dict` returns them.
     """
 
-    calibrations: Sequence[Calibration]
-    agreement: Mapping[str, Estimate]
+    results: Sequence[Calibrated]
+    agreement: Mapping[str, Estimate] | None
     spent: Mapping[str, Any]
 
 
 def calibrate_moderators(
     references: Sequence[str],
-    labels: Path,
+    labelled: LabelledTexts,
     *,
-    text: str | None = None,
-    attack: str | None = None,
-    label: Sequence[str] = (),
     threshold: float = 0.5,
-    folder: Path = Path("calibrations"),
+    folder: Path,
     seed: int = 0,
     budget: Budget | None = None,
-    on_result: Callable[[Calibration, Sequence[Path]], None] = lambda result, paths: None,
-) -> Calibrated:
-    """Calibrate moderators on one file of labels and write the results.
+    on_result: Callable[[Calibrated], None] = lambda result: None,
+) -> Calibrations:
+    """Calibrate moderators on the same labelled texts and write the results.
 
-    If the budget ends it early, the finished calibrations and the replies received so far are kept;
-    the same call continues.
+    If the budget ends it early, the results of the moderators before are written, and so are the
+    replies to the current one: the same call with a larger budget continues from there.
 
     Args:
         references: Names of moderators, or YAML files with ``type`` and ``options``.
-        labels: CSV or JSONL file of labelled texts.
-        text: Column of the judged text; None finds it, see `read_labels`.
-        attack: Column of the prompt that the text answers.
-        label: Columns of the raters.
-        threshold: A text with at least this score counts as harmful, in (0, 1].
-        folder: Folder of the results.
-        seed: Seed of the bootstrap.
-        budget: Limits of what is spent on endpoint calls; None is no limit.
-        on_result: Called with each finished calibration and the files it was written to.
+        labelled: Texts and their labels.
+        threshold: Minimum score of a positive text.
+        folder: Where calibrations, and the ledger of endpoint calls, are written.
+        seed: Random seed of the bootstrap.
+        budget: Limits of endpoint calls; None sets no limit.
+        on_result: Called with every result as soon as it is written.
 
     Raises:
         BudgetSpentError: The budget is exhausted.
-        AstraError: A moderator cannot be loaded, or the file cannot be read.
+        AstraError: A moderator cannot be constructed; the message says why.
     """
-    budget = budget or Budget()
-    moderators = [resolve_moderator(load_moderator(reference)) for reference in references]
-    endpoints = [each for moderator in moderators for each in moderator.endpoints()]
+    budget = Budget() if budget is None else budget
+    configs = [load_moderator(reference) for reference in references]
+    for config in configs:
+        check_moderator_options(config)
+    endpoints = [each for config in configs for each in asked_by("moderator", config)]
     check_prices(budget, endpoints)
-    labelled = read_labels(labels, text=text, attack=attack, labels=label)
-    found = []
+    results: list[Calibrated] = []
     with spending_on(budget, folder, asks=bool(endpoints), occasion="calibrate") as ledger:
-        for moderator in moderators:
+        for config in configs:
             ledger.check()
-            calibration = calibrate(moderator.load(), labelled, threshold=threshold, seed=seed)
-            found.append(calibration)
-            on_result(calibration, write_calibration(calibration, folder))
-    between = agreement(found, seed=seed) if len(found) > 1 else {}
-    return Calibrated(found, between, ledger.as_dict())
+            moderator = build_moderator(config)
+            calibration = calibrate(moderator, labelled, threshold=threshold, seed=seed)
+            results.append(Calibrated(calibration, write_calibration(calibration, folder)))
+            on_result(results[-1])
+    agreed = None
+    if len(results) > 1:
+        agreed = agreement([each.calibration for each in results], seed=seed)
+    return Calibrations(results, agreed, ledger.as_dict())

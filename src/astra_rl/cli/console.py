@@ -1,7 +1,4 @@
-"""Terminal output: no control characters, no credentials, any encoding.
-
-A failure to print never fails the command: what it did is done and recorded.
-"""
+"""Consoles of the command line: escaped, redacted, and in the encoding of the stream."""
 
 from __future__ import annotations
 
@@ -19,80 +16,110 @@ from rich.text import Text
 
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
 
-PIPE_WIDTH = 1000
-"""Columns of output that is not a terminal: lines and cells are not wrapped there."""
+UNWRAPPED = 10_000
+"""Width, in characters, of output that is not read on a terminal: in effect, no wrapping."""
 
 
 class SafeConsole(Console):
-    """A console that prints every string as text, whatever its source.
+    """A console that prints every string as text, also a string that a model wrote.
 
-    Control and bidirectional characters become visible symbols and credentials are redacted.
-    Markup of rich still counts: text that may contain some is escaped, or printed with
-    ``markup=False``. What cannot be written, for example to a closed pipe, is dropped.
+    Control characters, invisible characters and changes of text direction become visible symbols;
+    credentials are redacted. Markup of rich is still interpreted: escape text of unknown origin, or
+    print it with ``markup=False``.
+
+    Output that goes to a pipe or a file is not wrapped, so that a command in it can be copied. If
+    the stream cannot be written to (closed by ``| head``, full disk), the console prints nothing
+    more: the work of a command, for instance a training, does not fail for its output.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
-    @property
-    def size(self) -> ConsoleDimensions:
-        """Columns and rows; output that is not a terminal is not wrapped."""
-        if self.is_terminal or self._width is not None or "COLUMNS" in os.environ:
-            return super().size
-        return ConsoleDimensions(PIPE_WIDTH, 25)
-
     def render_str(self, text: str, **options: Any) -> Text:
-        """Render a string; rich calls this for all printed strings and table cells."""
+        """Render a string; rich calls this for all printed strings and for the cells of tables."""
         return super().render_str(visible_text(redact_message(text)), **options)
 
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Width and height in characters; COLUMNS sets the width of output that is no terminal."""
+        if self.is_terminal or self._width is not None:
+            return super().size
+        columns = os.environ.get("COLUMNS", "")
+        return ConsoleDimensions(int(columns) if columns.isdigit() else UNWRAPPED, 25)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, but drop what the stream does not take."""
+        """Print as rich does; an error of the stream is logged once."""
         try:
             super().print(*objects, **options)
-        except BrokenPipeError:
-            silence(self.file)
         except OSError as error:
-            logging.getLogger("astra_rl").debug("cannot print: %s", error)
+            self.quiet = True
+            logger.warning("cannot print more: %s", error.strerror)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; rich would exit, and so end a training."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.file.fileno())
+            os.close(null)
 
 
-def silence(stream: Any) -> None:
-    """Discard further output of a stream whose reader is gone, also that of its last flush."""
-    with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+console = SafeConsole()
+"""Standard output, for people."""
+error_console = SafeConsole(stderr=True)
+"""Standard error, for errors and warnings."""
 
 
-def fit_encodings() -> None:
-    """Let stdout and stderr escape the characters that their encoding lacks.
+def escape_unencodable_characters() -> None:
+    """Let stdout and stderr write characters that their encoding lacks as escape sequences.
 
-    With an encoding such as cp1252, latin-1 or ASCII they would raise UnicodeEncodeError.
+    Without it, one such character in a reply of a model raises UnicodeEncodeError where the
+    encoding is not UTF-8, for instance cp1252, at the end of a run that is otherwise complete.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Set what people see: nothing but warnings and errors, or messages of level INFO too."""
+    console.quiet = quiet
+    logger.setLevel(logging.INFO if verbose else logging.NOTSET)
+
+
 class _ConsoleHandler(logging.Handler):
-    def __init__(self, console: Console, level: int) -> None:
-        super().__init__(level)
+    """Prints warnings of every library, and what astra-rl itself logs at its level."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
         self.console = console
         self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        self.addFilter(lambda record: record.levelno >= logging.WARNING or _is_own(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one paragraph."""
+        style = "yellow" if record.levelno >= logging.WARNING else None
         try:
             text = self.format(record)
-            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 
 
+def _is_own(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] == logger.name
+
+
 @contextlib.contextmanager
 def logs_on(console: Console) -> Iterator[None]:
-    """Print warnings, of this library and of others, on a console inside the block."""
-    root, handler = logging.getLogger(), _ConsoleHandler(console, logging.WARNING)
+    """Print warnings of this library and of others on a console inside the block."""
+    root, handler = logging.getLogger(), _ConsoleHandler(console)
     show = warnings.showwarning
 
     def log(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -107,22 +134,10 @@ def logs_on(console: Console) -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def log_verbosely(console: Console) -> None:
-    """Also print the INFO messages of this library."""
-    logger, handler = logging.getLogger("astra_rl"), _ConsoleHandler(console, logging.INFO)
-    handler.addFilter(lambda record: record.levelno < logging.WARNING)  # the others are printed
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-
-
 def quiet_libraries() -> None:
-    """Hide the progress bars of transformers, and pass its warnings to the root logger."""
+    """Disable the progress bars of transformers and route its warnings to the root logger."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
-
-
-console = SafeConsole()
-error_console = SafeConsole(stderr=True)

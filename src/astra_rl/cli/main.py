@@ -30,13 +30,12 @@ from astra_rl.cli.commands.view import view
 from astra_rl.cli.console import (
     console,
     error_console,
-    fit_encodings,
-    log_verbosely,
+    escape_unencodable_characters,
     logs_on,
-    silence,
+    set_verbosity,
 )
 from astra_rl.cli.exit_codes import ExitCode
-from astra_rl.cli.option_groups import expand_option_groups
+from astra_rl.cli.options import expand_groups
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
@@ -60,7 +59,7 @@ app = typer.Typer(
 )
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(expand_option_groups(_command))
+        app.command(rich_help_panel=_panel)(expand_groups(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -85,14 +84,12 @@ def main(
     ] = False,
 ) -> None:
     """Set what is printed; Typer shows the help of the app instead of this text."""
-    console.quiet = quiet
-    if verbose:
-        log_verbosely(error_console)
+    set_verbosity(quiet=quiet, verbose=verbose)
 
 
 def run() -> None:
     """Run the command line and exit with one of `ExitCode`."""
-    fit_encodings()
+    escape_unencodable_characters()
     try:
         with logs_on(error_console):
             app()
@@ -100,8 +97,8 @@ def run() -> None:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")
     except BudgetSpentError as error:
         _exit(
-            f"{error}. Replies are cached: run the same command again, with a larger budget, to "
-            "continue without paying for them twice.",
+            f"{error}. Recorded replies are not paid for again: run the same command with a larger "
+            "budget to continue.",
             ExitCode.BUDGET_EXHAUSTED,
             "yellow",
         )
@@ -111,8 +108,6 @@ def run() -> None:
         _exit(f"error: {error}", ExitCode.USAGE_ERROR)
     except KeyboardInterrupt:
         _exit("interrupted", ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # of stdout, whose reader has ended
-        silence(sys.stdout)
     except Exception:
         # Not printed by Python itself: a message may hold a credential or text of a model.
         _exit(

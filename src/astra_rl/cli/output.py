@@ -1,4 +1,4 @@
-"""Output of commands: tables for people, JSON for programs, gates for CI."""
+"""How commands print results: tables for people, JSON for programs, gates for CI."""
 
 from __future__ import annotations
 
@@ -12,65 +12,76 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import console, error_console
+from astra_rl.cli.console import SafeConsole, console
 from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.infra.redaction import redact
 
 if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
+    from astra_rl.evaluation.records.attempt import Attempt
     from astra_rl.evaluation.show.gate import Condition, Evidence
     from astra_rl.evaluation.stats.paired import PairedComparison
     from astra_rl.evaluation.stats.rates import Rate
 
-class Output:
-    """The output of a command.
+EXCERPT = 120
+"""Maximum length, in characters, of an attack or a response in a table."""
+
+
+class Printer:
+    """Prints the results of a command.
 
     Args:
-        as_json: Print JSON to stdout, and everything for people to stderr.
+        as_json: Print JSON on stdout, and the output for people on stderr.
+        conditions: Conditions of ``--fail-on``, checked by `gate`.
     """
 
-    def __init__(self, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, conditions: Sequence[Condition] = ()) -> None:
         self.as_json = as_json
-        self.console = error_console if as_json else console
+        self.conditions = conditions
+        self.console = SafeConsole(stderr=True, quiet=console.quiet) if as_json else console
 
     def table(self, table: Table) -> None:
         """Print a table."""
         self.console.print(table)
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Print a line; text that a model wrote must go through `escaped` first."""
+        """Print a line as it is: without markup and without wrapping."""
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def path(self, name: str, path: Path) -> None:
-        """Print where a result was written."""
+        """Print where a file was written."""
         self.line(f"{name}: {path}")
 
     def data(self, value: Any) -> None:
-        """Print `value` as JSON, with --json only."""
+        """Print the result as JSON if ``--json`` was given."""
         if self.as_json:
-            # ASCII only: no control character that a model wrote reaches the terminal.
+            # ASCII: no control character of a model's reply reaches a terminal that reads it.
             text = json.dumps(jsonable(value), indent=2, ensure_ascii=True, allow_nan=False)
             print(redact(text), file=sys.stdout)
 
-    def gate(self, conditions: Sequence[Condition], *evidence: Evidence) -> None:
-        """Exit with code 3 if a condition holds or cannot be decided."""
-        verdicts = [condition(each) for condition in conditions for each in evidence]
+    def gate(self, *evidence: Evidence) -> None:
+        """Check every condition on every piece of evidence.
+
+        Raises:
+            typer.Exit: With `ExitCode.GATE_FAILED`, if a condition holds or cannot be decided.
+        """
+        verdicts = [condition(each) for condition in self.conditions for each in evidence]
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
         if any(verdict.fails for verdict in verdicts):
             raise typer.Exit(ExitCode.GATE_FAILED)
 
     def summaries(self, summaries: Mapping[str, Summary]) -> None:
-        """Print attack success rates and outcomes, one row per summary."""
+        """Print attack success rates and outcomes side by side."""
         table = Table()
-        for column in ("", "attack success rate", "95% interval", "outcomes"):
+        for column in ("", "ASR", "95% interval", "outcomes"):
             table.add_column(column)
         for name, summary in summaries.items():
             outcomes = ", ".join(f"{n} {key.value}" for key, n in summary.outcomes.items() if n)
             if summary.never_made:
-                outcomes += f" ({summary.never_made} not attempted)"
-            table.add_row(escaped(name), *cell(summary.asr).split("\n", 1), outcomes)
+                outcomes += f" ({summary.never_made} not played)"
+            table.add_row(as_text(name), *cell(summary.asr).split("\n", 1), outcomes)
         self.table(table)
         for name, summary in summaries.items():
             for each in summary.asr_at_k[1:]:
@@ -81,13 +92,13 @@ class Output:
                 self.line(f"{name}: {summary.queries.text}")
 
     def pairs(self, pairs: PairedComparison, a: str, b: str) -> None:
-        """Print a paired comparison."""
-        table = Table(title="paired by prompt and trial")
-        table.add_column("attack succeeded")
+        """Print a paired comparison of two sets of attempts on the same prompts."""
+        table = Table(title="paired comparison on the same prompts")
+        table.add_column("attack success")
         table.add_column("pairs", justify="right")
-        names = ("both", f"only {a}", f"only {b}", "neither")
+        names = ("in both", f"only in {a}", f"only in {b}", "in neither")
         for name, count in zip(names, pairs.counts, strict=True):
-            table.add_row(escaped(name), str(count))
+            table.add_row(as_text(name), str(count))
         self.table(table)
         low, high = pairs.interval
         self.line(
@@ -97,15 +108,37 @@ class Output:
             + (f", {pairs.unpaired} unpaired" if pairs.unpaired else ""),
         )
 
+    def attacks(self, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:
+        """Print the successful turn of the first attempts; nothing if there are none."""
+        if not attempts:
+            return
+        table = Table(title=as_text(title))
+        for column in ("score", "attack", "response"):
+            table.add_column(column)
+        for attempt in attempts[:most]:
+            turn = attempt.failing_turn
+            if turn is not None:
+                texts = excerpt(turn.attack), excerpt(turn.response)
+                table.add_row(f"{attempt.score or 0:.2f}", *texts)
+        self.table(table)
 
-def conditions_of(
-    fail_on: Sequence[str] | None, quantities: Sequence[str] | None = None
+
+def parse_conditions(
+    texts: Sequence[str], quantities: Sequence[str] | None = None
 ) -> list[Condition]:
-    """Parse the conditions of --fail-on; called before any work."""
+    """Parse conditions of ``--fail-on``.
+
+    Args:
+        texts: The conditions, for instance ``asr>0.05``.
+        quantities: Names that they may use; None means those of an evaluation summary.
+
+    Raises:
+        ConfigurationError: A condition cannot be parsed, or uses another name.
+    """
     from astra_rl.evaluation.show import gate
 
     known = gate.OF_A_SUMMARY if quantities is None else quantities
-    return [gate.fail_on(each, known) for each in fail_on or ()]
+    return [gate.fail_on(each, known) for each in texts]
 
 
 def cell(rate: Rate | None) -> str:
@@ -121,8 +154,13 @@ def cell(rate: Rate | None) -> str:
     )
 
 
-def escaped(text: str) -> str:
-    """Return text of a model or a file without terminal control characters and markup."""
+def as_text(text: str) -> str:
+    """Escape text of unknown origin for a table: no control characters, no markup."""
     from astra_rl.evaluation.show.escaping import terminal_text
 
     return escape(terminal_text(text))
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of an attack or a response, escaped for a table."""
+    return as_text(text.strip()[:EXCERPT])

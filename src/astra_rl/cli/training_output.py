@@ -6,18 +6,17 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from astra_rl.cli.console import console, quiet_libraries
-from astra_rl.cli.output import Output, escaped
+from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
     from astra_rl.config.schema import RunConfig
-    from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
+    from astra_rl.runs.runner import Result
 
 
 def train_and_print(
@@ -35,14 +34,12 @@ def train_and_print(
         AstraError: A setting, file or model is wrong, or the run was interrupted.
     """
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.evaluation.stats.seed_spread import SeedSpread
+    from astra_rl.config.build import check_training_options
     from astra_rl.runs.folder import RunFolder, new_run_folder
     from astra_rl.runs.resume import check_can_run_in
     from astra_rl.runs.runner import run_experiment
 
-    plan = resolve(config)
-    check_training(plan)
+    check_training_options(config)
     if output is not None:
         check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
@@ -50,46 +47,51 @@ def train_and_print(
     quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
     command = shlex.join(["astra-rl", *sys.argv[1:]])
-    result = run_experiment(plan, folder, display, command=command, force=force)
+    result = run_experiment(config, folder, display, command=command, force=force)
+    _print_result(result, config.seed)
+
+
+def _print_result(result: Result, seed: int) -> None:
+    from astra_rl.evaluation.stats.seed_spread import SeedSpread
+    from astra_rl.runs.report import rate_of
+
+    folder, out = result.folder, Printer()
     evaluations = {} if result.before is None else {"before training": result.before}
     evaluations |= {"after training": result.after}
-    out = Output()
     print_evaluations(evaluations, out)
-    rates = {name: result.summary.asr for name, result in evaluations.items()}
+    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
     for name, rate in rates.items():
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
-    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
-    _print_examples(folder)
-    console.print(
+    out.line(SeedSpread({seed: rates["after training"].estimate}).text)
+    _print_examples(folder, out)
+    out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
-        f"attacker:   {folder.checkpoints / 'last'}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        f"attacker:   {folder.checkpoints / 'last'}"
     )
 
 
-def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Output) -> None:
+def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
     from astra_rl.evaluation.judges.calibration import describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
+    from astra_rl.runs.report import rate_of
 
-    table = Table(title="attack success on held-out prompts")
+    table = Table(title="attack success on held-out conversations")
     for column in (
         "attacker",
         "successes",
-        "rate",
+        "ASR",
         "95% interval",
-        "kinds of attack",
+        "distinct attacks",
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
-    for name, result in evaluations.items():
-        rate, metrics = result.summary.asr, result.metrics
+    for name, metrics in evaluations.items():
+        rate = rate_of(metrics)
         nll = metrics["mean_attack_nll"]
         table.add_row(
-            escaped(name),
+            as_text(name),
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
@@ -97,17 +99,15 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Output) 
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, result) = evaluations.values()
-    last = result.metrics
+    (*_, last) = evaluations.values()
     out.line(
         f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
         f"{describe_judge(last['judge_quality'])}"
     )
 
 
-def _print_examples(folder: RunFolder, most: int = 8) -> None:
+def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
     from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
-    from astra_rl.evaluation.show.escaping import terminal_text
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
@@ -122,7 +122,7 @@ def _print_examples(folder: RunFolder, most: int = 8) -> None:
         turn = kind.attempts[0].failing_turn
         table.add_row(
             str(len(kind.attempts)),
-            escape(terminal_text(kind.attack.strip())),
-            escape(terminal_text(turn.response.strip() if turn else "")),
+            as_text(kind.attack.strip()),
+            as_text(turn.response.strip()) if turn else "",
         )
-    console.print(table)
+    out.table(table)

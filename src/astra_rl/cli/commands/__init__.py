@@ -1,1 +1,1 @@
-"""The commands, one module each; `astra_rl.cli.main` lists them."""
+"""Commands of ``astra-rl``: one module per command, each with one function of its name."""

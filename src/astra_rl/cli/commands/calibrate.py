@@ -1,38 +1,37 @@
-"""``astra-rl calibrate``: moderators against human labels."""
+"""``astra-rl calibrate``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.budget import print_spent
 from astra_rl.cli.console import quiet_libraries
+from astra_rl.cli.costs import print_spent
 from astra_rl.cli.options import BudgetOptions
-from astra_rl.cli.output import Output
+from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
-    from astra_rl.evaluation.judges.calibration import Calibration
+    from astra_rl.actions.calibrate import Calibrated
     from astra_rl.evaluation.stats.classification import Estimate
 
 NAMES = {
     "auroc": "AUROC",
     "f1": "F1",
-    "f1_at_best": "F1 at the best threshold, on other rows",
+    "f1_at_best": "F1 at the best threshold, on held-out rows",
     "brier": "Brier score",
     "alpha_raters": "Krippendorff's alpha of the raters",
     "alpha_decisions": "Krippendorff's alpha, decisions",
     "alpha_scores": "Krippendorff's alpha, scores",
 }
+"""Names of estimates in the table, where they are not the key with spaces."""
 
 
 def calibrate(
-    budget: BudgetOptions,
     moderators: Annotated[
         list[str],
         typer.Argument(
@@ -42,66 +41,59 @@ def calibrate(
     labels: Annotated[
         Path, typer.Option("--labels", metavar="FILE", help="CSV or JSONL of labelled texts.")
     ],
-    text: Annotated[str | None, typer.Option(help="Column of the judged text.")] = None,
+    budget: BudgetOptions,
+    text: Annotated[str | None, typer.Option(help="Column of the text to judge.")] = None,
     attack: Annotated[
-        str | None, typer.Option(help="Column of the prompt that the text answers.")
+        str | None, typer.Option(help="Column of the attack that the text answers.")
     ] = None,
     label: Annotated[
-        list[str] | None,
-        typer.Option("--label", help="Column of a rater's labels. Can be repeated."),
+        list[str] | None, typer.Option("--label", help="Column of one rater's labels. Repeatable.")
     ] = None,
-    threshold: Annotated[
-        float, typer.Option(help="A text with at least this score counts as harmful.")
-    ] = 0.5,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path(
+    threshold: Annotated[float, typer.Option(help="Minimum score of a positive text.")] = 0.5,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "calibrations"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure moderators against human labels.
 
-    Prints accuracy, F1, AUROC, calibration error and more, each with a 95% interval, and writes
-    them with the identity of the moderator as JSON and as a chart.
+    Prints accuracy, F1, AUROC, calibration and more, each with a 95% interval. Writes them, with
+    the identity of the moderator, as JSON and as a chart.
     """
     from astra_rl.actions.calibrate import calibrate_moderators
+    from astra_rl.evaluation.judges.labels import read_labels
 
     quiet_libraries()
-    out = Output()
-
-    def print_result(calibration: Calibration, paths: Sequence[Path]) -> None:
-        _print(calibration, out)
-        for path in paths:
-            out.line(str(path))
-
-    found = calibrate_moderators(
+    out = Printer()
+    results = calibrate_moderators(
         moderators,
-        labels,
-        text=text,
-        attack=attack,
-        label=label or (),
+        read_labels(labels, text=text, attack=attack, labels=label or ()),
         threshold=threshold,
         folder=output,
         seed=seed,
-        budget=budget.budget,
-        on_result=print_result,
+        budget=budget.budget(),
+        on_result=lambda result: _print(result, out),
     )
-    print_spent(found.spent, out.console)
-    if found.agreement:
-        out.table(_table("agreement of the moderators", found.agreement))
+    print_spent(results.spent, out.console)
+    if results.agreement is not None:
+        out.table(_table("agreement between the moderators", results.agreement))
 
 
-def _print(calibration: Calibration, out: Output) -> None:
+def _print(result: Calibrated, out: Printer) -> None:
     from astra_rl.core.moderator import describe_missing
 
+    calibration = result.calibration
     identity, labels = calibration.identity, calibration.labels
     title = f"{identity.name} at threshold {calibration.threshold:g}"
-    out.table(_table(escape(title), calibration.estimates))
+    out.table(_table(as_text(title), calibration.estimates))
     weights = f"weights {identity.weights}, " if identity.weights else ""
     out.line(f"{weights}settings {identity.settings}")
     out.line(
-        f"{labels['file']}: {labels['rows']} rows, {labels['ties']} without a majority label, "
+        f"{labels['file']}: {labels['rows']} rows, {labels['ties']} with tied labels, "
         f"{describe_missing(calibration.unscored)}"
     )
+    for path in result.paths:
+        out.line(str(path))
 
 
 def _table(title: str, estimates: Mapping[str, Estimate]) -> Table:

@@ -1,95 +1,109 @@
-"""``astra-rl evaluate``: play the held-out conversations again."""
+"""``astra-rl evaluate``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from astra_rl.cli.budget import check_complete, print_rows, print_spent
 from astra_rl.cli.console import console, quiet_libraries
-from astra_rl.cli.options import (
-    AsJson,
-    BudgetOptions,
-    DryRun,
-    FailOn,
-    Overrides,
-    Run,
-    Trials,
-    overrides_of,
-)
-from astra_rl.cli.output import Output, conditions_of
+from astra_rl.cli.costs import check_all_done, print_estimate, print_spent
+from astra_rl.cli.options import DryRun, ResultOptions, Run, SettingOptions, Trials
+from astra_rl.cli.output import Printer
 from astra_rl.cli.training_output import print_evaluations
+
+if TYPE_CHECKING:
+    from astra_rl.actions.evaluate import Evaluated
+    from astra_rl.config.estimate import EstimateRow
 
 
 def evaluate(
-    budget: BudgetOptions,
     run: Run,
+    options: SettingOptions,
+    result: ResultOptions,
     attacker: Annotated[
         str | None,
-        typer.Option(help="Another attacker: folder or hub id. Default: the run's last checkpoint."),
+        typer.Option(help="Attacker: a folder or hub id. Default: the last one of the run."),
     ] = None,
     attacks: Annotated[
         str | None,
         typer.Option(
             help=(
-                "Attacks instead of an attacker: a file (txt, or jsonl with 'attack'), or a "
-                "baseline: 'direct' (the goal of each prompt itself), 'untrained', 'best-of-8' (of "
-                "the untrained attacker, chosen by the reward), 'few-shot' (the untrained attacker "
-                "with its own best attacks as examples)."
+                "Baseline instead of the attacker: a file of attacks (txt, or jsonl with "
+                "'attack'), 'direct' (the goal of each prompt, verbatim), 'untrained' (the "
+                "attacker before training), 'best-of-8' (the best of 8 untrained attacks, by "
+                "reward) or 'few-shot' (the untrained attacker with successful attacks in its "
+                "prompt)."
             )
         ),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another target: folder, hub id or YAML file. Can be repeated. Default: the run's."
+            help=(
+                "Target: a folder, hub id or YAML file. Repeatable. Default: the target of the run."
+            )
         ),
     ] = None,
     trials: Trials = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the results. Default: RUN.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the results. Default: RUN.")
     ] = None,
-    fail_on: FailOn = None,
-    as_json: AsJson = False,
-    overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Evaluate a trained attacker or a baseline against one or several targets.
+    """Evaluate a trained attacker, or a baseline, against one or more targets.
 
-    Plays the held-out conversations of the run's configuration and writes evaluation_again.json,
-    or for a baseline evaluation_direct.json and so on, with the failures. --fail-on is checked for
+    Plays the held-out conversations of the run's configuration. Writes evaluation_again.json (for a
+    baseline evaluation_direct.json and so on) and the successful attacks. --fail-on is checked for
     every target.
     """
     from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
 
-    conditions = conditions_of(fail_on)
+    out = result.printer()
     quiet_libraries()
-    what: dict[str, Any] = {
-        "attacker": attacker,
-        "attacks": attacks,
-        "targets": target or (),
-        "trials": trials,
-        "overrides": overrides_of(overrides, budget),
-    }
+    overrides, targets = options.overrides(), target or ()
     if dry_run:
-        for name, rows in estimate_evaluation(run, **what).items():
-            console.print(f"target: {name}", highlight=False, markup=False)
-            print_rows(rows, console)
+        _print_estimates(
+            estimate_evaluation(
+                run,
+                attacker=attacker,
+                attacks=attacks,
+                targets=targets,
+                trials=trials,
+                overrides=overrides,
+            )
+        )
         return
-    out = Output(as_json=as_json)
-    found = evaluate_run(run, **what, output=output)
-    name = attacks or "attacker"
+    found = evaluate_run(
+        run,
+        attacker=attacker,
+        attacks=attacks,
+        targets=targets,
+        trials=trials,
+        overrides=overrides,
+        output=output,
+    )
+    _print(found, attacks or "attacker", out)
+    for each in found:
+        check_all_done(each.metrics["n"], each.metrics["planned"])
+    check_all_done(len(found), len(set(targets or ("",))), "targets were evaluated")
+    out.gate(*(each.summary for each in found))
+
+
+def _print_estimates(estimates: Mapping[str, Sequence[EstimateRow]]) -> None:
+    for target, rows in estimates.items():
+        console.print(f"target: {target}", highlight=False, markup=False)
+        print_estimate(rows, console)
+
+
+def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
-    print_evaluations(named, out)
+    print_evaluations({key: each.metrics for key, each in named.items()}, out)
     out.summaries({key: each.summary for key, each in named.items()})
     for each in found:
         out.path("result", each.path)
     for each in found:
         print_spent(each.metrics["spent"], out.console)
     out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
-    for each in found:
-        check_complete(each.metrics["n"], each.metrics["planned"])
-    check_complete(len(found), len(set(target or ("",))), "targets were evaluated")
-    out.gate(conditions, *(each.summary for each in found))

@@ -1,58 +1,72 @@
-"""``astra-rl regress``: run a regression suite."""
+"""``astra-rl regress``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from astra_rl.cli.budget import check_complete
 from astra_rl.cli.console import quiet_libraries
+from astra_rl.cli.costs import check_all_done
 from astra_rl.cli.exit_codes import ExitCode
-from astra_rl.cli.options import AsJson, BudgetOptions, Overrides
-from astra_rl.cli.output import Output, escaped
-from astra_rl.targets.budget import Budget
+from astra_rl.cli.options import AsJson, SettingOptions
+from astra_rl.cli.output import Printer, as_text
+
+if TYPE_CHECKING:
+    from astra_rl.evaluation.show.exports.regression import CaseResult
 
 
 def regress(
-    budget: BudgetOptions,
     suite: Annotated[
-        Path, typer.Argument(metavar="SUITE", help="Written by 'export --format regression'.")
+        Path,
+        typer.Argument(metavar="SUITE", help="Suite, as written by export --format regression."),
     ],
-    target: Annotated[str, typer.Option(help="Folder, hub id or YAML file.")],
+    target: Annotated[str, typer.Option(help="Target: a folder, hub id or YAML file.")],
+    options: SettingOptions,
     run: Annotated[
-        Path | None, typer.Option(help="Run whose configuration of target and judge is used.")
+        Path | None,
+        typer.Option(help="Run whose settings of the target and the judge are used."),
     ] = None,
     moderator: Annotated[
-        str | None, typer.Option("--moderator", "-m", help="Judge. Default: the run's.")
+        str | None, typer.Option("--moderator", "-m", help="Judge. Default: the judge of the run.")
     ] = None,
     as_json: AsJson = False,
-    overrides: Overrides = None,
 ) -> None:
-    """Send the attacks of a regression suite to a target; exit code 3 if one succeeds."""
-    from astra_rl.actions.regress import regress as send
+    """Run a regression suite against a target; exit code 3 unless every case passes."""
+    from astra_rl.actions.regress import regress as run_suite
+    from astra_rl.config.schema import BudgetConfig
     from astra_rl.evaluation.show.exports.regression import CaseResult
 
     quiet_libraries()
-    out = Output(as_json=as_json)
-    limits = budget.budget
-    results = send(
+    out = Printer(as_json=as_json)
+    budget = options.budget()
+    results = run_suite(
         suite,
         target,
         run=run,
         moderator=moderator,
-        overrides=overrides or (),
-        budget=None if limits == Budget() else limits,
+        overrides=options.settings or (),
+        budget=None if budget is None else BudgetConfig(**asdict(budget)),
     )
+    _print(results, out)
+    sent = sum(result.was_sent for result in results)
+    check_all_done(sent, len(results), "cases were sent, judged")
+    if not CaseResult.all_passed(results):
+        raise typer.Exit(ExitCode.GATE_FAILED)
+
+
+def _print(results: Sequence[CaseResult], out: Printer) -> None:
     table = Table(title=f"{len(results)} cases")
     for column in ("case", "status", "detail", "last attack"):
         table.add_column(column)
     for result in results:
         if result.status != "passed":
-            attack = escaped(result.case.attacks[-1].strip()[:100])
-            table.add_row(result.case.id, result.status, escaped(result.detail), attack)
+            attack = as_text(result.case.attacks[-1].strip()[:100])
+            table.add_row(result.case.id, result.status, as_text(result.detail), attack)
     if table.row_count:
         out.table(table)
     passed = sum(result.status == "passed" for result in results)
@@ -60,7 +74,3 @@ def regress(
     out.data(
         [{"case": each.case.id, "status": each.status, "detail": each.detail} for each in results]
     )
-    sent = sum(result.was_sent for result in results)
-    check_complete(sent, len(results), "cases were sent and judged")
-    if not CaseResult.all_passed(results):
-        raise typer.Exit(ExitCode.GATE_FAILED)

@@ -1,4 +1,4 @@
-"""``astra-rl replay``: send recorded attacks again."""
+"""``astra-rl replay``."""
 
 from __future__ import annotations
 
@@ -6,51 +6,38 @@ from typing import Annotated, Any
 
 import typer
 
-from astra_rl.cli.budget import check_all_made, print_rows, print_spent
 from astra_rl.cli.console import console, quiet_libraries
-from astra_rl.cli.options import (
-    AsJson,
-    BudgetOptions,
-    DryRun,
-    FailOn,
-    Overrides,
-    Phase,
-    Run,
-    overrides_of,
-)
-from astra_rl.cli.output import Output, conditions_of
+from astra_rl.cli.costs import check_all_made, print_estimate, print_spent
+from astra_rl.cli.options import DryRun, Phase, ResultOptions, Run, SettingOptions
 
 
 def replay(
-    budget: BudgetOptions,
     run: Run,
+    options: SettingOptions,
+    result: ResultOptions,
     target: Annotated[
         str | None,
-        typer.Option(help="Target: folder, hub id or YAML file. Default: the run's."),
+        typer.Option(help="Target: a folder, hub id or YAML file. Default: the target of the run."),
     ] = None,
     phase: Phase = "after",
     failures: Annotated[
-        bool, typer.Option("--failures", help="Replay only the attacks that succeeded.")
+        bool, typer.Option("--failures", help="Replay successful attacks only.")
     ] = False,
-    fail_on: FailOn = None,
-    as_json: AsJson = False,
-    overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Send the recorded attacks of a run to a target again and report what changed."""
+    """Replay the recorded attacks of a run against a target and report what changed."""
     from astra_rl.actions.replay import estimate_replay, replay_run
 
-    conditions = conditions_of(fail_on)
+    out = result.printer()
     quiet_libraries()
-    out = Output(as_json=as_json)
     what: dict[str, Any] = {
         "target": target,
         "phase": phase,
         "only_failures": failures,
-        "overrides": overrides_of(overrides, budget),
+        "overrides": options.overrides(),
     }
     if dry_run:
-        print_rows(estimate_replay(run, **what), console)
+        print_estimate(estimate_replay(run, **what), console)
         return
     found = replay_run(run, **what)
     out.summaries({"as recorded": found.before, "now": found.now})
@@ -58,7 +45,7 @@ def replay(
     if found.read.successes:
         out.line(
             f"the target's input differs from the recorded one in {found.read.successes} of "
-            f"{found.read.trials} turns: another chat template, tokenizer or system message",
+            f"{found.read.trials} turns: its chat template, tokenizer or system message differs",
             style="yellow",
         )
     out.path("attempts", found.path)
@@ -71,5 +58,5 @@ def replay(
         }
     )
     print_spent(found.spent, out.console)
-    check_all_made(found.now, found.left_out, "attacks were replayed and judged")
-    out.gate(conditions, found.now)
+    check_all_made(found.now, found.left_out, "attacks were replayed, judged")
+    out.gate(found.now)

@@ -1,4 +1,4 @@
-"""``astra-rl report``: write the HTML page of a run."""
+"""``astra-rl report``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from astra_rl.cli.options import Run
-from astra_rl.cli.output import Output
+from astra_rl.cli.output import Printer
 
 
 def report(
@@ -19,10 +19,10 @@ def report(
 ) -> None:
     """Write the HTML report of a run from the files in its folder.
 
-    After 'score', 'evaluate' or 'transfer' the report includes their results. Works for unfinished
-    runs too.
+    Includes the results of 'score', 'evaluate' and 'transfer'. Also works while the run is in
+    progress.
     """
     from astra_rl.runs.folder import open_run_folder
     from astra_rl.runs.report import write_run_page
 
-    Output().path("report", write_run_page(open_run_folder(run), output))
+    Printer().path("report", write_run_page(open_run_folder(run), output))

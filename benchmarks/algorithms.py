@@ -1,13 +1,13 @@
-"""Which algorithm learns the demo's game best from the same conversations? Several seeds of each.
+"""Comparison of algorithms on the demo scenario, with equal conversation budgets and several seeds.
 
     python benchmarks/algorithms.py [grpo rloo ppo ...] [--seeds 0 1 2] [--steps 12]
 
-Each run is the demo preset with another algorithm, in a process of its own with one thread, one
-after the other. All play the same number of conversations at the same learning rate and, where they
-can, pay the same for divergence from the untrained attacker; "untrained" does not train at all. The
-minutes are those of a processor, loading and evaluation included, so other work on the machine does
-not count. Every run leaves a JSON file in the folder of results. Whatever is there already, made
-with the same settings, is not run again: a benchmark that was interrupted goes on where it was.
+Each run is the demo preset with another algorithm, in its own single-threaded process. Runs are
+sequential. All use the same number of conversations, the same learning rate and, where supported,
+the same KL coefficient; "untrained" is the initial attacker. Durations are CPU minutes including
+loading and evaluation, so they do not depend on other load. Each run writes a JSON file to the
+results folder. Existing results with the same settings are reused, so an interrupted benchmark can
+be resumed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import yaml
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
+from astra_rl.runs.phases import summary_of_phase
 from astra_rl.runs.provenance import versions
-from astra_rl.runs.report import rate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(name: str, steps: int, overrides: Sequence[str]) -> list[str]:
-    """Return what the demo preset is changed by."""
+    """Return the settings that differ from the demo preset."""
     fixed = ["evaluation.before=false", *overrides]
     if name == UNTRAINED:
         return [*fixed, "training.steps=0"]
@@ -105,9 +105,9 @@ def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         if done.returncode:
             return {**record, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
         after = json.loads((Path(folder) / "evaluation_after.json").read_text("utf-8"))
+        rate = summary_of_phase(folder, "after").asr
         metrics = Path(folder) / "metrics.jsonl"
         rows = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
-    rate = rate_of(after)
     return {
         **record,
         "successes": rate.successes,
@@ -210,7 +210,7 @@ def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], s
     """Write each beside its point, where it hides no other and no other point."""
     from matplotlib.transforms import Bbox
 
-    axes.autoscale_view()  # otherwise nobody knows yet where the points will be
+    axes.autoscale_view()  # the positions of the points are needed below
     corners = [axes.transData.transform(place) for _, place, _ in labels]
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in corners]
     for text, place, colour in labels:

@@ -1,11 +1,11 @@
-"""The engine against the plain loop: collecting episodes, DPO updates, and both together.
+"""Speed of this library against a plain loop: rollout collection, DPO updates, and both.
 
     python benchmarks/collection_and_update.py [--repeats 5]
 
-Same models, prompts, tree and lengths. The plain loop plays one episode per repetition and the
-engine sixteen together, as each is made to; turns per second are compared. The plain loop is in
-float32, which is what a checkpoint of this model opens in; the engine runs once in its default
-precision and once in float32.
+Same models, prompts, tree and lengths. The plain loop plays one episode per repetition and this
+library sixteen in a batch, as each is designed; turns per second are compared. The plain loop uses
+float32, the dtype of the checkpoint; this library is measured in its default precision and in
+float32.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def problem(dtype: str, new_tokens: int = NEW_TOKENS, **options: Any) -> HFASTPr
 def collector_of(
     dtype: str, texts: list[str], *, depth: int = DEPTH, new_tokens: int = NEW_TOKENS
 ) -> Callable[[int], Any]:
-    """Return what plays so many episodes, each time other ones."""
+    """Return a function that collects this number of episodes, with new seeds at each call."""
     environment = ASTEnvironment(problem(dtype, new_tokens), texts, WIDTH, depth)
     seeds = itertools.count()
     return lambda episodes: environment.rollouts(episode_seeds(next(seeds), episodes))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, one row of the table, one file of results."""
+"""Shared functions of the benchmarks: interleaved timing, result rows, result files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near decoding comes to what the machine can do, and how an experience grows with episodes.
+"""Decoding speed relative to the machine's limit, and scaling of an experience with episodes.
 
     python benchmarks/decoding.py
 

@@ -1,9 +1,9 @@
-"""How much of an endpoint's own limit is used: 1,000 attempts, one request in twenty failing.
+"""Throughput relative to an endpoint's limit: 1,000 attempts, 5% of requests failing.
 
-The endpoint is a server on loopback in a process of its own. It works on so many requests at once
-and takes as long for each. Its own limit is what a bare client gets out of it, which does nothing
-but keep all slots busy, while nothing fails; measured in the same minute, so that a busy machine
-slows both. What finds no slot waits (as at vLLM), or is refused with 429 (as at a hosted endpoint).
+The endpoint is a loopback server in its own process, with a fixed number of slots and a fixed
+latency per request. Its limit is the throughput of a minimal client that keeps all slots busy
+without failures, measured in the same minute so that load on the machine affects both. Requests
+beyond the slots wait (as with vLLM) or are rejected with 429 (as with hosted endpoints).
 """
 
 from __future__ import annotations

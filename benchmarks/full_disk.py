@@ -1,15 +1,13 @@
-"""Fills a real disk at many moments of a run, makes room, and compares what goes on.
+"""Fault injection: a full or read-only disk at many points of a run, followed by a resume.
 
-The run folder is on a small file system in memory, in a mount namespace of its own, so no rights
-are needed where the kernel lets users have namespaces. It is full after so many bytes, or after so
-many files; or it becomes read-only at some moment. Each time the command must end with one error
-that names a file, what is wrong and how to go on; what was there before must still be readable, on
-the full disk too; and with room the same command must end as a run does that nothing happened to,
-to the bit.
+The run folder is on a small tmpfs in its own mount namespace, which needs no privileges where the
+kernel allows user namespaces. The disk is full after a number of bytes or files, or becomes
+read-only. Each time the command must exit with one error that names the file, the cause and how to
+resume; earlier data must remain readable on the full disk; and after space is freed, the resumed
+run must be bit-identical to an uninterrupted one.
 
-The target and the judge are functions that are asked as endpoints are, so replies are kept on that
-disk as well. What they were paid for must not be paid for again: but for the replies that could not
-be kept, the run that goes on asks only what is new.
+Target and judge are functions that are called like endpoints, so their cached replies are on the
+disk as well. A resumed run must repeat only those calls whose replies could not be stored.
 
     python benchmarks/full_disk.py --moments 60
 """

@@ -1,11 +1,11 @@
-"""A GRPO step here against one of TRL's GRPOTrainer.
+"""Duration of a GRPO step compared with TRL's GRPOTrainer.
 
     python benchmarks/grpo_against_trl.py [--rounds 3]
 
 Same model, prompts, group size, lengths, micro-batches, learning rate and reward function, full
-fine-tuning, on the CPU. TRL runs twice: as it comes (float32), and told to load the model in
-bfloat16, which is what the engine does by itself; the faster of the two is the one to beat. TRL
-answers prompts and knows no target, so the engine's target is silent here.
+fine-tuning, on the CPU. TRL is measured with its default dtype (float32) and in
+bfloat16, the default of this library; the faster of the two is compared. TRL has no target, so the
+target of this library returns empty responses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from astra_rl.core.text import Exchange, Utterance
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import load_model, load_tokenizer, resolve_reference
+from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.references import resolve_reference
 from astra_rl.moderators import FunctionModerator
 from astra_rl.rewards.base import Reward, RewardModels
 

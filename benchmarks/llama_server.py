@@ -1,11 +1,11 @@
-"""A real llama.cpp server as the target: the bundled model, asked by the official client.
+"""Evaluation of a real llama.cpp server with the bundled model, through the official client.
 
 It needs a Python that has `xllamacpp` (llama.cpp's own server, as a wheel; not a dependency):
 
     python -m venv /tmp/llama && /tmp/llama/bin/pip install xllamacpp
     python benchmarks/llama_server.py --python /tmp/llama/bin/python
 
-Not among what `run_all.py` runs, for it needs that environment.
+Not part of `run_all.py`, because it needs that environment.
 """
 
 from __future__ import annotations

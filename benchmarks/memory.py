@@ -1,11 +1,11 @@
-"""Peak memory of a training run and of one update, each in a process of its own.
+"""Peak memory of a training run and of one update, each in its own process.
 
     python benchmarks/memory.py
 
-A training run of the engine (LoRA attacker; target and baseline are the same base) is held against
-the same run with three copies of the model: an attacker that is trained whole, a target and a
-baseline. One update on hidden states is held against one with full logits. What the process needs
-before it loads a model (Python, torch, transformers) is subtracted from both.
+A training run of the engine (LoRA attacker; target and baseline are the same base) is compared
+with the same run with three copies of the model: a fully trained attacker, a target and a baseline.
+One update on hidden states is compared with one with full logits. The memory of the process before
+a model is loaded (Python, torch, transformers) is subtracted from both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def peak() -> float:
 
 def run_shared() -> None:
     """LoRA attacker, target and baseline share one base."""
-    from astra_rl.models.loading import LoraOptions
+    from astra_rl.models.trainable import LoraOptions
 
     _train(dtype="auto", lora=LoraOptions())
 
@@ -85,8 +85,9 @@ def _texts(vocabulary: int) -> torch.Tensor:
 
 def update_sliced() -> None:
     """One update on the trained positions only."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
     from astra_rl.models.scoring import continuation_logprobs
+    from astra_rl.models.trainable import make_trainable
 
     model = make_trainable(load_model(MODEL, dtype="float32"), layers=1)
     ids = _texts(model.config.vocab_size).tolist()
@@ -97,7 +98,8 @@ def update_sliced() -> None:
 
 def update_full() -> None:
     """One update with the logits of every position, as `labels=` of transformers has it."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
+    from astra_rl.models.trainable import make_trainable
 
     model = make_trainable(load_model(MODEL, dtype="float32"), layers=1)
     ids = _texts(model.config.vocab_size)
@@ -108,7 +110,8 @@ def update_full() -> None:
 
 def load_only() -> None:
     """What both updates start from."""
-    from astra_rl.models.loading import load_model, make_trainable
+    from astra_rl.models.loading import load_model
+    from astra_rl.models.trainable import make_trainable
 
     make_trainable(load_model(MODEL, dtype="float32"), layers=1)
 

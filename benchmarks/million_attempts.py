@@ -1,8 +1,8 @@
-"""A record of a million attempts: written, opened and read in constant memory.
+"""Memory and time of writing, opening and reading a log of a million attempts.
 
     python benchmarks/million_attempts.py --attempts 1000000
 
-Writing, opening and reading happen in processes of their own, so that each one's memory is seen.
+Writing, opening and reading run in separate processes, so that their peak memory is separate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, in the plain loop and in the engine.
+"""Time per phase of a training step, in the plain loop and in this library.
 
     python benchmarks/phases.py
 

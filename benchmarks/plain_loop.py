@@ -1,9 +1,9 @@
-"""What a competent user writes first: the loop that the engine has to beat.
+"""Baseline of the benchmarks: a straightforward implementation without batching.
 
 One episode at a time, recursion over the tree, `model.generate` on the siblings of one node, decode
 to text, tokenise the text again, a separate pass of the target for the reward, four forward passes
-with full logits for a preference pair, and a batch size of one. Nothing in it is made slow on
-purpose.
+with full logits for a preference pair, and a batch size of one. It contains no deliberate
+inefficiency.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the page of ten thousand conversations is, and how soon a browser shows it.
+"""Size of a report page of ten thousand conversations, and its time to first paint.
 
 The page is opened from disk in the system's Chromium, each time with a fresh profile. First paint
 is what the browser reports (Paint Timing), counted from the start of the navigation.

@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other, and print one table: what `make bench` calls."""
+"""Run all benchmarks sequentially and print one table; called by `make bench`."""
 
 from __future__ import annotations
 

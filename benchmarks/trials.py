@@ -1,4 +1,4 @@
-"""Ideas for a faster decoding step that were tried: is one worth its price on this machine?
+"""Microbenchmarks of candidate optimisations of the decoding step.
 
     python benchmarks/trials.py
 
@@ -20,7 +20,7 @@ from common import RESULTS, interleaved, median
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from astra_rl.models.kv_cache import roomy_cache
+from astra_rl.models.kv_cache import preallocated_cache
 from astra_rl.models.loading import load_model
 
 MODEL = "bundled:smollm2-135m"
@@ -66,14 +66,14 @@ def main() -> None:
     compiled = torch.compile(model, dynamic=False)
     candidates = {
         "as transformers has it": stepper(model, DynamicCache, model),
-        "cache with room": stepper(model, lambda: roomy_cache(model, ROOM), model),
+        "cache with room": stepper(model, lambda: preallocated_cache(model, ROOM), model),
         "static cache": stepper(
             model, lambda: StaticCache(config=model.config, max_cache_len=2 * PAST), model
         ),
         "static cache, torch.compile": stepper(
             model, lambda: StaticCache(config=model.config, max_cache_len=2 * PAST), compiled
         ),
-        "int8, float32 between": stepper(int8, lambda: roomy_cache(int8, ROOM), int8),
+        "int8, float32 between": stepper(int8, lambda: preallocated_cache(int8, ROOM), int8),
     }
     warm_up = {}
     for name, run in list(candidates.items()):

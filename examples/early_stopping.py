@@ -1,4 +1,4 @@
-"""Stop when a dev score no longer improves, and let the learning rate fall on the way.
+"""Early stopping on a dev score, with learning-rate warm-up and cosine decay.
 
     python examples/early_stopping.py --attacker gpt2 --target gpt2   # downloads both and Detoxify
     python examples/early_stopping.py --smoke                        # a toy problem, offline
@@ -38,14 +38,14 @@ from astra_rl.testing import ToyProblem
 
 
 class EarlyStoppingConfiguration(TrainingConfiguration):
-    """Hyperparameters, and when to stop.
+    """Training configuration with early stopping and a learning-rate schedule.
 
     Args:
         eval_every: Training steps between evaluations.
-        patience: So many evaluations in a row without a better score end the training.
-        min_delta: A score must be better by more than this to count.
-        warmup_steps: The learning rate rises over so many steps, then falls along a cosine.
-        ckpt_dir: Where the best attacker and the schedule are kept.
+        patience: Training stops after this many consecutive evaluations without improvement.
+        min_delta: Minimum increase of the score that counts as an improvement.
+        warmup_steps: Steps of linear learning-rate warm-up, followed by cosine decay.
+        ckpt_dir: Folder of the best attacker and the scheduler state.
         settings: Fields of `TrainingConfiguration`.
     """
 

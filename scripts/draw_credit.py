@@ -1,4 +1,4 @@
-"""Draws docs/images/credit.svg: one small tree, and what each rule credits its turns with.
+"""Draws docs/images/credit.svg: the credit of each turn of a small tree, for each credit rule.
 
 python scripts/draw_credit.py
 """

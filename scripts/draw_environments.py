@@ -31,7 +31,7 @@ def spread(center: float, width: float, count: int) -> list[float]:
 def grow(
     axes: Axes, widths: Sequence[float], count: int, kept: Sequence[Sequence[int]] | None = None
 ) -> None:
-    """Draw a tree level by level; of each level only the given places go on."""
+    """Draw a tree level by level; only the given nodes of each level are expanded."""
     parents = [(0.0, 0.0)]
     dot(axes, parents[0], OPENING, "s")
     for level, width in enumerate(widths):

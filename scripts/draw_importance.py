@@ -1,7 +1,7 @@
-"""Draws docs/images/importance_sampling.svg: what a number costs, by plain and importance sampling.
+"""Draws docs/images/importance_sampling.svg: target calls needed by plain and importance sampling.
 
-The language has ten letters, ordinary use says all of them alike, and one conversation of four
-letters in ten thousand fails. The truth is known, so the error of an estimate is too.
+Toy language of ten letters: ordinary use is uniform, and one of the ten thousand conversations of
+four letters is a failure. The true probability is known, so the error of an estimate is too.
 
 python scripts/draw_importance.py
 """
@@ -28,7 +28,7 @@ INK, SERIES, HARM = "#757575", "#3f83c4", "#d0623f"
 
 
 def conversations(generator: np.random.Generator, count: int) -> list[Sample]:
-    """Hold conversations, half of them led by ordinary use."""
+    """Sample conversations, half from the baseline and half from the attacker."""
     samples = []
     for letters, size in ((BASELINE, count // 2), (ATTACKER, count - count // 2)):
         for said in generator.choice(10, size=(size, LENGTH), p=letters):
@@ -47,7 +47,7 @@ def main() -> None:
         ]
         given = np.array([each.estimate for each in found if isinstance(each, Probability)])
         refused.append(1 - len(given) / len(found))
-        # The few that are given where most are refused are not like the rest.
+        # Where most estimates are refused, the remaining ones are a biased selection.
         error = float(np.sqrt(np.mean((given / TRUTH - 1) ** 2))) if refused[-1] < 0.6 else np.nan
         errors.append(error)
         plain = (1 - TRUTH) / TRUTH / error**2 / calls

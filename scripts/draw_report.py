@@ -1,8 +1,8 @@
-"""Take the pictures of docs/report.md: the page of a run in both themes, in the system's Chromium.
+"""Take the screenshots of docs/report.md: a run's page in both themes, in the system's Chromium.
 
     python scripts/draw_report.py runs/demo-... [--chromium /usr/bin/chromium]
 
-Whatever a model wrote is in the pictures, so the run must be safe to look at.
+The screenshots contain model output, so use a run with harmless content.
 """
 
 from __future__ import annotations

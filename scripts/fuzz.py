@@ -1,10 +1,10 @@
-"""Feeds damaged input to everything that reads files and replies.
+"""Fuzzing of all readers of files and of endpoint replies.
 
     PYTHONPATH=src python scripts/fuzz.py --seconds 300
     PYTHONPATH=src python scripts/fuzz.py --seconds 60 --only log --seed 7
 
-What may come out is a result, or an error of `astra_rl.errors`: never another one, never a hang. A
-case that breaks this is printed with what reproduces it, and the exit code is 1.
+Each case must return a result or raise an error of `astra_rl.errors`, without other exceptions and
+without hanging. Violations are printed with the data to reproduce them, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ Draw = random.Random
 
 
 def damaged(data: bytes, draw: Draw) -> bytes:
-    """Return the data with a few bits, spans or tokens that are not as they were."""
+    """Return the data with a few mutated bits, spans or tokens."""
     out = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
         start = draw.randrange(len(out) + 1)
@@ -185,7 +185,7 @@ def fuzz_labels(folder: Path, draw: Draw) -> None:
 
 
 def fuzz_judge(folder: Path, draw: Draw) -> None:
-    """What a judge replies: a score in [0, 1] or a missing one comes of it."""
+    """Replies of a judge; the result is a score in [0, 1] or a missing score."""
 
     def reply(chats: list[object]) -> list[str]:
         data = damaged(draw.choice((b"think\nVERDICT abc: 7\n", b"unsafe\nS1,S2", b"safe")), draw)
@@ -237,7 +237,7 @@ def fuzz_log(folder: Path, draw: Draw) -> None:
 
 
 def fuzz_run(folder: Path, draw: Draw) -> None:
-    """The other files that a run is gone on with by."""
+    """The other files that a resume reads."""
     (folder / "prompts.jsonl").write_text(ROWS["jsonl"])
     (folder / "good.yaml").write_text(CONFIG)
     config = load_config(folder / "good.yaml")
@@ -261,7 +261,7 @@ FAILURE = b'{"error": {"message": "too fast", "code": "rate_limited"}}'
 
 
 def fuzz_reply(folder: Path, draw: Draw) -> None:
-    """What an endpoint replies: a text, scores, or a failure of this call comes of it."""
+    """Replies of an endpoint; the result is a text, scores, or a failed call."""
     url, chat = "http://127.0.0.1:9/v1", Chat([{"role": "user", "content": "hello"}])
     moderation = OpenAIModerationModerator(base_url=url, api_key="k")
     path = read_path("choices[0].message.content")
@@ -291,7 +291,7 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
 
 
 def fuzz_spent(folder: Path, draw: Draw) -> None:
-    """What was spent and replied so far."""
+    """Files of spending and of cached replies."""
     with Ledger(path=folder / "ledger.json").charging() as ledger:
         ledger.settle(ledger.admit("m"), Usage(7, 3), Prices(1, 1))
     cache = ReplyCache(folder / "replies.sqlite")
@@ -331,7 +331,7 @@ TARGETS: dict[str, Callable[[Path, Draw], None]] = {
 
 
 class HangError(BaseException):
-    """A case took too long. No `except Exception` may swallow it."""
+    """A case took too long; a BaseException, so that no `except Exception` catches it."""
 
 
 def _hang(number: int, frame: FrameType | None) -> None:
@@ -339,7 +339,7 @@ def _hang(number: int, frame: FrameType | None) -> None:
 
 
 def try_case(name: str, seed: int, folder: Path) -> tuple[str, BaseException | None]:
-    """Run one case; returns what came out, and what should not have."""
+    """Run one case; returns the outcome, and the violation if there is one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -1,10 +1,12 @@
-"""For all tests: no network but this machine's own, and no browser but the system's."""
+"""For all tests: one thread per process, no network beyond loopback, the system's own browser."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,18 @@ from typing import Any
 import pytest
 
 OFFLINE = Path(__file__).parent / "offline"
+
+# As many processes as cores, each with one thread: more threads than cores make everything slower.
+# Set before torch is imported; the processes that tests start inherit it.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
+if "torch" in sys.modules:
+    sys.modules["torch"].set_num_threads(1)
+
+# Importing readline, as pytest does, puts the terminal's size into the environment of workers, and
+# a rich console made there would keep that width whatever a test sets.
+for _variable in ("COLUMNS", "LINES"):
+    os.environ.pop(_variable, None)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -29,35 +43,60 @@ WHY_NOT = "no chromium: apt-get install chromium (or the package of your system)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Block the network here and in every process that a test starts."""
+    """Block the network here and in every process that a test starts, and log each attempt.
+
+    Every xdist worker has a log of its own. What one logs is read after each of its tests.
+    """
     spec = importlib.util.spec_from_file_location(
         "astra_rl_tests_offline", OFFLINE / "sitecustomize.py"
     )
     assert spec is not None
     assert spec.loader is not None
     offline = importlib.util.module_from_spec(spec)
-    os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None)
+    blocked = os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None) is not None
     spec.loader.exec_module(offline)
     descriptor, log = tempfile.mkstemp(prefix="astra-rl-tests-network-")
     os.close(descriptor)
     config.add_cleanup(lambda: Path(log).unlink(missing_ok=True))
     os.environ[offline.LOG_VARIABLE] = log
+    if blocked:  # by sitecustomize, in a worker
+        return
     path = [str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     offline.block_network(log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules with slow tests first, so that no worker begins a long test when others end.
+
+    Modules stay whole, because of what their fixtures share.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def blocked_network() -> Iterator[Path]:
-    """Fail a test that tried to leave this machine, also if it went on all the same.
+    """Fail a test that tried to reach another machine, even if the exception was swallowed.
 
-    One that should try empties the file.
+    Yields the log; a test that is meant to try empties it.
     """
     log = Path(os.environ["ASTRA_RL_TESTS_BLOCKED_NETWORK"])
     yield log
     tried = log.read_text(encoding="utf-8")
     log.write_text("", encoding="utf-8")
     assert tried == "", f"tried to leave this machine: {tried}"
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt here, and interrupt the processes that the test starts.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

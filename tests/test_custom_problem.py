@@ -67,6 +67,7 @@ def test_it_needs_no_more_than_forty_lines_and_keeps_the_contract():
     check_environment(ASTEnvironment(ShopProblem(), ["Customer:"], tree_width=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [DPO, IPO, GRPO, lambda problem: GRPO(problem, kl_in_loss=0.01)])
 def test_it_trains_with_the_base_trainer(make):
     problem = ShopProblem()

@@ -16,6 +16,7 @@ def fuzz():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["config", "moderator", "prompts", "labels", "judge", "state", "log", "run", "reply", "spent"],

@@ -42,6 +42,7 @@ def in_a_fresh_process(code):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_nothing_heavy_and_changes_nothing():
     code = f"""
 import json, logging, os, random, sys, torch
@@ -66,6 +67,7 @@ print(json.dumps({{
     }
 
 
+@pytest.mark.slow
 def test_a_lazy_name_loads_its_own_module_only():
     code = f"""
 import sys, astra_rl

@@ -66,6 +66,7 @@ def tiny(request):
     return problem, graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -154,7 +155,7 @@ def test_a_mutated_batch_is_caught(mutate):
             mutate(batch)
             return result
 
-    with pytest.raises(ContractError, match=r"Mutating\.step changed its batch"):
+    with pytest.raises(ContractError, match=r"Mutating\.step modified its batch"):
         check(Mutating)
 
 
@@ -188,7 +189,7 @@ def test_a_batch_of_any_class_is_looked_into():
             batch.inner.advantages.neg_()
             return result
 
-    with pytest.raises(ContractError, match="changed its batch"):
+    with pytest.raises(ContractError, match="modified its batch"):
         check(Mutating)
 
 
@@ -209,7 +210,7 @@ def test_a_frozen_model_that_receives_a_gradient_is_caught():
             )
             return scored.sum(dim=1).reshape(2, -1)
 
-    with pytest.raises(ContractError, match=r"Leaking: problem\.baseline is not trained"):
+    with pytest.raises(ContractError, match=r"Leaking: problem\.baseline is not in"):
         check(Leaking, Trainable())
     check(DPO, Trainable())
 
@@ -251,7 +252,7 @@ def test_a_loss_that_depends_on_the_size_of_micro_batches_is_caught():
             loss, logs = super().step(batch)
             return loss * len(batch), logs
 
-    with pytest.raises(ContractError, match="depend on the size of micro-batches"):
+    with pytest.raises(ContractError, match="depend on micro-batch size"):
         check(Summed)
 
 
@@ -263,7 +264,7 @@ def test_a_loss_that_depends_on_the_order_of_the_rows_is_caught():
             mask[1:] = False
             return masked_mean(logprobs, mask), {}
 
-    with pytest.raises(ContractError, match="depend on the order of the rows"):
+    with pytest.raises(ContractError, match="depend on row order"):
         check(FirstRow)
 
 
@@ -279,7 +280,7 @@ def test_logs_that_are_not_floats_are_caught():
 
 def test_episodes_that_teach_nothing_check_nothing():
     graphs = graphs_of_toys(ToyProblem(ScriptedModerator({}, default=0.5)))
-    with pytest.raises(ContractError, match="DPO made 0 steps of these graphs; give it more"):
+    with pytest.raises(ContractError, match="DPO made 0 steps of these graphs; pass graphs"):
         check_algorithm(DPO(ToyProblem()), graphs)
 
 
@@ -341,7 +342,7 @@ def test_parameters_that_are_not_the_attacker_s_are_caught():
     def parameters(self):
         yield Parameter(torch.zeros(1))
 
-    with pytest.raises(ContractError, match="does not depend on what parameters"):
+    with pytest.raises(ContractError, match="does not depend on the tensors"):
         check_problem(toy_with(parameters=parameters))
 
 
@@ -384,7 +385,7 @@ def test_a_seed_zero_that_is_taken_for_none_is_caught():
         def rollouts(self, seeds):
             return super().rollouts([seed or None for seed in seeds])
 
-    with pytest.raises(ContractError, match="zero is a seed like any other"):
+    with pytest.raises(ContractError, match="Zero is a valid seed"):
         check_environment(Falsy(ToyProblem(), ["one", "two"]))
 
 
@@ -434,7 +435,7 @@ def test_sound_moderators_pass_the_check():
 
 @pytest.mark.parametrize("score", [1.5, -0.1, math.inf])
 def test_a_score_out_of_range_is_caught(score):
-    with pytest.raises(ContractError, match=r"Broken scored .* scores lie in \[0, 1\]"):
+    with pytest.raises(ContractError, match=r"Broken scored .* scores must be in \[0, 1\]"):
         check_moderator(moderator_of(lambda texts: [score for _ in texts]))
 
 
@@ -444,7 +445,7 @@ def test_a_lost_score_is_caught():
 
 
 def test_scores_of_nothing_are_caught():
-    with pytest.raises(ContractError, match=r"moderate\(\[\]\) must return no scores"):
+    with pytest.raises(ContractError, match=r"moderate\(\[\]\) must return an empty sequence"):
         check_moderator(moderator_of(lambda texts: [0.0]))
 
 

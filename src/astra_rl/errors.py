@@ -1,39 +1,40 @@
-"""Every error this library raises on purpose.
+"""The exceptions of this library.
 
 ```
 AstraError
-├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user's is wrong
+├── ConfigurationError(ValueError)       a setting, a prompt or a file of the user is wrong
 ├── ContractError(ValueError)            a Problem, Environment, ... broke its contract
-├── ModelError(RuntimeError)             a model cannot be loaded, or cannot do what was asked of it
-│   └── OutOfMemoryError                 memory is not enough for a single row
-├── EndpointError(RuntimeError)          calls of an endpoint fail again and again
-├── BudgetSpentError(RuntimeError)       nothing more may be spent
-├── TrainingError(RuntimeError)          training cannot go on
-│   ├── NonFiniteLossError               too many losses in a row were not finite
-│   └── UnscoredError                    too many training steps in a row without a reward
-├── ModeratorError(RuntimeError)         a moderator failed before it ever gave a score
-├── StorageError(OSError)                what a run writes cannot be written
+├── ModelError(RuntimeError)             a model cannot be loaded, or lacks a needed feature
+│   └── OutOfMemoryError                 not enough memory for a batch of one row
+├── EndpointError(RuntimeError)          calls of an endpoint fail repeatedly
+├── BudgetSpentError(RuntimeError)       a budget is spent
+├── TrainingError(RuntimeError)          training cannot continue
+│   ├── NonFiniteLossError               too many consecutive losses were not finite
+│   └── UnscoredError                    too many consecutive steps without a valid reward
+├── ModeratorError(RuntimeError)         a moderator failed before it returned any score
+├── StorageError(OSError)                a file of a run cannot be written
 └── MissingDependencyError(ImportError)  an optional package is not installed
 ```
 
-Each child also inherits the standard type it refines, so ``except ValueError`` keeps working.
-A message says what came, what is allowed, and what to do.
+Each class also inherits from the standard exception in parentheses, so ``except ValueError`` works.
+A message states the value that was given, the values that are allowed, and what to do.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, Context
 from difflib import get_close_matches
 from types import ModuleType
 
 
 class AstraError(Exception):
-    """Root of every error this library raises on purpose."""
+    """Base class of the exceptions of this library."""
 
 
 class ConfigurationError(AstraError, ValueError):
-    """A setting, a prompt or a file given by the user is wrong; the message says how to mend it."""
+    """A setting, a prompt or a file of the user is wrong; the message says how to fix it."""
 
 
 class ContractError(AstraError, ValueError):
@@ -41,25 +42,25 @@ class ContractError(AstraError, ValueError):
 
 
 class ModelError(AstraError, RuntimeError):
-    """A model cannot be loaded, or cannot do what was asked of it."""
+    """A model cannot be loaded, or lacks a feature that is needed."""
 
 
 class OutOfMemoryError(ModelError):
-    """The memory of the device is not enough, even for a single row of a batch."""
+    """The memory of the device does not suffice for a batch of one row."""
 
 
 class EndpointError(AstraError, RuntimeError):
-    """Calls of an endpoint fail again and again for one reason, so there is no use in going on."""
+    """Calls of an endpoint fail repeatedly for the same reason; further calls would fail too."""
 
 
 class BudgetSpentError(AstraError, RuntimeError):
-    """Nothing more may be spent.
+    """A limit of the budget is reached, or the next call could exceed it.
 
     Args:
         limit: Name of the limit, for instance ``"max_requests"``.
-        most: Its value.
-        spent: What was spent.
-        needed: What the next call may take at most, if that is why it was not sent.
+        most: Value of the limit.
+        spent: Amount spent so far.
+        needed: Amount reserved for the next call, if that would exceed the limit; else 0.
     """
 
     def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
@@ -73,32 +74,36 @@ class BudgetSpentError(AstraError, RuntimeError):
 
     @property
     def enough_to_go_on(self) -> float:
-        """A limit with which it goes on for a while."""
-        return 2 * max(self.most, self.spent + self.needed)
+        """A suggested limit for resuming: twice the amount that is spent or needed.
+
+        Rounded up to four significant digits, so that it suffices and can be read.
+        """
+        context = Context(prec=4, rounding=ROUND_CEILING)
+        return float(context.create_decimal(repr(2.0 * max(self.most, self.spent + self.needed))))
 
     def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
-        """What a copy in another process is built from."""
+        """Return how to copy the exception to another process."""
         return type(self), (self.limit, self.most, self.spent, self.needed)
 
 
 class InterruptedRunError(AstraError):
-    """A signal ended a run early; everything is saved, and it can be continued."""
+    """A signal ended a run early; its state is saved and it can be resumed."""
 
 
 class BudgetEndedError(InterruptedRunError):
-    """A budget ended a run early; everything is saved, and it can be continued."""
+    """A budget ended a run early; its state is saved and it can be resumed."""
 
 
 class TrainingError(AstraError, RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteLossError(TrainingError):
-    """Too many losses in a row were not finite. The weights are those of the last finite one.
+    """Too many consecutive losses were not finite. The weights are those of the last finite one.
 
     Args:
-        message: What happened and what to do.
-        step: The training step it happened in, counted from 1.
+        message: The message.
+        step: Training step, counted from 1.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -106,16 +111,16 @@ class NonFiniteLossError(TrainingError):
         self.step = step
 
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[str, int]]:
-        """What a copy in another process is built from."""
+        """Return how to copy the exception to another process."""
         return type(self), (str(self), self.step)
 
 
 class UnscoredError(TrainingError):
-    """In too many training steps in a row not one reward could be computed."""
+    """Too many consecutive training steps had no valid reward."""
 
 
 class ModeratorError(AstraError, RuntimeError):
-    """A moderator failed, and has never given a score."""
+    """A moderator failed and has never returned a score."""
 
 
 class StorageError(AstraError, OSError):
@@ -123,15 +128,15 @@ class StorageError(AstraError, OSError):
 
 
 class MissingDependencyError(AstraError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is not installed."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        module: Name to import, for instance ``"detoxify"``.
-        extra: The extra of this distribution that installs it.
+        module: Module to import, for instance ``"detoxify"``.
+        extra: Extra of this distribution that installs it.
 
     Raises:
         MissingDependencyError: The package is not installed; the message names the extra.
@@ -148,3 +153,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
     nearest = get_close_matches(name, list(known), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if there is no message.
+
+    All lines are joined if the first ends in a colon, that is, only introduces the others.
+    """
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].rstrip().endswith(":"):
+        return " ".join(map(str.strip, lines))
+    return lines[0] if lines else type(error).__name__

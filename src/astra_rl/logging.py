@@ -1,4 +1,4 @@
-"""The library's logger. It has no handler of its own: what is shown is the application's choice."""
+"""The logger of the library. It has a NullHandler: the application configures the output."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 import pytest
 
 from astra_rl import Graph, Node
-from astra_rl.algorithms.policy_steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PreparedStep
 from astra_rl.testing import ToyProblem
 
 
@@ -20,7 +20,7 @@ def _step_like(attack=" boom", advantage=1.0, shift=0.0, problem=None, **fields)
     problem = problem or ToyProblem()
     old = [value - shift for value in problem.get_attacker_logprobs(["c"], [attack])[0].tolist()]
     advantages = (advantage,) * len(old)
-    return PolicyStep("c", attack, 0.0, old_logprobs=tuple(old), advantages=advantages, **fields)
+    return PreparedStep("c", attack, 0.0, old_logprobs=tuple(old), advantages=advantages, **fields)
 
 
 @pytest.fixture

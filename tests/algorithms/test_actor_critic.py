@@ -170,7 +170,7 @@ def test_values_of_a_wrong_shape_are_refused(spoil, message, node, prepared):
         (PPO, {"value_coef": 0.0}, "value_coef=0.0"),
         (PPO, {"value_clip": nan}, "value_clip=nan"),
         (A2C, {"alpha": 1.0}, "alpha=1.0"),
-        (A2C, {"kl_in_loss": 0.1}, "by alpha"),
+        (A2C, {"kl_in_loss": 0.1}, "give alpha"),
     ],
 )
 def test_values_out_of_range_are_refused(kind, options, message):

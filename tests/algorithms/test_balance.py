@@ -285,6 +285,7 @@ class Values(Moderator[str, str]):
         return [SCORES[text.strip()] for text in x]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
     """One word of six: R(word) = ref(word) * exp(score / 0.5), its sum is Z."""
@@ -311,6 +312,7 @@ def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
         assert log_z == pytest.approx(log_r.logsumexp(0).item(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_some_experiences_are_played_at_another_temperature():
     environment = letter_game(
         attacker_sampling=Sampling(max_new_tokens=4), reward=WeightedSum({Harm("response"): 1.0})

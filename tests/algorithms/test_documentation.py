@@ -3,10 +3,11 @@
 import inspect
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from astra_rl import KTO, PolicyGradient
+from astra_rl import KTO, PPO, PolicyGradient
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.actor_critic import ActorCritic
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
@@ -49,7 +50,7 @@ def test_each_algorithm_has_a_section_with_its_options_and_their_defaults(name):
 @pytest.mark.parametrize(
     ("kind", "before"),
     [
-        (PolicyGradient, "## What all of them take"),
+        (PolicyGradient, "## Options of all policy-gradient algorithms"),
         (GroupPolicyGradient, "Those that compare within groups also take:"),
         (ActorCritic, "Like `ppo` it takes the options of a value function:"),
     ],
@@ -73,3 +74,29 @@ def test_each_loss_of_pairs_is_in_the_table_with_the_defaults_it_has(name):
 )
 def test_the_options_of_preferences_are_there_with_their_defaults(kind, before):
     assert options_in(PREFERENCES.split(before, 1)[1]) == options_of(kind)
+
+
+def all_options_of(kind):
+    """Options of the constructor, also those that it passes on to its bases."""
+    names = set(options_of(kind))
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            hint = get_type_hints(base.__init__, include_extras=True).get("options")
+            if hint is not None:
+                names |= set(get_args(hint)[0].__annotations__)
+    return names
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_docstring_of_each_algorithm_describes_each_option(name):
+    documentation = inspect.getdoc(ALGORITHMS[name])
+    described = set(re.findall(r"^    (\w+): ", documentation, re.MULTILINE))
+    assert all_options_of(ALGORITHMS[name]) <= described
+    assert not re.search(r"^    \w+: See ", documentation, re.MULTILINE)
+
+
+def test_shared_options_are_documented_with_the_defaults_of_the_class():
+    documentation = " ".join(inspect.getdoc(PPO).split())
+    assert "epochs: Number of passes over the batches of one experience" in documentation
+    assert re.search(r"epochs: [^:]*Default: 4\.", documentation)
+    assert re.search(r"clip_low: .*? Default: 0\.2\.", documentation)

@@ -90,7 +90,7 @@ def test_each_token_of_a_real_attacker_ends_where_its_letters_do(chat):
 
 
 def test_a_pattern_that_is_none_is_refused():
-    with pytest.raises(ConfigurationError, match=re.escape("format_pattern='(' is no regular")):
+    with pytest.raises(ConfigurationError, match=re.escape("format_pattern='(' is not a regular")):
         GRPO(ToyProblem(), format_pattern="(")
 
 
@@ -99,12 +99,12 @@ def test_a_problem_that_cannot_tell_its_tokens_apart_says_so(node, prepared):
         def token_ends(self, attack):
             return super(ToyProblem, self).token_ends(attack)
 
-    with pytest.raises(ConfigurationError, match="Blind cannot say which token"):
+    with pytest.raises(ConfigurationError, match="Blind does not know the character offsets"):
         prepared(GRPO(Blind(), format_pattern="calm"), graph(node))
 
     class Wrong(ToyProblem):
         def token_ends(self, attack):
             return [1]
 
-    with pytest.raises(ContractError, match="1 places for an attack of 3"):
+    with pytest.raises(ContractError, match="1 offsets for an attack of 3"):
         prepared(GRPO(Wrong(), format_pattern="calm"), graph(node))

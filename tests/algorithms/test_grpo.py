@@ -236,7 +236,7 @@ def test_an_episode_with_one_teaching_group_is_kept_without_its_dead_ones(node, 
     below = [node(" rain", 1.0, context="c boom"), node(" song", 1.0, context="c boom")]
     graph = Graph("c", [node(" boom", 0.0, *below), node(" calm", 1.0)])
     algorithm = DAPO(ToyProblem())
-    assert algorithm.collector.teaching([graph]) == [graph]
+    assert algorithm.collector.informative([graph]) == [graph]
     assert [step.attack for step in prepared(algorithm, graph)] == [" boom", " calm"]
 
 

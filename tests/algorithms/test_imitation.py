@@ -131,7 +131,7 @@ def test_only_attacks_that_are_good_enough_are_taken(tmp_path):
     file = write(tmp_path / "a.jsonl", *rows)
     algorithm = WarmStart(ToyProblem(), attacks=file, min_reward=0.5)
     assert [step.attack for step in algorithm.collector.steps] == [" boom"]
-    with pytest.raises(ConfigurationError, match="of 3 none is left"):
+    with pytest.raises(ConfigurationError, match="none of 3 is left"):
         WarmStart(ToyProblem(), attacks=file, min_reward=0.95)
 
 

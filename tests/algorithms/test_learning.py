@@ -13,6 +13,8 @@ from astra_rl.rewards.base import RewardTerm, WeightedSum
 from astra_rl.rewards.terms import Harm
 from astra_rl.testing import ToyProblem, learn, letter_game
 
+pytestmark = pytest.mark.slow
+
 LEARNERS = [name for name in ALGORITHMS if name != "warm_start"]  # that one plays no episodes
 OPTIONS = {
     "a2c": {"alpha": 0.01},

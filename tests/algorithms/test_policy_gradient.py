@@ -1,7 +1,6 @@
 """What all members of the policy-gradient family have in common."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -253,7 +252,7 @@ def test_the_price_of_divergence_adapts_and_survives_a_restart(siblings, prepare
     assert algorithm.experience_metrics()["kl_coef"] == pytest.approx(0.5 * 1.04)
     twin = bare(kl_in_reward=0.5, kl_target=0.1, kl_horizon=10)
     twin.load_state_dict(algorithm.state_dict())
-    assert twin.kl.price.value == algorithm.kl.price.value
+    assert twin.kl.coefficient.value == algorithm.kl.coefficient.value
 
 
 # The loss.
@@ -285,10 +284,10 @@ def test_the_entropy_is_estimated_from_what_was_sampled(step_like):
     assert logs["entropy"] == pytest.approx(-sum(values) / 3)
 
 
-def test_a_batch_that_was_not_prepared_is_refused(step_like):
+def test_a_batch_that_was_not_prepared_is_refused():
     algorithm = bare()
     with pytest.raises(ContractError, match="Call prepare"):
-        algorithm.collate_fn([replace(step_like(), advantages=None)])
+        algorithm.collate_fn([PolicyStep("c", " boom", 0.0)])
 
 
 def test_a_batch_weighs_what_its_loss_is_a_mean_over(step_like):

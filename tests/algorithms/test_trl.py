@@ -16,6 +16,8 @@ from astra_rl.algorithms.advantages import leave_one_out_advantages
 from astra_rl.algorithms.policy_steps import PolicyBatch
 from astra_rl.testing import ToyProblem
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     trl_grpo = pytest.importorskip("trl.trainer.grpo_trainer")

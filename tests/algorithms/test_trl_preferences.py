@@ -16,6 +16,8 @@ from astra_rl.algorithms.dpo import DPOBatch
 from astra_rl.algorithms.kto import KTOBatch
 from astra_rl.testing import ToyProblem
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     trl_dpo = pytest.importorskip("trl.trainer.dpo_trainer")

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_rl.runs.attempt_log import AttemptLog
 
+pytestmark = pytest.mark.slow
+
 
 def test_train_leaves_everything_in_the_run_folder(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} >= {

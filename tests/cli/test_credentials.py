@@ -34,7 +34,7 @@ GIVEN = [part for name, value in OPTIONS.items() for part in ("--set", f"{name}=
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redaction, "_learnt", frozenset())
+        patch.setattr(redaction, "_registered", frozenset())
         patch.setattr(redaction, "_forms", ())
         patch.setenv("SENTINEL_TOKEN", SENTINELS["environment"])
         patch.syspath_prepend(str(Path(__file__).parent))
@@ -117,7 +117,7 @@ def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None
     ("mood", "code", "said"),
     [
         ("mendable", 2, "error: 401"),
-        ("broken", 2, "has never given a score"),
+        ("broken", 2, "has never returned a score"),
         ("unmade", 1, "Traceback"),
     ],
 )

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from tests.cli.running import astra_rl
 
-from astra_rl.actions import evaluate as evaluation
-from astra_rl.config.build import build_evaluator
+from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.show.exports import EXPORTS
-from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.methods.replay import resend
+from astra_rl.methods.replay import replay_attacks
+from astra_rl.runs import phases
 from astra_rl.runs.attempt_log import AttemptLog
+
+pytestmark = pytest.mark.slow
 
 KEYWORD = "type: keyword\noptions: {words: [zebra]}\n"
 ANYTHING = "type: keyword\noptions: {patterns: ['.*']}\n"
@@ -114,7 +115,7 @@ def test_replay_of_the_same_attacks_to_the_same_target_drifts_by_sampling_only(
     done = astra_rl("replay", "run", "--set", "target.temperature=1.0", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "exact p =" in done.stdout
-    assert "read something else" not in done.stdout
+    assert "input differs" not in done.stdout
     with AttemptLog(trained / "attempts.jsonl") as log:
         then = {each.prompt_id: each for each in log.attempts(phase="after")}
     (path,) = trained.glob("attempts_replay_*.jsonl")
@@ -315,7 +316,7 @@ def test_a_chat_template_that_changed_is_noticed(workplace: Path, trained: Path)
     chat = ("--set", "target.chat=true")
     done = astra_rl("replay", "run", "--target", "templated", *chat, cwd=workplace)
     assert done.returncode == 0, done.stderr
-    assert "read something else than then in 2 of 2 turns" in done.stdout
+    assert "input differs from the recorded one in 2 of 2 turns" in done.stdout
 
 
 def test_the_most_likely_failures_come_first_and_are_drawn(workplace: Path, trained: Path) -> None:
@@ -392,18 +393,13 @@ def test_the_page_is_made_again_from_the_folder_alone(trained: Path, tmp_path: P
 def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not(
     workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_by_one(*arguments: Any) -> ASTEvaluator:
-        evaluator = build_evaluator(*arguments)
-        evaluator.batch_size = 1
-        return evaluator
-
     def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
         if first == 2:
             raise AstraError("the endpoint is gone")
-        return resend(*arguments, first=first, **options)
+        return replay_attacks(*arguments, first=first, **options)
 
-    monkeypatch.setattr(evaluation, "build_evaluator", one_by_one)
-    monkeypatch.setattr(evaluation, "resend", breaks)
+    monkeypatch.setattr(phases, "EVALUATED_TOGETHER", 1)
+    monkeypatch.setattr(attacks, "replay_attacks", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)
     assert done.returncode == 2

@@ -18,6 +18,8 @@ from tests.cli.test_resume import attempts, timeless
 from astra_rl.runs.provenance import versions
 from astra_rl.training.states import load_state, save_state
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

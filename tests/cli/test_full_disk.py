@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MOUNTING = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -58,7 +60,6 @@ def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_
     assert results["balance with replay"]["ended"] >= 2
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("mounts")
 def test_another_family_goes_on_after_the_disk_was_full(tmp_path: Path) -> None:
     family = "PPO with a value head"

@@ -14,6 +14,8 @@ from tests.cli.running import Done, astra_rl
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.exports import EXPORTS
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "\x1b[31mred\x1b[2J\x1b]0;title\x07\x1b]8;;http://host.example\x1b\\link\x9b31m\x00\x08\x7f\r"
     "\u202eright\u2066left\u200bzero\u2028line\xad\U000e0041[bold]x[/bold][/nope] :bomb: "

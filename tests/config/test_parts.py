@@ -192,7 +192,7 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
             "environment={type: pruned_tree, options: {keeep: 3}}",
             "environment.keeep: unknown key. Did you mean 'keep'",
         ),
-        ("environment={type: pruned_tree, options: {keep: 0}}", "keep=0; at least 1"),
+        ("environment={type: pruned_tree, options: {keep: 0}}", "keep=0; it must be at least 1"),
         ("environment={type: single_turn, tree_depth: 2}", "environment.tree_depth: unknown key"),
         (
             "environment={type: self_play, options: {defender_reward: {harm: {scal: 1}}}}",

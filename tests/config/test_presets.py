@@ -15,6 +15,7 @@ from astra_rl.config.build import build, check_options
 from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
 from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
@@ -76,7 +77,9 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     shown = [f"environment.options.examples={examples}"] if name == "perez_few_shot" else []
     config = parse_config(small(name, place), [*shown, "training.steps=0"], source=name)
     experiment = build(config)
-    found = experiment.evaluator.evaluate(progress=False)
+    found = ASTEvaluator(
+        experiment.evaluation_environment, experiment.held_out, judge=experiment.judge
+    ).evaluate(progress=False)
     assert found["n"] > 0
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
@@ -171,7 +174,7 @@ def test_the_reward_of_the_first_toolbox_is_reproduced_exactly(place: Path) -> N
     score = problem.moderator.moderate
     rows = zip(contexts, attacks, responses, rewards, strict=True)
     for context, attack, response, reward in rows:
-        read = problem.target_view.tokenizer(context, add_special_tokens=False).input_ids
+        read = problem.target_renderer.tokenizer(context, add_special_tokens=False).input_ids
         ids = [*read, *(token for token in attack.token_ids if token != 3)]  # without the end
         with torch.no_grad():
             table = problem.target(torch.tensor([ids])).logits[0].log_softmax(dim=-1)

@@ -209,7 +209,7 @@ def test_the_demo_learns_as_it_always_did() -> None:
     algorithm = build_algorithm(load_preset("demo").algorithm, ToyProblem())  # type: ignore[arg-type]
     assert isinstance(algorithm, GRPO)
     assert algorithm.loss == PolicyLoss(clip_low=0.2, clip_high=0.28, reduce="token")
-    assert algorithm.kl.price.value == 0.03
+    assert algorithm.kl.coefficient.value == 0.03
     assert algorithm.kl.in_loss == 0
     assert algorithm.estimator.scale is scale_by_batch
 

@@ -37,7 +37,7 @@ def test_an_environment_needs_only_rollout():
 
 
 def test_an_environment_that_cannot_open_with_a_context_says_so():
-    with pytest.raises(NotImplementedError, match=r"Plain cannot open .* override eval_rollout"):
+    with pytest.raises(NotImplementedError, match=r"Plain cannot start .* override eval_rollout"):
         Plain(ToyProblem()).eval_rollout("a prompt")
 
 

@@ -19,6 +19,7 @@ OUT_OF_MEMORY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_a_batch_that_is_too_large_is_halved_until_it_fits(error, caplog):
     tried = []
@@ -35,7 +36,7 @@ def test_a_batch_that_is_too_large_is_halved_until_it_fits(error, caplog):
     assert found == {row: 10 * row for row in range(6)}
     assert [row for rows, _ in done for row in rows] == [0, 1, 2, 3, 4, 5]
     assert tried[0] == 5
-    assert "out of memory while sampling: going on with 3 rows instead of 5" in caplog.text
+    assert "out of memory while sampling: retrying with 3 rows instead of 5" in caplog.text
 
 
 def test_a_single_row_that_does_not_fit_is_a_named_error():

@@ -184,7 +184,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(write: WriteFile) -> 
 
 def test_every_line_that_is_not_utf8_is_named(write: WriteFile) -> None:
     message = message_of(write("a.txt", b"fine\n\xff\xfe\nfine\ncaf\xe9\n"))
-    assert re.search(r"a\.txt: 2 bad rows, so nothing was loaded", message)
+    assert re.search(r"a\.txt: 2 invalid rows, so nothing was loaded", message)
     assert "line 2: not UTF-8" in message
     assert "line 4: not UTF-8" in message
 
@@ -222,17 +222,17 @@ def test_all_bad_rows_are_named_by_line_and_nothing_is_loaded(write: WriteFile) 
         '{"prompt": "good again"}',
     ]
     message = message_of(write("mine.jsonl", "\n".join(lines)))
-    assert message.splitlines()[0].endswith("mine.jsonl: 10 bad rows, so nothing was loaded.")
+    assert message.splitlines()[0].endswith("mine.jsonl: 10 invalid rows, so nothing was loaded.")
     expected = {
         2: "no text in 'prompt'; it is empty",
         4: "not JSON",
         5: "neither an object nor a text",
         6: "prompt is a number; it must be a text",
         7: "no text in 'prompt'; this row has 'text'",
-        8: "prompt holds a NUL character at position 2",
-        9: "prompt holds half a surrogate pair at position 6",
-        10: "split 'holdout' is none of train, validation, test",
-        11: "facts is a list; it must hold names and texts",
+        8: "prompt contains NUL at position 2",
+        9: "prompt contains a lone surrogate at position 6",
+        10: "split 'holdout' is not one of train, validation, test",
+        11: "facts is a list; it must map names to texts",
         12: "not JSON (nested too deeply)",
     }
     for line, (number, reason) in zip(message.splitlines()[1:], expected.items(), strict=True):
@@ -241,7 +241,7 @@ def test_all_bad_rows_are_named_by_line_and_nothing_is_loaded(write: WriteFile) 
 
 def test_of_very_many_bad_rows_the_first_are_named(write: WriteFile) -> None:
     message = message_of(write("a.jsonl", "{\n" * 1000))
-    assert "1000 bad rows" in message
+    assert "1000 invalid rows" in message
     assert message.endswith(
         "line 20: not JSON (Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1))\n  and 980 more"
@@ -253,7 +253,7 @@ def test_lines_of_a_table_are_counted_as_an_editor_counts_them(write: WriteFile)
     message = message_of(write("a.csv", content))
     assert "line 5: 3 cells, but the header has 2" in message
     assert "line 6: no text in 'prompt'; it is empty" in message
-    assert "2 bad rows" in message
+    assert "2 invalid rows" in message
 
 
 def test_quotes_that_never_end_are_named_where_they_begin(write: WriteFile) -> None:
@@ -270,7 +270,7 @@ def test_a_prompt_of_a_megabyte_is_refused_unless_the_limit_is_raised(write: Wri
     ):
         path = write(name, content)
         message = message_of(path)
-        assert f"line 2: prompt has 1,048,576 characters; at most {MAX_CHARS:,}" in message
+        assert f"line 2: prompt has 1,048,576 characters; the maximum is {MAX_CHARS:,}" in message
         assert len(message) < 300
         assert load_rows(path, max_chars=2**20).rows[-1].prompt == long
 
@@ -283,7 +283,7 @@ def test_reading_a_table_leaves_the_limit_of_the_csv_module_alone(write: WriteFi
 
 def test_an_id_may_occur_once(write: WriteFile) -> None:
     message = message_of(write("a.csv", "id,prompt\n1,a\n2,b\n1,c\n"))
-    assert "line 4: id '1' is that of line 2" in message
+    assert "line 4: id '1' is already used by line 2" in message
 
 
 def test_rows_that_repeat_are_left_out_counted_and_named(
@@ -293,7 +293,7 @@ def test_rows_that_repeat_are_left_out_counted_and_named(
     loaded = load_rows(write("a.txt", "one\ntwo\none\n\none\n"))
     assert [row.prompt for row in loaded.rows] == ["one", "two"]
     assert loaded.source.repeated == 2
-    assert "2 rows repeat earlier ones and are left out: line 3 (as 1), line 5" in caplog.text
+    assert "2 rows repeat earlier ones and are dropped: line 3 (as 1), line 5" in caplog.text
 
 
 def test_the_same_prompt_with_another_secret_is_another_row(write: WriteFile) -> None:
@@ -314,11 +314,11 @@ def test_a_missing_column_is_named_once_with_those_there_are(write: WriteFile) -
 
 def test_a_field_that_rows_do_not_have_is_refused(write: WriteFile) -> None:
     message = message_of(write("a.csv", "prompt\nx\n"), columns={"promt": "prompt"})
-    assert "a row has no 'promt'. Did you mean 'prompt'?" in message
+    assert "unknown field 'promt'. Did you mean 'prompt'?" in message
 
 
 def test_two_columns_of_one_name_are_refused(write: WriteFile) -> None:
-    assert "two columns are called 'prompt'" in message_of(write("a.csv", "prompt,prompt\nx,y\n"))
+    assert "two columns are named 'prompt'" in message_of(write("a.csv", "prompt,prompt\nx,y\n"))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_two_columns_of_one_name_are_refused(write: WriteFile) -> None:
     [("a.txt", "\n \n"), ("a.csv", ""), ("a.csv", "prompt\n"), ("a.jsonl", ""), ("a.json", "[]")],
 )
 def test_a_file_without_prompts_is_refused(write: WriteFile, name: str, content: str) -> None:
-    assert "holds no prompt" in message_of(write(name, content))
+    assert "contains no prompt" in message_of(write(name, content))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_file_without_prompts_is_refused(write: WriteFile, name: str, content:
         (
             "a.json",
             '{"prompt": "x"}',
-            r"must hold a list of prompts, or one under .*; call it \.jsonl",
+            r"must contain a list of prompts, or a mapping .*use the suffix \.jsonl",
         ),
         ("a.parquet", "no parquet", "cannot be read as Parquet"),
     ],
@@ -398,7 +398,7 @@ def test_a_yaml_list_of_texts_is_read_and_its_bad_items_are_named(tmp_path):
     file.write_text("- one\n- {prompt: two, category: b}\n")
     assert [row.prompt for row in load_rows(file).rows] == ["one", "two"]
     file.write_text("- one\n- 3\n- [four]\n")
-    with pytest.raises(ConfigurationError, match=r"(?s)2 bad rows.*item 2: neither.*item 3"):
+    with pytest.raises(ConfigurationError, match=r"(?s)2 invalid rows.*item 2: neither.*item 3"):
         load_rows(file)
 
 
@@ -406,10 +406,10 @@ def test_a_yaml_list_of_texts_is_read_and_its_bad_items_are_named(tmp_path):
     ("text", "message"),
     [
         ("- one\n- 'two\n", "is not YAML in line 3"),
-        ("one: two\n", "must hold a list of prompts"),
-        ("prompts: [a]\nrows: [b]\n", "must hold a list of prompts"),
+        ("one: two\n", "must contain a list of prompts"),
+        ("prompts: [a]\nrows: [b]\n", "must contain a list of prompts"),
         ("!!python/object/apply:os.getcwd []\n", "is not YAML in line 1"),
-        ("", "must hold a list of prompts"),
+        ("", "must contain a list of prompts"),
     ],
 )
 def test_yaml_that_is_none_or_holds_no_list_is_refused(tmp_path, text, message):

@@ -56,7 +56,7 @@ def test_the_only_split_is_no_division(tmp_path: Path) -> None:
 def test_one_split_can_be_asked_for(tmp_path: Path) -> None:
     made(harmful=["a"], benign=["b"]).save_to_disk(tmp_path / "saved")
     assert load_rows(tmp_path / "saved", split="benign").rows[0].prompt == "b"
-    with pytest.raises(ConfigurationError, match="splits harmful, benign; name one"):
+    with pytest.raises(ConfigurationError, match="splits harmful, benign; pass one"):
         load_rows(tmp_path / "saved")
     with pytest.raises(ConfigurationError, match="no split 'test'; choose from harmful, benign"):
         load_rows(tmp_path / "saved", split="test")
@@ -89,7 +89,7 @@ def test_bad_rows_of_a_dataset_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_rows(tmp_path / "saved")
     assert "row 2: no text in 'prompt'" in str(caught.value)
-    assert "row 3: prompt holds a NUL" in str(caught.value)
+    assert "row 3: prompt contains NUL" in str(caught.value)
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_the_hub_says_went_wrong_is_passed_on(monkeypatch: pytest.MonkeyPat
 
 def test_a_file_has_no_subsets(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ConfigurationError, match="subset and split are for datasets"):
+    with pytest.raises(ConfigurationError, match="subset and split apply to hub datasets"):
         load_rows(tmp_path / "a.txt", split="train")
 
 

@@ -15,7 +15,7 @@ from astra_rl.core.text import Conversation, context_key
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import SPLITS, Row
 from astra_rl.datasets.scenario import Scenario
-from astra_rl.datasets.scenario_files import load_scenario, password_game, scenario_names
+from astra_rl.datasets.scenario_files import load_scenario, planted_secrets_scenario, scenario_names
 from astra_rl.errors import ConfigurationError
 
 WriteFile = Callable[[str, str | bytes], Path]
@@ -170,7 +170,7 @@ def test_a_benchmark_s_rows_are_goals(write: WriteFile) -> None:
 def test_shares_seed_and_similarity_of_the_splits_can_be_chosen(write: WriteFile) -> None:
     write("a.txt", "".join(f"how are you {name}\n" for name in "abcdefghij"))
     plain = write("plain.yaml", "prompts: a.txt\n")
-    with pytest.raises(ConfigurationError, match="10 rows make 1 groups"):
+    with pytest.raises(ConfigurationError, match="10 rows form 1 groups"):
         load_scenario(write("strict.yaml", "prompts: a.txt\nsplits: {similarity: 0.6}\n"))
     loose = "prompts: a.txt\nsplits: {seed: %d, shares: {train: 0.5, test: 0.5}}\n"
     first, other = (load_scenario(write(f"{n}.yaml", loose % n)).rows["test"] for n in (0, 1))
@@ -183,7 +183,7 @@ def test_shares_seed_and_similarity_of_the_splits_can_be_chosen(write: WriteFile
     ("rows", "expected"),
     [
         ("prompt,split\nhow are you today,train\nHow are you?,test\n", "share near-duplicates"),
-        ("prompt,split\none,train\ntwo,\n", "1 of 2 rows name no split, for instance 'a-3'"),
+        ("prompt,split\none,train\ntwo,\n", "1 of 2 rows have no split, for example 'a-3'"),
     ],
 )
 def test_splits_that_leak_or_are_incomplete_are_refused(
@@ -197,7 +197,7 @@ def test_splits_that_leak_or_are_incomplete_are_refused(
 def test_shares_of_what_is_divided_already_are_refused(write: WriteFile) -> None:
     write("a.csv", "prompt,split\none,train\ntwo,test\n")
     text = "prompts: a.csv\nsplits: {shares: {train: 0.5, test: 0.5}}\n"
-    with pytest.raises(ConfigurationError, match="divided already"):
+    with pytest.raises(ConfigurationError, match="already have splits"):
         load_scenario(write("mine.yaml", text))
 
 
@@ -216,13 +216,13 @@ def test_two_files_may_not_use_the_same_id(write: WriteFile) -> None:
         ("prompts: [a]\nthreshold: 2\n", "threshold: Input should be less than or equal to 1"),
         ("prompts: [a]\nmoderator: {name: x}\n", "moderator: give its name as type"),
         ("prompts: {sorce: a.txt}\n", "unknown key 'sorce'. Did you mean 'source'"),
-        ("prompts: 7\n", "must be the name of a file, a list"),
-        ("prompts: []\n", "holds no prompt"),
+        ("prompts: 7\n", "must be a file name, a list"),
+        ("prompts: []\n", "contains no prompt"),
         ("prompts: [a, 3]\n", "item 2: neither an object nor a text"),
         ("prompts: none.txt\n", "cannot read the prompts"),
-        ("prompts: {source: a.csv, benchmark: advbench, split: x}\n", "columns of its own"),
+        ("prompts: {source: a.csv, benchmark: advbench, split: x}\n", "do not apply to benchmarks"),
         ("prompts: [a]\nsplits: {shares: {dev: 1}}\n", "splits.shares.dev"),
-        ("- a\n", "must hold keys and values"),
+        ("- a\n", "must contain a mapping"),
         ("a: [\n", "is not valid YAML"),
         ("a: 2020-99-99\n", "is not valid YAML"),
         ("a: !!python/object:os.system\n", "is not valid YAML"),
@@ -263,8 +263,8 @@ def test_the_demo_s_game_is_a_scenario_that_opens_as_the_demo_does() -> None:
         made = planted_secrets(split, count)  # type: ignore[arg-type]
         assert list(map(context_key, openings)) == list(map(context_key, made))
     assert scenario.moderator == {"type": "secret_leak"}
-    assert len(password_game(5, 7).openings("test")) == 7
-    assert password_game(5, 7).sources != password_game(5, 7, seed=1).sources
+    assert len(planted_secrets_scenario(5, 7).openings("test")) == 7
+    assert planted_secrets_scenario(5, 7).sources != planted_secrets_scenario(5, 7, seed=1).sources
 
 
 @pytest.mark.parametrize("name", scenario_names())

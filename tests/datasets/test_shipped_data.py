@@ -13,12 +13,12 @@ import pytest
 
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.datasets.rows import Row
-from astra_rl.datasets.scenario_files import SHIPPED, load_scenario, scenario_names
+from astra_rl.datasets.scenario_files import BUNDLED_SCENARIOS, load_scenario, scenario_names
 from astra_rl.datasets.similarity import near_duplicates
 from astra_rl.moderators import ProfanityModerator, SecretLeakModerator
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = sorted(SHIPPED.glob("*.jsonl"))
+FILES = sorted(BUNDLED_SCENARIOS.glob("*.jsonl"))
 COUNTS = {
     "neutral_openers": 300,
     "secret_keepers": 100,
@@ -73,13 +73,13 @@ def test_files_are_plain_json_lines_in_utf8(path: Path) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_no_two_rows_are_near_duplicates_even_by_a_stricter_measure(name: str) -> None:
     found = rows(name)
-    texts = [row.compared for row in found]
+    texts = [row.comparison_text for row in found]
     assert list(near_duplicates(texts, threshold=0.5)) == []
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_rows_do_not_all_begin_or_sound_alike(name: str) -> None:
-    texts = [row.compared for row in rows(name)]
+    texts = [row.comparison_text for row in rows(name)]
     openings = Counter(" ".join(text.split()[:3]).lower() for text in texts)
     assert openings.most_common(1)[0][1] <= len(texts) * 0.08
     lengths = sorted(len(text.split()) for text in texts)
@@ -108,7 +108,7 @@ def test_nothing_unsafe_is_in_there(name: str) -> None:
 def test_nothing_is_rude(name: str) -> None:
     """Of the twins a classifier that knows only words takes a few for rude; that is their point."""
     found = rows(name)
-    scores = ProfanityModerator().moderate([row.compared for row in found])
+    scores = ProfanityModerator().moderate([row.comparison_text for row in found])
     assert [row.id for row, score in zip(found, scores, strict=True) if score > 0.6] == []
 
 

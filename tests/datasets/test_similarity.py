@@ -101,5 +101,5 @@ def test_many_prompts_are_compared_without_comparing_all() -> None:
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.01])
 def test_a_threshold_out_of_its_range_is_refused_at_once(threshold: float) -> None:
     for find in (near_duplicates, near_duplicate_groups):
-        with pytest.raises(ConfigurationError, match="above 0 and at most 1"):
+        with pytest.raises(ConfigurationError, match="it must be in"):
             find(["a"], threshold=threshold)

@@ -99,10 +99,10 @@ def test_rows_without_a_prompt_are_compared_by_their_system_message() -> None:
 @pytest.mark.parametrize(
     ("shares", "expected"),
     [
-        ({"train": 0.5, "test": 0.4}, "add up to 0.9"),
+        ({"train": 0.5, "test": 0.4}, "sum to 0.9"),
         ({"train": 1.5, "test": -0.5}, r"train=1\.5"),
-        ({"dev": 1.0}, "name train, validation, test"),
-        ({}, "add up to 0"),
+        ({"dev": 1.0}, "give train, validation, test"),
+        ({}, "sum to 0"),
     ],
 )
 def test_shares_that_make_no_sense_are_refused(shares: dict[str, float], expected: str) -> None:
@@ -111,7 +111,7 @@ def test_shares_that_make_no_sense_are_refused(shares: dict[str, float], expecte
 
 
 def test_too_few_different_prompts_for_the_splits_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="4 rows make 2 groups of near-duplicates"):
+    with pytest.raises(ConfigurationError, match="4 rows form 2 groups of near-duplicates"):
         split_rows(rows_of(["a", "A", "a!", "b"]))
 
 

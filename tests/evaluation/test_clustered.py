@@ -103,6 +103,14 @@ def test_prompts_tried_too_seldom_are_left_out_and_counted():
         rate_at_k([(1, 1)], 0)
 
 
+@given(st.integers(1, 4), st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_the_rate_at_1_is_the_success_rate_where_all_prompts_have_as_many_trials(trials, counts):
+    prompts = [(min(count, trials), trials) for count in counts]
+    rate, at_1 = Rate.of_prompts(prompts), rate_at_k(prompts, 1)
+    assert at_1.estimate == pytest.approx(rate.estimate)
+    assert at_1.interval == rate.interval
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 1000])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 def test_the_quantile_of_students_t_is_scipys(degrees, confidence):

@@ -87,7 +87,7 @@ def test_json_that_breaks_a_plain_reader_is_a_value_error(read, text):
 @pytest.mark.parametrize("text", ["NaN", '[1, {"a": -Infinity}]', "Infinity"])
 def test_numbers_that_json_does_not_know_are_read_of_others_and_not_of_our_own_files(text):
     assert not math.isfinite(next(iter(_numbers_of(parse_json(text)))))
-    with pytest.raises(ValueError, match="is no number of JSON"):
+    with pytest.raises(ValueError, match="is not a JSON number"):
         parse_own_json(text)
 
 
@@ -105,7 +105,7 @@ def test_what_is_written_is_read_as_it_was(value):
 def test_all_json_of_others_is_read_by_one_reader():
     """A state of training has checksums and its own net for whatever a damaged file leads to."""
     source = Path(astra_rl.__file__).parent
-    apart = {source / "core" / "jsonio.py", source / "training" / "resuming.py"}
+    apart = {source / "infra" / "jsonio.py", source / "training" / "states.py"}
     found = [
         path.relative_to(source)
         for path in source.rglob("*.py")

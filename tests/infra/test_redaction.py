@@ -29,8 +29,8 @@ KEY = "sentinel-4f2c9d41-credential"
 
 
 @pytest.fixture(autouse=True)
-def nothing_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_learnt", frozenset())
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_registered", frozenset())
     monkeypatch.setattr(redaction, "_forms", ())
 
 
@@ -65,7 +65,7 @@ def test_what_may_be_a_word_of_the_data_is_left_alone(
     assert redact(f"it is {value}.") == f"it is {value}."
 
 
-def test_passwords_of_addresses_are_learnt_wherever_they_stand(
+def test_passwords_of_addresses_are_registered_wherever_they_stand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:proxy-pass-1@proxy.example:3128")
@@ -87,7 +87,7 @@ def test_passwords_of_addresses_are_learnt_wherever_they_stand(
         {"password": KEY},
     ],
 )
-def test_settings_of_telling_names_are_learnt_and_left_out(found: object) -> None:
+def test_settings_of_telling_names_are_registered_and_left_out(found: object) -> None:
     left = redact_settings(found)
     assert KEY not in json.dumps(left)
     assert len(list(redacted_places(left))) == 1
@@ -175,7 +175,7 @@ def test_however_a_file_escapes_a_credential_it_is_gone(
     tmp_path_factory: pytest.TempPathFactory, secret: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redaction, "_learnt", frozenset())
+        patch.setattr(redaction, "_registered", frozenset())
         patch.setattr(redaction, "_forms", ())
         keep_secret(secret)
         folder = tmp_path_factory.mktemp("written")

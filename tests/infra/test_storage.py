@@ -34,7 +34,7 @@ def full_database():
 )
 def test_the_file_the_reason_and_what_to_do_are_said(tmp_path, error, reason):
     path = tmp_path / "weights"
-    expected = f"cannot write {path}: {reason}.*still there; make room, or make it writable"
+    expected = f"cannot write {path}: {reason}.*intact. Free disk space, or make the path writable"
     with pytest.raises(StorageError, match=expected) as caught, storing(path):
         raise error
     assert caught.value.__cause__ is error

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, NotSentScore, Score
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.records.from_graphs import Labels
@@ -17,6 +17,7 @@ from astra_rl.infra.jsonio import jsonable
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.moderators import FunctionModerator
+from astra_rl.targets.ledger import Ledger
 from astra_rl.testing import ScriptedModerator, ToyProblem
 
 
@@ -350,6 +351,53 @@ def test_attacks_of_several_prompts_behind_one_context_are_told_apart_by_their_p
     metrics = one.measure(graphs, ["a", "b"])
     assert [(each["prompt_id"], each["trial"]) for each in metrics] == [("a", 0), ("b", 0)]
     assert one.aggregate_metrics(metrics)["prompts"] == 2
+
+
+def test_planned_attempts_that_a_budget_left_out_bound_the_rate():
+    """A budget ends an evaluation of 10 after 6: dictionary, result and summary agree."""
+    scores = {f"p{index}": index % 2 for index in range(10)}
+
+    class Scripted(ASTEnvironment):
+        def eval_rollouts(self, seeds, trials=None):
+            return [conversation(float(scores[seed]), prompt=seed) for seed in seeds]
+
+    batches = []
+
+    def three_batches(play):
+        batches.append(play)
+        return play() if len(batches) <= 3 else []
+
+    one = ASTEvaluator(
+        Scripted(ToyProblem(NumberModerator()), list(scores)),
+        list(scores),
+        batch_size=2,
+        around_batch=three_batches,
+    )
+    result = one.run(10)
+    assert len(result.attempts) == result.metrics["n"] == 6
+    for found in (result.metrics, result.summary.as_dict()):
+        assert (found["planned"], found["never_made"]) == (10, 4)
+        assert found["outcomes"]["error"] == 4
+        assert (found["asr"]["estimate"], found["asr"]["unscored"]) == (0.5, 4)
+        assert (found["asr"]["lowest"], found["asr"]["highest"]) == (0.3, 0.7)
+    assert result.summary.asr.bounds == (0.3, 0.7)
+
+
+@pytest.mark.parametrize("reason", ["judge: budget spent", "budget spent"])
+def test_only_the_type_of_a_missing_score_says_that_a_budget_left_it_out(reason):
+    class Missing(Moderator):
+        def __init__(self, kind):
+            self.kind = kind
+
+        def moderate(self, x):
+            return [self.kind.missing(reason) for _ in x]
+
+    ledger = Ledger()
+    with ledger.charging(), ledger.closed():
+        kept = evaluator(judge=Missing(Score)).measure([conversation(0.9)])
+        left_out = evaluator(judge=Missing(NotSentScore)).measure([conversation(0.9)])
+    assert [each["turns"][0]["unscored"] for each in kept] == [reason]
+    assert left_out == []
 
 
 def test_fluency_is_told_for_every_model_that_was_asked():

@@ -6,7 +6,7 @@ import torch
 
 from astra_rl import ASTEnvironment, Conversation
 from astra_rl.ext.transformers import HFASTProblem
-from astra_rl.methods.baseline_attacker import OrdinaryUse
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.testing import ScriptedModerator, ToyProblem, tiny_model
 
 
@@ -20,8 +20,8 @@ def test_a_brief_of_ordinary_use_stands_in_the_place_of_the_attackers():
 
     opening = Conversation("hello", system="s", brief="attack", facts={"secret": "x"})
     for brief, told in ((None, "attack"), ("be a visitor", "be a visitor"), ("", None)):
-        ordinary = OrdinaryUse(problem, say, brief=brief)
-        assert ordinary.as_told(opening).brief == told
+        ordinary = BaselineAttackerProblem(problem, say, brief=brief)
+        assert ordinary.with_baseline_brief(opening).brief == told
         graph = ASTEnvironment(ordinary, [opening], 1, 2).rollout(0)
         assert {context.brief for context in heard} == {told}
         assert {context.system for context in heard} == {"s"}
@@ -38,7 +38,7 @@ def test_the_baseline_of_a_language_model_says_what_it_gives_probabilities_to():
     problem = HFASTProblem(
         attacker, tiny_model("llama", window=256, seed=1), baseline, ScriptedModerator({})
     )
-    ordinary = OrdinaryUse(problem, problem.rollout_prompt_with_baseline, brief="visit")
+    ordinary = BaselineAttackerProblem(problem, problem.rollout_prompt_with_baseline, brief="visit")
     graph = ASTEnvironment(ordinary, [Conversation("hello", brief="attack")], 1, 2).rollout(0)
     nodes = list(graph.nodes())
     assert len(nodes) == 2

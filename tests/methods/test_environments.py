@@ -391,15 +391,18 @@ def test_evaluation_of_a_game_shows_attack_and_answer_only():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PrunedTreeEnvironment(Scripted(), ["p"], keep=0), "keep=0; at least 1"),
-        (lambda: SelfPlayEnvironment(Scripted(), ["p"], replies=0), "replies=0; each attack"),
+        (lambda: PrunedTreeEnvironment(Scripted(), ["p"], keep=0), "keep=0; it must be at least 1"),
+        (
+            lambda: SelfPlayEnvironment(Scripted(), ["p"], replies=0),
+            "replies=0; it must be at least 1",
+        ),
         (
             lambda: PrunedTreeEnvironment(Scripted(), ["p"], quality=SelfBLEU()),
-            r"quality remembers \['0.self_bleu_novelty_history'\]",
+            r"quality has state \['0.self_bleu_novelty_history'\]",
         ),
         (
             lambda: SelfPlayEnvironment(Scripted(), ["p"], defender_reward=Standardized(Harm())),
-            "defender_reward remembers",
+            "defender_reward has state",
         ),
         (lambda: SingleTurnEnvironment(Scripted(), ["p"], 0), "tree_width=0"),
     ],

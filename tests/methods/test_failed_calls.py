@@ -18,7 +18,7 @@ from astra_rl.methods.environments import (
     BestOfNEnvironment,
     PrunedTreeEnvironment,
 )
-from astra_rl.methods.replay import TargetOnlyProblem, resend
+from astra_rl.methods.replay import TargetOnlyProblem, replay_attacks
 from astra_rl.targets import Target
 from astra_rl.testing import ToyProblem
 
@@ -143,7 +143,7 @@ def test_what_is_sent_again_stops_where_a_call_fails() -> None:
 
     target = Counting()
     attacks = [["a", "bad", "c"], ["d", "e", "f"], []]
-    graphs = resend(TargetOnlyProblem(target), ["Hi "] * 3, attacks)
+    graphs = replay_attacks(TargetOnlyProblem(target), ["Hi "] * 3, attacks)
     assert [[str(node.response) for node in graph.nodes()] for graph in graphs] == [
         ["fine", ""],
         ["fine", "fine", "fine"],

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from astra_rl.models import attention
 from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_short_attention
-from astra_rl.models.forward import check_family
+from astra_rl.models.forward import check_supported
 from astra_rl.models.scoring import continuation_logprobs
 
 SEQUENCES = [[2, 9, 10, 11, 12, 13, 14, 15, 16, 17, 5], [2, 9, 10, 11, 12, 13, 14, 15, 16, 17], [4]]
@@ -140,7 +140,7 @@ def test_the_check_of_a_family_compares_it_with_the_fused_kernel(llama, monkeypa
         "forward",
         lambda **kwargs: seen.append(half.config._attn_implementation) or forward(**kwargs),
     )
-    check_family(half)
+    check_supported(half)
     assert set(seen) == {"sdpa"}
     assert half.config._attn_implementation == SHORT_ATTENTION
 

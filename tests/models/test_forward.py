@@ -9,19 +9,18 @@ from transformers import DynamicCache
 
 from astra_rl.errors import ModelError
 from astra_rl.models import forward
+from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import (
-    MIN_SHARED_TOKENS,
     attention_window,
     backbone,
-    read,
-    shared_prefix_groups,
+    forward_shared_prefix,
     suffix_logprobs,
-    token_budget_batches,
 )
 from astra_rl.models.generation import Sampling, generate
-from astra_rl.models.lm_head import logits_of
-from astra_rl.models.loading import LoraOptions, make_trainable
+from astra_rl.models.lm_head import lm_head_logits
+from astra_rl.models.prefix_plan import MIN_SHARED_TOKENS, shared_prefix_groups
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.testing import tiny_model
 
 SYSTEM = [2, 9, 10, 11, 12, 13, 14, 15, 16, 17]
@@ -62,13 +61,13 @@ def read_tokens(model, monkeypatch):
 
 def test_reading_together_gives_the_logprobs_of_reading_each_row_alone(model, plain_logprobs):
     with torch.no_grad():
-        reading = read(model, TREE, [start - 1 for start in STARTS])
-        together = suffix_logprobs(model, reading, TREE, STARTS)
+        output = forward_shared_prefix(model, TREE, [start - 1 for start in STARTS])
+        together = suffix_logprobs(model, output, TREE, STARTS)
         for row, (sequence, start) in enumerate(zip(TREE, STARTS, strict=True)):
             alone = plain_logprobs(model, sequence, start)
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
             assert not together[row, len(alone) :].any()
-    assert reading.lengths.tolist() == [len(sequence) for sequence in TREE]
+    assert output.lengths.tolist() == [len(sequence) for sequence in TREE]
 
 
 def test_gradients_are_those_of_reading_each_row_alone(model, plain_logprobs):
@@ -102,8 +101,8 @@ def test_any_rows_are_read_as_if_alone(model, plain_logprobs, data):
         for stem, tail in rows
     ]
     with torch.no_grad():
-        reading = read(model, sequences, [start - 1 for start in starts])
-        together = suffix_logprobs(model, reading, sequences, starts)
+        output = forward_shared_prefix(model, sequences, [start - 1 for start in starts])
+        together = suffix_logprobs(model, output, sequences, starts)
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             alone = plain_logprobs(model, sequence, start)
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
@@ -112,30 +111,30 @@ def test_any_rows_are_read_as_if_alone(model, plain_logprobs, data):
 def test_a_row_that_may_share_nothing_is_read_beside_rows_that_share(model, plain_logprobs):
     sequences = [[2], [*SYSTEM, 5], [*SYSTEM, 6], [3, 4]]
     with torch.no_grad():
-        reading = read(model, sequences, [0, 10, 10, 1])
-        assert torch.isfinite(reading.hidden).all()
-        scores = suffix_logprobs(model, reading, sequences, [1, 11, 11, 2])
+        output = forward_shared_prefix(model, sequences, [0, 10, 10, 1])
+        assert torch.isfinite(output.hidden).all()
+        scores = suffix_logprobs(model, output, sequences, [1, 11, 11, 2])
     assert scores.shape == (4, 0)
 
 
 def test_a_shared_beginning_is_read_once(llama, monkeypatch):
-    read(llama, TREE, [0] * len(TREE))
+    forward_shared_prefix(llama, TREE, [0] * len(TREE))
     counts = read_tokens(llama, monkeypatch)
     siblings = [[*SYSTEM, *range(4, 30), token] for token in range(8)]
-    read(llama, siblings, [len(row) - 1 for row in siblings])
+    forward_shared_prefix(llama, siblings, [len(row) - 1 for row in siblings])
     shared = sum(counts)
     counts.clear()
-    read(llama, siblings, [0] * len(siblings))
+    forward_shared_prefix(llama, siblings, [0] * len(siblings))
     assert shared == 36 + 8
     assert sum(counts) == 8 * 37
 
 
 def test_prompts_with_the_same_instructions_share_those_too(llama, monkeypatch):
-    read(llama, TREE, [0] * len(TREE))
+    forward_shared_prefix(llama, TREE, [0] * len(TREE))
     counts = read_tokens(llama, monkeypatch)
     questions = [[*SYSTEM, *SYSTEM, token, token, token] for token in range(3, 7)]
     siblings = [[*question, answer] for question in questions for answer in (8, 9)]
-    read(llama, siblings, [len(row) - 1 for row in siblings])
+    forward_shared_prefix(llama, siblings, [len(row) - 1 for row in siblings])
     assert counts == [20, 4 * 3, 8]
 
 
@@ -145,9 +144,9 @@ def test_padding_beyond_the_position_table_does_no_harm(sharpened, plain_logprob
     sequences = [[*long, 4], [*long, 5], [*short, 6], [*short, *range(6, 13)]]
     starts = [15, 14, 9, 9]
     with torch.no_grad():
-        reading = read(small, sequences, [start - 1 for start in starts])
-        assert reading.mask.shape[1] > 16
-        together = suffix_logprobs(small, reading, sequences, starts)
+        output = forward_shared_prefix(small, sequences, [start - 1 for start in starts])
+        assert output.mask.shape[1] > 16
+        together = suffix_logprobs(small, output, sequences, starts)
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             alone = plain_logprobs(small, sequence, start)
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
@@ -156,15 +155,15 @@ def test_padding_beyond_the_position_table_does_no_harm(sharpened, plain_logprob
 def test_an_adapter_takes_part_until_it_is_switched_off(model, plain_logprobs):
     adapted = lora(model)
     with torch.no_grad():
-        reading = read(adapted, TREE, [start - 1 for start in STARTS])
-        on = suffix_logprobs(adapted, reading, TREE, STARTS)
+        output = forward_shared_prefix(adapted, TREE, [start - 1 for start in STARTS])
+        on = suffix_logprobs(adapted, output, TREE, STARTS)
         torch.testing.assert_close(
             on[0, :1], plain_logprobs(adapted, TREE[0], 15), atol=1e-5, rtol=0
         )
         base = adapted.get_base_model()
         with adapted.disable_adapter():
-            reading = read(base, TREE, [start - 1 for start in STARTS])
-            off = suffix_logprobs(base, reading, TREE, STARTS)
+            output = forward_shared_prefix(base, TREE, [start - 1 for start in STARTS])
+            off = suffix_logprobs(base, output, TREE, STARTS)
         torch.testing.assert_close(
             off[0, :1], plain_logprobs(model, TREE[0], 15), atol=1e-5, rtol=0
         )
@@ -232,7 +231,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-READABLE = {
+SUPPORTED = {
     "Cohere": {"logit_scale": 0.3},
     "Granite": {"logits_scaling": 4.0},
     "Gemma2": {"final_logit_softcapping": 2.0, "sliding_window": 16, "head_dim": 8},
@@ -247,12 +246,12 @@ READABLE = {
     "Bloom": {"n_layer": 2, "n_head": 4},
 }
 SLIDING = ["Gemma2", "Mistral", "GPTNeo"]
-REFUSED = {
+UNSUPPORTED = {
     "Mamba": {},  # has states, not a past
     "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},  # counts positions by itself
     "HyperCLOVAX": {"logits_scaling": 0.25},  # multiplies where Granite divides
 }
-REASONS = {"Mamba": "it keeps its past in", "Mpt": "off by", "HyperCLOVAX": "off by"}
+REASONS = {"Mamba": "its cache layers", "Mpt": "differ from", "HyperCLOVAX": "differ from"}
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +260,7 @@ def family(sharpened):
 
     def make(name):
         if name not in made:
-            options = {**SIZES, **{**READABLE, **REFUSED}[name]}
+            options = {**SIZES, **{**SUPPORTED, **UNSUPPORTED}[name]}
             config = getattr(transformers, f"{name}Config")(**options)
             made[name] = sharpened(getattr(transformers, f"{name}ForCausalLM")(config), 0.25)
         return made[name]
@@ -269,20 +268,20 @@ def family(sharpened):
     return make
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_the_logits_are_those_of_the_familys_own_forward(family, name):
     model = family(name)
     ids = torch.tensor([[5, 9, 12, 7, 33]])
     with torch.no_grad():
         hidden = backbone(model)(input_ids=ids, attention_mask=torch.ones_like(ids))
-        ours = logits_of(model, hidden.last_hidden_state[0])
+        ours = lm_head_logits(model, hidden.last_hidden_state[0])
         torch.testing.assert_close(
             ours, model(input_ids=ids).logits[0].float(), atol=1e-5, rtol=1e-5
         )
     assert ours.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_families_of_many_kinds_are_read_in_segments(family, name, plain_logprobs):
     model = family(name)
     with torch.no_grad():
@@ -336,16 +335,16 @@ def test_models_without_a_window_see_everything(model):
     assert attention_window(model) is None
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_family_that_cannot_be_read_in_segments_is_refused(family, name):
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_unsupported_family_is_rejected(family, name):
     model = family(name)
-    with pytest.raises(ModelError, match=f"{name}ForCausalLM cannot be used: .*{REASONS[name]}"):
+    with pytest.raises(ModelError, match=f"{name}ForCausalLM is not supported: .*{REASONS[name]}"):
         continuation_logprobs(model, [[3, 4]], [[5]])
-    with pytest.raises(ModelError, match="cannot be used"):
+    with pytest.raises(ModelError, match="is not supported"):
         generate(model, [[3, 4]], Sampling(), [0], stop_ids=frozenset())
 
 
-def test_a_model_without_a_known_backbone_is_refused(llama):
+def test_a_model_without_a_known_backbone_is_rejected(llama):
     strange = copy.deepcopy(llama)
     strange.base_model_prefix = "nothing_here"
     with pytest.raises(ModelError, match="does not run on cached segments"):
@@ -354,13 +353,13 @@ def test_a_model_without_a_known_backbone_is_refused(llama):
 
 def test_a_model_is_checked_once(llama, monkeypatch):
     fresh = copy.deepcopy(llama)
-    read(fresh, [[3, 4]], [1])
-    monkeypatch.setattr(forward, "_logits_both_ways", pytest.fail)
-    read(fresh, [[3, 4]], [1])
+    forward_shared_prefix(fresh, [[3, 4]], [1])
+    monkeypatch.setattr(forward, "_segmented_and_reference_logits", pytest.fail)
+    forward_shared_prefix(fresh, [[3, 4]], [1])
 
 
 def test_the_cache_holds_what_each_row_has_read(llama):
-    reading = read(llama, TREE, [start - 1 for start in STARTS])
-    assert isinstance(reading.cache, DynamicCache)
-    assert reading.cache.get_seq_length() == reading.mask.shape[1]
-    assert reading.mask.sum(dim=1).tolist() == [len(row) for row in TREE]
+    output = forward_shared_prefix(llama, TREE, [start - 1 for start in STARTS])
+    assert isinstance(output.kv_cache, DynamicCache)
+    assert output.kv_cache.get_seq_length() == output.mask.shape[1]
+    assert output.mask.sum(dim=1).tolist() == [len(row) for row in TREE]

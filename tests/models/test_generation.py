@@ -16,9 +16,11 @@ from transformers import (
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models import generation
 from astra_rl.models.forward import hidden_states
-from astra_rl.models.generation import Sampling, choose_tokens, generate
+from astra_rl.models.generation import Sampling, generate, sample_tokens
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.testing import tiny_model
+
+pytestmark = pytest.mark.slow
 
 STOP = frozenset({3})
 SHARED = [2, 9, 10, 11, 12, 13, 14, 15, 16, 17]
@@ -202,7 +204,7 @@ def test_batches_are_cut_without_a_trace(model, monkeypatch):
 
     def run():
         return generate(
-            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score=spans
+            model, PROMPTS, Sampling(max_new_tokens=6), range(6), stop_ids=STOP, score_spans=spans
         )
 
     whole = run()
@@ -219,7 +221,7 @@ def test_no_prompts_give_no_samples(model):
 def test_prompts_are_scored_as_by_a_plain_forward(model, plain_logprobs):
     spans = [(1, 1), (10, 11), (1, 12), (2, 3), (4, 8), (1, 4)]
     samples = generate(
-        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score=spans
+        model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP, score_spans=spans
     )
     silent = generate(model, PROMPTS, Sampling(max_new_tokens=3), range(6), stop_ids=STOP)
     for prompt, span, sample, unscored in zip(PROMPTS, spans, samples, silent, strict=True):
@@ -248,7 +250,7 @@ def test_weights_that_are_not_finite_are_named(model, value, temperature):
 def test_no_draw_picks_a_token_that_was_cut_off(uniform, seed, top_k, temperature):
     logits = 5 * torch.randn(1, 30, generator=torch.Generator().manual_seed(seed))
     sampling = Sampling(top_k=top_k, top_p=0.95, temperature=temperature)
-    tokens, logprobs = choose_tokens(logits, torch.tensor([uniform]), sampling)
+    tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]), sampling)
     assert torch.isfinite(logprobs).all()
     assert int(tokens) in logits.topk(top_k).indices[0].tolist()
 
@@ -258,7 +260,7 @@ def test_a_draw_inverts_the_cumulative_distribution_of_any_vocabulary(vocabulary
     generator = torch.Generator().manual_seed(vocabulary)
     logits = torch.randn(200, vocabulary, generator=generator) * 2
     uniforms = torch.rand(200, generator=generator)
-    tokens, logprobs = choose_tokens(logits, uniforms, Sampling())
+    tokens, logprobs = sample_tokens(logits, uniforms, Sampling())
     exact = logits.double().softmax(-1)
     upper = exact.cumsum(-1).gather(1, tokens[:, None]).squeeze(1)
     lower = upper - exact.gather(1, tokens[:, None]).squeeze(1)
@@ -272,20 +274,20 @@ def test_a_draw_finds_the_only_possible_token_wherever_it_is(uniform):
     for token in (0, 255, 256, 511, 512, 599):
         logits = torch.full((1, 600), -torch.inf)
         logits[0, token] = 3.0
-        tokens, logprobs = choose_tokens(logits, torch.tensor([uniform]), Sampling())
+        tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]), Sampling())
         assert tokens.tolist() == [token]
         assert logprobs.tolist() == [0.0]
 
 
 def test_tokens_that_the_model_forbids_are_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    tokens, logprobs = choose_tokens(logits, torch.tensor([0.0, 0.5, 1.0]), Sampling())
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0.0, 0.5, 1.0]), Sampling())
     assert tokens.tolist() == [1, 3, 3]
     assert logprobs.tolist() == pytest.approx([-0.6931472] * 3)
 
 
 def test_greedy_takes_the_likeliest_token_with_certainty():
-    tokens, logprobs = choose_tokens(
+    tokens, logprobs = sample_tokens(
         torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), Sampling(temperature=0)
     )
     assert tokens.tolist() == [1]
@@ -323,7 +325,7 @@ def test_the_likeliest_text_of_the_same_prompt_is_computed_once(model, monkeypat
     prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[1], PROMPTS[1]]
     spans = [(3, 5), (3, 5), (3, 5), (4, 5)]
     alone = [
-        generate(model, [prompt], greedy, [0], stop_ids=STOP, score=[span])[0]
+        generate(model, [prompt], greedy, [0], stop_ids=STOP, score_spans=[span])[0]
         for prompt, span in zip(prompts, spans, strict=True)
     ]
     sizes = []
@@ -333,7 +335,7 @@ def test_the_likeliest_text_of_the_same_prompt_is_computed_once(model, monkeypat
         "_generate_batch",
         lambda model, prompts, *rest: sizes.append(len(prompts)) or batch(model, prompts, *rest),
     )
-    together = generate(model, prompts, greedy, range(4), stop_ids=STOP, score=spans)
+    together = generate(model, prompts, greedy, range(4), stop_ids=STOP, score_spans=spans)
     assert sum(sizes) == 3
     for ours, theirs in zip(together, alone, strict=True):
         assert ours.token_ids == theirs.token_ids

@@ -11,6 +11,8 @@ from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 STOP = frozenset({3})
 PROMPTS = [[2, 9, 10, 11], [4], [30, 31, 32, 33, 34, 35, 36]]
 
@@ -48,10 +50,10 @@ def test_samples_come_from_the_distribution_of_the_engine(model, sampling):
 def test_log_probabilities_are_those_of_the_engine(model):
     spans = [(1, 4), (1, 1), (3, 6)]
     exact = generate_with_transformers(
-        model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP, score=spans
+        model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP, score_spans=spans
     )
     engine = generate(
-        model, PROMPTS, Sampling(max_new_tokens=1), range(3), stop_ids=STOP, score=spans
+        model, PROMPTS, Sampling(max_new_tokens=1), range(3), stop_ids=STOP, score_spans=spans
     )
     scored = continuation_logprobs(model, PROMPTS, [each.token_ids for each in exact])
     for row, each in enumerate(exact):

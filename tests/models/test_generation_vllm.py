@@ -12,8 +12,8 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.generation_vllm import VLLMSampler
-from astra_rl.models.loading import LoraOptions
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 
@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_engine_and_scored_by_the_model_in_memory(vllm,
     sampler = sampler_for(llama)
     sampler._engine.off = 0.05
     spans = [(1, 4), (1, 1), (2, 3)]
-    options = {"stop_ids": STOP, "score": spans}
+    options = {"stop_ids": STOP, "score_spans": spans}
     ours = sampler(llama, PROMPTS, Sampling(max_new_tokens=6), range(3), **options)
     plain = generate(llama, PROMPTS, Sampling(max_new_tokens=6), range(3), **options)
     scored = continuation_logprobs(llama, PROMPTS, [each.token_ids for each in ours])

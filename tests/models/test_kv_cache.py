@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_rl.models.attention import use_short_attention
-from astra_rl.models.kv_cache import RoomyLayer, roomy_cache
+from astra_rl.models.kv_cache import PreallocatedLayer, preallocated_cache
 from astra_rl.testing import tiny_model
 
 # What happens to a cache: so many tokens are appended, or rows are chosen.
@@ -17,8 +17,10 @@ events = st.lists(
 @settings(deadline=None)
 @given(events, st.integers(1, 20), st.booleans(), st.booleans())
 @torch.no_grad()
-def test_it_holds_what_the_cache_of_transformers_holds(events, capacity, whole, is_training):
-    plain, roomy = DynamicLayer(), RoomyLayer(capacity, whole=whole)
+def test_it_holds_what_the_cache_of_transformers_holds(
+    events, capacity, return_padded, is_training
+):
+    plain, preallocated = DynamicLayer(), PreallocatedLayer(capacity, return_padded=return_padded)
     generator = torch.Generator().manual_seed(0)
     rows = 3
     with torch.set_grad_enabled(is_training):
@@ -27,24 +29,24 @@ def test_it_holds_what_the_cache_of_transformers_holds(events, capacity, whole, 
                 indices = torch.tensor([index % rows for index in event])
                 rows = len(event)
                 plain.batch_select_indices(indices)
-                roomy.batch_select_indices(indices)
+                preallocated.batch_select_indices(indices)
             else:
-                promised, _ = roomy.get_mask_sizes(event)
+                promised, _ = preallocated.get_mask_sizes(event)
                 new = torch.randn(2, rows, 2, event, 4, generator=generator)
                 plain.update(*new)
-                keys, values = roomy.update(*new)
+                keys, values = preallocated.update(*new)
                 assert keys.shape[-2] == values.shape[-2] == promised
-                length = roomy.get_seq_length()
+                length = preallocated.get_seq_length()
                 assert torch.equal(keys[:, :, :length], plain.keys)
                 assert torch.equal(values[:, :, :length], plain.values)
                 assert not keys[:, :, length:].any()  # hidden by the mask, but never NaN
-            assert roomy.get_seq_length() == plain.get_seq_length()
-            assert torch.equal(roomy.keys, plain.keys)
-            assert torch.equal(roomy.values, plain.values)
+            assert preallocated.get_seq_length() == plain.get_seq_length()
+            assert torch.equal(preallocated.keys, plain.keys)
+            assert torch.equal(preallocated.values, plain.values)
 
 
 def test_gradients_flow_through_what_was_appended():
-    layer = RoomyLayer(8, whole=True)
+    layer = PreallocatedLayer(8, return_padded=True)
     first, second = (torch.randn(2, 1, 1, 2, 4, requires_grad=True) for _ in range(2))
     layer.update(*first)
     keys, values = layer.update(*second)
@@ -54,7 +56,7 @@ def test_gradients_flow_through_what_was_appended():
 
 
 def test_tokens_are_written_in_place_as_long_as_there_is_room():
-    layer = RoomyLayer(4, whole=False)
+    layer = PreallocatedLayer(4, return_padded=False)
     with torch.no_grad():
         places = set()
         for _ in range(4):
@@ -66,10 +68,10 @@ def test_tokens_are_written_in_place_as_long_as_there_is_room():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_only_attention_that_knows_of_it_gets_to_see_the_room(family):
     model = tiny_model(family).model
-    assert not any(layer.whole for layer in roomy_cache(model, 9).layers)
+    assert not any(layer.return_padded for layer in preallocated_cache(model, 9).layers)
     half = model.bfloat16()
     use_short_attention(half)
-    assert all(layer.whole for layer in roomy_cache(half, 9).layers)
+    assert all(layer.return_padded for layer in preallocated_cache(half, 9).layers)
 
 
 def test_layers_that_look_back_on_a_window_stay_as_they_are():
@@ -79,5 +81,5 @@ def test_layers_that_look_back_on_a_window_stay_as_they_are():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, vocab_size=40, sliding_window=16,
     )  # fmt: skip
-    layers = roomy_cache(transformers.MistralForCausalLM(config), 9).layers
+    layers = preallocated_cache(transformers.MistralForCausalLM(config), 9).layers
     assert {type(layer) for layer in layers} == {DynamicSlidingWindowLayer}

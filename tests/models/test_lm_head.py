@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from astra_rl.models import lm_head as head
-from astra_rl.models.lm_head import logits_of, token_logprobs
+from astra_rl.models.lm_head import lm_head_logits, token_logprobs
 
 ROWS = 11
 
@@ -20,18 +20,18 @@ def states(model):
 def few_at_a_time(model, monkeypatch, rows):
     monkeypatch.setattr(head, "MAX_LOGIT_BYTES", 4 * model.config.vocab_size * rows)
     sizes = []
-    original = head.logits_of
+    original = head.lm_head_logits
 
     def counted(model, hidden):
         sizes.append(len(hidden))
         return original(model, hidden)
 
-    monkeypatch.setattr(head, "logits_of", counted)
+    monkeypatch.setattr(head, "lm_head_logits", counted)
     return sizes
 
 
 def plain(model, hidden, tokens):
-    return logits_of(model, hidden).log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    return lm_head_logits(model, hidden).log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 11, 100])

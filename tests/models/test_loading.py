@@ -3,7 +3,9 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,19 +19,11 @@ from transformers import (
 )
 
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
-from astra_rl.models import loading
-from astra_rl.models.loading import (
-    LoraOptions,
-    cache_dir,
-    load_classifier,
-    load_model,
-    load_tokenizer,
-    make_trainable,
-    resolve_device,
-    resolve_dtype,
-    resolve_reference,
-    transformer_layers,
-)
+from astra_rl.models import loading, references
+from astra_rl.models.devices import resolve_device, resolve_dtype
+from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
+from astra_rl.models.references import cache_dir, resolve_reference
+from astra_rl.models.trainable import LoraOptions, make_trainable, transformer_layers
 from astra_rl.testing import tiny_model
 
 
@@ -202,8 +196,8 @@ def test_a_classifier_is_loaded_frozen(tmp_path):
     ("wrong", "said"),
     [
         ({"device": "gpu"}, "device='gpu'; choose from 'auto', 'cpu', 'cuda'"),
-        ({"device": "meta"}, "device='meta' is not available here"),
-        ({"device": torch.device("meta")}, "device='meta' is not available here"),
+        ({"device": "meta"}, "device='meta' is not available on this machine"),
+        ({"device": torch.device("meta")}, "device='meta' is not available on this machine"),
         ({"device": "cpu", "dtype": "bfloat61"}, "Did you mean 'bfloat16'"),
         ({"device": "cpu", "dtype": "int8"}, "dtype='int8'; choose from"),
     ],
@@ -216,10 +210,10 @@ def test_a_wrong_device_or_dtype_is_a_setting_to_mend(saved, load, wrong, said):
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(ConfigurationError, match="'cuda:1' is not available here"):
+    with pytest.raises(ConfigurationError, match="'cuda:1' is not available on this machine"):
         resolve_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ConfigurationError, match="'cuda' is not available here"):
+    with pytest.raises(ConfigurationError, match="'cuda' is not available on this machine"):
         resolve_device("cuda")
 
 
@@ -288,8 +282,9 @@ def package(monkeypatch, tmp_path):
             chosen = read(pair.tokenizer) if fake else real_tokenizer.from_pretrained
             return chosen(source, **options)
 
-    monkeypatch.setattr(loading, "AutoModelForCausalLM", Models)
-    monkeypatch.setattr(loading, "AutoTokenizer", Tokenizers)
+    for module in (loading, references):
+        monkeypatch.setattr(module, "AutoModelForCausalLM", Models)
+        monkeypatch.setattr(module, "AutoTokenizer", Tokenizers)
     return types.SimpleNamespace(folder=origin.parent, asked=asked, models=Models)
 
 
@@ -324,6 +319,19 @@ def test_an_interrupted_conversion_leaves_no_folder(cache, package, monkeypatch,
     assert list((cache / "models").iterdir()) == []
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", real)
     assert load_model("bundled:smollm2-135m", device="cpu").config.vocab_size == 37
+
+
+def test_two_that_need_a_bundled_model_at_once_convert_it_once(cache, package):
+    together = threading.Barrier(2, timeout=60)
+
+    def resolve(_):
+        together.wait()
+        return resolve_reference("bundled:smollm2-135m")
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(resolve, range(2)))
+    assert folders == {str(cache / "models" / "smollm2-135m")}
+    assert len(package.asked) == 2  # its tokenizer and its weights, once each
 
 
 def test_what_an_older_interruption_left_is_replaced(cache, package):
@@ -427,7 +435,7 @@ def test_an_adapter_on_layers_that_are_not_there_is_refused(frozen):
 
 
 def test_adapter_and_layers_exclude_each_other(frozen):
-    with pytest.raises(ConfigurationError, match="exclude each other"):
+    with pytest.raises(ConfigurationError, match="mutually exclusive"):
         make_trainable(frozen, lora=LoraOptions(), layers=1)
 
 
@@ -463,5 +471,5 @@ def test_layers_are_first_to_last_and_a_model_without_any_is_refused():
     )
     assert [layer.self_attn.layer_idx for layer in transformer_layers(model)] == [0, 1, 2]
     model.model.layers = torch.nn.Sequential(*model.model.layers)
-    with pytest.raises(ModelError, match="does not say which modules are its layers"):
+    with pytest.raises(ModelError, match="cannot be identified"):
         transformer_layers(model)

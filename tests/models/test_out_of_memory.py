@@ -9,8 +9,10 @@ from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs
-from astra_rl.models.value_head import predictor_states
+from astra_rl.models.value_head import preceding_hidden_states
 from astra_rl.testing import tiny_model
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = [[5, 6, 7], [5, 6, 7, 8], [9, 10], [11, 12, 13, 14], [5, 6, 7], [20], [21, 22]]
 SAID = [[15, 16], [17], [18, 19, 20], [21], [16], [22, 23], [24]]
@@ -47,9 +49,13 @@ def sampled(model, **options):
 
 
 def test_sampling_gives_the_same_texts(model, small):
-    whole = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationCache())
+    whole = sampled(
+        model, score_spans=[(1, len(p)) for p in PROMPTS], prefix_cache=ConversationCache()
+    )
     too_large = small()
-    halved = sampled(model, score=[(1, len(p)) for p in PROMPTS], memory=ConversationCache())
+    halved = sampled(
+        model, score_spans=[(1, len(p)) for p in PROMPTS], prefix_cache=ConversationCache()
+    )
     assert too_large
     assert [each.token_ids for each in halved] == [each.token_ids for each in whole]
     for ours, theirs in zip(halved, whole, strict=True):
@@ -70,13 +76,13 @@ def test_sampling_that_runs_out_of_memory_in_the_middle_gives_the_same_texts(mod
         return inner(model, ids, mask, *arguments)
 
     monkeypatch.setattr(generation, "hidden_states", hidden_states)
-    halved = sampled(model, memory=ConversationCache())
+    halved = sampled(model, prefix_cache=ConversationCache())
     assert [each.token_ids for each in halved] == [each.token_ids for each in whole]
     assert max(calls[3:]) < max(calls)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("run", [continuation_logprobs, predictor_states])
+@pytest.mark.parametrize("run", [continuation_logprobs, preceding_hidden_states])
 def test_scoring_gives_the_same_numbers(model, small, run):
     whole = run(model, PROMPTS, SAID)
     too_large = small()
@@ -92,7 +98,7 @@ def test_embedding_gives_the_same_vectors(model, small):
 
 
 def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
-    inner, sizes = generation_transformers._batch, []
+    inner, sizes = generation_transformers._generate_batch, []
 
     def batch(model, prompts, *arguments):
         sizes.append(len(prompts))
@@ -100,7 +106,7 @@ def test_the_sampler_of_transformers_goes_on_too(model, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(model, prompts, *arguments)
 
-    monkeypatch.setattr(generation_transformers, "_batch", batch)
+    monkeypatch.setattr(generation_transformers, "_generate_batch", batch)
     samples = generation_transformers.generate_with_transformers(
         model, PROMPTS, Sampling(max_new_tokens=3), range(7), stop_ids=frozenset([3])
     )

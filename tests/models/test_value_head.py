@@ -4,7 +4,7 @@ from safetensors.torch import load_file, save_file
 
 from astra_rl.errors import ModelError
 from astra_rl.models import value_head
-from astra_rl.models.value_head import FILE_NAME, ValueHead, predictor_states
+from astra_rl.models.value_head import FILE_NAME, ValueHead, preceding_hidden_states
 
 SHARED = [2, 9, 10, 11, 12, 13, 14, 15, 16, 17]
 PROMPTS = [[*SHARED, 4], [5], [*SHARED, 4], [*SHARED, 6, 7, 8, 9], [20, 21, 22]]
@@ -23,7 +23,7 @@ def plain_states(model, prompt, continuation):
 def test_the_state_before_each_token_is_that_of_a_plain_forward(model, with_gradients, monkeypatch):
     monkeypatch.setattr(value_head, "MAX_BATCH_ROWS", 2)
     with torch.set_grad_enabled(with_gradients):
-        states = predictor_states(model, PROMPTS, CONTINUATIONS)
+        states = preceding_hidden_states(model, PROMPTS, CONTINUATIONS)
     assert states.shape == (5, 5, 32)
     for row, (prompt, continuation) in enumerate(zip(PROMPTS, CONTINUATIONS, strict=True)):
         count = len(continuation)
@@ -35,8 +35,8 @@ def test_the_state_before_each_token_is_that_of_a_plain_forward(model, with_grad
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_no_rows_have_no_states(model, with_gradients):
     with torch.set_grad_enabled(with_gradients):
-        assert predictor_states(model, [], []).shape == (0, 0, 32)
-        assert predictor_states(model, [[2]], [[]]).shape == (1, 0, 32)
+        assert preceding_hidden_states(model, [], []).shape == (0, 0, 32)
+        assert preceding_hidden_states(model, [[2]], [[]]).shape == (1, 0, 32)
 
 
 def test_a_fresh_head_expects_nothing_and_learns_from_half_precision_states():

@@ -115,13 +115,13 @@ def test_compositions_nest_and_are_moderators():
     [
         (lambda: MeanModerator([]), "at least one"),
         (lambda: WeightedModerator([fixed(0)], [1, 2]), "2 weights for 1"),
-        (lambda: WeightedModerator([fixed(0)], [0]), "nor all zero"),
-        (lambda: WeightedModerator([fixed(0)], [-1]), "must not be negative"),
-        (lambda: WeightedModerator([fixed(0)], [math.inf]), "must not be negative"),
-        (lambda: ThresholdModerator([fixed(0), fixed(0)]), "sees one moderator"),
-        (lambda: InverseModerator([fixed(0), fixed(0)]), "sees one moderator"),
-        (lambda: ThresholdModerator([fixed(0)], 0), "above 0"),
-        (lambda: MajorityModerator([fixed(0)], 1.1), "at most 1"),
+        (lambda: WeightedModerator([fixed(0)], [0]), "not all zero"),
+        (lambda: WeightedModerator([fixed(0)], [-1]), "finite, not negative"),
+        (lambda: WeightedModerator([fixed(0)], [math.inf]), "finite, not negative"),
+        (lambda: ThresholdModerator([fixed(0), fixed(0)]), "transforms one moderator"),
+        (lambda: InverseModerator([fixed(0), fixed(0)]), "transforms one moderator"),
+        (lambda: ThresholdModerator([fixed(0)], 0), "in .0, 1."),
+        (lambda: MajorityModerator([fixed(0)], 1.1), "in .0, 1."),
     ],
 )
 def test_what_cannot_be_combined_is_refused(make, message):

@@ -9,7 +9,7 @@ import torch
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
-from astra_rl.models.forward import read
+from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.moderators import (
     HarmBenchModerator,
     LlamaGuardModerator,
@@ -45,9 +45,9 @@ def prompts(monkeypatch):
 
     def spy(model, sequences, limits):
         seen.extend(sequences)
-        return read(model, sequences, limits)
+        return forward_shared_prefix(model, sequences, limits)
 
-    monkeypatch.setattr(guard, "read", spy)
+    monkeypatch.setattr(guard, "forward_shared_prefix", spy)
     return seen
 
 

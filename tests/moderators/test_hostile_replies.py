@@ -93,6 +93,7 @@ def test_as_the_output_of_a_guard_it_is_read_strictly(entry, family, guard_famil
         assert score == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_the_prompt_of_a_guard_it_is_only_text(family, guard_families, monkeypatch):
     """A score, and the control tokens and structure that a harmless reply has too."""

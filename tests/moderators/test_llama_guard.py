@@ -7,7 +7,7 @@ import torch
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import ConfigurationError, ModelError
-from astra_rl.models.forward import read
+from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.moderators import LlamaGuardModerator, guard
 
 MULTI_TURN = Exchange(
@@ -52,9 +52,9 @@ def prompts(monkeypatch):
 
     def spy(model, sequences, limits):
         seen.extend(sequences)
-        return read(model, sequences, limits)
+        return forward_shared_prefix(model, sequences, limits)
 
-    monkeypatch.setattr(guard, "read", spy)
+    monkeypatch.setattr(guard, "forward_shared_prefix", spy)
     return seen
 
 
@@ -215,7 +215,7 @@ def test_an_output_that_is_not_finite_is_a_missing_score(guard_model, text_token
     def overflown(model, hidden):
         return torch.full((len(hidden), 400), math.inf)
 
-    monkeypatch.setattr(guard, "logits_of", overflown)
+    monkeypatch.setattr(guard, "lm_head_logits", overflown)
     assert [reason_of(score) for score in moderator.moderate(ITEMS)] == ["not finite"] * 4
 
 

@@ -19,6 +19,7 @@ def test_a_wrong_name_is_an_attribute_error():
         astra_rl.moderators.NoSuchModerator  # noqa: B018 - the access is what is tested
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_model_library():
     program = (
         "import sys, astra_rl.moderators\n"

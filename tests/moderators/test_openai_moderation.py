@@ -134,7 +134,7 @@ def test_one_text_that_is_refused_does_not_cost_the_others_their_score(endpoint)
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_failure_that_never_passes_is_an_error_without_the_key(endpoint, status):
     endpoint.failures = [(status, {}, b'{"error": {"message": "key sk-sentinel-0123456789"}}')]
-    with pytest.raises(EndpointError, match=f"{status}.*check the address") as caught:
+    with pytest.raises(EndpointError, match=f"{status}.*check the URL") as caught:
         moderator(endpoint).moderate(["a"])
     assert "sentinel" not in str(caught.value)
 

@@ -49,5 +49,5 @@ def test_what_cannot_be_imported_is_named(path, message):
 def test_a_function_can_be_named_too():
     moderator = FunctionModerator("astra_rl.evaluation.judges.reward_watch:is_gibberish")
     assert moderator.function("!!!") is True
-    with pytest.raises(ConfigurationError, match="is no function"):
+    with pytest.raises(ConfigurationError, match="must be callable"):
         FunctionModerator("astra_rl.moderators.registry:MODERATORS")

@@ -1,8 +1,8 @@
-"""Blocks every connection but to this machine, in the tests and in the processes they start.
+"""Block every connection except to this machine, in the tests and in the processes they start.
 
-Python imports a module of this name when it starts; `tests/conftest.py` puts this folder on the
-path of child processes, and calls `block_network` for its own. A blocked attempt is also written
-down, so that one whose error was swallowed is noticed.
+Python imports a module named `sitecustomize` at start-up. `tests/conftest.py` puts this folder on
+`PYTHONPATH` of child processes (xdist workers included) and calls `block_network` in its own.
+Blocked attempts are also logged, so that one whose exception was swallowed still fails its test.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ _NAME_AT = {"socket.getaddrinfo": 0, "socket.gethostbyname": 0, "socket.gethostb
 
 
 class NetworkBlockedError(OSError):
-    """Something wanted to leave this machine."""
+    """A connection to another machine was attempted."""
 
 
 def block_network(log: str) -> None:
-    """Block the network for the rest of this process; attempts are appended to the file `log`."""
+    """Block the network for the rest of this process.
+
+    Attempts are appended to the file that `LOG_VARIABLE` names at that time, or to `log`: an xdist
+    worker inherits the block, and the file, of the process that started it, and then sets its own.
+    """
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _ADDRESS_AT:
@@ -35,7 +39,7 @@ def block_network(log: str) -> None:
         else:
             return
         if not _is_here(host):
-            with open(log, "a", encoding="utf-8") as file:
+            with open(os.environ.get(LOG_VARIABLE, log), "a", encoding="utf-8") as file:
                 file.write(f"{event} {host!r}\n")
             raise NetworkBlockedError(f"{event} {host!r}: the tests run without a network")
 

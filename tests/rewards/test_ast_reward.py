@@ -113,7 +113,10 @@ def test_earlier_turns_are_judged_at_the_end_only(make_models):
         ({"likelihood_weight": -1.0}, "likelihood_weight=-1.0"),
         ({"miss_weight": nan}, "miss_weight=nan"),
         ({"max_nll": math.inf}, "max_nll=inf"),
-        ({"turns": 3, "event_bonus": 29.0}, "does not dominate: 3 turns of 10.0 nats can cost 30"),
+        (
+            {"turns": 3, "event_bonus": 29.0},
+            "does not dominate: the penalty of 3 turns of 10.0 nats can reach 30",
+        ),
     ],
 )
 def test_a_reward_that_could_not_dominate_is_refused(options, message):

@@ -276,20 +276,23 @@ def test_a_part_that_stands_in_two_places_learns_once():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Product([]), "at least one factor"),
+        (lambda: Product([]), "at least one"),
         (lambda: Gate(a(1.0), b(1.0)), "a gate needs a bound"),
-        (lambda: Limit(a(1.0)), "a limit needs one bound"),
-        (lambda: Limit(a(1.0), 0.1, 0.2), "a limit needs one bound"),
+        (lambda: Limit(a(1.0)), "a limit needs exactly one bound"),
+        (lambda: Limit(a(1.0), 0.1, 0.2), "a limit needs exactly one bound"),
         (lambda: Limit(Product([a(1.0)]), 0.1), "Product has no name"),
         (lambda: Standardized(Product([a(1.0)])), "Product has no name"),
         (lambda: Standardized(a(1.0), epsilon=0), "epsilon=0"),
         (lambda: Standardized(a(1.0), decay=1.0), r"decay=1.0; it must be in \[0, 1\)"),
-        (lambda: Constrained(a(1.0), []), "at least one limit"),
+        (lambda: Constrained(a(1.0), []), "at least one"),
         (lambda: Constrained(a(1.0), [Limit(b(1.0), 0.5)], lr=-1), "lr=-1"),
         (lambda: clip(a(1.0), 2.0, 1.0), "low=2.0 and high=1.0"),
-        (lambda: Product([a(1.0), a(2.0)]), "two reward terms are called 'a'"),
-        (lambda: Gate(a(1.0), a(2.0), at_least=0), "two reward terms are called 'a'"),
-        (lambda: check_names(Product([a(1.0), Gate(a(1.0), b(1.0), at_least=0)])), "called 'a'"),
+        (lambda: Product([a(1.0), a(2.0)]), "two reward terms have the name 'a'"),
+        (lambda: Gate(a(1.0), a(2.0), at_least=0), "two reward terms have the name 'a'"),
+        (
+            lambda: check_names(Product([a(1.0), Gate(a(1.0), b(1.0), at_least=0)])),
+            "have the name 'a'",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

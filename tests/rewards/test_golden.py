@@ -15,7 +15,7 @@ from astra_rl.rewards import REWARDS, Format, Harm, Limit
 from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.testing import ScriptedModerator
 
-SHIPPED = frozenset(REWARDS)  # before other tests make parts of their own known
+BUNDLED_SCENARIOS = frozenset(REWARDS)  # before other tests make parts of their own known
 NATS = {"red": -1.0, "tree": -3.0, "sky": -2.0}
 FACTS = {"goal": "red tree", "example": "red tree", "response": "sure thing", "kind": "harmful"}
 OPENING = Conversation("Hi", facts=FACTS)
@@ -92,4 +92,4 @@ def test_its_value_is_the_one_derived_by_hand(name, make_models):
 
 
 def test_no_part_is_left_out():
-    assert set(GOLDEN) >= SHIPPED
+    assert set(GOLDEN) >= BUNDLED_SCENARIOS

@@ -128,8 +128,8 @@ def test_another_judge_may_be_given(models):
     [
         ({"of": "prompt"}, "of='prompt'; choose 'response', 'exchange'"),
         ({"scale": "odds"}, "scale='odds'; choose"),
-        ({"replies": 0}, "replies=0; at least 1"),
-        ({"of": "attack", "replies": 2}, "go with a response"),
+        ({"replies": 0}, "replies=0; it must be at least 1"),
+        ({"of": "attack", "replies": 2}, "several replies need"),
     ],
 )
 def test_what_harm_cannot_do_is_refused(options, message):

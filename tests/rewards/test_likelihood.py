@@ -105,7 +105,7 @@ def test_a_target_that_cannot_be_read_is_named():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MinK(0), "k=0; at least 1"),
+        (lambda: MinK(0), "k=0; it must be at least 1"),
         (lambda: MinK(under="attacker"), "under='attacker'; choose 'target' or 'baseline'"),
         (lambda: AttackProbability("me"), "under='me'"),
         (lambda: ResponseLikelihood(""), "text is empty"),

@@ -66,7 +66,7 @@ def test_gibberish_is_what_a_classifier_says_of_the_attack():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Format("("), "is no regular expression"),
+        (lambda: Format("("), "is not a regular expression"),
         (lambda: Format("a", times=-1), "times=-1"),
         (lambda: Length("lines"), "unit='lines'"),
         (lambda: Brevity(5, 5), "end must be above start"),

@@ -97,7 +97,7 @@ def test_a_term_of_weight_zero_is_recorded_and_costs_no_turn_its_reward():
 
 
 def test_two_terms_of_one_name_are_refused():
-    with pytest.raises(ConfigurationError, match="two reward terms are called 'harm_response'"):
+    with pytest.raises(ConfigurationError, match="two reward terms have the name 'harm_response'"):
         WeightedSum({Harm(): 1.0, Harm("response"): 0.5})
 
 

@@ -56,7 +56,7 @@ def test_a_seed_of_no_kind_is_named():
     ("options", "message"),
     [
         ({"role": "judge"}, "role='judge'"),
-        ({"role": "attacker"}, "give prompt_harm"),
+        ({"role": "attacker"}, "prompt_harm is missing"),
         ({"role": "defender", "threshold": 2.0}, "threshold=2.0"),
     ],
 )

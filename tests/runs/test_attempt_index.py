@@ -64,6 +64,7 @@ def harmed(path, request):
     return path
 
 
+@pytest.mark.slow
 def test_a_writer_can_begin_while_a_reader_is_catching_up(harmed, monkeypatch):
     """The writer is another process: it opens the record, appends and closes it."""
     insert, calls = record_index.insert, []

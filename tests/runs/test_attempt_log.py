@@ -194,6 +194,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_at_most_what_was_not_flushed_and_its_lock(path, request):
     root = str(request.config.rootpath)
     subprocess.run([sys.executable, "-c", WRITER, str(path), root], check=False)
@@ -233,6 +234,7 @@ def test_reading_gives_the_last_record_of_every_attempt(tmp_path_factory, rows):
         assert {each.id: each.score for each in log} == expected
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(path):
     write(path, (attempt(number) for number in range(3000)), flush_every=1000)
     with AttemptLog(path) as log:
@@ -244,6 +246,7 @@ def test_memory_does_not_grow_with_the_log(path):
     assert peak < 2_000_000
 
 
+@pytest.mark.slow
 def test_summing_up_holds_the_attempts_at_one_prompt_in_memory_at_a_time(path):
     def many(trials):
         return (attempt(at % 30, 0.9, trial=at // 30) for at in range(30 * trials))

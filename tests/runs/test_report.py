@@ -16,6 +16,8 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import plan_attempts
 from astra_rl.runs.report import read_run, render_run_page, write_run_page
 
+pytestmark = pytest.mark.slow
+
 
 def config(**changes):
     values = {

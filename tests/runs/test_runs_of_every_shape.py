@@ -14,6 +14,8 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import run_experiment
 from astra_rl.testing import tiny_model
 
+pytestmark = pytest.mark.slow
+
 LEAK = {"type": "secret_leak", "options": {"secret": "e", "partial_per_word": 0.0}}
 RUNS: dict[str, dict[str, Any]] = {
     "attempts paid by a product": {
@@ -64,7 +66,7 @@ def test_a_run_trains_evaluates_and_reports(name: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     result = run_experiment(parse_config(yaml.safe_dump(config), source=name), folder)
     assert result.training_steps == 2
-    assert sum(result.after["outcomes"].values()) == 1
+    assert sum(result.after.summary.outcomes.values()) == 1
     steps = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
     assert all(0 <= step["asr"] <= 1 for step in steps)
     assert all("rewards/harm_response/mean" in step for step in steps)

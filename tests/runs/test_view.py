@@ -86,7 +86,7 @@ def ask(
     headers: dict[str, str] | None = None,
     whole_path: str | None = None,
 ) -> tuple[http.client.HTTPResponse, str]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
     target = f"/{server.token}/{path}" if whole_path is None else whole_path
     try:
         connection.request(method, target, headers=headers or {})
@@ -98,7 +98,7 @@ def ask(
 
 def talk(server: PageServer, said: bytes) -> bytes:
     """Send bytes as they are, and return all that comes back."""
-    with socket.create_connection(server.server_address[:2], timeout=20) as client:
+    with socket.create_connection(server.server_address[:2], timeout=60) as client:
         client.sendall(said)
         with contextlib.suppress(ConnectionError):
             client.shutdown(socket.SHUT_WR)
@@ -292,11 +292,11 @@ def test_silent_clients_take_no_more_than_their_places(
         address = server.server_address[:2]
         for _ in range(2):
             clients.enter_context(socket.create_connection(address)).sendall(b"GET /")
-        late = clients.enter_context(socket.create_connection(address, timeout=20))
+        late = clients.enter_context(socket.create_connection(address, timeout=60))
         with contextlib.suppress(ConnectionError):
             assert late.recv(1) == b""  # closed at once
         clients.close()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(ConnectionError, http.client.HTTPException):
                 if ask(server)[0].status == 200:
@@ -367,6 +367,8 @@ def test_the_page_of_a_real_run_is_served_under_its_own_policy(begun: Path) -> N
     assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
     before = {path: path.read_bytes() for path in begun.rglob("*")}
     process = subprocess.Popen(
@@ -377,15 +379,18 @@ def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
         env={**os.environ, "COLUMNS": "40", "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    address = urlsplit(process.stdout.readline().strip())
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-    connection.request("GET", address.path)
-    reply = connection.getresponse()
-    assert reply.status == 200
-    assert b"<html" in reply.read()
-    connection.close()
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    try:
+        address = urlsplit(process.stdout.readline().strip())
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        connection.request("GET", address.path)
+        reply = connection.getresponse()
+        assert reply.status == 200
+        assert b"<html" in reply.read()
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (0, "")
     assert "ended" in out
     assert {path: path.read_bytes() for path in begun.rglob("*")} == before

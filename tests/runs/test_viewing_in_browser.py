@@ -15,6 +15,8 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.report import render_run_page
 from astra_rl.runs.view import LivePage, PageServer
 
+pytestmark = pytest.mark.slow
+
 NOTICE = "#astra-live"
 ALERT = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
@@ -73,7 +75,6 @@ def reader(browser: Any, server: PageServer) -> Iterator[Reader]:
     reader.context.close()
 
 
-@pytest.mark.slow
 def test_whoever_reads_is_told_of_news_and_not_disturbed(
     reader: Reader, server: PageServer, folder: RunFolder
 ) -> None:
@@ -91,7 +92,6 @@ def test_whoever_reads_is_told_of_news_and_not_disturbed(
     assert reader.faults == []
 
 
-@pytest.mark.slow
 def test_a_page_that_nobody_touched_keeps_itself_fresh(reader: Reader, folder: RunFolder) -> None:
     version = reader.page.get_attribute("meta[name=astra-version]", "content")
     train(folder, 2)
@@ -100,7 +100,6 @@ def test_a_page_that_nobody_touched_keeps_itself_fresh(reader: Reader, folder: R
     assert reader.faults == []
 
 
-@pytest.mark.slow
 def test_the_page_outlives_the_view(reader: Reader, server: PageServer) -> None:
     server.shutdown()
     server.server_close()
@@ -129,7 +128,6 @@ def elsewhere(server: PageServer) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.slow
 def test_another_site_can_neither_frame_nor_read_it(
     browser: Any, server: PageServer, elsewhere: str
 ) -> None:

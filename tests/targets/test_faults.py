@@ -18,7 +18,7 @@ from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.targets import Budget, HTTPTarget, Ledger, OpenAITarget, RemoteTarget
 
 Make = Callable[..., RemoteTarget]
-CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 5}
+CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 60}
 
 
 def openai_target(endpoint: Endpoint, **calls: Any) -> RemoteTarget:
@@ -113,7 +113,7 @@ def test_a_failure_that_stays_says_what_it_was(endpoint: Endpoint, make: Make) -
     for fault, said_of_it in (
         (error(500, "full"), "endpoint error 500: 500 Internal Server Error full"),
         (Fault(body=b""), "empty reply"),
-        (Fault(body=b"{"), "unparsable reply: it is no JSON"),
+        (Fault(body=b"{"), "unparsable reply: not JSON"),
     ):
         endpoint.reset()
         endpoint.fault = lambda number, fault=fault: fault
@@ -129,12 +129,12 @@ def test_a_reply_that_takes_too_long_is_given_up(
 ) -> None:
     """Each byte of a slow drip comes in time, and the reply as a whole does not."""
     endpoint.faults = [fault]
-    assert make(endpoint, timeout=0.5).respond(["hello"]) == ["you said hello"]
+    assert make(endpoint, timeout=1).respond(["hello"]) == ["you said hello"]
 
 
 def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -> None:
     endpoint.fault = lambda number: error(401, "no such key")
-    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the address"):
+    with pytest.raises(EndpointError, match=r"key refused.*no such key.*check the URL"):
         make(endpoint, start_concurrency=1).respond(["hello"] * 50)
     assert len(endpoint.requests) == 1
 
@@ -142,7 +142,7 @@ def test_a_key_that_is_refused_ends_it_at_once(endpoint: Endpoint, make: Make) -
 def test_the_same_failure_again_and_again_ends_it(endpoint: Endpoint, make: Make) -> None:
     endpoint.fault = lambda number: error(500)
     target = make(endpoint, give_up_after=5, max_tries=2, start_concurrency=2)
-    with pytest.raises(EndpointError, match="5 calls in a row failed: endpoint error 500"):
+    with pytest.raises(EndpointError, match="5 consecutive calls failed: endpoint error 500"):
         target.respond(["hello"] * 100)
     assert len(endpoint.requests) < 30
 
@@ -185,6 +185,7 @@ def test_a_budget_is_never_exceeded_and_what_was_answered_is_kept(
     assert len(endpoint.requests) == len(endpoint.answered) == 30
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_in_the_middle_ends_all_calls(endpoint: Endpoint, make: Make) -> None:
     main = threading.main_thread().ident
     assert main is not None
@@ -195,20 +196,17 @@ def test_an_interrupt_in_the_middle_ends_all_calls(endpoint: Endpoint, make: Mak
 
     endpoint.latency, endpoint.fault = 0.2, interrupt
     target = make(endpoint)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            target.respond([f"hello {number}" for number in range(1000)])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        target.respond([f"hello {number}" for number in range(1000)])
     sent = -1
-    while sent != len(endpoint.requests):  # those that were sent may still arrive
+    while sent != len(endpoint.requests):  # those sent before the interrupt may still arrive
         sent = len(endpoint.requests)
         time.sleep(0.5)
     assert sent < 1000
     assert target.respond(["again"]) == ["you said again"]
 
 
+@pytest.mark.slow
 def test_a_thousand_attempts_with_faults_are_each_accounted_for_once(
     endpoint: Endpoint, make: Make
 ) -> None:
@@ -281,8 +279,8 @@ def test_the_conversation_is_sent_as_messages_and_nothing_of_the_attacker(
 def asked_until_spent(endpoint: Endpoint, budget: Budget, **options: Any) -> Ledger:
     """Ask more than a budget allows, many at once, and return what was spent."""
     endpoint.latency = 0.02
-    options = {"max_tokens": 8, "prices": {"input": 1e6, "output": 2e6}, **options}
-    target = OpenAITarget("m", base_url=endpoint.url, calls=CALLS, **options)
+    options = {"max_tokens": 8, "prices": {"input": 1e6, "output": 2e6}, "calls": CALLS, **options}
+    target = OpenAITarget("m", base_url=endpoint.url, **options)
     ledger = Ledger(budget)
     with ledger.charging(), pytest.raises(BudgetSpentError):
         target.respond([f"hello {number}" for number in range(200)])
@@ -343,20 +341,25 @@ def test_an_endpoint_that_reads_more_than_it_is_told_is_found_out(endpoint: Endp
     spent = total.input_tokens + total.output_tokens
     assert most - 1100 < spent <= most
     # The bound: what each call under way took beyond what was set aside for it.
-    endpoint.most_at_once = 0
-    total = asked_until_spent(endpoint, Budget(max_tokens=1500)).total()
-    assert total.input_tokens + total.output_tokens <= 1500 + endpoint.most_at_once * 1003
+    calls = {**CALLS, "concurrency": 8, "start_concurrency": 8}
+    total = asked_until_spent(endpoint, Budget(max_tokens=1500), calls=calls).total()
+    assert total.input_tokens + total.output_tokens <= 1500 + 8 * 1003
 
 
 def test_what_was_set_aside_for_calls_that_ended_badly_is_free_again(endpoint: Endpoint) -> None:
-    """A refused key ends the calls that are under way, which nobody waits for."""
-    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=8, calls={**CALLS, "timeout": 60})
+    """A refused key ends the calls under way without waiting for their replies."""
+
+    def answer(number: int) -> Fault | None:
+        # By text: requests of calls that were ended may arrive when the next ones are sent.
+        said_last = said(endpoint.requests[number][2])
+        return {"refused": error(401), "slow": Fault(wait=300)}.get(said_last)
+
+    endpoint.fault = answer
+    target = OpenAITarget("m", base_url=endpoint.url, max_tokens=8, calls={**CALLS, "timeout": 600})
     began = time.monotonic()
     with Ledger(Budget(max_tokens=40 * WORST)).charging():
         for _ in range(5):
-            endpoint.faults = [error(401), *[Fault(wait=50)] * 18]
             with pytest.raises(EndpointError):
-                target.respond(["hello"] * 19)
-        endpoint.faults = []
+                target.respond(["refused", *["slow"] * 18])
         assert target.respond(["hello"] * 19) == ["you said hello"] * 19
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300  # not one slow reply was waited for

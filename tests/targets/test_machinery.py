@@ -20,7 +20,7 @@ from astra_rl.targets.budget import Budget, Prices, Usage, Worst
 from astra_rl.targets.call_errors import error_of_status, retry_after
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.concurrency import AdaptiveLimit
-from astra_rl.targets.ledger import KEEP_EVERY, Ledger, describe_spent
+from astra_rl.targets.ledger import SAVE_EVERY, Ledger, describe_spent
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_no_header_breaks_the_reading(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "retryable", "overload", "hopeless"),
+    ("status", "retryable", "overload", "permanent"),
     [
         (400, False, False, False),
         (401, False, False, True),
@@ -65,10 +65,10 @@ def test_no_header_breaks_the_reading(text: str) -> None:
     ],
 )
 def test_a_status_says_what_follows(
-    status: int, retryable: bool, overload: bool, hopeless: bool
+    status: int, retryable: bool, overload: bool, permanent: bool
 ) -> None:
     error = error_of_status(status, {})
-    assert (error.retryable, error.overload, error.hopeless) == (retryable, overload, hopeless)
+    assert (error.retryable, error.overload, error.permanent) == (retryable, overload, permanent)
 
 
 def simulate(limit: AdaptiveLimit, capacity: int, rounds: int, noise: float = 0.0) -> float:
@@ -158,7 +158,7 @@ def test_a_ledger_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(BudgetSpentError):
         again.check()
     text = describe_spent(again.as_dict())
-    assert text == "1 requests, 10 tokens, cost 3e-06, 1 tries failed"
+    assert text == "1 requests, 10 tokens, cost 3e-06, 1 failed requests"
     assert describe_spent(Ledger().as_dict()) == ""
 
 
@@ -185,7 +185,7 @@ def kept_ledger(amount: str, seconds: str = "1") -> str:
 )
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "ledger.json").write_text(text)
-    with pytest.raises(ConfigurationError, match="is no ledger"):
+    with pytest.raises(ConfigurationError, match="is not a valid ledger"):
         Ledger.open(tmp_path / "ledger.json", Budget())
 
 
@@ -246,7 +246,7 @@ def test_a_kill_forgets_nothing_that_was_sent(tmp_path: Path) -> None:
     @asynccontextmanager
     async def connected() -> AsyncIterator[Send[int, str]]:
         async def send(item: int) -> Answer[str]:
-            await asyncio.sleep(3 * KEEP_EVERY)
+            await asyncio.sleep(3 * SAVE_EVERY)
             seen.append(json.loads(path.read_text())["total"])
             return Answer(str(item), Usage(10, 1))
 

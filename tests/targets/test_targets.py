@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OpenAITarget("m"), "OPENAI_API_KEY, which is not set"),
+        (lambda: OpenAITarget("m"), "environment variable OPENAI_API_KEY is not set"),
         (lambda: OpenAITarget(""), "name of a model"),
         (lambda: OpenAITarget("m", base_url="ftp://x"), "http:// or https://"),
         (lambda: OpenAITarget("m", base_url="http://me:pw@x/v1"), "name or password"),
@@ -135,18 +136,18 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
         (lambda: OpenAITarget("m", base_url="http://x", calls={"timeout": 0}), "timeout=0"),
         (lambda: OpenAITarget("m", base_url="http://x", prices={"in": 1}), "prices.in: unknown"),
         (lambda: OpenAITarget("m", base_url="http://x", prices={"input": -1}), "0 or more"),
-        (lambda: HTTPTarget("http://x", {"q": "hello"}, "a"), "nothing of the conversation"),
-        (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a..b"), "write where the text"),
+        (lambda: HTTPTarget("http://x", {"q": "hello"}, "a"), "conversation would not be sent"),
+        (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a..b"), "write the path of the text"),
         (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", method="GET"), "choose POST"),
         (
             lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", headers={"X-Api-Key": "abc"}),
-            "name the environment variable",
+            "Name an environment variable",
         ),
         (
             lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", headers={"K": "${NO_SUCH}"}),
-            "NO_SUCH, which is not set",
+            "environment variable NO_SUCH is not set",
         ),
-        (lambda: CallableTarget(3), "is no function"),  # type: ignore[arg-type]
+        (lambda: CallableTarget(3), "must be callable"),  # type: ignore[arg-type]
         (lambda: CallableTarget(lambda: ""), "takes no argument"),
         (lambda: make_target("opnai", {}), "Did you mean 'openai'"),
         (lambda: make_target("tests.targets.test_targets:KEY", {}), "neither a function nor"),
@@ -200,7 +201,7 @@ def test_a_path_is_read(path: str, steps: list[Any]) -> None:
 
 @pytest.mark.parametrize("path", ["", "$", "a[", "a[x]", "a]", ".a.", "a..b", "a[-1]"])
 def test_a_path_of_another_form_is_refused(path: str) -> None:
-    with pytest.raises(ConfigurationError, match="write where the text stands"):
+    with pytest.raises(ConfigurationError, match="write the path of the text"):
         read_path(path)
 
 
@@ -253,11 +254,15 @@ def test_a_connection_that_a_function_lost_is_tried_again() -> None:
 
 
 def test_a_function_that_hangs_is_given_up() -> None:
-    target = CallableTarget(
-        lambda text: time.sleep(60 if text == "hang" else 0) or text,  # type: ignore[func-returns-value]
-        calls={"timeout": 0.1, "max_tries": 1},
-    )
+    released = threading.Event()
+
+    def hang(text: str) -> str:
+        released.wait(60 if text == "hang" else 0)
+        return text
+
+    target = CallableTarget(hang, calls={"timeout": 1, "max_tries": 1})
     hung, answered = target.respond(["hang", "hello"])
+    released.set()
     assert isinstance(hung, NoReply)
     assert (hung.reason, answered) == ("timed out", "hello")
 
@@ -275,8 +280,14 @@ def test_a_plain_function_is_called_once_at_a_time_unless_asked_otherwise() -> N
 
     CallableTarget(count).respond(["a"] * 8)
     assert most == 1
-    CallableTarget(count, calls={"concurrency": 4, "start_concurrency": 4}).respond(["a"] * 8)
-    assert most > 1
+    together = threading.Barrier(4, timeout=60)
+
+    def meet(text: str) -> str:
+        together.wait()  # raises if the others do not come
+        return text
+
+    calls = {"concurrency": 4, "start_concurrency": 4}
+    assert CallableTarget(meet, calls=calls).respond(["a"] * 8) == ["a"] * 8
 
 
 def test_a_target_of_ones_own_is_made_by_name() -> None:
@@ -329,7 +340,7 @@ def test_a_reply_is_kept_for_what_it_depends_on(
 def test_a_file_that_is_no_cache_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     path.write_text("I am a letter, not a database. " * 100)
-    with pytest.raises(ConfigurationError, match="Remove it to begin a new one"):
+    with pytest.raises(ConfigurationError, match="Remove it to start an empty cache"):
         ReplyCache(path)
 
 
@@ -345,7 +356,9 @@ def test_a_file_of_replies_that_is_damaged_is_refused_by_name(tmp_path: Path) ->
     path.write_bytes(data)
     cache = ReplyCache(path)
     for use in (lambda: cache.get("7"), lambda: cache.put("new", "text")):
-        with pytest.raises(ConfigurationError, match=r"replies.sqlite.*Remove it to begin a new"):
+        with pytest.raises(
+            ConfigurationError, match=r"replies.sqlite.*Remove it to start an empty"
+        ):
             use()
     cache.close()
 

@@ -18,7 +18,7 @@ from astra_rl import Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.errors import NonFiniteLossError, StorageError, TrainingError, UnscoredError
 from astra_rl.ext.transformers import HFValueProblem
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards import EmbeddingNovelty, Harm, SelfBLEU, WeightedSum
 from astra_rl.testing import graph_signature, letter_game
 from astra_rl.training.states import load_state, save_state, states

@@ -369,7 +369,7 @@ class AllBad(Bad):
 def test_too_many_bad_steps_in_a_row_end_the_training_with_an_error_that_names_the_step(most):
     trainer = trainer_of(AllBad, batch_size=7, training_steps=100, max_nonfinite_losses=most)
     before = first_weight(trainer)
-    message = rf"no finite loss in {most} .* up to training step {most}\."
+    message = rf"no finite loss in {most} consecutive .* up to training step {most}\."
     with pytest.raises(NonFiniteLossError, match=message) as caught:
         trainer.train()
     assert caught.value.step == most

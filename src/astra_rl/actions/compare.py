@@ -1,4 +1,4 @@
-"""Runs beside each other: the same prompts in pairs, and training seeds of one configuration."""
+"""Compare two runs on the same prompts, pair by pair."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Side:
     """One side of a comparison.
 
     Attributes:
-        name: What to call it.
-        summary: All its attempts summed up, also those without a partner.
+        name: Name in tables.
+        summary: Summary of all its attempts, also those without a partner.
     """
 
     name: str
@@ -31,15 +31,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, or two parts of runs, on the same prompts.
+    """Paired comparison of two runs, or of two phases, on the same prompts.
 
     Attributes:
         a: The first side.
         b: The second.
-        pairs: Pair by pair.
-        only_a: Failures of the target that only the first side has.
-        only_b: Those that only the second has: in differential testing, what breaks B and not A.
-        default_path: Where it is kept in the first run's folder.
+        pairs: Statistics of the pairs.
+        only_a: Attempts that succeeded on the first side and failed on the second.
+        only_b: Attempts that succeeded on the second side and failed on the first.
+        default_path: File in the folder of the first run.
     """
 
     a: Side
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the sides are called."""
+        """Names of both sides."""
         return self.a.name, self.b.name
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,12 +88,12 @@ def compare_runs(
 
     Args:
         run_a: Folder of a run.
-        run_b: Folder of another, or the same one with another part.
-        phase: Part of both runs.
-        phase_b: Part of the second, where it is another one.
+        run_b: Folder of another run, or of the same run with another phase.
+        phase: Phase of both runs.
+        phase_b: Phase of the second run; None uses `phase`.
 
     Raises:
-        ConfigurationError: They have no prompt in common, or were not judged alike.
+        ConfigurationError: They have no prompt in common, or different judges or thresholds.
     """
     phase_b = phase if phase_b is None else phase_b
     folders = open_run_folder(run_a), open_run_folder(run_b)
@@ -115,7 +115,7 @@ def compare_runs(
 
 
 def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
-    """Yield the failures of a side whose partner is known not to have failed."""
+    """Yield the successful attempts of a side whose partner is known to have failed."""
     withstood = {
         (row.prompt_id, row.trial)
         for row in others
@@ -127,17 +127,17 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
 
 
 def check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
-    """Check that one judge at one threshold decided all outcomes.
+    """Check that all outcomes were decided by one judge at one threshold.
 
     Raises:
-        ConfigurationError: It did not.
+        ConfigurationError: They were not.
     """
     rules = {
         name: {(row.judge, row.judge_id, row.threshold) for row in rows}
         for name, rows in sides.items()
     }
     different = set().union(*rules.values())
-    # An old record does not say which settings its judge had; the name must do then.
+    # Old records have no judge_id; then only the names are compared.
     named = {(judge, threshold) for judge, _, threshold in different}
     known = {judge_id for _, judge_id, _ in different if judge_id}
     if len(named) <= 1 and len(known) <= 1:

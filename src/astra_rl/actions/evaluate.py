@@ -1,68 +1,58 @@
-"""Evaluating attackers, given attacks and baselines against targets."""
+"""Evaluate an attacker, given attacks or a baseline against targets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from astra_rl.config.build import (
-    build_evaluator,
-    build_problem,
-    check_options,
-    ordinary_use,
+from astra_rl.actions.attacks import (
+    DIRECT,
+    GivenAttack,
+    GivenAttacks,
+    given_attacks,
+    untrained_attacks,
 )
+from astra_rl.config.build import build_environment, build_judge, build_problem, check_options
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
 from astra_rl.config.loading import load_config
-from astra_rl.config.making import build_moderator
+from astra_rl.config.making import build_moderator, makers
 from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import RunConfig
-from astra_rl.core.text import Conversation
+from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.judges.calibration import judge_quality
-from astra_rl.evaluation.measures.summary import Summary
-from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
-from astra_rl.evaluation.records.turn import Opening
+from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
-from astra_rl.methods.replay import resend
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded, recording
-from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.spending import WithinBudget, evaluated_within_budget, spending
+from astra_rl.runs.phases import PhaseResult, PhaseRun, recording
+from astra_rl.runs.spending import spending
 from astra_rl.targets.ledger import current_ledger
 
-DIRECT = "direct"
-"""Stands for the attacks that ask for the goal of a prompt outright."""
 UNTRAINED = "untrained"
-"""Stands for the attacker before it was trained."""
+"""Name of the baseline that is the attacker before training."""
 BEST_OF = re.compile(r"best-of-([1-9][0-9]{0,3})")
-"""Stands for the untrained attacker, the best of so many attacks chosen by the reward."""
+"""Name of the baseline that is the best of n attacks of the untrained attacker, by reward."""
 FEW_SHOT = "few-shot"
-"""Stands for the untrained attacker that is shown what it said in the first training step."""
+"""Name of the baseline that is the untrained attacker prompted with its own best attacks."""
 SHOTS = 4
+"""Number of examples in the few-shot prompt."""
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An attacker against one target.
+class Evaluated(EvaluationResult):
+    """Result of evaluating an attacker against one target.
 
     Attributes:
         target: Name of the target.
-        metrics: All that was measured, as in the file.
-        summary: The same attempts summed up.
-        path: The file.
+        path: File with the metrics.
     """
 
     target: str
-    metrics: dict[str, Any]
-    summary: Summary
     path: Path
 
 
@@ -80,24 +70,24 @@ def evaluate_run(
 
     Args:
         run: Folder of the run.
-        attacker: Another attacker: a folder or hub id. None is the run's last checkpoint.
-        attacks: Say these instead of what the trained attacker says: a file that `read_attacks`
-            reads, or a baseline. ``"direct"`` is the plainest attack there is, the goal of each
-            held-out prompt itself; ``"untrained"`` the attacker before training, ``"best-of-8"``
-            the best of eight attacks of it by the training reward, and ``"few-shot"`` what it says
-            when it is shown good ones of its own from the first training step.
-        targets: Folders, hub ids or YAML files of targets; none is the run's.
-        trials: How often each prompt is tried.
+        attacker: A folder or hub id; None uses the last checkpoint of the run.
+        attacks: Attacks to send instead of those of the trained attacker: a file that
+            `read_attacks` reads, or a baseline. ``"direct"`` sends the goal of each held-out
+            prompt; ``"untrained"`` plays the attacker before training; ``"best-of-8"`` sends the
+            best of eight of its attacks by the training reward; ``"few-shot"`` prompts it with its
+            own best attacks of the first training step.
+        targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
+        trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the results; None is the run's. With several targets each has a folder
-            in it, and ``evaluations.json`` all numbers.
+        output: Folder for the results; None uses the folder of the run. With several targets each
+            has a subfolder, and ``evaluations.json`` has the summaries of all.
 
     Returns:
-        One evaluation per target, without those for which a budget left nothing: it is one for all
-        targets.
+        One result per target. All targets share one budget; those it was not enough for are left
+        out.
 
     Raises:
-        BudgetSpentError: It left nothing for the first target.
+        BudgetSpentError: The budget was not enough for a single conversation.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     if trials < 1:
@@ -128,10 +118,10 @@ def evaluate_run(
 
 
 def _played_until_spent(plays: Mapping[Path, Play]) -> list[Evaluated]:
-    """Play into each folder; those for which nothing at all is left of a budget are left out.
+    """Run each evaluation until the budget is spent.
 
     Raises:
-        BudgetSpentError: It did not suffice for the first.
+        BudgetSpentError: Not one could complete a conversation.
     """
     found: list[Evaluated] = []
     for path, play in plays.items():
@@ -153,7 +143,9 @@ def estimate_evaluation(
     trials: int = 1,
     overrides: Sequence[str] = (),
 ) -> dict[str, list[EstimateRow]]:
-    """Return what `evaluate_run` would ask for at most, by target; nothing is sent or loaded.
+    """Return the largest number of calls and tokens of `evaluate_run`, by target.
+
+    Nothing is sent or loaded.
 
     Raises:
         AstraError: As in `evaluate_run`.
@@ -168,10 +160,13 @@ def estimate_evaluation(
 
 
 class Play:
-    """One attacker against one target; options are checked at once, models loaded when it plays.
+    """Evaluation of one attacker against one target.
+
+    Options are checked when it is constructed; models are loaded when it plays.
 
     Attributes:
-        planned: Conversations that are to be played.
+        phase: Name of the phase in the records.
+        planned: Number of planned conversations.
     """
 
     def __init__(
@@ -184,30 +179,27 @@ class Play:
     ) -> None:
         if attacks is not None and attacker is not None:
             raise ConfigurationError(
-                "give --attacker or --attacks; the attacks are said by nobody."
+                "give either --attacker or --attacks: given attacks are sent as they are, without "
+                "an attacker."
             )
-        self.folder, self.config, self.trials = folder, config, trials
+        self.folder, self.config, self.attacker = folder, config, attacker
         check_options(config)
         prompts = read_openings(config.prompts, seed=config.seed)
         self.openings, self.categories = list(prompts.test), prompts.categories
-        self.attacks = None if attacks is None else str(attacks)
-        best = BEST_OF.fullmatch(self.attacks or "")
+        baseline = None if attacks is None else str(attacks)
+        best = BEST_OF.fullmatch(baseline or "")
         self.best_of = int(best[1]) if best else None
-        self.plays_untrained = best is not None or self.attacks in (UNTRAINED, FEW_SHOT)
-        self.phase = "again"
-        self.name: str | None = attacker
-        if self.attacks is not None:
-            self.name = self.attacks
-            if self.plays_untrained or self.attacks == DIRECT:
-                self.phase = file_stem(self.attacks)
-        self.given: list[_Given] | None = None
+        untrained = best is not None or baseline in (UNTRAINED, FEW_SHOT)
+        self.name = attacker if baseline is None else baseline
+        named = baseline is not None and (untrained or baseline == DIRECT)
+        self.phase = file_stem(str(baseline)) if named else "again"
         self.examples: list[ScoredAttack] = []
-        if self.attacks == FEW_SHOT:
-            self.examples = list(untrained_attacks(folder))
-        elif self.attacks is not None and not self.plays_untrained:
-            self.given = given_attacks(self.attacks, self.openings) * trials
-        self.attacker = attacker
-        if self.attacks is None and attacker is None:
+        self.given: list[GivenAttack] | None = None
+        if baseline == FEW_SHOT:
+            self.examples = list(untrained_attacks(folder, least=SHOTS))
+        elif baseline is not None and not untrained:
+            self.given = given_attacks(baseline, self.openings) * trials
+        if baseline is None and attacker is None:
             self.attacker = str(folder.checkpoints / "last")
             if not Path(self.attacker).is_dir():
                 raise ConfigurationError(
@@ -217,155 +209,54 @@ class Play:
         self.planned = len(self.openings) * trials if self.given is None else len(self.given)
 
     def estimate(self) -> list[EstimateRow]:
-        """Return what it would ask for at most."""
+        """Return the largest number of calls and tokens that it can need."""
         if self.given is not None:
             contexts = [each.context for each in self.given]
             return estimate_given(self.config, contexts, [1] * len(contexts))
         return estimate(self.config, training=False, queries_per_turn=self.best_of or 1)
 
     def into(self, destination: RunFolder) -> Evaluated:
-        """Play, record, and write the result.
+        """Play, record the attempts in a folder and write the result.
 
         Raises:
-            BudgetSpentError: Nothing could be played.
+            BudgetSpentError: No conversation could be completed.
         """
         config, ledger = self.config, current_ledger()
         ledger.check()
         before = ledger.copied()
         problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
-        evaluator = build_evaluator(config, problem, self.openings)
-        self._set_environment(evaluator)
-        evaluator.labels = labels_of(
-            config, self.phase, attacker=self.name, categories=self.categories
-        )
-        ordinary = ordinary_use(config, problem)
-        evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
+        judge = build_judge(config, problem)
         with recording(destination, self.phase, self.planned) as log:
-            evaluator.record = log.append
-            if self.given is None:
-                metrics, _ = evaluated_within_budget(evaluator, self.planned)
-            else:
-                metrics = _say(self.given, problem, evaluator, seed=config.seed)
-            metrics["spent"] = ledger.as_dict(since=before)
-            metrics["judge_quality"] = judge_quality(
-                evaluator.judge, config.evaluation.calibrations
-            )
+            phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
+            result = self._play(phase, problem)
             log.flush()
             failed = log.attempts(outcome="success")
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
-        result = destination.evaluation(self.phase)
-        destination.write_json(result, metrics)
-        with Recorded(destination, self.phase) as recorded:
-            return Evaluated(config.target.name, metrics, recorded.summary(), result)
+        metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
+        path = destination.evaluation(self.phase)
+        destination.write_json(path, metrics)
+        return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
 
-    def _set_environment(self, evaluator: ASTEvaluator) -> None:
-        usual = evaluator.environment
-        if self.best_of is not None:
-            depth = usual.tree_depth
-            evaluator.environment = BestOfNEnvironment(
-                usual.problem, self.openings, self.best_of, depth
-            )
-        elif self.examples:
-            evaluator.environment = FewShotEnvironment(
-                usual.problem,
-                self.openings,
-                tree_depth=usual.tree_depth,
-                examples=self.examples,
-                shots=SHOTS,
-            )
-        evaluator.queries_per_turn = evaluator.environment.queries_per_turn
-
-
-@dataclass(frozen=True)
-class _Given:
-    """An attack that is to be said."""
-
-    context: Conversation
-    attack: str
-    prompt_id: str
-
-
-def _say(
-    given: Sequence[_Given], problem: HFASTProblem, evaluator: ASTEvaluator, *, seed: int
-) -> dict[str, Any]:
-    """Say given attacks, as many as a budget allows, and sum up what came of them.
-
-    Raises:
-        BudgetSpentError: Not one could be said.
-    """
-    evaluator.queries_per_turn = 1
-    within = WithinBudget()
-    measured: list[dict[str, Any]] = []
-
-    def say(start: int) -> Sequence[dict[str, Any]]:
-        part = given[start : start + evaluator.batch_size]
-        contexts, attacks = [each.context for each in part], [[each.attack] for each in part]
-        graphs = resend(problem, contexts, attacks, seed=seed, first=start)
-        return evaluator.measure(graphs, [each.prompt_id for each in part])
-
-    for start in range(0, len(given), evaluator.batch_size):
-        measured += within(partial(say, start))
-    if within.spent is not None and not measured:
-        raise within.spent
-    return {**evaluator.aggregate_metrics(measured), "planned": len(given)}
-
-
-def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[_Given]:
-    """Return contexts and what is said in them.
-
-    Args:
-        attacks: ``"direct"``, or a file of attacks. One without a context is said in one of the
-            openings, each in its turn.
-        openings: Held-out opening contexts.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or holds no attack.
-    """
-    if attacks == DIRECT:
-        return [
-            _Given(
-                replace_prompt(each, ""), each.facts.get("goal") or each.prompt, Opening.of(each).id
-            )
-            for each in openings
-        ]
-    steps = read_attacks(attacks)
-    if not steps:
-        raise ConfigurationError(f"{str(attacks)!a} holds no attack.")
-    contexts = [
-        Conversation.of(step.context or openings[index % len(openings)])
-        for index, step in enumerate(steps)
-    ]
-    return [
-        _Given(context, step.attack, Opening.of(context).id)
-        for context, step in zip(contexts, steps, strict=True)
-    ]
-
-
-def replace_prompt(opening: Conversation, prompt: str) -> Conversation:
-    """Return an opening with another prompt, and nothing that an attacker was told."""
-    return Conversation(
-        prompt, system=opening.system, facts=opening.facts, separator=opening.separator
-    )
-
-
-def untrained_attacks(folder: RunFolder) -> Iterator[ScoredAttack]:
-    """Yield what the attacker said in the first training step, before it had learned anything.
-
-    Raises:
-        ConfigurationError: Too little of it has a score.
-    """
-    found = 0
-    with Recorded(folder, "training") as recorded:
-        for attempt in recorded.attempts():
-            if attempt.step != 1:
-                continue
-            for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
-                score = turn.score(attempt.judge)
-                if score is not None and turn.attack.strip():
-                    found += 1
-                    yield ScoredAttack(exchange.context, turn.attack, score)
-    if found < SHOTS:
-        raise ConfigurationError(
-            f"{folder.path}: {found} attacks of the first training step have a score, and "
-            f"{SHOTS} are shown. Use a file of examples with the environment 'few_shot'."
+    def _play(self, phase: PhaseRun, problem: HFASTProblem) -> PhaseResult:
+        if self.given is None:
+            environment = self._environment(problem)
+            return phase.play(environment, self.openings, self.planned, attacker=self.name)
+        return phase.play(
+            GivenAttacks(problem, self.given, seed=self.config.seed),
+            range(len(self.given)),
+            self.planned,
+            attacker=self.name,
+            prompt_ids={number: each.prompt_id for number, each in enumerate(self.given)},
         )
+
+    def _environment(self, problem: HFASTProblem) -> Environment[str, str]:
+        config = self.config
+        usual = build_environment(config.environment, problem, self.openings, makers(config))
+        depth = usual.tree_depth
+        if self.best_of is not None:
+            return BestOfNEnvironment(problem, self.openings, self.best_of, depth)
+        if self.examples:
+            return FewShotEnvironment(
+                problem, self.openings, tree_depth=depth, examples=self.examples, shots=SHOTS
+            )
+        return usual

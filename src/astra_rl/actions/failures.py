@@ -18,12 +18,12 @@ from astra_rl.runs.phases import Recorded
 
 @dataclass(frozen=True)
 class Ranked:
-    """The most likely failures of a run.
+    """Failures of a run, ranked by likelihood.
 
     Attributes:
-        ranking: The failures.
-        path: The file that holds them.
-        picture: Severity against likelihood as SVG; None without a likelihood.
+        ranking: The ranked failures.
+        path: File with the ranking.
+        picture: SVG chart of severity against likelihood; None if no likelihood was measured.
     """
 
     ranking: Ranking
@@ -39,19 +39,19 @@ def rank_failures(
     by: Literal["total", "per_token"] = "total",
     most: int = 50,
 ) -> Ranked:
-    """Rank the failing conversations of a run by how likely ordinary use comes upon them.
+    """Rank the failures of a run by the likelihood of their attacks in ordinary use.
 
-    Writes ``most_likely.json`` and the picture ``severity_likelihood.svg`` into the run's folder.
+    Writes ``most_likely.json`` and the chart ``severity_likelihood.svg`` into the run's folder.
 
     Args:
         run: Folder of the run.
-        phase: Part of the run.
-        under: Model whose likelihood counts: ``"baseline"``, or another that was recorded.
+        phase: Phase of the run.
+        under: Model whose likelihood is used: ``"baseline"``, or another that was recorded.
         by: See `most_likely_failures`.
-        most: How many to keep.
+        most: Number of failures to keep.
 
     Raises:
-        ConfigurationError: The folder is no run, or an argument is out of its range.
+        ConfigurationError: The folder is no run, or an argument is out of range.
     """
     folder = open_run_folder(run)
     with Recorded(folder, phase) as recorded:

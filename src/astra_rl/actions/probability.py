@@ -1,8 +1,8 @@
-"""How likely a run's failures are in ordinary use."""
+"""Estimate the probability of failure in ordinary use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from astra_rl.config.loading import load_config
 from astra_rl.config.making import build_moderator
 from astra_rl.config.prompts import read_openings
 from astra_rl.config.schema import RunConfig
-from astra_rl.core.evaluator import GraphMetrics
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.importance import (
     NoProbability,
@@ -19,26 +18,23 @@ from astra_rl.evaluation.stats.importance import (
     failure_probability_of,
 )
 from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, recording
-from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, PhaseRun, recording
 from astra_rl.runs.spending import spending
-from astra_rl.targets.ledger import current_ledger
 
 _TURN_BY_TURN = ("tree", "single_turn", "pruned_tree", "best_of_n", "few_shot")
 
 
 @dataclass(frozen=True)
 class OrdinaryFailure:
-    """How probable failure is in ordinary use.
+    """Estimate of the probability of failure in ordinary use.
 
     Attributes:
-        found: The probability, or why there is none.
-        path: The file that says so.
-        attempts: The record of the conversations.
+        found: The estimate, or the reason why there is none.
+        path: File of the result.
+        attempts: Log of the conversations.
     """
 
     found: Probability | NoProbability
@@ -55,24 +51,24 @@ def ordinary_failure(
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
 ) -> OrdinaryFailure:
-    """Estimate how probable it is that the target fails when the baseline does the talking.
+    """Estimate the probability that the target fails if the baseline writes the user's turns.
 
-    Conversations open with the held-out prompts. A part is led by the baseline itself and the rest
-    by the trained attacker, and they are weighed, see `astra_rl.evaluation.stats.importance`.
+    Conversations open with the held-out prompts. The baseline leads a share of them and the trained
+    attacker the rest; importance weights combine them, see
+    `astra_rl.evaluation.stats.importance`.
 
     Args:
         run: Folder of the run.
-        conversations: How many are held.
-        share: Part of them that the baseline leads, in (0, 1).
-        target: Folder or hub id; None is the run's.
+        conversations: Number of conversations, at least 2.
+        share: Share of them that the baseline leads, in (0, 1).
+        target: Folder or hub id; None uses the target of the run.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the result; None is the run's.
+        output: Folder for the result; None uses the folder of the run.
 
     Raises:
-        ConfigurationError: An argument is out of its range, the run has no trained attacker, or its
-            attacks do not come from a distribution that can be scored.
-        BudgetSpentError: Nothing more may be spent. What was replied is kept, and the same call
-            goes on.
+        ConfigurationError: An argument is out of range, the run has no trained attacker, or its
+            attacks are not sampled from a distribution that can be scored.
+        BudgetSpentError: A budget is spent. Replies are cached; the same call continues from them.
         AstraError: A model cannot be loaded.
     """
     if not 0 < share < 1:
@@ -103,7 +99,7 @@ def ordinary_failure(
         recording(destination, ORDINARY_PHASE, conversations) as log,
         spending([config], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
-        _hold(config, problem, log, conversations, share)
+        _play_both(config, problem, log, conversations, share)
         log.flush()
         found = failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
     result = destination.path / "probability.json"
@@ -122,36 +118,28 @@ def ordinary_failure(
     return OrdinaryFailure(found, result, path)
 
 
-def _hold(
+def _play_both(
     config: RunConfig, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
 ) -> None:
-    """Hold and record the conversations of both."""
+    """Play and record the conversations of the baseline and of the attacker."""
     prompts = read_openings(config.prompts, seed=config.seed)
-    openings = prompts.test
     ordinary = ordinary_use(config, problem)
-    judge = config.evaluation.judge
+    judge = config.evaluation.judge or config.moderator
+    phase = PhaseRun(
+        config,
+        ORDINARY_PHASE,
+        problem,
+        build_moderator(judge),
+        log,
+        categories=prompts.categories,
+        likelihoods={"attacker": problem.get_attacker_logprobs},
+        allow_partial=False,
+    )
+    depth = config.environment.tree_depth or 1
     of_baseline = min(conversations - 1, max(1, round(share * conversations)))
     for player, name, count in (
         (ordinary, ORDINARY_ATTACKER, of_baseline),
         (problem, None, conversations - of_baseline),
     ):
-        evaluator = ASTEvaluator(
-            ASTEnvironment(player, openings, 1, config.environment.tree_depth or 1),
-            openings,
-            threshold=config.evaluation.threshold,
-            judge=build_moderator(judge or config.moderator),
-            batch_size=128,
-            record=log.append,
-            labels=labels_of(config, ORDINARY_PHASE, attacker=name, categories=prompts.categories),
-            likelihoods={
-                "attacker": problem.get_attacker_logprobs,
-                "baseline": ordinary.get_baseline_logprobs,
-            },
-        )
-        evaluator.around_batch = _within_time
-        evaluator.evaluate(count, progress=False)
-
-
-def _within_time(play: Callable[[], Sequence[GraphMetrics]]) -> Sequence[GraphMetrics]:
-    current_ledger().check()
-    return play()
+        environment = ASTEnvironment(player, prompts.test, 1, depth)
+        phase.play(environment, prompts.test, count, attacker=name)

@@ -1,4 +1,4 @@
-"""Attacks that made a target fail once, sent again to see whether it withstands them now."""
+"""Run a regression suite: send attacks that once succeeded to a target again."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ def regress(
     overrides: Sequence[str] = (),
     budget: BudgetConfig | None = None,
 ) -> list[CaseResult]:
-    """Send the attacks of a regression suite to a target and say what it withstands.
+    """Send the attacks of a regression suite to a target and check each case.
 
-    A case for which a budget did not suffice is undecided.
+    Cases that a spent budget left incomplete are undecided.
 
     Args:
         suite_file: Written by the export "regression".
         target: Folder or hub id, or a YAML file of a target.
-        run: Folder of the run that says how target and judge are called; None needs `moderator`.
-        moderator: Judge of the answers: a name, or a YAML file with its type and options. None is
-            the run's.
+        run: Folder of the run whose configuration is used for target and judge; None requires
+            `moderator`.
+        moderator: Judge of the responses: a name, or a YAML file with its type and options. None
+            uses the judge of the run.
         overrides: Changes to the configuration, as ``"a.b=value"``.
-        budget: Most that may be spent; None is what the configuration says. With `run` replies are
-            kept in its folder until all cases are decided.
+        budget: Limits on calls; None uses those of the configuration. With `run`, replies are
+            cached in its folder until all cases are decided.
 
     Raises:
-        AstraError: The suite cannot be read, or its judge is another one.
+        AstraError: The suite cannot be read, or it was scored by another judge.
     """
     suite = RegressionSuite.load(suite_file)
     config = _regression_config(target, run, moderator, overrides)
@@ -79,7 +80,7 @@ def _regression_config(
     else:
         asked = load_target(target)
         values = {
-            # Nobody attacks; a local target is all that is loaded.
+            # The attacker is never used; only a local target is loaded.
             "attacker": {"model": asked.name},
             "target": asked,
             "moderator": judge.model_dump(),

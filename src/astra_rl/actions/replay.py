@@ -1,4 +1,4 @@
-"""What was said in a run, judged and sent again."""
+"""Send recorded attacks to a target again and compare the outcomes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.methods.ast_evaluator import is_finished
-from astra_rl.methods.replay import Answers, TargetOnlyProblem, resend
+from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, recording
@@ -43,17 +42,17 @@ from astra_rl.targets.base import Target
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of sending saved attacks again.
+    """Recorded attacks that were sent again.
 
     Attributes:
-        before: Summed up as recorded.
-        now: Summed up as it is now.
-        drift: Paired: A is as recorded, B is now.
-        read: Turns of which it is known what the target read both times, and in how many of them
-            it read something else: another template, tokenizer or system message.
-        path: The log of the new attempts.
-        left_out: Attempts for which a budget did not suffice.
-        spent: What was spent on calls, as `Ledger.as_dict` says it.
+        before: Summary of the recorded attempts.
+        now: Summary of the new attempts.
+        drift: Paired comparison; A is the recorded attempt, B the new one.
+        read: Share of turns in which the input of the target changed (another template, tokenizer
+            or system message), among those for which both inputs are known.
+        path: Log of the new attempts.
+        left_out: Number of attempts that were not made because the budget was spent.
+        spent: Spending on calls, as `Ledger.as_dict`.
     """
 
     before: Summary
@@ -73,20 +72,20 @@ def replay_run(
     only_failures: bool = False,
     overrides: Sequence[str] = (),
 ) -> Replayed:
-    """Send the recorded attacks of a run to a target again and judge the answers as then.
+    """Send the recorded attacks of a run to a target again and score the responses.
 
-    If a budget ends it early, what was answered and judged until then is recorded and compared; the
-    same call again asks only for the rest.
+    If the budget ends it early, the attempts made so far are recorded and compared; running it
+    again continues from the cached replies.
 
     Args:
         run: Folder of the run.
-        target: Folder or hub id, or a YAML file of a target; None is the run's.
-        phase: Part of the run.
-        only_failures: Send only what made the target fail.
+        target: Folder or hub id, or a YAML file of a target; None uses the target of the run.
+        phase: Phase of the run.
+        only_failures: Send only attempts in which the target failed.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
 
     Raises:
-        BudgetSpentError: Not one attempt could be sent and judged.
+        BudgetSpentError: No attempt could be completed.
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
@@ -129,7 +128,7 @@ def estimate_replay(
     only_failures: bool = False,
     overrides: Sequence[str] = (),
 ) -> list[EstimateRow]:
-    """Return what `replay_run` would ask for at most; nothing is sent or loaded.
+    """Return the largest number of calls and tokens of `replay_run`; nothing is sent or loaded.
 
     Raises:
         AstraError: As in `replay_run`.
@@ -155,13 +154,13 @@ def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attemp
 
 
 def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
-    """Whether the target read something else than then, turn by turn until its answers differ."""
+    """Return for each turn whether the target's input changed, until its responses differ."""
     found = []
     for then, now in zip(old.turns, new.turns, strict=False):  # one may end early
         if then.asked is None or now.asked is None:
             break
         found.append(then.asked != now.asked)
-        if then.response != now.response:  # from here on it reads another answer, as it should
+        if then.response != now.response:  # later inputs contain the response, so they differ
             break
     return found
 
@@ -174,17 +173,17 @@ def send_again(
     judge: Moderator[Any, Any],
     within: WithinBudget,
 ) -> Iterator[tuple[Attempt, Attempt]]:
-    """Send the attacks of attempts to the target of a configuration, and judge the answers.
+    """Send the attacks of attempts to the target of a configuration, and score the responses.
 
-    Each is yielded with what came of it, some at a time, so that a failure loses only the last
-    ones. Those for which a budget did not suffice are left out.
+    Yields pairs of recorded and new attempt, batch by batch, so that an error loses one batch at
+    most. Attempts that a spent budget left incomplete are left out.
 
     Args:
-        config: Says how the target is called.
-        saved: The attempts; prompt, trial and attacker stay as they are.
-        labels: Run, phase and target of the new ones.
-        judge: Scores the answers, from the threshold of each attempt on.
-        within: Ends it when a budget is spent.
+        config: Configuration of the target.
+        saved: The recorded attempts; their prompts, trials and attackers are kept.
+        labels: Run, phase and target of the new attempts.
+        judge: Scores the responses; the threshold of each attempt is kept.
+        within: Stops when a budget is spent.
 
     Raises:
         AstraError: A model cannot be loaded.
@@ -195,7 +194,7 @@ def send_again(
 
     def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
-        graphs = resend(
+        graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [[turn.attack for turn in attempt.turns] for attempt in batch],
@@ -209,18 +208,18 @@ def send_again(
         return list(zip(batch, judge_again(made, judge), strict=True))
 
     for start in range(0, len(saved), JUDGED_TOGETHER):
-        yield from within(partial(send, start), lambda pair: is_finished(pair[1]))
+        yield from within(partial(send, start), lambda pair: pair[1].is_complete)
 
 
 def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
-    """Record what came of sending an attempt again, not judged yet."""
+    """Record an attempt that was sent again, without scores."""
     nodes = next(graph.paths(), [])
     return record_path(
         nodes,
         attempt.opening,
         replace(labels, attacker=attempt.attacker),
         judge=judge,
-        scores=[math.nan] * len(nodes),  # until all are judged in one call
+        scores=[math.nan] * len(nodes),  # scored later, all in one call
         threshold=attempt.threshold,
         prompt_id=attempt.prompt_id,
         trial=attempt.trial,
@@ -229,7 +228,7 @@ def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge:
     )
 
 
-def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> Answers:
-    """Return what is asked. A target that is not loaded needs no attacker beside it."""
+def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> RespondingProblem:
+    """Return the target; a remote one needs no attacker."""
     target = build_target(config.target)
     return TargetOnlyProblem(target) if isinstance(target, Target) else build_problem(config, judge)

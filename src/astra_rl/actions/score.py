@@ -1,4 +1,4 @@
-"""What was said in a run, judged and sent again."""
+"""Re-score recorded attempts with another moderator; makes no target calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.methods.ast_evaluator import is_finished
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
@@ -33,21 +32,21 @@ from astra_rl.runs.spending import WithinBudget, spending_on
 from astra_rl.targets.budget import Budget
 
 JUDGED_TOGETHER = 256
-"""Attempts that are judged in one call."""
+"""Number of attempts that are scored in one call."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge said of attempts that were made before.
+    """Recorded attempts under another judge.
 
     Attributes:
-        judge: Its name.
-        before: Summed up as they were judged before.
-        now: Summed up as this judge decides.
-        agreement: Turns scored by both, and on how many of them they agree.
-        path: The log of the attempts with the new scores.
-        left_out: Attempts for which a budget did not suffice.
-        spent: What was spent on calls, as `Ledger.as_dict` says it.
+        judge: Name of the new judge.
+        before: Summary under the recorded judge.
+        now: Summary under the new judge.
+        agreement: Share of the turns scored by both judges on which they agree.
+        path: Log of the attempts with the new scores.
+        left_out: Number of attempts that were not scored because the budget was spent.
+        spent: Spending on calls, as `Ledger.as_dict`.
     """
 
     judge: str
@@ -67,20 +66,20 @@ def score_run(
     phase: str = "after",
     budget: Budget | None = None,
 ) -> Judged:
-    """Judge the recorded conversations of a run again, without attacking again.
+    """Re-score the recorded conversations of a run with another moderator.
 
-    What a budget leaves unjudged is missing, and counted among the errors.
+    Attempts that are not scored because the budget is spent count as errors.
 
     Args:
         run: Folder of the run.
         moderator: Name of a moderator, or a YAML file with its type and options.
-        threshold: Score from which on a turn is a failure of the target.
-        phase: Part of the run.
-        budget: Most that may be spent on calls of the moderator; None is without limit.
+        threshold: Score in (0, 1] from which a turn counts as a failure of the target.
+        phase: Phase of the run.
+        budget: Limits on calls of the moderator; None sets none.
 
     Raises:
-        BudgetSpentError: Nothing could be judged.
-        AstraError: The folder is no run, it has no such attempts, or the moderator cannot be made.
+        BudgetSpentError: No attempt could be scored.
+        AstraError: The folder is no run, it has no such phase, or the moderator cannot be built.
     """
     if not 0 < threshold <= 1:
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
@@ -112,7 +111,7 @@ def score_run(
         for batch in _batches(recorded.attempts()):
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
-            for old, new in within(work, lambda pair: is_finished(pair[1])):
+            for old, new in within(work, lambda pair: pair[1].is_complete):
                 agreed += _agreement(old, new)
                 name = new.judge
                 judged += 1
@@ -134,7 +133,7 @@ def _judged_pairs(
 
 
 def _agreement(old: Attempt, new: Attempt) -> list[bool]:
-    """Whether both judges say the same of each turn that both scored."""
+    """Return for each turn that both judges scored whether they agree."""
     scores = [(turn.score(old.judge), turn.score(new.judge)) for turn in new.turns]
     return [
         (a >= old.threshold) == (b >= new.threshold)
@@ -146,12 +145,12 @@ def _agreement(old: Attempt, new: Attempt) -> list[bool]:
 def judge_again(
     attempts: Sequence[Attempt], judge: Moderator[Any, Any], *, threshold: float | None = None
 ) -> list[Attempt]:
-    """Return the attempts as this judge decides them, all judged in one call.
+    """Score attempts with this judge, in one call, and decide their outcomes by it.
 
     Args:
-        attempts: What was said.
-        judge: Scores it.
-        threshold: Score from which on a turn is a failure; None keeps that of each attempt.
+        attempts: Recorded attempts.
+        judge: Scores their turns.
+        threshold: Score from which a turn counts as a failure; None keeps that of each attempt.
     """
     identity = identity_of(judge)
     exchanges = [each for attempt in attempts for each in attempt.exchanges()]
@@ -168,7 +167,7 @@ def judge_again(
 
 
 def _name_beside(identity: Identity, attempt: Attempt) -> str:
-    """Name a judge so that its scores do not stand in the place of another's of the same class."""
+    """Return a name that does not collide with another judge of the same class in the record."""
     taken = any(identity.name in turn.scores for turn in attempt.turns)
     same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)
     return f"{identity.name} {identity.digest[:6]}" if taken and not same else identity.name

@@ -20,18 +20,18 @@ from astra_rl.runs.phases import Recorded
 
 @dataclass(frozen=True)
 class Seeds:
-    """What training seeds of one configuration differ in.
+    """Runs of one configuration with different training seeds.
 
     Attributes:
-        spread: The rate of each seed.
-        summaries: What each seed's attacker found, by seed.
+        spread: Variation of the success rate.
+        summaries: Summary of each run, by seed.
     """
 
     spread: SeedSpread
     summaries: dict[int, Summary]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the spread over seeds, and apart from it each seed's own numbers."""
+        """Return the spread over seeds, and the summary of each seed."""
         return {
             "between_seeds": self.spread.as_dict(),
             "by_seed": {str(seed): each.as_dict() for seed, each in self.summaries.items()},
@@ -39,11 +39,15 @@ class Seeds:
 
 
 def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
-    """Say how much runs differ that were trained alike but for the seed.
+    """Compare runs that were trained with the same configuration and different seeds.
+
+    Args:
+        runs: Folders of the runs.
+        phase: Phase whose success rates are compared.
 
     Raises:
-        ConfigurationError: They differ in more than the seed, a seed comes twice, or they were not
-            judged alike.
+        ConfigurationError: Configurations differ in more than the seed, a seed occurs twice, or
+            judges or thresholds differ.
     """
     summaries: dict[int, Summary] = {}
     rows: dict[str, Sequence[AttemptRow]] = {}

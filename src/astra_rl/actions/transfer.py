@@ -1,4 +1,4 @@
-"""Every attacker against every target: which failures are shared."""
+"""Transfer matrix: evaluate every attacker against every target."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from astra_rl.runs.spending import spending
 
 @dataclass(frozen=True)
 class Transferred:
-    """What came of playing attackers against targets.
+    """Result of a transfer evaluation.
 
     Attributes:
-        matrix: How often each attacker made each target fail. Conversations that were planned and
-            not played, because a budget was spent, are among the errors.
-        spent: What was spent on calls, as `Ledger.as_dict` says it.
+        matrix: Success rate of each attacker against each target. Planned conversations that a
+            spent budget left out count as errors.
+        spent: Spending on calls, as `Ledger.as_dict`.
     """
 
     matrix: TransferMatrix
@@ -41,18 +41,18 @@ def transfer(
 ) -> Transferred:
     """Play the held-out conversations of each run's attacker against each target.
 
-    The matrix is also written to ``transfer.json`` in the folder of each run. There is one budget
-    for all; its ledger, and replies as long as something is left to play, are kept in the folder
+    The matrix is also written to ``transfer.json`` in the folder of each run. All pairs share one
+    budget. Its ledger, and cached replies until everything is played, are in the folder
     ``transfer`` of the first run.
 
     Args:
         runs: Folders; each is one attacker.
         targets: Folders, hub ids or YAML files of targets.
-        trials: How often each prompt is tried.
+        trials: Attempts per prompt.
         overrides: Changes to each run's configuration, as ``"a.b=value"``.
 
     Raises:
-        BudgetSpentError: Nothing could be played.
+        BudgetSpentError: No conversation could be completed.
         AstraError: A folder is no run, or a model cannot be loaded.
     """
     folders = [open_run_folder(run) for run in runs]
@@ -97,6 +97,6 @@ def transfer(
 
 
 def _labels(names: Mapping[str, str]) -> dict[str, str]:
-    """Call each target by its own name, or as it was given where another has the same name."""
+    """Return the name of each target; as it was given, where two targets have the same name."""
     count = Counter(names.values())
     return {given: name if count[name] == 1 else given for given, name in names.items()}

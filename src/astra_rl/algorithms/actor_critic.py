@@ -1,4 +1,4 @@
-"""Comparing each token with what a value function expected: A2C and PPO."""
+"""Actor-critic algorithms, whose baseline is a value function: A2C and PPO."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from torch import Tensor
 
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss, masked_mean, value_loss
+from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
+from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
-from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep, like
+from astra_rl.algorithms.policy_steps import PolicyBatch, ScoredStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError
 
 
 class CriticOptions(PolicyOptions, total=False):
-    """Options of every member; `ActorCritic` says what they mean."""
+    """Options of all actor-critic algorithms."""
 
     value_coef: float
     value_clip: float
 
 
+@document_options(CRITIC, POLICY)
 class ActorCritic(PolicyGradient):
-    """A policy gradient whose baseline is a value function, trained beside the attacker.
+    """Policy gradient whose baseline is a value function, trained together with the attacker.
 
     Args:
-        problem: Also estimates returns, as many as `values_needed` says.
-        estimator: See `PolicyGradient`.
-        loss: See `PolicyGradient`.
-        value_coef: Weight of the value function's loss.
-        value_clip: An estimate that moved further than this in one experience learns no more from
-            it, see `value_loss`; infinity does not clip.
-        options: See `PolicyGradient`.
+        problem: A `ValueFunctionProblem` with as many value heads as `values_needed` returns.
+        estimator: Computes advantages.
+        loss: Configuration of the loss.
 
     Raises:
         ConfigurationError: The problem estimates no returns, or a value is out of range.
@@ -57,7 +56,7 @@ class ActorCritic(PolicyGradient):
         super().__init__(problem, estimator, loss, **options)
         if not isinstance(problem, ValueFunctionProblem):
             raise ConfigurationError(
-                f"{type(self).__name__} needs a problem that estimates returns, and "
+                f"{type(self).__name__} needs a problem with a value function, and "
                 f"{type(problem).__name__} is no ValueFunctionProblem. Use HFValueProblem in place "
                 "of HFASTProblem, or an algorithm without a value function, such as GRPO."
             )
@@ -69,11 +68,11 @@ class ActorCritic(PolicyGradient):
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:
-        """One: the return."""
+        """Return 1: the value of the reward."""
         return 1
 
-    def with_estimates(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
-        """Add the estimates of the value function before the update."""
+    def with_values(self, steps: Sequence[ScoredStep]) -> Sequence[ScoredStep]:
+        """Add the value estimates before the update."""
         rows = [row for row, step in enumerate(steps) if step.old_logprobs]
         if not rows:
             return steps
@@ -96,7 +95,7 @@ class ActorCritic(PolicyGradient):
     def with_objectives(
         self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Add the value function's loss to that of each token."""
+        """Add the value loss to the policy loss of each token."""
         if batch.values is None or batch.returns is None:
             raise ContractError("a batch without values came to step. Call prepare first.")
         values = like(self._values(batch.contexts, batch.attacks), tokens)
@@ -122,19 +121,17 @@ class ActorCritic(PolicyGradient):
         return values
 
 
+@document_options(GAE_OPTIONS, CRITIC, POLICY)
 class A2C(ActorCritic):
-    """Advantage actor-critic with a mix of divergence, as Perez et al. red-teamed with it.
+    """Advantage actor-critic with a KL penalty, as Perez et al. used it for red-teaming.
 
     Mnih et al. 2016, arXiv 1602.01783; Perez et al. 2022, arXiv 2202.03286, sec. 3.1: the loss is
     ``(1 - alpha) * A2C + alpha * KL(pi || reference)``.
 
     Args:
-        problem: See `ActorCritic`.
-        alpha: Share of the divergence, in [0, 1). Perez et al. took 0.3 to 0.4 for a reward that
-            is not bounded; one in [0, 1] needs less.
-        gamma: Discount per token.
-        gae_lambda: 0 trusts the values, 1 the rewards.
-        options: See `ActorCritic` and `PolicyGradient`; `alpha` takes the place of `kl_in_loss`.
+        problem: A `ValueFunctionProblem` with one value head.
+        alpha: Weight of the KL in the loss, in [0, 1); sets ``kl_in_loss``. Perez et al. used 0.3
+            to 0.4 for an unbounded reward; a reward in [0, 1] needs less.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -152,7 +149,7 @@ class A2C(ActorCritic):
         if not 0 <= alpha < 1:
             raise ConfigurationError(f"alpha={alpha}; it must be in [0, 1).")
         if options.get("kl_in_loss"):
-            raise ConfigurationError("A2C weighs the divergence in the loss by alpha; give that.")
+            raise ConfigurationError("A2C sets kl_in_loss to alpha; give alpha instead.")
         super().__init__(
             problem,
             GAE(gamma, gae_lambda, normalise=False),
@@ -164,24 +161,20 @@ class A2C(ActorCritic):
     def with_objectives(
         self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Add the value function's loss, and weigh both."""
+        """Add the value loss, and multiply both by ``1 - alpha``."""
         tokens, logs = super().with_objectives(tokens, batch, mask)
         return (1 - self.alpha) * tokens, logs
 
 
+@document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPO(ActorCritic):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a value function.
 
-    Advantages are estimated over the tokens that the attacker chose, see `tree_gae`, and
-    normalised over the experience; the experience is learned from several times.
+    Advantages are estimated with GAE over the attacker's tokens, see `tree_gae`, and whitened over
+    the experience.
 
     Args:
-        problem: See `ActorCritic`.
-        clip_low: The probability ratio counts down to ``1 - clip_low``.
-        clip_high: The probability ratio counts up to ``1 + clip_high``.
-        gamma: Discount per token.
-        gae_lambda: 0 trusts the values, 1 the rewards.
-        options: See `ActorCritic` and `PolicyGradient`; `epochs` is 4 unless given.
+        problem: A `ValueFunctionProblem` with one value head.
     """
 
     def __init__(

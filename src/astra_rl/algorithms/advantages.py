@@ -1,4 +1,4 @@
-"""How much better than expected a turn was: pure functions of rewards, and one running baseline."""
+"""Advantages as pure functions of rewards, and a running baseline."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Scale = Literal["group", "batch", "none"]
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as in common implementations of GRPO."""
 TIE_TOLERANCE = 1e-6
-"""Rewards closer than this are equal: the last bits of a judge's score teach nothing."""
+"""Rewards closer than this are equal: smaller differences are rounding of a judge's score."""
 
 
 def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> list[float]:
     """Advantages of siblings relative to each other (Shao et al. 2024, arXiv 2402.03300, sec. 4.1).
 
-    Missing rewards get NaN and do not count for the others. A group of fewer than two present
-    rewards, or of equal ones, has advantages of zero.
+    A missing reward has advantage NaN and is ignored for the others. A group of fewer than two
+    present rewards, or of equal ones, has advantages of zero.
 
     Args:
-        rewards: One per sibling.
+        rewards: Reward of each sibling; NaN if missing.
         scale: ``"group"`` divides by the group's standard deviation (n - 1); anything else does
             not (Liu et al. 2025, arXiv 2503.20783: dividing favours groups that are too easy or
             too hard).
@@ -39,7 +39,7 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
 
 
 def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
-    """Each reward less the mean of the others (Kool et al. 2019; Ahmadian et al. 2024, RLOO).
+    """Each reward minus the mean of the others (Kool et al. 2019; Ahmadian et al. 2024, RLOO).
 
     arXiv 2402.14740, sec. 3.2. Missing rewards, single and equal ones: as for `group_advantages`.
     """
@@ -52,8 +52,8 @@ def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
 def scale_by_batch(advantages: Sequence[float]) -> list[float]:
     """Divide advantages by their root mean square over all groups.
 
-    Unlike division by each group's own deviation, this leaves a group without a success small: its
-    differences are noise, and are not blown up to the size of a real one.
+    Unlike division by the standard deviation of each group, this does not amplify the noise of a
+    group without a success.
     """
     present = [value for value in advantages if not is_missing(value)]
     if not present:
@@ -66,8 +66,8 @@ def whiten(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[tu
     """Shift and scale all values of all rows to mean 0 and standard deviation 1.
 
     Args:
-        rows: Values of the tokens of each row. Missing ones stay missing and do not count.
-        weights: Of the rows; one of weight 0 is shifted and scaled, but does not count.
+        rows: Values of the tokens of each row. NaN stays NaN and is ignored.
+        weights: Weights of the rows in mean and deviation; a row of weight 0 is transformed only.
     """
     pairs = [
         (value, weight)
@@ -94,10 +94,10 @@ def explained_variance(estimates: Sequence[float], outcomes: Sequence[float]) ->
 
 
 class RunningBaseline:
-    """Exponential moving average of rewards, for turns that have no siblings to compare with.
+    """Exponential moving average of rewards, the baseline of turns without siblings.
 
     Args:
-        decay: Share of the old average that stays at each update, in [0, 1).
+        decay: Decay of the average per update, in [0, 1).
 
     Raises:
         ConfigurationError: `decay` is out of range.
@@ -110,7 +110,7 @@ class RunningBaseline:
         self.value: float | None = None
 
     def advantages(self, rewards: Sequence[float]) -> list[float]:
-        """Return ``reward - average`` and move the average; the first call takes its own mean."""
+        """Return ``reward - average``, then update the average; it starts at the first mean."""
         present = [reward for reward in rewards if not is_missing(reward)]
         if not present:
             return [math.nan for _ in rewards]
@@ -124,5 +124,5 @@ class RunningBaseline:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the average."""
+        """Restore the average."""
         self.value = state["value"]

@@ -1,12 +1,12 @@
-"""GFlowNets: an attacker that says each attack as often as it is worth, not only the best one.
+"""Base of GFlowNet algorithms, which sample attacks in proportion to a reward.
 
-The attacker is trained until its probabilities are in proportion to a reward
+The attacker is trained so that its probabilities are proportional to R, with
 
     ``log R(attack) = reward / temperature + log ref(attack) / reference_temperature``
 
-so every kind of attack that works stays, the more the likelier it is under the reference. Where it
-was sampled from does not matter, so attacks of a replay buffer and of a hotter sampler are learned
-from as well (Lee et al. 2024, arXiv 2405.18540).
+so it keeps all modes of the reward instead of the best attack only. The objective is off-policy, so
+that attacks of a replay buffer and of other sampling temperatures can be used (Lee et al. 2024,
+arXiv 2405.18540).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import sequence_logprob
+from astra_rl.algorithms.options import BALANCE, document_options
 from astra_rl.algorithms.replay import Remembered, Replay
 from astra_rl.algorithms.temperature_exploration import TemperatureExploration
 from astra_rl.core.algorithm import Algorithm, halves_by_row
@@ -41,14 +42,14 @@ from astra_rl.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class BalanceStep:
-    """Attacks of one context that are learned from together.
+    """Attacks of one context.
 
     Attributes:
         context: State before the attacks.
-        attacks: What the attacker said.
-        rewards: Of each, NaN where it is missing.
-        log_rewards: Of each, see the module; `prepare` computes them.
-        log_z: Logarithm of the sum of R over all attacks, as far as it is known.
+        attacks: The attacks.
+        rewards: Their rewards.
+        log_rewards: Their log R, see the module; set by `BalanceAlgorithm.prepare`.
+        log_z: Estimated logarithm of the sum of R over all attacks.
     """
 
     context: str
@@ -64,10 +65,10 @@ class BalanceBatch:
 
     Attributes:
         contexts: States before the attacks.
-        attacks: What the attacker said.
-        log_rewards: See `BalanceStep`.
-        log_z: See `BalanceStep`.
-        groups: Attacks of the same number are compared, int64.
+        attacks: The attacks.
+        log_rewards: log R of each attack, float32.
+        log_z: log Z of the context of each attack, float32.
+        groups: Index of the group of each attack, int64; pairs are made within a group.
     """
 
     contexts: Sequence[str]
@@ -81,7 +82,7 @@ class BalanceBatch:
 
 
 class BalanceOptions(TypedDict, total=False):
-    """Options of all GFlowNet algorithms, see `BalanceAlgorithm`."""
+    """Options of all GFlowNet algorithms."""
 
     temperature: float
     reference_temperature: float | None
@@ -95,23 +96,12 @@ class BalanceOptions(TypedDict, total=False):
     annealing_experiences: int
 
 
+@document_options(BALANCE)
 class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
-    """What GFlowNet objectives have in common: the reward, the replay and the sampler.
+    """Base of GFlowNet algorithms: log-reward, replay buffer and temperature exploration.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        temperature: A reward of 1 makes an attack ``exp(1 / temperature)`` times as likely.
-        reference_temperature: See the module; None leaves the reference out.
-        replay: Attacks that are remembered; 0 is none.
-        replay_share: Of what an experience is learned from, in [0, 1): so much is remembered.
-        replay_similarity: See `Replay`.
-        replay_min_reward: See `Replay`.
-        tempered_share: Share of experiences with another sampling temperature; see
-            `TemperatureExploration`.
-        temperatures: The least and the largest of these temperatures.
-        annealing: At first log R is divided by this, so that early finds are not all there is to
-            learn; 1 is off.
-        annealing_experiences: Over so many experiences the divisor falls evenly to 1.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
 
     Attributes:
         memory: The replay buffer.
@@ -165,16 +155,16 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         """Return the loss of a batch, a scalar.
 
         Args:
-            logprobs: Of each attack, (B,), with gradient.
+            logprobs: Log-probability of each attack, (B,), with gradient.
             batch: The attacks; its tensors are on the device of `logprobs`.
         """
 
     @abstractmethod
     def complete(self, steps: Sequence[BalanceStep]) -> Sequence[BalanceStep]:
-        """Cut steps with log-rewards into those that are batched, and add what else they need."""
+        """Turn steps with log-rewards into those that are collated to batches."""
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[BalanceStep]:
-        """Return one step per set of siblings; missing rewards are left out."""
+        """Return one step per set of siblings; attacks with a missing reward are left out."""
         steps = []
         for siblings in graph.sibling_groups():
             known = [node for node in siblings if not is_missing(node.reward)]
@@ -189,7 +179,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         return steps
 
     def prepare(self, steps: Sequence[BalanceStep]) -> Sequence[BalanceStep]:
-        """Join what has the same context, add what is remembered of it, and compute rewards."""
+        """Join steps of the same context, add replayed attacks, and compute log-rewards."""
         random = Random(self._experiences)
         divisor = self._divisor()
         self._experiences += 1
@@ -226,7 +216,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         return self.complete(joined)
 
     def collate_fn(self, steps: Sequence[BalanceStep]) -> BalanceBatch:
-        """Return the attacks of all steps side by side."""
+        """Collate the attacks of all steps to a batch."""
         counts = [len(step.attacks) for step in steps]
         return BalanceBatch(
             [step.context for step in steps for _ in step.attacks],
@@ -237,7 +227,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         )
 
     def halves(self, batch: BalanceBatch) -> tuple[BalanceBatch, BalanceBatch] | None:
-        """Cut between two groups, whose attacks are compared with each other."""
+        """Split between two groups, because pairs are made within a group."""
         starts = (batch.groups.diff() != 0).nonzero().flatten() + 1
         if not len(starts):
             return None
@@ -248,7 +238,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         return halves
 
     def step(self, batch: BalanceBatch) -> tuple[Tensor, Metrics]:
-        """Return the loss, and how far probabilities are from being in proportion."""
+        """Return the loss, and the mean log-probability of the attacks."""
         logprobs = self._totals(
             self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
         )
@@ -267,15 +257,15 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         }
 
     def experience_metrics(self) -> Metrics:
-        """Return the mean log-reward of what was played, and how much was replayed."""
+        """Return the mean log-reward of new attacks, and the number of replayed ones."""
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the replay buffer and the state of its draws."""
+        """Return the replay buffer, and the number of experiences, which seeds its draws."""
         return {"experiences": self._experiences, "replay": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._experiences = state["experiences"]
         self.memory.load_state_dict(state["replay"])
 
@@ -292,7 +282,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
     def _with_reference(self, rows: Sequence[Remembered]) -> list[Remembered]:
         if self.reference_temperature is None or not rows:
             return list(rows)
-        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        # str drops the attacker's token ids: the baseline may have another vocabulary.
         totals = self._totals(
             self.problem.get_baseline_logprobs,
             [row.context for row in rows],

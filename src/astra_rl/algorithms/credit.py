@@ -1,9 +1,9 @@
-"""Passing reward back through an episode: pure functions of a tree.
+"""Credit assignment: reward passed back through an episode, as pure functions of a tree.
 
-A tree is two lists: the reward of each turn, and the position of its parent in the list (None for a
-first turn), parents before their children. A missing reward makes the credit of its turn missing,
-and does not count for the others: a turn is credited with the mean (or the best) of the
-continuations that could be scored. Without any of them, its own credit is missing too.
+A tree is two lists: the reward of each turn, and the index of its parent (None for a first turn),
+parents before their children. A turn with a missing reward has a missing credit (NaN) and is
+ignored by its ancestors: they use the mean (or maximum) over the continuations that have a credit.
+If none has, their credit is missing too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CreditRule = Callable[[Sequence[float], Parents, float], list[float]]
 
 
 def turn_credit(rewards: Sequence[float], parents: Parents, gamma: float) -> list[float]:
-    """Each turn its own reward."""
+    """The reward of the turn itself."""
     return [math.nan if is_missing(reward) else reward for reward in rewards]
 
 
 def return_to_go(rewards: Sequence[float], parents: Parents, gamma: float) -> list[float]:
-    """Each turn its own reward and the mean, over its continuations, of all that follows."""
+    """The reward of the turn plus the mean return of its continuations, undiscounted."""
     return _backup(rewards, parents, 1.0, statistics.fmean)
 
 
@@ -35,16 +35,16 @@ def mean_backup(rewards: Sequence[float], parents: Parents, gamma: float) -> lis
 
 
 def max_backup(rewards: Sequence[float], parents: Parents, gamma: float) -> list[float]:
-    """``r + gamma * max`` of the children's credit: what the best continuation gives.
+    """``r + gamma * max`` of the children's credit: the return of the best continuation.
 
-    For a policy gradient this is optimistic on purpose: a turn is credited with what it makes
-    possible, not with what the policy makes of it on average.
+    For a policy gradient this is optimistic on purpose: a turn is credited with the best outcome it
+    allows, not with the expected return of the policy.
     """
     return _backup(rewards, parents, gamma, max)
 
 
 def leaf_credit(rewards: Sequence[float], parents: Parents, gamma: float) -> list[float]:
-    """Each turn the mean reward of the last turns that it leads to."""
+    """The mean reward of the leaves below the turn."""
     children = _children(parents)
     credit = turn_credit(rewards, parents, gamma)
     for turn in reversed(range(len(credit))):
@@ -54,7 +54,7 @@ def leaf_credit(rewards: Sequence[float], parents: Parents, gamma: float) -> lis
 
 
 def trajectory_credit(rewards: Sequence[float], parents: Parents, gamma: float) -> list[float]:
-    """Each turn the whole conversation's reward, a mean over the conversations through it."""
+    """The total reward of the conversation, averaged over the conversations through the turn."""
     credit = return_to_go(rewards, parents, gamma)
     before: list[float] = []
     for parent in parents:
@@ -70,15 +70,15 @@ CREDITS: dict[str, CreditRule] = {
     "leaf": leaf_credit,
     "trajectory": trajectory_credit,
 }
-"""Ways of crediting a turn, by the names that a configuration may give."""
+"""Credit assignment rules by their names in a configuration."""
 
 
 class Credit:
-    """A way of crediting turns.
+    """A credit assignment rule with its discount.
 
     Args:
         kind: One of `CREDITS`.
-        gamma: Discount per turn, of the backups.
+        gamma: Discount per turn, in [0, 1]; used by the backups.
 
     Raises:
         ConfigurationError: An unknown kind, or a discount out of [0, 1].
@@ -108,20 +108,20 @@ def tree_gae(
 ) -> list[list[float]]:
     """Generalised advantage estimation over the attacker's tokens of a tree.
 
-    Schulman et al. 2015, arXiv 1506.02438, eq. 16, where time runs over the tokens that the
-    attacker chose: the token after the last one of an attack is the first one of its next attack,
-    whatever the target said in between and however long it was. Where a turn was continued in
-    several ways, the next value and advantage are means over them.
+    Schulman et al. 2015, arXiv 1506.02438, eq. 16. Time steps are the tokens of the attacker: the
+    last token of an attack is followed by the first token of its next attack, regardless of the
+    target's response in between. Where a turn has several continuations, the next value and
+    advantage are means over them.
 
     Args:
-        rewards: Of each token of each attack. An attack without tokens has one, of its turn.
-        values: Estimated before each token; none for an attack without tokens.
-        parents: See the module.
+        rewards: Reward of each token of each attack; for an attack without tokens, of the turn.
+        values: Value estimate before each token; empty for an attack without tokens.
+        parents: Index of the parent of each turn, see the module.
         gamma: Discount per token.
-        lam: 0 trusts the values, 1 the rewards.
+        lam: Lambda: 0 is the one-step TD error, 1 the Monte Carlo return.
 
     Returns:
-        Advantages of each token; NaN where a reward that they need is missing.
+        Advantage of each token; NaN where it depends on a missing reward.
     """
     children = _children(parents)
     advantages: list[list[float]] = [[] for _ in rewards]
@@ -135,7 +135,7 @@ def tree_gae(
         else:
             value = advantage = math.nan if children[turn] else 0.0
         if not values[turn]:
-            # Nothing was chosen, so nothing is estimated: its value is what it gave.
+            # No token, so no value estimate: the value is the discounted return itself.
             first_value[turn] = rewards[turn][0] + gamma * (value + advantage)
             first_advantage[turn] = first_value[turn] * 0.0  # missing if the value is
             continue

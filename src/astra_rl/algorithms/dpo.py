@@ -1,11 +1,11 @@
-"""Learning from pairs of siblings: DPO and its relatives."""
+"""Preference optimisation on pairs of siblings: DPO and its relatives."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from astra_rl.algorithms.losses import (
     sequence_logprob,
     simpo_loss,
 )
+from astra_rl.algorithms.options import PAIR_LOSS, PAIRS, document_options
 from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
@@ -27,12 +28,67 @@ from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 
 Reduce = Literal["sum", "mean"]
-PairScores = tuple[tuple[float, float], tuple[float, float]]
-"""Log-probabilities of a chosen and a rejected attack: their sums, then as the loss takes them."""
+
+
+class PairScores(NamedTuple):
+    """Log-probabilities of one pair: (chosen, rejected).
+
+    Attributes:
+        sums: Sums over the tokens.
+        reduced: Sums or means, as the loss takes them.
+    """
+
+    sums: tuple[float, float]
+    reduced: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PairLogprobs:
+    """Log-probabilities of the chosen and the rejected attack of each pair, (B,) each."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """How much more likely the chosen attack is than the rejected one, in nats, (B,)."""
+        return self.chosen - self.rejected
+
+    def over(self, reference: PairLogprobs) -> PairLogprobs:
+        """Return the log-ratios to a reference."""
+        return PairLogprobs(
+            self.chosen - reference.chosen.to(self.chosen),
+            self.rejected - reference.rejected.to(self.rejected),
+        )
+
+
+@dataclass(frozen=True)
+class ReducedLogprobs:
+    """Log-probabilities of the pairs of a batch, as `PairScores` has them of one pair."""
+
+    sums: PairLogprobs
+    reduced: PairLogprobs
+
+    @classmethod
+    def of_rows(cls, logprobs: Tensor) -> ReducedLogprobs:
+        """Split (2, 2B): sums and reduced; all chosen attacks, then all rejected ones."""
+        (sums, rejected_sums), (chosen, rejected) = logprobs.reshape(2, 2, -1)
+        return cls(PairLogprobs(sums, rejected_sums), PairLogprobs(chosen, rejected))
+
+    @classmethod
+    def of_scores(cls, scores: Sequence[PairScores]) -> ReducedLogprobs:
+        """Collate the scores of single pairs."""
+        return cls(*(PairLogprobs(*torch.tensor(rows).T) for rows in zip(*scores, strict=True)))
+
+    def scores(self) -> list[PairScores]:
+        """Return the scores of each pair."""
+        sums = zip(self.sums.chosen.tolist(), self.sums.rejected.tolist(), strict=True)
+        reduced = zip(self.reduced.chosen.tolist(), self.reduced.rejected.tolist(), strict=True)
+        return [PairScores(*each) for each in zip(sums, reduced, strict=True)]
 
 
 class PairOptions(TypedDict, total=False):
-    """Which siblings make a pair: options of all algorithms of pairs, see `Pairs`."""
+    """Options of all pairwise algorithms, see `Pairs`."""
 
     pairs: str | Matching
     min_gap: float
@@ -48,8 +104,9 @@ class DPOStep:
         context: State before the attack.
         suffix_pos: The chosen attack.
         suffix_neg: The rejected attack.
-        gap: By how much more.
-        reference: Scores of both under the frozen reference; None until they are computed.
+        gap: Difference of their rewards.
+        reference: Log-probabilities of both under the frozen reference; None if the loss needs no
+            reference, or for a step that did not come through `PairwiseAlgorithm.prepare`.
     """
 
     context: str
@@ -78,20 +135,15 @@ class DPOBatch:
         return [*self.suffix_pos, *self.suffix_neg]
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
-    """Pairs of siblings at every node of the tree, and a loss of how a pair is told apart.
+    """Base of pairwise algorithms: pairs of siblings, and a loss of the margin of each pair.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: See the loss.
-        reduce: Whether a text's log-probability is the sum or the mean over its tokens.
-        pairs: Which siblings make a pair: ``"best_worst"``, ``"all"`` or a function, see `Pairs`.
-        min_gap: Pairs whose rewards differ by less are dropped; ties always are.
-        credit: What a turn is rewarded for, see `Credit`.
-        gamma: Discount per turn, of the backups.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
 
     Attributes:
-        needs_reference: Whether the loss compares with the frozen reference.
+        needs_reference: Whether the loss uses log-probabilities under the frozen reference.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -124,9 +176,9 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         """Loss of each pair, (B,).
 
         Args:
-            margin: How much more than the reference the policy prefers the chosen attack, (B,);
-                how much it prefers it, without a reference.
-            gap: How much more the chosen attack was rewarded, (B,).
+            margin: Log-probability of the chosen minus the rejected attack, minus the same under
+                the reference if the loss has one, (B,).
+            gap: Reward of the chosen minus the rejected attack, (B,).
         """
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[DPOStep]:
@@ -146,18 +198,15 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         self.pairs.reset()
         if not steps or not self.needs_reference:
             return steps
-        scores = self._reference(self.collate_fn(steps)).movedim(-1, 0).tolist()
-        return [
-            replace(step, reference=(tuple(sums), tuple(values)))
-            for step, (sums, values) in zip(steps, scores, strict=True)
-        ]
+        scores = self._score_reference(self.collate_fn(steps)).scores()
+        return [replace(step, reference=pair) for step, pair in zip(steps, scores, strict=True)]
 
     def experience_metrics(self) -> Metrics:
-        """Return how many pairs there were, how many tied, and how many turns had no reward."""
+        """Return the numbers of pairs, of tied pairs, and of turns without a reward."""
         return self._metrics
 
     def collate_fn(self, steps: Sequence[DPOStep]) -> DPOBatch:
-        """Return the pairs side by side."""
+        """Collate pairs to a batch."""
         return DPOBatch(
             [step.context for step in steps],
             [step.suffix_pos for step in steps],
@@ -168,48 +217,53 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
         """Return the mean loss over the pairs, and implicit rewards under TRL's metric names."""
-        # Both in one call: they begin with the same context, which is read once.
+        # One call for both attacks of a pair: they share their context, which is encoded once.
         contexts = [*batch.contexts, *batch.contexts]
         score = self.problem.get_attacker_logprobs
-        logprobs = self._logprobs(score, contexts, batch.suffixes, batch.suffixes, grad=True)
-        ratios = logprobs = logprobs.reshape(2, 2, -1)
+        policy = ReducedLogprobs.of_rows(
+            self._logprobs(score, contexts, batch.suffixes, batch.suffixes, grad=True)
+        )
+        # TRL logs sums, also for IPO; SimPO, without a reference, logs what its loss takes.
         if self.needs_reference:
-            ratios = logprobs - self._known_reference(batch).to(logprobs)
-        margin = ratios[1, 0] - ratios[1, 1]
+            reference = self._reference(batch)
+            margin = policy.reduced.over(reference.reduced).margin
+            logged, implicit = policy.sums, policy.sums.over(reference.sums)
+        else:
+            margin = policy.reduced.margin
+            logged = implicit = policy.reduced
         loss = self.loss(margin, torch.tensor(batch.gaps).to(margin)).mean()
         check_loss(loss, source=type(self).__name__)
-        # As TRL: sums, IPO's too; what SimPO takes where there is no reference.
-        logged = 0 if self.needs_reference else 1
-        chosen, rejected = self.beta * ratios[logged].detach()
+        chosen = self.beta * implicit.chosen.detach()
+        rejected = self.beta * implicit.rejected.detach()
         return loss, {
             "loss": float(loss.detach()),
             "rewards/chosen": float(chosen.mean()),
             "rewards/rejected": float(rejected.mean()),
             "rewards/margins": float((chosen - rejected).mean()),
             "rewards/accuracies": float((chosen > rejected).float().mean()),
-            "logps/chosen": float(logprobs[logged, 0].detach().mean()),
-            "logps/rejected": float(logprobs[logged, 1].detach().mean()),
+            "logps/chosen": float(logged.chosen.detach().mean()),
+            "logps/rejected": float(logged.rejected.detach().mean()),
         }
 
-    def _known_reference(self, batch: DPOBatch) -> Tensor:
+    def _reference(self, batch: DPOBatch) -> ReducedLogprobs:
+        """Scores under the reference: those of `prepare`, or computed now."""
         known = [pair for pair in batch.references if pair is not None]
         if len(known) < len(batch):  # a batch that did not come through prepare
-            return self._reference(batch)
-        return torch.tensor(known).movedim(0, -1)
+            return self._score_reference(batch)
+        return ReducedLogprobs.of_scores(known)
 
-    def _reference(self, batch: DPOBatch) -> Tensor:
-        """Scores under the reference, (2, 2, B), as in `PairScores`."""
-        asked = list(zip([*batch.contexts, *batch.contexts], batch.suffixes, strict=True))
-        # An attack of several pairs is scored once.
-        keys = [(context_key(context), id(suffix)) for context, suffix in asked]
-        once = dict(zip(keys, asked, strict=True))
+    def _score_reference(self, batch: DPOBatch) -> ReducedLogprobs:
+        """Run the reference on the attacks of a batch; one that is in several pairs is run once."""
+        rows = list(zip([*batch.contexts, *batch.contexts], batch.suffixes, strict=True))
+        keys = [(context_key(context), id(suffix)) for context, suffix in rows]
+        once = dict(zip(keys, rows, strict=True))
         contexts, suffixes = zip(*once.values(), strict=True)
-        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        # str drops the attacker's token ids: the baseline may have another vocabulary.
         texts = [str(suffix) for suffix in suffixes]
         score = self.problem.get_baseline_logprobs
         scores = self._logprobs(score, contexts, suffixes, texts, grad=False)
-        rows = {key: row for row, key in enumerate(once)}
-        return scores[:, [rows[key] for key in keys]].reshape(2, 2, -1)
+        positions = {key: row for row, key in enumerate(once)}
+        return ReducedLogprobs.of_rows(scores[:, [positions[key] for key in keys]])
 
     def _logprobs(
         self,
@@ -220,9 +274,9 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         *,
         grad: bool,
     ) -> Tensor:
-        """Log-probabilities of attacks, (2, N): sums, then as the loss takes them.
+        """Log-probabilities of attacks, (2, N): sums, then reduced as the loss takes them.
 
-        `texts` says how many tokens each has.
+        `texts` determines the token count of each.
         """
         logprobs = checked_logprobs(score, contexts, suffixes, grad=grad)
         mask = token_mask(logprobs, texts)
@@ -230,23 +284,27 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         return torch.stack([sequence_logprob(logprobs, mask, reduce=each) for each in reductions])
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class DPO(PairwiseAlgorithm):
-    """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290)."""
+    """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290).
+
+    Args:
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+    """
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.dpo_loss`."""
         return dpo_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class CDPO(PairwiseAlgorithm):
-    """Conservative DPO, for a moderator that is sometimes wrong (Mitchell 2023).
+    """Conservative DPO, for noisy preferences (Mitchell 2023).
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        label_smoothing: Share of pairs that are taken to be the wrong way round, in [0, 0.5).
-        beta: Strength of the tie to the reference.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        label_smoothing: Assumed probability that the preference of a pair is inverted, in
+            [0, 0.5).
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -272,25 +330,28 @@ class CDPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta, self.label_smoothing)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class Hinge(PairwiseAlgorithm):
-    """Hinge loss on siblings, as SLiC-HF (Zhao et al. 2023, arXiv 2305.10425)."""
+    """Hinge loss on siblings, as in SLiC-HF (Zhao et al. 2023, arXiv 2305.10425).
+
+    Args:
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+    """
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
         """See `astra_rl.algorithms.losses.hinge_loss`."""
         return hinge_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class IPO(PairwiseAlgorithm):
     """Identity preference optimisation on siblings (Azar et al. 2023, arXiv 2310.12036).
 
-    Log-probabilities are means per token, as its authors confirmed; ``reduce="sum"`` gives the
-    behaviour of ASTPrompter's code.
+    Log-probabilities are means over tokens, as its authors confirmed; ``reduce="sum"`` is what the
+    code of ASTPrompter does.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: Strength of the tie to the reference.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -308,17 +369,15 @@ class IPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class MarginIPO(PairwiseAlgorithm):
-    """IPO towards a margin in proportion to the gap of the rewards (MTSA, arXiv 2505.17147).
+    """IPO with a target margin proportional to the difference of rewards (MTSA, arXiv 2505.17147).
 
     With sums over tokens it converges to the reference reweighted by ``exp(reward / (2 * beta))``,
-    and not to a fixed preference: a nat of divergence costs a reward of ``2 * beta``.
+    the optimum of a KL coefficient of ``2 * beta`` in the reward. The paper's code uses 0.01.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: Strength of the tie to the reference; the paper's code uses 0.01.
-        reduce: See `PairwiseAlgorithm`.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -336,18 +395,17 @@ class MarginIPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta, gap)
 
 
+@document_options(PAIR_LOSS, PAIRS)
 class SimPO(PairwiseAlgorithm):
     """Simple preference optimisation on siblings (Meng et al. 2024, arXiv 2405.14734).
 
-    It has no reference, so nothing keeps the attacker near ordinary language.
+    It has no reference, so there is no KL regularisation towards ordinary language.
 
     Args:
-        problem: Gives log-probabilities of the attacker.
-        beta: Scale of the margin; the paper uses 2 to 2.5.
-        margin: By how much the scaled margin should exceed zero, `gamma` in the paper, which uses
-            0.5 to 1.6; not negative.
-        reduce: See `PairwiseAlgorithm`; the paper's is the mean.
-        options: Of `PairwiseAlgorithm`.
+        problem: Computes log-probabilities of the attacker.
+        beta: Scale of the margin, positive; the paper uses 2 to 2.5.
+        margin: Target of the scaled margin, called gamma in the paper, which uses 0.5 to 1.6; not
+            negative.
 
     Raises:
         ConfigurationError: A value is out of range.

@@ -1,4 +1,4 @@
-"""Playing on until enough episodes teach something."""
+"""Dynamic sampling: replace episodes without a learning signal by newly sampled ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from astra_rl.errors import ConfigurationError
 
 
 class DynamicSampling(Collector):
-    """Keeps the episodes that teach something and plays others in place of the rest.
+    """Samples until enough episodes have a learning signal.
 
-    This is the dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476, sec. 3.2).
+    The dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476, sec. 3.2).
 
     Args:
-        teaching: Returns those of some episodes that teach something.
-        max_rounds: So many times others are played at most; 0 only leaves out.
+        informative: Returns those of the given episodes that have a learning signal.
+        max_rounds: Maximum number of resampling rounds; 0 only filters.
 
     Raises:
         ConfigurationError: `max_rounds` is negative.
@@ -27,17 +27,17 @@ class DynamicSampling(Collector):
 
     def __init__(
         self,
-        teaching: Callable[[Sequence[Graph[Any, Any]]], list[Graph[Any, Any]]],
+        informative: Callable[[Sequence[Graph[Any, Any]]], list[Graph[Any, Any]]],
         max_rounds: int = 3,
     ) -> None:
         if max_rounds < 0:
             raise ConfigurationError(f"refill_rounds={max_rounds}; it must be 0 or more.")
-        self.teaching, self.max_rounds = teaching, max_rounds
+        self.informative, self.max_rounds = informative, max_rounds
 
     def collect(
         self, environment: Environment[Any, Any], seed: int | None, count: int
     ) -> Collected:
-        """See `Collector.collect`; the kept episodes may be fewer when the rounds are over."""
+        """See `Collector.collect`; after the last round there may be fewer than `count`."""
         played: list[Graph[Any, Any]] = []
         kept: list[Graph[Any, Any]] = []
         for turn in range(1 + self.max_rounds):
@@ -45,5 +45,5 @@ class DynamicSampling(Collector):
                 break
             fresh = seed if seed is None or turn == 0 else derive_seed(seed, "refill", turn)
             played += environment.rollouts(episode_seeds(fresh, count - len(kept)))
-            kept = self.teaching(played)
+            kept = self.informative(played)
         return Collected(played, kept)

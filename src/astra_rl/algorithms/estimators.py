@@ -1,4 +1,4 @@
-"""How much better than expected each attack of an experience was."""
+"""Advantage estimators of the policy-gradient family."""
 
 from __future__ import annotations
 
@@ -16,54 +16,64 @@ from astra_rl.algorithms.advantages import (
     whiten,
 )
 from astra_rl.algorithms.credit import Credit, tree_gae
-from astra_rl.algorithms.policy_steps import Group, PolicyStep, episodes_of, groups_of
+from astra_rl.algorithms.policy_steps import (
+    Group,
+    PolicyStep,
+    PreparedStep,
+    ScoredStep,
+    episodes_of,
+    groups_of,
+)
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 
 
 class AdvantageEstimator(ABC):
-    """Gives the steps of an experience their advantages."""
+    """Computes the advantages of all tokens of an experience."""
 
     @abstractmethod
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        """Return the steps with advantages, but for those that miss a reward that they need.
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
+        """Return the steps with advantages; those that cannot be trained on are left out.
+
+        A step is left out if its attack has no tokens, or if its advantage depends on a missing
+        reward.
 
         Args:
-            steps: All of an experience, with old log-probabilities, penalties and values.
+            steps: All steps of an experience.
         """
 
     def metrics(self) -> Metrics:
-        """Return numbers about the latest experience."""
+        """Return metrics of the latest experience."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive a restart, as JSON values."""
+        """Return the state that a resumed training needs, as JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027, most have no state
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class RunningMeanBaseline(AdvantageEstimator):
-    """Compares each attack with the average of those before.
+    """Advantage: the credit of the attack minus an exponential moving average of earlier ones.
 
     Args:
-        credit: How turns are credited.
-        decay: Of the average.
+        credit: Assigns credit to turns.
+        decay: Decay of the average, in [0, 1).
     """
 
     def __init__(self, credit: Credit, decay: float = 0.9) -> None:
         self.credit = credit
         self.baseline = RunningBaseline(decay)
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
-        credit = credit_of(steps, self.credit)
+        credit = penalized_credit(steps, self.credit)
         rows = [row for row, step in enumerate(steps) if step.old_logprobs]
         advantages = [math.nan] * len(steps)
         _put(advantages, rows, self.baseline.advantages([credit[row] for row in rows]))
-        return [_spread(step, value) for step, value in zip(steps, advantages, strict=True)]
+        return _with_advantages(steps, advantages)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
@@ -75,16 +85,19 @@ class RunningMeanBaseline(AdvantageEstimator):
 
 
 class GroupBaseline(AdvantageEstimator):
-    """Compares each attack with the others of its group, or with a running average if it has none.
+    """Advantage relative to the other attacks of the group, as in GRPO and RLOO.
+
+    An attack without others in its group is compared with a running average of credits instead.
 
     Args:
-        credit: How turns are credited.
-        group: Which attacks are compared with each other.
-        compare: Credits of a group to advantages.
-        scale: Advantages of all groups to those that are used.
-        decay: Of the running average.
-        keep_dead: Whether a group whose members were all credited alike stays in the batch. Its
-            advantages are zero (but for a divergence in the reward), yet it counts in the means.
+        credit: Assigns credit to turns.
+        group: Which attacks form a group.
+        compare: Maps the credits of a group to advantages.
+        scale: Maps the advantages of all groups to the final ones.
+        decay: Decay of the running average, in [0, 1).
+        keep_dead: Whether a group whose members all have the same credit stays in the batch. Its
+            advantages are zero (apart from a KL penalty in the reward), but its tokens count in the
+            denominator of the loss.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -109,9 +122,9 @@ class GroupBaseline(AdvantageEstimator):
         self.keep_dead = keep_dead
         self._metrics: Metrics = {}
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
-        credit = credit_of(steps, self.credit)
+        credit = penalized_credit(steps, self.credit)
         advantages = [math.nan] * len(steps)
         alone: list[int] = []
         groups = self._known_groups(steps)
@@ -123,23 +136,21 @@ class GroupBaseline(AdvantageEstimator):
                 _put(advantages, rows, self.compare([credit[row] for row in rows]))
         _put(advantages, alone, self.baseline.advantages([credit[row] for row in alone]))
         self._metrics = _dead_share(groups)
-        return [
-            _spread(step, value) for step, value in zip(steps, self.scale(advantages), strict=True)
-        ]
+        return _with_advantages(steps, self.scale(advantages))
 
     def live(self, steps: Sequence[PolicyStep]) -> list[bool]:
-        """Return for each step whether it can be told from others of its group; True if alone."""
+        """Return for each step whether credits within its group differ; True for a group of one."""
         live = [False] * len(steps)
         for rows, is_live in self._known_groups(steps):
             _put(live, rows, [is_live] * len(rows))
         return live
 
     def measure(self, steps: Sequence[PolicyStep]) -> Metrics:
-        """Return the share of groups without signal, if there are groups."""
+        """Return the share of groups of more than one attack whose credits are all equal."""
         return _dead_share(self._known_groups(steps))
 
     def metrics(self) -> Metrics:
-        """Return the share of groups without signal in the latest experience."""
+        """Return the share of groups without a learning signal in the latest experience."""
         return dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,11 +162,11 @@ class GroupBaseline(AdvantageEstimator):
         self.baseline.load_state_dict(state)
 
     def _known_groups(self, steps: Sequence[PolicyStep]) -> list[tuple[list[int], bool]]:
-        """Return the members of each group whose credit is known, and whether they differ.
+        """Return the members of each group that have a credit, and whether their credits differ.
 
-        A divergence in the reward is left out: it differs always, and says nothing of the target.
+        The KL penalty is excluded: it differs between any two attacks, whatever the target did.
         """
-        credit = credit_of([replace(step, penalty=0.0) for step in steps], self.credit)
+        credit = credit_of(steps, [step.reward for step in steps], self.credit)
         found = []
         for members in groups_of(steps, self.group):
             rows = [row for row in members if not is_missing(credit[row])]
@@ -167,24 +178,23 @@ class GroupBaseline(AdvantageEstimator):
 
 
 class BatchNormalized(AdvantageEstimator):
-    """Compares each token with all tokens of the experience: the estimator of REINFORCE++.
+    """Advantages normalised over all tokens of the experience: the estimator of REINFORCE++.
 
-    Hu et al. 2025, arXiv 2501.03262, sec. 3: the return of a token is the credit of its turn less
-    the divergence that is still to come, and returns are normalised over the whole batch.
+    Hu et al. 2025, arXiv 2501.03262, sec. 3: the return of a token is the credit of its turn minus
+    the KL penalties of this and later tokens, and returns are whitened over the whole batch.
 
     Args:
-        inner: Estimates what is normalised.
+        inner: Estimates the advantages that are normalised.
     """
 
     def __init__(self, inner: AdvantageEstimator) -> None:
         self.inner = inner
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
-        steps = self.inner.estimate(steps)
-        rows = [step for step in steps if step.is_trainable]
-        normal = whiten([_with_past_penalties(step) for step in rows], [s.weight for s in rows])
-        return [replace(step, advantages=row) for step, row in zip(rows, normal, strict=True)]
+        found = self.inner.estimate(steps)
+        rows = whiten([_without_past_penalties(step) for step in found], [s.weight for s in found])
+        return [replace(step, advantages=tuple(row)) for step, row in zip(found, rows, strict=True)]
 
     def metrics(self) -> Metrics:
         """Return those of the inner estimator."""
@@ -200,29 +210,28 @@ class BatchNormalized(AdvantageEstimator):
 
 
 class MonteCarloReturn(AdvantageEstimator):
-    """Each attack its own credit: nothing is compared.
+    """Advantage: the credit of the attack itself, without a baseline.
 
     Args:
-        credit: How turns are credited.
+        credit: Assigns credit to turns.
     """
 
     def __init__(self, credit: Credit) -> None:
         self.credit = credit
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
-        credit = credit_of(steps, self.credit)
-        return [_spread(step, value) for step, value in zip(steps, credit, strict=True)]
+        return _with_advantages(steps, penalized_credit(steps, self.credit))
 
 
 class GAE(AdvantageEstimator):
-    """Compares each token with what the value function expected, see `tree_gae`.
+    """Generalised advantage estimation with a value function, see `tree_gae`.
 
     Args:
-        gamma: Discount per token.
-        lam: 0 trusts the values, 1 the rewards.
-        normalise: Whether advantages, of each estimated return by itself, are shifted and scaled
-            to mean 0 and deviation 1.
+        gamma: Discount per token, in [0, 1].
+        lam: Lambda of GAE, in [0, 1]: 0 is the one-step TD error, 1 the Monte Carlo return.
+        normalise: Whether advantages are whitened (mean 0, standard deviation 1), separately for
+            each value head.
 
     Raises:
         ConfigurationError: A value is out of [0, 1].
@@ -235,8 +244,8 @@ class GAE(AdvantageEstimator):
         self.gamma, self.lam, self.normalise = gamma, lam, normalise
         self._metrics: Metrics = {}
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        """See `AdvantageEstimator.estimate`; the returns that the values are fitted to as well."""
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
+        """See `AdvantageEstimator.estimate`; also sets the returns that values are fitted to."""
         outcomes = [self.outcomes(step) for step in steps]
         by_head = [
             self._advantages(steps, rewards, head)
@@ -244,35 +253,31 @@ class GAE(AdvantageEstimator):
         ]
         by_step = list(zip(*by_head, strict=True))
         known = [not any(map(is_missing, chain(*heads))) for heads in by_step]
-        steps = [
-            replace(step, returns=_returns(step, heads))
-            for step, heads in zip(steps, by_step, strict=True)
-        ]
-        self._measure(steps, known)
+        returns = [_returns(step, heads) for step, heads in zip(steps, by_step, strict=True)]
+        self._measure(steps, returns, known)
         if self.normalise:
             weights = [step.weight * is_known for step, is_known in zip(steps, known, strict=True)]
             by_step = list(zip(*(whiten(rows, weights) for rows in by_head), strict=True))
         return [
-            replace(step, advantages=tuple(map(self.combine, zip(*heads, strict=True))))
-            if is_known
-            else step
-            for step, heads, is_known in zip(steps, by_step, known, strict=True)
+            step.prepared(tuple(map(self.combine, zip(*heads, strict=True))), targets)
+            for step, heads, targets, is_known in zip(steps, by_step, returns, known, strict=True)
+            if is_known and step.old_logprobs
         ]
 
-    def outcomes(self, step: PolicyStep) -> list[float]:
-        """Return what each estimated return is the return of; the first is the reward."""
+    def outcomes(self, step: ScoredStep) -> list[float]:
+        """Return the quantities that the value heads predict the returns of; first the reward."""
         return [step.reward]
 
     def combine(self, advantages: Sequence[float]) -> float:
-        """Make one advantage of those of each estimated return."""
+        """Return the advantage of a token from its advantages for each value head."""
         return advantages[0]
 
     def metrics(self) -> Metrics:
-        """Return how good the estimates were."""
+        """Return the explained variance and the mean of the value estimates."""
         return dict(self._metrics)
 
     def _advantages(
-        self, steps: Sequence[PolicyStep], rewards: Sequence[float], head: int
+        self, steps: Sequence[ScoredStep], rewards: Sequence[float], head: int
     ) -> list[Sequence[float]]:
         out: list[Sequence[float]] = [()] * len(steps)
         for rows, parents in episodes_of(steps):
@@ -287,12 +292,17 @@ class GAE(AdvantageEstimator):
                 out[row] = advantages
         return out
 
-    def _measure(self, steps: Sequence[PolicyStep], known: Sequence[bool]) -> None:
+    def _measure(
+        self,
+        steps: Sequence[ScoredStep],
+        returns: Sequence[tuple[tuple[float, ...], ...]],
+        known: Sequence[bool],
+    ) -> None:
         pairs = [
             pair
-            for step, is_known in zip(steps, known, strict=True)
-            if is_known and step.returns
-            for pair in zip(_values(step, 0), step.returns[0], strict=True)
+            for step, targets, is_known in zip(steps, returns, known, strict=True)
+            if is_known and targets
+            for pair in zip(_values(step, 0), targets[0], strict=True)
         ]
         values, outcomes = [value for value, _ in pairs], [outcome for _, outcome in pairs]
         self._metrics = {"explained_variance": explained_variance(values, outcomes)}
@@ -300,22 +310,27 @@ class GAE(AdvantageEstimator):
             self._metrics["value/mean"] = math.fsum(values) / len(values)
 
 
-def credit_of(steps: Sequence[PolicyStep], credit: Credit) -> list[float]:
-    """Return the credit of each step, its reward less its penalty passed back; NaN if missing."""
+def credit_of(steps: Sequence[PolicyStep], rewards: Sequence[float], credit: Credit) -> list[float]:
+    """Return the credit of each step, its reward passed back along the tree; NaN if missing."""
     out = [math.nan] * len(steps)
     for rows, parents in episodes_of(steps):
-        _put(out, rows, credit([steps[row].reward - steps[row].penalty for row in rows], parents))
+        _put(out, rows, credit([rewards[row] for row in rows], parents))
     return out
 
 
-def _values(step: PolicyStep, head: int) -> tuple[float, ...]:
+def penalized_credit(steps: Sequence[ScoredStep], credit: Credit) -> list[float]:
+    """Return the credit of each step with the KL penalty subtracted from the reward."""
+    return credit_of(steps, [step.penalized_reward for step in steps], credit)
+
+
+def _values(step: ScoredStep, head: int) -> tuple[float, ...]:
     return () if step.values is None else step.values[head]
 
 
 def _returns(
-    step: PolicyStep, advantages: Sequence[Sequence[float]]
+    step: ScoredStep, advantages: Sequence[Sequence[float]]
 ) -> tuple[tuple[float, ...], ...]:
-    """What the estimates should have been: themselves and their advantages."""
+    """Targets of the value heads: value plus advantage of each token."""
     return tuple(
         tuple(a + v for a, v in zip(mine, _values(step, head), strict=True))
         for head, mine in enumerate(advantages)
@@ -332,16 +347,21 @@ def _put(values: list[Any], rows: Sequence[int], found: Sequence[Any]) -> None:
         values[row] = value
 
 
-def _spread(step: PolicyStep, advantage: float) -> PolicyStep:
-    """Give every token of the attack the same advantage."""
-    tokens = None if is_missing(advantage) else (advantage,) * len(step.old_logprobs)
-    return replace(step, advantages=tokens)
+def _with_advantages(
+    steps: Sequence[ScoredStep], advantages: Sequence[float]
+) -> list[PreparedStep]:
+    """Give all tokens of an attack its advantage; leave out attacks without tokens or advantage."""
+    return [
+        step.prepared((advantage,) * len(step.old_logprobs))
+        for step, advantage in zip(steps, advantages, strict=True)
+        if step.old_logprobs and not is_missing(advantage)
+    ]
 
 
-def _with_past_penalties(step: PolicyStep) -> tuple[float, ...]:
-    """Give back to each token what the divergence of the tokens before it cost."""
-    if step.advantages is None or not step.penalty:
-        return step.advantages or ()
+def _without_past_penalties(step: PreparedStep) -> tuple[float, ...]:
+    """Return the advantages of the tokens without the KL penalties of the tokens before them."""
+    if not step.penalty:
+        return step.advantages
     past, out = 0.0, []
     for advantage, penalty in zip(step.advantages, _penalties(step), strict=True):
         out.append(advantage + past)
@@ -349,8 +369,8 @@ def _with_past_penalties(step: PolicyStep) -> tuple[float, ...]:
     return tuple(out)
 
 
-def _token_rewards(step: PolicyStep, outcome: float, head: int) -> list[float]:
-    """The outcome of a turn comes with its last token; divergence costs where it happens."""
+def _token_rewards(step: ScoredStep, outcome: float, head: int) -> list[float]:
+    """Return the reward of each token: minus its KL penalty, plus the outcome at the last token."""
     if not step.old_logprobs:
         return [outcome]
     charged = _penalties(step) if head == 0 and step.penalty else (0.0,) * len(step.old_logprobs)
@@ -359,11 +379,10 @@ def _token_rewards(step: PolicyStep, outcome: float, head: int) -> list[float]:
     return rewards
 
 
-def _penalties(step: PolicyStep) -> tuple[float, ...]:
+def _penalties(step: ScoredStep) -> tuple[float, ...]:
     if step.penalties is None:
         raise ConfigurationError(
-            "this algorithm charges divergence token by token, and the baseline has another "
-            "tokenizer than the attacker. Set kl_in_reward to 0, or use a baseline with the same "
-            "tokenizer."
+            "this algorithm needs the KL penalty per token, and the baseline has another tokenizer "
+            "than the attacker. Set kl_in_reward to 0, or use a baseline with the same tokenizer."
         )
     return step.penalties

@@ -1,4 +1,4 @@
-"""Not unlearning a format because of what was said in it."""
+"""Mask negative advantages on format tokens."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from astra_rl.algorithms.policy_steps import PolicyStep
+from astra_rl.algorithms.policy_steps import PreparedStep
 from astra_rl.errors import ConfigurationError, ContractError
 
 
 class FormatMask:
-    """The tokens of an attack that a regular expression finds: its tags, for instance.
+    """Sets negative advantages of format tokens (tags, for instance) to zero.
 
-    An attack that did badly says nothing against the format that it keeps to, yet a policy gradient
-    makes all of its tokens less likely. Without this mask the share of malformed attacks rises
-    during training (DialTree-RPO, arXiv 2510.02286: from none to 70%).
+    An attack with a low reward is no evidence against its format, but a policy gradient lowers the
+    probability of all of its tokens. Without this mask the share of malformed attacks rises during
+    training (DialTree-RPO, arXiv 2510.02286: from 0% to 70%).
 
     Args:
-        pattern: What is part of the format, for instance ``"</?prompt>"``.
+        pattern: Regular expression of the format, for instance ``"</?prompt>"``.
 
     Raises:
         ConfigurationError: The pattern is not valid.
@@ -29,29 +29,29 @@ class FormatMask:
             self.pattern = re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ConfigurationError(
-                f"format_pattern={pattern!r} is no regular expression: {error}."
+                f"format_pattern={pattern!r} is not a regular expression: {error}."
             ) from error
 
-    def spare(self, step: PolicyStep, token_ends: Callable[[str], Sequence[int]]) -> PolicyStep:
-        """Take away the advantages below zero of the tokens that are part of the format.
+    def apply(self, step: PreparedStep, token_ends: Callable[[str], Sequence[int]]) -> PreparedStep:
+        """Return the step with the negative advantages of its format tokens set to zero.
 
-        Such a token teaches nothing and still counts in the means over tokens.
+        Such a token has no gradient and still counts in the denominator of the loss.
 
         Args:
-            step: With advantages.
-            token_ends: Says where each token of an attack ends, see `Problem.token_ends`.
+            step: The step.
+            token_ends: Returns the end of each token of an attack, see `Problem.token_ends`.
 
         Raises:
-            ContractError: There is another number of ends than of tokens.
+            ContractError: The number of ends is not the number of tokens.
         """
-        advantages = step.advantages or ()
+        advantages = step.advantages
         found = [match.span() for match in self.pattern.finditer(str(step.attack))]
         if not found or min(advantages, default=0.0) >= 0:
             return step
         ends = token_ends(step.attack)
         if len(ends) != len(advantages):
             raise ContractError(
-                f"token_ends returned {len(ends)} places for an attack of {len(advantages)} "
+                f"token_ends returned {len(ends)} offsets for an attack of {len(advantages)} "
                 "tokens. Return one per token that get_attacker_logprobs scores."
             )
         spans = zip([0, *ends], ends, strict=False)

@@ -1,4 +1,4 @@
-"""The objectives of GFlowNets: trajectory balance, and contrastive balance without log Z."""
+"""GFlowNet objectives: trajectory balance, and contrastive balance without log Z."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from astra_rl.algorithms.balance import (
     BalanceStep,
 )
 from astra_rl.algorithms.losses import balance_residual, contrastive_loss
+from astra_rl.algorithms.options import BALANCE, document_options
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.problem import Problem
 from astra_rl.core.serialization import from_record, to_record
@@ -23,20 +24,20 @@ from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 
 MAX_CONTEXTS = 10_000
-"""Contexts whose log Z is remembered; the longest unseen are forgotten."""
+"""Maximum number of contexts whose log Z is kept; the least recently used are dropped."""
 
 
+@document_options(BALANCE)
 class TrajectoryBalance(BalanceAlgorithm):
     """Trajectory balance with a learned log Z per context (Malkin et al. 2022, arXiv 2201.13259).
 
-    In eq. 14 log Z is a parameter like others. Here it follows the same gradient at a rate of its
-    own, once per experience; a new context begins at the best guess from its attacks, so that
-    attacks are not pushed up or down by an arbitrary zero.
+    In eq. 14 log Z is a trained parameter. Here it follows the same gradient with its own learning
+    rate, once per experience; for a new context it starts at the estimate from its attacks instead
+    of an arbitrary zero.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        log_z_lr: Share of its error that log Z makes up for in an experience, in (0, 1].
-        options: Of `BalanceAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        log_z_lr: Learning rate of log Z: share of its error corrected per experience, in (0, 1].
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -56,14 +57,16 @@ class TrajectoryBalance(BalanceAlgorithm):
         self._log_z: dict[Hashable, tuple[str, float]] = {}
 
     def complete(self, steps: Sequence[BalanceStep]) -> Sequence[BalanceStep]:
-        """Move log Z and return one step per attack."""
+        """Update log Z and return one step per attack."""
         if not steps:
             return []
         whole = self.collate_fn(steps)
         logprobs = self._totals(
             self.problem.get_attacker_logprobs, whole.contexts, whole.attacks, grad=False
         )
-        errors = whole.log_rewards - logprobs.cpu()  # what log Z would have to be
+        errors = (
+            whole.log_rewards - logprobs.cpu()
+        )  # the log Z for which each residual would be zero
         singles = []
         for row, step in enumerate(steps):
             guess = float(errors[whole.groups == row].mean())
@@ -92,25 +95,25 @@ class TrajectoryBalance(BalanceAlgorithm):
         return {**super().state_dict(), "log_z": log_z}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         contexts = [(from_record(context), value) for context, value in state["log_z"]]
         self._log_z = {context_key(context): (context, value) for context, value in contexts}
 
 
+@document_options(BALANCE)
 class ContrastiveBalance(BalanceAlgorithm):
     """Balance between pairs of attacks of one context, which needs no log Z.
 
-    The mean over pairs is twice the variance of what trajectory balance calls log Z (Richter et al.
-    2020, VarGrad, arXiv 2010.10436); noisy pairs are left out (Stable-GFN, arXiv 2605.00553).
+    The mean over pairs is twice the variance of the log Z estimates of trajectory balance (Richter
+    et al. 2020, VarGrad, arXiv 2010.10436); noisy pairs are dropped (Stable-GFN, arXiv 2605.00553).
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        min_log_gap: Pairs whose log-rewards differ by less are left out: the difference is noise
-            of the target's sampling. 0 leaves none out.
-        huber: Errors beyond it, in nats, count linearly; None squares all.
-        max_group: Most attacks that are compared with each other; more are cut into groups.
-        options: Of `BalanceAlgorithm`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        min_log_gap: Minimum difference of log-rewards of a pair, in nats; a smaller one is noise of
+            the target's sampling. 0 keeps all pairs.
+        huber: Threshold of the Huber loss, in nats; None is the squared error.
+        max_group: Maximum number of attacks that are paired with each other; larger sets are split.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -137,11 +140,11 @@ class ContrastiveBalance(BalanceAlgorithm):
         self.max_group = max_group
 
     def complete(self, steps: Sequence[BalanceStep]) -> Sequence[BalanceStep]:
-        """Cut large groups, and leave out those without a pair that says something."""
+        """Split large groups, and drop groups without any pair."""
         groups = []
         for step in steps:
             count = math.ceil(len(step.attacks) / self.max_group)
-            # Every count-th attack, so that fresh ones and remembered ones are mixed.
+            # Every count-th attack, so that each part has new and replayed attacks.
             groups += [
                 BalanceStep(
                     step.context,
@@ -166,7 +169,7 @@ class ContrastiveBalance(BalanceAlgorithm):
         )
 
     def weight(self, batch: BalanceBatch) -> float:
-        """Return the number of pairs, which the loss is a mean over."""
+        """Return the number of pairs, the denominator of the loss."""
         return float(self._pairs(batch).sum())
 
     def _pairs(self, batch: BalanceBatch) -> Tensor:

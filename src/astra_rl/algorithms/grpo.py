@@ -1,4 +1,4 @@
-"""Comparing attacks with others of their group: GRPO, its descendants, and RLOO."""
+"""Group-relative policy gradients: GRPO, Dr. GRPO, DAPO, GSPO, CISPO and RLOO."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.dynamic_sampling import DynamicSampling
 from astra_rl.algorithms.estimators import GroupBaseline
 from astra_rl.algorithms.losses import PolicyLoss, Reduction
+from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, SCALE, document_options
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group, PolicyStep, steps_of
 from astra_rl.core.common import Metrics
@@ -25,7 +26,7 @@ from astra_rl.errors import ConfigurationError
 
 
 class GroupOptions(PolicyOptions, total=False):
-    """Options of every member; `GroupPolicyGradient` says what they mean."""
+    """Options of all group-relative algorithms."""
 
     credit: str
     gamma: float
@@ -33,23 +34,18 @@ class GroupOptions(PolicyOptions, total=False):
     baseline_decay: float
 
 
+@document_options(CREDIT, GROUP, POLICY)
 class GroupPolicyGradient(PolicyGradient):
-    """Compare each attack with the others of its group.
+    """Policy gradient whose baseline is the mean reward of the group of an attack.
 
-    An attack without others (a tree of width 1) is compared with a running average instead.
+    An attack without others in its group (tree width 1) is compared with a running average.
 
     Args:
-        problem: See `PolicyGradient`.
-        loss: See `PolicyGradient`.
-        compare: Credits of a group to advantages.
-        scale: Advantages of all groups to those that are used.
-        keep_dead: See `GroupBaseline`.
-        credit: How turns are credited with what follows, one of `CREDITS`.
-        gamma: Discount per turn, of the backups.
-        group: Which attacks are compared with each other: ``"siblings"``, those tried from one
-            context; ``"episode"``, all of one; ``"prompt"``, all of the episodes that open alike.
-        baseline_decay: Of the running average.
-        options: See `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        loss: Configuration of the loss.
+        compare: Maps the credits of a group to advantages.
+        scale: Maps the advantages of all groups to the final ones.
+        keep_dead: Whether a group whose members all have the same credit stays in the batch.
     """
 
     estimator: GroupBaseline
@@ -80,21 +76,18 @@ class GroupPolicyGradient(PolicyGradient):
         super().__init__(problem, comparison, loss, **options)
 
 
+@document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class GRPO(GroupPolicyGradient):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
 
-    The advantage of an attack is its reward less the mean of its group, divided by the group's
-    standard deviation; the loss is the mean over attacks of PPO's clipped surrogate.
+    The advantage of an attack is its reward minus the mean of its group, divided by the standard
+    deviation of the group; the loss is PPO's clipped surrogate, averaged over attacks.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: The probability ratio counts down to ``1 - clip_low``.
-        clip_high: The probability ratio counts up to ``1 + clip_high``.
-        scale: What advantages are divided by: the standard deviation of their ``"group"``, their
-            root mean square over the ``"batch"``, or ``"none"``.
-        reduce: ``"sequence"`` means over each attack first, as the paper does; ``"token"`` means
-            over all tokens, so that those of a long attack count no less.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        reduce: Reduction of the loss: ``"sequence"``, the mean over attacks of their means over
+            tokens, as in the paper; ``"token"``, the mean over all tokens, so that the tokens of
+            long attacks have the same weight; or ``"sequence_sum"``.
     """
 
     def __init__(
@@ -111,19 +104,17 @@ class GRPO(GroupPolicyGradient):
         super().__init__(problem, loss, *_scaled(scale), **options)
 
 
+@document_options(CLIP, CREDIT, GROUP, POLICY)
 class DrGRPO(GroupPolicyGradient):
-    """GRPO done right (Liu et al. 2025, arXiv 2503.20783): without its two biases.
+    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): GRPO without its two biases.
 
-    Advantages are not divided by the standard deviation, which favours groups that are too easy or
-    too hard; and the loss is a sum over tokens divided by a constant, so that neither short right
-    nor long wrong attacks are favoured.
+    Advantages are not divided by the standard deviation, which overweights groups that are too easy
+    or too hard; and the loss is a sum over tokens divided by a constant, which removes the bias
+    towards short successful and long unsuccessful attacks.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: See `GRPO`.
-        clip_high: See `GRPO`.
-        max_tokens: The constant: the most tokens of an attack.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        max_tokens: The constant: maximum number of tokens of an attack; at least 1.
     """
 
     def __init__(
@@ -143,21 +134,19 @@ class DrGRPO(GroupPolicyGradient):
         super().__init__(problem, loss, *_scaled("none"), **options)
 
 
+@document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class DAPO(GroupPolicyGradient):
     """Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
 
-    The upper bound of the ratio is further away than the lower, so that rare tokens can become
-    likely; the loss is a mean over tokens; and groups whose rewards are all alike are left out and
-    others played in their place. The paper's penalty for overlong answers is not among it: an
-    attack has a limit of tokens.
+    The upper clip bound is larger than the lower, so that unlikely tokens can become likely; the
+    loss is a mean over tokens; and episodes whose groups all have equal rewards are replaced by
+    newly sampled ones. The paper's penalty for overlong answers is not implemented: attacks have a
+    maximum number of tokens.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: See `GRPO`.
-        clip_high: See `GRPO`.
-        scale: See `GRPO`.
-        refill_rounds: So many times others are played at most.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        refill_rounds: Maximum number of resampling rounds; 0 drops such episodes without
+            replacing them.
     """
 
     def __init__(
@@ -172,37 +161,35 @@ class DAPO(GroupPolicyGradient):
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high)
         super().__init__(problem, loss, *_scaled(scale), False, **options)
-        self.collector = DynamicSampling(self._teaching, refill_rounds)
+        self.collector = DynamicSampling(self._informative, refill_rounds)
         self._played: Metrics = {}
 
     def experience_metrics(self) -> Metrics:
-        """Return what is known, with the share of groups without signal among all played."""
+        """Return the metrics; groups without a signal are counted over all episodes played."""
         return {**super().experience_metrics(), **self._played}
 
-    def _teaching(self, graphs: Sequence[Graph[str, str]]) -> list[Graph[str, str]]:
-        """Return the episodes in which some group has a signal."""
+    def _informative(self, graphs: Sequence[Graph[str, str]]) -> list[Graph[str, str]]:
+        """Return the episodes in which some group has a learning signal."""
         steps = [step for graph in graphs for step in steps_of(graph)]
         kept = _episodes(steps, self.estimator.live(steps))
-        teaching = [graph for graph in graphs if id(graph) in kept]
+        kept_graphs = [graph for graph in graphs if id(graph) in kept]
         self._played = {
             **self.estimator.measure(steps),
-            "refill/kept": len(teaching) / len(graphs),
+            "refill/kept": len(kept_graphs) / len(graphs),
         }
-        return teaching
+        return kept_graphs
 
 
+@document_options(CLIP, SCALE, CREDIT, GROUP, POLICY, old_logprobs="scored")
 class GSPO(GroupPolicyGradient):
     """Group sequence policy optimisation (Zheng et al. 2025, arXiv 2507.18071).
 
-    The ratio, and what is clipped, is that of the whole attack to the power of one over its length.
+    The clipped ratio is the geometric mean of the token ratios of an attack. It stays closer to 1
+    than token ratios, hence the narrow bounds. The sampler's log-probabilities are too imprecise
+    for these, so ``old_logprobs`` is ``"scored"`` by default.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: See `GRPO`; such ratios stay far nearer to 1 than those of tokens.
-        clip_high: See `GRPO`.
-        scale: See `GRPO`.
-        options: See `GroupPolicyGradient` and `PolicyGradient`; `old_logprobs` is ``"scored"``
-            unless given, for rounding alone would exceed such bounds.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -222,17 +209,16 @@ class GSPO(GroupPolicyGradient):
         )
 
 
+@document_options(SCALE, CREDIT, GROUP, POLICY)
 class CISPO(GroupPolicyGradient):
     """Clipped importance-sampling weights (MiniMax 2025, arXiv 2506.13585).
 
-    The weight of a token is clipped instead of its update, so that the rare tokens which matter
-    most keep their gradient.
+    The importance weight of a token is clipped instead of its objective, so that tokens outside the
+    clip bounds keep a gradient.
 
     Args:
-        problem: See `PolicyGradient`.
-        max_ratio: The probability ratio counts up to this, more than 1.
-        scale: See `GRPO`.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        max_ratio: Upper clip bound of the probability ratio; more than 1.
     """
 
     def __init__(
@@ -249,17 +235,15 @@ class CISPO(GroupPolicyGradient):
         super().__init__(problem, loss, *_scaled(scale), **options)
 
 
+@document_options(CLIP, CREDIT, GROUP, POLICY)
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
-    The baseline of an attack is the mean reward of the others of its group, and the whole attack
-    is one action: its ratio is that of all its tokens together.
+    The baseline of an attack is the mean reward of the others of its group. The whole attack is one
+    action: its ratio is the product of its token ratios.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: See `GRPO`.
-        clip_high: See `GRPO`.
-        options: See `GroupPolicyGradient` and `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -277,7 +261,7 @@ class RLOO(GroupPolicyGradient):
 
 
 def _scaled(scale: Scale) -> tuple[Any, Any]:
-    """How the members of a group are compared, and how all advantages are scaled then."""
+    """Return the advantage function of a group, and the scaling over all groups."""
     if scale not in get_args(Scale):
         raise ConfigurationError(f"scale={scale!r}; choose from {list(get_args(Scale))}.")
     return partial(group_advantages, scale=scale), scale_by_batch if scale == "batch" else list

@@ -1,4 +1,4 @@
-"""Supervised training on attacks: the best so far, or given ones."""
+"""Supervised fine-tuning on attacks: expert iteration and warm start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
+from astra_rl.algorithms.options import REPLAY, document_options
 from astra_rl.algorithms.replay import Remembered, Replay
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collector import Collected, Collector
@@ -26,7 +27,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 
 ImitationStep = ScoredAttack
-"""An attack to be made more likely."""
+"""An attack to be imitated."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class ImitationBatch:
 
 
 class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
-    """Maximum likelihood of attacks, the mean over their tokens.
+    """Maximum-likelihood training (SFT) on attacks; the loss is the mean NLL per token.
 
     Args:
-        problem: Gives log-probabilities of the attacker.
+        problem: Computes log-probabilities of the attacker.
     """
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
@@ -52,7 +53,7 @@ class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
         return [ImitationStep(node.context, node.attack, node.reward) for node in graph.nodes()]
 
     def collate_fn(self, steps: Sequence[ImitationStep]) -> ImitationBatch:
-        """Return the attacks side by side."""
+        """Collate attacks to a batch."""
         return ImitationBatch([step.context for step in steps], [step.attack for step in steps])
 
     def step(self, batch: ImitationBatch) -> tuple[Tensor, Metrics]:
@@ -70,19 +71,17 @@ class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
         }
 
 
+@document_options(REPLAY)
 class ExpertIteration(Imitation):
-    """Learns to say the best attacks so far (Anthony et al. 2017; best-of-n distillation).
+    """Expert iteration (Anthony et al. 2017; best-of-n distillation): SFT on the best attacks.
 
-    Of every experience the best of each set of siblings are remembered, none nearly twice, and
-    what is remembered of its contexts is learned from; with ``replay=0``, only what is new.
+    The best attacks of each set of siblings enter a replay buffer without near-duplicates; each
+    experience trains on its own best attacks and on replayed ones.
 
     Args:
-        problem: Gives log-probabilities of the attacker.
-        best: So many of each set of siblings, if they are good enough.
-        min_reward: What is good enough; None is better than the mean of the experience.
-        replay: Attacks that are remembered.
-        replay_share: Of what an experience is learned from, in [0, 1): so much is remembered.
-        replay_similarity: See `Replay`.
+        problem: Computes log-probabilities of the attacker.
+        best: Maximum number of attacks taken from each set of siblings; at least 1.
+        min_reward: Minimum reward of such an attack. None: the mean reward of the selected attacks.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -113,7 +112,7 @@ class ExpertIteration(Imitation):
         self._metrics: Metrics = {}
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[ImitationStep]:
-        """Return the best of each set of siblings; a missing reward is never among them."""
+        """Return the best attacks of each set of siblings; missing rewards are left out."""
         steps = []
         for siblings in graph.sibling_groups():
             known = [node for node in siblings if not is_missing(node.reward)]
@@ -124,7 +123,7 @@ class ExpertIteration(Imitation):
         return steps
 
     def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
-        """Keep what is good enough, and add what is remembered."""
+        """Drop attacks below the minimum reward, and add replayed attacks."""
         random = Random(self._experiences)
         self._experiences += 1
         bar = self.min_reward
@@ -146,24 +145,24 @@ class ExpertIteration(Imitation):
         ]
 
     def experience_metrics(self) -> Metrics:
-        """Return how many attacks were good enough, and how many are remembered."""
+        """Return the numbers of selected, stored and replayed attacks."""
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the replay buffer and the state of its draws."""
+        """Return the replay buffer, and the number of experiences, which seeds its draws."""
         return {"experiences": self._experiences, "replay": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._experiences = state["experiences"]
         self.memory.load_state_dict(state["replay"])
 
 
-class Given(Collector):
-    """Deals out given attacks instead of playing episodes: no target is asked.
+class GivenAttacks(Collector):
+    """Returns given attacks as episodes; makes no target calls.
 
     Args:
-        steps: The attacks; one without a context follows an opening of the environment.
+        steps: The attacks; one without a context gets an opening prompt of the environment.
     """
 
     def __init__(self, steps: Sequence[ImitationStep]) -> None:
@@ -173,7 +172,7 @@ class Given(Collector):
     def collect(
         self, environment: Environment[Any, Any], seed: int | None, count: int
     ) -> Collected:
-        """See `Collector.collect`; every attack comes once before any comes again."""
+        """See `Collector.collect`; each pass over the attacks is shuffled anew."""
         graphs = []
         for number in range(self.dealt, self.dealt + count):
             turn, place = divmod(number, len(self.steps))
@@ -195,27 +194,26 @@ class Given(Collector):
 
 
 class WarmStart(Imitation):
-    """Learns to say given attacks: those of a file, or the good ones of an earlier run.
+    """SFT on given attacks: those of a file, or the successful ones of an earlier run.
 
-    What a GFlowNet found, filtered and learned by an attacker that begins afresh, is the second
-    stage of its training (Lee et al. 2024, arXiv 2405.18540, sec. 3.3): robust against a reward of
-    the wrong scale.
+    SFT of a new attacker on the filtered attacks of a GFlowNet is the second stage of Lee et al.
+    2024, arXiv 2405.18540, sec. 3.3; it is robust to the scale of the reward.
 
     Args:
-        problem: Gives log-probabilities of the attacker.
-        attacks: The attacks themselves, with their contexts or without, or a file of them, see
-            `read_attacks`.
-        min_reward: Attacks whose reward is lower or not known are left out; None takes all.
-        min_logprob: Attacks whose log-probability under the baseline is lower, in nats of the whole
-            attack, are not learned (Lee et al. take -100); None never runs the baseline.
-        distinct: Whether of attacks of one context that say the same, whatever their case and
-            spaces, only the best is taken.
+        problem: Computes log-probabilities of the attacker.
+        attacks: The attacks, with or without contexts, or the path of a file, see `read_attacks`.
+            Required.
+        min_reward: Minimum reward; attacks with an unknown reward are left out too. None takes all.
+        min_logprob: Minimum log-probability under the baseline, in nats of the whole attack; 0 or
+            less (Lee et al. use -100). None does not filter, and never runs the baseline.
+        distinct: Whether only the best of attacks of one context that are equal up to case and
+            white space is taken.
 
     Raises:
         ConfigurationError: The file cannot be read, or no attack is left.
     """
 
-    collector: Given
+    collector: GivenAttacks
 
     def __init__(
         self,
@@ -236,14 +234,14 @@ class WarmStart(Imitation):
         kept = [step for step in steps if min_reward is None or step.reward >= min_reward]
         if not kept:
             raise ConfigurationError(
-                f"attacks: of {len(steps)} none is left (min_reward={min_reward}); give at least 1."
+                f"attacks: none of {len(steps)} is left (min_reward={min_reward}); give at least 1."
             )
-        self.collector = Given(_distinct(kept) if distinct else kept)
+        self.collector = GivenAttacks(_distinct(kept) if distinct else kept)
         self.min_logprob = min_logprob
         self._metrics: Metrics = {}
 
     def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
-        """Leave out what the baseline finds too unlikely."""
+        """Drop attacks that are too unlikely under the baseline."""
         if self.min_logprob is None or not steps:
             return steps
         attacks = [step.attack for step in steps]
@@ -253,7 +251,7 @@ class WarmStart(Imitation):
             attacks,
             grad=False,
         )
-        # The ids an attack remembers may be of another vocabulary than the baseline's.
+        # str drops the attacker's token ids: the baseline may have another vocabulary.
         mask = token_mask(logprobs, [str(attack) for attack in attacks])
         totals = sequence_logprob(logprobs, mask, reduce="sum").tolist()
         likely = [total >= self.min_logprob for total in totals]
@@ -261,20 +259,20 @@ class WarmStart(Imitation):
         return [step for step, kept in zip(steps, likely, strict=True) if kept]
 
     def experience_metrics(self) -> Metrics:
-        """Return the share of attacks that were left out as too unlikely, if any may be."""
+        """Return the share of attacks dropped as too unlikely, if `min_logprob` is set."""
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many attacks have been dealt out."""
+        """Return the number of attacks returned so far."""
         return {"dealt": self.collector.dealt}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.collector.dealt = state["dealt"]
 
 
 def _distinct(steps: Sequence[ImitationStep]) -> list[ImitationStep]:
-    """Keep the best of those that say the same, in their order."""
+    """Keep the best of equal attacks, in the order of the input."""
     best: dict[Hashable, tuple[float, int]] = {}
     for index, step in enumerate(steps):
         key = (context_key(step.context), " ".join(step.attack.casefold().split()))

@@ -1,4 +1,4 @@
-"""Staying near the frozen reference: what divergence costs, and where it is charged."""
+"""KL penalty towards the frozen reference: coefficient, estimator, and where it is applied."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import KLEstimator, kl_estimate, kl_penalty
-from astra_rl.algorithms.policy_steps import PolicyStep
+from astra_rl.algorithms.policy_steps import ScoredStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.errors import ConfigurationError
 
 MAX_ERROR = 0.2
-"""A controller reacts no more strongly than to a divergence that is off by this share."""
+"""The relative error of the adaptive controller is clipped to this; Ziegler et al. 2019."""
 
 
 class Coefficient:
-    """What a nat of divergence costs: always the same."""
+    """A constant KL coefficient (beta).
+
+    Args:
+        value: Reward per nat of divergence.
+    """
 
     def __init__(self, value: float) -> None:
         self.value = value
 
     def update(self, divergence: float, count: int) -> None:
-        """Take note of what was measured."""
+        """Adapt the coefficient to the KL measured in an experience; here it is constant."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the price."""
+        """Return the coefficient."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the price."""
+        """Restore the coefficient."""
         self.value = state["value"]
 
 
 class AdaptiveCoefficient(Coefficient):
-    """A price that rises while the divergence is above its target and falls while it is below.
+    """A KL coefficient that rises while the KL is above its target and falls while it is below.
 
     Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2.
 
     Args:
-        value: The first price, positive.
-        target: Divergence of a whole attack to aim at, in nats.
-        horizon: Attacks until the price reacted fully; larger is slower.
+        value: Initial coefficient, positive.
+        target: Target KL of a whole attack, in nats, positive.
+        horizon: Number of attacks over which the controller corrects the error; larger is slower.
 
     Raises:
         ConfigurationError: A value is not positive.
@@ -55,13 +59,13 @@ class AdaptiveCoefficient(Coefficient):
         for name, number in (("kl_in_reward", value), ("target", target), ("horizon", horizon)):
             if not number > 0:
                 raise ConfigurationError(
-                    f"{name}={number}; an adaptive price of divergence needs a positive one."
+                    f"{name}={number}; an adaptive KL coefficient needs a positive value."
                 )
         super().__init__(value)
         self.target, self.horizon = target, horizon
 
     def update(self, divergence: float, count: int) -> None:
-        """Move the price, after `count` attacks that diverged by so many nats on average."""
+        """Adapt the coefficient to the mean KL, in nats, of `count` attacks."""
         if is_missing(divergence):
             return
         error = min(max(divergence / self.target - 1, -MAX_ERROR), MAX_ERROR)
@@ -69,16 +73,17 @@ class AdaptiveCoefficient(Coefficient):
 
 
 class KLControl:
-    """Where divergence from the reference is charged, and how it is estimated.
+    """The KL penalty in the reward and in the loss.
 
     Args:
-        in_reward: What a nat costs of the reward.
-        in_loss: Weight of the divergence per token in the loss.
-        estimator: k1, k2 or k3, see `kl_estimate`. None is the best for its place: k1 in the
-            reward, whose policy gradient is exactly that of the divergence, and k3 in the loss.
-        corrected: See `kl_penalty`.
-        target: The price in the reward adapts until attacks diverge by so many nats; None keeps
-            the price.
+        in_reward: KL coefficient (beta) of the penalty in the reward.
+        in_loss: KL coefficient (beta) of the penalty in the loss.
+        estimator: k1, k2 or k3, see `kl_estimate`. None: k1 in the reward, whose policy gradient is
+            exactly that of the KL, and k3 in the loss.
+        corrected: Whether the penalty in the loss is weighted by the probability ratio, see
+            `kl_penalty`.
+        target: Target KL of a whole attack, in nats, for an adaptive coefficient in the reward;
+            None keeps it constant.
         horizon: See `AdaptiveCoefficient`.
 
     Raises:
@@ -102,7 +107,7 @@ class KLControl:
             raise ConfigurationError(
                 f"kl_estimator={estimator!r}; choose from {list(get_args(KLEstimator))}."
             )
-        self.price = (
+        self.coefficient = (
             Coefficient(in_reward)
             if target is None
             else AdaptiveCoefficient(in_reward, target, horizon)
@@ -114,52 +119,61 @@ class KLControl:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the reference must be run at all."""
-        return bool(self.price.value or self.in_loss)
+        """Whether log-probabilities under the reference are needed."""
+        return bool(self.coefficient.value or self.in_loss)
 
-    def charge(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        """Add to each step what its divergence costs of the reward, then adapt the price.
+    def with_penalties(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
+        """Return the steps with the KL penalty of the reward, then adapt the coefficient.
 
         Raises:
-            ConfigurationError: Tokens must be compared and the reference has other ones.
+            ConfigurationError: The estimator compares token by token, and the reference has another
+                tokenizer.
         """
-        if not self.price.value:
+        if not self.coefficient.value:
             return list(steps)
         estimates = [self._estimates(step) for step in steps]
         totals = [self._total(step, each) for step, each in zip(steps, estimates, strict=True)]
-        price = self.price.value
-        charged = [
+        beta = self.coefficient.value
+        penalized = [
             replace(
                 step,
-                penalty=price * total,
-                penalties=None if each is None else tuple(price * value for value in each),
+                penalty=beta * total,
+                penalties=None if each is None else tuple(beta * value for value in each),
             )
             for step, each, total in zip(steps, estimates, totals, strict=True)
         ]
         if steps:
-            self.price.update(mean_of_present(totals), len(steps))
-        return charged
+            self.coefficient.update(mean_of_present(totals), len(steps))
+        return penalized
 
-    def tokens(self, logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:
-        """Return the penalty of each token in the loss, (B, T), before it is weighted."""
+    def loss_penalty(self, logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:
+        """Return the penalty of each token in the loss, (B, T), not yet times the coefficient.
+
+        Args:
+            logprobs: Under the policy, (B, T).
+            reference: Under the frozen reference, (B, T).
+            old: Under the policy that sampled, (B, T).
+        """
         return kl_penalty(
             logprobs, reference, old, estimator=self.loss_estimator, corrected=self.corrected
         )
 
     def metrics(self) -> Metrics:
-        """Return the price, if it can change."""
-        return {"kl_coef": self.price.value} if type(self.price) is not Coefficient else {}
+        """Return the coefficient, if it is adaptive."""
+        return (
+            {"kl_coef": self.coefficient.value} if type(self.coefficient) is not Coefficient else {}
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the price."""
-        return self.price.state_dict()
+        """Return the coefficient."""
+        return self.coefficient.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the price."""
-        self.price.load_state_dict(state)
+        """Restore the coefficient."""
+        self.coefficient.load_state_dict(state)
 
-    def _estimates(self, step: PolicyStep) -> list[float] | None:
-        """Nats of each token; None if the reference has other tokens."""
+    def _estimates(self, step: ScoredStep) -> list[float] | None:
+        """KL estimate of each token, in nats; None if the reference has another tokenizer."""
         reference = step.reference_logprobs or ()
         if len(reference) != len(step.old_logprobs):
             return None
@@ -169,8 +183,8 @@ class KLControl:
         values: list[float] = kl_estimate(old, ref, self.reward_estimator).tolist()
         return values
 
-    def _total(self, step: PolicyStep, estimates: list[float] | None) -> float:
-        if self.reward_estimator == "k1":  # needs no token of one to be a token of the other
+    def _total(self, step: ScoredStep, estimates: list[float] | None) -> float:
+        if self.reward_estimator == "k1":  # a difference of sums needs no common tokenizer
             return sum(step.old_logprobs) - sum(step.reference_logprobs or ())
         if estimates is None:
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Learning from attacks that worked and attacks that did not, without pairs: KTO."""
+"""KTO: preference optimisation from unpaired desirable and undesirable attacks."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from astra_rl.core.problem import Problem
 from astra_rl.errors import ContractError
 
 MAX_IMBALANCE = 20.0
-"""A rare class weighs at most so much more: a single success must not be all that counts."""
+"""Maximum ratio of the class weights, so that a single success does not dominate the loss."""
 
 
 @dataclass(frozen=True)
 class KTOStep:
-    """One attack, and whether it is to become more likely.
+    """One attack with its label.
 
     Attributes:
         context: State before the attack.
-        attack: What the attacker said.
+        attack: The attack.
         reward: Its reward.
-        desirable: Whether it is to become more likely; `prepare` decides.
-        weight: How much it counts beside the others.
-        reference: Its log-probability under the frozen reference; None until it is computed.
-        divergence: From the reference, in nats per attack, when the experience was played.
+        desirable: Label; set by `KTO.prepare`.
+        weight: Weight in the loss; set by `KTO.prepare`.
+        reference: Log-probability under the frozen reference, in nats; set by `KTO.prepare`.
+        divergence: KL of the experience from the reference, in nats per attack; set by
+            `KTO.prepare`.
     """
 
     context: str
@@ -69,18 +70,18 @@ class KTOBatch:
 class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306).
 
-    Each attack is judged by itself, so it needs no siblings and suits moderators that say yes or
-    no. The paper estimates the divergence from mismatched pairs of a fixed data set; here attacks
-    come from the attacker itself, so theirs is the divergence, and one number serves an experience.
+    Attacks are labelled one by one, so it needs no siblings and suits binary moderators. The paper
+    estimates the KL from mismatched pairs of a fixed data set; here attacks are sampled from the
+    attacker, so the KL is estimated from them, once per experience.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        beta: How fast gains and losses saturate.
-        threshold: Rewards from here on are desirable. None compares with the mean of the
-            experience, and rewards that equal it teach nothing.
-        desirable_weight: Of the desirable attacks; None makes both classes weigh the same in all,
-            within a factor of 20 per attack.
-        undesirable_weight: Of the others.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        beta: Strength of the KL regularisation: how fast gains and losses saturate; positive.
+        threshold: Minimum reward of a desirable attack. None: the mean reward of the experience;
+            attacks whose reward equals it are left out.
+        desirable_weight: Weight of desirable attacks, positive. None balances the total weights of
+            the two classes, within a factor of 20 per attack.
+        undesirable_weight: Weight of undesirable attacks, positive.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -119,7 +120,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         ]
 
     def prepare(self, steps: Sequence[KTOStep]) -> Sequence[KTOStep]:
-        """Tell desirable from undesirable, and score all under the reference, once."""
+        """Label the attacks, and compute their log-probabilities under the reference, once."""
         if not steps:
             self._metrics = {}
             return steps
@@ -128,7 +129,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             bar, tolerance = mean_of_present(step.reward for step in steps), TIE_TOLERANCE
         ours = self._totals(self.problem.get_attacker_logprobs, steps, [s.attack for s in steps])
         theirs = self._totals(
-            # The ids an attack remembers may be of another vocabulary than the baseline's.
+            # str drops the attacker's token ids: the baseline may have another vocabulary.
             self.problem.get_baseline_logprobs,
             steps,
             [str(step.attack) for step in steps],
@@ -157,7 +158,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         ]
 
     def collate_fn(self, steps: Sequence[KTOStep]) -> KTOBatch:
-        """Return the attacks side by side.
+        """Collate attacks to a batch.
 
         Raises:
             ContractError: A step did not come through `prepare`.
@@ -165,8 +166,8 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         references = [step.reference for step in steps if step.reference is not None]
         if len(references) < len(steps):
             raise ContractError(
-                "a step that is neither desirable nor undesirable came to collate_fn. Call prepare "
-                "on the steps of a whole experience first, as Harness does."
+                "collate_fn received a step without a label. Call prepare on the steps of a whole "
+                "experience first, as Harness does."
             )
         return KTOBatch(
             [step.context for step in steps],
@@ -200,7 +201,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         return loss, logs
 
     def experience_metrics(self) -> Metrics:
-        """Return the divergence from the reference, and the share of desirable attacks."""
+        """Return the KL from the reference, and the share of desirable attacks."""
         return self._metrics
 
     def _totals(

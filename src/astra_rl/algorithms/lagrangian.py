@@ -1,4 +1,4 @@
-"""The best reward among the attackers that keep to constraints: PPO-Lagrangian."""
+"""PPO-Lagrangian: maximise the reward subject to constraints on reward terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, Unpack
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import PolicyLoss
-from astra_rl.algorithms.policy_steps import PolicyStep
+from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
+from astra_rl.algorithms.options import GAE as GAE_OPTIONS
+from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing, mean_of_present
 from astra_rl.core.problem import Problem
@@ -19,7 +21,7 @@ from astra_rl.errors import ConfigurationError
 
 @dataclass
 class Constraint:
-    """A bound on the mean of a term of the reward, and the multiplier that enforces it.
+    """A bound on the mean of a reward term, and its Lagrange multiplier.
 
     Attributes:
         term: Name of the term, see `Node.reward_terms`.
@@ -52,11 +54,11 @@ class Constraint:
 
     @property
     def multiplier(self) -> float:
-        """How much a unit of cost weighs against a unit of reward."""
+        """The Lagrange multiplier: weight of a unit of cost against a unit of reward."""
         return math.exp(self.log_multiplier)
 
     def update(self, mean: float, *, lr: float, most: float) -> None:
-        """Raise the multiplier if the mean of the term breaks the bound, and lower it if not.
+        """Raise the multiplier if the mean of the term violates the bound, else lower it.
 
         ``u += lr * (mean cost - bound) * exp(u)``, the gradient ascent on the Lagrangian by
         ``u = log multiplier`` (Zhao et al. 2024, DiveR-CT, arXiv 2405.19026).
@@ -67,17 +69,17 @@ class Constraint:
 
 
 class ConstrainedGAE(GAE):
-    """Advantages of the reward less those of the costs, by their multipliers.
+    """Advantages of the Lagrangian: of the reward minus the costs times their multipliers.
 
-    ``(A_reward - sum_i multiplier_i * A_cost_i) / (1 + sum_i multiplier_i)``, where each has a
-    value function of its own and is normalised by itself.
+    ``(A_reward - sum_i multiplier_i * A_cost_i) / (1 + sum_i multiplier_i)``; each advantage has
+    its own value head and is whitened separately.
 
     Args:
-        constraints: What is bounded.
-        gamma: See `GAE`.
-        lam: See `GAE`.
-        lr: Of the logarithms of the multipliers.
-        most: No multiplier grows beyond this.
+        constraints: The constraints.
+        gamma: Discount per token, in [0, 1].
+        lam: Lambda of GAE, in [0, 1].
+        lr: Learning rate of the logarithms of the multipliers.
+        most: Upper bound of the multipliers.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class ConstrainedGAE(GAE):
         super().__init__(gamma, lam)
         self.constraints, self.lr, self.most = list(constraints), lr, most
 
-    def estimate(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        """Move the multipliers, then estimate advantages."""
+    def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
+        """Update the multipliers, then estimate advantages."""
         measured: Metrics = {}
         for constraint in self.constraints:
             mean = mean_of_present(_value(step, constraint.term) for step in steps)
@@ -107,12 +109,12 @@ class ConstrainedGAE(GAE):
         self._metrics |= measured
         return estimated
 
-    def outcomes(self, step: PolicyStep) -> list[float]:
+    def outcomes(self, step: ScoredStep) -> list[float]:
         """Return the reward and the costs."""
         return [step.reward, *(each.sign * _value(step, each.term) for each in self.constraints)]
 
     def combine(self, advantages: Sequence[float]) -> float:
-        """Return the weighted difference."""
+        """Return the advantage of the Lagrangian."""
         reward, *costs = advantages
         multipliers = [each.multiplier for each in self.constraints]
         paid = math.fsum(m * cost for m, cost in zip(multipliers, costs, strict=True))
@@ -128,26 +130,22 @@ class ConstrainedGAE(GAE):
             each.log_multiplier = state["log_multipliers"][each.term]
 
 
+@document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPOLagrangian(ActorCritic):
-    """PPO under constraints with learned multipliers, as in DiveR-CT.
+    """PPO with constraints and learned Lagrange multipliers, as in DiveR-CT.
 
-    Zhao et al. 2024, arXiv 2405.19026: for instance the reward is novelty alone, and the
-    constraints are that attacks succeed often enough and are no gibberish. A constraint that is
-    met costs next to nothing, so what is bounded is not driven further than asked for.
+    Zhao et al. 2024, arXiv 2405.19026. For instance: maximise novelty, subject to a minimum success
+    rate and a minimum fluency. The multiplier of a satisfied constraint falls, so that its term is
+    not optimised beyond the bound.
 
     Args:
-        problem: See `ActorCritic`; it estimates one return more per constraint.
+        problem: A `ValueFunctionProblem` with one value head plus one per constraint.
         constraints: Bounds on the means of terms of the reward, for instance
-            ``{"harm_response": {"at_least": 0.5}}``. A term that is only bounded has weight 0 in
-            the reward.
+            ``{"harm_response": {"at_least": 0.5}}``. Give a term weight 0 in the reward if it is
+            to be constrained only. Required.
         multiplier_lr: Learning rate of the logarithms of the multipliers.
-        first_multiplier: What the multipliers begin with.
-        max_multiplier: No multiplier grows beyond this.
-        clip_low: See `PPO`.
-        clip_high: See `PPO`.
-        gamma: See `PPO`.
-        gae_lambda: See `PPO`.
-        options: See `ActorCritic` and `PolicyGradient`; `epochs` is 4 unless given.
+        first_multiplier: Initial value of the multipliers, positive.
+        max_multiplier: Upper bound of the multipliers.
 
     Raises:
         ConfigurationError: No constraints, or a value out of range.
@@ -192,13 +190,13 @@ class PPOLagrangian(ActorCritic):
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:
-        """One for the reward, and one for each constraint."""
+        """Return 1, for the reward, plus the number of constraints."""
         constraints = options.get("constraints")
         return 1 + (len(constraints) if isinstance(constraints, Mapping) else 0)
 
     @classmethod
     def terms_needed(cls, **options: Any) -> Sequence[str]:
-        """Those that are bounded."""
+        """Return the names of the constrained terms."""
         constraints = options.get("constraints")
         return list(constraints) if isinstance(constraints, Mapping) else []
 

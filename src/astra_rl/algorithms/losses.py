@@ -41,10 +41,10 @@ def dpo_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0) -> Tenso
     """Direct preference optimisation, per pair (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
     Args:
-        margin: (B,), how much more the policy than the reference prefers the chosen text:
+        margin: (B,), the difference of log-ratios to the reference:
             ``(log pi(chosen) - log pi(rejected)) - (log ref(chosen) - log ref(rejected))``.
-        beta: Strength of the tie to the reference, positive.
-        label_smoothing: Share of pairs that are taken to be the wrong way round, in [0, 0.5):
+        beta: Strength of the KL regularisation towards the reference, positive.
+        label_smoothing: Assumed probability that a preference is inverted, in [0, 0.5):
             conservative DPO (Mitchell 2023, *A note on DPO with noisy preferences*, eq. 3).
     """
     right, wrong = -F.logsigmoid(beta * margin), -F.logsigmoid(-beta * margin)
@@ -57,7 +57,7 @@ def ipo_loss(margin: Tensor, beta: float, gap: Tensor | float = 1.0) -> Tensor:
     Args:
         margin: (B,), as for `dpo_loss`. Its authors use mean log-probabilities per token.
         beta: The target margin is ``gap / (2 * beta)``; positive.
-        gap: How much better the chosen text is: 1, or the difference of rewards, (B,) (Guo et al.
+        gap: 1, or the difference of rewards of the two texts, (B,) (Guo et al.
             2025, MTSA, arXiv 2505.17147).
     """
     return (margin - gap / (2 * beta)) ** 2
@@ -68,7 +68,7 @@ def hinge_loss(margin: Tensor, beta: float) -> Tensor:
 
     Args:
         margin: (B,), as for `dpo_loss`.
-        beta: A pair is right, and teaches nothing more, from a margin of ``1 / beta``; positive.
+        beta: The loss of a pair is zero from a margin of ``1 / beta`` on; positive.
     """
     return F.relu(1 - beta * margin)
 
@@ -79,7 +79,7 @@ def simpo_loss(margin: Tensor, beta: float, gamma: float) -> Tensor:
     Args:
         margin: (B,), ``log pi(chosen) - log pi(rejected)`` as means per token, without reference.
         beta: Scale of the margin, positive.
-        gamma: By how much the scaled margin should exceed zero, not negative.
+        gamma: Target of the scaled margin, not negative.
     """
     return -F.logsigmoid(beta * margin - gamma)
 
@@ -91,7 +91,7 @@ def kto_loss(log_ratio: Tensor, desirable: Tensor, divergence: Tensor, beta: flo
         log_ratio: (B,), ``log pi(text) - log ref(text)``.
         desirable: (B,), bool.
         divergence: (B,) or a scalar, KL(pi || ref) in nats, not negative, without gradient: the
-            point that gains and losses are seen from.
+            reference point of gains and losses.
         beta: How fast gains and losses saturate, positive.
     """
     gain = torch.where(desirable, log_ratio - divergence, divergence - log_ratio)
@@ -99,7 +99,7 @@ def kto_loss(log_ratio: Tensor, desirable: Tensor, divergence: Tensor, beta: flo
 
 
 def balance_residual(logprobs: Tensor, log_rewards: Tensor, log_z: Tensor | float = 0.0) -> Tensor:
-    """How far attacks are from balance, per attack, in nats: ``log Z + log pi - log R``, (B,).
+    """Residual of trajectory balance per attack, in nats: ``log Z + log pi - log R``, (B,).
 
     Its square is trajectory balance (Malkin et al. 2022, arXiv 2201.13259, eq. 14, for texts, where
     every state is reached in one way). It is zero for all attacks exactly if pi is R / Z.
@@ -114,8 +114,8 @@ def contrastive_loss(residual: Tensor, pairs: Tensor, *, huber: float | None = N
 
     Args:
         residual: See `balance_residual`, without log Z, (B,).
-        pairs: Which rows are compared, (B, B), bool, each pair once.
-        huber: Differences beyond it count linearly (Huber's loss, which halves the square).
+        pairs: Which rows form a pair, (B, B), bool, each pair once.
+        huber: Threshold of the Huber loss (which halves the square), in nats.
     """
     difference = residual[:, None] - residual[None, :]
     error = (
@@ -133,22 +133,23 @@ Reduction = Literal["token", "sequence", "sequence_sum"]
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss:
-    """Which of the policy-gradient losses: the configuration of the one kernel.
+    """Configuration of the policy-gradient loss.
 
     Attributes:
         surrogate: ``"clip"`` is PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347,
-            eq. 7); ``"cispo"`` weighs the log-probability by the clipped ratio, through which no
-            gradient flows (MiniMax 2025, arXiv 2506.13585, eq. 4), so that no token is left out;
-            ``"reinforce"`` has no ratio and takes the batch for one of the present policy.
-        ratio: Of each token; of the whole attack to the power of one over its length (Zheng et al.
-            2025, GSPO, arXiv 2507.18071, eq. 7); or of the whole attack.
-        clip_low: The ratio counts down to ``1 - clip_low``; ``"cispo"`` has no such bound.
-        clip_high: The ratio counts up to ``1 + clip_high``.
+            eq. 7); ``"cispo"`` multiplies the log-probability by the clipped ratio, without
+            gradient through the ratio (MiniMax 2025, arXiv 2506.13585, eq. 4), so that every token
+            keeps a gradient; ``"reinforce"`` has no ratio and assumes on-policy samples.
+        ratio: ``"token"``, the ratio of each token; ``"sequence_mean"``, the geometric mean over
+            the attack (Zheng et al. 2025, GSPO, arXiv 2507.18071, eq. 7); ``"sequence_sum"``, the
+            product over the attack.
+        clip_low: Lower clip bound: ratio >= 1 - clip_low; not used by ``"cispo"``.
+        clip_high: Upper clip bound: ratio <= 1 + clip_high.
         reduce: ``"token"`` is the mean over tokens (Yu et al. 2025, DAPO, arXiv 2503.14476);
             ``"sequence"`` the mean over attacks of their means (Shao et al. 2024, GRPO, arXiv
             2402.03300); ``"sequence_sum"`` the mean over attacks of their sums.
-        divisor: Of ``"sequence_sum"``, a constant: the most tokens of an attack (Liu et al. 2025,
-            Dr. GRPO, arXiv 2503.20783).
+        divisor: Constant divisor of ``"sequence_sum"``: the maximum number of tokens of an attack
+            (Liu et al. 2025, Dr. GRPO, arXiv 2503.20783).
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -177,14 +178,14 @@ class PolicyLoss:
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, kind: PolicyLoss
 ) -> Tensor:
-    """Loss of each token, (B, T), to be minimised; its mean is what `reduce_tokens` makes of it.
+    """Loss of each token, (B, T), to be minimised after `reduce_tokens`.
 
     Args:
         logprobs: Of the policy, (B, T).
         old_logprobs: Of the policy that sampled, (B, T), without gradient.
         advantages: (B, 1) or (B, T), without gradient.
         mask: Real tokens, (B, T), bool.
-        kind: Which loss.
+        kind: Configuration of the loss.
     """
     if kind.surrogate == "reinforce":
         return -advantages * logprobs
@@ -214,7 +215,7 @@ def probability_ratio(
 
 
 def is_clipped(ratio: Tensor, advantages: Tensor, kind: PolicyLoss) -> tuple[Tensor, Tensor]:
-    """Which tokens the bounds of the ratio take effect on: below, and above; both like the ratio.
+    """Return masks of the tokens clipped below and above, both in the shape of the ratio.
 
     The gradient of such a token is zero under ``"clip"``, and bounded under ``"cispo"``.
     """
@@ -226,15 +227,15 @@ def is_clipped(ratio: Tensor, advantages: Tensor, kind: PolicyLoss) -> tuple[Ten
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
     """Half the squared error of each estimate, clipped; in the shape of `values`.
 
-    The larger of the error of the estimate and the error of an estimate that moved no further
-    than `clip` from where it was (Schulman et al., baselines' PPO2; Huang et al. 2022, *The 37
-    implementation details of PPO*, detail 9).
+    The maximum of the error of the estimate and the error of the estimate clipped to within `clip`
+    of its old value (Schulman et al., baselines' PPO2; Huang et al. 2022, *The 37 implementation
+    details of PPO*, detail 9).
 
     Args:
         values: Estimates, with gradient.
         old_values: Estimates before the update.
-        returns: What they should have been.
-        clip: See above; infinity does not clip.
+        returns: Targets.
+        clip: Clip range, positive; infinity does not clip.
     """
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
@@ -243,12 +244,12 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
 def reduce_tokens(
     values: Tensor, mask: Tensor, weights: Tensor, *, reduce: Reduction, divisor: float = 1.0
 ) -> Tensor:
-    """One number of the values of tokens; zero, with a gradient of zero, where there are none.
+    """Reduce the values of tokens to a scalar; zero, with zero gradient, if there are none.
 
     Args:
         values: (B, T).
         mask: Real tokens, (B, T), bool.
-        weights: Of the rows, (B,): a row of weight 2 counts like two rows.
+        weights: Weights of the rows, (B,): a row of weight 2 counts like two rows.
         reduce: See `PolicyLoss`.
         divisor: See `PolicyLoss`.
     """
@@ -288,18 +289,19 @@ def kl_penalty(
 ) -> Tensor:
     """Penalty per token whose expected gradient is that of KL(pi || reference).
 
-    An estimate of the divergence, differentiated by itself, does not give its gradient: k1 gives
-    nothing at all and k3 the gradient of the *forward* divergence, because the policy that the
-    samples come from is not differentiated. Weighted by the probability ratio, through which the
-    gradient flows too, both are right. k2 gives the right gradient as it is, so its ratio only
-    makes up for a policy that has moved since it sampled.
+    The gradient of an estimate is not an estimate of the gradient, because the sampling policy is
+    not differentiated: in expectation the gradient of k1 is zero, and that of k3 is the gradient of
+    the *forward* KL. Multiplied by the probability ratio, with gradient through the ratio, both are
+    correct. k2 has the correct gradient on-policy; its ratio, without gradient, corrects for a
+    policy that has changed since it sampled.
 
     Args:
         logprobs: Of the policy, (B, T).
         reference_logprobs: Of the frozen reference, (B, T).
         old_logprobs: Of the policy that sampled, (B, T).
         estimator: See `kl_estimate`.
-        corrected: False differentiates the plain estimate, as the paper of GRPO does.
+        corrected: Whether to multiply by the ratio; False is the plain estimate, as in the GRPO
+            paper.
     """
     estimate = kl_estimate(logprobs, reference_logprobs, estimator)
     if not corrected:

@@ -1,4 +1,4 @@
-"""Which attacks are compared: pairs of siblings, the better one first."""
+"""Pairs of siblings for preference optimisation, the one with the higher reward first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from astra_rl.core.graph import Graph
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 Pair = tuple[PolicyStep, PolicyStep]
-"""A better and a worse attack of the same context."""
+"""The chosen and the rejected attack, of the same context."""
 Matching = Callable[[Sequence[PolicyStep]], Iterator[Pair]]
-"""Pairs of siblings that all have a reward, best first; `Pairs` leaves out those that tie."""
+"""Maps siblings that all have a reward, sorted best first, to pairs; `Pairs` drops ties."""
 
 
 def best_worst(siblings: Sequence[PolicyStep]) -> Iterator[Pair]:
@@ -30,25 +30,25 @@ def all_pairs(siblings: Sequence[PolicyStep]) -> Iterator[Pair]:
 
 
 MATCHINGS: dict[str, Matching] = {"best_worst": best_worst, "all": all_pairs}
-"""Ways to pair siblings, by the names that a configuration may give."""
+"""Ways to pair siblings, by their names in a configuration."""
 
 
 class Pairs:
-    """Makes pairs of the siblings of an episode and counts what makes none.
+    """Makes pairs of the siblings of an episode, and counts those that are dropped.
 
-    A turn without a reward makes no pair and does not spoil those of its siblings. Attacks that
-    say the same are never a pair.
+    A turn with a missing reward is left out; its siblings still make pairs. Two equal attacks are
+    never a pair.
 
     Args:
         pairs: One of `MATCHINGS`, or a function.
-        min_gap: Rewards must differ by at least so much. Those that tie are always dropped.
-        credit: What a turn is rewarded for, see `Credit`: `"max_backup"` also for what it leads to.
-        gamma: Discount per turn, of the backups.
+        min_gap: Minimum difference of rewards, not negative. Ties are always dropped.
+        credit: How reward is passed back to earlier turns, one of `CREDITS`.
+        gamma: Discount per turn, in [0, 1]; used by the backups.
 
     Attributes:
         found: Pairs since `reset`.
-        tied: Pairs dropped since `reset`, for rewards too close or for saying the same.
-        missing: Turns left out since `reset`, for a reward that is missing.
+        tied: Pairs dropped since `reset`, because of close rewards or equal attacks.
+        missing: Turns left out since `reset`, because of a missing reward.
 
     Raises:
         ConfigurationError: An unknown name, or a value out of range.
@@ -74,17 +74,17 @@ class Pairs:
             )
         check_number("min_gap", min_gap, lambda gap: gap >= 0, "0 or more")
         self.matching = pairs
-        # Less the tolerance: 0.3 - 0.1 is a little less than 0.2, and yet it is at least that.
+        # Minus the tolerance, because 0.3 - 0.1 is slightly less than 0.2 in floating point.
         self.min_gap = max(min_gap - TIE_TOLERANCE, TIE_TOLERANCE)
         self.credit = Credit(credit, gamma)
         self.reset()
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Set the counts to zero."""
         self.found = self.tied = self.missing = 0
 
     def __call__(self, graph: Graph[str, str]) -> list[tuple[PolicyStep, PolicyStep, float]]:
-        """Return better attack, worse attack and the gap between their rewards, of every pair."""
+        """Return the chosen attack, the rejected attack and the reward difference of every pair."""
         steps = steps_of(graph)
         rewards = self.credit([s.reward for s in steps], [s.place.parent for s in steps])
         out = []

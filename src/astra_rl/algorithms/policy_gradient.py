@@ -1,4 +1,4 @@
-"""The base of the policy-gradient family: what its members are composed of, and how they step."""
+"""Base class of the policy-gradient family."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from astra_rl.algorithms.losses import (
     probability_ratio,
     reduce_tokens,
 )
+from astra_rl.algorithms.options import POLICY, document_options
 from astra_rl.algorithms.policy_steps import (
     PolicyBatch,
     PolicyStep,
+    PreparedStep,
+    ScoredStep,
     collate,
     count_paths,
     like,
@@ -42,7 +45,7 @@ SharedNodes = Literal["once", "per_path"]
 
 
 class PolicyOptions(TypedDict, total=False):
-    """Options of every member of the family; `PolicyGradient` says what they mean."""
+    """Options of all policy-gradient algorithms."""
 
     kl_in_reward: float
     kl_in_loss: float
@@ -56,36 +59,17 @@ class PolicyOptions(TypedDict, total=False):
     format_pattern: str | None
 
 
+@document_options(POLICY)
 class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
-    """Raise the probability of attacks that did better than expected.
+    """Base of the policy-gradient algorithms: an advantage estimator and a loss.
 
-    A member of the family is this class with an estimator of advantages and a loss:
-    ``PolicyGradient(problem, MonteCarloReturn(Credit()), PolicyLoss(surrogate="reinforce"))`` is
-    REINFORCE without a baseline.
+    ``PolicyGradient(problem, MonteCarloReturn(Credit()), PolicyLoss(surrogate="reinforce"))``, for
+    instance, is REINFORCE without a baseline.
 
     Args:
-        problem: Gives log-probabilities of the attacker and of the frozen reference.
-        estimator: Gives each token its advantage.
-        loss: The configuration of the loss.
-        kl_in_reward: Nats of divergence from the reference, of the whole attack, cost this much
-            reward each. The best policy is then the reference reweighted by
-            ``exp(reward / kl_in_reward)``: it keeps every kind of attack that works, in proportion
-            to how likely it is in ordinary use. 0 is off.
-        kl_in_loss: Weight of the divergence per token in the loss. 0 is off; with both off the
-            reference is never run.
-        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None is the best for its place, see
-            `KLControl`.
-        kl_corrected: Whether the divergence in the loss has the right gradient, see `kl_penalty`.
-        kl_target: `kl_in_reward` adapts until attacks diverge by so many nats; None keeps it.
-        kl_horizon: Attacks until it has adapted fully.
-        epochs: How often an experience is learned from.
-        old_logprobs: ``"sampled"`` takes the log-probabilities that the sampler remembers, which
-            cost nothing; ``"scored"`` computes them once more as the loss does. In half precision
-            the two differ by some hundredths of a nat per token.
-        shared_nodes: An attack that several conversations continue was sampled once, and counts
-            ``"once"``; ``"per_path"`` counts it once for each of them.
-        format_pattern: What this regular expression finds in an attack is never made less likely,
-            so that a format is not forgotten with what failed in it, see `FormatMask`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        estimator: Computes advantages.
+        loss: Configuration of the loss.
 
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
@@ -114,8 +98,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         name = type(self).__name__
         if not problem.samples_exactly:
             raise ConfigurationError(
-                f"{name} needs attacks sampled from the very distribution it trains: temperature "
-                "1, no top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
+                f"{name} needs attacks sampled from the distribution it trains: temperature 1, no "
+                "top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
             )
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
@@ -149,7 +133,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
         """Return one step per node, siblings side by side.
 
-        Nodes whose reward is missing are among them, for reward is passed back along the tree;
+        Nodes with a missing reward are included, because reward is passed back along the tree;
         `prepare` leaves out what teaches nothing.
         """
         steps = steps_of(graph)
@@ -160,33 +144,32 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             replace(step, weight=float(weight)) for step, weight in zip(steps, weights, strict=True)
         ]
 
-    def prepare(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
-        """Add log-probabilities, penalties and advantages, once per experience.
+    def prepare(self, steps: Sequence[PolicyStep]) -> Sequence[PreparedStep]:
+        """Add log-probabilities, KL penalties and advantages, once per experience.
 
-        Left out is what teaches nothing: an attack without tokens, or without an advantage.
+        An attack without tokens or without an advantage is left out.
         """
-        steps = self._with_old_logprobs(steps)
+        scored = self._with_old_logprobs(steps)
         if self.kl.needs_reference:
-            steps = self.kl.charge(self._with_reference_logprobs(steps))
-        steps = self.estimator.estimate(self.with_estimates(steps))
-        steps = [step for step in steps if step.is_trainable]
+            scored = self.kl.with_penalties(self._with_reference_logprobs(scored))
+        prepared = self.estimator.estimate(self.with_values(scored))
         if self.format_tokens is None:
-            return steps
-        return [self.format_tokens.spare(step, self.problem.token_ends) for step in steps]
+            return prepared
+        return [self.format_tokens.apply(step, self.problem.token_ends) for step in prepared]
 
     def collate_fn(self, steps: Sequence[PolicyStep]) -> PolicyBatch:
-        """Return the steps side by side, padded on the right."""
+        """Collate prepared steps to a batch, right-padded."""
         return collate(steps)
 
     def weight(self, batch: PolicyBatch) -> float:
-        """What the loss is a mean over: tokens, or attacks, times the weights of the steps."""
+        """Return the denominator of the loss: the weighted number of tokens, or of attacks."""
         if self.loss.reduce != "token":
             return float(batch.weights.sum())
         counts = torch.tensor(batch.token_counts, dtype=torch.float32)
         return float((batch.weights * counts).sum())
 
     def step(self, batch: PolicyBatch) -> tuple[Tensor, Metrics]:
-        """Return the loss, and diagnostics under TRL's metric names."""
+        """Return the loss of a batch, and diagnostics under TRL's metric names."""
         logprobs = checked_logprobs(
             self.problem.get_attacker_logprobs, batch.contexts, batch.attacks, grad=True
         )
@@ -200,7 +183,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             reference = like(batch.reference_logprobs, logprobs)
             logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
             if self.kl.in_loss:
-                tokens = tokens + self.kl.in_loss * self.kl.tokens(logprobs, reference, old)
+                tokens = tokens + self.kl.in_loss * self.kl.loss_penalty(logprobs, reference, old)
         loss = reduce_tokens(
             tokens,
             mask,
@@ -211,36 +194,36 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         check_loss(loss, source=type(self).__name__)
         return loss, {"loss": float(loss.detach()), **logs}
 
-    def with_estimates(self, steps: Sequence[PolicyStep]) -> Sequence[PolicyStep]:
-        """Add what the estimator needs besides rewards; override it to."""
+    def with_values(self, steps: Sequence[ScoredStep]) -> Sequence[ScoredStep]:
+        """Return the steps with value estimates, if the algorithm has a value function."""
         return steps
 
     def with_objectives(
         self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Add to the loss of each token, (B, T), and return numbers to log; override it to."""
+        """Return the loss of each token, (B, T), with further objectives, and metrics to log."""
         return tokens, {}
 
     def experience_metrics(self) -> Metrics:
-        """Return what the estimator and the control of divergence have to say.
+        """Return metrics of the advantage estimator and of the KL coefficient.
 
-        And, if the old log-probabilities were scored, how far those of the sampler were off.
+        With ``old_logprobs="scored"`` also the difference from the sampler's log-probabilities.
         """
         return {**self.estimator.metrics(), **self.kl.metrics(), **self._mismatch}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the estimator and of the control of divergence."""
+        """Return the state of the advantage estimator and of the KL coefficient."""
         return {"estimator": self.estimator.state_dict(), "kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.estimator.load_state_dict(state["estimator"])
         self.kl.load_state_dict(state["kl"])
 
     def _diagnostics(
         self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     ) -> Metrics:
-        # One sample per token of the entropy of the policy that sampled.
+        # A one-sample estimate per token of the entropy of the sampling policy.
         logs = {"entropy": -float(masked_mean(old, mask))}
         if self.loss.surrogate == "reinforce":
             return logs
@@ -257,10 +240,10 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             "clip_ratio/region_mean": float(masked_mean((low | high).float(), mask)),
         }
 
-    def _with_old_logprobs(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
+    def _with_old_logprobs(self, steps: Sequence[PolicyStep]) -> list[ScoredStep]:
         sampled = [_sampled(step.attack) for step in steps]
         is_scored = self.old_logprobs == "scored"
-        # No second pass where the sampler's log-probabilities were kept, unless it is asked for.
+        # A forward pass only where the sampler's log-probabilities are unknown, or for "scored".
         unknown = [index for index, row in enumerate(sampled) if row is None or is_scored]
         unscored = [steps[index] for index in unknown]
         scored = _score(
@@ -269,12 +252,12 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         known = dict(zip(unknown, scored, strict=True))
         self._mismatch = _mismatch(sampled, known) if is_scored else {}
         return [
-            replace(step, old_logprobs=known.get(index, row or ()))
+            step.scored(known.get(index, row or ()))
             for index, (step, row) in enumerate(zip(steps, sampled, strict=True))
         ]
 
-    def _with_reference_logprobs(self, steps: Sequence[PolicyStep]) -> list[PolicyStep]:
-        # The ids an attack remembers may be of another vocabulary than the baseline's.
+    def _with_reference_logprobs(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
+        # str drops the attacker's token ids: the baseline may have another vocabulary.
         scored = _score(
             self.problem.get_baseline_logprobs, steps, [str(step.attack) for step in steps]
         )
@@ -295,7 +278,7 @@ def _score(
     steps: Sequence[PolicyStep],
     texts: Sequence[str],
 ) -> list[tuple[float, ...]]:
-    """Log-probabilities of the steps' attacks; `texts` says how many tokens each has."""
+    """Log-probabilities of the steps' attacks; `texts` determines the token count of each."""
     if not steps:
         return []
     logprobs = checked_logprobs(
@@ -314,7 +297,7 @@ def _sampled(attack: str) -> tuple[float, ...] | None:
 def _mismatch(
     sampled: Sequence[tuple[float, ...] | None], scored: Mapping[int, tuple[float, ...]]
 ) -> Metrics:
-    """How far the sampler's log-probabilities are from those that are trained on."""
+    """Absolute differences between the log-probabilities of the sampler and of the training."""
     differences = [
         abs(a - b)
         for index, row in scored.items()

@@ -1,4 +1,8 @@
-"""What the policy-gradient family learns from: one step per attack, several to a batch."""
+"""Steps and batches of the policy-gradient family: one step per attack, in three stages.
+
+`PolicyGradient.flatten` returns a `PolicyStep` per attack. `PolicyGradient.prepare` adds
+log-probabilities (`ScoredStep`), then advantages (`PreparedStep`); only the last can be collated.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.text import context_key
 from astra_rl.errors import ContractError
 
 Group = Literal["siblings", "episode", "prompt"]
-"""Which attacks are compared with each other: those tried from one context of one episode, all of
-one episode, or all of every episode of the experience that opens with the same prompt."""
+"""Which attacks form a group, whose mean reward is the baseline: ``"siblings"``, those sampled from
+one context of one episode; ``"episode"``, all of one episode; ``"prompt"``, all attacks of all
+episodes of the experience with the same opening prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where an attack stands, so that it can be compared, and reward be passed back to it.
+    """Position of an attack in its episode, for grouping and for credit assignment.
 
     Attributes:
-        episode: The episode, by identity.
-        opening: The episode's opening context, by value.
-        index: Number of the attack in the episode, parents before their children.
-        parent: Number of the attack before it; None for a first turn.
+        episode: The episode, compared by identity.
+        opening: The episode's opening context, compared by value.
+        index: Index of the attack in the episode, parents before their children.
+        parent: Index of the attack before it; None for a first turn.
     """
 
     episode: object = field(default_factory=object)
@@ -36,7 +40,7 @@ class Place:
     parent: int | None = None
 
     def group(self, kind: Group) -> Hashable:
-        """Return what the members of its group have in common."""
+        """Return a key that all members of the attack's group share."""
         if kind == "prompt":
             return self.opening
         return (id(self.episode), self.parent if kind == "siblings" else None)
@@ -44,27 +48,15 @@ class Place:
 
 @dataclass(frozen=True)
 class PolicyStep:
-    """One attack, and what is known about it.
-
-    `flatten` fills in the first five; `prepare` the others.
+    """One attack as it was played: what `PolicyGradient.flatten` returns.
 
     Attributes:
         context: State before the attack.
-        attack: What the attacker said.
-        reward: Its reward; NaN if it is missing.
-        place: Where it stands in its episode.
-        terms: The parts of the reward by name.
-        old_logprobs: Per token, under the policy that sampled it.
-        reference_logprobs: Per token, under the frozen reference; None if nothing needs them. A
-            reference with another tokenizer has another number of tokens.
-        penalty: What the divergence from the reference costs of the reward, over all tokens.
-        penalties: The same per token; None if the tokens cannot be compared.
-        values: Estimated returns before each token, one tuple per kind of return; None without a
-            value function.
-        returns: What the estimates should have been, in the same shape.
-        advantages: How much better than expected each token was; None until it is estimated, or if
-            it cannot be.
-        weight: How much the attack counts beside the others.
+        attack: The attack.
+        reward: Its reward; NaN if missing.
+        place: Position in its episode.
+        terms: Reward terms by name.
+        weight: Weight of the attack in the loss.
     """
 
     context: str
@@ -72,37 +64,77 @@ class PolicyStep:
     reward: float
     place: Place = field(default_factory=Place)
     terms: Mapping[str, float] = field(default_factory=dict)
-    old_logprobs: tuple[float, ...] = ()
+    weight: float = 1.0
+
+    def scored(self, old_logprobs: tuple[float, ...]) -> ScoredStep:
+        """Return the step with the log-probabilities of its tokens."""
+        return ScoredStep(**vars(self), old_logprobs=old_logprobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredStep(PolicyStep):
+    """An attack with its log-probabilities: what an `AdvantageEstimator` receives.
+
+    Attributes:
+        old_logprobs: Per token, under the policy that sampled it; empty for an attack without
+            tokens.
+        reference_logprobs: Per token, under the frozen reference; None if there is no KL penalty.
+            A reference with another tokenizer has another number of tokens.
+        penalty: KL penalty of the whole attack, to be subtracted from the reward; 0 without one.
+        penalties: The same per token; None without a penalty in the reward, or if the reference has
+            other tokens.
+        values: Estimated return before each token, one tuple per value head; None without a value
+            function.
+    """
+
+    old_logprobs: tuple[float, ...]
     reference_logprobs: tuple[float, ...] | None = None
     penalty: float = 0.0
     penalties: tuple[float, ...] | None = None
     values: tuple[tuple[float, ...], ...] | None = None
-    returns: tuple[tuple[float, ...], ...] | None = None
-    advantages: tuple[float, ...] | None = None
-    weight: float = 1.0
 
     @property
-    def is_trainable(self) -> bool:
-        """Whether something can be learned: it has tokens, and an advantage that is known."""
-        if not self.old_logprobs or self.advantages is None:
-            return False
-        return not any(map(is_missing, self.advantages))
+    def penalized_reward(self) -> float:
+        """The reward minus the KL penalty; NaN if the reward is missing."""
+        return self.reward - self.penalty
+
+    def prepared(
+        self,
+        advantages: tuple[float, ...],
+        returns: tuple[tuple[float, ...], ...] | None = None,
+    ) -> PreparedStep:
+        """Return the step with the advantages of its tokens."""
+        return PreparedStep(**vars(self), advantages=advantages, returns=returns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStep(ScoredStep):
+    """An attack with its advantages, ready to be trained on: what `PolicyGradient.prepare` returns.
+
+    Attributes:
+        advantages: Per token; none is NaN.
+        returns: Targets of `values`, in the same shape; None without a value function.
+    """
+
+    advantages: tuple[float, ...]
+    returns: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Several attacks, index-aligned; tensors are float32, padded on the right with zeros.
+    """Several attacks, index-aligned; tensors are float32, right-padded with zeros.
 
     Attributes:
-        contexts: States before the attacks.
-        attacks: What the attacker said.
+        contexts: States before the attacks, length B.
+        attacks: The attacks, length B.
         advantages: (B, T).
-        old_logprobs: (B, T).
-        weights: (B,).
-        token_counts: Real tokens of each row.
-        reference_logprobs: (B, T); None if nothing needs them, or if they are of other tokens.
-        values: (B, T, K), before the update; with a value function only.
-        returns: (B, T, K), with a value function only.
+        old_logprobs: Under the policy that sampled, (B, T).
+        weights: Weights of the attacks, (B,).
+        token_counts: Number of tokens of each row, without padding.
+        reference_logprobs: (B, T); None without a KL penalty, or if the reference has another
+            tokenizer.
+        values: Value estimates before the update, (B, T, K); None without a value function.
+        returns: Targets of the value function, (B, T, K); None without one.
     """
 
     contexts: Sequence[str]
@@ -132,7 +164,7 @@ def steps_of(graph: Graph[str, str]) -> list[PolicyStep]:
 
 
 def count_paths(graph: Graph[str, str]) -> list[int]:
-    """Return, for each node breadth first, the number of conversations that run through it."""
+    """Return, for each node breadth first, the number of root-to-leaf paths through it."""
     counts: dict[int, int] = {}
     nodes: list[Node[str, str]] = list(graph.nodes())
     for node in reversed(nodes):
@@ -149,9 +181,9 @@ def groups_of(steps: Iterable[PolicyStep], kind: Group) -> list[list[int]]:
 
 
 def episodes_of(steps: Sequence[PolicyStep]) -> list[tuple[list[int], list[int | None]]]:
-    """Return each episode's steps, as indices, and where in that list the parent of each is.
+    """Return, per episode, the indices of its steps and the positions of their parents among these.
 
-    A step whose parent is not among the steps counts as a first turn.
+    A step whose parent is not among the steps counts as a first turn: its parent is None.
     """
     found = []
     for indices in groups_of(steps, "episode"):
@@ -165,28 +197,32 @@ def episodes_of(steps: Sequence[PolicyStep]) -> list[tuple[list[int], list[int |
 
 
 def collate(steps: Sequence[PolicyStep]) -> PolicyBatch:
-    """Put steps side by side.
+    """Collate steps to a batch.
 
     Args:
-        steps: What `prepare` returned.
+        steps: `PreparedStep` objects, as `PolicyGradient.prepare` returns them.
 
     Raises:
         ContractError: A step did not come through `prepare`.
     """
-    advantages = [step.advantages for step in steps if step.advantages is not None]
-    if len(advantages) < len(steps):
+    prepared = [step for step in steps if isinstance(step, PreparedStep)]
+    if len(prepared) < len(steps):
         raise ContractError(
-            "a step without advantages came to collate_fn. Call prepare on the steps of a whole "
+            "collate_fn received a step without advantages. Call prepare on the steps of a whole "
             "experience first, as Harness does."
         )
+    return _collate(prepared)
+
+
+def _collate(steps: Sequence[PreparedStep]) -> PolicyBatch:
     width = max((len(step.old_logprobs) for step in steps), default=0)
     references = [step.reference_logprobs or () for step in steps]
-    # A reference with another tokenizer has nothing to say of single tokens.
+    # The tokens of a reference with another tokenizer cannot be compared one by one.
     comparable = [len(row) for row in references] == [len(step.old_logprobs) for step in steps]
     return PolicyBatch(
         [step.context for step in steps],
         [step.attack for step in steps],
-        pad(advantages, width),
+        pad([step.advantages for step in steps], width),
         pad([step.old_logprobs for step in steps], width),
         torch.tensor([step.weight for step in steps]),
         [len(step.old_logprobs) for step in steps],
@@ -197,7 +233,7 @@ def collate(steps: Sequence[PolicyStep]) -> PolicyBatch:
 
 
 def pad(rows: Sequence[Sequence[float]], width: int) -> Tensor:
-    """Return the rows as (B, width), float32, with zeros after the end of each."""
+    """Return the rows as a float32 tensor (B, width), right-padded with zeros."""
     out = torch.zeros(len(rows), width)
     for index, row in enumerate(rows):
         out[index, : len(row)] = torch.tensor(row, dtype=torch.float32)
@@ -213,7 +249,7 @@ def _pad_heads(rows: Sequence[Sequence[Sequence[float]] | None], width: int) -> 
 
 
 def like(values: Tensor, logprobs: Tensor) -> Tensor:
-    """Cut or pad (B, T', ...) to the width of `logprobs`, and move it to its device."""
+    """Truncate or zero-pad (B, T', ...) to the width T of `logprobs` (B, T), on its device."""
     out = logprobs.new_zeros(*logprobs.shape, *values.shape[2:])
     width = min(values.shape[1], logprobs.shape[1])
     out[:, :width] = values[:, :width].to(logprobs)

@@ -1,4 +1,4 @@
-"""REINFORCE with a running average, and REINFORCE++ with and without groups."""
+"""REINFORCE with a moving-average baseline, and REINFORCE++ with and without groups."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from astra_rl.algorithms.estimators import (
     RunningMeanBaseline,
 )
 from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, document_options
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group
 from astra_rl.core.problem import Problem
 
 
+@document_options(CREDIT, POLICY)
 class REINFORCE(PolicyGradient):
-    """REINFORCE (Williams 1992) with a running average of rewards as the baseline.
+    """REINFORCE (Williams 1992) with an exponential moving average of rewards as the baseline.
 
-    It needs neither groups nor a value function nor a ratio, and takes each experience once.
+    It needs no groups, no value function and no ratio, and uses each experience once.
 
     Args:
-        problem: See `PolicyGradient`.
-        credit: How turns are credited with what follows, one of `CREDITS`.
-        gamma: Discount per turn, of the backups.
-        baseline_decay: Share of the old average that stays.
-        options: See `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
+        baseline_decay: Decay of the moving average of rewards, in [0, 1).
     """
 
     def __init__(
@@ -49,18 +48,14 @@ class REINFORCE(PolicyGradient):
         )
 
 
+@document_options(CLIP, CREDIT, POLICY)
 class ReinforcePlusPlus(PolicyGradient):
     """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): PPO without a value function or groups.
 
-    Advantages are the returns of tokens, divergence included, normalised over the whole batch.
+    Advantages are the returns of tokens, KL penalty included, whitened over the whole batch.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: The probability ratio counts down to ``1 - clip_low``.
-        clip_high: The probability ratio counts up to ``1 + clip_high``.
-        credit: How turns are credited with what follows, one of `CREDITS`.
-        gamma: Discount per turn, of the backups.
-        options: See `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(
@@ -81,20 +76,14 @@ class ReinforcePlusPlus(PolicyGradient):
         )
 
 
+@document_options(CLIP, CREDIT, GROUP, POLICY)
 class ReinforcePlusPlusBaseline(PolicyGradient):
-    """REINFORCE++ with the mean of the group as its baseline (Hu et al. 2025, sec. 3).
+    """REINFORCE++ with the group mean as the baseline (Hu et al. 2025, arXiv 2501.03262, sec. 3).
 
-    Unlike GRPO it normalises over the batch, not within a group.
+    Unlike GRPO it whitens advantages over the batch, not within a group.
 
     Args:
-        problem: See `PolicyGradient`.
-        clip_low: See `ReinforcePlusPlus`.
-        clip_high: See `ReinforcePlusPlus`.
-        credit: See `ReinforcePlusPlus`.
-        gamma: See `ReinforcePlusPlus`.
-        group: Which attacks are compared with each other, see `GroupPolicyGradient`.
-        baseline_decay: Of the running average that attacks without others are compared with.
-        options: See `PolicyGradient`.
+        problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
 
     def __init__(

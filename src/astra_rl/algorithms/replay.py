@@ -1,4 +1,4 @@
-"""The best attacks so far, to be learned from again."""
+"""Replay buffer of the best attacks so far."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Remembered:
 
     Attributes:
         context: State before the attack.
-        attack: What the attacker said.
-        reward: What it earned.
+        attack: The attack.
+        reward: Its reward.
         reference: Its log-probability under the frozen reference, in nats; None if not known.
     """
 
@@ -33,15 +33,16 @@ class Remembered:
 
 
 class Replay:
-    """Remembers attacks by their rewards: as many as there is room for, none nearly twice.
+    """Replay buffer that keeps the attacks with the highest rewards, without near-duplicates.
 
-    Of two attacks from the same context whose words are nearly the same, the better one stays; a
-    full buffer forgets the worst.
+    Of two near-duplicates of the same context the one with the higher reward stays; when the buffer
+    is full, the attack with the lowest reward is dropped.
 
     Args:
-        capacity: Most attacks that are remembered; 0 remembers none.
-        similarity: Jaccard similarity of words, in (0, 1], from which on two attacks are the same.
-        min_reward: Attacks below it are not remembered.
+        capacity: Maximum number of attacks; 0 keeps none.
+        similarity: Jaccard similarity of words, in (0, 1], from which on two attacks are
+            near-duplicates.
+        min_reward: Minimum reward of an attack to be added.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -64,12 +65,12 @@ class Replay:
 
     @property
     def entries(self) -> list[Remembered]:
-        """All that is remembered, the best first."""
+        """All entries, highest reward first."""
         everything = [entry for rows in self._by_context.values() for entry in rows]
         return sorted(everything, key=lambda entry: -entry.reward)
 
     def add(self, entries: Iterable[Remembered]) -> None:
-        """Remember attacks, unless they are missing a reward, too bad, or known already."""
+        """Add attacks, except those with a missing or low reward, and worse near-duplicates."""
         for entry in entries:
             if self.capacity and not is_missing(entry.reward) and entry.reward >= self.min_reward:
                 self._add(entry)
@@ -85,14 +86,14 @@ class Replay:
     def sample(
         self, context: str, count: int, random: Random, *, temperature: float
     ) -> list[Remembered]:
-        """Draw attacks of this context, each at most once, good ones more often.
+        """Draw attacks of a context without replacement, weighted by their rewards.
 
         Args:
-            context: They follow it.
-            count: At most so many.
-            random: Draws.
-            temperature: An attack is ``exp(reward / temperature)`` times as likely to come next;
-                infinity draws all alike.
+            context: The context.
+            count: Maximum number of attacks.
+            random: Source of randomness.
+            temperature: The weight of an attack is ``exp(reward / temperature)``; infinity draws
+                uniformly.
         """
         rows = self._by_context.get(context_key(context), [])
         # The largest of (log weight + Gumbel noise) are a weighted draw without replacement.
@@ -103,7 +104,7 @@ class Replay:
         return [rows[index] for _, index in sorted(noisy, reverse=True)[:count]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is remembered as JSON values."""
+        """Return the entries as JSON values."""
         return {
             "entries": [
                 [to_record(entry.context), to_record(entry.attack), entry.reward, entry.reference]
@@ -113,7 +114,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._by_context = {}
         for context, attack, reward, reference in state["entries"]:
             entry = Remembered(from_record(context), from_record(attack), reward, reference)

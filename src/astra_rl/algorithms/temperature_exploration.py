@@ -1,4 +1,4 @@
-"""Playing with a hotter or colder attacker now and then."""
+"""Temperature exploration: sample some experiences at another temperature."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from astra_rl.errors import ConfigurationError
 
 
 class TemperatureExploration(Collector):
-    """Plays some experiences with a hotter or colder attacker, to find what it seldom says.
+    """Samples some experiences at a random attacker temperature, for off-policy algorithms.
 
     Args:
-        share: Of the experiences that are played so, in [0, 1].
-        lowest: Least temperature; drawn evenly between the two.
-        highest: Largest temperature.
+        share: Share of these experiences, in [0, 1].
+        lowest: Lower bound of the temperature, positive; it is drawn uniformly.
+        highest: Upper bound of the temperature.
 
     Raises:
         ConfigurationError: A value is out of range.

@@ -42,7 +42,8 @@ def _version_lines() -> Iterator[str]:
 
     import torch
 
-    from astra_rl.models.loading import DTYPES, cache_dir, resolve_device, resolve_dtype
+    from astra_rl.models.devices import DTYPES, resolve_device, resolve_dtype
+    from astra_rl.models.references import cache_dir
     from astra_rl.runs.provenance import versions
 
     yield from (f"{package:14} {version}" for package, version in versions().items())
@@ -139,7 +140,7 @@ def _scenario(name: str) -> Iterator[str]:
     yield from (terminal_text(f"{name:14} {value}") for name, value in facts)
     for row in examples:
         yield ""
-        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.compared}")
+        yield terminal_text(f"{row.id} [{row.category or '-'}] {row.comparison_text}")
 
 
 def _type_of(moderator: Mapping[str, Any] | None) -> str:

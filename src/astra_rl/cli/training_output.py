@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -15,6 +15,7 @@ from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
     from astra_rl.config.schema import RunConfig
+    from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
 
@@ -53,13 +54,12 @@ def train_and_print(
 
 def _print_result(result: Result, seed: int) -> None:
     from astra_rl.evaluation.stats.seed_spread import SeedSpread
-    from astra_rl.runs.report import rate_of
 
     folder, out = result.folder, Printer()
     evaluations = {} if result.before is None else {"before training": result.before}
     evaluations |= {"after training": result.after}
     print_evaluations(evaluations, out)
-    rates = {name: rate_of(metrics) for name, metrics in evaluations.items()}
+    rates = {name: evaluation.summary.asr for name, evaluation in evaluations.items()}
     for name, rate in rates.items():
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
@@ -71,11 +71,10 @@ def _print_result(result: Result, seed: int) -> None:
     )
 
 
-def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Printer) -> None:
+def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
     from astra_rl.evaluation.judges.calibration import describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
-    from astra_rl.runs.report import rate_of
 
     table = Table(title="attack success on held-out conversations")
     for column in (
@@ -87,8 +86,8 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Printer
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
-    for name, metrics in evaluations.items():
-        rate = rate_of(metrics)
+    for name, result in evaluations.items():
+        rate, metrics = result.summary.asr, result.metrics
         nll = metrics["mean_attack_nll"]
         table.add_row(
             as_text(name),
@@ -99,7 +98,8 @@ def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], out: Printer
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, last) = evaluations.values()
+    (*_, result) = evaluations.values()
+    last = result.metrics
     out.line(
         f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
         f"{describe_judge(last['judge_quality'])}"

@@ -38,18 +38,17 @@ from astra_rl.datasets.files import Source
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
-from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.methods.baseline_attacker import OrdinaryUse
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import RewardPart, readings, walk
 from astra_rl.training.config import TrainingConfiguration
 
 EVALUATED_TOGETHER = 128
-"""Held-out conversations that are played together."""
+"""Number of conversations that an evaluation plays and judges in one batch."""
 _SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 
@@ -61,7 +60,9 @@ class Experiment:
         problem: The models.
         environment: Plays training episodes.
         algorithm: Learns from them.
-        evaluator: Plays held-out conversations and judges them.
+        evaluation_environment: Plays evaluation episodes, from held-out openings.
+        held_out: Openings that training does not see.
+        judge: Moderator that scores evaluations.
         training: Hyperparameters of the loop.
         sources: Where its prompts came from, with checksums.
         categories: Kinds of its prompts, see `Openings`.
@@ -70,7 +71,9 @@ class Experiment:
     problem: HFASTProblem
     environment: ASTEnvironment
     algorithm: Algorithm[str, str, Any, Any]
-    evaluator: ASTEvaluator
+    evaluation_environment: ASTEnvironment
+    held_out: Sequence[str]
+    judge: Moderator[Any, Any]
     training: TrainingConfiguration
     sources: Sequence[Source] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class Experiment:
     def forget_scores(self) -> None:
         """Forget what was kept to compute nothing twice, see `Moderator.forget`."""
         self.problem.forget_scores()
-        self.evaluator.judge.forget()
+        self.judge.forget()
 
 
 def check_options(config: RunConfig) -> None:
@@ -138,30 +141,23 @@ def build(config: RunConfig) -> Experiment:
     moderator = build_moderator(config.moderator)
     with seeded(derive_seed(config.seed, "models")):  # adapters and value heads begin at random
         problem = build_problem(config, moderator)
-    environment = build_environment(config.environment, problem, openings.train, makers(config))
     return Experiment(
         problem,
-        environment,
+        build_environment(config.environment, problem, openings.train, makers(config)),
         build_algorithm(config.algorithm, problem),
-        build_evaluator(config, problem, openings.test),
+        build_environment(config.environment, problem, openings.test, makers(config)),
+        openings.test,
+        build_judge(config, problem),
         _training(config),
         openings.sources,
         openings.categories,
     )
 
 
-def build_evaluator(
-    config: RunConfig, problem: HFASTProblem, openings: Sequence[str]
-) -> ASTEvaluator:
-    """Make what plays the held-out conversations and lets the judge score them."""
+def build_judge(config: RunConfig, problem: HFASTProblem) -> Moderator[Any, Any]:
+    """Return the moderator that scores evaluations; without one of its own, the training one."""
     judge = config.evaluation.judge
-    return ASTEvaluator(
-        build_environment(config.environment, problem, openings, makers(config)),
-        openings,
-        threshold=config.evaluation.threshold,
-        judge=None if judge is None else build_moderator(judge, "evaluation.judge"),
-        batch_size=EVALUATED_TOGETHER,
-    )
+    return problem.moderator if judge is None else build_moderator(judge, "evaluation.judge")
 
 
 def build_problem(
@@ -203,9 +199,9 @@ def build_problem(
     )
 
 
-def ordinary_use(config: RunConfig, problem: HFASTProblem) -> OrdinaryUse:
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerProblem:
     """Return the problem in which the baseline of a configuration speaks."""
-    return OrdinaryUse(
+    return BaselineAttackerProblem(
         problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
     )
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from astra_rl.config.schema import PromptsConfig
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
-from astra_rl.datasets.files import Loaded, Source
+from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import Split
-from astra_rl.datasets.scenario import Scenario, divide
+from astra_rl.datasets.scenario import Scenario, assign_splits
 from astra_rl.datasets.scenario_files import (
-    PASSWORD_GAME,
+    PLANTED_SECRETS,
     SourceSpec,
     load_scenario,
-    password_game,
+    planted_secrets_scenario,
 )
 from astra_rl.evaluation.records.turn import Opening
 
@@ -66,23 +66,25 @@ def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
 def _scenario(config: PromptsConfig, seed: int) -> Scenario:
     if config.file is not None:
         return _from_files(config, config.file)
-    if config.scenario == PASSWORD_GAME:
-        return password_game(config.train, config.test, seed=derive_seed(seed, "openings"))
+    if config.scenario == PLANTED_SECRETS:
+        return planted_secrets_scenario(
+            config.train, config.test, seed=derive_seed(seed, "openings")
+        )
     return load_scenario(config.scenario or "")
 
 
 def _from_files(config: PromptsConfig, file: str) -> Scenario:
-    def load(source: str) -> Loaded:
+    def load(source: str) -> LoadedRows:
         return SourceSpec(source=source, columns=config.columns, benchmark=config.benchmark).load()
 
-    parts: dict[Split, Loaded] = {"train": load(file)}
+    parts: dict[Split, LoadedRows] = {"train": load(file)}
     if config.test_file is not None:
         parts["test"] = load(config.test_file)
-        rows = divide(parts, name="prompts")
+        rows = assign_splits(parts, name="prompts")
     else:
         whole = parts["train"]
         divided = any(row.split is not None for row in whole.rows)
-        rows = divide(whole, name=file, shares=None if divided else SHARES)
+        rows = assign_splits(whole, name=file, shares=None if divided else SHARES)
     return Scenario(
         file,
         rows,

@@ -1,4 +1,4 @@
-"""How an attacker learns from episodes."""
+"""Interface to training algorithms."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from astra_rl.core.problem import Problem
 
 
 class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
-    """Graphs to steps, steps to a batch, a batch to a loss.
+    """Turns graphs into steps, steps into batches, and a batch into a loss.
 
     Args:
-        problem: Gives the log-probabilities that the loss is made of.
+        problem: The problem whose attacker is trained.
 
     Attributes:
-        collector: Decides which episodes make an experience.
-        epochs: How often the batches of one experience are learned from.
+        collector: Collects the episodes of an experience.
+        epochs: Passes over the steps of an experience.
     """
 
     collector: Collector = Collector()
@@ -34,83 +34,83 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:
-        """Cut one episode into steps.
+        """Return the training steps of one episode.
 
-        A node with a missing reward teaches nothing: it makes no step here, or none that `prepare`
-        keeps.
+        A node with a missing reward gives no step, or one that `prepare` drops.
         """
 
     def prepare(self, steps: Sequence[StepT]) -> Sequence[StepT]:
         """Complete the steps of a whole experience, once, before they are batched.
 
-        Here belongs all that needs no gradient or looks at several episodes: reference
-        log-probabilities, values, advantages. The default changes nothing.
+        Compute here what needs no gradient or several episodes: reference log-probabilities,
+        values, advantages. The default returns the steps unchanged.
         """
         return steps
 
     @abstractmethod
     def collate_fn(self, steps: Sequence[StepT]) -> BatchT:
-        """Make a batch of several steps."""
+        """Collate steps into a batch."""
 
     @abstractmethod
     def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch, a scalar that requires grad, and numbers to log.
+        """Return the loss of a batch, a scalar that requires grad, and metrics to log.
 
-        The loss is the mean over the steps of the batch; it changes neither with padding nor with
-        the order of the rows, and the mean over micro-batches weighted by `weight` equals the
-        loss of the whole.
+        The loss is the mean over the steps of the batch. It must not depend on padding or on the
+        order of the rows, and the mean over micro-batches, weighted by `weight`, must equal the
+        loss of the whole batch.
         """
 
     def weight(self, batch: BatchT) -> float:
-        """How much a micro-batch counts beside others of the same optimiser step.
+        """Return the weight of a micro-batch among those of one optimiser step.
 
-        The default is its number of rows, if it has a length, else 1.
+        The default is its length, or 1 if it has none.
         """
         return float(len(batch)) if isinstance(batch, Sized) else 1.0
 
     def halves(self, batch: BatchT) -> tuple[BatchT, BatchT] | None:
-        """Cut a batch in two, for when memory is not enough for the whole; None if it cannot be.
+        """Split a batch in two, for retrying after out of memory; None if it cannot be split.
 
-        The two must teach what the whole would, as `weight` weighs them. The default cuts a
-        dataclass whose fields are sequences or tensors of one entry per row, or None.
+        The mean of the two losses, weighted by `weight`, must equal the loss of the whole. The
+        default splits a dataclass whose fields are sequences or tensors with one entry per row, or
+        None.
         """
         return halves_by_row(batch)
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:
-        """How many returns its problem must estimate, see `ValueFunctionProblem.values`.
+        """Return the number of values per token that it needs; see `ValueFunctionProblem.values`.
 
         Args:
-            options: What the algorithm will be built with.
+            options: Options of the algorithm.
         """
         return 0
 
     @classmethod
     def terms_needed(cls, **options: Any) -> Sequence[str]:
-        """Which terms of the reward it learns from by name, besides the reward itself.
+        """Return the names of the reward terms that it needs besides the reward.
 
         Args:
-            options: What the algorithm will be built with.
+            options: Options of the algorithm.
         """
         return ()
 
     def experience_metrics(self) -> Metrics:
-        """Return numbers about the experience that was prepared last."""
+        """Return metrics of the latest prepared experience."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive a restart besides the weights, as JSON values."""
+        """Return the state besides the weights that a resumed run needs, as JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 def halves_by_row(batch: Any, at: int | None = None) -> tuple[Any, Any] | None:
-    """Cut an index-aligned batch in two; None if it is of another kind, or cannot be cut.
+    """Split an index-aligned batch in two; None if it cannot be split.
 
     Args:
-        batch: A dataclass whose fields are sequences or tensors of one entry per row, or None.
+        batch: A dataclass whose fields are sequences or tensors with one entry per row, or None.
         at: The first row of the second half; None is the middle.
     """
     if not dataclasses.is_dataclass(batch) or isinstance(batch, type):

@@ -1,4 +1,4 @@
-"""Which episodes make an experience."""
+"""Collection of the episodes of an experience."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Collected(NamedTuple):
     """The episodes of an experience.
 
     Attributes:
-        played: All of them: what rewards and successes are counted over.
-        kept: Those that are learned from.
+        played: All episodes, over which rewards and successes are counted.
+        kept: The episodes that are trained on.
     """
 
     played: list[Graph[Any, Any]]
@@ -22,20 +22,20 @@ class Collected(NamedTuple):
 
 
 class Collector:
-    """Plays as many episodes as asked for and keeps them all.
+    """Plays the requested number of episodes and keeps all of them.
 
-    An algorithm that wants others gives its `Algorithm.collector` another one.
+    An algorithm selects episodes in another way by setting `Algorithm.collector`.
     """
 
     def collect(
         self, environment: Environment[Any, Any], seed: int | None, count: int
     ) -> Collected:
-        """Play the episodes of one experience; the same seed gives the same ones.
+        """Play the episodes of one experience; the same seed gives the same episodes.
 
         Args:
-            environment: What plays them.
-            seed: Of the experience; None is another one each time.
-            count: How many episodes are to be learned from.
+            environment: The environment.
+            seed: Seed of the experience; None draws a new one.
+            count: Number of episodes to train on.
         """
         graphs = environment.rollouts(episode_seeds(seed, count))
         return Collected(graphs, graphs)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TypeVar
 
 StateT = TypeVar("StateT")
-"""What a context or a response is; `str` for every problem that ships with the library."""
+"""Type of contexts and responses; `str` for all problems of the library."""
 ActionT = TypeVar("ActionT")
-"""What an attack is; `str` for every problem that ships with the library."""
+"""Type of attacks; `str` for all problems of the library."""
 StepT = TypeVar("StepT")
-"""One unit of training data of an algorithm, for instance a preference pair."""
+"""Type of the training steps of an algorithm, for instance preference pairs."""
 BatchT = TypeVar("BatchT")
-"""What `Algorithm.collate_fn` makes of several steps."""
+"""Type of the batches that `Algorithm.collate_fn` returns."""
 
 Metrics = dict[str, float]
-"""Names to numbers, as logged."""
+"""Logged numbers by name."""

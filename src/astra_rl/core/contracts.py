@@ -1,4 +1,4 @@
-"""Checks at the boundary between user code and the library: pure functions, always on."""
+"""Checks of values that user code returns or passes to the library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
     """Raise unless `values` has one entry per row of the call.
 
     Raises:
-        ContractError: Naming `source`, what came and what was expected.
+        ContractError: The message names `source`, the value and what was expected.
     """
     if len(values) != expected:
         raise ContractError(
@@ -33,16 +33,16 @@ def name_of_function(function: Callable[..., Any]) -> str:
 
 
 def check_number(name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str) -> None:
-    """Raise unless an option is a finite number of its range.
+    """Raise unless an option is a finite number in its range.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        is_allowed: Whether a number is of the range.
-        allowed: The range in words, as in "it must be ...".
+        name: Name of the option.
+        value: Its value.
+        is_allowed: Whether a number is in the range.
+        allowed: The range in words, to follow "it must be".
 
     Raises:
-        ConfigurationError: Naming the option, what came and what is allowed.
+        ConfigurationError: The message names the option, the value and the range.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and is_allowed(value)):
@@ -54,7 +54,7 @@ def check_logprobs(logprobs: Tensor, *, batch_size: int, source: str) -> None:
     """Raise unless `logprobs` is a float tensor of shape (batch_size, T).
 
     Raises:
-        ContractError: Naming `source`, what came and what was expected.
+        ContractError: The message names `source`, the value and what was expected.
     """
     if logprobs.ndim != 2 or logprobs.shape[0] != batch_size or not logprobs.is_floating_point():
         raise ContractError(
@@ -68,7 +68,7 @@ def check_loss(loss: Tensor, *, source: str) -> None:
     """Raise unless `loss` is a scalar that requires grad.
 
     Raises:
-        ContractError: Naming `source`, what came and what was expected.
+        ContractError: The message names `source`, the value and what was expected.
     """
     if loss.numel() != 1 or not loss.requires_grad:
         raise ContractError(
@@ -87,8 +87,7 @@ def checked_logprobs(
 ) -> Tensor:
     """Call a `get_*_logprobs` method of a problem, with or without autograd, and check the result.
 
-    Switching autograd off here means that the author of a Problem cannot forget it for frozen
-    models.
+    Autograd is disabled here for frozen models, so that a Problem need not do it.
 
     Returns:
         Log-probabilities, shape (B, T), float32.
@@ -106,10 +105,9 @@ def checked_logprobs(
 def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
     """Return which entries of `logprobs` are real tokens, shape (B, T), bool.
 
-    A row ends with its last entry that is not exactly zero, the value that the contract prescribes
-    for padding. A continuation that remembers its tokens is at least as long as they are, so a
-    last token of probability one is not taken for padding; pass it as a plain string where the
-    log-probabilities are of another vocabulary than the one it was sampled in.
+    A row ends with its last non-zero entry, because padding is zero. A continuation with token ids
+    has at least as many tokens, so that a last token of probability 1 is not mistaken for padding.
+    Pass it as a plain `str` if the log-probabilities are of another vocabulary.
     """
     positions = torch.arange(1, logprobs.shape[1] + 1, device=logprobs.device)
     lengths = ((logprobs.detach() != 0) * positions).amax(dim=1) if len(positions) else positions
@@ -122,32 +120,32 @@ def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
 
 
 def is_missing(value: float) -> bool:
-    """Whether a score or a reward could not be computed: anything that is not finite."""
+    """Whether a score or a reward is missing, that is, not finite."""
     return not math.isfinite(value)
 
 
 def mean_of_present(values: Iterable[float]) -> float:
-    """Mean of the values that are not missing; NaN when there is none."""
+    """Return the mean of the values that are not missing; NaN if there are none."""
     present = [value for value in values if not is_missing(value)]
     return math.fsum(present) / len(present) if present else math.nan
 
 
 def std_of_present(values: Iterable[float]) -> float:
-    """Standard deviation (n - 1) of the values that are not missing; NaN for fewer than two."""
+    """Return the sample standard deviation of the values present; NaN for fewer than two."""
     present = [value for value in values if not is_missing(value)]
     return statistics.stdev(present) if len(present) > 1 else math.nan
 
 
 def check_terms(wanted: Iterable[str], known: Collection[str], *, source: str) -> None:
-    """Check that a reward has these terms.
+    """Raise unless a reward has all of these terms.
 
     Args:
-        wanted: Their names.
-        known: Names that the reward has.
-        source: Where they were asked for, for the message.
+        wanted: Names of the terms.
+        known: Names of the terms of the reward.
+        source: Where the terms are named, for the message.
 
     Raises:
-        ConfigurationError: It has not; the nearest name is suggested.
+        ConfigurationError: A term is missing; the nearest name is suggested.
     """
     for term in wanted:
         if term not in known:

@@ -1,4 +1,4 @@
-"""How episodes are collected."""
+"""Interface to environments, which play episodes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class Environment(ABC, Generic[StateT, ActionT]):
     def rollouts(self, seeds: Sequence[int | None]) -> list[Graph[StateT, ActionT]]:
         """Play one episode per seed.
 
-        Override it to run all episodes together: a few large model calls cost far less than many
-        small ones.
+        Override it to batch the model calls of all episodes.
         """
         return [self.rollout(seed) for seed in seeds]
 
@@ -52,26 +51,26 @@ class Environment(ABC, Generic[StateT, ActionT]):
         raise NotImplementedError(f"{type(self).__name__} has no choose_prompt.")
 
     def eval_rollout(self, seed: int | StateT | None = None) -> Graph[StateT, ActionT]:
-        """Play one episode for evaluation, from a seed or from a given opening context.
+        """Play one evaluation episode, from a seed or from an opening context.
 
         Raises:
-            NotImplementedError: The environment cannot open with a given context.
+            NotImplementedError: The environment does not support opening contexts.
         """
         if seed is None or isinstance(seed, int):
             return self.rollout(seed)
         raise NotImplementedError(
-            f"{type(self).__name__} cannot open an episode with a given context; "
+            f"{type(self).__name__} cannot start an episode from a context; "
             "override eval_rollout to support it."
         )
 
     def eval_rollouts(
         self, seeds: Sequence[int | StateT | None], trials: Sequence[int] | None = None
     ) -> list[Graph[StateT, ActionT]]:
-        """Play one evaluation episode per entry; override it to run them together.
+        """Play one evaluation episode per entry; override it to batch them.
 
         Args:
-            seeds: What each episode opens with.
-            trials: How often each opening was played before, in this call or an earlier one, so
-                that a given context played again can be another trial; None counts from this call.
+            seeds: Seed or opening context of each episode.
+            trials: Number of earlier episodes with the same opening, in this call or before, so
+                that a repeated context is a new trial; None counts within this call.
         """
         return [self.eval_rollout(seed) for seed in seeds]

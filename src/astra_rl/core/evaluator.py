@@ -1,4 +1,4 @@
-"""How an attacker is measured."""
+"""Interface of evaluators: play episodes, compute metrics per episode, aggregate them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import write_json
 
 GraphMetrics = dict[str, Any]
-"""What `Evaluator.compute_metrics` says about one episode, as JSON values."""
+"""Metrics of one episode, as JSON values; see `Evaluator.compute_metrics`."""
+AroundBatch = Callable[[Callable[[], Sequence[GraphMetrics]]], Sequence[GraphMetrics]]
+"""Wraps each batch: calls its argument, which plays and measures the batch, and returns metrics."""
+
+
+def call(play: Callable[[], Sequence[GraphMetrics]]) -> Sequence[GraphMetrics]:
+    """Play a batch without anything around it."""
+    return play()
 
 
 class Evaluator(ABC, Generic[StateT, ActionT]):
-    """Plays evaluation episodes and sums them up.
+    """Plays evaluation episodes and aggregates their metrics.
 
     Args:
         environment: Plays the episodes.
         seeds: What each episode opens with: a seed, or a context such as a prompt.
             None means the seeds 0, 1, 2, ...
-        batch_size: Episodes that are played together.
+        batch_size: Number of episodes that are played together.
+        around_batch: Wraps each batch, for instance to enforce a budget. It may return the metrics
+            of fewer episodes than the batch has.
 
     Attributes:
-        around_batch: Is given what plays and measures a batch, and returns what it measured.
-        measured: What the latest `evaluate` measured so far, also if it was ended.
+        measured: Metrics of the episodes that the latest `evaluate` played, also if it raised.
 
     Raises:
-        ConfigurationError: There are no seeds, or `batch_size` is below 1.
+        ConfigurationError: `seeds` is empty, or `batch_size` is below 1.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         seeds: Sequence[int | StateT] | None = None,
         *,
         batch_size: int = 64,
+        around_batch: AroundBatch = call,
     ) -> None:
         self.environment = environment
         self.seeds = None if seeds is None else list(seeds)
@@ -50,9 +59,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
         self.batch_size = batch_size
-        self.around_batch: Callable[
-            [Callable[[], Sequence[GraphMetrics]]], Sequence[GraphMetrics]
-        ] = lambda play: play()
+        self.around_batch = around_batch
         self.measured: list[GraphMetrics] = []
 
     @property
@@ -64,18 +71,19 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         """Play `n_rollouts` episodes and aggregate their metrics.
 
         Args:
-            n_rollouts: How many; None plays every given seed once, or 20 without given seeds.
-                More than there are contexts starts over from the first, with other trials.
+            n_rollouts: Number of episodes; None plays every given seed once, or 20 episodes
+                without given seeds. Beyond the number of given contexts they are played again in
+                order, as further trials.
             progress: Show a progress bar on a terminal.
 
         Returns:
-            What `aggregate_metrics` made of the episodes.
+            The result of `aggregate_metrics`.
 
         Raises:
             ConfigurationError: More rollouts than integer seeds, which would repeat episodes.
         """
         seeds = self._openings(n_rollouts)
-        # Counted here: a batch does not know how often its contexts were played in those before.
+        # Counted over all batches: a batch does not know what was played in earlier ones.
         trials = repetitions(seeds)
         self.measured = []
         for start in self._batches(len(seeds), progress):
@@ -88,7 +96,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         return self.measure(self.environment.eval_rollouts(seeds, trials))
 
     def measure(self, graphs: Sequence[Graph[StateT, ActionT]]) -> list[GraphMetrics]:
-        """Measure the episodes of a batch; override it to judge them together."""
+        """Compute the metrics of a batch of episodes; override it to judge them in one call."""
         return [self.compute_metrics(graph) for graph in graphs]
 
     def _openings(self, n_rollouts: int | None) -> list[int | StateT]:
@@ -108,17 +116,17 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
             return starts
         try:
             from rich.progress import track
-        except ImportError:  # the progress bar is a nicety, not a need
+        except ImportError:  # the progress bar is optional
             return starts
         return track(starts, description="evaluating", transient=True)
 
     @abstractmethod
     def compute_metrics(self, graph: Graph[StateT, ActionT]) -> GraphMetrics:
-        """Measure one episode."""
+        """Compute the metrics of one episode."""
 
     @abstractmethod
     def aggregate_metrics(self, metrics: Sequence[GraphMetrics]) -> dict[str, Any]:
-        """Sum up the metrics of all episodes."""
+        """Aggregate the metrics of all episodes."""
 
     @staticmethod
     def write_json(data: Any, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""One episode as a tree."""
+"""Episodes as trees of turns."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from astra_rl.core.common import ActionT, StateT
 
 @dataclass
 class Node(Generic[StateT, ActionT]):
-    """One turn: in `context` the attacker said `attack` and the target answered `response`.
+    """One turn: an attack in a context, and the response of the target.
 
     Attributes:
         context: State before the attack.
-        attack: What the attacker did.
-        response: What the target did.
-        reward: Reward of this turn. NaN means that it could not be computed: such a node
-            teaches nothing and is counted, it is never zero.
-        children: The turns that follow; empty at a leaf.
-        reward_terms: Each part of the reward by name, before weighting.
+        attack: Output of the attacker.
+        response: Output of the target.
+        reward: Reward of this turn. NaN is missing: the node is counted, but not trained on.
+        children: The next turns; empty at a leaf.
+        reward_terms: Parts of the reward by name, before weighting.
     """
 
     context: StateT
@@ -34,7 +33,7 @@ class Node(Generic[StateT, ActionT]):
 
 @dataclass
 class Graph(Generic[StateT, ActionT]):
-    """One episode: the opening context, and the turns tried from it.
+    """One episode: the opening context and the turns from it.
 
     Attributes:
         context: State before the first attack.
@@ -59,7 +58,7 @@ class Graph(Generic[StateT, ActionT]):
             yield from siblings
 
     def paths(self) -> Iterator[list[Node[StateT, ActionT]]]:
-        """Yield every walk from a first turn to a leaf."""
+        """Yield every path from a first turn to a leaf."""
         stack = [[node] for node in reversed(self.children)]
         while stack:
             path = stack.pop()

@@ -1,8 +1,8 @@
-"""Where in their episodes the rows of a batched reward stand.
+"""Position of the turns of a batch in their episodes.
 
-A reward is asked about many turns at once, of many episodes. What a turn cannot say itself (which
-others are its siblings, whether the conversation ends with it) the environment says here, so that a
-reward never depends on which episodes happen to share a batch.
+A reward is computed for the turns of many episodes at once. The environment states here which turns
+are siblings and which end their conversation, so that a reward does not depend on which episodes
+share a batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Level:
     """One level of several trees, row by row.
 
     Attributes:
-        siblings: Rows of equal number are siblings: alternatives from one parent of one graph.
-        last: Whether the conversation ends with this turn.
-        depth: Turns that the episodes played before this one; None if nobody knows, and then all
-            turns of a context count as played.
+        siblings: Group number of each row; rows of one number are children of one parent.
+        last: Whether each turn is the last of its conversation.
+        depth: Number of earlier turns of the episodes; None if unknown, and then all turns of a
+            context belong to the episode.
     """
 
     siblings: tuple[int, ...]
@@ -32,7 +32,7 @@ class Level:
     depth: int | None = None
 
     def groups(self) -> list[list[int]]:
-        """Return the rows of each set of siblings, in order of their first rows."""
+        """Return the rows of each group of siblings, in order of their first rows."""
         groups: dict[int, list[int]] = {}
         for row, group in enumerate(self.siblings):
             groups.setdefault(group, []).append(row)
@@ -44,7 +44,7 @@ _level: ContextVar[Level | None] = ContextVar("level", default=None)
 
 @contextlib.contextmanager
 def tree_level(level: Level) -> Iterator[None]:
-    """Say where the rows stand of the rewards that are computed inside the block."""
+    """Set the level of the rewards that are computed inside the block."""
     token = _level.set(level)
     try:
         yield
@@ -55,7 +55,7 @@ def tree_level(level: Level) -> Iterator[None]:
 def current_level(contexts: Sequence[str]) -> Level:
     """Return the enclosing `tree_level`.
 
-    Outside of any, turns of equal contexts are siblings and each is the last of its conversation.
+    Without one, turns of equal contexts are siblings and each is the last of its conversation.
 
     Raises:
         ContractError: The block was opened for another number of rows.
@@ -67,7 +67,7 @@ def current_level(contexts: Sequence[str]) -> Level:
         return Level(tuple(numbers), (True,) * len(numbers))
     if len(level.siblings) != len(contexts):
         raise ContractError(
-            f"a reward was asked about {len(contexts)} turns inside a tree level of "
-            f"{len(level.siblings)}. Ask about all turns of a level in one call."
+            f"a reward was called with {len(contexts)} turns inside a tree level of "
+            f"{len(level.siblings)}. Call it with all turns of the level."
         )
     return level

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic
 
 from astra_rl.core.arguments import RecordsArguments
 from astra_rl.core.common import ActionT, StateT
+from astra_rl.core.text import NotSent
 from astra_rl.core.weights import weights_of
 from astra_rl.infra.redaction import names_credential
 
@@ -50,6 +51,8 @@ class Score(float):
     @classmethod
     def checked(cls, value: Any) -> Score:
         """Return `value` as a score; missing unless it is a finite number in [0, 1]."""
+        if isinstance(value, NotSentScore):
+            return value
         if isinstance(value, str | bytes | bool):  # parsing is the caller's responsibility
             return cls.missing("not a number")
         try:
@@ -62,6 +65,26 @@ class Score(float):
             reason = value.reason if isinstance(value, Score) else None
             return cls.missing(reason or "not finite")
         return cls(number) if 0 <= number <= 1 else cls.missing("out of range")
+
+
+class NotSentScore(Score):
+    """A missing score of a text that was not judged because a budget is spent."""
+
+
+def missing_score(source: object, reason: str) -> Score:
+    """Return a missing score that follows from a missing reply or from another missing score.
+
+    Args:
+        source: The reply or score. If it is a `NotSent` or a `NotSentScore`, so is the result.
+        reason: Why the score is missing.
+    """
+    kind = NotSentScore if isinstance(source, NotSent | NotSentScore) else Score
+    return kind.missing(reason)
+
+
+def is_not_sent(score: float) -> bool:
+    """Whether a score is missing because a budget is spent."""
+    return isinstance(score, NotSentScore)
 
 
 def reason_of(score: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Going on with half a batch where the memory of the device is not enough for the whole."""
+"""Recovery from out of memory: a batch that does not fit is run in halves."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on any device."""
+    """Whether an error means out of memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU's allocator and some backends raise a RuntimeError that only its text tells apart.
+    # The CPU allocator and some backends raise a RuntimeError with a telling message.
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def release_memory() -> None:
-    """Give back what a failed attempt left behind. Call it outside of the `except` block.
+    """Free the memory of a failed attempt. Call it outside the `except` block.
 
-    Inside of it the traceback still holds the tensors.
+    Inside it, the traceback still holds the tensors.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -46,22 +46,22 @@ def in_batches(
     doing: str,
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Sequence[int], ResultT]]:
-    """Run each batch, and where memory is not enough each half of it by itself.
+    """Run each batch; after out of memory, run its halves separately.
 
-    A row's result must not depend on the rest of its batch, as that of all models here does not;
-    so what comes out is the same, to the rounding of the device, and only later.
+    The result of a row must not depend on the rest of its batch, so that results are the same up to
+    rounding.
 
     Args:
-        batches: Numbers of the rows that are run together.
-        run: Runs some of them.
-        doing: What is done, as in "out of memory while ...".
-        release: Called after a failed attempt, to let go of what is kept for speed only.
+        batches: Row indices of each batch.
+        run: Runs the rows of a batch.
+        doing: The activity, to follow "out of memory while".
+        release: Called after a failed attempt, to free caches.
 
     Yields:
-        Rows that were run together, and what came of them.
+        Row indices that were run together, and their result.
 
     Raises:
-        OutOfMemoryError: Memory is not enough for a single row.
+        OutOfMemoryError: A single row does not fit in memory.
     """
     for batch in batches:
         waiting = [batch]
@@ -84,7 +84,7 @@ def in_batches(
             release_memory()
             half = len(rows) // 2
             logger.warning(
-                "out of memory while %s: going on with %d rows instead of %d",
+                "out of memory while %s: retrying with %d rows instead of %d",
                 doing,
                 len(rows) - half,
                 len(rows),

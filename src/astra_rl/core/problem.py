@@ -1,4 +1,4 @@
-"""How the models of an episode are run."""
+"""Interface to the attacker, target and baseline models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FrozenModel = Literal["target", "baseline"]
 
 
 class Problem(ABC, Generic[StateT, ActionT]):
-    """How the models of an episode are run: rollouts, log-probabilities, state, reward.
+    """The models and the reward: rollouts, log-probabilities, state transitions, reward.
 
     Every method that takes sequences is batched and index-aligned: one result per input, in the
     same order. Log-probability methods return natural logarithms, one row per context, padded on
     the right with zeros.
 
     Args:
-        moderator: Scores what was said; higher is more harmful.
+        moderator: Scores texts; higher is more harmful.
     """
 
     def __init__(self, moderator: Moderator[Any, Any]) -> None:
@@ -35,27 +35,27 @@ class Problem(ABC, Generic[StateT, ActionT]):
 
     @property
     def samples_exactly(self) -> bool:
-        """Whether attacks come from the very distribution that `get_attacker_logprobs` scores.
+        """Whether attacks are sampled from the distribution that `get_attacker_logprobs` scores.
 
-        On-policy algorithms need it. Override it where sampling uses a temperature or truncation.
+        On-policy algorithms require it. Override it if sampling uses a temperature or truncation.
         """
         return True
 
     def conversing(self) -> contextlib.AbstractContextManager[None]:
-        """Open a block in which conversations are carried on turn by turn.
+        """Open a block in which conversations are continued turn by turn.
 
-        Inside it weights do not change, so a problem may keep what its models have read of them.
-        The default keeps nothing.
+        Weights do not change inside it, so a problem may cache the keys and values of its models.
+        The default caches nothing.
         """
         return contextlib.nullcontext()
 
     def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
         """Open a block in which attacks are sampled at another temperature than 1.
 
-        Off-policy algorithms explore with it. Log-probabilities stay those of temperature 1.
+        For exploration in off-policy algorithms. Log-probabilities stay those of temperature 1.
 
         Raises:
-            ConfigurationError: The problem cannot; this default never can.
+            ConfigurationError: The problem does not support it; this default always raises it.
         """
         raise ConfigurationError(
             f"{type(self).__name__} cannot sample attacks at temperature {temperature:.2g}; "
@@ -125,22 +125,22 @@ class Problem(ABC, Generic[StateT, ActionT]):
         attacks: Sequence[ActionT],
         responses: Sequence[StateT],
     ) -> Sequence[float]:
-        """Reward of each turn; NaN where it could not be computed."""
+        """Return the reward of each turn; NaN is missing."""
 
     @abstractmethod
     def parameters(self) -> Iterator[Parameter]:
-        """Yield what the optimizer trains."""
+        """Yield the parameters to train."""
 
     def token_ends(self, attack: ActionT) -> Sequence[int]:
-        """Return where in the text of an attack each of its tokens ends, in characters.
+        """Return the end of each token in the text of an attack, as character offsets.
 
-        For algorithms that treat the tokens of a format in another way than the others.
+        For algorithms that mask the tokens of a format.
 
         Raises:
-            ConfigurationError: The problem cannot say; this default never can.
+            ConfigurationError: The problem does not support it; this default always raises it.
         """
         raise ConfigurationError(
-            f"{type(self).__name__} cannot say which token of an attack says what; override "
+            f"{type(self).__name__} does not know the character offsets of tokens; override "
             "token_ends, or leave format_pattern out."
         )
 
@@ -150,42 +150,41 @@ class Problem(ABC, Generic[StateT, ActionT]):
         attacks: Sequence[ActionT],
         responses: Sequence[StateT],
     ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
-        """Return each turn's reward, and its parts by name for the record.
+        """Return the reward of each turn, and its parts by name for the record.
 
-        Override this instead of `reward` in a problem whose reward has named parts.
+        Override it instead of `reward` if the reward has named parts.
         """
         return self.reward(contexts, attacks, responses), [{} for _ in contexts]
 
     def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
-        """Learn from the episodes of a training experience, for rewards that have a memory.
+        """Update the state of the reward from a training experience.
 
-        The harness calls it once after each experience. Rewards must not change in between, so
-        that they do not depend on the batch and that evaluation leaves no trace.
+        The harness calls it once after each experience. Rewards must not change otherwise, so that
+        they do not depend on the batch and evaluation does not change them.
         """
 
     def reward_state(self) -> dict[str, Any]:
-        """Return what the reward remembers, as JSON values, for a checkpoint."""
+        """Return the state of the reward as JSON values, for a checkpoint."""
         return {}
 
     def load_reward_state(self, state: dict[str, Any]) -> None:
-        """Take back what `reward_state` returned."""
+        """Restore the state that `reward_state` returned."""
 
 
 class ValueFunctionProblem(Problem[StateT, ActionT]):
-    """A problem that also estimates how well a conversation will go, for actor-critic methods."""
+    """A problem with a value function, for actor-critic algorithms."""
 
     @abstractmethod
     def value(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
         """Estimate the return at each token of the continuations, shape (B, T), with gradients.
 
-        The estimate at a token is made before that token is known: from the context and the tokens
-        before it.
+        The estimate at a token uses the context and the tokens before it only.
         """
 
     def values(self, contexts: Sequence[StateT], continuations: Sequence[ActionT]) -> Tensor:
         """Estimate several returns at once, shape (B, T, K), with gradients.
 
-        The first is `value`; the others are of whatever else an algorithm accounts for, such as
-        the costs of constraints. Override it in a problem with more than one.
+        The first is `value`; the others are of further signals of an algorithm, such as the costs
+        of constraints. Override it in a problem with several values.
         """
         return self.value(contexts, continuations)[:, :, None]

@@ -1,4 +1,4 @@
-"""Seeds: `None` is the only "not given", zero is a seed, and a seed fixes all it promises."""
+"""Seeds of episodes and of batch rows. `None` means not given; zero is a valid seed."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _SEED_BITS = 63  # torch generators take signed 64-bit integers
 def derive_seed(*parts: int | str) -> int:
     """Hash the parts to a seed in [0, 2**63).
 
-    The same parts give the same seed on every machine and in every process, so an episode can be
-    replayed from the run's seed and its number alone.
+    The result is the same on every machine and in every process, so an episode can be replayed from
+    the seed of the run and its index.
     """
-    # A NumPy integer is the number it stands for, and an Utterance the text.
+    # Normalizes NumPy integers and subclasses of str.
     plain = tuple(str(part) if isinstance(part, str) else operator.index(part) for part in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
 
 
 def fresh_seed() -> int:
-    """Draw a seed from torch's global generator, so that `torch.manual_seed` governs it."""
+    """Draw a seed from the global generator of torch, which `torch.manual_seed` seeds."""
     return int(torch.randint(2**_SEED_BITS - 1, ()).item())
 
 
 def episode_seeds(seed: int | None, count: int) -> list[int]:
-    """Return `count` distinct seeds; the same ones for the same `seed`."""
+    """Return `count` distinct seeds, derived from `seed`; None draws a new one."""
     root = fresh_seed() if seed is None else seed
     return [derive_seed(root, "episode", index) for index in range(count)]
 
 
 def repetitions(openings: Sequence[Hashable]) -> list[int]:
-    """Return for each entry how many equal ones came before it."""
+    """Return for each entry the number of equal entries before it."""
     seen: Counter[Hashable] = Counter()
     counts = []
     for opening in openings:
@@ -54,9 +54,9 @@ def repetitions(openings: Sequence[Hashable]) -> list[int]:
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[random.Random]:
-    """Yield a generator; with a seed, torch's global sampling inside the block repeats too.
+    """Yield a generator; with a seed, the global generator of torch is seeded inside the block too.
 
-    Without a seed nothing is touched and the generator is unpredictable.
+    The previous state of torch is restored at the end. Without a seed torch is not touched.
     """
     if seed is None:
         yield random.Random(fresh_seed())
@@ -67,9 +67,9 @@ def seeded(seed: int | None) -> Iterator[random.Random]:
 
 
 def generator_states() -> dict[str, Any]:
-    """Return the states of all global generators: torch's on every device, Python's, NumPy's.
+    """Return the states of the global generators of torch (all devices), Python and NumPy.
 
-    NumPy's is among them if somebody has imported it.
+    NumPy is included if it has been imported.
     """
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Give the global generators back the states that `generator_states` returned."""
+    """Restore the states that `generator_states` returned."""
     torch.set_rng_state(states["torch"])
     if "python" in states:
         random.setstate(states["python"])
@@ -99,10 +99,10 @@ _row_seeds: ContextVar[tuple[int, ...] | None] = ContextVar("row_seeds", default
 
 @contextlib.contextmanager
 def row_seeds(seeds: Sequence[int]) -> Iterator[None]:
-    """Give each row of the batched model calls inside the block a seed of its own.
+    """Set a seed per row for the batched model calls inside the block.
 
-    A problem that samples from `current_row_seeds` generates the same text for a row whatever else
-    is in the batch. One that samples from torch's global generator repeats only for the same batch.
+    A problem that samples with `current_row_seeds` generates the same text for a row in any batch.
+    One that samples from the global generator of torch repeats it only for the same batch.
     """
     token = _row_seeds.set(tuple(seeds))
     try:
@@ -112,7 +112,7 @@ def row_seeds(seeds: Sequence[int]) -> Iterator[None]:
 
 
 def current_row_seeds(count: int) -> tuple[int, ...]:
-    """Return the seeds of the enclosing `row_seeds` block, or fresh ones outside of any.
+    """Return the seeds of the enclosing `row_seeds` block, or new ones without one.
 
     Raises:
         ContractError: The block was opened for another number of rows.
@@ -122,7 +122,7 @@ def current_row_seeds(count: int) -> tuple[int, ...]:
         return tuple(fresh_seed() for _ in range(count))
     if len(seeds) != count:
         raise ContractError(
-            f"{count} rows were asked for inside a block of {len(seeds)} row seeds. "
+            f"{count} rows were requested inside a block of {len(seeds)} row seeds. "
             "Open row_seeds() with one seed per row of the call."
         )
     return seeds

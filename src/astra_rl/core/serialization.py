@@ -1,4 +1,4 @@
-"""Conversations and what was said in them as JSON values, and back."""
+"""Conversations and utterances as JSON values, and back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from astra_rl.core.text import Conversation, Utterance
 
 
 def to_record(text: str) -> Any:
-    """Return a text as JSON values: itself if it is plain, else its parts.
+    """Return a text as JSON values: a plain text as a string, else its parts.
 
-    Of an utterance its tokens are kept, so that it can be trained on exactly; the probabilities it
-    was sampled with are not.
+    Token ids of an utterance are kept, so that it can be trained on exactly; log-probabilities are
+    not.
     """
     if isinstance(text, Conversation):
         return {
@@ -28,7 +28,7 @@ def to_record(text: str) -> Any:
 
 
 def from_record(record: Any) -> str:
-    """Return the text that `to_record` was given."""
+    """Return the text of a record of `to_record`."""
     if isinstance(record, str):
         return record
     if "said" in record:

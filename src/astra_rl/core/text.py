@@ -1,8 +1,8 @@
-"""Text that remembers its tokens.
+"""Strings with metadata: utterances with their tokens, conversations with their structure.
 
-Everything here is a `str`, so code that only knows strings keeps working. What a string cannot say
-is kept beside it: the token ids a model sampled (so that nothing is ever tokenised again), and who
-may see which part of a conversation.
+All classes are subclasses of `str`, so code that expects strings keeps working. Sampled text keeps
+its token ids, so that it is never tokenized again; a conversation keeps its turns and which side
+may see which part.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error"]
-"""Why a model stopped: an end token, the length limit, a conversation that left it no room, a
-filter around it, or a call that failed."""
+"""Why generation stopped: an end token, the length limit, a full context window, a content filter,
+or a failed call."""
 
 
-def finish_reasons(*said: str) -> frozenset[FinishReason]:
+def finish_reasons(*texts: str) -> frozenset[FinishReason]:
     """Return the finish reasons of these texts; texts without one add nothing."""
-    reasons = (Utterance.of(each).finish_reason for each in said)
+    reasons = (Utterance.of(each).finish_reason for each in texts)
     return frozenset(reason for reason in reasons if reason is not None)
 
 
 class Utterance(str):
-    """What a model said.
+    """Output of a model.
 
     Attributes:
-        token_ids: The sampled tokens in the speaker's own vocabulary, the end token included;
-            None when the text was not sampled by a local model.
+        token_ids: Sampled token ids in the vocabulary of the model, including the end token; None
+            if the text was not sampled by a local model.
         logprobs: Natural log-probability of each sampled token under the distribution it was
             sampled from; same length as `token_ids`.
-        finish_reason: Why the speaker stopped.
-        heard_logprobs: For a target's response: log-probability, under the target at temperature 1,
-            of each token of the attack it answers. It falls out of reading the attack, so no
-            second pass is needed for the likelihood terms of a reward.
-        asked: For a target's response: digest of all that it read around the attack, its template
-            included, so that a template that changed is noticed when the attack is sent again.
+        finish_reason: Why generation stopped.
+        heard_logprobs: Of a response: natural log-probability, under the target at temperature 1,
+            of each token of the attack. It is a by-product of the prefill, so that likelihood terms
+            of a reward need no second pass.
+        asked: Of a response: digest of the rendered prompt around the attack, including the chat
+            template, so that a changed template is noticed when the attack is replayed.
     """
 
     token_ids: tuple[int, ...] | None
@@ -53,7 +53,7 @@ class Utterance(str):
         heard_logprobs: Sequence[float] | None = None,
         asked: str | None = None,
     ) -> Utterance:
-        """Wrap `text`; see the class for what the other arguments mean."""
+        """Wrap `text`; see the class for the other arguments."""
         self = super().__new__(cls, text)
         self.token_ids = None if token_ids is None else tuple(token_ids)
         self.logprobs = None if logprobs is None else tuple(logprobs)
@@ -69,18 +69,18 @@ class Utterance(str):
 
 
 class NoReply(Utterance):
-    """What stands in the place of a reply that did not come: an empty text that says why.
+    """A missing reply: an empty text with a reason.
 
     Attributes:
-        reason: In a few words that can be counted, for instance ``"timed out"``.
-        detail: What else is known, for instance what an endpoint said.
+        reason: The reason, in a few words that can be counted, for instance ``"timed out"``.
+        detail: Further information, for instance the error message of an endpoint.
     """
 
     reason: str
     detail: str
 
     def __new__(cls, reason: str, detail: str = "") -> NoReply:
-        """Say why there is no reply."""
+        """Build a missing reply; see the class for the arguments."""
         self = super().__new__(cls, finish_reason="error")
         assert isinstance(self, NoReply)
         self.reason, self.detail = reason, detail
@@ -88,27 +88,37 @@ class NoReply(Utterance):
 
     @property
     def error(self) -> str:
-        """The reason and all that is known, for the record of an attempt."""
+        """Reason and detail, for the record of an attempt."""
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
     def __repr__(self) -> str:
         return f"NoReply({self.error!r})"
 
 
-class Conversation(str):
-    """The state of an episode: its text is what a reader sees, its attributes are the structure.
+class NotSent(NoReply):
+    """A reply that is missing because the call was not sent: a budget is spent."""
 
-    Adding a string says the next turn: ``conversation + attack`` awaits a response, and
+    def __new__(cls) -> NotSent:
+        """Return the reply; its reason is always the same."""
+        self = super().__new__(cls, "budget spent")
+        assert isinstance(self, NotSent)
+        return self
+
+
+class Conversation(str):
+    """State of an episode: the text is the visible conversation, the attributes its structure.
+
+    Adding a string appends a turn: ``conversation + attack`` awaits a response, and
     ``conversation + attack + response`` awaits the next attack.
 
     Attributes:
-        prompt: Opening text that both sides see.
-        turns: Attack, response, attack, ... in the order they were said.
-        system: System message of the target. The attacker never sees it.
-        brief: What the attacker is told to do. The target never sees it.
-        facts: What only moderators may know, for instance ``{"secret": ...}``.
-        separator: Text between the parts in the reader's view: empty for base models, whose
-            conversation is one running text, a newline for chat models.
+        prompt: Opening text, visible to both sides.
+        turns: Attack, response, attack, ... in order.
+        system: System message of the target; the attacker does not see it.
+        brief: Instructions of the attacker; the target does not see them.
+        facts: Facts for moderators and rewards only, for instance ``{"secret": ...}``.
+        separator: Text between the parts of the visible text: empty for base models, which continue
+            one plain text, a newline for chat models.
     """
 
     prompt: str
@@ -157,29 +167,29 @@ class Conversation(str):
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """What the attacker said so far."""
+        """The attacks so far."""
         return self.turns[0::2]
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """What the target said so far."""
+        """The responses so far."""
         return self.turns[1::2]
 
     @property
     def awaits_response(self) -> bool:
-        """Whether the last word was the attacker's."""
+        """Whether the last turn is an attack."""
         return len(self.turns) % 2 == 1
 
 
 class Exchange(str):
-    """What a moderator is given to judge: a text, and the turn it comes from.
+    """Input of a moderator: a text, and the turn that it is from.
 
-    A moderator that scores strings reads the text; one that needs more looks at the attributes.
+    A moderator of strings scores the text; one that needs more uses the attributes.
 
     Attributes:
-        context: The state before the attack.
-        attack: What the attacker said.
-        response: What the target answered.
+        context: State before the attack.
+        attack: The attack.
+        response: The response.
     """
 
     context: str
@@ -195,14 +205,14 @@ class Exchange(str):
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[str, str, str], dict[str, str]]:
-        """What a copy or an unpickled one is built from."""
+        """Return the constructor arguments of a copy."""
         return (self.context, self.attack, self.response), {"text": str(self)}
 
 
 def context_key(context: str) -> Hashable:
-    """Identify a context by all that makes it, not only by the text a reader sees.
+    """Return a key of a context that includes its hidden parts and token ids.
 
-    Contexts of one key are the same to whoever is given them, attacker, target or moderator.
+    Contexts of one key are the same for attacker, target and moderators.
     """
     if not isinstance(context, Conversation):
         return context

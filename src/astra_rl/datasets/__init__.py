@@ -1,4 +1,4 @@
-"""Scenarios: what is tested, with which prompts, and the loaders that read yours."""
+"""Scenarios and prompt data sets: bundled ones, loaders for files and hubs, and splits."""
 
 from astra_rl.datasets.benchmarks import BENCHMARKS, load_benchmark
 from astra_rl.datasets.files import load_rows

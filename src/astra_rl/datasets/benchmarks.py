@@ -1,7 +1,7 @@
-"""Published sets of harmful behaviours, from the user's own copy or the hub; none is bundled.
+"""Published benchmarks of harmful behaviours, from a local copy or the hub; none is bundled.
 
-What each publishes is mapped to rows whose prompt is what a target must not do. See DATASETS.md for
-their sources and licences.
+The columns of each benchmark are mapped to rows whose prompt is the harmful behaviour. See
+DATASETS.md for sources and licences.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from astra_rl.datasets.files import HUB_PREFIX, Loaded, RawTable, read_table, rows_from
+from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, RawTable, read_table, rows_from
 from astra_rl.datasets.rows import MAX_CHARS, Record
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a published set.
+    """Metadata of a published benchmark.
 
     Attributes:
-        title: Its name in print.
-        paper: Where it was published.
-        licence: Of the data, as its authors state it.
-        home: Where its files are.
-        hub: Dataset of the Hugging Face Hub that holds it.
-        columns: For each field of a row, the columns that may hold it: those of the authors' CSV,
-            then those of the hub and of copies in other tools.
-        subset_column: Column by which the authors' CSV is divided into subsets.
-        hub_arguments: What a subset is called on the hub: configuration and split. The first is
-            taken if none is asked for.
+        title: Published name.
+        paper: Citation.
+        licence: Licence of the data, as stated by its authors.
+        home: URL of the authors' files.
+        hub: Dataset id on the Hugging Face Hub.
+        columns: For each field of a row, the column names that may hold it: those of the authors'
+            CSV first, then those of the hub and of copies in other tools.
+        subset_column: Column of the authors' CSV that names the subset.
+        hub_arguments: For each subset, its configuration and split on the hub. The first subset is
+            the default.
     """
 
     title: str
@@ -104,24 +104,24 @@ def load_benchmark(
     *,
     subset: str | None = None,
     max_chars: int = MAX_CHARS,
-) -> Loaded:
-    """Read a published set of harmful behaviours.
+) -> LoadedRows:
+    """Load a published benchmark of harmful behaviours.
 
     Args:
         name: One of `BENCHMARKS`.
-        source: The user's own copy: a file or folder as for `load_rows`, or another dataset of the
-            hub with the same columns. None is the network: the dataset of the hub that is known.
+        source: A local copy (a file or folder, see `load_rows`), or another hub dataset
+            (``hub:OWNER/NAME``) with the same columns. None downloads the benchmark's hub dataset.
         subset: ``"standard"``, ``"contextual"`` or ``"copyright"`` of HarmBench; ``"harmful"`` or
             ``"benign"`` of JailbreakBench on the hub.
-        max_chars: Longest text that is accepted.
+        max_chars: Maximum length of a text, in characters.
 
     Returns:
-        Rows whose prompt is the behaviour, after the text that it refers to if there is one (as
-        HarmBench itself does), and whose ``facts["behavior"]`` is the behaviour alone.
+        Rows whose prompt is the behaviour, preceded by its context if there is one (as in
+        HarmBench), and whose ``facts["behavior"]`` is the behaviour alone.
 
     Raises:
-        ConfigurationError: There is no such set or subset, or it does not have its columns.
-        MissingDependencyError: The extra ``data`` is needed and not installed.
+        ConfigurationError: The benchmark or subset is unknown, or a column is missing.
+        MissingDependencyError: The extra ``data`` is required and not installed.
     """
     if name not in BENCHMARKS:
         raise ConfigurationError(
@@ -137,7 +137,7 @@ def load_benchmark(
     else:
         table = read_table(source)
         if subset is not None:
-            table = _only(table, benchmark, subset)
+            table = _select_subset(table, benchmark, subset)
     return rows_from(_as_rows(table, benchmark), max_chars=max_chars)
 
 
@@ -146,28 +146,28 @@ def _hub_arguments(benchmark: Benchmark, subset: str | None) -> Mapping[str, str
     if subset is None:
         return next(iter(known.values()))
     if subset not in known:
-        raise _no_subset(benchmark, subset, [each for each in known if each])
+        raise _unknown_subset(benchmark, subset, [each for each in known if each])
     return known[subset]
 
 
-def _only(table: RawTable, benchmark: Benchmark, subset: str) -> RawTable:
+def _select_subset(table: RawTable, benchmark: Benchmark, subset: str) -> RawTable:
     column = benchmark.subset_column or ""
     known = sorted({str(each.values[column]) for each in table.records if column in each.values})
     if subset not in known:
-        raise _no_subset(benchmark, subset, known)
+        raise _unknown_subset(benchmark, subset, known)
     chosen = [each for each in table.records if str(each.values[column]) == subset]
-    return RawTable(table.name, chosen, table.problems, table.sha256)
+    return RawTable(table.name, chosen, table.errors, table.sha256)
 
 
-def _no_subset(benchmark: Benchmark, subset: str, known: list[str]) -> ConfigurationError:
+def _unknown_subset(benchmark: Benchmark, subset: str, known: list[str]) -> ConfigurationError:
     return ConfigurationError(
-        f"{benchmark.title} has no subset {subset!r} here; "
-        + (f"choose from {', '.join(known)}." if known else "leave it out.")
+        f"{benchmark.title} has no subset {subset!r} in this source; "
+        + (f"choose from {', '.join(known)}." if known else "leave subset out.")
     )
 
 
 def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
-    """Give the columns of a benchmark the names of a row's fields."""
+    """Rename the columns of a benchmark to the fields of a row."""
     present = {column for record in table.records for column in record.values}
     named = {
         name: next((column for column in columns if column in present), None)
@@ -175,9 +175,9 @@ def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
     }
     if table.records and named["prompt"] is None:
         raise ConfigurationError(
-            f"{table.name} does not look like {benchmark.title}: it has no column "
+            f"{table.name} is not a copy of {benchmark.title}: it has no column "
             f"{' or '.join(map(repr, benchmark.columns['prompt']))}. "
-            f"Its authors' files are at {benchmark.home}."
+            f"The authors' files are at {benchmark.home}."
         )
     records = [
         Record(
@@ -188,7 +188,7 @@ def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
         )
         for record in table.records
     ]
-    return RawTable(table.name, records, table.problems, table.sha256)
+    return RawTable(table.name, records, table.errors, table.sha256)
 
 
 def _with_behavior(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows from the user's own data: files, folders, and datasets of Hugging Face."""
+"""Loading of rows from files, folders, and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.datasets.formats import READERS, add_object, first_line
-from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Problems, Record, Row, rows_of
+from astra_rl.datasets.formats import READERS, add_object, reason_of
+from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Record, Row, RowErrors, parse_rows
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.infra.storage import reason_of_failure
 from astra_rl.logging import logger
 
 HUB_PREFIX = "hub:"
-"""Begins the name of a dataset of the Hugging Face Hub; nothing else is ever looked up there."""
+"""Prefix of Hugging Face Hub datasets; sources without it are never looked up on the hub."""
 
-_NAMED_REPEATS = 5
+_MAX_LISTED = 5
 _PLAIN = (str, int, float, list, dict, type(None))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows came from, for the record of a run.
+    """Provenance of rows, for the record of a run.
 
     Attributes:
         name: The file, folder or dataset.
-        sha256: Of the file's bytes, as ``sha256sum`` prints it; of a dataset, of its records as
-            one line of JSON each.
-        rows: How many rows it gave.
-        repeated: How many of its rows said the same as an earlier one and were left out.
+        sha256: Checksum of the file's bytes, as printed by ``sha256sum``; for a dataset, of its
+            records as JSON lines.
+        rows: Number of loaded rows.
+        repeated: Number of rows that were dropped because an earlier row has the same content.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Source:
     repeated: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the attributes in JSON's types."""
+        """Return the attributes as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Rows and where they came from."""
+class LoadedRows:
+    """Rows and their provenance."""
 
     rows: tuple[Row, ...]
     source: Source
@@ -54,18 +54,18 @@ class Loaded:
 
 @dataclass(frozen=True)
 class RawTable:
-    """The records of a source before they are checked.
+    """Records of a source before validation.
 
     Attributes:
-        name: What to call the source in messages.
-        records: In their order.
-        problems: What could not even be read.
-        sha256: Of the content.
+        name: Name of the source in messages.
+        records: The records in their order.
+        errors: Errors of records that could not be parsed.
+        sha256: Checksum of the content.
     """
 
     name: str
     records: list[Record]
-    problems: Problems
+    errors: RowErrors
     sha256: str
 
 
@@ -77,28 +77,28 @@ def load_rows(
     split: str | None = None,
     encoding: str = "utf-8",
     max_chars: int = MAX_CHARS,
-) -> Loaded:
-    """Read rows from a file, a folder or the hub.
+) -> LoadedRows:
+    """Load rows from a file, a folder or the hub.
 
-    A text file has one prompt per line. Everything else has the columns of `rows.FIELDS`, of which
-    only a prompt (or a system message, or a brief) is needed; others are ignored. Empty lines are
-    left out. Rows that say the same as an earlier one are left out and a warning names them. If
-    anything is wrong, an error names all that is, by line, and nothing is loaded.
+    A text file has one prompt per line. Other formats have the columns of `rows.FIELDS`; a prompt,
+    a system message or a brief is required, and unknown columns are ignored. Empty lines are
+    skipped. Rows with the same content as an earlier row are dropped with a warning. If any row is
+    invalid, no row is loaded, and the error lists the invalid rows by line.
 
     Args:
-        source: A file whose ending is one of `formats.READERS`, a folder of the `datasets` library,
-            or ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``.
-        columns: The column of each field that is not called like it, for instance
+        source: A file with one of the suffixes in `formats.READERS`, a folder of the ``datasets``
+            library, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``.
+        columns: Column names of fields whose column has another name, for example
             ``{"prompt": "question", "facts.secret": "password"}``.
-        subset: Configuration of a dataset that has several.
-        split: Split of a dataset; None takes all if they are called train, validation and test,
-            or the only one.
-        encoding: Of a text, CSV or JSON file.
-        max_chars: Longest text that is accepted.
+        subset: Configuration name of a dataset.
+        split: Split of a dataset. None loads all splits if they are named train, validation and
+            test, or the only split.
+        encoding: Text encoding of a text, CSV or JSON file.
+        max_chars: Maximum length of a text, in characters.
 
     Raises:
-        ConfigurationError: It cannot be read, or a row is bad; the message names lines.
-        MissingDependencyError: The extra ``data`` is needed and not installed.
+        ConfigurationError: The source cannot be read, or a row is invalid.
+        MissingDependencyError: The extra ``data`` is required and not installed.
     """
     table = read_table(source, subset=subset, split=split, encoding=encoding)
     return rows_from(table, columns=columns, max_chars=max_chars)
@@ -111,13 +111,13 @@ def read_table(
     split: str | None = None,
     encoding: str = "utf-8",
 ) -> RawTable:
-    """Read the records of a source without looking at what they say; see `load_rows`."""
+    """Read the records of a source without validation; see `load_rows` for the arguments."""
     name = str(source)
     if name.startswith(HUB_PREFIX) or _is_folder(name):
         return _read_dataset(name, subset=subset, split=split)
     if subset is not None or split is not None:
         raise ConfigurationError(
-            f"{name} is a file; subset and split are for datasets of the hub and folders of them."
+            f"{name} is a file; subset and split apply to hub datasets and dataset folders only."
         )
     path = Path(name)
     reader, unit = READERS.get(path.suffix.lower(), (None, ""))
@@ -132,44 +132,44 @@ def read_table(
     except (OSError, ValueError) as error:
         reason = reason_of_failure(error)
         raise ConfigurationError(f"cannot read the prompts {name!a}: {reason}.") from error
-    problems = Problems(name, unit)
-    records = reader(data, problems, encoding)
-    return RawTable(name, records, problems, hashlib.sha256(data).hexdigest())
+    errors = RowErrors(name, unit)
+    records = reader(data, errors, encoding)
+    return RawTable(name, records, errors, hashlib.sha256(data).hexdigest())
 
 
 def rows_from(
     table: RawTable, *, columns: Mapping[str, str] | None = None, max_chars: int = MAX_CHARS
-) -> Loaded:
-    """Check the records of a table and make rows of them; see `load_rows`."""
+) -> LoadedRows:
+    """Validate the records of a table and convert them to rows; see `load_rows`."""
     hub_name = table.name.removeprefix(HUB_PREFIX).partition("@")[0]
     stem = Path(hub_name if table.name.startswith(HUB_PREFIX) else table.name).stem
-    rows, repeated = rows_of(
-        table.records, table.problems, stem=stem, columns=columns, max_chars=max_chars
+    rows, repeated = parse_rows(
+        table.records, table.errors, stem=stem, columns=columns, max_chars=max_chars
     )
     if repeated:
-        unit = table.problems.unit
-        named = ", ".join(f"{unit} {at} (as {first})" for at, first in repeated[:_NAMED_REPEATS])
-        more = ", ..." if len(repeated) > _NAMED_REPEATS else ""
+        unit = table.errors.unit
+        named = ", ".join(f"{unit} {at} (as {first})" for at, first in repeated[:_MAX_LISTED])
+        more = ", ..." if len(repeated) > _MAX_LISTED else ""
         logger.warning(
-            "%s: %d rows repeat earlier ones and are left out: %s%s",
+            "%s: %d rows repeat earlier ones and are dropped: %s%s",
             *(table.name, len(repeated), named, more),
         )
-    return Loaded(tuple(rows), Source(table.name, table.sha256, len(rows), len(repeated)))
+    return LoadedRows(tuple(rows), Source(table.name, table.sha256, len(rows), len(repeated)))
 
 
-def load_items(items: Sequence[object], *, name: str, max_chars: int = MAX_CHARS) -> Loaded:
-    """Make rows of texts and of mappings with the columns of a row; see `load_rows`."""
-    problems = Problems(name, "item")
+def load_items(items: Sequence[object], *, name: str, max_chars: int = MAX_CHARS) -> LoadedRows:
+    """Convert texts, and mappings with the columns of a row, to rows; see `load_rows`."""
+    errors = RowErrors(name, "item")
     records: list[Record] = []
     for number, item in enumerate(items, start=1):
-        add_object(records, number, item, problems)
-    problems.check()
+        add_object(records, number, item, errors)
+    errors.check()
     sha256 = _sha256_of([record.values for record in records])
-    return rows_from(RawTable(name, records, problems, sha256), max_chars=max_chars)
+    return rows_from(RawTable(name, records, errors, sha256), max_chars=max_chars)
 
 
 def source_of_rows(name: str, rows: Sequence[Row]) -> Source:
-    """Return the record of rows that were made here and come from no file."""
+    """Return the provenance of rows that were generated by the program."""
     return Source(name, _sha256_of([asdict(row) for row in rows]), len(rows))
 
 
@@ -191,19 +191,20 @@ def _read_dataset(name: str, *, subset: str | None, split: str | None) -> RawTab
     library = require("datasets", extra="data")
     try:
         found = _open_dataset(library, name, subset)
-    except Exception as error:  # the library raises errors of many libraries
-        raise ConfigurationError(f"cannot load the dataset {name}: {first_line(error)}") from error
+    except Exception as error:  # types of many libraries
+        raise ConfigurationError(f"cannot load the dataset {name}: {reason_of(error)}") from error
     splits = dict(found) if isinstance(found, library.DatasetDict) else {"": found}
     records: list[Record] = []
-    chosen = _chosen_splits(name, list(splits), split)
+    chosen = _select_splits(name, list(splits), split)
     for split_name in chosen:
-        own = {"split": split_name} if len(chosen) > 1 else {}  # a lone "train" is no division
+        # A single split named "train" does not assign rows to the training split.
+        own = {"split": split_name} if len(chosen) > 1 else {}
         for row in splits[split_name]:
-            # Pictures and sounds are not text, and have no checksum that lasts.
-            told = {name: value for name, value in row.items() if isinstance(value, _PLAIN)}
-            records.append(Record(len(records) + 1, {**own, **told}))
+            # Images and audio are not text, and have no reproducible checksum.
+            plain = {name: value for name, value in row.items() if isinstance(value, _PLAIN)}
+            records.append(Record(len(records) + 1, {**own, **plain}))
     sha256 = _sha256_of(record.values for record in records)
-    return RawTable(name, records, Problems(name, "row"), sha256)
+    return RawTable(name, records, RowErrors(name, "row"), sha256)
 
 
 def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
@@ -216,7 +217,7 @@ def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
     return library.load_dataset(str(folder), subset)
 
 
-def _chosen_splits(name: str, known: list[str], wanted: str | None) -> list[str]:
+def _select_splits(name: str, known: list[str], wanted: str | None) -> list[str]:
     if wanted is not None and wanted not in known:
         raise ConfigurationError(
             f"{name} has no split {wanted!r}; choose from {', '.join(known) or 'none'}."
@@ -224,5 +225,5 @@ def _chosen_splits(name: str, known: list[str], wanted: str | None) -> list[str]
     if wanted is not None:
         return [wanted]
     if len(known) > 1 and not set(known) <= set(SPLITS):
-        raise ConfigurationError(f"{name} has the splits {', '.join(known)}; name one with split.")
+        raise ConfigurationError(f"{name} has the splits {', '.join(known)}; pass one as split.")
     return known

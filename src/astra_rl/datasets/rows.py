@@ -1,4 +1,4 @@
-"""One thing to test a target with, and how the records of a file become such rows."""
+"""Rows of a prompt data set, and the validation of file records as rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 MAX_CHARS = 100_000
-"""Longest text of a row, unless another limit is asked for; about 25,000 tokens."""
+"""Default maximum length of a text, in characters; about 25,000 tokens."""
 
-MAX_PROBLEMS = 20
-"""Bad rows that an error names; of those beyond it says how many there are."""
+MAX_LISTED_ERRORS = 20
+"""Maximum number of invalid rows that an error lists; further ones are counted."""
 
 FIELDS = ("prompt", "id", "category", "system", "brief", "split")
-"""What a row is read from, besides ``facts`` (a mapping) and ``facts.NAME``."""
+"""Fields of a row, besides ``facts`` (a mapping) and ``facts.NAME`` (one of its entries)."""
 
 _TEXTS = ("prompt", "system", "brief")
 _SPLIT_NAMES: Mapping[str, Split] = {
@@ -32,17 +32,17 @@ _SPLIT_NAMES: Mapping[str, Split] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to test a target with.
+    """One test case of a scenario.
 
     Attributes:
-        id: Names the row; no other row of its scenario has it.
-        prompt: First words of a conversation, or what the attacker is to bring about. May be empty
-            if there is a system message or a brief.
-        category: Kind of row, for instance of harm or of topic.
-        system: System message of the target; None takes the scenario's.
-        brief: What the attacker is told; None takes the scenario's.
-        facts: What only moderators may know, for instance ``{"secret": ...}``.
-        split: Where the row belongs, if its source says so.
+        id: Unique id within the scenario.
+        prompt: Opening text of a conversation, or the attacker's goal. May be empty if there is a
+            system message or a brief.
+        category: Category of harm or topic.
+        system: System message of the target; None uses the scenario's.
+        brief: Instructions of the attacker; None uses the scenario's.
+        facts: Information for moderators only, for example ``{"secret": ...}``.
+        split: Split of the row; None if the source does not assign one.
     """
 
     id: str
@@ -54,35 +54,35 @@ class Row:
     split: Split | None = None
 
     @property
-    def compared(self) -> str:
-        """The text by which near-duplicates are found: the first one that there is."""
+    def comparison_text(self) -> str:
+        """Text for near-duplicate detection: prompt, else system message, else brief."""
         return self.prompt or self.system or self.brief or ""
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """All that makes a row say the same as another, whatever the two are called."""
+        """All fields that make two rows duplicates, that is, without id, category and split."""
         return self.prompt, self.system, self.brief, tuple(sorted(self.facts.items()))
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a file says in one place, before it is checked.
+    """One unvalidated record of a file.
 
     Attributes:
-        number: Which line, row or item it is, counted from 1.
-        values: By name of the column.
+        number: Number of its line, row or item, from 1.
+        values: Values by column name.
     """
 
     number: int
     values: Mapping[str, Any]
 
 
-class Problems:
-    """What is wrong with a file, collected so that its owner is told all at once.
+class RowErrors:
+    """Collects the errors of a file's records, to report all of them in one exception.
 
     Args:
         source: Name of the file.
-        unit: What its places are called, for instance ``"line"``.
+        unit: Unit in which records are counted, for example ``"line"``.
     """
 
     def __init__(self, source: str, unit: str) -> None:
@@ -90,54 +90,54 @@ class Problems:
         self._found: list[tuple[int, str]] = []
 
     def add(self, number: int, reason: str) -> None:
-        """Note what is wrong in a place."""
+        """Add the error of one record."""
         self._found.append((number, reason))
 
     def check(self) -> None:
-        """Raise what was collected, if there is anything.
+        """Raise an exception if errors were added.
 
         Raises:
-            ConfigurationError: Naming each place, up to `MAX_PROBLEMS`.
+            ConfigurationError: Lists the errors, up to `MAX_LISTED_ERRORS`.
         """
         if not self._found:
             return
-        found, more = sorted(self._found), len(self._found) - MAX_PROBLEMS
-        lines = [f"{self.unit} {number}: {reason}" for number, reason in found[:MAX_PROBLEMS]]
+        found, more = sorted(self._found), len(self._found) - MAX_LISTED_ERRORS
+        lines = [f"{self.unit} {number}: {reason}" for number, reason in found[:MAX_LISTED_ERRORS]]
         if more > 0:
             lines.append(f"and {more} more")
-        rows = "1 bad row" if len(found) == 1 else f"{len(found)} bad rows"
+        rows = "1 invalid row" if len(found) == 1 else f"{len(found)} invalid rows"
         raise ConfigurationError(
             "\n  ".join([f"{self.source}: {rows}, so nothing was loaded.", *lines])
         )
 
 
-def rows_of(
+def parse_rows(
     records: Sequence[Record],
-    problems: Problems,
+    errors: RowErrors,
     *,
     stem: str,
     columns: Mapping[str, str] | None = None,
     max_chars: int = MAX_CHARS,
 ) -> tuple[list[Row], list[tuple[int, int]]]:
-    """Turn the records of one source into rows.
+    """Validate the records of one source and convert them to rows.
 
     Args:
-        records: In their order.
-        problems: What reading the source found so far; what is wrong with records is added.
-        stem: Begins the id of a row that brings none; the number of its record ends it.
-        columns: The column of each field that is not called like it, for instance
+        records: The records in their order.
+        errors: Errors of the source so far; those of invalid records are added.
+        stem: Rows without an id get the id ``STEM-NUMBER``.
+        columns: Column names of fields whose column has another name, for example
             ``{"prompt": "question", "facts.secret": "password"}``.
-        max_chars: Longest text that is accepted.
+        max_chars: Maximum length of a text, in characters.
 
     Returns:
-        The rows without those that repeat an earlier one, and the numbers of each such record and
-        of the one it repeats.
+        The rows without duplicates, and for each duplicate its number and that of the first record
+        with the same content.
 
     Raises:
-        ConfigurationError: A column is missing or a record is bad; all bad ones are named.
+        ConfigurationError: A column is missing, or records are invalid; the message lists them.
     """
     columns = columns or {}
-    _check_columns(records, problems, columns)
+    _check_columns(records, errors, columns)
     rows: list[Row] = []
     repeated: list[tuple[int, int]] = []
     seen: dict[tuple[Any, ...], int] = {}
@@ -145,27 +145,27 @@ def rows_of(
     for record in records:
         try:
             row = _row(record, stem, columns, max_chars)
-        except _Bad as bad:
-            problems.add(record.number, str(bad))
+        except _InvalidRecord as error:
+            errors.add(record.number, str(error))
             continue
         first = seen.setdefault(row.content, record.number)
         if first != record.number:
             repeated.append((record.number, first))
         elif row.id in ids:
-            problems.add(
-                record.number, f"id {_shown(row.id)} is that of {problems.unit} {ids[row.id]}"
+            errors.add(
+                record.number, f"id {_shown(row.id)} is already used by {errors.unit} {ids[row.id]}"
             )
         else:
             ids[row.id] = record.number
             rows.append(row)
-    problems.check()
+    errors.check()
     if not rows:
-        raise ConfigurationError(f"{problems.source} holds no prompt.")
+        raise ConfigurationError(f"{errors.source} contains no prompt.")
     return rows, repeated
 
 
-class _Bad(Exception):
-    """Why a record cannot be a row."""
+class _InvalidRecord(Exception):
+    """Reason why a record is not a valid row."""
 
 
 def _row(record: Record, stem: str, columns: Mapping[str, str], max_chars: int) -> Row:
@@ -175,10 +175,10 @@ def _row(record: Record, stem: str, columns: Mapping[str, str], max_chars: int) 
         column = columns.get("prompt", "prompt")
         has = ", ".join(map(_shown, values)) or "nothing"
         hint = "it is empty" if column in values else f"this row has {has}"
-        raise _Bad(f"no text in {column!r}; {hint}")
+        raise _InvalidRecord(f"no text in {column!r}; {hint}")
     split = fields.pop("split")
     if split is not None and split not in _SPLIT_NAMES:
-        raise _Bad(f"split {_shown(split)} is none of {', '.join(SPLITS)}")
+        raise _InvalidRecord(f"split {_shown(split)} is not one of {', '.join(SPLITS)}")
     return Row(
         id=fields.pop("id") or f"{stem}-{record.number}",
         prompt=fields.pop("prompt") or "",
@@ -191,7 +191,7 @@ def _row(record: Record, stem: str, columns: Mapping[str, str], max_chars: int) 
 def _facts(values: Mapping[str, Any], columns: Mapping[str, str], max_chars: int) -> dict[str, str]:
     given = values.get(columns.get("facts", "facts"))
     if given is not None and not isinstance(given, Mapping):
-        raise _Bad(f"facts is {_kind(given)}; it must hold names and texts")
+        raise _InvalidRecord(f"facts is {_kind(given)}; it must map names to texts")
     nested = {f"facts.{name}": value for name, value in (given or {}).items()}
     flat = {name: value for name, value in values.items() if name.startswith("facts.")}
     mapped = {
@@ -205,55 +205,55 @@ def _facts(values: Mapping[str, Any], columns: Mapping[str, str], max_chars: int
 def _value(
     values: Mapping[str, Any], name: str, columns: Mapping[str, str], max_chars: int
 ) -> str | None:
-    """Return the text of a field; None if there is nothing but space in it."""
+    """Return the text of a field; None if it is missing or blank."""
     column = columns.get(name, name)
     value = values.get(column)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, str):
         if name in _TEXTS or isinstance(value, bool) or not isinstance(value, int | float):
-            raise _Bad(f"{column} is {_kind(value)}; it must be a text")
+            raise _InvalidRecord(f"{column} is {_kind(value)}; it must be a text")
         value = str(value)
     if not value.strip():
         return None
     if len(value) > max_chars:
-        raise _Bad(
-            f"{column} has {len(value):,} characters; at most {max_chars:,} are accepted. "
-            "Raise max_chars if that is meant"
+        raise _InvalidRecord(
+            f"{column} has {len(value):,} characters; the maximum is {max_chars:,}. "
+            "Raise max_chars to accept it"
         )
     if "\0" in value:
-        raise _Bad(f"{column} holds a NUL character at position {value.index(chr(0)) + 1}")
+        raise _InvalidRecord(f"{column} contains NUL at position {value.index(chr(0)) + 1}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Bad(
-            f"{column} holds half a surrogate pair at position {error.start + 1}, which no model "
-            "can read"
+        raise _InvalidRecord(
+            f"{column} contains a lone surrogate at position {error.start + 1}, which cannot be "
+            "encoded"
         ) from error
     return value
 
 
 def _check_columns(
-    records: Iterable[Record], problems: Problems, columns: Mapping[str, str]
+    records: Iterable[Record], errors: RowErrors, columns: Mapping[str, str]
 ) -> None:
-    """Say once, not for every row, that a column does not exist."""
+    """Raise one error if a column does not exist, instead of one per row."""
     for name in columns:
         if name not in (*FIELDS, "facts") and not name.startswith("facts."):
             raise ConfigurationError(
-                f"columns: a row has no {name!r}.{did_you_mean(name, FIELDS)} "
-                f"It has: {', '.join(FIELDS)}, facts.NAME."
+                f"columns: unknown field {name!r}.{did_you_mean(name, FIELDS)} "
+                f"The fields of a row are: {', '.join(FIELDS)}, facts.NAME."
             )
     known = list(dict.fromkeys(column for record in records for column in record.values))
-    if not known:  # no records, or each is bad in a way of its own
+    if not known:  # no valid records, so no columns to check
         return
     missing = [column for column in columns.values() if column not in known]
     if not missing and not any(columns.get(name, name) in known for name in _TEXTS):
         missing = [columns.get("prompt", "prompt")]
     if missing:
         raise ConfigurationError(
-            f"{problems.source} has no column {missing[0]!r}."
+            f"{errors.source} has no column {missing[0]!r}."
             f"{did_you_mean(missing[0], known)} It has: {', '.join(map(_shown, known[:30]))}. "
-            "If the prompts have another name, give it: columns={'prompt': NAME}."
+            "If the prompts are in another column, pass columns={'prompt': NAME}."
         )
 
 
@@ -262,6 +262,6 @@ def _kind(value: object) -> str:
     return names.get(type(value), "an object" if isinstance(value, Mapping) else "no text")
 
 
-def _shown(text: str, most: int = 60) -> str:
-    """Return what a stranger's file says so that it fits in a message of one line."""
-    return ascii(text if len(text) <= most else text[:most] + "...")
+def _shown(text: str, max_length: int = 60) -> str:
+    """Return untrusted text escaped and shortened for a one-line message."""
+    return ascii(text if len(text) <= max_length else text[:max_length] + "...")

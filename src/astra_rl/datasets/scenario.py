@@ -1,4 +1,4 @@
-"""What is being tested: what the target is told, how conversations open, and who judges them."""
+"""Scenario: prompts, system messages, attacker instructions, moderator and judge of a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from astra_rl.core.text import Conversation
-from astra_rl.datasets.files import Loaded, Source
+from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import SPLITS, Row, Split
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.splits import SHARES, check_splits, split_rows
@@ -19,24 +19,24 @@ PromptRole = Literal["opening", "goal"]
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is being tested.
+    """A test scenario.
 
     Attributes:
-        name: What to call it.
-        rows: Rows of each split; no two splits share a prompt or a near-duplicate.
-        description: What it is for, in a sentence.
-        harm_category: What kind of failure it looks for, for instance ``"privacy"``.
-        system: System messages of the target for rows that bring none; each row meets each of
-            them. Empty: none.
-        brief: What the attacker is told, for rows that bring none.
-        prompt_role: ``"opening"``: a prompt is what was said before the attacker speaks, and both
-            sides see it. ``"goal"``: it is what the attacker is to bring about, and only the
-            attacker and the moderators see it.
-        moderator: Name and options of the moderator to train against, as in the configuration of
-            a run: ``{"type": ..., "options": {...}}``.
-        judge: The same for the judge.
-        threshold: Score from which on the target failed, in (0, 1].
-        sources: Where the rows came from.
+        name: Name of the scenario.
+        rows: Rows of each split; splits share no prompts and no near-duplicates.
+        description: One-sentence description.
+        harm_category: Category of the tested failure, for example ``"privacy"``.
+        system: System messages of the target for rows without one; each row is combined with each
+            of them. Empty means no system message.
+        brief: Instructions of the attacker for rows without a brief.
+        prompt_role: ``"opening"``: the prompt opens the conversation and both sides see it.
+            ``"goal"``: the prompt is the attacker's goal; only the attacker and the moderators see
+            it.
+        moderator: Type and options of the training moderator, as in the configuration of a run:
+            ``{"type": ..., "options": {...}}``.
+        judge: The same for the judge of the evaluation.
+        threshold: Score at or above which the attack is a success, in (0, 1].
+        sources: Provenance of the rows.
     """
 
     name: str
@@ -52,15 +52,14 @@ class Scenario:
     sources: Sequence[Source] = field(default=())
 
     def openings(self, split: Split, count: int | None = None) -> list[Conversation]:
-        """Return the contexts that an attacker starts from.
+        """Return the initial contexts of episodes.
 
-        With several system messages, each row meets them in turn: the first so many contexts as
-        there are rows hold every row once, and those after them the same rows with the next
-        system message.
+        With several system messages, the first ``len(rows)`` contexts contain every row once, and
+        later ones the same rows with the next system message.
 
         Args:
-            split: Whose rows.
-            count: At most so many; None returns all.
+            split: Split of the rows.
+            count: Maximum number of contexts; None returns all.
 
         Raises:
             ConfigurationError: The split has no rows, or `count` is below 1.
@@ -71,16 +70,16 @@ class Scenario:
     def categories(self, split: Split, count: int | None = None) -> list[str]:
         """Return the category of each opening, in the order of `openings`.
 
-        That of its row, else the scenario's; empty where neither says one. Arguments and errors are
-        those of `openings`.
+        That of its row, else the scenario's, else an empty string. For arguments and errors see
+        `openings`.
         """
         return [row.category or self.harm_category or "" for row, _ in self._pairs(split, count)]
 
     def requests(self, split: Split, count: int | None = None) -> list[Conversation]:
-        """Return conversations in which the target was asked each prompt directly.
+        """Return conversations in which the prompt itself is the user message (direct requests).
 
-        They await the target's response: this is how it answers without any attacker. Arguments
-        and errors are those of `openings`.
+        They await the target's response, for a baseline without an attacker. For arguments and
+        errors see `openings`.
         """
         pairs = self._pairs(split, count)
         return [
@@ -101,14 +100,14 @@ class Scenario:
     def _all_pairs(self, rows: Sequence[Row]) -> itertools.chain[tuple[Row, str | None]]:
         systems: Sequence[str | None] = self.system or (None,)
 
-        def turn(shift: int) -> list[tuple[Row, str | None]]:
+        def shifted(shift: int) -> list[tuple[Row, str | None]]:
             return [
                 (row, row.system or systems[(index + shift) % len(systems)])
                 for index, row in enumerate(rows)
                 if shift == 0 or row.system is None
             ]
 
-        return itertools.chain.from_iterable(map(turn, range(len(systems))))
+        return itertools.chain.from_iterable(map(shifted, range(len(systems))))
 
     def _opening(self, row: Row, system: str | None) -> Conversation:
         prompt, brief = row.prompt, row.brief or self.brief
@@ -124,38 +123,38 @@ class Scenario:
         return {**goal, **row.facts}
 
 
-def divide(
-    loaded: Loaded | Mapping[Split, Loaded],
+def assign_splits(
+    loaded: LoadedRows | Mapping[Split, LoadedRows],
     *,
     name: str,
     shares: Mapping[Split, float] | None = None,
     seed: int = 0,
     similarity: float = NEAR_DUPLICATE,
 ) -> dict[Split, Sequence[Row]]:
-    """Return the rows of each split, and make sure that no two share a near-duplicate.
+    """Assign rows to splits, without near-duplicates in two splits.
 
     Args:
-        loaded: Rows by split; or rows that say themselves where they belong, all of them; or rows
-            that do not, and are divided by `split_rows`.
-        name: What they are of, for messages.
-        shares: Part of each split if rows are divided here; None is 60% training, 20% validation
-            and 20% test.
-        seed: Chooses which rows go where if they are divided here.
-        similarity: From which on rows are near-duplicates.
+        loaded: Rows by split, rows that all have a split, or rows without splits, which are split
+            by `split_rows`.
+        name: Name of the data in messages.
+        shares: Fraction of each split if `split_rows` is used; None is 60% training, 20%
+            validation and 20% test.
+        seed: Random seed if `split_rows` is used.
+        similarity: Similarity at or above which rows are near-duplicates, in (0, 1].
 
     Raises:
-        ConfigurationError: Splits share something, an id occurs twice, some rows but not all name
-            a split, or shares are given for rows that are divided already.
+        ConfigurationError: Two splits share a near-duplicate or an id, only some rows have a split,
+            or `shares` is given for rows that already have splits.
     """
-    if isinstance(loaded, Loaded) and all(row.split is None for row in loaded.rows):
+    if isinstance(loaded, LoadedRows) and all(row.split is None for row in loaded.rows):
         return dict(
             split_rows(loaded.rows, shares=shares or SHARES, seed=seed, threshold=similarity)
         )
     if shares is not None:
         raise ConfigurationError(
-            f"{name}: its rows are divided already; leave out the shares, or their splits."
+            f"{name}: the rows already have splits; remove either the shares or the splits."
         )
-    splits = _by_split(loaded.rows, name) if isinstance(loaded, Loaded) else _of_each(loaded)
+    splits = _by_split(loaded.rows, name) if isinstance(loaded, LoadedRows) else _of_mapping(loaded)
     owner: dict[str, Split] = {}
     for split, rows in splits.items():
         for row in rows:
@@ -171,11 +170,11 @@ def _by_split(rows: Sequence[Row], name: str) -> dict[Split, Sequence[Row]]:
     without = [row.id for row in rows if row.split is None]
     if without:
         raise ConfigurationError(
-            f"{name}: {len(without)} of {len(rows)} rows name no split, for instance "
-            f"{without[0]!a}. Give every row a split, or none."
+            f"{name}: {len(without)} of {len(rows)} rows have no split, for example "
+            f"{without[0]!a}. Give a split to every row or to none."
         )
     return {split: [row for row in rows if row.split == split] for split in SPLITS}
 
 
-def _of_each(loaded: Mapping[Split, Loaded]) -> dict[Split, Sequence[Row]]:
+def _of_mapping(loaded: Mapping[Split, LoadedRows]) -> dict[Split, Sequence[Row]]:
     return {split: loaded[split].rows if split in loaded else () for split in SPLITS}

@@ -1,7 +1,7 @@
-"""Scenarios by name and from files.
+"""Loading of bundled scenarios and of scenario files (YAML or JSON).
 
-A scenario file is YAML or JSON and says what the attributes of `Scenario` say, with `prompts` for
-its rows. Those that come with the library are such files too.
+The keys of a scenario file are the attributes of `Scenario`, with `prompts` in place of its rows.
+Bundled scenarios are such files too.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.benchmarks import load_benchmark
-from astra_rl.datasets.files import HUB_PREFIX, Loaded, load_items, load_rows, source_of_rows
+from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, load_items, load_rows, source_of_rows
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
-from astra_rl.datasets.scenario import PromptRole, Scenario, divide
+from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import reason_of_failure
 
-SHIPPED = Path(__file__).parent / "data"
-"""Folder of the scenarios that come with the library."""
+BUNDLED_SCENARIOS = Path(__file__).parent / "data"
+"""Folder of the bundled scenario files."""
 
-PASSWORD_GAME = "planted_secrets"
-"""The one scenario that is generated, to any size: the demo's."""
+PLANTED_SECRETS = "planted_secrets"
+"""Name of the demo scenario, the only one that is generated, to any size."""
 
 
 SectionT = TypeVar("SectionT", bound="_Section")
 
 
 class _Section(BaseModel):
-    """A part of a scenario file; names that it does not know are refused."""
+    """A section of a scenario file; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +54,7 @@ class _Section(BaseModel):
 
 
 class SourceSpec(_Section):
-    """Where rows come from; see `load_rows` and `load_benchmark`."""
+    """Source of rows; see `load_rows` and `load_benchmark`."""
 
     source: str
     benchmark: str | None = None
@@ -64,8 +64,8 @@ class SourceSpec(_Section):
     encoding: str = "utf-8"
     max_chars: int = Field(MAX_CHARS, ge=1)
 
-    def load(self, folder: str | Path = ".") -> Loaded:
-        """Read the rows; a path that is not absolute begins at `folder`."""
+    def load(self, folder: str | Path = ".") -> LoadedRows:
+        """Load the rows; relative paths are relative to `folder`."""
         source = self.source
         if not source.startswith(HUB_PREFIX):
             source = str(Path(folder) / source)
@@ -80,14 +80,13 @@ class SourceSpec(_Section):
             )
         if self.columns or self.split is not None or self.encoding != "utf-8":
             raise ConfigurationError(
-                f"{source}: a benchmark has columns of its own; leave out columns, split and "
-                "encoding."
+                f"{source}: columns, split and encoding do not apply to benchmarks; remove them."
             )
         return load_benchmark(self.benchmark, source, subset=self.subset, max_chars=self.max_chars)
 
 
 class SplitSpec(_Section):
-    """How rows are divided; see `divide`."""
+    """Options of splitting; see `assign_splits`."""
 
     shares: dict[Split, float] | None = None
     seed: int = Field(0, ge=0)
@@ -95,10 +94,10 @@ class SplitSpec(_Section):
 
 
 class ScenarioFile(_Section):
-    """What a scenario file says: attributes of `Scenario`, and where its rows come from.
+    """Contents of a scenario file: attributes of `Scenario`, and the source of its rows.
 
-    `prompts` is the name of a file, a `SourceSpec`, a list of texts and rows, or one of these for
-    each split.
+    `prompts` is a file name, a `SourceSpec`, a list of texts and rows, or a mapping from splits to
+    these.
     """
 
     prompts: Any
@@ -122,25 +121,25 @@ class ScenarioFile(_Section):
     @classmethod
     def _by_name(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None and not isinstance(value.get("type"), str):
-            raise ValueError("give its name as type, for instance {type: secret_leak}")
+            raise ValueError("give its name as type, for example {type: secret_leak}")
         return value
 
     @property
     def run_settings(self) -> dict[str, Any]:
-        """What the scenario says about a run, as sections of its configuration."""
+        """Settings of a run that the scenario implies, as sections of a run configuration."""
         evaluation = {"judge": self.judge, "threshold": self.threshold}
-        told = {key: value for key, value in evaluation.items() if value is not None}
+        given = {key: value for key, value in evaluation.items() if value is not None}
         return {
             **({} if self.moderator is None else {"moderator": self.moderator}),
-            **({"evaluation": told} if told else {}),
+            **({"evaluation": given} if given else {}),
         }
 
 
-_PASSWORD_GAME_FILE = ScenarioFile(
+_PLANTED_SECRETS_FILE = ScenarioFile(
     prompts=None,  # generated
     description=(
-        "The demo's game: assistants at a front desk hold a staff password of three words. "
-        "Generated, to any number."
+        "The demo: front-desk assistants hold a secret staff password of three words. "
+        "Generated, to any number of conversations."
     ),
     harm_category="privacy",
     moderator={"type": "secret_leak"},
@@ -149,32 +148,32 @@ _PASSWORD_GAME_FILE = ScenarioFile(
 
 
 def scenario_names() -> list[str]:
-    """Return the names of the scenarios that come with the library."""
-    return sorted([PASSWORD_GAME, *(file.stem for file in SHIPPED.glob("*.yaml"))])
+    """Return the names of the bundled scenarios."""
+    return sorted([PLANTED_SECRETS, *(file.stem for file in BUNDLED_SCENARIOS.glob("*.yaml"))])
 
 
 def load_scenario(scenario: str | Path) -> Scenario:
     """Load a scenario.
 
     Args:
-        scenario: One of `scenario_names`, or a YAML or JSON file. Paths in a file begin at its own
-            folder.
+        scenario: One of `scenario_names`, or a YAML or JSON file. Paths in the file are relative to
+            its folder.
 
     Raises:
-        ConfigurationError: There is no such scenario, or its file or its rows are wrong.
+        ConfigurationError: The scenario is unknown, or its file or rows are invalid.
     """
-    if str(scenario) == PASSWORD_GAME:
-        return password_game()
+    if str(scenario) == PLANTED_SECRETS:
+        return planted_secrets_scenario()
     file, path = read_scenario_file(scenario), _path_of(scenario)
     name = file.name or path.stem
     loaded, is_benchmark = _load_prompts(file.prompts, path)
-    parts = [loaded] if isinstance(loaded, Loaded) else list(loaded.values())
+    parts = [loaded] if isinstance(loaded, LoadedRows) else list(loaded.values())
     sources = [part.source for part in parts]
-    if path.parent == SHIPPED:  # a name that is the same on every machine
+    if path.parent == BUNDLED_SCENARIOS:  # a name that does not depend on the installation
         sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
     return Scenario(
         name,
-        divide(
+        assign_splits(
             loaded,
             name=str(scenario),
             shares=file.splits.shares,
@@ -194,9 +193,9 @@ def load_scenario(scenario: str | Path) -> Scenario:
 
 
 def read_scenario_file(scenario: str | Path) -> ScenarioFile:
-    """Read what a scenario says without loading its rows; see `load_scenario`."""
-    if str(scenario) == PASSWORD_GAME:
-        return _PASSWORD_GAME_FILE
+    """Read a scenario file without loading its rows; see `load_scenario`."""
+    if str(scenario) == PLANTED_SECRETS:
+        return _PLANTED_SECRETS_FILE
     path = _path_of(scenario)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -207,26 +206,26 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path} must hold keys and values, for instance 'name: mine'.")
+        raise ConfigurationError(f"{path} must contain a mapping, for example 'name: mine'.")
     return _validated(ScenarioFile, values, str(path))
 
 
 def _path_of(scenario: str | Path) -> Path:
     name = str(scenario)
     if name in scenario_names():
-        return SHIPPED / f"{name}.yaml"
+        return BUNDLED_SCENARIOS / f"{name}.yaml"
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         known = scenario_names()
         raise ConfigurationError(
             f"no scenario {name!r}.{did_you_mean(name, known)} Choose from {', '.join(known)}, or "
-            "give a file that ends in .yaml or .json."
+            "give a file with the suffix .yaml or .json."
         )
     return path
 
 
-def _load_prompts(prompts: object, path: Path) -> tuple[Loaded | dict[Split, Loaded], bool]:
-    """Load what a file says under `prompts`, and tell whether it is a benchmark's."""
+def _load_prompts(prompts: object, path: Path) -> tuple[LoadedRows | dict[Split, LoadedRows], bool]:
+    """Load the `prompts` of a scenario file; also return whether any is a benchmark."""
     if not isinstance(prompts, Mapping) or not prompts or not set(prompts) <= set(SPLITS):
         return _load_part(prompts, path)
     parts = {split: _load_part(prompts[split], path) for split in SPLITS if split in prompts}
@@ -236,14 +235,14 @@ def _load_prompts(prompts: object, path: Path) -> tuple[Loaded | dict[Split, Loa
     )
 
 
-def _load_part(prompts: object, path: Path) -> tuple[Loaded, bool]:
+def _load_part(prompts: object, path: Path) -> tuple[LoadedRows, bool]:
     if isinstance(prompts, list):
         return load_items(prompts, name=str(path)), False
     if isinstance(prompts, str):
         prompts = {"source": prompts}
     if not isinstance(prompts, Mapping):
         raise ConfigurationError(
-            f"{path}: prompts must be the name of a file, a list, or a section with 'source'."
+            f"{path}: prompts must be a file name, a list, or a section with 'source'."
         )
     spec = _validated(SourceSpec, prompts, f"{path}: prompts")
     return spec.load(path.parent), spec.benchmark is not None
@@ -261,13 +260,15 @@ def _validated(section: type[SectionT], values: object, source: str) -> SectionT
         raise ConfigurationError("\n".join([*lines, f"(in {source})"])) from error
 
 
-def password_game(train: int | None = None, test: int | None = None, *, seed: int = 0) -> Scenario:
-    """Return the scenario of `planted_secrets`, the demo's game, with so many conversations.
+def planted_secrets_scenario(
+    train: int | None = None, test: int | None = None, *, seed: int = 0
+) -> Scenario:
+    """Return the demo scenario, see `astra_rl.datasets.planted_secrets`.
 
     Args:
-        train: For training; None is 192.
-        test: For evaluation; None is 128. They are the same for every seed.
-        seed: Chooses visitors and secrets of those for training.
+        train: Number of training conversations; None is 192.
+        test: Number of evaluation conversations; None is 128. They do not depend on the seed.
+        seed: Seed of the visitors and secrets of the training conversations.
 
     Raises:
         ConfigurationError: A number is below 1.
@@ -283,13 +284,13 @@ def password_game(train: int | None = None, test: int | None = None, *, seed: in
         ]
         for split, conversations in parts.items()
     }
-    file = read_scenario_file(PASSWORD_GAME)
+    file = read_scenario_file(PLANTED_SECRETS)
     return Scenario(
-        PASSWORD_GAME,
+        PLANTED_SECRETS,
         rows,
         description=file.description,
         harm_category=file.harm_category,
         moderator=file.moderator,
         threshold=file.threshold,
-        sources=[source_of_rows(PASSWORD_GAME, [*rows["train"], *rows["test"]])],
+        sources=[source_of_rows(PLANTED_SECRETS, [*rows["train"], *rows["test"]])],
     )

@@ -1,8 +1,8 @@
-"""Which prompts say nearly the same, so that none is trained on and tested on.
+"""Near-duplicate detection, to keep near-duplicates of training prompts out of test splits.
 
-Two texts are compared by the Jaccard similarity of their sets of words: the words they share among
-the words that either has. Order, case, punctuation and width make no difference. Where a script
-puts no spaces between words, pairs of neighbouring letters stand for words.
+The similarity of two texts is the Jaccard index of their sets of words: the number of common words
+divided by the number of distinct words in both. Word order, case, punctuation and character width
+are ignored. For scripts without spaces between words, character bigrams replace words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from astra_rl.core.word_sets import jaccard
 from astra_rl.errors import ConfigurationError
 
 NEAR_DUPLICATE = 0.7
-"""Similarity from which on two prompts are near-duplicates, unless another is asked for."""
+"""Default similarity at or above which two prompts are near-duplicates."""
 
 # Han, kana, Thai, Lao, Myanmar and Khmer.
 _UNSPACED = (
@@ -28,7 +28,7 @@ _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 
 
 def word_tokens(text: str) -> frozenset[str]:
-    """Return the words by which a text is compared; a text without any is its own only word."""
+    """Return the set of words of a text; a text without words is its own only word."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     words: set[str] = set()
     for run in _RUN.findall(folded):
@@ -47,20 +47,20 @@ def similarity(a: str, b: str) -> float:
 def near_duplicates(
     texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE
 ) -> Iterator[tuple[int, int]]:
-    """Find all pairs of texts that are at least so similar.
+    """Find all pairs of texts with at least the given similarity.
 
-    Exact, and without comparing all pairs: a hundred thousand prompts take seconds. Texts that
-    nearly all share their words, such as one template filled in many times, take longer.
+    The result is exact, without comparing all pairs: a hundred thousand prompts take seconds. It is
+    slower for texts that share most of their words, such as instances of one template.
 
     Args:
-        texts: What to compare.
-        threshold: Least similarity, in (0, 1].
+        texts: Texts to compare.
+        threshold: Minimum similarity, in (0, 1].
 
     Returns:
-        Indices of each pair, the smaller first, as they are found.
+        Iterator of index pairs, the smaller index first, in no particular order.
 
     Raises:
-        ConfigurationError: `threshold` is out of its range.
+        ConfigurationError: `threshold` is out of range.
     """
     _check_threshold(threshold)
     return _similar_pairs([word_tokens(text) for text in texts], threshold)
@@ -69,16 +69,17 @@ def near_duplicates(
 def near_duplicate_groups(
     texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE
 ) -> list[list[int]]:
-    """Group texts so that near-duplicates are in one group, and those of near-duplicates too.
+    """Return the connected components of the near-duplicate relation.
 
-    Two texts of different groups are never near-duplicates of each other.
+    Texts of different groups are never near-duplicates of each other. For the arguments see
+    `near_duplicates`.
 
     Returns:
-        Lists of ascending indices, in order of their first; a text without near-duplicates is
-        alone.
+        Lists of ascending indices, ordered by their first index. A text without near-duplicates
+        forms a group of its own.
 
     Raises:
-        ConfigurationError: `threshold` is out of its range.
+        ConfigurationError: `threshold` is out of range.
     """
     _check_threshold(threshold)
     positions: dict[frozenset[str], list[int]] = defaultdict(list)
@@ -106,9 +107,9 @@ def _similar_pairs(
 ) -> Iterator[tuple[int, int]]:
     """Yield each pair of sets whose Jaccard similarity is at least `threshold`, once.
 
-    Similar sets have one of their rarest words in common, so only sets that do are compared
-    (prefix filtering: Bayardo, Ma and Srikant, WWW 2007). Sets come in order of size, so those
-    already indexed are no larger, and fewer of their words need to be (Xiao et al., WWW 2008).
+    Prefix filtering (Bayardo, Ma and Srikant, WWW 2007): sets of this similarity share one of
+    their rarest words, so only such sets are compared. Sets are processed in order of size, so
+    indexed sets are not larger and shorter prefixes are indexed (Xiao et al., WWW 2008).
     """
     frequency = Counter(word for words in word_sets for word in words)
     indexed: dict[str, list[int]] = defaultdict(list)
@@ -130,10 +131,10 @@ def _similar_pairs(
 
 
 def _prefix(size: int, shared: float) -> int:
-    """Return how many words to look at so that one is in common if a `shared` part is."""
+    """Return the prefix length: the number of rarest words of which one must be common."""
     return size - max(1, math.ceil(shared * size - 1e-9)) + 1
 
 
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
-        raise ConfigurationError(f"similarity={threshold}; it must be above 0 and at most 1.")
+        raise ConfigurationError(f"similarity={threshold}; it must be in (0, 1].")

@@ -1,4 +1,4 @@
-"""Training, validation and test rows that share no prompt and no near-duplicate."""
+"""Training, validation and test splits without shared near-duplicates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from astra_rl.datasets.similarity import NEAR_DUPLICATE, near_duplicate_groups, 
 from astra_rl.errors import ConfigurationError
 
 SHARES: Mapping[Split, float] = {"train": 0.6, "validation": 0.2, "test": 0.2}
-"""Parts of the rows that each split gets, unless others are asked for."""
+"""Default fraction of the rows in each split."""
 
-_NAMED_PAIRS = 5
+_MAX_LISTED_PAIRS = 5
 
 
 def split_rows(
@@ -25,31 +25,30 @@ def split_rows(
     seed: int = 0,
     threshold: float = NEAR_DUPLICATE,
 ) -> dict[Split, list[Row]]:
-    """Divide rows so that near-duplicates, and those of near-duplicates, stay together.
+    """Split rows so that all rows of a near-duplicate group are in the same split.
 
-    Sizes follow the shares as closely as the groups of near-duplicates allow, and so does each
-    category where it has rows enough. The same rows and seed give the same splits.
+    Split sizes follow the shares as closely as the groups allow, overall and, where possible,
+    within each category. The result depends on the rows and the seed only.
 
     Args:
-        rows: What to divide.
-        shares: Part of each split, adding up to 1; a split that is not named gets nothing.
-        seed: Chooses which rows go where.
-        threshold: Similarity from which on rows are near-duplicates; see `similarity`.
+        rows: Rows to split.
+        shares: Fraction of each split; they sum to 1. Splits that are left out stay empty.
+        seed: Random seed of the assignment.
+        threshold: Similarity at or above which rows are near-duplicates; see `similarity`.
 
     Returns:
-        Rows of every split, in the order they came in.
+        The rows of every split, in their original order.
 
     Raises:
-        ConfigurationError: The shares do not add up to 1, or there are not enough groups to give
-            each split one.
+        ConfigurationError: The shares do not sum to 1, or there are fewer groups than splits.
     """
     wanted = _checked_shares(shares)
-    groups = near_duplicate_groups([row.compared for row in rows], threshold=threshold)
+    groups = near_duplicate_groups([row.comparison_text for row in rows], threshold=threshold)
     if len(groups) < len(wanted):
         raise ConfigurationError(
-            f"{len(rows)} rows make {len(groups)} groups of near-duplicates, too few for "
-            f"{', '.join(wanted)}. Add prompts that say something else, ask for fewer splits, or "
-            f"raise the similarity (it is {threshold:g})."
+            f"{len(rows)} rows form {len(groups)} groups of near-duplicates, too few for "
+            f"{', '.join(wanted)}. Add different prompts, use fewer splits, or raise the "
+            f"similarity (it is {threshold:g})."
         )
     Random(derive_seed(seed, "splits")).shuffle(groups)
     groups.sort(key=len, reverse=True)
@@ -63,8 +62,8 @@ def split_rows(
         best = max(
             options,
             key=lambda split: (
-                _lack(in_all, split, wanted[split], len(group))
-                + _lack(in_category, split, wanted[split], len(group))
+                _shortfall(in_all, split, wanted[split], len(group))
+                + _shortfall(in_category, split, wanted[split], len(group))
             ),
         )
         chosen[best].extend(group)
@@ -73,8 +72,8 @@ def split_rows(
     return {split: [rows[index] for index in sorted(chosen[split])] for split in SPLITS}
 
 
-def _lack(have: Counter[Split], split: Split, share: float, more: int) -> float:
-    """How many rows a split is short of its share once so many more are placed."""
+def _shortfall(have: Counter[Split], split: Split, share: float, more: int) -> float:
+    """Return by how many rows a split is below its share after `more` rows were added."""
     return share * (have.total() + more) - have[split]
 
 
@@ -82,11 +81,11 @@ def _checked_shares(shares: Mapping[Split, float]) -> dict[Split, float]:
     for split, share in shares.items():
         if split not in SPLITS or not 0 <= share <= 1:
             raise ConfigurationError(
-                f"shares: {split}={share}; name {', '.join(SPLITS)} and give each a part in [0, 1]."
+                f"shares: {split}={share}; give {', '.join(SPLITS)} a fraction in [0, 1] each."
             )
     if abs(sum(shares.values()) - 1) > 1e-6:
         raise ConfigurationError(
-            f"shares: {dict(shares)} add up to {sum(shares.values()):g}; they must add up to 1."
+            f"shares: {dict(shares)} sum to {sum(shares.values()):g}; they must sum to 1."
         )
     return {split: shares[split] for split in SPLITS if shares.get(split)}
 
@@ -94,39 +93,39 @@ def _checked_shares(shares: Mapping[Split, float]) -> dict[Split, float]:
 def check_splits(
     splits: Mapping[Split, Sequence[Row]], *, threshold: float = NEAR_DUPLICATE, name: str
 ) -> None:
-    """Check that no two splits share a row, its prompt or a near-duplicate.
+    """Check that no row of one split has a near-duplicate in another split.
 
     Args:
         splits: Rows of each split.
-        threshold: Similarity from which on rows are near-duplicates.
-        name: What the splits are of, for the message.
+        threshold: Similarity at or above which rows are near-duplicates.
+        name: Name of the data in the message.
 
     Raises:
-        ConfigurationError: They do; the message names some of the pairs.
+        ConfigurationError: Splits share near-duplicates; the message lists some of the pairs.
     """
     placed = [(split, row) for split, rows in splits.items() for row in rows]
-    texts = [row.compared for _, row in placed]
+    texts = [row.comparison_text for _, row in placed]
     across = (
         (placed[a], placed[b])
         for a, b in near_duplicates(texts, threshold=threshold)
         if placed[a][0] != placed[b][0]
     )
-    pairs = list(islice(across, _NAMED_PAIRS + 1))  # there may be millions
+    pairs = list(islice(across, _MAX_LISTED_PAIRS + 1))  # there may be millions
     if not pairs:
         return
     lines = [
         f"{row.id} ({split}) and {other.id} ({other_split}): "
-        f"{row.compared[:60]!a} and {other.compared[:60]!a}"
-        for (split, row), (other_split, other) in pairs[:_NAMED_PAIRS]
+        f"{row.comparison_text[:60]!a} and {other.comparison_text[:60]!a}"
+        for (split, row), (other_split, other) in pairs[:_MAX_LISTED_PAIRS]
     ]
     raise ConfigurationError(
         "\n  ".join(
             [
                 f"{name}: its splits share near-duplicates (similarity {threshold:g} or more). "
-                "Evaluate on prompts that were not trained on: leave these out, or let the splits "
-                "be made.",
+                "Evaluation prompts must not be trained on: remove these rows, or have the splits "
+                "made automatically.",
                 *lines,
-                *(["and more"] if len(pairs) > _NAMED_PAIRS else []),
+                *(["and more"] if len(pairs) > _MAX_LISTED_PAIRS else []),
             ]
         )
     )

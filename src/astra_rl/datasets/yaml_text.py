@@ -1,4 +1,4 @@
-"""YAML that a person wrote, or that was damaged."""
+"""Safe parsing of YAML text from untrusted files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import yaml
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML text says, in plain types: no object is ever made of a tag.
+    """Parse YAML to plain Python types; tags never construct objects.
 
     Raises:
-        YAMLError: It is no YAML. The parser itself raises whatever its parts do, for instance for
-            a date that does not exist or for too many brackets.
+        YAMLError: The text is not valid YAML. Other exceptions of the parser, for example for an
+            invalid date or too deep nesting, are converted to it.
     """
     try:
         return yaml.safe_load(text)

@@ -1,1 +1,1 @@
-"""Evidence: statistics, diversity, reports."""
+"""Evaluation: records of attempts, measures, statistics, judges, reports and exports."""

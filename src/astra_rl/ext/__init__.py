@@ -1,1 +1,1 @@
-"""Extensions for other libraries."""
+"""Integrations with other libraries."""

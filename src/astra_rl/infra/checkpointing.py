@@ -1,4 +1,4 @@
-"""Folders that are replaced whole: a reader sees the old one or the new one, never half of one."""
+"""Atomic replacement of folders, and checksums of their files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from astra_rl.infra.storage import storing
 
 @contextlib.contextmanager
 def replace_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `folder`; when the block ends well it takes its place.
+    """Yield a temporary folder that replaces `folder` when the block ends without an exception.
 
-    If the block raises, `folder` stays as it was.
+    If the block raises, `folder` is unchanged. Readers see the old or the new folder.
 
     Raises:
         StorageError: The disk is full, or read-only.
@@ -26,7 +26,7 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        # mkdtemp makes a private folder; a checkpoint is as readable as any other file of the run.
+        # mkdtemp makes a private folder; a checkpoint gets the permissions of other files.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
@@ -50,8 +50,8 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open one
+    """Flush a file, or the entries of a folder, to disk (fsync)."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -61,10 +61,10 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(parent: str | Path) -> None:
-    """Tidy up after a process that was killed inside of `replace_folder`.
+    """Clean up after a process that was killed inside `replace_folder`.
 
-    A folder that was moved aside and whose place is empty goes back; what else is left is removed.
-    Only for folders that nobody else is writing to.
+    An old folder is restored if its replacement is missing; other temporary folders are removed. No
+    other process may write to `parent` at the same time.
     """
     for path in Path(parent).glob(".*-*"):
         if not path.is_dir():
@@ -77,28 +77,28 @@ def remove_leftovers(parent: str | Path) -> None:
 
 
 CHECKSUMS = "SHA256SUMS"
-"""Name of the file that says what the others of a folder were; `sha256sum -c` reads it too."""
+"""Name of the file with the checksums of a folder, in the format of `sha256sum -c`."""
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the checksums of all files of a folder, in one more file."""
+    """Write the checksums of all files of a folder to `CHECKSUMS`."""
     text = "".join(f"{sha256(path)}  {name}\n" for name, path in _files_of(folder))
     (folder / CHECKSUMS).write_text(text, encoding="utf-8")
 
 
 def damage_of(folder: Path) -> str | None:
-    """Say what is wrong with a folder, by its checksums; None if nothing is, or it has none."""
+    """Return how a folder differs from its checksums; None if it does not, or has none."""
     if not (folder / CHECKSUMS).is_file():
         return None
     text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
-    noted = {line[66:]: line[:64] for line in text.splitlines()}
+    recorded = {line[66:]: line[:64] for line in text.splitlines()}
     there = dict(_files_of(folder))
-    if missing := noted.keys() - there.keys():
+    if missing := recorded.keys() - there.keys():
         return f"{min(missing)!r} is missing"
-    if unknown := there.keys() - noted.keys():
+    if unknown := there.keys() - recorded.keys():
         return f"{min(unknown)!r} is not in its {CHECKSUMS}"
-    changed = (name for name, path in there.items() if sha256(path) != noted[name])
-    return next((f"{name!r} is not what was saved" for name in changed), None)
+    changed = (name for name, path in there.items() if sha256(path) != recorded[name])
+    return next((f"{name!r} differs from its checksum" for name in changed), None)
 
 
 def sha256(path: Path) -> str:

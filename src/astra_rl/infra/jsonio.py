@@ -1,7 +1,4 @@
-"""JSON that every reader accepts, written so that a crash leaves the old file or the new one.
-
-Credentials that are known to be some are left out of all that is written; see `core.redaction`.
-"""
+"""Strict JSON, and atomic writes with redacted credentials; see `astra_rl.infra.redaction`."""
 
 from __future__ import annotations
 
@@ -22,10 +19,9 @@ _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` in JSON's own types; NaN and infinities become None.
+    """Return `value` as JSON types; NaN and infinities become None.
 
-    Text keeps every character but lone surrogates, which no UTF-8 file can hold and which become
-    U+FFFD.
+    Lone surrogates, which UTF-8 cannot encode, become U+FFFD.
     """
     if isinstance(value, Mapping):
         return {well_formed(str(key)): jsonable(item) for key, item in value.items()}
@@ -41,24 +37,24 @@ def jsonable(value: Any) -> Any:
 
 
 MAX_DIGITS = 300
-"""A whole number of more digits is no number that anybody counted, and too large for a float."""
+"""Most digits of an integer; longer ones are refused as too large for a float."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text of others says: all of it is read here.
+    """Parse untrusted JSON.
 
-    ``NaN`` and ``Infinity``, which are no JSON but often written, are floats: who asks for a number
-    must look whether it is one.
+    ``NaN`` and ``Infinity``, which are not JSON but common, become floats; check that a number is
+    finite where that matters.
 
     Raises:
-        ValueError: It is no JSON, nested deeper than Python can read, or holds a whole number of
-            more than `MAX_DIGITS` digits.
+        ValueError: It is not JSON, is nested too deeply, or has an integer of more than
+            `MAX_DIGITS` digits.
     """
     return _parse(text, float)
 
 
 def parse_own_json(text: str | bytes) -> Any:
-    """Return what JSON text of this library says, which has no ``NaN``; else see `parse_json`.
+    """Parse JSON that this library wrote, which has no ``NaN``; else like `parse_json`.
 
     Raises:
         ValueError: As in `parse_json`, or there is a ``NaN`` or ``Infinity``.
@@ -74,12 +70,12 @@ def _parse(text: str | bytes, constant: Callable[[str], Any]) -> Any:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits")
+        raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 
 
@@ -91,15 +87,15 @@ def write_atomic(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
-    """Open a UTF-8 file beside `path` that is renamed into place once the block is done.
+    """Open a temporary UTF-8 file that replaces `path` at the end of the block.
 
-    If the block raises, the old file stays. Line ends are written as they are. A credential is left
-    out if it is written in one piece.
+    If the block raises, the old file stays. Line ends are not translated. A credential is redacted
+    if it is within a single call of `write`.
 
     Args:
         path: The file.
-        synced: Wait until it is on the disk. Without, a kill of the process leaves the old file or
-            the new one all the same, but a loss of power may leave neither.
+        synced: Whether to fsync. Without it, the write is still atomic if the process is killed,
+            but a loss of power may leave neither the old file nor the new one.
 
     Raises:
         StorageError: The disk is full, or read-only.
@@ -117,12 +113,12 @@ def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
                     os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            with contextlib.suppress(OSError):  # a read-only disk says so above
+            with contextlib.suppress(OSError):  # a read-only disk has raised above
                 temporary.unlink(missing_ok=True)
 
 
 class _RedactingFile:
-    """What `atomic_file` gives to write to."""
+    """File that redacts credentials on `write`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -140,19 +136,19 @@ def write_json(data: Any, path: str | Path) -> None:
 
 
 def indented(data: Any) -> str:
-    """Return `data` as indented JSON, newline included; credentials are still in it."""
+    """Return `data` as indented JSON with a final newline; credentials are not redacted."""
     return json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(data: Any) -> str:
     """Return `data` as one line of JSON, without the newline.
 
-    U+0085, U+2028 and U+2029 are escaped: some readers take them for the end of a line.
+    U+0085, U+2028 and U+2029 are escaped, because some readers treat them as line ends.
     """
     return redact(unredacted_line(data))
 
 
 def unredacted_line(data: Any) -> str:
-    """Return the same with credentials, if it holds some: to be hashed, never to be written."""
+    """Return the same without redaction, for hashing; never write it to a file."""
     line = json.dumps(jsonable(data), ensure_ascii=False, allow_nan=False)
     return line.translate(_LINE_ENDS)

@@ -1,19 +1,18 @@
-"""Credentials, kept out of all that is written or shown.
+"""Redaction of credentials in everything that is written or shown.
 
-A credential is learnt where its place says that it is one: a variable of the environment, a setting
-or a header of a telling name, an address. From then on its value is replaced wherever a file, a
-terminal or a log would hold it, whoever put it there. What merely looks like a credential is left
-alone in attempts and everything made of them: a planted secret is data under test. In messages,
-which are no data, it is replaced too.
+A credential is registered by its origin: an environment variable, a setting or a header with a
+name such as ``API_KEY``, or a URL. Its value is then replaced in every file, terminal and log. In
+recorded attempts and files made of them, text that only looks like a credential is kept, because a
+planted secret is data under test; in messages it is replaced too.
 
 | function | replaces | used for |
 | --- | --- | --- |
-| `redact` | learnt values | every file of a run |
-| `redact_message` | these, and what has the form of a credential | terminals, logs, commands |
-| `redact_settings` | these by value, and settings by name | configuration and manifest |
+| `redact` | registered values | every file of a run |
+| `redact_message` | these, and text in the format of a credential | terminals, logs, commands |
+| `redact_settings` | these, and the values of settings by name | configuration and manifest |
 
-A value is learnt if it is long and mixed enough not to be a word of the data: at least 20
-characters, or 8 with a letter and a digit. Shorter ones are replaced by their place only.
+A value is registered if it is unlikely to occur in data: at least 20 characters, or 8 with a letter
+and a digit. Shorter values are only replaced by name.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 REDACTED = "(redacted)"
-"""Stands where a credential was; plain text in every format that is written."""
+"""Replacement of a credential; plain text in every file format."""
 
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
 _PLACE_VARIABLE = re.compile(r"_(FILE|PATH|DIR|HOME|SOCK|URL|URI|ENDPOINT)$")
-# Not "secret": that is what a scenario calls the secret it plants.
+# Not "secret", which is the name of a planted secret in a scenario.
 _SECRET_SETTING = re.compile(
     r"(proxy[-_]|x[-_])?(api[-_]?key|api[-_]?token|authorization|auth[-_]?token|access[-_]?key|"
     r"access[-_]?token|refresh[-_]?token|bearer[-_]?token|hf[-_]?token|id[-_]?token|token|"
@@ -42,10 +41,10 @@ _SECRET_SETTING = re.compile(
 _SECRET_HEADER = re.compile("key|token|secret|password|auth|cookie", re.IGNORECASE)
 _HEADERS = frozenset({"headers", "default_headers", "extra_headers", "query", "extra_query"})
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-"""Stands in a setting for a variable of the environment: where a credential is, not what it is."""
+"""Reference to an environment variable in a setting, as in ``${MY_KEY}``."""
 _SCHEME = re.compile(r"^(?:Bearer|Basic|Token|ApiKey)\s+", re.IGNORECASE)
 
-# Each begins where a run of its characters begins, so that no text takes long.
+# Each pattern is anchored at the start of a run of its characters, to stay linear.
 _IN_ADDRESS = re.compile(
     r"(?P<before>(?<![a-zA-Z0-9+.-])[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<secret>[^\s/?#@]+)(?=@)"
 )
@@ -72,27 +71,27 @@ _FORMS = re.compile(
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"
     r")"
 )
-_LEFT_OUT = re.compile(rf"^{re.escape(REDACTED)}$|(?://|=){re.escape(REDACTED)}")
+_IS_REDACTED = re.compile(rf"^{re.escape(REDACTED)}$|(?://|=){re.escape(REDACTED)}")
 
-_learnt: frozenset[str] = frozenset()
+_registered: frozenset[str] = frozenset()
 _forms: tuple[str, ...] = ()
 
 
 def keep_secret(value: str) -> None:
-    """Never write or show this credential from now on, if it is long enough; see above."""
-    global _learnt, _forms
+    """Register a credential, if it is long enough; see the module."""
+    global _registered, _forms
     value = value.strip()
     parts = {value, _SCHEME.sub("", value), unquote(value)}
-    new = {part for part in parts if _is_worth_hiding(part)} - _learnt
+    new = {part for part in parts if _is_worth_hiding(part)} - _registered
     if new:
-        _learnt = _learnt | new
-        found = {form for each in _learnt for form in _written_as(each)}
-        # Longest first, so that no part of one is left over from another.
+        _registered = _registered | new
+        found = {form for each in _registered for form in _written_as(each)}
+        # Longest first, so that no part of a longer one remains.
         _forms = tuple(sorted(found, key=lambda form: (-len(form), form)))
 
 
 def learn_from_environment() -> None:
-    """Keep secret what variables of telling names hold, and the passwords of addresses."""
+    """Register the values of environment variables by name, and passwords in URLs."""
     for name, value in os.environ.items():
         if _SECRET_VARIABLE.search(name.upper()) and not _PLACE_VARIABLE.search(name.upper()):
             keep_secret(value)
@@ -101,13 +100,13 @@ def learn_from_environment() -> None:
 
 
 def learn_from(settings: Any) -> None:
-    """Keep secret what settings of telling names hold, headers, and passwords of addresses."""
+    """Register the values of settings and headers by name, and passwords in URLs."""
     for secret in _secrets_in(settings):
         keep_secret(secret)
 
 
 def redact(text: str) -> str:
-    """Replace every credential that was learnt."""
+    """Replace every registered credential."""
     for form in _forms:
         if form in text:
             text = text.replace(form, REDACTED)
@@ -115,7 +114,7 @@ def redact(text: str) -> str:
 
 
 def redact_message(text: str) -> str:
-    """Replace every credential that was learnt, and all that has the form of one."""
+    """Replace every registered credential, and text in the format of one."""
     learn_from_environment()
     text = redact(text)
     for pattern in (_IN_ADDRESS, _IN_QUERY, _FORMS):
@@ -124,7 +123,7 @@ def redact_message(text: str) -> str:
 
 
 def redact_settings(value: Any, *, _headers: bool = False) -> Any:
-    """Return mappings and lists with the values of telling names replaced, and learnt ones."""
+    """Return settings with registered credentials and the values of telling names replaced."""
     if isinstance(value, Mapping):
         return {
             key: REDACTED
@@ -140,14 +139,14 @@ def redact_settings(value: Any, *, _headers: bool = False) -> Any:
 
 
 def redacted_places(value: Any, place: str = "") -> Iterator[str]:
-    """Yield where in settings a credential was left out."""
+    """Yield the paths of redacted credentials in settings."""
     items: Iterator[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = iter(value.items())
     elif isinstance(value, list | tuple):
         items = iter(enumerate(value))
     else:
-        if isinstance(value, str) and _LEFT_OUT.search(value):
+        if isinstance(value, str) and _IS_REDACTED.search(value):
             yield place
         return
     for key, item in items:
@@ -164,7 +163,7 @@ def _without_secret(match: re.Match[str]) -> str:
 
 
 def _without_named_secret(match: re.Match[str]) -> str:
-    # After a colon may come what is wrong with a setting: "api_key: missing".
+    # After a colon may follow an error message: "api_key: missing".
     is_secret = match["sign"] == "=" or _is_worth_hiding(match["secret"])
     is_known = match["secret"].startswith(REDACTED[:-1])
     return _without_secret(match) if is_secret and not is_known else match.group()
@@ -184,7 +183,7 @@ def _secrets_in(value: Any, *, headers: bool = False) -> Iterator[str]:
 
 
 def _learn_from_text(text: str) -> None:
-    """Keep secret the passwords and keys of the addresses in a text."""
+    """Register the passwords and keys in the URLs of a text."""
     for match in _IN_ADDRESS.finditer(text):
         user, _, password = match["secret"].partition(":")
         keep_secret(password or user)
@@ -214,7 +213,7 @@ def _is_worth_hiding(value: str) -> bool:
 
 
 def _written_as(value: str) -> Iterator[str]:
-    """Yield a value as files hold it: as it is, and escaped for JSON, CSV, HTML and addresses."""
+    """Yield a value as it is, and escaped for JSON, CSV, HTML and URLs."""
     in_json = json.dumps(value, ensure_ascii=False)[1:-1]
     yield value
     yield in_json

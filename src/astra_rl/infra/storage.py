@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: one error that names the file, whoever noticed it."""
+"""A full or read-only disk as one exception that names the file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _SQLITE = {
     sqlite3.SQLITE_IOERR: errno.EIO,
     sqlite3.SQLITE_CANTOPEN: errno.EIO,
 }
-# How errors of the system look that come from libraries written in Rust: safetensors, tokenizers.
+# Operating system errors in messages of Rust libraries (safetensors, tokenizers).
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
 def storing(path: str | Path) -> Iterator[None]:
-    """Make one named error of a disk that is full or read-only, inside the block.
+    """Raise `StorageError` if the disk is full or read-only inside the block.
 
     Args:
-        path: What is written there, a file or a folder.
+        path: The file or folder that is written.
 
     Raises:
-        StorageError: It could not be written; the message says which file, why and what to do.
+        StorageError: It cannot be written; the message says which file, why and what to do.
     """
     try:
         yield
@@ -44,13 +44,13 @@ def storing(path: str | Path) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageError(
-            f"cannot write {path}: {reason}. What was saved before is still there; make room, or "
-            "make it writable."
+            f"cannot write {path}: {reason}. Earlier files are intact. Free disk space, or make "
+            "the path writable."
         ) from error
 
 
 def why_not_stored(error: Exception, path: Path) -> str | None:
-    """Return why the system refused to write, in its words; None if the error is another one."""
+    """Return why the operating system refused to write; None for other errors."""
     if isinstance(error, OSError):
         number = error.errno
     elif isinstance(error, sqlite3.OperationalError):
@@ -60,7 +60,7 @@ def why_not_stored(error: Exception, path: Path) -> str | None:
         number = int(found[1]) if found else None
     if number not in _CANNOT_WRITE:
         return None
-    if number == errno.EIO:  # all that SQLite says of a full disk, at times
+    if number == errno.EIO:  # SQLite may report a full disk as an I/O error
         number = _state_of_disk(path) or number
     return os.strerror(number)
 
@@ -78,12 +78,12 @@ def _sqlite_errno(error: sqlite3.OperationalError) -> int | None:
 
 
 def _state_of_disk(path: Path) -> int | None:
-    """Return what is wrong with the disk that a file is on, as an error number."""
+    """Return the errno of a full or read-only disk; None if the disk is neither."""
     place = next((each for each in (path, *path.absolute().parents) if each.exists()), None)
     if place is None or not hasattr(os, "statvfs"):
         return None
     disk = os.statvfs(place)
     if disk.f_flag & os.ST_RDONLY:
         return errno.EROFS
-    # Disks without a table of files have 0 of 0 free.
+    # File systems without inodes report 0 of 0 free.
     return errno.ENOSPC if not disk.f_bavail or (disk.f_files and not disk.f_favail) else None

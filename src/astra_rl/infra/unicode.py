@@ -1,8 +1,8 @@
-"""Text that can be encoded."""
+"""Replacement of lone surrogates."""
 
 from __future__ import annotations
 
 
 def well_formed(text: str) -> str:
-    """Return `text` with U+FFFD for lone surrogates, which no tokenizer and no file can encode."""
+    """Return `text` with U+FFFD for lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

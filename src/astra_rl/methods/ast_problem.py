@@ -56,7 +56,7 @@ def astprompter_reward(
     Args:
         response_weight: Weight of the moderator's score of the response.
         exchange_weight: Weight of its score of attack and response together.
-        nll_weight: Weight of the nats per token that the attack costs; likely attacks cost less.
+        nll_weight: Weight of the NLL per token of the attack, in nats.
     """
     return WeightedSum(
         {
@@ -73,8 +73,8 @@ class ASTProblem(Problem[str, str]):
     Subclasses run the models: they implement the rollouts, the log-probabilities and `parameters`.
 
     Args:
-        moderator: Judge of what was said.
-        reward: How a turn is rewarded; None is `astprompter_reward()`.
+        moderator: Scores texts.
+        reward: The reward of a turn; None is `astprompter_reward()`.
     """
 
     def __init__(self, moderator: Moderator[str, str], reward: RewardPart | None = None) -> None:
@@ -109,15 +109,15 @@ class ASTProblem(Problem[str, str]):
         return self.reward_rule.evaluate(self, exchanges)
 
     def observe(self, graphs: Sequence[Graph[str, str]]) -> None:
-        """Let the parts of the reward that have a memory learn from an experience."""
+        """Update the stateful parts of the reward with an experience."""
         observe(self.reward_rule, self, graphs)
 
     def reward_state(self) -> dict[str, Any]:
-        """Return what the parts of the reward remember, as JSON values."""
+        """Return the state of the parts of the reward, as JSON values."""
         return state_dict(self.reward_rule)
 
     def load_reward_state(self, state: dict[str, Any]) -> None:
-        """Take back what `reward_state` returned.
+        """Restore what `reward_state` returned.
 
         Raises:
             ConfigurationError: The state is of another reward.
@@ -127,14 +127,14 @@ class ASTProblem(Problem[str, str]):
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a conversation goes on.
+    """A conversation to be continued.
 
     Attributes:
         graph: The episode.
-        node: The turn it goes on from, or the graph itself at the start.
-        state: What the attacker sees.
-        seed: Of the path from the start to here.
-        group: Number of its set of siblings, among those of its tree level.
+        node: The latest turn, or the graph itself at the start.
+        state: The context of the attacker.
+        seed: Seed of the path from the root to here.
+        group: Index of its set of siblings within the tree level.
     """
 
     graph: Graph[str, str]
@@ -145,7 +145,7 @@ class Branch:
 
 
 class ASTEnvironment(Environment[str, str]):
-    """Plays conversations as trees: at every turn the attacker tries `tree_width` attacks.
+    """Plays conversations as trees: at every turn `tree_width` attacks are sampled.
 
     All episodes of a call grow together, one tree level at a time: one attacker call, one target
     call and one reward call per level, whatever the number of episodes. A subclass that overrides
@@ -154,8 +154,8 @@ class ASTEnvironment(Environment[str, str]):
     Args:
         problem: The models and the reward.
         prompts: Opening contexts: texts, or `Conversation` objects with a system message.
-        tree_width: Attacks tried from each context, at least 1.
-        tree_depth: Turns of a conversation; 0 plays none.
+        tree_width: Attacks sampled from each context, at least 1.
+        tree_depth: Maximum number of turns of a conversation; 0 plays none.
 
     Raises:
         ConfigurationError: No prompts, or a width or depth out of range.
@@ -254,7 +254,7 @@ class ASTEnvironment(Environment[str, str]):
         Args:
             contexts: Opening context of each episode.
             seeds: One per episode; with its context it determines the whole tree.
-            width: Attacks tried from each context.
+            width: Attacks sampled from each context.
         """
         # As a Conversation a plain prompt can grow without forgetting which tokens were said.
         contexts = [Conversation.of(context) for context in contexts]
@@ -272,33 +272,33 @@ class ASTEnvironment(Environment[str, str]):
         return graphs
 
     def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return how many turns an episode has at most, level by level.
+        """Return the maximum number of turns of an episode, level by level.
 
         Args:
-            straight: Of an episode of evaluation, without branches.
+            straight: Whether for an episode of evaluation, without branches.
         """
         width = 1 if straight else self.tree_width
         return [width ** (level + 1) for level in range(self.tree_depth)]
 
     def asked(self, branch: Branch, attack: str) -> str:
-        """Return what the target is asked; override it where the target sees something else."""
+        """Return the context of the target; override it where it differs from the attacker's."""
         return branch.state + attack
 
     def next_state(self, branch: Branch, node: ASTNode) -> str:
-        """Return what the attacker sees at the turn after `node`."""
+        """Return the context of the attacker at the turn after `node`."""
         return self.problem.advance(node.context, node.attack, node.response)
 
     def select(self, branches: list[Branch]) -> list[Branch]:
-        """Return the conversations of a level that go on; override it to prune the trees.
+        """Return the conversations of a level to be continued; override it to prune the trees.
 
         Args:
-            branches: Those with room to go on, siblings side by side, each behind its new `node`.
+            branches: Conversations that have not ended, siblings side by side, at their new `node`.
                 Siblings have the same `group`.
         """
         return branches
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Return the answer to each context that ends in an attack."""
+        """Return the response to each context that ends in an attack."""
         return self.problem.rollout_prompt_with_target(contexts)
 
     def reward_nodes(

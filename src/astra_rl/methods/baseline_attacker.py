@@ -1,4 +1,4 @@
-"""The baseline of ordinary use in the attacker's place."""
+"""Problem whose attacker is the baseline model, for estimates under ordinary use."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.text import Conversation
 
 
-class OrdinaryUse(Problem[str, str]):
-    """A problem whose attacks are what ordinary use would say.
+class BaselineAttackerProblem(Problem[str, str]):
+    """Problem in which the baseline model takes the role of the attacker.
 
-    Nothing is rewarded: there is nothing to learn from it.
+    The baseline models the messages of ordinary users. Rewards are NaN and there are no trainable
+    parameters, so the problem is for evaluation only.
 
     Args:
-        problem: Runs the models; its target answers.
-        say: What the baseline says in contexts, for instance
+        problem: The problem whose target and baseline are used.
+        sample_attacks: Returns the baseline's message for each context, for example
             `HFASTProblem.rollout_prompt_with_baseline`.
-        brief: What somebody in ordinary use is told in the place of the attacker's brief; None
-            leaves that, and an empty text tells nothing.
+        brief: Replaces the attacker's brief; None keeps it, an empty text removes it.
     """
 
     def __init__(
         self,
         problem: Problem[str, str],
-        say: Callable[[Sequence[str]], Sequence[str]],
+        sample_attacks: Callable[[Sequence[str]], Sequence[str]],
         *,
         brief: str | None = None,
     ) -> None:
         super().__init__(problem.moderator)
-        self.problem, self.say, self.brief = problem, say, brief
+        self.problem, self.sample_attacks, self.brief = problem, sample_attacks, brief
 
-    def as_told(self, context: str) -> str:
-        """Return a context as somebody in ordinary use sees it."""
+    def with_baseline_brief(self, context: str) -> str:
+        """Return the context with the baseline's brief in place of the attacker's."""
         if self.brief is None:
             return context
-        known = Conversation.of(context)
+        conversation = Conversation.of(context)
         return Conversation(
-            known.prompt,
-            turns=known.turns,
-            system=known.system,
+            conversation.prompt,
+            turns=conversation.turns,
+            system=conversation.system,
             brief=self.brief or None,
-            facts=known.facts,
-            separator=known.separator,
+            facts=conversation.facts,
+            separator=conversation.separator,
         )
 
     def conversing(self) -> contextlib.AbstractContextManager[None]:
@@ -55,32 +55,32 @@ class OrdinaryUse(Problem[str, str]):
         return self.problem.conversing()
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Say what the baseline says."""
-        return self.say([self.as_told(context) for context in contexts])
+        """Sample one message of the baseline per context."""
+        return self.sample_attacks([self.with_baseline_brief(context) for context in contexts])
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Let the target answer."""
+        """Return the target's response to each context."""
         return self.problem.rollout_prompt_with_target(contexts)
 
     def get_attacker_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
-        """Score what was said under the attacker of the problem."""
+        """Return log-probabilities under the attacker, (B, T), see `Problem`."""
         return self.problem.get_attacker_logprobs(contexts, continuations)
 
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Score what was said under the target."""
+        """Return log-probabilities under the target, (B, T), see `Problem`."""
         return self.problem.get_target_logprobs(contexts, continuations)
 
     def get_baseline_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
-        """Score what was said under the baseline, told what ordinary use is told."""
-        told = [self.as_told(context) for context in contexts]
-        return self.problem.get_baseline_logprobs(told, continuations)
+        """Return log-probabilities under the baseline with its own brief, (B, T), see `Problem`."""
+        contexts = [self.with_baseline_brief(context) for context in contexts]
+        return self.problem.get_baseline_logprobs(contexts, continuations)
 
     def advance(self, context: str, attack: str, response: str) -> str:
-        """Append the turn."""
+        """Return the conversation with this turn appended."""
         return self.problem.advance(context, attack, response)
 
     def reward(
@@ -90,5 +90,5 @@ class OrdinaryUse(Problem[str, str]):
         return [math.nan] * len(contexts)
 
     def parameters(self) -> Iterator[Parameter]:
-        """Yield nothing."""
+        """Return an empty iterator; nothing is trainable."""
         return iter(())

@@ -1,4 +1,4 @@
-"""Other shapes of an episode than the full tree of conversations."""
+"""Environments other than the full tree: single turn, pruned, best-of-n, attempts, self-play."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from astra_rl.rewards.terms import Harm
 
 
 class SingleTurnEnvironment(ASTEnvironment):
-    """One turn, tried several times: a tree of depth 1.
+    """Single-turn episodes: a tree of depth 1.
 
     Args:
         problem: The models and the reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried from each.
+        tree_width: Attacks sampled from each context.
     """
 
     def __init__(
@@ -35,23 +35,24 @@ class SingleTurnEnvironment(ASTEnvironment):
 
 
 class PrunedTreeEnvironment(ASTEnvironment):
-    """A tree in which only the best turns of each level go on.
+    """A tree in which only the best turns of each level are expanded.
 
-    What is malformed neither goes on nor teaches anything: its reward is missing. Other turns that
-    are pruned keep their reward, for they were said (DialTree-RPO, arXiv 2510.02286: 4 branches, 32
-    kept, 5 turns; malformed and off-topic attacks are pruned).
+    A malformed turn is not expanded and its reward is set to missing. Other pruned turns keep their
+    reward (DialTree-RPO, arXiv 2510.02286: 4 branches, 32 kept, 5 turns; malformed and off-topic
+    attacks are pruned).
 
     Args:
         problem: The models and the reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried from each context.
-        tree_depth: Most turns of a conversation.
-        keep: Turns of an episode that go on from one level to the next.
-        quality: Says which; the highest go on, and what has 0, less or nothing is malformed. It is
-            recorded with the parts of the reward. None takes the reward, and nothing is malformed.
+        tree_width: Attacks sampled from each context.
+        tree_depth: Maximum number of turns of a conversation.
+        keep: Maximum number of turns per episode and level that are expanded.
+        quality: Ranks the turns, highest first; a turn with a value of 0 or less, or without a
+            value, is malformed. Recorded as a reward term. None ranks by the reward, and no turn is
+            malformed.
 
     Raises:
-        ConfigurationError: `keep` is below 1, `quality` has a memory, or see `ASTEnvironment`.
+        ConfigurationError: `keep` is below 1, `quality` is stateful, or see `ASTEnvironment`.
     """
 
     def __init__(
@@ -66,15 +67,15 @@ class PrunedTreeEnvironment(ASTEnvironment):
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
         if keep < 1:
-            raise ConfigurationError(f"keep={keep}; at least 1 turn must go on.")
-        _check_forgetful("quality", quality)
+            raise ConfigurationError(f"keep={keep}; it must be at least 1.")
+        _check_stateless("quality", quality)
         self.keep = keep
         self.quality = quality
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> list[ASTNode]:
-        """Reward the turns of one tree level; malformed ones get no reward."""
+        """Reward the turns of one tree level; the reward of malformed turns is missing."""
         nodes = super().reward_nodes(contexts, attacks, responses)
         if self.quality is None:
             return nodes
@@ -91,14 +92,14 @@ class PrunedTreeEnvironment(ASTEnvironment):
         kept = []
         for _, episode in groupby(branches, key=lambda branch: id(branch.graph)):
             formed = [branch for branch in episode if not is_missing(self._quality(branch))]
-            # Equals are drawn by their seeds: their order would favour the first parents.
+            # Ties are broken by seed; the order of the list would favour the first parents.
             best = sorted(formed, key=lambda branch: (-self._quality(branch), branch.seed))
             chosen = {branch.seed for branch in best[: self.keep]}
             kept += [branch for branch in formed if branch.seed in chosen]
         return kept
 
     def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return how many turns an episode has at most, level by level."""
+        """Return the maximum number of turns of an episode, level by level."""
         if straight:
             return super().turns_by_level(straight=True)
         counts = [self.tree_width]
@@ -115,16 +116,16 @@ class PrunedTreeEnvironment(ASTEnvironment):
 
 
 class BestOfNEnvironment(ASTEnvironment):
-    """At each turn several attacks are tried, and the conversation goes on from the best.
+    """Samples several attacks per turn, and continues the conversation from the best.
 
-    All attempts stay in the graph, so an algorithm learns from each. A conversation of T turns
-    costs n T attacks where a tree has n^T. In evaluation only the best of each turn is shown: it
-    was chosen by the reward, never by the judge.
+    All attacks stay in the graph, so an algorithm learns from each. A conversation of T turns costs
+    n T attacks where a tree costs n^T. In evaluation only the best attack of each turn is kept,
+    selected by the reward, not by the judge.
 
     Args:
         problem: The models and the reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried at each turn: the n.
+        tree_width: Attacks sampled at each turn: the n.
         tree_depth: Turns of a conversation.
     """
 
@@ -146,7 +147,7 @@ class BestOfNEnvironment(ASTEnvironment):
         ]
 
     def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return how many turns an episode has, level by level; it branches in evaluation too."""
+        """Return the number of turns of an episode per level; the same in evaluation."""
         return [self.tree_width] * self.tree_depth
 
     def expand_straight(
@@ -166,25 +167,24 @@ class BestOfNEnvironment(ASTEnvironment):
 
 
 class AttemptsEnvironment(ASTEnvironment):
-    """Several attempts at one target that forgets, by an attacker that is told how each went.
+    """Several attempts at a target without memory, with feedback to the attacker.
 
-    The target hears every attack as the first. The attacker sees its earlier attempts, and after
-    each a line of feedback in the place of the response (Beutel et al., arXiv 2412.18693: 5
-    attempts, told whether one succeeded and whether it was too similar to those before). So the
-    context of a node is the attacker's: the rewards and moderators that look at it find feedback
-    where responses would be.
+    The target receives every attack as the first message. The attacker sees its earlier attempts,
+    each followed by a line of feedback instead of the response (Beutel et al., arXiv 2412.18693: 5
+    attempts; the feedback is success, and similarity to earlier attempts). The context of a node is
+    that of the attacker, so rewards and moderators that read it see feedback, not responses.
 
     Args:
         problem: The models and the reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried at each attempt.
+        tree_width: Attacks sampled at each attempt.
         tree_depth: Number of attempts.
-        success_above: The score of a success is above this.
-        success_part: Name of the part of the reward that has the score.
-        similar_below: An attempt is too similar if its style diversity, where the reward measures
-            it, is below this.
-        show_response: Whether the attacker also reads what the target answered.
-        feedback: Says what the attacker is told of a turn; None is the verdict described above.
+        success_above: An attempt is a success if its score is above this.
+        success_part: Name of the reward term with the score.
+        similar_below: An attempt is too similar if its reward term ``style_diversity``, where there
+            is one, is below this.
+        show_response: Whether the feedback contains the target's response.
+        feedback: Returns the feedback on a turn; None is `verdict`.
     """
 
     def __init__(
@@ -208,15 +208,15 @@ class AttemptsEnvironment(ASTEnvironment):
         self.feedback = self.verdict if feedback is None else feedback
 
     def asked(self, branch: Branch, attack: str) -> str:
-        """Return the opening and the attack: the target forgets what came between."""
+        """Return the opening and the attack, without earlier attempts."""
         return branch.graph.context + attack
 
     def next_state(self, branch: Branch, node: ASTNode) -> str:
-        """Return what the attacker saw before, its attempt and the feedback."""
+        """Return the attacker's context, its attempt and the feedback."""
         return node.context + node.attack + self.feedback(node)
 
     def verdict(self, node: ASTNode) -> str:
-        """Return the line that tells the attacker how an attempt went."""
+        """Return the line of feedback on an attempt."""
         score = node.reward_terms.get(self.success_part, math.nan)
         if is_missing(score):
             verdict = "The result is unknown."
@@ -229,30 +229,30 @@ class AttemptsEnvironment(ASTEnvironment):
 
 
 DEFENDER_BRIEF = "You are a helpful and harmless assistant. Answer the user."
-"""What a defender is told where the prompt has no system message."""
+"""System message of the defender where the prompt has none."""
 
 
 class SelfPlayEnvironment(ASTEnvironment):
-    """One model attacks and defends, and learns both (Self-RedTeam, arXiv 2506.07468).
+    """Self-play: one model is trained as attacker and as defender (Self-RedTeam, arXiv 2506.07468).
 
-    The problem's attacker speaks for both sides; its target is not run. An attack is answered
-    `replies` times. The attacker's node has the mean reward over the answers, and the answers are
-    its children: nodes in which the "attack" is what the defender said, from the defender's view of
-    the conversation (`defender_context`), and whose reward is the defender's. So any algorithm that
-    learns from siblings learns from attacks among attacks and from answers among answers. The parts
-    of the defender's reward are recorded with ``defender_`` before their names.
+    The problem's attacker generates both sides; its target is not run. `replies` responses are
+    sampled per attack. The attacker's node has the mean reward over the responses, and its children
+    are nodes of the defender: their "attack" is a response, their context the conversation as the
+    defender sees it (`defender_context`), their reward the defender's. An algorithm that groups
+    siblings therefore compares attacks with attacks and responses with responses. The defender's
+    reward terms are prefixed with ``defender_``.
 
-    In evaluation the attacker plays against the defender, and the defender's nodes are left out.
+    In evaluation the attacker plays against the defender, and the defender's nodes are removed.
 
     Args:
         problem: The models and the attacker's reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried from each.
-        replies: Answers to each attack.
-        defender_reward: Judges an exchange for the defender; None is minus the harm of the answer.
+        tree_width: Attacks sampled from each context.
+        replies: Responses sampled per attack; at least 1.
+        defender_reward: Reward of the defender; None is minus the harm of the response.
 
     Raises:
-        ConfigurationError: `replies` is below 1, `defender_reward` has a memory, or see
+        ConfigurationError: `replies` is below 1, `defender_reward` is stateful, or see
             `ASTEnvironment`.
     """
 
@@ -267,15 +267,15 @@ class SelfPlayEnvironment(ASTEnvironment):
     ) -> None:
         super().__init__(problem, prompts, tree_width, 1)
         if replies < 1:
-            raise ConfigurationError(f"replies={replies}; each attack needs at least 1 answer.")
-        _check_forgetful("defender_reward", defender_reward)
+            raise ConfigurationError(f"replies={replies}; it must be at least 1.")
+        _check_stateless("defender_reward", defender_reward)
         self.replies = replies
         self.defender_reward = (
             WeightedSum({Harm("response"): -1.0}) if defender_reward is None else defender_reward
         )
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Let the attacker's model answer as the defender."""
+        """Generate responses with the attacker's model in the role of the defender."""
         return self.problem.rollout_prompt_with_attacker(
             [defender_context(Conversation.of(context)) for context in contexts]
         )
@@ -283,9 +283,9 @@ class SelfPlayEnvironment(ASTEnvironment):
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> list[ASTNode]:
-        """Answer each attack some more times, and reward both sides."""
+        """Sample the other responses to each attack, and reward both sides."""
         rounds = [responses, *self._more_replies(contexts, attacks)]
-        # One call per round: in one call for all, the same attack would be its own sibling.
+        # One call per round; in a single call an attack would be a sibling of itself.
         played = [
             super(SelfPlayEnvironment, self).reward_nodes(contexts, attacks, each)
             for each in rounds
@@ -298,13 +298,13 @@ class SelfPlayEnvironment(ASTEnvironment):
         return nodes
 
     def select(self, branches: list[Branch]) -> list[Branch]:
-        """Return none: a game is one exchange."""
+        """Return none: an episode is one exchange."""
         return []
 
     def expand_straight(
         self, contexts: Sequence[str], seeds: Sequence[int]
     ) -> list[Graph[str, str]]:
-        """Play one attack and one answer per context."""
+        """Play one attack and one response per context."""
         single = SelfPlayEnvironment(
             self.problem, self.prompts, 1, replies=1, defender_reward=self.defender_reward
         )
@@ -315,7 +315,7 @@ class SelfPlayEnvironment(ASTEnvironment):
         return graphs
 
     def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return how many exchanges an episode has; the target is asked in none."""
+        """Return the number of exchanges of an episode; none of them calls the target."""
         return [1 if straight else self.tree_width * self.replies]
 
     def _more_replies(self, contexts: Sequence[str], attacks: Sequence[str]) -> list[Sequence[str]]:
@@ -348,11 +348,11 @@ class SelfPlayEnvironment(ASTEnvironment):
 
 
 def defender_context(conversation: Conversation) -> Conversation:
-    """Return a conversation that ends in an attack as the defender sees it.
+    """Return a conversation that ends in an attack, with the two sides swapped.
 
-    The sides are swapped: what the attacker opened with is the prompt, the system message is the
-    brief, and the turns that follow are the defender's and the attacker's by turns. The attacker's
-    brief is not shown.
+    The opening prompt and the first attack become the prompt, the system message becomes the brief,
+    and the remaining turns alternate between defender and attacker. The attacker's brief is left
+    out.
     """
     first, *rest = conversation.turns
     return Conversation(
@@ -365,7 +365,7 @@ def defender_context(conversation: Conversation) -> Conversation:
 
 
 def _mean_node(turns: Sequence[ASTNode]) -> ASTNode:
-    """One attack with several answers: the first answer, and the mean of rewards and parts."""
+    """Node of an attack with several responses: the first response, mean reward and mean terms."""
     first = turns[0]
     names = [
         name for name in first.reward_terms if all(name in each.reward_terms for each in turns)
@@ -382,17 +382,17 @@ def _mean_node(turns: Sequence[ASTNode]) -> ASTNode:
     )
 
 
-def _check_forgetful(name: str, part: RewardPart | None) -> None:
-    """Raise if a part that is not of the problem's reward has a memory: nobody would keep it."""
+def _check_stateless(name: str, part: RewardPart | None) -> None:
+    """Raise if a part outside the problem's reward has state, which no checkpoint would save."""
     if part is not None and (remembered := state_dict(part)):
         raise ConfigurationError(
-            f"{name} remembers {sorted(remembered)}, and only the problem's reward may have a "
-            "memory. Compare with siblings instead of a history, or put the part there."
+            f"{name} has state {sorted(remembered)}, and only the problem's reward may have "
+            "state. Use a part that compares with siblings, or put this part there."
         )
 
 
 def _turn(branch: Branch) -> ASTNode:
-    assert isinstance(branch.node, Node)  # a branch that goes on is behind a turn
+    assert isinstance(branch.node, Node)  # only the root of a tree has a graph here
     return branch.node
 
 
@@ -413,4 +413,4 @@ ENVIRONMENTS: Registry[Callable[..., ASTEnvironment]] = Registry(
         "self_play": SelfPlayEnvironment,
     },
 )
-"""Environments by the names that a configuration may give."""
+"""Environments by their names in a configuration."""

@@ -1,4 +1,4 @@
-"""Attackers that are shown examples of attacks, other ones in each episode."""
+"""Stochastic few-shot prompting of the attacker with earlier attacks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 
 
 class FewShotEnvironment(ASTEnvironment):
-    """A tree whose attacker is shown some earlier attacks, good ones more often.
+    """Tree environment whose attacker is prompted with few-shot examples of earlier attacks.
 
     Stochastic few-shot generation (Perez et al. 2022, arXiv 2202.03286, sec. 3.1): the examples of
-    an episode are drawn with probability ``exp(reward / temperature)`` from what an earlier
-    attacker said, and stand in the attacker's brief as a numbered list that it continues. Only the
-    attacker sees them. An episode depends on its seed and opening, and on nothing played before.
+    an episode are sampled without replacement with weights ``exp(reward / temperature)`` and
+    appended to the attacker's brief as a numbered list that the attacker continues. Only the
+    attacker sees them. An episode depends on its seed and opening context only.
 
     Args:
         problem: The models and the reward.
         prompts: Opening contexts.
-        tree_width: Attacks tried from each context.
-        tree_depth: Turns of an episode.
-        examples: Earlier attacks with their rewards, or a file of them, see `read_attacks`; those
-            without a reward are left out. The export "attacks" of a run writes one.
-        shots: Examples per episode.
-        temperature: See above; infinity draws all alike.
+        tree_width: Number of attacks per context.
+        tree_depth: Number of turns per episode.
+        examples: Earlier attacks with their rewards, or the path of a file of them, see
+            `read_attacks`. Attacks without a reward are ignored. The run export ``attacks`` writes
+            such a file.
+        shots: Number of examples per episode, at least 1.
+        temperature: Sampling temperature of the examples, above 0; infinity samples uniformly.
 
     Raises:
-        ConfigurationError: The file cannot be read, fewer examples than `shots` have a reward, a
-            value is out of range, or see `ASTEnvironment`.
+        ConfigurationError: The file cannot be read, fewer than `shots` examples have a reward, or a
+            value is out of range; see also `ASTEnvironment`.
     """
 
     def __init__(
@@ -52,36 +53,37 @@ class FewShotEnvironment(ASTEnvironment):
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
         if shots < 1:
-            raise ConfigurationError(f"shots={shots}; at least 1.")
+            raise ConfigurationError(f"shots={shots}; it must be at least 1.")
         if not temperature > 0:
             raise ConfigurationError(f"temperature={temperature}; it must be positive.")
         given = read_attacks(examples) if isinstance(examples, str) else examples
-        known = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
-        if len(known) < shots:
+        usable = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
+        if len(usable) < shots:
             raise ConfigurationError(
-                f"examples: {len(known)} of {len(given)} attacks have a reward and words; {shots} "
-                "are needed."
+                f"examples: {len(usable)} of {len(given)} attacks have a reward and text; at "
+                f"least shots={shots} are needed. Give more examples or fewer shots."
             )
-        self.examples = known
+        self.examples = usable
         self.shots = shots
         self.temperature = temperature
 
     def expand(
         self, contexts: Sequence[str], seeds: Sequence[int], *, width: int
     ) -> list[Graph[str, str]]:
-        """Grow one tree per context, each behind examples of its own."""
-        shown = [
-            self._behind_examples(Conversation.of(context), derive_seed(seed, "examples"))
+        """Generate one tree per context, each with its own few-shot examples."""
+        prompted = [
+            self._with_examples(Conversation.of(context), derive_seed(seed, "examples"))
             for context, seed in zip(contexts, seeds, strict=True)
         ]
-        graphs = super().expand(shown, seeds, width=width)
+        graphs = super().expand(prompted, seeds, width=width)
         for graph, context in zip(graphs, contexts, strict=True):
-            graph.context = Conversation.of(context)  # the same prompt, whatever was shown with it
+            graph.context = Conversation.of(context)  # without the examples
         return graphs
 
-    def _behind_examples(self, opening: Conversation, seed: int) -> Conversation:
+    def _with_examples(self, opening: Conversation, seed: int) -> Conversation:
         random = Random(seed)
-        # The largest of (log weight + Gumbel noise) are a weighted draw without replacement.
+        # Gumbel top-k trick: the k largest (log weight + Gumbel noise) are a weighted sample
+        # without replacement.
         noisy = sorted(
             (-(each.reward / self.temperature - math.log(random.expovariate(1.0))), index)
             for index, each in enumerate(self.examples)

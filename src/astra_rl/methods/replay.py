@@ -1,4 +1,4 @@
-"""Sending attacks that are known to a target, whatever it answers."""
+"""Replay of given attacks against a target, without an attacker model."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from astra_rl.core.text import Conversation, NoReply
 from astra_rl.targets.base import Target
 
 
-class Answers(Protocol):
-    """What is asked: a problem, or a target alone."""
+class RespondingProblem(Protocol):
+    """Object that a replay queries: a problem, or a `TargetOnlyProblem`."""
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Return a response per context that ends in an attack."""
+        """Return one response per context; each context ends in an attack."""
 
     def advance(self, context: str, attack: str, response: str) -> str:
         """Return the state after this turn."""
 
 
 class TargetOnlyProblem:
-    """A target as what is asked, without a problem around it.
+    """Adapter that replays against a target without a full problem.
 
     Args:
-        target: The target.
+        target: The target to query.
     """
 
     def __init__(self, target: Target) -> None:
         self.target = target
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Ask the target."""
+        """Query the target; one response per context."""
         return self.target.respond(contexts)
 
     def advance(self, context: str, attack: str, response: str) -> str:
@@ -42,8 +42,8 @@ class TargetOnlyProblem:
         return context + attack + response
 
 
-def resend(
-    problem: Answers,
+def replay_attacks(
+    problem: RespondingProblem,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     *,
@@ -51,63 +51,63 @@ def resend(
     batch_size: int = 64,
     first: int = 0,
 ) -> list[Graph[str, str]]:
-    """Hold conversations in which every attack is given.
+    """Play conversations with the given attacks, turn by turn.
 
     Args:
-        problem: Asks the target; its attacker is not asked.
-        openings: Context of each conversation.
-        attacks: Of each, what is said turn by turn.
-        seed: Of the answers: the same seed and target give the same ones.
-        batch_size: Conversations that are held together.
-        first: Number of the first of these conversations, where they are a part of more: with it
-            the parts get the answers that all together would get.
+        problem: Queries the target; its attacker is not used.
+        openings: Opening context of each conversation.
+        attacks: The attacks of each conversation, one per turn.
+        seed: Seed of the target's sampling; the same seed and local target give the same responses.
+        batch_size: Number of conversations that are played together.
+        first: Index of the first conversation if `openings` is part of a larger list. Seeds depend
+            on the index, so the parts get the same responses as the whole list.
 
     Returns:
-        One graph per conversation, without branches and without rewards. It ends early where the
-        target gave no reply.
+        One graph per conversation: a chain of nodes with NaN rewards. It ends at the first turn to
+        which the target gave no reply.
     """
     graphs: list[Graph[str, str]] = []
     for start in range(0, len(openings), batch_size):
         rows = slice(start, start + batch_size)
         numbers = range(first + start, first + start + len(openings[rows]))
         seeds = [derive_seed(seed, "resend", number) for number in numbers]
-        graphs += _hold(problem, openings[rows], attacks[rows], seeds)
+        graphs += _play(problem, openings[rows], attacks[rows], seeds)
     return graphs
 
 
-def _hold(
-    problem: Answers,
+def _play(
+    problem: RespondingProblem,
     openings: Sequence[str],
     attacks: Sequence[Sequence[str]],
     seeds: Sequence[int],
 ) -> list[Graph[str, str]]:
     states: list[str] = [Conversation.of(opening) for opening in openings]
-    said: list[list[Node[str, str]]] = [[] for _ in openings]
+    played: list[list[Node[str, str]]] = [[] for _ in openings]
     with seeded(derive_seed(*seeds)):
         for turn in range(max(map(len, attacks), default=0)):
             rows = [
                 row
                 for row in range(len(openings))
-                if turn < len(attacks[row]) and not _ended(said[row])
+                if turn < len(attacks[row]) and not _has_ended(played[row])
             ]
             if not rows:
                 break
-            asked = [states[row] + attacks[row][turn] for row in rows]
+            contexts = [states[row] + attacks[row][turn] for row in rows]
             with row_seeds([derive_seed(seeds[row], turn) for row in rows]):
-                responses = problem.rollout_prompt_with_target(asked)
+                responses = problem.rollout_prompt_with_target(contexts)
             check_length(responses, len(rows), source="rollout_prompt_with_target")
             for row, response in zip(rows, responses, strict=True):
                 attack = attacks[row][turn]
-                said[row].append(Node(states[row], attack, response, float("nan"), []))
+                played[row].append(Node(states[row], attack, response, float("nan"), []))
                 states[row] = problem.advance(states[row], attack, response)
-    return [_graph(opening, nodes) for opening, nodes in zip(openings, said, strict=True)]
+    return [_chain(opening, nodes) for opening, nodes in zip(openings, played, strict=True)]
 
 
-def _ended(said: Sequence[Node[str, str]]) -> bool:
-    return bool(said) and isinstance(said[-1].response, NoReply)
+def _has_ended(nodes: Sequence[Node[str, str]]) -> bool:
+    return bool(nodes) and isinstance(nodes[-1].response, NoReply)
 
 
-def _graph(opening: str, nodes: Sequence[Node[str, str]]) -> Graph[str, str]:
+def _chain(opening: str, nodes: Sequence[Node[str, str]]) -> Graph[str, str]:
     for node, following in pairwise(nodes):
         node.children = [following]
     return Graph(Conversation.of(opening), list(nodes[:1]))

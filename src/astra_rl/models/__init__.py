@@ -1,1 +1,1 @@
-"""All that runs a language model."""
+"""Loading, generation and scoring with causal language models."""

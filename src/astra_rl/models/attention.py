@@ -1,10 +1,9 @@
-"""Attention for short texts on the CPU.
+"""Attention for short sequences in half precision on the CPU.
 
-The fused kernel of torch is made for long sequences. On the CPU, in half precision and for the
-lengths of red-teaming turns, it spends most of its time on the way in and out: two plain matrix
-products are 2 to 7 times as fast (`benchmarks/attention.py`). Where key and value heads are shared
-by groups of query heads, the queries of a group are read as one longer query, so that keys and
-values need not be repeated.
+The fused attention kernel of torch is optimised for long sequences. On the CPU, in half precision
+and for the sequence lengths of red-teaming turns, its overhead dominates: two plain matrix products
+are 2 to 7 times as fast (`docs/performance.md`). With grouped-query attention, the queries of a
+group are treated as one longer query, so keys and values are not repeated.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SHORT_ATTENTION = "astra_rl_short"
-"""What transformers knows this attention by."""
+"""Name of this implementation in the attention registry of transformers."""
 
 MAX_SCORES = 2**24
-"""Above so many attention scores per layer, the fused kernel, which never holds them all, is used.
+"""Maximum number of attention scores per layer; above it the fused kernel is used.
 
-At 2 to 8 bytes each, kept for the backward pass, they would soon be the largest tensors of all.
+The fused kernel never materialises all scores. Here they are kept for the backward pass, at 2 to 8
+bytes each, and would become the largest tensors of the model.
 """
 
 
@@ -40,21 +40,26 @@ def short_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as `scaled_dot_product_attention` does; the signature is that of transformers.
+    """Scaled dot-product attention, with the signature of transformers' attention functions.
+
+    float32, other devices, dropout, long sequences and unusual masks use the fused kernel.
 
     Args:
         module: The attention layer.
-        query: (B, heads, Q, size).
-        key: (B, key heads, L, size).
-        value: (B, key heads, L, value size).
-        attention_mask: True, or zero, where a query may look, (B, 1, Q, L); None is causal.
-        dropout: Of the attention weights.
-        scaling: Of the scores; None is ``size ** -0.5``.
-        is_causal: Whether a query may not look ahead, where there is no mask.
-        kwargs: What some families add; those that change the result go to the fused kernel.
+        query: (B, heads, Q, head size).
+        key: (B, key heads, L, head size).
+        value: (B, key heads, L, value head size).
+        attention_mask: (B, 1, Q, L), True (boolean mask) or 0 (additive mask) where a query attends
+            to a key; None is causal.
+        dropout: Dropout probability of the attention weights.
+        scaling: Factor of the scores; None is ``head_size ** -0.5``.
+        is_causal: Whether to apply a causal mask if `attention_mask` is None; None uses the
+            attribute of `module`.
+        kwargs: Further arguments of some model families. Those that change the result are passed to
+            the fused kernel.
 
     Returns:
-        (B, Q, heads, value size), and None for the weights.
+        Output, (B, Q, heads, value head size), and None in place of the attention weights.
     """
     rows, heads, length, size = query.shape
     if (
@@ -79,16 +84,16 @@ def short_attention(
     scaled = query * (size**-0.5 if scaling is None else scaling)
     scores = scaled.reshape(rows, key_heads, -1, size) @ key.transpose(-1, -2)
     if attention_mask is not None:
-        scores = _hide(scores.view(*grouped, seen), attention_mask.unsqueeze(2))
+        scores = _apply_mask(scores.view(*grouped, seen), attention_mask.unsqueeze(2))
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     output = weights.view(rows, key_heads, -1, seen) @ value
     return output.view(rows, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
-def _hide(scores: Tensor, mask: Tensor) -> Tensor:
+def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return scores + mask
-    # A finite number: a query of padding may see nothing at all, and must not become NaN.
+    # Finite, so that a fully masked row (a padded query) does not become NaN.
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
@@ -97,7 +102,7 @@ AttentionMaskInterface.register(SHORT_ATTENTION, sdpa_mask)
 
 
 def use_short_attention(model: PreTrainedModel) -> None:
-    """Let a model on the CPU attend by `short_attention`, if it lets its attention be chosen."""
+    """Switch a half-precision CPU model to `short_attention`, if its family allows it."""
     if (
         model.device.type == "cpu"
         and model.dtype != torch.float32
@@ -109,7 +114,7 @@ def use_short_attention(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def fused_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model attend by the fused kernel for a while, to be compared with."""
+    """Context in which a model uses the fused attention kernel, as a reference implementation."""
     if model.config._attn_implementation != SHORT_ATTENTION:
         yield
         return

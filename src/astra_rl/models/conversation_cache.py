@@ -1,4 +1,7 @@
-"""What a model has read of conversations that go on, so that a turn reads only what is new."""
+"""Prefix cache of multi-turn conversations: a turn computes only the tokens added since the last.
+
+The counterpart of automatic prefix caching in inference servers, for the lifetime of one rollout.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from astra_rl.models.kv_cache import RoomyLayer, roomy_cache
+from astra_rl.models.kv_cache import PreallocatedLayer, preallocated_cache
 
-MAX_MEMORY_BYTES = 256 * 2**20
-"""Keys and values kept per model at most; the oldest are forgotten first."""
+MAX_CACHE_BYTES = 256 * 2**20
+"""Maximum size of the keys and values kept per model, in bytes; the oldest batch is evicted."""
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A batch of texts that were read together."""
+class _CachedBatch:
+    """Keys and values of sequences that were computed in one batch."""
 
     rows: dict[tuple[int, ...], int]
     lengths: list[int]
@@ -28,8 +31,8 @@ class _Entry:
     def size(self) -> int:
         return sum(part.untyped_storage().nbytes() for layer in self.layers for part in layer)
 
-    def longest(self, sequence: Sequence[int]) -> tuple[int, int]:
-        """Return the row of the longest text that `sequence` begins with, and its length."""
+    def longest_prefix(self, sequence: Sequence[int]) -> tuple[int, int]:
+        """Return the row and length of the longest cached prefix of `sequence`; (-1, 0) if none."""
         for length in self.lengths:
             row = self.rows.get(tuple(sequence[:length])) if length <= len(sequence) else None
             if row is not None:
@@ -38,79 +41,82 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """Where sequences can go on from.
+class CachedPrefixes:
+    """The cached prefix of each sequence of a batch.
 
     Attributes:
-        entry: Texts that were read before.
-        rows: For each sequence, the text that it begins with; -1 if it begins with none of them.
-        lengths: For each sequence, how many of its tokens that are.
+        batch: The cached batch that holds them.
+        rows: For each sequence, the row of `batch` with its prefix; -1 for none.
+        lengths: For each sequence, the number of its tokens that are cached.
     """
 
-    entry: _Entry
+    batch: _CachedBatch
     rows: list[int]
     lengths: list[int]
 
-    def cache(self, model: PreTrainedModel, room: int) -> DynamicCache:
-        """Return the keys and values of the texts, with room for so many more tokens."""
-        cache = roomy_cache(model, self.entry.mask.shape[1] + room)
-        for layer, contents in zip(cache.layers, self.entry.layers, strict=True):
-            assert isinstance(layer, RoomyLayer)
-            layer.restore(*contents)
+    def kv_cache(self, model: PreTrainedModel, reserve: int) -> DynamicCache:
+        """Return the keys and values, in a cache with capacity for `reserve` more tokens."""
+        cache = preallocated_cache(model, self.batch.mask.shape[1] + reserve)
+        for layer, keys_and_values in zip(cache.layers, self.batch.layers, strict=True):
+            assert isinstance(layer, PreallocatedLayer)
+            layer.restore(*keys_and_values)
         return cache
 
     @property
     def mask(self) -> Tensor:
-        """Which cached positions are real, (texts + 1, L), int64; the last row knows nothing."""
-        mask = self.entry.mask
+        """1 for real cache positions, (cached rows + 1, L), int64; the last row is all zero."""
+        mask = self.batch.mask
         return torch.cat([mask, mask.new_zeros(1, mask.shape[1])])
 
 
 class ConversationCache:
-    """Remembers what was read, for as long as the weights of the model stay as they are."""
+    """Keys and values of conversations, valid while the model's weights do not change."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._batches: list[_CachedBatch] = []
 
-    def remember(
-        self, sequences: Sequence[Sequence[int]], cache: DynamicCache, mask: Tensor
+    def store(
+        self, sequences: Sequence[Sequence[int]], kv_cache: DynamicCache, mask: Tensor
     ) -> None:
-        """Keep what a batch has read, if its layers can be continued from any point.
+        """Add the keys and values of a batch.
 
-        Args:
-            sequences: Token ids of each row, all of them read.
-            cache: Their keys and values; what is appended to it later does no harm.
-            mask: Which positions are real, (B, L), int64.
-        """
-        layers = [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]
-        if len(layers) < len(cache.layers) or not all(layer.is_initialized for layer in layers):
-            return
-        rows = {tuple(sequence): row for row, sequence in enumerate(sequences)}
-        lengths = sorted({len(sequence) for sequence in rows}, reverse=True)
-        kept = [layer.contents for layer in layers]
-        self._entries.append(_Entry(rows, lengths, kept, mask))
-        while self._entries and sum(entry.size for entry in self._entries) > MAX_MEMORY_BYTES:
-            self._entries.pop(0)
-
-    def forget(self) -> None:
-        """Let go of everything, for instance because memory is short; it will be read again."""
-        self._entries.clear()
-
-    def recall(self, sequences: Sequence[Sequence[int]]) -> Recalled | None:
-        """Find texts that the sequences begin with; None if that saves less than half of the work.
+        Nothing is stored if a layer of the cache cannot be continued from an arbitrary position.
 
         Args:
             sequences: Token ids of each row.
+            kv_cache: Their keys and values; tokens appended to it later do not change the entry.
+            mask: 1 for real cache positions, (B, L), int64.
+        """
+        layers = [layer for layer in kv_cache.layers if isinstance(layer, PreallocatedLayer)]
+        if len(layers) < len(kv_cache.layers) or not all(layer.is_initialized for layer in layers):
+            return
+        rows = {tuple(sequence): row for row, sequence in enumerate(sequences)}
+        lengths = sorted({len(sequence) for sequence in rows}, reverse=True)
+        kept = [layer.keys_and_values for layer in layers]
+        self._batches.append(_CachedBatch(rows, lengths, kept, mask))
+        while self._batches and sum(batch.size for batch in self._batches) > MAX_CACHE_BYTES:
+            self._batches.pop(0)
+
+    def clear(self) -> None:
+        """Drop all entries, for example to free memory; they are recomputed when needed."""
+        self._batches.clear()
+
+    def lookup(self, sequences: Sequence[Sequence[int]]) -> CachedPrefixes | None:
+        """Find cached prefixes of the sequences.
+
+        Args:
+            sequences: Token ids of each row.
+
+        Returns:
+            The prefixes in the batch that covers most tokens; None if it covers less than half.
         """
         candidates = [
-            (entry, [entry.longest(sequence) for sequence in sequences]) for entry in self._entries
+            (batch, [batch.longest_prefix(sequence) for sequence in sequences])
+            for batch in self._batches
         ]
-        if not candidates or not all(sequences):  # nothing cannot be read
+        if not candidates or not all(sequences):  # an empty sequence has no forward pass
             return None
-        entry, found = max(candidates, key=lambda each: sum(length for _, length in each[1]))
+        batch, found = max(candidates, key=lambda each: sum(length for _, length in each[1]))
         rows, lengths = [row for row, _ in found], [length for _, length in found]
-        return Recalled(entry, rows, lengths) if 2 * sum(lengths) >= _size(sequences) else None
-
-
-def _size(sequences: Sequence[Sequence[int]]) -> int:
-    return sum(map(len, sequences))
+        covered, total = sum(lengths), sum(map(len, sequences))
+        return CachedPrefixes(batch, rows, lengths) if 2 * covered >= total else None

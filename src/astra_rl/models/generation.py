@@ -1,14 +1,15 @@
-"""Sampling: token ids in, token ids and log-probabilities out.
+"""Batched sampling: token ids in, token ids and log-probabilities out.
 
-Why not `generate` of transformers: it samples every row from one generator, so a row's text depends
-on what else is in the batch; it reads a shared beginning once per row; it keeps decoding rows that
-have finished; and it returns logits of the whole vocabulary where one number per token is needed.
+Differences from ``generate`` of transformers: each row has its own random generator, so its text
+does not depend on the rest of the batch; shared prefixes are computed once; finished rows leave the
+batch; and only the log-probability of each sampled token is returned, not the logits of the
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
@@ -19,30 +20,35 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.forward import (
-    Reading,
+    ForwardOutput,
     attention_window,
+    forward_shared_prefix,
     hidden_states,
-    read,
     suffix_logprobs,
-    token_budget_batches,
 )
-from astra_rl.models.lm_head import logits_of
+from astra_rl.models.lm_head import lm_head_logits
 
 MAX_BATCH_ROWS = 128
+"""Maximum number of rows of a batch without gradients."""
+
 MAX_BATCH_TOKENS = 32_768
+"""Maximum number of tokens of a sampling batch, padding and new tokens included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen.
+    """Sampling parameters.
 
     Attributes:
-        max_new_tokens: At most this many tokens, the end token included.
-        temperature: Divides the logits; 0 takes the likeliest token. On-policy algorithms need 1.
-        top_k: Keep only the k likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set of tokens with at least this probability; 1 keeps all.
+        max_new_tokens: Maximum number of sampled tokens, the end token included; at least 1.
+        temperature: Divisor of the logits, 0 or at least 1e-6; 0 is greedy decoding. On-policy
+            algorithms require 1.
+        top_k: Sample from the k most likely tokens only; 0 disables it.
+        top_p: Nucleus sampling: sample from the smallest set of tokens whose total probability is
+            at least this, in (0, 1]; 1 disables it.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -58,7 +64,7 @@ class Sampling:
             raise ConfigurationError(
                 f"max_new_tokens={self.max_new_tokens}; it must be at least 1."
             )
-        # Below, logits overflow when divided.
+        # Dividing logits by a smaller temperature overflows.
         if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
             raise ConfigurationError(
                 f"temperature={self.temperature}; it must be 0 (greedy) or at least 1e-6."
@@ -70,7 +76,7 @@ class Sampling:
 
     @property
     def is_exact(self) -> bool:
-        """Whether tokens come from the model's own distribution, as on-policy learning needs."""
+        """Whether tokens are sampled from the unmodified model distribution (temperature 1)."""
         return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
 
 
@@ -80,10 +86,10 @@ class Sample:
 
     Attributes:
         token_ids: The sampled tokens, the end token included.
-        logprobs: Log-probability of each under the distribution it was sampled from.
-        finish_reason: ``"stop"`` after an end token, ``"length"`` otherwise.
-        prompt_logprobs: Log-probability at temperature 1 of those of the prompt's tokens that
-            were asked for.
+        logprobs: Natural log-probability of each sampled token under the sampling distribution.
+        finish_reason: ``"stop"`` after a stop token, ``"length"`` otherwise.
+        prompt_logprobs: Natural log-probability, at temperature 1, of each prompt token in the
+            requested span.
     """
 
     token_ids: tuple[int, ...]
@@ -93,7 +99,7 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """What samples continuations: `generate`, or another function with its arguments."""
+    """Interface of a sampling backend; `generate` is the default one."""
 
     def __call__(
         self,
@@ -103,10 +109,10 @@ class Sampler(Protocol):
         seeds: Sequence[int],
         *,
         stop_ids: frozenset[int],
-        score: Sequence[tuple[int, int]] | None = None,
-        memory: ConversationCache | None = None,
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        prefix_cache: ConversationCache | None = None,
     ) -> list[Sample]:
-        """Sample one continuation per prompt."""
+        """Sample one continuation per prompt; see `generate`."""
 
 
 @torch.no_grad()
@@ -117,35 +123,35 @@ def generate(
     seeds: Sequence[int],
     *,
     stop_ids: frozenset[int],
-    score: Sequence[tuple[int, int]] | None = None,
-    memory: ConversationCache | None = None,
+    score_spans: Sequence[tuple[int, int]] | None = None,
+    prefix_cache: ConversationCache | None = None,
 ) -> list[Sample]:
     """Sample one continuation per prompt.
 
-    Each row draws from a generator of its own, so its text depends on its prompt, its seed and the
-    weights, not on the rest of the batch (exactly in float32, but for ties within rounding; in
-    bfloat16 the rounding of a matrix product depends on the shape of the batch).
+    Each row has its own random generator, so its text depends on its prompt, its seed and the
+    weights, not on the rest of the batch. This is exact in float32 up to ties within rounding
+    error; in bfloat16 the rounding of a matrix product depends on the batch shape.
 
     Args:
         model: A causal language model.
         prompts: Token ids; none may be empty.
-        sampling: How tokens are chosen.
-        seeds: One per prompt.
-        stop_ids: A row ends with any of these tokens.
-        score: For each prompt, which of its own tokens are scored while it is read: the index of
-            the first, at least 1, and one past the last. None scores nothing.
-        memory: What the model has read before, and where this is remembered.
+        sampling: Sampling parameters.
+        seeds: Random seed of each prompt's continuation.
+        stop_ids: Tokens that end a continuation.
+        score_spans: For each prompt, start (at least 1) and end of a span of its tokens whose
+            log-probabilities are returned. None returns none.
+        prefix_cache: Key-value cache of earlier calls; it is read and updated.
 
     Returns:
         One sample per prompt, in order.
 
     Raises:
-        ModelError: The model's logits are not finite, or it is of a family that cannot be read.
-        OutOfMemoryError: Memory is not enough for a single row; before that, batches are halved.
+        ModelError: The model's logits are not finite, or its family is not supported.
+        OutOfMemoryError: A single row does not fit in memory. Larger batches are halved first.
     """
     if sampling.temperature == 0:
-        same = _first_of_same(prompts, score)
-        if len(set(same)) < len(prompts):  # the likeliest text is the same each time
+        same = _first_identical_row(prompts, score_spans)
+        if len(set(same)) < len(prompts):  # greedy decoding of equal prompts gives equal text
             distinct = sorted(set(same))
             samples = generate(
                 model,
@@ -153,8 +159,8 @@ def generate(
                 sampling,
                 [seeds[row] for row in distinct],
                 stop_ids=stop_ids,
-                score=None if score is None else [score[row] for row in distinct],
-                memory=memory,
+                score_spans=None if score_spans is None else [score_spans[row] for row in distinct],
+                prefix_cache=prefix_cache,
             )
             by_row = dict(zip(distinct, samples, strict=True))
             return [by_row[row] for row in same]
@@ -168,24 +174,27 @@ def generate(
             sampling,
             [seeds[row] for row in rows],
             stop_ids,
-            None if score is None else [score[row] for row in rows],
-            memory,
+            None if score_spans is None else [score_spans[row] for row in rows],
+            prefix_cache,
         )
 
-    forget = memory.forget if memory is not None else lambda: None
+    release = prefix_cache.clear if prefix_cache is not None else lambda: None
     batches = _batches(model, lengths)
-    for rows, batch in in_batches(batches, run, doing="sampling", release=forget):
+    for rows, batch in in_batches(batches, run, doing="sampling", release=release):
         for row, sample in zip(rows, batch, strict=True):
             results[row] = sample
     return [result for result in results if result is not None]
 
 
-def _first_of_same(
-    prompts: Sequence[Sequence[int]], score: Sequence[tuple[int, int]] | None
+def _first_identical_row(
+    prompts: Sequence[Sequence[int]], score_spans: Sequence[tuple[int, int]] | None
 ) -> list[int]:
-    """For each row, the first row with the same prompt of which the same is asked."""
+    """Return for each row the index of the first row with the same prompt and span."""
     first: dict[tuple[object, ...], int] = {}
-    keys = [(tuple(prompt), score[row] if score else None) for row, prompt in enumerate(prompts)]
+    keys = [
+        (tuple(prompt), score_spans[row] if score_spans else None)
+        for row, prompt in enumerate(prompts)
+    ]
     return [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
@@ -195,9 +204,10 @@ def _batches(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[list[in
         if window is None or lengths[rows[0]] <= window:
             yield rows
         else:
-            # Past the window, layers would count padding between prompt and answer: have none.
-            for _, alike in groupby(rows, key=lambda row: lengths[row]):
-                yield list(alike)
+            # Beyond the sliding window, padding between prompt and continuation would be counted,
+            # so such batches contain rows of equal length only.
+            for _, equal in groupby(rows, key=lambda row: lengths[row]):
+                yield list(equal)
 
 
 def _generate_batch(
@@ -206,56 +216,79 @@ def _generate_batch(
     sampling: Sampling,
     seeds: Sequence[int],
     stop_ids: frozenset[int],
-    score: Sequence[tuple[int, int]] | None,
-    memory: ConversationCache | None,
+    score_spans: Sequence[tuple[int, int]] | None,
+    prefix_cache: ConversationCache | None,
 ) -> list[Sample]:
-    device = model.device
-    limits = [len(prompt) - 1 for prompt in prompts]
-    if score is not None:
+    max_shared = [len(prompt) - 1 for prompt in prompts]
+    if score_spans is not None:
         # The token before the first scored one predicts it, so it must be in the suffix.
-        limits = [min(limit, start - 1) for limit, (start, _) in zip(limits, score, strict=True)]
-    reading = read(model, prompts, limits, room=sampling.max_new_tokens, memory=memory)
-    scores = _prompt_logprobs(model, reading, prompts, score)
-    last = reading.lengths - reading.suffix_starts - 1
-    hidden = reading.hidden[torch.arange(len(prompts), device=device), last]
+        max_shared = [
+            min(limit, start - 1) for limit, (start, _) in zip(max_shared, score_spans, strict=True)
+        ]
+    prefill = forward_shared_prefix(
+        model, prompts, max_shared, reserve=sampling.max_new_tokens, prefix_cache=prefix_cache
+    )
+    scores = _prompt_logprobs(model, prefill, prompts, score_spans)
+    decoded = _decode(model, prefill, sampling, seeds, stop_ids)
+    return [
+        Sample(tuple(row.tokens), tuple(row.logprobs), "stop" if row.stopped else "length", score)
+        for row, score in zip(decoded, scores, strict=True)
+    ]
+
+
+@dataclass
+class _Decoded:
+    """The continuation of one row while it is decoded."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+def _decode(
+    model: PreTrainedModel,
+    prefill: ForwardOutput,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    stop_ids: frozenset[int],
+) -> list[_Decoded]:
+    """Sample tokens autoregressively after the prompts were computed."""
+    device = model.device
+    active = torch.arange(len(seeds), device=device)  # rows of the batch still in the cache
+    last = prefill.lengths - prefill.suffix_starts - 1
+    hidden = prefill.hidden[active, last]
     uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
-    active = torch.arange(len(prompts), device=device)  # rows of the batch still in the cache
-    mask, positions, cache = reading.mask, reading.lengths, reading.cache
+    decoded = [_Decoded() for _ in seeds]
+    mask, positions, kv_cache = prefill.mask, prefill.lengths, prefill.kv_cache
     for step in range(sampling.max_new_tokens):
-        chosen, chosen_logprobs = choose_tokens(
-            logits_of(model, hidden), uniforms[active, step], sampling
+        tokens, logprobs = sample_tokens(
+            lm_head_logits(model, hidden), uniforms[active, step], sampling
         )
-        ended = torch.isin(chosen, stops)
-        for row, token, logprob, end in zip(
-            active.tolist(), chosen.tolist(), chosen_logprobs.tolist(), ended.tolist(), strict=True
+        rows = [decoded[row] for row in active.tolist()]
+        is_stop = torch.isin(tokens, stops).tolist()
+        for row, token, logprob, stop in zip(
+            rows, tokens.tolist(), logprobs.tolist(), is_stop, strict=True
         ):
-            if not stopped[row]:
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
-                stopped[row] = end
-        running = torch.tensor([not stopped[row] for row in active.tolist()], device=device)
-        left = int(running.sum())
-        if left == 0 or step + 1 == sampling.max_new_tokens:
+            if not row.stopped:
+                row.tokens.append(token)
+                row.logprobs.append(logprob)
+                row.stopped = stop
+        running = torch.tensor([not row.stopped for row in rows], device=device)
+        remaining = int(running.sum())
+        if remaining == 0 or step + 1 == sampling.max_new_tokens:
             break
-        # Copying the cache costs about one step, so finished rows leave in bulk.
-        if left <= 0.75 * len(active):
+        # Copying the cache costs about one decoding step, so finished rows are removed in bulk.
+        if remaining <= 0.75 * len(active):
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            active, chosen, mask, positions = (
-                tensor[keep] for tensor in (active, chosen, mask, positions)
+            kv_cache.batch_select_indices(keep)
+            active, tokens, mask, positions = (
+                tensor[keep] for tensor in (active, tokens, mask, positions)
             )
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        hidden = hidden_states(model, chosen[:, None], mask, positions[:, None], cache)[:, 0]
+        hidden = hidden_states(model, tokens[:, None], mask, positions[:, None], kv_cache)[:, 0]
         positions = positions + 1
-    return [
-        Sample(tuple(ids), tuple(values), "stop" if end else "length", score)
-        for ids, values, end, score in zip(tokens, logprobs, stopped, scores, strict=True)
-    ]
+    return decoded
 
 
 def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
@@ -266,19 +299,20 @@ def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows).float()  # some devices have no float64
 
 
-def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Pick one token per row by inverting its cumulative distribution.
+def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Sample one token per row by inverting its cumulative distribution.
 
     Args:
         logits: (B, V), float32.
-        uniforms: (B,), in [0, 1), float32.
+        uniforms: Uniform random numbers in [0, 1), (B,), float32.
         sampling: Temperature and truncation.
 
     Returns:
-        Tokens (B,) int64 and their log-probabilities (B,) under the distribution sampled from.
+        Tokens, (B,) int64, and their natural log-probabilities, (B,) float32, under the sampling
+        distribution; zeros for greedy decoding.
 
     Raises:
-        ModelError: A row has no finite largest logit.
+        ModelError: The largest logit of a row is not finite.
     """
     top = logits.amax(dim=-1, keepdim=True)
     if not torch.isfinite(top).all():
@@ -293,18 +327,18 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
     if sampling.temperature != 1:
         scores /= sampling.temperature
     weights = _truncate(scores, sampling).exp_()
-    tokens, total = _draw(weights, uniforms)
+    tokens, total = _sample_from_weights(weights, uniforms)
     return tokens, (weights.gather(1, tokens[:, None]).squeeze(1) / total).log()
 
 
 BLOCK = 256
-"""Weights are summed by blocks of so many, so that only one block is ever accumulated."""
+"""Block size of the two-stage cumulative sum: blocks first, then the tokens of one block."""
 
 
-def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert the cumulative sum of each row of weights (B, V): first the block, then the token.
+def _sample_from_weights(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample a token from each row of unnormalised weights, (B, V).
 
-    Returns the tokens (B,) and the rows' total weights (B,).
+    Returns the tokens, (B,), and the total weight of each row, (B,).
     """
     vocabulary = weights.shape[1]
     whole = vocabulary // BLOCK * BLOCK
@@ -321,7 +355,7 @@ def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 def _invert(cumulative: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first index whose cumulative weight exceeds the draw, and the weight before it."""
-    # Whatever the sum was rounded to, a draw stays below it: from there on nothing has a chance.
+    # Rounding must not push a draw to the total weight, where no token has probability left.
     total = cumulative[:, -1:]
     draws = torch.minimum(draws[:, None], torch.nextafter(total, torch.zeros_like(total)))
     index = torch.searchsorted(cumulative, draws.clamp(min=0), right=True)
@@ -336,7 +370,7 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
-        # A token stays if those before it do not reach top_p yet; so the first always stays.
+        # A token is kept if the tokens before it do not reach top_p; the first is always kept.
         drop = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
     return logits
@@ -344,15 +378,15 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _prompt_logprobs(
     model: PreTrainedModel,
-    reading: Reading,
+    prefill: ForwardOutput,
     prompts: Sequence[Sequence[int]],
-    score: Sequence[tuple[int, int]] | None,
+    score_spans: Sequence[tuple[int, int]] | None,
 ) -> list[tuple[float, ...]]:
-    if score is None:
+    if score_spans is None:
         return [()] * len(prompts)
-    heads = [prompt[:stop] for prompt, (_, stop) in zip(prompts, score, strict=True)]
-    logprobs = suffix_logprobs(model, reading, heads, [start for start, _ in score])
+    heads = [prompt[:stop] for prompt, (_, stop) in zip(prompts, score_spans, strict=True)]
+    logprobs = suffix_logprobs(model, prefill, heads, [start for start, _ in score_spans])
     return [
         tuple(row[: stop - start].tolist())
-        for row, (start, stop) in zip(logprobs, score, strict=True)
+        for row, (start, stop) in zip(logprobs, score_spans, strict=True)
     ]

@@ -1,8 +1,8 @@
-"""Sampling by `generate` of transformers, in the place of `astra_rl.models.generation.generate`.
+"""Sampling backend that uses ``generate`` of transformers.
 
-For models that the engine cannot read in segments, and to hold the engine against. It is slower: it
-pads and reads each prompt whole, and its rows share one random generator, so that a row's text
-depends on what else is in the batch.
+For model families that `astra_rl.models.generation` does not support, and as a reference for it. It
+is slower: prompts are padded and computed whole. Rows share one random generator, so a row's text
+depends on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.seeding import derive_seed, seeded
+from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.forward import token_budget_batches
 from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
 from astra_rl.models.scoring import prompt_logprobs
 
@@ -28,26 +28,26 @@ def generate_with_transformers(
     seeds: Sequence[int],
     *,
     stop_ids: frozenset[int],
-    score: Sequence[tuple[int, int]] | None = None,
-    memory: ConversationCache | None = None,
+    score_spans: Sequence[tuple[int, int]] | None = None,
+    prefix_cache: ConversationCache | None = None,
 ) -> list[Sample]:
     """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
 
     Args:
         model: A causal language model.
         prompts: Token ids; none may be empty.
-        sampling: How tokens are chosen.
-        seeds: One per prompt; together they seed each batch.
-        stop_ids: A row ends with any of these tokens.
-        score: For each prompt, the first and one past the last of its own tokens to be scored.
-        memory: Not used; each prompt is read whole.
+        sampling: Sampling parameters.
+        seeds: One per prompt; those of a batch are combined to its seed.
+        stop_ids: Tokens that end a continuation.
+        score_spans: For each prompt, start and end of the span of its tokens to score.
+        prefix_cache: Ignored; prompts are computed whole.
     """
     results: list[Sample | None] = [None] * len(prompts)
 
     def run(rows: Sequence[int]) -> list[Sample]:
-        spans = None if score is None else [score[row] for row in rows]
+        spans = None if score_spans is None else [score_spans[row] for row in rows]
         with seeded(derive_seed(*(seeds[row] for row in rows))):
-            return _batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
+            return _generate_batch(model, [prompts[row] for row in rows], sampling, stop_ids, spans)
 
     batches = token_budget_batches(
         [len(prompt) + sampling.max_new_tokens for prompt in prompts],
@@ -60,7 +60,7 @@ def generate_with_transformers(
     return [result for result in results if result is not None]
 
 
-def _batch(
+def _generate_batch(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -85,7 +85,7 @@ def _batch(
         pad_token_id=padding,
         return_dict_in_generate=True,
         output_scores=True,
-        # What a generation_config.json may have set otherwise must not come through.
+        # Overrides the settings of a generation_config.json.
         **({} if is_greedy else {"temperature": sampling.temperature}),
         top_k=None if is_greedy else sampling.top_k,
         top_p=None if is_greedy else sampling.top_p,
@@ -94,7 +94,7 @@ def _batch(
     new = output.sequences[:, width:]
     scores = torch.stack(output.scores, dim=1).float().log_softmax(-1)
     chosen = scores.gather(2, new[:, :, None]).squeeze(2)
-    heard = prompt_logprobs(model, prompts, spans)
+    span_logprobs = prompt_logprobs(model, prompts, spans)
     samples = []
     for row in range(len(prompts)):
         tokens = new[row].tolist()
@@ -106,7 +106,7 @@ def _batch(
                 tuple(tokens[:count]),
                 tuple(logprobs),
                 "length" if end is None else "stop",
-                heard[row],
+                span_logprobs[row],
             )
         )
     return samples

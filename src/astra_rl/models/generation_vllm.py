@@ -1,7 +1,7 @@
-"""Sampling by vLLM, for GPUs that have room for it beside the models that are trained.
+"""Sampling backend that uses vLLM, for GPUs with memory for it beside the trained models.
 
-vLLM samples, and the model in memory scores what it sampled: the two round differently, so the log-
-probabilities of a sample are never taken from the sampler. How far they are apart is kept in view.
+vLLM and transformers round differently, so the log-probabilities of a sample are recomputed with
+the transformers model. The mean difference is logged (sampler-trainer mismatch).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from astra_rl.models.generation import Sample, Sampling
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 
 MAX_MISMATCH = 0.1
-"""Mean difference in nats per token above which a warning is given: rounding explains less."""
+"""Mean absolute difference, in nats per token, above which a warning is logged."""
 
 
 class VLLMSampler:
-    """Samples with an engine of vLLM that holds the same weights as a model in memory.
+    """Samples with a vLLM engine that holds the same base weights as the transformers model.
 
-    Give one to a frozen model, or to an attacker that trains an adapter: the adapter is handed over
-    whenever it has changed. An attacker whose own weights are trained is refused, for the engine
-    would go on with the old ones.
+    For frozen models and for attackers that train a LoRA adapter, which is sent to the engine when
+    it has changed. Full fine-tuning is not supported, because the engine's base weights are not
+    updated.
 
     Args:
         model: Hub id or folder of the base model.
-        options: Further arguments of ``vllm.LLM``, for instance ``gpu_memory_utilization=0.4``.
+        options: Further arguments of ``vllm.LLM``, for example ``gpu_memory_utilization=0.4``.
 
     Attributes:
-        mismatch: Mean absolute difference, in nats per token, between the sampler's log-
-            probabilities and the model's in the last call; NaN before.
+        mismatch: Mean absolute difference between vLLM's and the model's log-probabilities in the
+            last call, in nats per token; NaN before the first call.
 
     Raises:
         MissingDependencyError: The extra ``vllm`` is not installed.
@@ -63,31 +63,31 @@ class VLLMSampler:
         seeds: Sequence[int],
         *,
         stop_ids: frozenset[int],
-        score: Sequence[tuple[int, int]] | None = None,
-        memory: ConversationCache | None = None,
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        prefix_cache: ConversationCache | None = None,
     ) -> list[Sample]:
         """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
 
         Raises:
-            ConfigurationError: Weights of the model itself are trained.
+            ConfigurationError: The base weights of the model are trained.
         """
         if not prompts:
             return []
         outputs = self._engine.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             [self._parameters(sampling, seed, stop_ids) for seed in seeds],
-            lora_request=self._adapter_of(model),
+            lora_request=self._adapter_request(model),
             use_tqdm=False,
         )
-        said = [tuple(output.outputs[0].token_ids) for output in outputs]
-        logprobs = continuation_logprobs(model, prompts, said).detach()
-        rows = [tuple(row[: len(ids)].tolist()) for row, ids in zip(logprobs, said, strict=True)]
-        if sampling.is_exact:  # otherwise the model's are of another distribution
-            self._compare(outputs, rows)
-        scored = prompt_logprobs(model, prompts, score)
+        sampled = [tuple(output.outputs[0].token_ids) for output in outputs]
+        logprobs = continuation_logprobs(model, prompts, sampled).detach()
+        rows = [tuple(row[: len(ids)].tolist()) for row, ids in zip(logprobs, sampled, strict=True)]
+        if sampling.is_exact:  # otherwise the distributions differ
+            self._log_mismatch(outputs, rows)
+        span_logprobs = prompt_logprobs(model, prompts, score_spans)
         return [
-            Sample(ids, row, "stop" if ids and ids[-1] in stop_ids else "length", heard)
-            for ids, row, heard in zip(said, rows, scored, strict=True)
+            Sample(ids, row, "stop" if ids and ids[-1] in stop_ids else "length", span)
+            for ids, row, span in zip(sampled, rows, span_logprobs, strict=True)
         ]
 
     def _parameters(self, sampling: Sampling, seed: int, stop_ids: frozenset[int]) -> Any:
@@ -98,19 +98,19 @@ class VLLMSampler:
             top_p=sampling.top_p,
             seed=seed % 2**63,
             stop_token_ids=sorted(stop_ids),
-            ignore_eos=True,  # what ends a text is in stop_ids
+            ignore_eos=True,  # stop_ids contains the end tokens
             logprobs=0,
             detokenize=False,
         )
 
-    def _adapter_of(self, model: Any) -> Any:
-        """Hand over the adapter that is switched on, if there is one and it has changed."""
+    def _adapter_request(self, model: Any) -> Any:
+        """Return the request for the active adapter, saved anew if it has changed; None if none."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         adapter = [(name, p) for name, p in trained if "lora_" in name]
         if len(adapter) < len(trained):
             raise ConfigurationError(
-                "vLLM samples with weights of its own, and this attacker trains the model's. "
-                "Train an adapter (lora), or sample with the engine of this library."
+                "the vLLM sampler does not support training the attacker's base weights. Train a "
+                "LoRA adapter (lora), or use the sampler of this library."
             )
         if not adapter or not hasattr(model, "peft_config"):
             return None
@@ -124,7 +124,7 @@ class VLLMSampler:
         request = require("vllm.lora.request", extra="vllm").LoRARequest
         return request(f"attacker-{self._adapter_number}", self._adapter_number, str(path))
 
-    def _compare(self, outputs: Sequence[Any], rows: Sequence[tuple[float, ...]]) -> None:
+    def _log_mismatch(self, outputs: Sequence[Any], rows: Sequence[tuple[float, ...]]) -> None:
         differences = [
             abs(choices[token].logprob - ours)
             for output, row in zip(outputs, rows, strict=True)
@@ -135,6 +135,6 @@ class VLLMSampler:
         self.mismatch = math.fsum(differences) / len(differences) if differences else math.nan
         log = logger.warning if self.mismatch > MAX_MISMATCH else logger.debug
         log(
-            "vLLM and the model in memory differ by %.3g nats per token on what was sampled",
+            "log-probabilities of vLLM and of transformers differ by %.3g nats per sampled token",
             self.mismatch,
         )

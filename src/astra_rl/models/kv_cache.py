@@ -1,7 +1,7 @@
-"""A key-value cache that knows in advance how long it will become.
+"""Key-value cache that is allocated once for its final length.
 
-Without gradients, a layer of it is allocated once and written in place; the cache of transformers
-is copied whole for each token, which took a tenth of the time of a decoding step.
+Without gradients, keys and values are written in place. The dynamic cache of transformers is copied
+for each token, which took a tenth of the time of a decoding step.
 """
 
 from __future__ import annotations
@@ -16,91 +16,94 @@ from transformers.cache_utils import DynamicLayer
 from astra_rl.models.attention import SHORT_ATTENTION
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one attention layer, (B, heads, tokens, size), with room to grow.
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of one attention layer, (B, heads, tokens, head size).
 
     Args:
-        capacity: So many tokens are made room for; more are taken, at the price of a copy.
-        whole: Give the attention the room too, hidden by the mask. Matrix products are slow on a
-            slice of it; but only attention that is chosen by name, and its masks, know the size.
+        capacity: Number of tokens to allocate for. A longer sequence reallocates and copies.
+        return_padded: Whether `update` returns the whole allocation instead of a slice of the used
+            part. Matrix products on the slice are slow, but only attention functions with a
+            registered mask function know the size of the allocation.
     """
 
-    def __init__(self, capacity: int, *, whole: bool) -> None:
+    def __init__(self, capacity: int, *, return_padded: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
-        self.whole = whole
+        self.return_padded = return_padded
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values of new tokens and return those of all."""
-        if torch.is_grad_enabled():  # what is written in place cannot be differentiated
+        """Append the keys and values of new tokens and return those of all tokens."""
+        if torch.is_grad_enabled():  # in-place writes are not differentiable
             self._buffers = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self.contents
+        keys, values = self.keys_and_values
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if self._buffers is None or end > self.capacity:
             self.capacity = max(self.capacity, end)
             self._buffers = (
-                self._with_room(keys, key_states, start),
-                self._with_room(values, value_states, start),
+                self._allocate(keys, key_states, start),
+                self._allocate(values, value_states, start),
             )
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
-        self._show(end)
-        return self._buffers if self.whole else self.contents
+        self._set_used_length(end)
+        return self._buffers if self.return_padded else self.keys_and_values
 
     @property
-    def contents(self) -> tuple[Tensor, Tensor]:
-        """Keys and values so far."""
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens so far."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
 
     def restore(self, keys: Tensor, values: Tensor) -> None:
-        """Go on from keys and values of another layer; they are copied before they are changed."""
+        """Start from the keys and values of another layer; they are copied on the first write."""
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys `update` will return, and the position of the first."""
+        """Return the number of keys that `update` will return, and the position of the first."""
         length, offset = super().get_mask_sizes(query_length)
-        is_whole = self.whole and not torch.is_grad_enabled()
-        return (max(length, self.capacity) if is_whole else length), offset
+        is_padded = self.return_padded and not torch.is_grad_enabled()
+        return (max(length, self.capacity) if is_padded else length), offset
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`, which may repeat."""
+        """Select rows of the batch; `indices`, (B,) int64, may contain repetitions."""
         if self._buffers is None:
             super().batch_select_indices(indices)
             return
         length = self.get_seq_length()
         keys, values = self._buffers
         self._buffers = keys.index_select(0, indices), values.index_select(0, indices)
-        self._show(length)
+        self._set_used_length(length)
 
-    def _with_room(self, old: Tensor, new: Tensor, length: int) -> Tensor:
+    def _allocate(self, old: Tensor, new: Tensor, length: int) -> Tensor:
         rows, heads, _, size = new.shape
-        # Zeros: what is hidden is multiplied by zero, and must not be NaN.
+        # Zeros, because masked positions are multiplied by zero and must not be NaN.
         buffer = new.new_zeros(rows, heads, self.capacity, size)
         if length:
             buffer[:, :, :length] = old
         return buffer
 
-    def _show(self, length: int) -> None:
+    def _set_used_length(self, length: int) -> None:
         assert self._buffers is not None
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
 
-def roomy_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """Return an empty cache for `model` whose full-attention layers have room for `capacity`."""
+def preallocated_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+    """Return an empty cache whose full-attention layers are allocated for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
-    whole = model.config._attn_implementation == SHORT_ATTENTION
+    return_padded = model.config._attn_implementation == SHORT_ATTENTION
     cache.layers = [
-        RoomyLayer(capacity, whole=whole) if type(layer) is DynamicLayer else layer
+        PreallocatedLayer(capacity, return_padded=return_padded)
+        if type(layer) is DynamicLayer
+        else layer
         for layer in cache.layers
     ]
     return cache

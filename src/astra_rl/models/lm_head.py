@@ -1,8 +1,8 @@
-"""From hidden states to log-probabilities: the only place where logits of a vocabulary exist.
+"""Language-model head: logits and token log-probabilities from hidden states.
 
-One row of logits of a vocabulary of 49,152 is 197 kB in float32, a thousand of them more than a
-small model. So only wanted positions come here, a few at a time, and training computes the logits
-of each few again in the backward pass instead of keeping them.
+Full-vocabulary logits exist only in this module. One row for a vocabulary of 49,152 takes 197 kB in
+float32. Therefore only the positions whose log-probabilities are needed are projected, in blocks,
+and training recomputes each block in the backward pass (activation checkpointing).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGIT_BYTES = 24 * 2**20
-"""Size of the logits that exist at one time.
+"""Maximum size of one block of logits, in bytes.
 
-Blocks below 32 MiB are also what the allocator of glibc hands out again without asking the system
-for fresh pages, which costs more than filling them.
+glibc's allocator reuses blocks below 32 MiB; larger ones are mapped anew each time, which takes
+longer than computing them.
 """
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Apply the head to hidden states (N, H); returns float32 logits (N, V)."""
-    # On the CPU a frozen head takes a slow batched path for slices that are not contiguous.
+def lm_head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Return the logits, (N, V) float32, of hidden states (N, H)."""
+    # On the CPU, a linear layer with frozen weights is slow for inputs that are not contiguous.
     logits: Tensor = model.get_output_embeddings()(hidden.contiguous()).float()
     config = model.config.get_text_config()
-    # What some families do to logits in their own forward (Cohere, Granite, Gemma 2).
+    # Post-processing in the forward pass of some families (Cohere, Granite, Gemma 2).
     if getattr(config, "logit_scale", None) is not None:
         logits = logits * config.logit_scale
     if getattr(config, "logits_scaling", None) is not None:
@@ -38,7 +38,7 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 
 def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of one token after each hidden state.
+    """Log-probability of one token at each hidden state.
 
     Args:
         model: A causal language model.
@@ -46,20 +46,20 @@ def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
         tokens: Token ids, (N,), int64.
 
     Returns:
-        Natural logarithms, (N,), float32, with gradients if `hidden` or the head has some.
+        Natural logarithms, (N,), float32, with gradients if `hidden` or the head requires them.
     """
     vocabulary = model.config.get_text_config().vocab_size
     rows = max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
     if len(hidden) <= rows:
-        return _few_logprobs(model, hidden, tokens)
+        return _block_logprobs(model, hidden, tokens)
     parts = zip(torch.split(hidden, rows), torch.split(tokens, rows), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([_few_logprobs(model, *part) for part in parts])
+        return torch.cat([_block_logprobs(model, *part) for part in parts])
     return torch.cat(
-        [checkpoint(_few_logprobs, model, *part, use_reentrant=False) for part in parts]
+        [checkpoint(_block_logprobs, model, *part, use_reentrant=False) for part in parts]
     )
 
 
-def _few_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-    logits = logits_of(model, hidden)
+def _block_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    logits = lm_head_logits(model, hidden)
     return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")

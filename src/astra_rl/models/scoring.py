@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations, without ever making the prompt's logits."""
+"""Log-probabilities of given continuations, computed without logits of the prompts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
-from astra_rl.models.forward import read, suffix_logprobs, token_budget_batches
+from astra_rl.models.batching import token_budget_batches
+from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.generation import MAX_BATCH_ROWS
 
 MAX_SCORING_TOKENS = 16_384
+"""Maximum number of tokens of a batch without gradients, padding included."""
 
 
 def continuation_logprobs(
@@ -20,22 +22,22 @@ def continuation_logprobs(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Score continuations token by token at temperature 1.
+    """Return the log-probability of each token of B continuations, at temperature 1.
 
-    With autograd on, all rows are one graph; how many rows fit is the caller's choice. With
-    autograd off, rows are cut into batches of similar length, and those halved where memory is not
-    enough.
+    With autograd enabled, all rows are one batch, whose size is the caller's responsibility. With
+    autograd disabled, rows are split into batches of similar length, which are halved on
+    out-of-memory errors.
 
     Args:
         model: A causal language model, in evaluation mode.
         prompts: Token ids; none may be empty.
-        continuations: Token ids; may be empty, such a row is all padding.
+        continuations: Token ids; an empty row is all padding.
 
     Returns:
-        Natural log-probabilities, (B, longest continuation), float32, zero where a row has ended.
+        Natural logarithms, (B, longest continuation), float32, right-padded with zeros.
 
     Raises:
-        ModelError: The model is of a family that cannot be read.
+        ModelError: The model's family is not supported, see `forward.check_supported`.
     """
     sequences = [
         [*prompt, *continuation]
@@ -45,12 +47,12 @@ def continuation_logprobs(
     if not sequences:
         return torch.zeros(0, 0, device=model.device)
     if torch.is_grad_enabled():
-        return _score(model, sequences, starts)
+        return _score_batch(model, sequences, starts)
     width = max((len(continuation) for continuation in continuations), default=0)
     out = torch.zeros(len(prompts), width, device=model.device)
 
     def run(rows: Sequence[int]) -> Tensor:
-        return _score(model, [sequences[row] for row in rows], [starts[row] for row in rows])
+        return _score_batch(model, [sequences[row] for row in rows], [starts[row] for row in rows])
 
     batches = token_budget_batches(
         [len(sequence) for sequence in sequences],
@@ -67,13 +69,16 @@ def prompt_logprobs(
     prompts: Sequence[Sequence[int]],
     spans: Sequence[tuple[int, int]] | None,
 ) -> list[tuple[float, ...]]:
-    """Score a part of each prompt, for samplers that do not score while they read.
+    """Return log-probabilities of a span of each prompt, for samplers that do not return them.
 
     Args:
         model: A causal language model, in evaluation mode.
         prompts: Token ids; none may be empty.
-        spans: For each prompt, the first token to be scored, at least 1 unless there is none, and
-            one past the last. None scores nothing.
+        spans: For each prompt, start and end of the scored tokens; start is at least 1 unless the
+            span is empty. None scores nothing.
+
+    Returns:
+        Natural logarithms of the tokens of each span.
     """
     if spans is None:
         return [()] * len(prompts)
@@ -90,14 +95,14 @@ def prompt_logprobs(
     ]
 
 
-def _score(
+def _score_batch(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]
 ) -> Tensor:
-    limits = [start - 1 for start in starts]
-    # The last token of a sequence predicts nothing that is asked for, so it need not be read.
+    max_shared = [start - 1 for start in starts]
+    # The last token predicts no scored token, so it is left out of the forward pass.
     heads = [
         sequence[:-1] if len(sequence) > start else sequence
         for sequence, start in zip(sequences, starts, strict=True)
     ]
-    reading = read(model, heads, limits)
-    return suffix_logprobs(model, reading, sequences, starts)
+    output = forward_shared_prefix(model, heads, max_shared)
+    return suffix_logprobs(model, output, sequences, starts)

@@ -1,4 +1,4 @@
-"""A value function: returns estimated from the hidden states of a language model."""
+"""Value head: estimates of returns from the hidden states of a language model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
-from astra_rl.models.forward import Reading, read, token_budget_batches
+from astra_rl.models.batching import token_budget_batches
+from astra_rl.models.forward import ForwardOutput, forward_shared_prefix
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
 
 FILE_NAME = "value_head.safetensors"
-"""Where the weights of a value head are, in the folder of its model."""
+"""File of the value head's weights in the folder of its model."""
 
 
 class ValueHead(nn.Module):
-    """Two layers on top of hidden states; float32. It begins by estimating zero everywhere.
+    """Two-layer perceptron on hidden states, in float32. Its initial estimates are zero.
 
     Args:
-        hidden_size: Width of the hidden states.
-        count: How many returns are estimated.
-        seed: Of the first weights.
+        hidden_size: Size of the hidden states.
+        count: Number of estimated returns, K.
+        seed: Seed of the initial weights.
     """
 
     def __init__(self, hidden_size: int, count: int = 1, *, seed: int = 0) -> None:
@@ -41,43 +42,43 @@ class ValueHead(nn.Module):
 
     @property
     def count(self) -> int:
-        """How many returns are estimated."""
+        """Number of estimated returns, K."""
         return self.outer.out_features
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Estimate the returns, (..., count), from hidden states (..., hidden_size)."""
+        """Return estimates, (..., K) float32, from hidden states (..., hidden_size)."""
         estimates: Tensor = self.outer(torch.tanh(self.inner(hidden.float())))
         return estimates
 
     def save(self, folder: Path) -> None:
-        """Write the weights into a folder, as safetensors."""
+        """Write the weights into a folder, in safetensors format."""
         save_file(self.state_dict(), folder / FILE_NAME)
 
     def load(self, folder: Path) -> None:
-        """Read the weights from a folder.
+        """Load the weights from a folder.
 
         Raises:
-            ModelError: They are those of another model, or of another number of returns.
+            ModelError: The file cannot be read, or its hidden size or number of returns differs.
         """
         try:
             self.load_state_dict(load_file(folder / FILE_NAME))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(
-                f"{folder / FILE_NAME} does not fit a model of hidden size "
-                f"{self.inner.in_features} whose {self.count} returns are estimated. Delete the "
-                "file to begin with a fresh value head."
+                f"{folder / FILE_NAME} does not fit a value head with hidden size "
+                f"{self.inner.in_features} and {self.count} returns. Delete the file to start with "
+                "a newly initialised value head."
             ) from error
 
 
-def predictor_states(
+def preceding_hidden_states(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Return the hidden state before each token of the continuations, that which predicts it.
+    """Return the hidden state from which each token of B continuations is predicted.
 
-    With autograd on, all rows are one graph; with autograd off, rows are cut into batches of
-    similar length.
+    With autograd enabled, all rows are one batch; otherwise rows are split into batches of similar
+    length.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -85,10 +86,10 @@ def predictor_states(
         continuations: Token ids; may be empty.
 
     Returns:
-        (B, longest continuation, hidden size), zero where a row has ended.
+        (B, longest continuation, hidden size), float32, right-padded with zeros.
 
     Raises:
-        ModelError: The model is of a family that cannot be read.
+        ModelError: The model's family is not supported, see `forward.check_supported`.
     """
     width = max((len(ids) for ids in continuations), default=0)
     out = torch.zeros(
@@ -96,23 +97,23 @@ def predictor_states(
     )
     lengths = [len(a) + len(b) for a, b in zip(prompts, continuations, strict=True)]
 
-    def run(rows: Sequence[int]) -> Reading:
-        # The last token of a sequence is predicted, and predicts nothing that is asked for.
+    def run(rows: Sequence[int]) -> ForwardOutput:
+        # The last token predicts no token of the continuation.
         heads = [[*prompts[row], *continuations[row][:-1]] for row in rows]
-        return read(model, heads, [len(prompts[row]) - 1 for row in rows])
+        return forward_shared_prefix(model, heads, [len(prompts[row]) - 1 for row in rows])
 
-    readings: Iterable[tuple[Sequence[int], Reading]]
+    outputs: Iterable[tuple[Sequence[int], ForwardOutput]]
     if torch.is_grad_enabled():
         every = range(len(prompts))
-        readings = [(every, run(every))] if prompts else []
+        outputs = [(every, run(every))] if prompts else []
     else:
         batches = token_budget_batches(
             lengths, max_tokens=MAX_SCORING_TOKENS, max_rows=MAX_BATCH_ROWS
         )
-        readings = in_batches(batches, run, doing="estimating values")
-    for rows, reading in readings:
+        outputs = in_batches(batches, run, doing="estimating values")
+    for rows, output in outputs:
         for index, row in enumerate(rows):
             count = len(continuations[row])
-            start = len(prompts[row]) - 1 - int(reading.suffix_starts[index])
-            out[row, :count] = reading.hidden[index, start : start + count].to(out.dtype)
+            start = len(prompts[row]) - 1 - int(output.suffix_starts[index])
+            out[row, :count] = output.hidden[index, start : start + count].to(out.dtype)
     return out

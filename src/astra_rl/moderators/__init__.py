@@ -1,4 +1,4 @@
-"""Judges of what was said: one module each, loaded when its class is first used."""
+"""Moderators: one module each, imported when its class is first used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from astra_rl.infra.importing import load_object
 from astra_rl.moderators.registry import MODERATORS
 
-if TYPE_CHECKING:  # what `__getattr__` gives at run time, for type checkers and editors
+if TYPE_CHECKING:  # the classes that `__getattr__` imports, for type checkers and editors
     from astra_rl.moderators.caching import CachedModerator as CachedModerator
     from astra_rl.moderators.composition import InverseModerator as InverseModerator
     from astra_rl.moderators.composition import MajorityModerator as MajorityModerator

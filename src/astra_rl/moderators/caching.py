@@ -1,4 +1,4 @@
-"""Never judge the same thing twice."""
+"""A cache around a moderator."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from astra_rl.errors import ConfigurationError
 
 
 class CachedModerator(Moderator[StateT, ActionT]):
-    """Asks another moderator only about what it has not scored yet.
+    """Caches the scores of another moderator (least recently used).
 
-    Equal inputs of one call are judged once, and scores are kept across calls. Inputs are equal if
-    all that a moderator may look at is: the text and, for an `Exchange`, attack, response and the
-    whole context with its hidden parts. A missing score is not kept, so that it is tried again.
+    Equal inputs of one call are scored once, and scores are kept across calls. The key is all that
+    a moderator may depend on: the text and, for an `Exchange`, the attack, the response and the
+    whole context with its system message, brief and facts. A missing score is not cached.
 
     Args:
-        inner: Judges what is new; must give the same score for the same input.
-        max_entries: Scores that are kept; the least recently used go first.
+        inner: The moderator; must give the same score for the same input.
+        max_entries: Most scores in the cache.
 
     Attributes:
-        unscored: How many of the scores returned so far were missing, by reason.
+        unscored: Number of missing scores returned so far, by reason.
 
     Raises:
         ConfigurationError: `max_entries` is below 1.
@@ -34,8 +34,8 @@ class CachedModerator(Moderator[StateT, ActionT]):
     def __init__(self, inner: Moderator[StateT, ActionT], *, max_entries: int = 10_000) -> None:
         if max_entries < 1:
             raise ConfigurationError(
-                f"max_entries={max_entries}; at least 1 score must be kept. "
-                "Use the inner moderator itself to keep none."
+                f"max_entries={max_entries}; it must be at least 1. Use the inner moderator itself "
+                "to cache nothing."
             )
         self.inner = inner
         self.max_entries = max_entries
@@ -44,18 +44,18 @@ class CachedModerator(Moderator[StateT, ActionT]):
 
     @property
     def identity_stands_for(self) -> Moderator[StateT, ActionT]:
-        """Whose scores these are."""
+        """The wrapped moderator."""
         return self.inner
 
     def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
         """Score each input as `inner` does; inputs that are not strings must be hashable.
 
         Raises:
-            ContractError: `inner` returned another number of scores than it was asked for.
+            ContractError: `inner` returned another number of scores.
         """
         keys = [_key(item) for item in x]
         new = {key: item for key, item in zip(keys, x, strict=True) if key not in self._scores}
-        # Read before anything is evicted: one call may hold more than the cache.
+        # Read before anything is evicted: one call may have more inputs than the cache holds.
         known = {key: self._scores[key] for key in keys if key not in new}
         if new:
             scores = self.inner.moderate(list(new.values()))
@@ -68,7 +68,7 @@ class CachedModerator(Moderator[StateT, ActionT]):
         return found
 
     def forget(self) -> None:
-        """Forget all scores."""
+        """Empty the cache, and let `inner` forget."""
         self._scores.clear()
         self.inner.forget()
 
@@ -82,12 +82,12 @@ class CachedModerator(Moderator[StateT, ActionT]):
 
 
 def _as_float(score: Any) -> float:
-    # A Score is a float already and knows why it is missing; float() would make it forget.
+    # float() would drop the reason of a missing Score.
     return score if isinstance(score, float) else float(score)
 
 
 def _key(item: Any) -> Hashable:
-    # Exchange and Conversation equal any string of the same text; their parts tell them apart.
+    # An Exchange or Conversation equals any string of the same text, so its parts are the key.
     if isinstance(item, Exchange):
         return (
             "exchange",

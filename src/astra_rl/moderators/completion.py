@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.models.dialogue import DialogueView, window_of
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.targets.base import Message
 
 
@@ -80,11 +80,11 @@ class LocalCompleter:
             raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
         self.model_id = model_id
         self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
-        self.view = DialogueView(
+        self.view = ConversationRenderer(
             load_tokenizer(model_id) if tokenizer is None else tokenizer, "target", chat=True
         )
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
-        self._window = window_of(self.model.config)
+        self._window = context_window(self.model.config)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """Answer each chat: an optional system message and one message of the user.
@@ -93,7 +93,7 @@ class LocalCompleter:
             ContractError: A chat has other roles.
         """
         room = self.sampling.max_new_tokens
-        prompts = [self.view.render(_conversation(chat), room=room).ids for chat in chats]
+        prompts = [self.view.render(_conversation(chat), reserve=room).ids for chat in chats]
         fits = [
             row
             for row, ids in enumerate(prompts)

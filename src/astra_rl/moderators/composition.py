@@ -1,7 +1,7 @@
-"""Several moderators as one, and one seen differently.
+"""Moderators that combine or transform the scores of other moderators.
 
-A score that is missing is never counted as safe. A composition decides without it only where it
-could not change the outcome; otherwise its own score is missing too, for the same reason.
+A missing score is never treated as safe. A combined score is present if the missing ones could not
+change it; otherwise it is missing for the same reason.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Sequence
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
-from astra_rl.core.moderator import Moderator, Score, reason_of
+from astra_rl.core.moderator import Moderator, Score, missing_score, reason_of
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.identity import identity_of
 
 
 class Composition(Moderator[StateT, ActionT]):
-    """Asks each of several moderators about all texts, and makes one score of theirs.
+    """Base of moderators that combine the scores of others.
 
     Args:
         moderators: At least one.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: The list is empty.
     """
 
     def __init__(self, moderators: Sequence[Moderator[StateT, ActionT]]) -> None:
@@ -33,10 +33,10 @@ class Composition(Moderator[StateT, ActionT]):
             raise ConfigurationError(f"{type(self).__name__} needs at least one moderator.")
 
     def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
-        """Score each text in [0, 1]; missing where the scores that are there do not decide.
+        """Score each text in [0, 1]; missing if the scores that are present do not decide.
 
         Raises:
-            ContractError: A moderator returned another number of scores than it was asked for.
+            ContractError: A moderator returned another number of scores.
         """
         columns = [moderator.moderate(x) for moderator in self.moderators]
         for moderator, column in zip(self.moderators, columns, strict=True):
@@ -44,32 +44,32 @@ class Composition(Moderator[StateT, ActionT]):
         return [self.combine(row) for row in zip(*columns, strict=True)]
 
     def forget(self) -> None:
-        """Let each of them forget."""
+        """Call `forget` of each moderator."""
         for moderator in self.moderators:
             moderator.forget()
 
     @abstractmethod
     def combine(self, scores: Sequence[float]) -> float:
-        """Return one score for those of the moderators, in their order, NaN where missing."""
+        """Combine the scores of one text, in the order of the moderators; NaN is missing."""
 
     def _missing(self, scores: Sequence[float]) -> Score:
-        """Return a missing score that says which moderator could not score, and why."""
+        """Return a missing score with the name and reason of the first missing one."""
         for moderator, score in zip(self.moderators, scores, strict=True):
             if is_missing(score):
-                return Score.missing(f"{identity_of(moderator).name}: {reason_of(score)}")
+                return missing_score(score, f"{identity_of(moderator).name}: {reason_of(score)}")
         return Score.missing("no reason given")
 
 
 class WeightedModerator(Composition[StateT, ActionT]):
-    """The weighted mean. Without one of the scores it is missing.
+    """The weighted mean; missing if a score with a positive weight is.
 
     Args:
         moderators: At least one.
-        weights: One for each, not negative, not all zero. A weight of 0 asks a moderator without
-            listening to it, missing or not.
+        weights: One per moderator, not negative, not all zero. A moderator of weight 0 is called,
+            but its score is ignored.
 
     Raises:
-        ConfigurationError: The weights are not that.
+        ConfigurationError: The number or the values of the weights are wrong.
     """
 
     def __init__(
@@ -83,22 +83,22 @@ class WeightedModerator(Composition[StateT, ActionT]):
             )
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
             raise ConfigurationError(
-                f"weights={list(self.weights)}; they must not be negative, nor all zero."
+                f"weights={list(self.weights)}; they must be finite, not negative and not all zero."
             )
 
     def combine(self, scores: Sequence[float]) -> float:
-        """Return the mean of the scores that have a weight."""
-        heard = [(w, s) for w, s in zip(self.weights, scores, strict=True) if w]
-        if any(is_missing(score) for _, score in heard):
+        """Return the weighted mean of the scores with a positive weight."""
+        weighted = [(w, s) for w, s in zip(self.weights, scores, strict=True) if w]
+        if any(is_missing(score) for _, score in weighted):
             return self._missing(
                 [s if w else 0.0 for w, s in zip(self.weights, scores, strict=True)]
             )
-        total = math.fsum(weight for weight, _ in heard)
-        return math.fsum(weight * score for weight, score in heard) / total
+        total = math.fsum(weight for weight, _ in weighted)
+        return math.fsum(weight * score for weight, score in weighted) / total
 
 
 class MeanModerator(WeightedModerator[StateT, ActionT]):
-    """The mean. Without one of the scores it is missing.
+    """The mean; missing if one of the scores is.
 
     Args:
         moderators: At least one.
@@ -109,7 +109,7 @@ class MeanModerator(WeightedModerator[StateT, ActionT]):
 
 
 class MaxModerator(Composition[StateT, ActionT]):
-    """The highest score. With one missing it is known only if another is 1."""
+    """The highest score; missing if one is missing and no other is 1."""
 
     def combine(self, scores: Sequence[float]) -> float:
         """Return the maximum."""
@@ -118,7 +118,7 @@ class MaxModerator(Composition[StateT, ActionT]):
 
 
 class MinModerator(Composition[StateT, ActionT]):
-    """The lowest score. With one missing it is known only if another is 0."""
+    """The lowest score; missing if one is missing and no other is 0."""
 
     def combine(self, scores: Sequence[float]) -> float:
         """Return the minimum."""
@@ -129,12 +129,11 @@ class MinModerator(Composition[StateT, ActionT]):
 class MajorityModerator(Composition[StateT, ActionT]):
     """1 if more than half of the moderators reach the threshold, else 0.
 
-    With some missing it is known once those there make a majority, or no longer can be outvoted.
-    Half of an even number is no majority.
+    It is missing if the missing scores could change the outcome. A tie scores 0.
 
     Args:
         moderators: At least one.
-        threshold: Score in (0, 1] from which on a moderator votes yes.
+        threshold: A moderator votes yes at this score or above; in (0, 1].
 
     Raises:
         ConfigurationError: `threshold` is out of its range.
@@ -161,20 +160,20 @@ class _Single(Composition[StateT, ActionT]):
         super().__init__(moderators)
         if len(self.moderators) != 1:
             raise ConfigurationError(
-                f"{type(self).__name__} sees one moderator differently; {len(self.moderators)} "
-                "were given."
+                f"{type(self).__name__} transforms one moderator; {len(self.moderators)} were "
+                "given. Give exactly one."
             )
 
 
 class ThresholdModerator(_Single[StateT, ActionT]):
-    """1 where a moderator's score reaches the threshold, else 0; missing where that is.
+    """1 if the score reaches the threshold, else 0; missing if the score is.
 
     Args:
         moderators: Exactly one.
         threshold: In (0, 1].
 
     Raises:
-        ConfigurationError: It is not one moderator, or `threshold` is out of its range.
+        ConfigurationError: Not exactly one moderator is given, or `threshold` is out of its range.
     """
 
     def __init__(
@@ -184,19 +183,19 @@ class ThresholdModerator(_Single[StateT, ActionT]):
         self.threshold = _checked_threshold(threshold)
 
     def combine(self, scores: Sequence[float]) -> float:
-        """Return which side of the threshold the score is on."""
+        """Return 1.0 at or above the threshold, else 0.0."""
         (score,) = scores
         return self._missing(scores) if is_missing(score) else float(score >= self.threshold)
 
 
 class InverseModerator(_Single[StateT, ActionT]):
-    """One minus a moderator's score; missing where that is.
+    """One minus the score; missing if the score is.
 
     Args:
-        moderators: Exactly one, for instance a `RefusalModerator`, to look for compliance.
+        moderators: Exactly one, for instance a `RefusalModerator`, to score compliance.
 
     Raises:
-        ConfigurationError: It is not one moderator.
+        ConfigurationError: Not exactly one moderator is given.
     """
 
     def combine(self, scores: Sequence[float]) -> float:
@@ -208,6 +207,6 @@ class InverseModerator(_Single[StateT, ActionT]):
 def _checked_threshold(threshold: float) -> float:
     if not 0 < threshold <= 1:
         raise ConfigurationError(
-            f"threshold={threshold}; it must be above 0, where nothing is safe, and at most 1."
+            f"threshold={threshold}; it must be in (0, 1]; at 0 every text would count as harmful."
         )
     return float(threshold)

@@ -1,4 +1,4 @@
-"""Toxicity, judged by the models of Detoxify."""
+"""Toxicity scores by the models of Detoxify."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.moderators.identity import weights_of
 
 VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
-"""The models that Detoxify offers."""
+"""The models of Detoxify."""
 
 
 class DetoxifyModerator(Moderator[str, str]):
     """Scores texts with a model of Detoxify (Hanu and Unitary team 2020).
 
-    The first use of a variant downloads its weights from the releases of Detoxify. A text is cut
-    at the window of the model.
+    The first use of a variant downloads its weights from the releases of Detoxify. A text is
+    truncated at the context window of the model.
 
     Args:
-        harm_category: Which of the model's outputs is the score, for instance ``"toxicity"``,
-            ``"threat"`` or ``"insult"``; which there are depends on the variant.
+        harm_category: The output that is the score, for instance ``"toxicity"``, ``"threat"`` or
+            ``"insult"``; the choice depends on the variant.
         variant: One of `VARIANTS`.
-        device: Where the model runs, as torch calls it.
-        batch_size: Texts that are read together.
+        device: A torch device.
+        batch_size: Most texts per forward pass.
 
     Raises:
-        ConfigurationError: There is no such variant or category, or `batch_size` is below 1.
+        ConfigurationError: The variant or category is unknown, or `batch_size` is below 1.
         MissingDependencyError: The extra ``detoxify`` is not installed.
     """
 
@@ -51,7 +51,7 @@ class DetoxifyModerator(Moderator[str, str]):
         categories = sorted(self.model.class_names)
         if harm_category not in categories:
             raise ConfigurationError(
-                f"harm_category={harm_category!r}; the variant {variant!r} knows {categories}."
+                f"harm_category={harm_category!r}; choose from {categories} (variant {variant!r})."
                 f"{did_you_mean(harm_category, categories)}"
             )
         self.harm_category = harm_category
@@ -59,8 +59,8 @@ class DetoxifyModerator(Moderator[str, str]):
         self.batch_size = batch_size
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; missing where the model's output is not finite."""
-        # Texts of similar length share a batch, so that little of it is padding.
+        """Score each text in [0, 1]; missing if the output of the model is not finite."""
+        # Texts of similar length share a batch, to reduce padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
         scores: list[float] = [Score.missing("not scored")] * len(x)
         starts = range(0, len(order), self.batch_size)
@@ -76,5 +76,5 @@ class DetoxifyModerator(Moderator[str, str]):
         return scores
 
     def identity_weights(self) -> str | None:
-        """Which weights score."""
+        """Return the source and fingerprint of the weights."""
         return weights_of(self.model)

@@ -1,4 +1,4 @@
-"""A moderator that fails now and then costs scores, and not the run."""
+"""Fault tolerance: failures of a moderator become missing scores."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from astra_rl.errors import (
     ContractError,
     ModelError,
     ModeratorError,
+    first_line,
 )
 from astra_rl.logging import logger
-from astra_rl.models.loading import first_line
 from astra_rl.moderators.identity import identity_of
 
 GIVE_UP_AFTER = 3
-"""So many texts in a row that raise, and the rest of a call is not tried any more."""
+"""After this many consecutive texts that raise, the rest of a call is skipped."""
 GRACE = 10.0
-"""Seconds beyond a time limit after which what holds the process up is said."""
+"""Seconds after a time limit until the tracebacks of a blocked process are printed."""
 _STDERR = 2
 
 
 class FaultTolerantModerator(Moderator[StateT, ActionT]):
-    """Makes missing scores, each with its reason, of what goes wrong in another moderator.
+    """Turns failures of another moderator into missing scores, each with its reason.
 
-    A call that raises, or returns another number of scores than it was asked for, is made again
-    text by text, so that one text costs the others nothing. A call that takes too long, and scores
-    that are no numbers in [0, 1], are missing. What is wrong with the settings is still raised.
+    A call that raises, or that returns another number of scores, is repeated text by text, so that
+    one text does not affect the others. Scores are missing if a call exceeds the time limit, or if
+    they are not numbers in [0, 1]. Configuration errors are still raised.
 
-    A moderator that never gave a score is not excused: its first failure is an error.
+    If the moderator has never returned a score, its failure is raised as an error.
 
     Args:
-        inner: What judges.
-        time_limit: Seconds that a call may take; None waits for ever. A call that took longer goes
-            on in the background, and the next one waits for it. Code that holds Python's global
-            lock all the time, as a regular expression does, cannot be left: the process waits until
-            it is done, and says so, see `Stalls`.
+        inner: The moderator.
+        time_limit: Most seconds per call; None is no limit. A call that exceeds it continues in the
+            background, and the next call waits for it. Code that never releases the GIL, such as a
+            regular expression, cannot be abandoned: the process waits for it and prints where it
+            is; see `StallWatchdog`.
 
     Raises:
         ConfigurationError: `time_limit` is not positive.
@@ -59,7 +59,9 @@ class FaultTolerantModerator(Moderator[StateT, ActionT]):
         self, inner: Moderator[StateT, ActionT], *, time_limit: float | None = None
     ) -> None:
         if time_limit is not None and not time_limit > 0:
-            raise ConfigurationError(f"time_limit={time_limit}; it must be positive, or null.")
+            raise ConfigurationError(
+                f"time_limit={time_limit}; it must be positive, or None for no limit."
+            )
         self.inner = inner
         self.time_limit = time_limit
         self._worker = _Worker()
@@ -67,15 +69,15 @@ class FaultTolerantModerator(Moderator[StateT, ActionT]):
 
     @property
     def identity_stands_for(self) -> Moderator[StateT, ActionT]:
-        """Whose scores these are."""
+        """The wrapped moderator."""
         return self.inner
 
     def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
-        """Score each text in [0, 1]; missing, with the reason, where `inner` failed.
+        """Score each text in [0, 1]; missing, with a reason, where `inner` failed.
 
         Raises:
-            ModeratorError: `inner` failed, and has never given a score.
-            ContractError: The same, if it broke its contract.
+            ModeratorError: `inner` failed and has never returned a score.
+            ContractError: The same, if `inner` broke the contract of a moderator.
         """
         if not x:
             return []
@@ -87,13 +89,13 @@ class FaultTolerantModerator(Moderator[StateT, ActionT]):
         self._has_scored = self._has_scored or not all(map(is_missing, scores))
         if error is not None and not self._has_scored:
             raise ModeratorError(
-                f"the moderator {self._name} has never given a score: {_says(error)}. Mend it, and "
-                "start the same command again."
+                f"the moderator {self._name} has never returned a score: {_describe(error)}. "
+                "Fix it and run the command again."
             ) from error
         return scores
 
     def forget(self) -> None:
-        """Let `inner` forget."""
+        """Call `forget` of `inner`."""
         self.inner.forget()
 
     @property
@@ -120,7 +122,7 @@ class FaultTolerantModerator(Moderator[StateT, ActionT]):
         except Exception as error:
             if isinstance(error, AstraError) and not isinstance(error, ContractError | ModelError):
                 raise
-            logger.warning("the moderator %s failed: %s", self._name, _says(error))
+            logger.warning("the moderator %s failed: %s", self._name, _describe(error))
             reason = "took too long" if isinstance(error, TimeoutError) else _reason(error)
             return [Score.missing(reason)] * len(x), error
         return scores, None
@@ -141,20 +143,19 @@ def _reason(error: Exception) -> str:
     return f"the moderator raised {type(error).__name__}"
 
 
-def _says(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-class Stalls:
-    """Says what holds the process up where nothing in it can act any more.
+class StallWatchdog:
+    """Prints the tracebacks of all threads while a call blocks the whole process.
 
-    A time limit is of no use against code that never gives Python's global lock back: no thread
-    runs, no signal of Ctrl-C is handled. Then the standard library's watchdog, which needs no lock,
-    writes to the standard error output where every thread is, file and line, the moderator's among
-    them. It cannot end the call; kill the process, and the run goes on from its last state.
+    Code that never releases the GIL cannot be interrupted: no other thread runs and Ctrl-C is not
+    handled. The watchdog of the standard library needs no GIL; it writes the file and line of every
+    thread to stderr. It cannot end the call: kill the process and resume the run.
 
-    There is one such watchdog in a process: one that you have set with
-    ``faulthandler.dump_traceback_later`` is cancelled.
+    A process has only one such watchdog: one that was set with
+    ``faulthandler.dump_traceback_later`` elsewhere is cancelled.
     """
 
     def __init__(self) -> None:
@@ -163,7 +164,7 @@ class Stalls:
 
     @contextlib.contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
-        """Watch the block: say where it is after so many seconds, and `GRACE` more."""
+        """Print tracebacks if the block takes longer than `seconds` and `GRACE`."""
         deadline = time.monotonic() + seconds + GRACE
         with self._lock:
             self._deadlines.append(deadline)
@@ -176,18 +177,18 @@ class Stalls:
                 self._arm()
 
     def _arm(self) -> None:
-        if self._deadlines:  # of moderators within moderators
+        if self._deadlines:  # several for nested moderators
             wait = min(self._deadlines) - time.monotonic()
             faulthandler.dump_traceback_later(max(wait, 0.001), file=_STDERR)
         else:
             faulthandler.cancel_dump_traceback_later()
 
 
-_hold_ups = Stalls()
+_watchdog = StallWatchdog()
 
 
 class _Worker:
-    """A thread that does one thing at a time, and that nobody has to wait for."""
+    """A daemon thread that runs one task at a time, with a time limit."""
 
     def __init__(self) -> None:
         self._free = threading.Semaphore()
@@ -195,15 +196,15 @@ class _Worker:
         self._started = False
 
     def run(self, task: Callable[[], Any], seconds: float) -> Any:
-        """Return what the task returns.
+        """Return the result of the task.
 
         Raises:
-            TimeoutError: It took longer.
+            TimeoutError: The task took longer than `seconds`.
         """
         if not self._free.acquire(timeout=seconds):
-            raise TimeoutError(f"busy with an earlier call for another {seconds:g} s")
+            raise TimeoutError(f"still busy with an earlier call after {seconds:g} s")
         if not self._started:
-            # A daemon: a task that hangs must not keep the process from ending.
+            # A daemon, so that a task that hangs does not prevent the process from ending.
             threading.Thread(target=self._work, name="moderator", daemon=True).start()
             self._started = True
         future: Future[Any] = Future()
@@ -220,7 +221,7 @@ class _Worker:
 
         self._tasks.put(work)
         try:
-            with _hold_ups.watched(seconds):
+            with _watchdog.watched(seconds):
                 return future.result(timeout=seconds)
         except TimeoutError:
             if future.done():  # the task itself raised one

@@ -1,4 +1,4 @@
-"""Any function of texts as a moderator."""
+"""A Python function as a moderator."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ class FunctionModerator(Moderator[str, str]):
 
     Args:
         function: Takes a sequence of texts and returns one score in [0, 1] per text, in order;
-            higher is more harmful. NaN, None or ``Score.missing("why")`` says that a text could not
-            be scored. Texts of an episode arrive as `Exchange` objects. It is never called without
-            texts. In a configuration it is named as ``"package.module:function"``.
+            higher is more harmful. NaN, None or ``Score.missing("why")`` is a missing score. Texts
+            of an episode are `Exchange` objects. It is never called with an empty sequence. In a
+            configuration, ``"package.module:function"``.
 
     Raises:
-        ConfigurationError: There is no function of this name.
+        ConfigurationError: The function cannot be imported, or is not callable.
     """
 
     def __init__(self, function: Callable[[Sequence[str]], Sequence[float | None]] | str) -> None:
         if isinstance(function, str):
             function = load_object(function)
         if not callable(function):
-            raise ConfigurationError(f"{function!r} is no function.")
+            raise ConfigurationError(f"function={function!r}; it must be callable.")
         self.function = function
         self._source = name_of_function(function)
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; NaN where the function gave NaN or None.
+        """Score each text in [0, 1]; missing where the function returned NaN or None.
 
         Raises:
-            ContractError: The function returned another number of scores, or something that is
-                not a number in [0, 1].
+            ContractError: The function returned another number of scores, or a value that is not
+                a number in [0, 1].
         """
         if not x:
             return []
@@ -59,9 +59,9 @@ class FunctionModerator(Moderator[str, str]):
 
     def _checked(self, score: Any, row: int) -> float:
         if score is None:
-            return Score.missing("the function gave none")
+            return Score.missing("the function returned None")
         try:
-            # A string that reads as a number is a parsing step that somebody forgot.
+            # Strings are refused: a numeric one hints at a missing parsing step.
             value = None if isinstance(score, str | bytes) else _as_float(score)
         except (TypeError, ValueError):
             value = None

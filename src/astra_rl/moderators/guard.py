@@ -18,15 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.infra.unicode import well_formed
-from astra_rl.models.dialogue import window_of
-from astra_rl.models.forward import read, token_budget_batches
-from astra_rl.models.lm_head import logits_of
+from astra_rl.models.batching import token_budget_batches
+from astra_rl.models.forward import forward_shared_prefix
+from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.rendering import context_window
 from astra_rl.moderators.completion import Completer, reason_without_reply
 from astra_rl.moderators.identity import weights_of
 
@@ -133,7 +134,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         if not hasattr(self.model, self.model.base_model_prefix) and hasattr(self.model, "model"):
             # Llama 4 as a language model names a part that only its multimodal form has.
             self.model.base_model_prefix = "model"
-        self._window = window_of(self.model.config)
+        self._window = context_window(self.model.config)
 
     @abstractmethod
     def _render(self, contents: Sequence[str]) -> str:
@@ -220,7 +221,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         return [
             self.parse(str(reply))
             if (reason := reason_without_reply(reply)) is None
-            else Score.missing(reason)
+            else missing_score(reply, reason)
             for reply in replies
         ]
 
@@ -289,10 +290,10 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
     @torch.no_grad()
     def _next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the token after each prompt, (B, V), float32."""
-        reading = read(self.model, prompts, [len(prompt) - 1 for prompt in prompts])
-        last = reading.lengths - 1 - reading.suffix_starts
-        hidden = reading.hidden[torch.arange(len(prompts), device=last.device), last]
-        return logits_of(self.model, hidden)
+        output = forward_shared_prefix(self.model, prompts, [len(prompt) - 1 for prompt in prompts])
+        last = output.lengths - 1 - output.suffix_starts
+        hidden = output.hidden[torch.arange(len(prompts), device=last.device), last]
+        return lm_head_logits(self.model, hidden)
 
     def _answer_tokens(self, text: str, question: Question) -> tuple[list[int], list[list[int]]]:
         """Return the ids before an answer, and the ids that each answer may begin with."""

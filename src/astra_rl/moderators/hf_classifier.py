@@ -1,4 +1,4 @@
-"""Any sequence classifier of transformers as a moderator."""
+"""A sequence classifier of transformers as a moderator."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.unicode import well_formed
-from astra_rl.models.dialogue import window_of
 from astra_rl.models.loading import load_classifier, load_tokenizer
+from astra_rl.models.rendering import context_window
 
 
 class HFClassifierModerator(Moderator[str, str]):
     """Scores texts with a sequence classifier.
 
-    The score is the probability of the harmful class. Classes exclude each other (softmax) unless
-    the model's configuration says ``multi_label_classification`` or it has a single output
-    (sigmoid). A text is cut at the model's window.
+    The score is the probability of the harmful class: softmax over the classes, or sigmoid if the
+    configuration of the model says ``multi_label_classification`` or it has a single output. A text
+    is truncated at the context window of the model.
 
     Args:
-        model_id: Hub id or folder; unused for what is given below. Only safetensors weights are
-            read, and no code that comes with the model is run.
-        label: Name or index of the harmful class in the model's ``id2label``, or several. Several
-            classes that exclude each other score as one, by the sum of their probabilities; of
-            several that do not, the likeliest is the score.
+        model_id: Hub id or folder; unused for `model` and `tokenizer` if they are given. Only
+            safetensors weights are loaded, and no code of the model's repository is run.
+        label: Name or index of the harmful class in the model's ``id2label``, or several: the score
+            is then the sum of their softmax probabilities, or the highest of their sigmoids.
         device: As in `astra_rl.models.loading.load_model`.
-        dtype: As in `load_model`. float32 because classifiers are small and a reward in bfloat16
-            has coarse steps.
-        batch_size: Texts that are read together.
-        max_length: Tokens after which a text is cut, if the model's window is not smaller.
+        dtype: As in `load_model`. The default is float32 because classifiers are small and scores
+            in bfloat16 are coarse.
+        batch_size: Most texts per forward pass.
+        max_length: Most tokens per text, if the context window is not smaller.
         model: A loaded classifier, in evaluation mode.
         tokenizer: A loaded tokenizer.
 
     Raises:
-        ConfigurationError: There is no such label, or `batch_size` or `max_length` is below 1.
+        ConfigurationError: The label is unknown, or `batch_size` or `max_length` is below 1.
         ModelError: The model cannot be loaded, or is not a trained classifier.
     """
 
@@ -73,14 +72,14 @@ class HFClassifierModerator(Moderator[str, str]):
         )
         limits = [max_length, _window(self.model), self.tokenizer.model_max_length]
         self.max_length = min(limit for limit in limits if limit is not None)
-        # Some classifiers find the end of a text by the model's padding token. Where model and
-        # tokenizer do not share one, rows of different length cannot be read together.
+        # Some classifiers find the end of a text by the padding token of the model. Without a
+        # padding token that the tokenizer shares, texts of different length cannot be batched.
         pad = self.tokenizer.pad_token_id
         self.batch_size = batch_size if pad is not None and pad == config.pad_token_id else 1
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1]; missing where the model's output is not finite."""
-        # Texts of similar length share a batch, so that little of it is padding.
+        """Score each text in [0, 1]; missing if the output of the model is not finite."""
+        # Texts of similar length share a batch, to reduce padding.
         order = sorted(range(len(x)), key=lambda row: len(x[row]))
         scores: list[float] = [Score.missing("not scored")] * len(x)
         starts = range(0, len(order), self.batch_size)
@@ -103,7 +102,7 @@ class HFClassifierModerator(Moderator[str, str]):
             padding=len(texts) > 1,
             truncation=True,
             max_length=self.max_length,
-            # "[SEP]" in a text is letters, never the control token.
+            # "[SEP]" in a text is tokenized as letters, not as the control token.
             split_special_tokens=True,
             return_tensors="pt",
         ).to(self.model.device)
@@ -121,17 +120,17 @@ def _label_indices(label: str | int | Sequence[str | int], id2label: dict[int, s
     for each in chosen:
         if each not in names and each not in id2label:
             raise ConfigurationError(
-                f"label={each!r}; this model knows {list(names)}.{did_you_mean(str(each), names)}"
+                f"label={each!r}; choose from {list(names)}.{did_you_mean(str(each), names)}"
             )
     return sorted({each if isinstance(each, int) else names[each] for each in chosen})
 
 
 def _window(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the classifier can read, None if nothing sets a limit."""
+    """Return the context window in tokens; None if there is no limit."""
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind their padding index, and so read fewer
-        # tokens than the configuration says.
+        # RoBERTa-like models number positions from their padding index on, so their window is
+        # shorter than the configuration says.
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:
             return int(module.num_embeddings) - int(module.padding_idx) - 1
-    return window_of(model.config)
+    return context_window(model.config)

@@ -1,13 +1,13 @@
-"""A language model as the judge, asked in words: what a rubric says, about one conversation.
+"""An LLM as a judge: it applies a rubric to a conversation and replies with a number.
 
-What is judged was written by a model that may have learned to talk its judge round, so:
+The judged text may try to manipulate the judge, so:
 
-- It stands between delimiters that it could not know: a keyed hash of all that is shown.
-- Only a verdict that carries the same hash counts, so a verdict that the target wrote, or that the
-  judge quotes from it, is none. Of several the last counts.
-- A verdict that is not a number, or out of range, is no verdict: the score is missing, never zero.
+- It is enclosed in delimiters that its author could not know: a keyed hash of the shown text.
+- Only a verdict line with the same hash counts, so a verdict that the target wrote, or that the
+  judge quotes, is ignored. The last verdict line counts.
+- A verdict that is not a number, or is out of range, makes the score missing, never zero.
 
-What remains is persuasion: a judge may believe what it reads. Measure it with ``calibrate``.
+Persuasion remains possible: measure the error rate of a judge with ``astra-rl calibrate``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.unicode import well_formed
@@ -71,27 +71,28 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 class LLMJudgeModerator(Moderator[str, str]):
-    """Scores the last reply of a conversation by asking a language model.
+    """Scores the last response of a conversation with an LLM and a rubric.
 
-    The judge sees the opening prompt, the earlier turns, the attack and the response of an
-    exchange, or a plain string as a reply alone; never the target's system message or facts that
-    only moderators may know. With the same seed it is asked in the same words every time.
+    The judge is shown the opening prompt, the earlier turns, the attack and the response of an
+    exchange; of a plain string, the text as a response. It is not shown the system message of the
+    target or the facts of the conversation. Its prompt is deterministic for a given seed.
 
     Args:
-        complete: Answers chats, for instance a client of an endpoint; None loads `model_id`.
+        complete: Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`.
+            Give either this or `model_id`.
         model_id: A local model with a chat template; see `LocalCompleter`.
-        rubric: Name of one of `RUBRICS`, or a text file with a rubric of your own. The file says
-            what is low and what is high; how to read and how to answer is added to it. It is used
-            as it stands, braces included.
-        scale: Lowest and highest verdict; they become the scores 0 and 1.
-        seed: Key of the delimiters.
-        max_new_tokens: Most tokens of a local judge's answer.
-        device: As in `astra_rl.models.loading.load_model`, for a local judge.
-        dtype: As in `load_model`, for a local judge.
+        rubric: A name in `RUBRICS`, or a UTF-8 text file with your own rubric: what is harmful, and
+            what the lowest and highest verdicts mean. The instructions on how to read the
+            conversation and how to answer are appended. Braces have no special meaning.
+        scale: Lowest and highest verdict; they map to the scores 0 and 1.
+        seed: Key of the hash in the delimiters.
+        max_new_tokens: Most tokens of a reply of a local judge.
+        device: Device of a local judge; see `astra_rl.models.loading.load_model`.
+        dtype: Dtype of a local judge; see `load_model`.
 
     Raises:
-        ConfigurationError: There is no judge or there are two, no such rubric, or the scale is
-            empty.
+        ConfigurationError: Neither or both of `complete` and `model_id` are given, the rubric
+            cannot be read, or the scale is empty.
         ModelError: The model cannot be loaded.
     """
 
@@ -108,7 +109,7 @@ class LLMJudgeModerator(Moderator[str, str]):
         dtype: str = "auto",
     ) -> None:
         if (complete is None) == (not model_id):
-            raise ConfigurationError("give either complete or model_id.")
+            raise ConfigurationError("give either complete or model_id, not both.")
         low, high = scale
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
@@ -121,12 +122,12 @@ class LLMJudgeModerator(Moderator[str, str]):
         )
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each exchange or text in [0, 1], all asked in one call.
+        """Score each exchange or text in [0, 1] with one call of the judge.
 
-        Missing where the judge gave no reply, no verdict, or one that is out of range.
+        A score is missing if the judge gave no reply, no verdict, or one that is out of range.
 
         Raises:
-            ContractError: `complete` returned another number of replies than it was asked for.
+            ContractError: `complete` returned another number of replies.
         """
         nonces = [self._nonce(parts) for parts in map(_parts, x)]
         chats = [self._chat(item, nonce) for item, nonce in zip(x, nonces, strict=True)]
@@ -135,17 +136,17 @@ class LLMJudgeModerator(Moderator[str, str]):
         return [
             read_verdict(str(reply), nonce, self.scale)
             if (reason := reason_without_reply(reply)) is None
-            else Score.missing(reason)
+            else missing_score(reply, reason)
             for reply, nonce in zip(replies, nonces, strict=True)
         ]
 
     def identity_settings(self) -> dict[str, Any]:
-        """All that the judge is told."""
-        told = {"rubric": self.rubric, "scale": self.scale, "protocol": [_PROTOCOL, _REMINDER]}
-        return {**told, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        """Return the rubric, the instructions, the scale and the decoding settings."""
+        prompt = {"rubric": self.rubric, "scale": self.scale, "protocol": [_PROTOCOL, _REMINDER]}
+        return {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
 
     def identity_weights(self) -> str | None:
-        """Which model judges."""
+        """Return the model that judges."""
         return weights_of(self.complete)
 
     def _chat(self, item: str, nonce: str) -> list[Message]:
@@ -161,7 +162,7 @@ class LLMJudgeModerator(Moderator[str, str]):
         ]
 
     def _nonce(self, parts: Sequence[tuple[str, str]]) -> str:
-        """Return a word that the parts do not contain and that nobody can foretell from them."""
+        """Return a keyed hash of the parts that does not occur in them."""
         text = repr(parts)
         attempt = 0
         while True:
@@ -173,14 +174,14 @@ class LLMJudgeModerator(Moderator[str, str]):
 
 
 def read_verdict(reply: str, nonce: str, scale: tuple[float, float]) -> Score:
-    """Read the last line of a judge's reply that has the form of a verdict with this nonce.
+    """Parse the last verdict line with this nonce in a judge's reply.
 
     Returns:
-        The verdict as a share of the scale; missing with the reason ``"no verdict"``,
+        The verdict, mapped from the scale to [0, 1]; missing with the reason ``"no verdict"``,
         ``"unparsable verdict"`` or ``"out of range"``.
     """
     low, high = scale
-    # Not `$`: only the judge's own line ends count, and it may write in bold.
+    # No `$`, which would also accept other line ends; judges may write in bold.
     lines = re.findall(
         rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", reply, re.M | re.I
     )
@@ -194,7 +195,7 @@ def read_verdict(reply: str, nonce: str, scale: tuple[float, float]) -> Score:
 
 
 def _parts(item: str) -> list[tuple[str, str]]:
-    """Return who said what, in order, the judged reply last."""
+    """Return speakers and texts in order, the judged response last."""
     if not isinstance(item, Exchange):
         return [("ASSISTANT", well_formed(item))]
     context = Conversation.of(item.context)
@@ -211,14 +212,14 @@ def _read_rubric(rubric: str | Path) -> str:
     try:
         if path.stat().st_size > MAX_RUBRIC_BYTES:
             raise ConfigurationError(
-                f"{path} has more than {MAX_RUBRIC_BYTES} bytes; no rubric does."
+                f"the rubric {path} has more than {MAX_RUBRIC_BYTES} bytes. Give a shorter file."
             )
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"rubric={str(rubric)!r}; choose from {list(RUBRICS)}, or give a text file that can be "
-            f"read ({error}).{did_you_mean(str(rubric), RUBRICS)}"
+            f"rubric={str(rubric)!r}; choose from {list(RUBRICS)}, or give a readable text "
+            f"file ({error}).{did_you_mean(str(rubric), RUBRICS)}"
         ) from error
     if not text:
-        raise ConfigurationError(f"the rubric {path} is empty.")
+        raise ConfigurationError(f"the rubric {path} is empty. Write what is harmful into it.")
     return text

@@ -1,4 +1,4 @@
-"""The moderation endpoint of OpenAI, or any that speaks like it."""
+"""The moderation endpoint of OpenAI, or a compatible one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from astra_rl.core.contracts import check_number, is_missing
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
@@ -38,39 +38,38 @@ CATEGORIES = (
     "violence",
     "violence/graphic",
 )
-"""What the endpoint scores."""
+"""The categories of the endpoint."""
 
 TEXTS_PER_REQUEST = 32
 _REFUSED = ("refused by the endpoint", "too long for the endpoint")
 
 
 class OpenAIModerationModerator(Moderator[str, str]):
-    """Scores texts with a moderation endpoint, by its own client: **texts leave your machine**.
+    """Scores texts with a moderation endpoint: **texts are sent to it over the network**.
 
-    The score of a text is its highest among the chosen categories. Nothing but the text itself is
-    sent, of an exchange the one that is judged. Calls are made as those of a target are, see
-    `astra_rl.targets.CallSettings`, and counted in the same ledger. What the endpoint does not
-    answer is missing; a batch that it refuses is asked again text by text.
+    The score of a text is the highest of its scores in the chosen categories. Only the judged text
+    is sent. Calls are retried and counted like those of a target; see
+    `astra_rl.targets.CallSettings` and `astra_rl.targets.Ledger`. Where a call fails the scores are
+    missing; a batch that the endpoint refuses is sent again text by text.
 
     Args:
-        categories: Of `CATEGORIES`; None takes all that the endpoint scores.
-        model: What the endpoint calls the model.
-        api_key: None takes the environment variable ``OPENAI_API_KEY``. It is kept nowhere that
-            is written or shown.
-        base_url: Of another endpoint; None takes ``OPENAI_BASE_URL``, or OpenAI's own.
+        categories: Names in `CATEGORIES`; None takes all categories that the endpoint returns.
+        model: Name of the model at the endpoint.
+        api_key: The key; None reads the environment variable ``OPENAI_API_KEY``. It is never
+            written to a file or shown.
+        base_url: URL of the endpoint; None reads ``OPENAI_BASE_URL``, else it is OpenAI's.
         batch_size: Texts per request.
-        max_retries: Further tries of a request that failed for reasons that may pass.
-        timeout: Seconds that a request may take.
-        prices: ``{"input": ...}``: cost per million tokens read, which are estimated: a quarter of
-            the characters.
+        max_retries: Most retries of a request after a transient failure.
+        timeout: Most seconds per request.
+        prices: ``{"input": ...}``: cost per million input tokens. Tokens are estimated as a quarter
+            of the characters.
 
     Raises:
-        ConfigurationError: There is no such category, no key, or a number is out of range.
+        ConfigurationError: A category is unknown, there is no key, or a number is out of range.
         MissingDependencyError: The extra ``openai`` is not installed.
     """
 
     texts_per_request = TEXTS_PER_REQUEST
-    """Says that it asks an endpoint, and of how many texts at once unless `batch_size` is given."""
 
     def __init__(
         self,
@@ -114,14 +113,13 @@ class OpenAIModerationModerator(Moderator[str, str]):
         """Score each text in [0, 1].
 
         Raises:
-            EndpointError: The endpoint refuses the key, knows no such model, or fails again and
-                again: no text would ever be scored.
-            BudgetSpentError: Nothing more may be sent.
+            EndpointError: The endpoint refuses the key, has no such model, or fails repeatedly.
+            BudgetSpentError: The budget is spent.
         """
         texts = [well_formed(str(text)) for text in x]
         found = from_cache(self._caller.name, texts, self._key, self._ask)
         return [
-            Score.missing(each.reason)
+            missing_score(each, each.reason)
             if isinstance(each, NoReply)
             else self._score(parse_json(each))
             for each in found
@@ -131,13 +129,13 @@ class OpenAIModerationModerator(Moderator[str, str]):
         return cache_key([type(self).__name__, self._client.base_url, self.model, text])
 
     def _ask(self, texts: Sequence[str], told: Told) -> list[str]:
-        """Return what the endpoint says of each text, as JSON; `NoReply` where it says nothing."""
+        """Return the result of each text as JSON; `NoReply` where the call failed."""
         size = self.batch_size
         batches = [range(start, len(texts))[:size] for start in range(0, len(texts), size)]
         said: dict[int, str] = {}
         for batch, found in zip(batches, self._call(texts, batches, told), strict=True):
             if isinstance(found, NoReply) and found.reason in _REFUSED and len(batch) > 1:
-                # One text may be why the whole batch is refused.
+                # A single text may be the reason why the whole batch is refused.
                 alone = [range(row, row + 1) for row in batch]
                 for row, one in zip(batch, self._call(texts, alone, told), strict=True):
                     said[row] = one if isinstance(one, NoReply) else one[0]
@@ -178,7 +176,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
     def _read(self, data: Any, count: int) -> list[str]:
         results = data.get("results") if isinstance(data, Mapping) else None
         if results is None:
-            raise CallError("unparsable reply", "it has no results", retryable=True)
+            raise CallError("unparsable reply", "no results", retryable=True)
         if not isinstance(results, list) or len(results) != count:
             raise CallError("incomplete reply", retryable=True)
         return [json.dumps(result) for result in results]
@@ -187,7 +185,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
         found = result.get("category_scores") if isinstance(result, Mapping) else None
         if not isinstance(found, Mapping) or not found:
             return Score.missing("unparsable reply")
-        # A category that the model does not know comes back as null.
+        # Categories that the model does not support are null.
         known = {name: value for name, value in found.items() if value is not None}
         chosen = self.categories or tuple(known)
         if not chosen or any(name not in known for name in chosen):

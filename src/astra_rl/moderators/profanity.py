@@ -1,4 +1,4 @@
-"""Rude language, judged by a small linear classifier that needs no network."""
+"""Profanity, scored by a small linear classifier that needs no download."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from astra_rl.errors import require
 class ProfanityModerator(Moderator[str, str]):
     """Scores texts with the classifier of the package ``alt-profanity-check``.
 
-    The score is the probability of rude or offensive English under a linear model of the words of
-    a text. It needs microseconds per text, no download and no GPU. It knows words, not meanings:
-    a calm threat scores low and a quoted insult scores high.
+    The score is the probability of profane or offensive English under a bag-of-words linear model.
+    It takes microseconds per text and needs neither a download nor a GPU. It does not understand
+    meaning: a calm threat scores low and a quoted insult scores high.
 
     Raises:
         MissingDependencyError: The extra ``profanity`` is not installed.
@@ -24,7 +24,7 @@ class ProfanityModerator(Moderator[str, str]):
         self._predict_prob = require("profanity_check", extra="profanity").predict_prob
 
     def moderate(self, x: Sequence[str]) -> list[float]:
-        """Score each text in [0, 1], all in one call of the classifier."""
+        """Score each text in [0, 1] with one call of the classifier."""
         if not x:  # the classifier refuses an empty batch
             return []
         return [
@@ -32,5 +32,5 @@ class ProfanityModerator(Moderator[str, str]):
         ]
 
     def identity_weights(self) -> str:
-        """Which classifier scores."""
+        """Return the name and version of the classifier."""
         return f"alt-profanity-check {importlib.metadata.version('alt-profanity-check')}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Moderator, missing_score
 from astra_rl.core.text import Exchange, NoReply
 
 
@@ -25,6 +25,8 @@ def score_exchanges(moderator: Moderator[Any, Any], exchanges: Sequence[Exchange
     # float() would drop the reason of a missing Score.
     scores = iter([score if isinstance(score, float) else float(score) for score in returned])
     return [
-        Score.missing(each.response.reason) if isinstance(each.response, NoReply) else next(scores)
+        missing_score(each.response, each.response.reason)
+        if isinstance(each.response, NoReply)
+        else next(scores)
         for each in exchanges
     ]

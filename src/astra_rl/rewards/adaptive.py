@@ -1,4 +1,4 @@
-"""Combinators that adapt: what they do to a part depends on what it was in past experiences."""
+"""Adaptive combinators: standardization and constraints with state from past experiences."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from astra_rl.rewards.combine import logistic
 
 
 class Standardized(Reward):
-    """How far a part lies from its recent mean, squashed into (0, 1): 0.5 is the mean.
+    """A part standardized by its running mean and deviation, then squashed into (0, 1).
 
     ``sigmoid((part - mean) / (deviation + epsilon))`` with running averages over past training
-    experiences (Beutel et al., arXiv 2412.18693, who take those of the batch: then a reward depends
-    on what else is in it). Before the first experience mean and deviation are 0 and 1.
+    experiences; 0.5 is the mean. Beutel et al. (arXiv 2412.18693) use the statistics of the batch,
+    which makes a reward depend on the rest of the batch. Before the first experience, mean and
+    deviation are 0 and 1.
 
     Args:
-        part: The part; it must have a name, by which it is found in the record.
-        epsilon: Added to the deviation.
-        decay: Of the running averages, in [0, 1); 0 takes those of the experience before.
+        part: The part; it must have a name.
+        epsilon: Added to the deviation, above 0.
+        decay: Decay of the running averages, in [0, 1); 0 uses the last experience only.
 
     Raises:
         ConfigurationError: A value is out of range, or the part has no name.
@@ -57,7 +58,7 @@ class Standardized(Reward):
         return [self.part]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return where each turn's value lies, in (0, 1), and the part."""
+        """Return the standardized value of each turn, in (0, 1), and the part."""
         values, rows = self.part.evaluate(models, exchanges)
         mean, scale = self._mean or 0.0, math.sqrt(self._variance) + self.epsilon
         return [
@@ -65,7 +66,7 @@ class Standardized(Reward):
         ], rows
 
     def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
-        """Move the averages towards those of this experience."""
+        """Update the running averages."""
         values = observed_values(graphs, self.part_name)
         if not values:
             return
@@ -76,22 +77,22 @@ class Standardized(Reward):
         self._variance = keep * self._variance + (1 - keep) * variance
 
     def state_dict(self) -> State:
-        """Return the averages."""
+        """Return the running averages."""
         return {"mean": self._mean, "variance": self._variance}
 
     def load_state_dict(self, state: State) -> None:
-        """Take the averages back."""
+        """Restore the running averages."""
         self._mean, self._variance = state["mean"], state["variance"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What the mean of a part must keep to.
+    """A bound on the mean of a part.
 
     Attributes:
-        part: The part; it must have a name, by which it is found in the record.
-        at_least: Lower bound of the mean.
-        at_most: Upper bound of the mean; exactly one of the two must be given.
+        part: The part; it must have a name.
+        at_least: Lower bound of the mean; give exactly one of the two bounds.
+        at_most: Upper bound of the mean.
     """
 
     part: RewardPart
@@ -101,7 +102,9 @@ class Limit:
     def __post_init__(self) -> None:
         name_of(self.part)
         if (self.at_least is None) == (self.at_most is None):
-            raise ConfigurationError("a limit needs one bound: give either at_least or at_most.")
+            raise ConfigurationError(
+                "a limit needs exactly one bound: give either at_least or at_most."
+            )
 
     @property
     def name(self) -> str:
@@ -109,7 +112,7 @@ class Limit:
         return name_of(self.part)
 
     def excess(self, value: float) -> float:
-        """Return by how much a value breaks the limit; negative where it keeps to it."""
+        """Return by how much a value violates the limit; negative if it satisfies it."""
         if self.at_least is not None:
             return self.at_least - value
         return value - (self.at_most or 0.0)
@@ -119,18 +122,18 @@ class Constrained(Reward):
     """A reward under constraints on the means of other parts, by Lagrange multipliers.
 
     ``(reward - sum_i m_i * excess_i) / (1 + sum_i m_i)``, where a multiplier ``m = exp(u)`` grows
-    while the mean of its part breaks the limit and shrinks while it keeps to it: after each
+    while the mean of its part violates the limit and shrinks while it satisfies it: after each
     experience ``u`` takes a step of gradient ascent with momentum on ``mean excess * exp(u)``
-    (DiveR-CT, arXiv 2405.19026, which maximises diversity under a constraint on harm). Multipliers
-    are recorded as ``multiplier_`` and the part's name.
+    (DiveR-CT, arXiv 2405.19026, which maximizes diversity under a constraint on harm). Multipliers
+    are recorded as ``multiplier_`` and the name of the part.
 
     Args:
-        part: What is maximised.
-        limits: What must be kept to.
-        lr: Step size of the multipliers.
-        momentum: Of their ascent.
-        initial: Their value at the start.
-        maximum: Their highest value.
+        part: The part to maximize.
+        limits: The constraints, at least one.
+        lr: Step size of the gradient ascent, above 0.
+        momentum: Momentum of the gradient ascent, in [0, 1).
+        initial: Initial multiplier, above 0.
+        maximum: Highest multiplier.
 
     Raises:
         ConfigurationError: No limits, a value out of range, or two terms of the same name.
@@ -147,7 +150,7 @@ class Constrained(Reward):
         maximum: float = 10.0,
     ) -> None:
         if not limits:
-            raise ConfigurationError("a constraint needs at least one limit.")
+            raise ConfigurationError("limits is empty; a constraint needs at least one.")
         if not (lr > 0 and 0 <= momentum < 1 and 0 < initial <= maximum):
             raise ConfigurationError(
                 f"lr={lr}, momentum={momentum}, initial={initial}, maximum={maximum}; lr and "
@@ -164,7 +167,7 @@ class Constrained(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What is maximised, and what is limited."""
+        """The part to maximize and the limited parts."""
         return [self.part, *(limit.part for limit in self.limits)]
 
     @property
@@ -173,7 +176,7 @@ class Constrained(Reward):
         return [math.exp(log) for log in self._logs]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward after what breaking the limits costs, and all parts."""
+        """Return the constrained reward of each turn, and all parts and multipliers by name."""
         (rewards, *limited), rows = evaluate_parts(self.parts, models, exchanges)
         multipliers = self.multipliers
         for row in rows:
@@ -189,7 +192,7 @@ class Constrained(Reward):
         ], rows
 
     def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
-        """Move the multipliers by how far the means of this experience are off their limits."""
+        """Update the multipliers by the mean excesses of this experience."""
         for index, limit in enumerate(self.limits):
             excess = limit.excess(mean_of_present(observed_values(graphs, limit.name)))
             if is_missing(excess):
@@ -204,19 +207,19 @@ class Constrained(Reward):
         return {"logs": list(self._logs), "velocities": list(self._velocities)}
 
     def load_state_dict(self, state: State) -> None:
-        """Take the multipliers back."""
+        """Restore the multipliers."""
         self._logs, self._velocities = list(state["logs"]), list(state["velocities"])
 
 
 def name_of(part: RewardPart) -> str:
-    """Return the name of a part that must have one.
+    """Return the name of a part.
 
     Raises:
-        ConfigurationError: It has none.
+        ConfigurationError: It has no name.
     """
     if part.name is None:
         raise ConfigurationError(
-            f"{type(part).__name__} has no name by which it could be found in the record; "
-            "set its name."
+            f"{type(part).__name__} has no name, by which its values are found in the record. "
+            "Set its attribute name."
         )
     return part.name

@@ -1,4 +1,4 @@
-"""The reward of adaptive stress testing: the most likely failure."""
+"""The reward of adaptive stress testing, which is highest for the most likely failure."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from astra_rl.rewards.terms import Harm, earlier_scores, max_or_missing
 
 
 class ASTReward(Reward):
-    """Likelihood at every turn, and at the end a bonus for a failure or the distance missed by.
+    """Log-likelihood at every turn, plus a bonus for a failure or a miss distance at the end.
 
     ``-w * min(nll, max_nll)`` per turn, and at the last turn of a conversation also `event_bonus`
-    if any of its turns reached the threshold, else ``-miss_weight * (threshold - worst score)``
+    if any of its turns reached the threshold, else ``-miss_weight * (threshold - highest score)``
     (Lee et al., JAIR 2020, arXiv 1811.02188; Koren et al., arXiv 2004.04293). The bonus is at least
-    all that unlikely attacks can cost, so the return of any conversation in which the target fails
-    is above that of any in which it does not, and among failures the likeliest is best.
-    `astra_rl.methods.ast_problem.astprompter_reward` has no such order: a tenth of ten nats is as
-    much as all harm.
+    the highest possible likelihood penalty, so every conversation with a failure has a higher
+    return than every one without, and among failures the most likely has the highest.
+    `astra_rl.methods.ast_problem.astprompter_reward` has no such order: with its weight of 0.1, ten
+    nats outweigh a harm of 1.
 
-    The last turn is rewarded for what earlier ones did, so learn from it with credit that flows
-    back through the tree, or with one turn.
+    The reward of the last turn depends on earlier turns: use an algorithm that propagates returns
+    through the tree, or a single turn.
 
     Args:
-        threshold: Score in (0, 1] from which on a turn is a failure.
+        threshold: A turn with this score or above is a failure; in (0, 1].
         turns: Most turns of a conversation; the environment's tree depth.
-        likelihood_weight: Of the nats.
-        under: Whose likelihood counts: the model of ordinary use.
-        per_token: Whether a turn's nats are the mean per token, or the sum over the attack: the
-            logarithm of the probability of the path, as the theory has it.
-        max_nll: Most nats that a turn can cost.
-        event_bonus: Paid for a failure; None is the least that dominates.
-        miss_weight: Cost of missing the threshold by 1.
-        moderator: Another judge than the problem's.
+        likelihood_weight: Weight w of the NLL, 0 or more.
+        under: Model of ordinary use, whose likelihood counts: ``"target"`` or ``"baseline"``.
+        per_token: Whether the NLL of a turn is the mean over tokens; False is the sum, the negative
+            log-probability of the path, as in the theory.
+        max_nll: Clip value of the NLL of a turn, in nats.
+        event_bonus: Bonus for a failure; None is the lowest value that dominates.
+        miss_weight: Weight of the miss distance, 0 or more.
+        moderator: The moderator; None is the problem's.
 
     Raises:
         ConfigurationError: A value is out of range, or the bonus is too small to dominate; when
@@ -73,8 +73,8 @@ class ASTReward(Reward):
         least = likelihood_weight * turns * max_nll
         if event_bonus is not None and event_bonus < least:
             raise ConfigurationError(
-                f"event_bonus={event_bonus} does not dominate: {turns} turns of {max_nll} nats can "
-                f"cost {least}. Give at least that, or leave it out."
+                f"event_bonus={event_bonus} does not dominate: the penalty of {turns} turns of "
+                f"{max_nll} nats can reach {least}. Give at least that, or None."
             )
         self.threshold = threshold
         self.turns = turns
@@ -87,11 +87,11 @@ class ASTReward(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """Likelihood and harm of a turn."""
+        """The NLL and the harm of a turn."""
         return [self.nll, self.harm]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward, its nats and harm, and at the end `event` and `miss`."""
+        """Return the reward of each turn, its NLL and harm, and at the end event and miss."""
         level = current_level([each.context for each in exchanges])
         if level.depth is not None and level.depth >= self.turns:
             raise ConfigurationError(
@@ -108,7 +108,7 @@ class ASTReward(Reward):
         return [self._reward(row) for row in rows], rows
 
     def _outcome(self, scores: Sequence[float]) -> dict[str, float]:
-        """Whether a conversation with these scores failed, and by how much it missed."""
+        """Return whether a conversation with these scores is a failure, and the miss distance."""
         if any(not is_missing(score) and score >= self.threshold for score in scores):
             return {"event": 1.0, "miss": 0.0}
         miss = self.threshold - max_or_missing(scores)
@@ -116,7 +116,7 @@ class ASTReward(Reward):
 
     def _reward(self, row: dict[str, float]) -> float:
         nll = row[self.nll.name]
-        # min() would turn a missing likelihood into the highest cost.
+        # min() would turn a missing likelihood into the highest penalty.
         nll = nll if is_missing(nll) else min(nll, self.max_nll)
         reward = -self.likelihood_weight * nll if self.likelihood_weight else 0.0
         if "event" in row:

@@ -1,12 +1,12 @@
-"""What a reward is made of.
+"""Interfaces of rewards and their terms.
 
-A *term* looks at the turns of one tree level, all episodes together, and gives one number per turn.
-A *reward* combines parts, terms or other rewards, to one number per turn and keeps each part by
-name for the record. Adding a term is a function, or a class with a name and one method.
+A *term* computes one number per turn, for all turns of one tree level of all episodes. A *reward*
+combines parts (terms or other rewards) into one number per turn, and records each part by name. A
+new term is a function, or a class with a name and one method.
 
-Parts do not change while they measure: what a part remembers (a history, a moving average) it
-learns in `observe`, from the episodes of a training experience that is over. So a reward does not
-depend on which episodes share a batch, and evaluating an attacker leaves no trace.
+The state of a part (a history, a running mean) is updated in `observe` only, after each training
+experience. So a reward does not depend on which episodes share a batch, and evaluation does not
+change it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 
 State = dict[str, Any]
-"""What a part remembers, by name, in JSON's own types."""
+"""State of a part, by name, as JSON values."""
 
 RESPONSE_HARM = "harm_response"
-"""Under this name the record of a turn has the moderator's plain score of the response."""
+"""Name of the record of the problem's moderator's score of a response, without any scaling."""
 
 Values = tuple[list[float], list[dict[str, float]]]
-"""One number per turn, and for each turn its parts by name."""
+"""One value per turn, and for each turn the values of its parts by name."""
 
 
 TargetReading = Literal["likelihood", "inside"]
-"""What only some targets can be asked for: how likely they find an attack, which the baseline can
-stand in for, or what is inside of them, which nothing can."""
+"""What a term needs of the target besides its responses. ``"likelihood"``: log-probabilities of
+attacks, which the baseline can replace for a black-box target. ``"inside"``: hidden states or
+log-probabilities of responses, which need a local target."""
 
 
 class RewardModels(Protocol):
-    """What a term may ask of the problem it serves."""
+    """The part of a `Problem` that reward terms use."""
 
     moderator: Moderator[Any, Any]
 
     def rollout_prompt_with_target(self, contexts: Sequence[Any]) -> Sequence[Any]:
-        """Sample a response per context that ends in an attack."""
+        """Sample one response per context that ends in an attack."""
 
     def get_attacker_logprobs(
         self, contexts: Sequence[Any], continuations: Sequence[Any]
@@ -75,9 +76,9 @@ class RewardPart(ABC):
     """A term, or a reward made of parts.
 
     Attributes:
-        name: How its value is called in logs and records. A term has one; the value of a reward
-            is recorded only if it is given one.
-        moderator: The moderator that scores for it; None is the problem's moderator.
+        name: Name of its value in logs and records. A term has one; the value of a reward is
+            recorded only if it has one.
+        moderator: Its moderator; None is the problem's moderator.
         others: Further targets that it queries.
     """
 
@@ -87,62 +88,62 @@ class RewardPart(ABC):
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """What it asks the target for besides its answers, itself and without its parts."""
+        """What it needs of the target besides responses, without its parts."""
         return None
 
     @property
     def judged_per_turn(self) -> int:
-        """How many texts it has judged per turn at most, itself and without its parts."""
+        """Most texts per turn that it has the moderator score, without its parts."""
         return 0
 
     @property
     def records_response_harm(self) -> bool:
-        """Whether it records the moderator's plain score of the response, as `RESPONSE_HARM`."""
+        """Whether it records `RESPONSE_HARM`."""
         return False
 
     @property
     def replies_per_turn(self) -> int:
-        """How many more replies per turn it asks the target for, itself and without its parts."""
+        """Additional responses per turn that it samples from the target, without its parts."""
         return 0
 
     @abstractmethod
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return the value of each turn, and what was measured on the way, by name."""
+        """Return the value of each turn, and the values of its parts by name."""
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What it is made of; nothing for a term."""
+        """Its direct parts; none for a term."""
         return ()
 
     def observe(  # noqa: B027
         self, models: RewardModels, graphs: Sequence[Graph[str, str]]
     ) -> None:
-        """Learn from the episodes of a training experience. Called once after each."""
+        """Update the state from a training experience; called once after each."""
 
     def state_dict(self) -> State:
-        """Return what it remembers itself, without its parts, in JSON's own types."""
+        """Return its state without that of its parts, as JSON values."""
         return {}
 
     def load_state_dict(self, state: State) -> None:  # noqa: B027
-        """Take back what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 class RewardTerm(RewardPart):
-    """One part of a reward that is measured.
+    """A part of a reward that is computed from the turns.
 
     Attributes:
-        name: How it is called in logs and records.
+        name: Name in logs and records.
     """
 
     name: str
 
     @abstractmethod
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return one number per turn; NaN where it could not be computed."""
+        """Return one number per turn; NaN is missing."""
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the value of each turn, and the same by name."""
-        # A Score that is missing says why, which float() would make it forget.
+        # float() would drop the reason of a missing Score.
         values = [
             value if isinstance(value, float) else float(value) for value in self(models, exchanges)
         ]
@@ -151,14 +152,14 @@ class RewardTerm(RewardPart):
 
 
 class Reward(RewardPart):
-    """A rule that turns parts into one number per turn."""
+    """Combines parts into one number per turn."""
 
     @abstractmethod
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward and its parts by name."""
+        """Return the reward of each turn, and its parts by name."""
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward and its parts by name, its own among them if it has one."""
+        """Return the reward of each turn, and its parts and its own value by name."""
         values, rows = self(models, exchanges)
         check_length(values, len(exchanges), source=type(self).__name__)
         if self.name is not None:
@@ -167,11 +168,11 @@ class Reward(RewardPart):
 
 
 class FunctionTerm(RewardTerm):
-    """Makes a reward term of a function.
+    """A function as a reward term.
 
     Args:
-        function: Takes the turns of a level and returns a number for each.
-        name: How it is called in logs and records; None takes the function's name.
+        function: Takes the turns of a tree level and returns one number per turn.
+        name: Name in logs and records; None is the name of the function.
     """
 
     def __init__(
@@ -183,15 +184,15 @@ class FunctionTerm(RewardTerm):
         self.name = function.__name__ if name is None else name
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return what the function says."""
+        """Return the values of the function."""
         return self.function(exchanges)
 
 
 class WeightedSum(Reward):
-    """The sum of parts, each times its weight. A missing part makes the reward missing.
+    """Weighted sum of parts. A missing part with a non-zero weight makes the reward missing.
 
     Args:
-        weights: Parts and their weights. A part of weight 0 is measured and recorded only.
+        weights: Parts and their weights. A part of weight 0 is only recorded.
 
     Raises:
         ConfigurationError: Two terms have the same name.
@@ -203,14 +204,14 @@ class WeightedSum(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What is added up."""
+        """The summands."""
         return list(self.weights)
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's weighted sum and all parts."""
+        """Return the weighted sum of each turn, and all parts by name."""
         columns, rows = evaluate_parts(self.parts, models, exchanges)
         # Left out rather than multiplied by zero: zero times NaN is NaN, and a part that is only
-        # watched must not cost a turn its reward.
+        # recorded must not make the reward missing.
         weighted = zip(columns, self.weights.values(), strict=True)
         active = [(column, weight) for column, weight in weighted if weight != 0]
         return [
@@ -221,7 +222,7 @@ class WeightedSum(Reward):
 def evaluate_parts(
     parts: Sequence[RewardPart], models: RewardModels, exchanges: Sequence[Exchange]
 ) -> tuple[list[list[float]], list[dict[str, float]]]:
-    """Evaluate several parts; returns one list of values per part, and one record per turn."""
+    """Evaluate several parts; return one list of values per part, and one record per turn."""
     columns: list[list[float]] = []
     rows: list[dict[str, float]] = [{} for _ in exchanges]
     for part in parts:
@@ -235,12 +236,12 @@ def evaluate_parts(
 def measure(
     terms: Sequence[RewardTerm], models: RewardModels, exchanges: Sequence[Exchange]
 ) -> list[dict[str, float]]:
-    """Evaluate several terms; returns one mapping of name to value per turn."""
+    """Evaluate several terms; return one mapping of names to values per turn."""
     return evaluate_parts(terms, models, exchanges)[1]
 
 
 def walk(part: RewardPart) -> Iterator[RewardPart]:
-    """Yield a part and all it is made of, each object once, what it is made of after it."""
+    """Yield a part and all its direct and indirect parts, each object once, in pre-order."""
     seen: set[int] = set()
     stack = [part]
     while stack:
@@ -252,28 +253,28 @@ def walk(part: RewardPart) -> Iterator[RewardPart]:
 
 
 def readings(part: RewardPart) -> set[TargetReading]:
-    """Return what a reward asks the target for besides its answers."""
+    """Return what a reward and its parts need of the target besides responses."""
     return {each.reads_target for each in walk(part) if each.reads_target is not None}
 
 
 def check_names(part: RewardPart) -> None:
-    """Raise if two different parts would be recorded under one name.
+    """Raise if two different parts have the same name in the record.
 
     Raises:
-        ConfigurationError: Naming it.
+        ConfigurationError: They have; the name is given.
     """
     names: set[str] = set()
     for each in walk(part):
         if each.name is not None and each.name in names:
             raise ConfigurationError(
-                f"two reward terms are called {each.name!r}; give each term once, or give one of "
+                f"two reward terms have the name {each.name!r}; use the term once, or give one of "
                 "them another name."
             )
         names.update([each.name] if each.name is not None else [])
 
 
 def observed_values(graphs: Sequence[Graph[str, str]], name: str) -> list[float]:
-    """Return the values recorded under a name in an experience, without the missing ones."""
+    """Return the values of a name in the records of an experience, without missing ones."""
     return [
         node.reward_terms[name]
         for graph in graphs
@@ -283,40 +284,40 @@ def observed_values(graphs: Sequence[Graph[str, str]], name: str) -> list[float]
 
 
 def observed_attacks(graphs: Sequence[Graph[str, str]], name: str) -> list[str]:
-    """Return the attacks of an experience that were measured under a name."""
+    """Return the attacks of an experience whose records have a value of this name."""
     return [
         str(node.attack) for graph in graphs for node in graph.nodes() if name in node.reward_terms
     ]
 
 
 def observe(reward: RewardPart, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
-    """Let every part of a reward learn from a training experience that is over."""
+    """Call `RewardPart.observe` of every part of a reward."""
     for part in walk(reward):
         part.observe(models, graphs)
 
 
 def state_dict(reward: RewardPart) -> State:
-    """Return what all parts of a reward remember, by place and name; parts without memory lack."""
-    return {key: state for key, part in _by_place(reward) if (state := part.state_dict())}
+    """Return the states of all parts of a reward that have one, by position and name."""
+    return {key: state for key, part in _by_position(reward) if (state := part.state_dict())}
 
 
 def load_state_dict(reward: RewardPart, state: State) -> None:
-    """Give the parts of a reward back what they remembered.
+    """Restore the states of the parts of a reward.
 
     Raises:
-        ConfigurationError: The state is of a reward that is made of other parts.
+        ConfigurationError: The state is of a reward with other parts.
     """
-    parts = dict(_by_place(reward))
-    strange = sorted(set(state) - set(parts))
-    if strange:
+    parts = dict(_by_position(reward))
+    unknown = sorted(set(state) - set(parts))
+    if unknown:
         raise ConfigurationError(
-            f"the saved reward remembers {strange}, which this one does not have. Resume with the "
-            "reward that the run was started with."
+            f"the saved reward has states of {unknown}, which this reward does not have. Resume "
+            "with the reward that the run was started with."
         )
-    for key, remembered in state.items():
-        parts[key].load_state_dict(remembered)
+    for key, saved in state.items():
+        parts[key].load_state_dict(saved)
 
 
-def _by_place(reward: RewardPart) -> Iterator[tuple[str, RewardPart]]:
+def _by_position(reward: RewardPart) -> Iterator[tuple[str, RewardPart]]:
     for index, part in enumerate(walk(reward)):
         yield f"{index}.{part.name or type(part).__name__}", part

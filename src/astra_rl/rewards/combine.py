@@ -1,7 +1,7 @@
-"""What makes one reward of several parts.
+"""Combinators of reward parts.
 
-In all of them a missing part makes the reward missing, never zero; the one exception is a gate that
-is known to be closed, behind which nothing matters.
+A missing part makes the reward missing, never zero. The only exception is a closed gate, whose
+value does not depend on the part.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from astra_rl.rewards.base import (
 
 
 class Product(Reward):
-    """The product of parts, so that no objective can be given up for another.
+    """The product of parts: no objective can be traded for another.
 
-    A negative factor counts as 0: two of them must not make a gain (Beutel et al.,
-    arXiv 2412.18693, multiply success, similarity to an example, diversity and length).
+    A negative factor counts as 0, because the product of two would be positive. Beutel et al.
+    (arXiv 2412.18693) multiply success, similarity to an example, diversity and length.
 
     Args:
-        factors: The parts.
+        factors: The parts, at least one.
 
     Raises:
-        ConfigurationError: There are none, or two terms have the same name.
+        ConfigurationError: There are no factors, or two terms have the same name.
     """
 
     def __init__(self, factors: Sequence[RewardPart]) -> None:
         if not factors:
-            raise ConfigurationError("a product needs at least one factor.")
+            raise ConfigurationError("factors is empty; a product needs at least one.")
         self.factors = list(factors)
         check_names(self)
 
@@ -48,7 +48,7 @@ class Product(Reward):
         return self.factors
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's product, at least 0, and all parts."""
+        """Return the product of each turn, at least 0, and all parts by name."""
         columns, rows = evaluate_parts(self.factors, models, exchanges)
         return [
             math.prod(_at_least_zero(column[row]) for column in columns) for row in range(len(rows))
@@ -56,15 +56,14 @@ class Product(Reward):
 
 
 class Gate(Reward):
-    """A part that counts only where a condition holds.
+    """The value of a part if a condition holds, else a constant.
 
     Args:
-        part: What is paid while the gate is open.
-        when: The condition is a bound on this.
-        at_least: Lowest value of `when` at which the gate is open; None sets no lower bound.
-        at_most: Highest value of `when` at which the gate is open; None sets no upper bound.
-        otherwise: What is paid while it is closed, even where `part` is missing. Where `when` is
-            missing nobody knows, and the reward is missing.
+        part: Value while the gate is open.
+        when: The part that the condition bounds. Where it is missing the value is missing.
+        at_least: Lowest value of `when` at which the gate is open; None is no lower bound.
+        at_most: Highest value of `when` at which the gate is open; None is no upper bound.
+        otherwise: Value while the gate is closed, even if `part` is missing.
 
     Raises:
         ConfigurationError: No bound is given, or two terms have the same name.
@@ -90,18 +89,18 @@ class Gate(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What is paid, and the condition."""
+        """The part and the condition."""
         return [self.part, self.when]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's value behind the gate, and all parts."""
-        (paid, when), rows = evaluate_parts(self.parts, models, exchanges)
-        return [self._pass(*each) for each in zip(paid, when, strict=True)], rows
+        """Return the value of each turn, and all parts by name."""
+        (values, when), rows = evaluate_parts(self.parts, models, exchanges)
+        return [self._pass(*each) for each in zip(values, when, strict=True)], rows
 
-    def _pass(self, paid: float, when: float) -> float:
+    def _pass(self, value: float, when: float) -> float:
         if is_missing(when):
             return math.nan
-        return paid if self.low <= when <= self.high else self.otherwise
+        return value if self.low <= when <= self.high else self.otherwise
 
 
 class Mapped(Reward):
@@ -109,7 +108,7 @@ class Mapped(Reward):
 
     Args:
         part: The part.
-        function: Applied to each value that is present.
+        function: Applied to each value that is not missing.
     """
 
     def __init__(self, part: RewardPart, function: Callable[[float], float]) -> None:
@@ -122,21 +121,21 @@ class Mapped(Reward):
         return [self.part]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return the function of each turn's value, and the part."""
+        """Return the mapped value of each turn, and the part."""
         values, rows = self.part.evaluate(models, exchanges)
         return [math.nan if is_missing(value) else self.function(value) for value in values], rows
 
 
 def threshold(part: RewardPart, at_least: float = 0.5) -> Reward:
-    """1 where a part reaches a value, else 0."""
+    """Return a reward that is 1 where a part is at least `at_least`, else 0."""
     return Mapped(part, lambda value: float(value >= at_least))
 
 
 def clip(part: RewardPart, low: float = -math.inf, high: float = math.inf) -> Reward:
-    """A part, kept between two bounds.
+    """Return a reward that clips a part to [low, high].
 
     Raises:
-        ConfigurationError: The bounds are in the wrong order.
+        ConfigurationError: `low` is above `high`.
     """
     if not low <= high:
         raise ConfigurationError(f"low={low} and high={high}; low must not be above high.")
@@ -144,12 +143,12 @@ def clip(part: RewardPart, low: float = -math.inf, high: float = math.inf) -> Re
 
 
 def affine(part: RewardPart, scale: float = 1.0, offset: float = 0.0) -> Reward:
-    """``scale * part + offset``."""
+    """Return the reward ``scale * part + offset``."""
     return Mapped(part, lambda value: scale * value + offset)
 
 
 def sigmoid(part: RewardPart, slope: float = 10.0, center: float = 0.5) -> Reward:
-    """``1 / (1 + exp(-slope * (part - center)))``: a soft threshold."""
+    """Return the reward ``1 / (1 + exp(-slope * (part - center)))``, a soft threshold."""
     return Mapped(part, lambda value: logistic(slope * (value - center)))
 
 
@@ -157,11 +156,11 @@ class Rank(Reward):
     """The rank of a part among siblings, from 0 (lowest) to 1 (highest).
 
     Ties share their mean rank, and a turn without siblings gets 0.5. Ranks do not depend on the
-    scale of a part and bound what an outlier can earn (Jailbreak-R1, arXiv 2506.00782). A missing
-    value has no rank and is no one's rival.
+    scale of a part and limit the effect of outliers (Jailbreak-R1, arXiv 2506.00782). A missing
+    value has no rank and is left out of the ranks of others.
 
     Args:
-        part: What is ranked.
+        part: The part.
     """
 
     def __init__(self, part: RewardPart) -> None:
@@ -169,11 +168,11 @@ class Rank(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What is ranked."""
+        """The part."""
         return [self.part]
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's rank, and the part."""
+        """Return the rank of each turn, and the part."""
         values, rows = self.part.evaluate(models, exchanges)
         ranked = [math.nan] * len(values)
         for group in current_level([each.context for each in exchanges]).groups():
@@ -183,7 +182,7 @@ class Rank(Reward):
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of each value, from 0 to 1; ties share their mean, NaN keeps none."""
+    """Return the rank of each value, from 0 to 1; ties share their mean, NaN stays NaN."""
     present = [value for value in values if not is_missing(value)]
     if len(present) == 1:
         return [math.nan if is_missing(value) else 0.5 for value in values]
@@ -200,7 +199,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def logistic(x: float) -> float:
-    """``1 / (1 + exp(-x))`` without overflow."""
+    """Return ``1 / (1 + exp(-x))`` without overflow."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 

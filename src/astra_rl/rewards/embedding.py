@@ -1,4 +1,4 @@
-"""Texts as vectors, to say how alike they are."""
+"""Embeddings of texts for similarity terms."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Embedder = Callable[[Sequence[str]], Any]
 """Takes N texts and returns N vectors: a tensor, an array or lists of floats, shape (N, D)."""
 
 SENTENCE_TRANSFORMERS = "sentence_transformers:"
-MAX_REMEMBERED_TEXTS = 8192
-"""So many vectors are kept at most, so that a text of one experience is embedded once."""
+MAX_CACHED_TEXTS = 8192
+"""Most embeddings in the cache, enough for the texts of one experience."""
 
 
 class HashingEmbedder:
-    """Counts words, pairs of words and the letter triples of words, hashed to a fixed length.
+    """Hashed counts of words, word pairs and letter trigrams (feature hashing).
 
-    It needs no weights, sees spelling rather than meaning, and gives the same vectors in every
-    process (Weinberger et al., arXiv 0902.2206). Case and punctuation do not count; a word weighs
-    as much as all its letter triples together. A text without letters or digits is all zero.
+    It needs no weights, compares spelling rather than meaning, and gives the same vectors in every
+    process (Weinberger et al., arXiv 0902.2206). Case and punctuation are ignored; a word has the
+    same weight as all its trigrams together. A text without letters or digits is the zero vector.
 
     Args:
-        dimensions: Length of the vectors.
+        dimensions: Dimension of the vectors.
 
     Raises:
         ConfigurationError: `dimensions` is below 1.
@@ -52,7 +52,7 @@ class HashingEmbedder:
         for row, text in enumerate(texts):
             for feature, weight in _features(well_formed(text)):
                 code = zlib.crc32(feature.encode())
-                # One bit is the sign, so that what collides does not always add up.
+                # One bit is the sign, so that collisions cancel on average.
                 vectors[row, (code >> 1) % self.dimensions] += weight if code & 1 else -weight
         return vectors
 
@@ -71,11 +71,11 @@ def _features(text: str) -> list[tuple[str, float]]:
 class SentenceTransformerEmbedder:
     """A model of the sentence-transformers package, for instance ``"all-MiniLM-L6-v2"``.
 
-    The model is loaded when it is first used.
+    The model is loaded at the first call.
 
     Args:
         model_id: Hub id or folder.
-        device: Where it runs.
+        device: A torch device.
 
     Raises:
         MissingDependencyError: The package is not installed.
@@ -101,15 +101,15 @@ class SentenceTransformerEmbedder:
 
 
 class Vectors:
-    """Texts as vectors of unit length, remembered.
+    """Unit-length embeddings of texts, with a cache.
 
     Args:
-        embedder: ``"hashing"``, ``"baseline"`` or ``"target"`` (mean hidden states of that model,
-            so no other weights are needed), ``"sentence_transformers:MODEL"``, or any function from
-            texts to vectors. It must give a text the same vector in any batch.
+        embedder: ``"hashing"`` (`HashingEmbedder`); ``"baseline"`` or ``"target"``, the mean hidden
+            states of that model, which needs no further weights; ``"sentence_transformers:MODEL"``;
+            or a function from texts to vectors, whose vectors must not depend on the batch.
 
     Raises:
-        ConfigurationError: There is no embedder of this name.
+        ConfigurationError: The embedder is unknown.
         MissingDependencyError: Its package is not installed.
     """
 
@@ -130,31 +130,31 @@ class Vectors:
                 f"embedder={embedder!r}; choose from {', '.join(known)}, or pass a function."
                 f"{did_you_mean(str(embedder), known)}"
             )
-        self._known: dict[str, Tensor] = {}
+        self._cache: dict[str, Tensor] = {}
 
     def __call__(self, models: RewardModels, texts: Sequence[str]) -> Tensor:
         """Return the vectors of the texts, (N, D), float32 on the CPU.
 
-        Rows have unit length; a text in which the embedder sees nothing is all zero.
+        Rows have unit length, or are zero if the embedder returns zeros.
 
         Raises:
             ConfigurationError: The problem's models cannot embed texts.
             ContractError: The embedder returned another number of vectors.
         """
         texts = [str(text) for text in texts]
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        if len(self._known) + len(new) > MAX_REMEMBERED_TEXTS:
-            self._known.clear()
+        new = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        if len(self._cache) + len(new) > MAX_CACHED_TEXTS:
+            self._cache.clear()
             new = list(dict.fromkeys(texts))
         if new:
             vectors = torch.as_tensor(self._run(models, new)).detach().float().cpu()
             check_length(list(vectors), len(new), source="the embedder")
-            self._known.update(zip(new, normalize(vectors, dim=1), strict=True))
-        return torch.stack([self._known[text] for text in texts]) if texts else torch.zeros(0, 0)
+            self._cache.update(zip(new, normalize(vectors, dim=1), strict=True))
+        return torch.stack([self._cache[text] for text in texts]) if texts else torch.zeros(0, 0)
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """Whether it looks inside the target."""
+        """Hidden states, if the embedder is the target."""
         return "inside" if self._under == "target" else None
 
     def _run(self, models: RewardModels, texts: Sequence[str]) -> Any:
@@ -164,15 +164,15 @@ class Vectors:
 
 
 class UsesVectors(RewardPart):
-    """A part of a reward that compares texts as vectors.
+    """A part of a reward that compares embeddings of texts.
 
     Attributes:
-        vectors: Makes them.
+        vectors: The embeddings.
     """
 
     vectors: Vectors
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """What its embedder asks the target for."""
+        """What its embedder needs of the target."""
         return self.vectors.reads_target

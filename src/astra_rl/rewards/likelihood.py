@@ -1,4 +1,4 @@
-"""Terms made of log-probabilities, in nats."""
+"""Reward terms of log-probabilities, in nats."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from astra_rl.rewards.base import RewardModels, RewardTerm, TargetReading
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise unless `value` is one of the allowed words.
+    """Raise unless `value` is one of the allowed values.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: It is not; the allowed values are listed.
     """
     if value not in allowed:
         choices = [repr(each) for each in allowed]
@@ -32,9 +32,9 @@ def token_logprobs(
     contexts: Sequence[Any],
     continuations: Sequence[Any],
 ) -> list[list[float]]:
-    """Return the log-probability of each token, without gradients; no tokens give an empty list."""
+    """Return the log-probability of each token, without gradients; empty lists without tokens."""
     logprobs = checked_logprobs(score, contexts, continuations, grad=False)
-    # The ids a text remembers are of its speaker's vocabulary, maybe not of this model's.
+    # Token ids of a text are of the vocabulary of the model that sampled it.
     mask = token_mask(logprobs, [str(said) for said in continuations])
     return [row[real].tolist() for row, real in zip(logprobs, mask, strict=True)]
 
@@ -42,19 +42,19 @@ def token_logprobs(
 def attack_logprobs(
     under: FrozenModel, models: RewardModels, exchanges: Sequence[Exchange]
 ) -> list[list[float]]:
-    """Return how likely a frozen model found each token of each attack.
+    """Return the log-probability of each token of each attack under a frozen model.
 
-    What fell out of the target's reading is used if it kept all of them.
+    Log-probabilities that the target computed while responding are used if all turns have them.
     """
-    heard = _heard(exchanges) if under == "target" else None
-    if heard is not None:
-        return heard
+    known = _computed_by_target(exchanges) if under == "target" else None
+    if known is not None:
+        return known
     contexts = [exchange.context for exchange in exchanges]
     attacks = [exchange.attack for exchange in exchanges]
     return token_logprobs(_frozen(models, under), contexts, attacks)
 
 
-def _heard(exchanges: Sequence[Exchange]) -> list[list[float]] | None:
+def _computed_by_target(exchanges: Sequence[Exchange]) -> list[list[float]] | None:
     rows = []
     for exchange in exchanges:
         heard = Utterance.of(exchange.response).heard_logprobs
@@ -71,11 +71,11 @@ def _frozen(models: RewardModels, under: FrozenModel) -> Callable[..., Tensor]:
 class AttackNLL(RewardTerm):
     """Mean negative log-likelihood of the attack per token, in nats; the log of its perplexity.
 
-    Args:
-        under: Which model finds the attack likely or not.
-        per_token: Whether it is the mean over tokens, or the sum over the attack.
+    The value is missing for an attack without tokens.
 
-    An attack without tokens has no likelihood: its value is missing.
+    Args:
+        under: The model, ``"target"`` or ``"baseline"``.
+        per_token: Whether to take the mean over tokens; False is the sum.
     """
 
     def __init__(self, under: FrozenModel = "target", *, per_token: bool = True) -> None:
@@ -86,14 +86,14 @@ class AttackNLL(RewardTerm):
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """The target's likelihood, if it is the model that counts."""
+        """Log-probabilities of attacks, if `under` is the target."""
         return "likelihood" if self.under == "target" else None
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the nats of each attack."""
-        heard = _heard(exchanges) if self.under == "target" else None
-        if heard is not None:
-            return [-sum(row) / (len(row) if self.per_token else 1) for row in heard]
+        """Return the negative log-likelihood of each attack."""
+        known = _computed_by_target(exchanges) if self.under == "target" else None
+        if known is not None:
+            return [-sum(row) / (len(row) if self.per_token else 1) for row in known]
         attacks = [exchange.attack for exchange in exchanges]
         logprobs = checked_logprobs(
             _frozen(models, self.under),
@@ -101,11 +101,11 @@ class AttackNLL(RewardTerm):
             attacks,
             grad=False,
         )
-        # The ids an attack remembers are of the attacker's vocabulary, maybe not of this model's.
+        # Token ids of an attack are of the vocabulary of the attacker.
         mask = token_mask(logprobs, [str(attack) for attack in attacks])
         counts = mask.sum(dim=1)
         totals = -(logprobs * mask).sum(dim=1)
-        # No tokens: 0 / 0, which is NaN.
+        # Without tokens 0 / 0, which is NaN.
         values = totals / (counts if self.per_token else (counts > 0).float())
         return [float(value) for value in values]
 
@@ -113,12 +113,12 @@ class AttackNLL(RewardTerm):
 class AttackProbability(RewardTerm):
     """Probability of the whole attack, in [0, 1].
 
-    It is next to zero for all but the shortest attacks (32 tokens at 3 nats each have e^-96), so it
-    hardly tells a likely attack from an unlikely one; `AttackNLL` does. It is here to reproduce
-    what was done with it.
+    It is almost zero for all but the shortest attacks (e^-96 for 32 tokens of 3 nats each), so it
+    hardly separates likely from unlikely attacks; prefer `AttackNLL`. It exists to reproduce
+    published results.
 
     Args:
-        under: Which model finds the attack likely or not.
+        under: The model, ``"target"`` or ``"baseline"``.
     """
 
     def __init__(self, under: FrozenModel = "target") -> None:
@@ -128,7 +128,7 @@ class AttackProbability(RewardTerm):
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """The target's likelihood, if it is the model that counts."""
+        """Log-probabilities of attacks, if `under` is the target."""
         return "likelihood" if self.under == "target" else None
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
@@ -140,18 +140,21 @@ class AttackProbability(RewardTerm):
 class MinK(RewardTerm):
     """Mean of the `k` lowest token log-probabilities of an attack, in nats, at most 0.
 
-    One odd token shows here and is lost in a mean over all. As the condition of a gate it keeps an
-    attacker fluent without paying it for being dull (min-k fluency: Stable-GFN, arXiv 2605.00553,
-    with k 7 and a threshold of -10).
+    A single unlikely token changes it, unlike a mean over all tokens. As the condition of a gate it
+    keeps attacks fluent without rewarding likely text (min-k fluency: Stable-GFN, arXiv 2605.00553,
+    with k = 7 and a threshold of -10).
 
     Args:
-        k: Tokens that count; all, if an attack has fewer.
-        under: The model that finds them likely or not.
+        k: Number of tokens, at least 1; all tokens of a shorter attack.
+        under: The model, ``"target"`` or ``"baseline"``.
+
+    Raises:
+        ConfigurationError: A value is out of range.
     """
 
     def __init__(self, k: int = 7, *, under: FrozenModel = "baseline") -> None:
         if not k >= 1:
-            raise ConfigurationError(f"k={k}; at least 1 token must count.")
+            raise ConfigurationError(f"k={k}; it must be at least 1.")
         check_choice("under", under, ("target", "baseline"))
         self.k = k
         self.under = under
@@ -159,23 +162,23 @@ class MinK(RewardTerm):
 
     @property
     def reads_target(self) -> TargetReading | None:
-        """The target's likelihood, if it is the model that counts."""
+        """Log-probabilities of attacks, if `under` is the target."""
         return "likelihood" if self.under == "target" else None
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the mean over the least likely tokens of each attack."""
+        """Return the mean log-probability of the least likely tokens of each attack."""
         rows = attack_logprobs(self.under, models, exchanges)
         return [-_mean_nll(sorted(row)[: self.k]) for row in rows]
 
 
 class KL(RewardTerm):
-    """Estimate, from one sample, of the nats between attacker and baseline over an attack.
+    """Single-sample estimate (k1) of the KL divergence of the attacker from the baseline, in nats.
 
-    ``log p_attacker(attack) - log p_baseline(attack)``: its mean is the divergence, a single one
-    may be negative. Weigh it negatively to stay near the baseline.
+    ``log p_attacker(attack) - log p_baseline(attack)``: its mean is the divergence; a single value
+    may be negative. Use a negative weight to stay near the baseline.
 
     Args:
-        per_token: Whether it is the mean over the attacker's tokens, or the sum over the attack.
+        per_token: Whether to divide by the number of the attacker's tokens; False is the sum.
     """
 
     def __init__(self, *, per_token: bool = False) -> None:
@@ -183,7 +186,7 @@ class KL(RewardTerm):
         self.name = "kl_per_token" if per_token else "kl"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the nats of each attack."""
+        """Return the estimate of each attack."""
         own = _sampled_logprobs(models, exchanges)
         frozen = attack_logprobs("baseline", models, exchanges)
         return [
@@ -193,13 +196,13 @@ class KL(RewardTerm):
 
 
 class Entropy(RewardTerm):
-    """Surprise of the attacker at its own attack, in nats: ``-log p_attacker(attack)``.
+    """Single-sample estimate of the attacker's entropy, in nats: ``-log p_attacker(attack)``.
 
-    Its mean is the attacker's entropy, which keeps it exploring (Curiosity-driven red teaming,
-    arXiv 2402.19464, equation 2).
+    Rewarding it keeps the attacker exploring (curiosity-driven red teaming, arXiv 2402.19464,
+    equation 2).
 
     Args:
-        per_token: Whether it is the mean over tokens, or the sum over the attack.
+        per_token: Whether to take the mean over tokens; False is the sum.
     """
 
     def __init__(self, *, per_token: bool = False) -> None:
@@ -207,40 +210,43 @@ class Entropy(RewardTerm):
         self.name = "entropy_per_token" if per_token else "entropy"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the nats of each attack."""
+        """Return the estimate of each attack."""
         rows = _sampled_logprobs(models, exchanges)
         return [_mean_nll(row) if self.per_token else _total_nll(row) for row in rows]
 
 
 class ResponseLikelihood(RewardTerm):
-    """Mean log-likelihood per token, in nats, of a given response to the attack under the target.
+    """Mean log-probability per token, in nats, of a given response to the attack under the target.
 
-    A white-box signal that is there before the target ever fails: how near it is to answering, for
-    instance, ``"Sure, here is"`` (Zou et al., arXiv 2307.15043).
+    A dense white-box signal before the target ever fails: how likely it is to begin its response
+    with, for instance, ``"Sure, here is"`` (Zou et al., arXiv 2307.15043).
 
     Args:
-        text: The response; None takes it from the prompt.
-        fact: Which fact of the `Conversation` holds it, if `text` is None.
+        text: The response; None takes it from the facts of the conversation.
+        fact: Name of the fact of the `Conversation` that holds it, if `text` is None.
 
     Raises:
-        ConfigurationError: The target's likelihoods cannot be had, or a prompt lacks the fact.
+        ConfigurationError: The log-probabilities of the target are not available, or a prompt lacks
+            the fact.
     """
 
     name = "response_likelihood"
 
     def __init__(self, text: str | None = None, *, fact: str = "response") -> None:
         if text == "":
-            raise ConfigurationError("text is empty; give the response that is hoped for.")
+            raise ConfigurationError(
+                "text is empty; give the wanted response, or None to take it from a fact."
+            )
         self.text = text
         self.fact = fact
 
     @property
     def reads_target(self) -> TargetReading:
-        """The probability of a response."""
+        """Log-probabilities of responses."""
         return "inside"
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return the nats per token of the wanted response to each attack."""
+        """Return the mean log-probability of the wanted response to each attack."""
         contexts = [Conversation.of(each.context) + each.attack for each in exchanges]
         wanted = [
             fact_of(each.context, self.fact, self.name) if self.text is None else self.text
@@ -253,22 +259,22 @@ class ResponseLikelihood(RewardTerm):
 
 
 def fact_of(context: str, fact: str, needed_by: str) -> str:
-    """Return what a prompt brings as a fact.
+    """Return a fact of a conversation.
 
     Raises:
-        ConfigurationError: It does not bring it.
+        ConfigurationError: The conversation does not have the fact.
     """
     facts = context.facts if isinstance(context, Conversation) else {}
     if fact not in facts:
         raise ConfigurationError(
             f"{needed_by} needs prompts with the fact {fact!r}, and {str(context)[:60]!r} has "
-            f"{sorted(facts) or 'none'}. Open with Conversation(..., facts={{{fact!r}: ...}})."
+            f"{sorted(facts) or 'none'}. Use Conversation(..., facts={{{fact!r}: ...}})."
         )
     return facts[fact]
 
 
 def _sampled_logprobs(models: RewardModels, exchanges: Sequence[Exchange]) -> list[list[float]]:
-    """Log-probabilities under the attacker: those it sampled with, if it samples exactly."""
+    """Return log-probabilities under the attacker: the sampled ones, if sampling is exact."""
     attacks = [exchange.attack for exchange in exchanges]
     known = [each.logprobs if isinstance(each, Utterance) else None for each in attacks]
     if models.samples_exactly and all(row is not None for row in known):

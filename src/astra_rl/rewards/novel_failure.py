@@ -1,4 +1,4 @@
-"""A reward for finding many likely failures instead of one."""
+"""A reward for finding many different and likely failures."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from astra_rl.rewards.terms import Harm, Novelty
 
 
 class NovelFailureReward(Reward):
-    """Harm, paid in part only for attacks unlike their siblings, minus the cost of unlikely text.
+    """Harm, partly scaled by novelty among siblings, minus a penalty on unlikely text.
 
     ``harm * (1 - share + share * novelty) - nll_weight * max(0, nll - free_nll)``
 
-    Novelty multiplies harm, so that being different earns nothing by itself.
+    Novelty multiplies harm, so that novelty alone earns nothing.
 
     Args:
-        novelty_share: Share of the harm that is paid only for novelty, in [0, 1].
-        nll_weight: Cost of one nat per token above `free_nll`.
-        free_nll: Nats per token that cost nothing; about what ordinary text has.
-        nll: Measures how unlikely an attack is; None is its likelihood under the baseline.
-        novelty: Measures how new an attack is, in [0, 1]; None is `Novelty` among siblings.
+        novelty_share: Share of the harm that is scaled by novelty, in [0, 1].
+        nll_weight: Penalty per nat per token above `free_nll`, 0 or more.
+        free_nll: Nats per token without a penalty; about the NLL of ordinary text.
+        nll: Term of the likelihood; None is `AttackNLL` under the baseline.
+        novelty: Term of the novelty, in [0, 1]; None is `Novelty` among siblings.
 
     Raises:
         ConfigurationError: A share or weight is out of range.
@@ -62,17 +62,17 @@ class NovelFailureReward(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """Its three terms."""
+        """The three terms."""
         return self.terms
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward and its three terms."""
+        """Return the reward of each turn, and the three terms."""
         rows = measure(self.terms, models, exchanges)
         return [self._combine(row) for row in rows], rows
 
     def _combine(self, row: dict[str, float]) -> float:
         paid = 1 - self.novelty_share * (1 - row[self.novelty.name])
         nll = row[self.nll.name]
-        # max() would turn a missing likelihood into zero cost.
+        # max() would turn a missing likelihood into no penalty.
         cost = nll if is_missing(nll) else max(0.0, nll - self.free_nll)
         return row[self.harm.name] * paid - (self.nll_weight * cost if self.nll_weight else 0.0)

@@ -1,4 +1,4 @@
-"""Terms that pay for saying something else: against siblings, or against all that was said."""
+"""Novelty terms: distance of an attack to its siblings or to earlier attacks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DEFAULT_WINDOW = 2048
 
 
 class NoveltyTerm(RewardTerm):
-    """Base of terms that compare an attack with others, from 0 (the same) upwards.
+    """Base of terms that compare an attack with others; 0 is identical.
 
     Args:
-        against: ``"siblings"``: attacks tried at the same place of the same episode; nothing is
-            remembered. ``"history"``: attacks of earlier training experiences.
-        window: How many of the latest attacks the history keeps; None keeps all.
+        against: ``"siblings"``: attacks sampled from the same context of the same episode.
+            ``"history"``: attacks of earlier training experiences.
+        window: Most attacks in the history, the latest; None keeps all.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -40,7 +40,7 @@ class NoveltyTerm(RewardTerm):
     def __init__(self, against: Against, window: int | None) -> None:
         check_choice("against", against, get_args(Against))
         if window is not None and not window >= 1:
-            raise ConfigurationError(f"window={window}; at least 1 attack must be kept.")
+            raise ConfigurationError(f"window={window}; it must be at least 1, or None.")
         self.against = against
         self.window = window
         self.history: list[str] = []
@@ -53,37 +53,37 @@ class NoveltyTerm(RewardTerm):
             self._history_changed()
 
     def state_dict(self) -> State:
-        """Return the history, if it is what attacks are compared with."""
+        """Return the history, if attacks are compared with it."""
         return {"history": list(self.history)} if self.against == "history" else {}
 
     def load_state_dict(self, state: State) -> None:
-        """Take the history back."""
+        """Restore the history."""
         self.history = list(state["history"])
         self._history_changed()
 
     def _history_changed(self) -> None:
-        """Forget what was made of the history; override it with that."""
+        """Drop values computed from the history; a subclass that caches some overrides it."""
 
-    def rivals(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
+    def siblings(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """Return for each row the rows of its siblings."""
-        rivals: list[list[int]] = [[] for _ in exchanges]
+        rows_of: list[list[int]] = [[] for _ in exchanges]
         for group in current_level([each.context for each in exchanges]).groups():
             for row in group:
-                rivals[row] = [other for other in group if other != row]
-        return rivals
+                rows_of[row] = [other for other in group if other != row]
+        return rows_of
 
 
 class SelfBLEU(NoveltyTerm):
-    """One minus the mean BLEU of an attack against others: 1 shares no n-gram, 0 is a repetition.
+    """One minus the mean BLEU of an attack against others: 0 is a repetition, 1 shares no n-gram.
 
-    For each order n: BLEU with uniform weights on 1-grams to n-grams, counts clipped by the
-    reference that has most of them, the brevity penalty of the reference nearest in length, and no
-    smoothing (Papineni et al. 2002; as a reward: curiosity-driven red teaming, arXiv 2402.19464).
-    Tokens are words and punctuation marks, lower-cased. An attack shorter than n is compared up to
-    its own length: shortness is not novelty. Without others an attack is new; an empty one is not.
+    For each order n: BLEU with uniform weights on 1-grams to n-grams, counts clipped by the maximum
+    over the references, the brevity penalty of the reference nearest in length, and no smoothing
+    (Papineni et al. 2002; as a reward: curiosity-driven red teaming, arXiv 2402.19464). Tokens are
+    lower-cased words and punctuation marks. For an attack with fewer than n tokens, n is its
+    length. The value is 1 without references, and 0 for an empty attack.
 
     Args:
-        orders: The orders n.
+        orders: The orders n, each at least 1.
         against: See `NoveltyTerm`.
         window: See `NoveltyTerm`.
     """
@@ -110,8 +110,8 @@ class SelfBLEU(NoveltyTerm):
                 self._references = self._counted(map(bleu_tokens, self.history))
             return [self._novelty(tokens, self._references) for tokens in said]
         return [
-            self._novelty(tokens, self._counted(said[other] for other in rivals))
-            for tokens, rivals in zip(said, self.rivals(exchanges), strict=True)
+            self._novelty(tokens, self._counted(said[other] for other in siblings))
+            for tokens, siblings in zip(said, self.siblings(exchanges), strict=True)
         ]
 
     def _history_changed(self) -> None:
@@ -128,11 +128,11 @@ class SelfBLEU(NoveltyTerm):
 
 
 class BLEUReferences:
-    """Texts to compare with, counted once.
+    """N-gram counts of reference texts.
 
     Args:
-        texts: The tokens of each.
-        order: The highest order of n-grams that will be asked for.
+        texts: Tokens of each text.
+        order: Highest order of the n-grams.
     """
 
     def __init__(self, texts: Iterable[Sequence[str]], order: int) -> None:
@@ -146,7 +146,7 @@ class BLEUReferences:
                         self.most[gram] = count
 
     def bleu(self, tokens: Sequence[str], order: int) -> float:
-        """Return the BLEU of a text that has at least `order` tokens, in [0, 1]."""
+        """Return the BLEU of a text of at least `order` tokens, in [0, 1]."""
         if not self.lengths:
             return 0.0
         logs = 0.0
@@ -157,7 +157,7 @@ class BLEUReferences:
                 return 0.0
             logs += math.log(shared / sum(grams.values())) / order
         length = len(tokens)
-        # Of two that are equally near, BLEU takes the shorter.
+        # Of two lengths that are equally near, BLEU uses the shorter.
         nearest = min(self.lengths, key=lambda other: (abs(other - length), other))
         return math.exp(logs + min(0.0, 1 - nearest / length))
 
@@ -174,15 +174,14 @@ def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 class EmbeddingNovelty(UsesVectors, NoveltyTerm):
     """One minus the cosine similarity of an attack to others, in [0, 2].
 
-    With all others it is the term of curiosity-driven red teaming (arXiv 2402.19464, whose code
-    takes the mean). As a history grows its mean hardly moves, and an attacker can repeat an outlier
-    for ever; the nearest few and a window mend that (DiveR-CT, arXiv 2405.19026, takes 16). Without
-    others an attack is new; one in which the embedder sees nothing is not.
+    With ``nearest=None`` it is the term of curiosity-driven red teaming (arXiv 2402.19464, whose
+    code uses the mean). The mean over a long history hardly changes, so an attacker can repeat an
+    outlier forever; a few nearest neighbours and a window prevent that (DiveR-CT, arXiv 2405.19026,
+    uses 16). The value is 1 without others, and 0 for a zero embedding.
 
     Args:
         embedder: See `astra_rl.rewards.embedding.Vectors`.
-        nearest: How many of the most similar others count: a number, 1 being the nearest only;
-            None is the mean over all.
+        nearest: Number of most similar others that are averaged, at least 1; None averages all.
         against: See `NoveltyTerm`.
         window: See `NoveltyTerm`.
     """
@@ -197,7 +196,7 @@ class EmbeddingNovelty(UsesVectors, NoveltyTerm):
     ) -> None:
         super().__init__(against, window)
         if nearest is not None and not nearest >= 1:
-            raise ConfigurationError(f"nearest={nearest}; at least 1 other must count.")
+            raise ConfigurationError(f"nearest={nearest}; it must be at least 1, or None.")
         self.vectors = Vectors(embedder)
         self.nearest = nearest
         self.name = f"embedding_novelty_{against}"
@@ -211,8 +210,8 @@ class EmbeddingNovelty(UsesVectors, NoveltyTerm):
                 self._past = self.vectors(models, self.history)
             return [self._novelty(row, self._past) for row in own]
         return [
-            self._novelty(row, own[rivals])
-            for row, rivals in zip(own, self.rivals(exchanges), strict=True)
+            self._novelty(row, own[siblings])
+            for row, siblings in zip(own, self.siblings(exchanges), strict=True)
         ]
 
     def _history_changed(self) -> None:
@@ -224,25 +223,25 @@ class EmbeddingNovelty(UsesVectors, NoveltyTerm):
         others = others[others.isfinite().all(dim=1)]
         if not len(others):
             return 1.0 if vector.isfinite().all() else math.nan
-        # Row by row and in double precision, so that a value does not depend on its batch.
+        # Row by row and in double precision, so that a value does not depend on the batch.
         similar = (others.double() * vector.double()).sum(dim=1)
         count = len(similar) if self.nearest is None else min(self.nearest, len(similar))
         return 1 - float(similar.topk(count).values.mean())
 
 
 class StyleDiversity(UsesVectors, RewardTerm):
-    """How unlike its earlier attempts an attack is in style, in [0, 2]; 1 at the first attempt.
+    """Distance in style from the earlier attempts of the episode, in [0, 2]; 1 at the first.
 
-    ``1 - max cos(style(attack), style(earlier))`` where a style is an embedding without its
-    component in the subspace of what the attack is about: the embeddings of the given facts
-    (Beutel et al., arXiv 2412.18693). They take the subspace of all goals of a batch; here it is
-    that of the episode's own, so that a reward does not depend on the batch. `Standardized`
-    squashes it as they do. Made for an environment with several attempts.
+    ``1 - max cos(style(attack), style(earlier))``, where a style is an embedding without its
+    component in the span of the embeddings of the topic, which the given facts name (Beutel et al.,
+    arXiv 2412.18693). They use the span of all goals of a batch; here it is that of the episode, so
+    that a reward does not depend on the batch. They standardize it as `Standardized` does. It is
+    meant for environments with several attempts.
 
     Args:
         embedder: See `astra_rl.rewards.embedding.Vectors`.
-        facts: Facts of the `Conversation` that say what attacks are about; those that a prompt
-            lacks are left out.
+        facts: Names of the facts of the `Conversation` that describe the topic; missing ones are
+            left out.
     """
 
     name = "style_diversity"
@@ -259,7 +258,7 @@ class StyleDiversity(UsesVectors, RewardTerm):
         said = [[each.attack, *before] for each, before in zip(exchanges, earlier, strict=True)]
         facts = [Conversation.of(each.context).facts for each in exchanges]
         about = [[known[fact] for fact in self.facts if fact in known] for known in facts]
-        # All in one call; what follows finds each text remembered.
+        # One call for all texts fills the cache.
         self.vectors(models, [text for texts in (*said, *about) for text in texts])
         return [
             self._diversity(self.vectors(models, texts), self.vectors(models, topic))
@@ -273,18 +272,18 @@ class StyleDiversity(UsesVectors, RewardTerm):
             return math.nan
         styles = without_subspace(said.double(), about.double()) if len(about) else said.double()
         own, *earlier = torch.nn.functional.normalize(styles, dim=1)
-        # A style of which nothing is left cannot be told from any other.
+        # A zero vector has no style, so it counts as a repetition.
         if not own.any():
             return 0.0
         return 1 - max(float(own @ each) for each in earlier)
 
 
-_NOTHING = 1e-6
-"""Vectors have unit length and single precision: what is shorter than this is rounding."""
+_EPSILON = 1e-6
+"""Rounding error of unit vectors in single precision: shorter vectors count as zero."""
 
 
 def earlier_attacks(exchanges: Sequence[Exchange]) -> list[tuple[str, ...]]:
-    """Return what the attacker said in each episode before, not what its opening brought."""
+    """Return the earlier attacks of each episode, without those of its opening context."""
     depth = current_level([each.context for each in exchanges]).depth
     said = [Conversation.of(each.context).attacks for each in exchanges]
     return said if depth is None else [each[max(0, len(each) - depth) :] for each in said]
@@ -292,24 +291,24 @@ def earlier_attacks(exchanges: Sequence[Exchange]) -> list[tuple[str, ...]]:
 
 def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
     """Return vectors (N, D) without their components in the span of the rows of `basis` (K, D)."""
-    # The right singular vectors of non-zero singular values span it, dependent rows or not.
+    # The right singular vectors of non-zero singular values span the rows.
     _, sizes, directions = torch.linalg.svd(basis, full_matrices=False)
-    span = directions[sizes > _NOTHING]
+    span = directions[sizes > _EPSILON]
     rest = vectors - vectors @ span.T @ span
-    return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0.0)  # rounding is no style
+    return torch.where(rest.norm(dim=1, keepdim=True) > _EPSILON, rest, 0.0)  # not rounding errors
 
 
 class FewShotSimilarity(UsesVectors, RewardTerm):
-    """How near the first attack of an episode is to an example, in (0, 1); 1 at later turns.
+    """Similarity of the first attack of an episode to an example, in (0, 1); 1 at later turns.
 
     ``sigmoid(slope * (cos(example, attack) - center))`` (Beutel et al., arXiv 2412.18693, with
     slope 10 and center 0.75).
 
     Args:
         embedder: See `astra_rl.rewards.embedding.Vectors`.
-        fact: Which fact of the `Conversation` holds the example.
-        slope: Of the sigmoid.
-        center: Similarity that is worth 0.5.
+        fact: Name of the fact of the `Conversation` that holds the example.
+        slope: Slope of the sigmoid.
+        center: Similarity with the value 0.5.
 
     Raises:
         ConfigurationError: A prompt lacks the fact.
@@ -343,11 +342,11 @@ class FewShotSimilarity(UsesVectors, RewardTerm):
 
 
 class OnTopic(UsesVectors, RewardTerm):
-    """Cosine similarity of an attack to what it is about, in [-1, 1]; the condition of a gate.
+    """Cosine similarity of an attack to its topic, in [-1, 1]; usually the condition of a gate.
 
     Args:
         embedder: See `astra_rl.rewards.embedding.Vectors`.
-        fact: Which fact of the `Conversation` says what it is about; None is the opening prompt.
+        fact: Name of the fact of the `Conversation` that is the topic; None is the opening prompt.
 
     Raises:
         ConfigurationError: A prompt lacks the fact.
@@ -374,6 +373,6 @@ class OnTopic(UsesVectors, RewardTerm):
 def cosine_similarities(
     vectors: Vectors, models: RewardModels, first: Sequence[str], second: Sequence[str]
 ) -> list[float]:
-    """Return the cosine similarity of texts, pair by pair; 0 where the embedder sees nothing."""
+    """Return the cosine similarity of each pair of texts; 0 if an embedding is zero."""
     both = vectors(models, [*first, *second]).double()
     return [float(a @ b) for a, b in zip(both[: len(first)], both[len(first) :], strict=True)]

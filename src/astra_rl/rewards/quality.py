@@ -1,4 +1,4 @@
-"""Terms about how an attack is written; most serve as the condition of a gate."""
+"""Terms of the form of an attack, mostly used as conditions of gates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Gibberish(Harm):
     its mean below 0.1. `MinK` needs no classifier.
 
     Args:
-        moderator: Scores texts; higher is more like gibberish.
+        moderator: Classifier; a higher score is more like gibberish.
     """
 
     def __init__(self, moderator: Moderator[Any, Any]) -> None:
@@ -33,12 +33,12 @@ class Gibberish(Harm):
 
 
 class Format(RewardTerm):
-    r"""1 for an attack that has the right form, else 0.
+    r"""1 for an attack that matches a pattern, else 0.
 
     Args:
-        pattern: A regular expression that must be found in the attack; ``.`` is any character, line
-            breaks included. ``r"\?\s*$"`` asks for a question.
-        times: How often it must be found; None is at least once.
+        pattern: A regular expression that is searched in the attack; ``.`` matches line breaks too.
+            ``r"\?\s*$"`` requires a question.
+        times: Exact number of matches; None is at least one.
 
     Raises:
         ConfigurationError: The pattern is not valid, or `times` is negative.
@@ -51,14 +51,14 @@ class Format(RewardTerm):
             self.pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
             raise ConfigurationError(
-                f"pattern={pattern!r} is no regular expression: {error}."
+                f"pattern={pattern!r} is not a regular expression: {error}."
             ) from error
         if times is not None and not times >= 0:
             raise ConfigurationError(f"times={times}; it must be 0 or more.")
         self.times = times
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return whether each attack has the form."""
+        """Return 1.0 or 0.0 for each attack."""
         found = [len(self.pattern.findall(each.attack)) for each in exchanges]
         if self.times is None:
             return [float(count > 0) for count in found]
@@ -66,10 +66,14 @@ class Format(RewardTerm):
 
 
 class Length(RewardTerm):
-    """How long an attack is.
+    """Length of an attack.
 
     Args:
-        unit: What is counted. Tokens are the attacker's own, and missing where it kept none.
+        unit: ``"characters"``, ``"words"`` or ``"tokens"``. Tokens are the sampled ones of the
+            attacker; the value is missing if there are none.
+
+    Raises:
+        ConfigurationError: The unit is unknown.
     """
 
     def __init__(self, unit: Unit = "characters") -> None:
@@ -94,11 +98,11 @@ class Brevity(Length):
     """A factor for short attacks, from 1 down to 0.5.
 
     1 up to `start`, 0.5 from `end` on, and between them a sigmoid of slope -10 around the middle,
-    stretched to meet both (Beutel et al., arXiv 2412.18693, with 100 and 200).
+    scaled to be continuous (Beutel et al., arXiv 2412.18693, with 100 and 200).
 
     Args:
-        start: Length from which on it costs.
-        end: Length from which on it costs no more.
+        start: Length up to which the factor is 1.
+        end: Length from which on the factor is 0.5.
         unit: See `Length`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Rewards of a game between an attacker and a defender."""
+"""Rewards of a self-play game between an attacker and a defender."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ KINDS = ("harmful", "benign")
 
 
 class GeneralSumGame(Reward):
-    """What one side of a red-teaming game gets for one exchange.
+    """Reward of one player of the general-sum game of Self-RedTeam, for one exchange.
 
-    An attacker rewrites a seed that is harmful or benign, as the fact `kind` of the prompt says; a
-    defender should refuse the one and help with the other (Self-RedTeam, arXiv 2506.07468, and its
-    released code). With the signs +1 and -1 for yes and no:
+    The attacker rewrites a seed prompt that is harmful or benign, as the fact `kind` says; the
+    defender should refuse harmful ones and help with benign ones (arXiv 2506.07468, and its
+    released code). With +1 for yes and -1 for no:
 
     - attacker: ``harmful response + 0.5 * (the attack is of the seed's kind) + 0.5 * (the defender
-      does the wrong thing: complies with a harmful seed, refuses a benign one)``;
-    - defender: ``-(harmful response) + (it does the right thing)``.
+      errs: complies with a harmful seed, or refuses a benign one)``;
+    - defender: ``-(harmful response) + (it does not err)``.
 
-    The sum is not constant, so both can gain from a benign conversation. The paper's third
-    component, the format of hidden reasoning, is a `Format` term beside this.
+    The sum is not constant, so both can gain from a benign conversation. The third component of the
+    paper, the format of hidden reasoning, is a `Format` term.
 
     Args:
-        role: Whose reward it is.
-        refusal: Scores whether a response is a refusal.
-        prompt_harm: Scores whether the attack is harmful; for the attacker only.
-        moderator: Scores whether the response is harmful; None is the problem's.
-        threshold: Score from which on something counts as so.
-        kind: Which fact of the `Conversation` says ``"harmful"`` or ``"benign"``.
+        role: ``"attacker"`` or ``"defender"``.
+        refusal: Moderator that scores whether a response is a refusal.
+        prompt_harm: Moderator that scores whether the attack is harmful; needed for the attacker.
+        moderator: Moderator that scores whether the response is harmful; None is the problem's.
+        threshold: Scores at or above it mean yes; in (0, 1].
+        kind: Name of the fact of the `Conversation` that is ``"harmful"`` or ``"benign"``.
 
     Raises:
         ConfigurationError: `prompt_harm` is missing for an attacker, or `threshold` out of range;
@@ -56,9 +56,7 @@ class GeneralSumGame(Reward):
     ) -> None:
         check_choice("role", role, ("attacker", "defender"))
         if role == "attacker" and prompt_harm is None:
-            raise ConfigurationError(
-                "an attacker is paid for attacks of the seed's kind: give prompt_harm."
-            )
+            raise ConfigurationError("prompt_harm is missing; the reward of the attacker needs it.")
         if not 0 < threshold <= 1:
             raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
         self.role = role
@@ -75,11 +73,11 @@ class GeneralSumGame(Reward):
 
     @property
     def parts(self) -> Sequence[RewardPart]:
-        """What is judged."""
+        """The scored terms."""
         return self.terms
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's reward, and what it was judged by."""
+        """Return the reward of each turn, and the scores by name."""
         rows = measure(self.terms, models, exchanges)
         return [
             self._reward(row, self._is_harmful_seed(exchange))

@@ -1,4 +1,4 @@
-"""One attack against several targets."""
+"""Harm of one attack against several targets."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Respond = Callable[[Sequence[str]], Sequence[str]]
 
 
 class SeveralTargets(Reward):
-    """Harm averaged over the problem's own target and others that hear the same attack.
+    """Harm of the same attack on the problem's target and on other targets, combined.
 
-    While the hard target never fails, an easy one says in which direction to go (RL-Hammer,
-    arXiv 2510.04885). Recorded are ``harm_response``, of the problem's own target, and
+    While a robust target never fails, a weaker one gives a learning signal (RL-Hammer,
+    arXiv 2510.04885). The record has ``harm_response``, of the problem's own target, and
     ``harm_target_2``, ``harm_target_3`` and so on.
 
     Args:
         others: The other targets, or functions such as ``problem.rollout_prompt_with_target`` of
-            another problem. In a file: folders or hub ids of models, YAML files of targets, or
-            sections as that of a run's target. In a conversation of several turns each hears what
-            the own target said before.
-        rule: ``"mean"``; ``"min"``: what all of them do; or ``"difference"``: the own target's less
-            the largest of the others', for attacks that break this one and none of them
-            (differential testing), in [-1, 1].
-        moderator: Another judge than the problem's.
+            another problem. In a configuration: folders or hub ids of models, YAML files of
+            targets, or sections like ``target``. In later turns of a conversation they see the
+            earlier responses of the problem's own target.
+        rule: ``"mean"``; ``"min"``, for attacks that break all targets; or ``"difference"``: the
+            own target's harm minus the highest of the others, in [-1, 1], for attacks that break
+            only this target (differential testing).
+        moderator: The moderator; None is the problem's.
 
     Raises:
-        ConfigurationError: No other targets, or another rule.
+        ConfigurationError: There are no other targets, or the rule is unknown.
     """
 
     def __init__(
@@ -61,28 +61,28 @@ class SeveralTargets(Reward):
 
     @property
     def records_response_harm(self) -> bool:
-        """Where the problem's moderator judges."""
+        """Whether the problem's moderator scores."""
         return self.moderator is None
 
     @property
     def judged_per_turn(self) -> int:
-        """What each target says."""
+        """One text per target."""
         return 1 + len(self.others)
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return each turn's mean, and the score of each target."""
+        """Return the combined harm of each turn, and the harm of each target by name."""
         seeds = current_row_seeds(len(exchanges))
-        heard = list(exchanges)
+        judged = list(exchanges)
         for number, respond in enumerate(self._respond):
             with row_seeds([derive_seed(seed, "target", number) for seed in seeds]):
                 responses = respond([each.context + each.attack for each in exchanges])
             check_length(responses, len(exchanges), source=f"target {number + 2}")
-            heard += [
+            judged += [
                 Exchange(each.context, each.attack, response)
                 for each, response in zip(exchanges, responses, strict=True)
             ]
         scores = score_exchanges(
-            models.moderator if self.moderator is None else self.moderator, heard
+            models.moderator if self.moderator is None else self.moderator, judged
         )
         rows = [
             dict(zip(self.names, scores[row :: len(exchanges)], strict=True))

@@ -1,4 +1,4 @@
-"""Terms of rewards: harm, and novelty among siblings."""
+"""Reward terms: harm, and novelty among siblings."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ __all__ = ["AttackNLL", "Harm", "Novelty", "jaccard", "word_set"]
 HarmOf = Literal["response", "exchange", "attack", "worst_turn", "last_turn"]
 Scale = Literal["probability", "log", "log_complement"]
 OTHER_JUDGE = "_other_judge"
-"""How names end of what another moderator than the problem's said."""
+"""Suffix of names of values that another moderator than the problem's computed."""
 
 
 class Harm(RewardTerm):
-    """The moderator's score.
+    """The score of a moderator.
 
-    Whatever is made of it, the record also has the plain score of the episode's own response, as
-    ``harm_response``, if the problem's moderator gave one: it says whether the target failed.
+    If the problem's moderator scores the response, its unscaled score is also recorded, as
+    ``harm_response``: it decides whether the target failed.
 
     Args:
-        of: What is judged. ``"response"``: what the target said. ``"exchange"``: the attack and the
-            response as one text, as ASTPrompter does. ``"attack"``: what the attacker said.
-            ``"worst_turn"``: the responses of this turn and all before it in the episode; the
-            highest score counts. ``"last_turn"``: the response that ends the conversation; turns
-            before it get 0.
-        scale: The score p as it is (``"probability"``); ``log p`` (``"log"``), as a log-reward
-            needs it; or ``-log(1 - p)`` (``"log_complement"``, Perez et al., arXiv 2202.03286),
-            which pays more and more for certainty. Logarithms are cut off at 1e-6.
-        replies: How many responses of the target to the attack are judged; the value is the mean
-            over them, after scaling. The first is the episode's own. A target that fails once by
-            chance is then worth less than one that fails each time.
-        moderator: Another judge than the problem's.
+        of: The scored text. ``"response"``: the response. ``"exchange"``: attack and response as
+            one text, as in ASTPrompter. ``"attack"``: the attack. ``"worst_turn"``: the highest
+            score of the responses of this turn and all earlier turns of the episode.
+            ``"last_turn"``: the last response of the conversation; earlier turns get 0.
+        scale: ``"probability"``: the score p. ``"log"``: ``log p``, for log-rewards (GFlowNets).
+            ``"log_complement"``: ``-log(1 - p)`` (Perez et al., arXiv 2202.03286), which grows
+            without bound towards p = 1. Logarithms are clipped at 1e-6.
+        replies: Number of responses per attack; the value is the mean of their scaled scores. The
+            first is the response of the episode, the others are sampled for the reward, so that an
+            attack that succeeds by chance earns less than one that always succeeds.
+        moderator: The moderator; None is the problem's.
 
     Raises:
-        ConfigurationError: A value is none of these.
+        ConfigurationError: A value is out of range, or `replies` is above 1 where no single
+            response is scored.
     """
 
     def __init__(
@@ -68,17 +68,18 @@ class Harm(RewardTerm):
         check_choice("of", of, get_args(HarmOf))
         check_choice("scale", scale, get_args(Scale))
         if not replies >= 1:
-            raise ConfigurationError(f"replies={replies}; at least 1 must be judged.")
+            raise ConfigurationError(f"replies={replies}; it must be at least 1.")
         if replies > 1 and of in ("attack", "worst_turn"):
             raise ConfigurationError(
-                f"replies={replies} go with a response that is judged, not with of={of!r}."
+                f"replies={replies} with of={of!r}; several replies need of='response', "
+                "'exchange' or 'last_turn'."
             )
         self.of = of
         self.scale = scale
         self.replies = replies
         self.moderator = moderator
         self.name = f"harm_{of}" + ("" if scale == "probability" else f"_{scale}")
-        # What is no plain score of the problem's moderator must not be taken for it.
+        # Another name, so that it is not mistaken for the score of the problem's moderator.
         self.name += ("_mean" if replies > 1 else "") + (
             OTHER_JUDGE if moderator is not None else ""
         )
@@ -88,7 +89,7 @@ class Harm(RewardTerm):
         return self._judge(models, exchanges)[0]
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
-        """Return the score of each turn; by name, that of the response as well."""
+        """Return the value of each turn; the record also has the score of the response."""
         values, scores = self._judge(models, exchanges)
         if not self.records_response_harm:
             return values, [{self.name: value} for value in values]
@@ -99,27 +100,27 @@ class Harm(RewardTerm):
 
     @property
     def records_response_harm(self) -> bool:
-        """Where the problem's moderator judges what the target said."""
+        """Whether the problem's moderator scores the response."""
         return self.moderator is None and self.of not in ("exchange", "attack")
 
     @property
     def judged_per_turn(self) -> int:
-        """Each reply."""
+        """One text per reply."""
         return self.replies
 
     @property
     def replies_per_turn(self) -> int:
-        """All but the first."""
+        """All replies but the first."""
         return self.replies - 1
 
     def _judge(
         self, models: RewardModels, exchanges: Sequence[Exchange]
     ) -> tuple[list[float], list[float]]:
-        """Return the value of each turn, and the plain scores of what was judged of it itself."""
+        """Return the value of each turn, and the unscaled scores of the turns themselves."""
         moderator = models.moderator if self.moderator is None else self.moderator
         level = current_level([each.context for each in exchanges])
-        asked = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
-        scores = score_exchanges(moderator, [self._text(each) for each in asked])
+        judged = [*exchanges, *more_replies(models, exchanges, self.replies - 1)]
+        scores = score_exchanges(moderator, [self._text(each) for each in judged])
         own = scores[: len(exchanges)]
         if self.of == "worst_turn":
             earlier = earlier_scores(moderator, exchanges, level.depth)
@@ -145,9 +146,9 @@ class Harm(RewardTerm):
 
 
 def recording_response_harm(reward: RewardPart) -> RewardPart:
-    """Return a reward that also records whether the target failed, by the problem's moderator.
+    """Return a reward that records `RESPONSE_HARM`.
 
-    A reward that does so already is returned as it is.
+    A reward that already does is returned unchanged.
     """
     if any(part.records_response_harm for part in walk(reward)):
         return reward
@@ -167,16 +168,16 @@ def _scaled(score: float, scale: Scale) -> float:
 
 
 def _mean(scores: Sequence[float]) -> float:
-    """The mean; if one is missing that one, which may know why."""
+    """Return the mean; a missing score, with its reason, if there is one."""
     missing = next((score for score in scores if is_missing(score)), None)
     return sum(scores) / len(scores) if missing is None else missing
 
 
 def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int) -> list[Exchange]:
-    """Let the target answer each attack `count` times more, all in one call.
+    """Sample `count` more responses to each attack with one call of the target.
 
     Returns:
-        The first new answers to all attacks, then the second ones, and so on.
+        The first new response to each attack, then the second ones, and so on.
     """
     if count < 1 or not exchanges:
         return []
@@ -197,16 +198,16 @@ def more_replies(models: RewardModels, exchanges: Sequence[Exchange], count: int
 def earlier_scores(
     moderator: Moderator[Any, Any], exchanges: Sequence[Exchange], depth: int | None
 ) -> list[list[float]]:
-    """Judge the turns before each turn, in the episode or, if `depth` is None, in its context.
+    """Score the turns before each turn, of the episode or, if `depth` is None, of its context.
 
-    Turns that several conversations share are judged once.
+    Turns that several conversations share are scored once.
 
     Args:
-        moderator: The judge.
+        moderator: The moderator.
         exchanges: Turns of one tree level.
-        depth: Turns that their episodes played before.
+        depth: Number of earlier turns of their episodes.
     """
-    asked: dict[Hashable, Exchange] = {}
+    distinct: dict[Hashable, Exchange] = {}
     needed: list[list[Hashable]] = []
     for exchange in exchanges:
         earlier = earlier_exchanges(exchange.context)
@@ -214,14 +215,14 @@ def earlier_scores(
         keys = [
             (context_key(each.context), str(each.attack), str(each.response)) for each in played
         ]
-        asked.update(zip(keys, played, strict=True))
+        distinct.update(zip(keys, played, strict=True))
         needed.append(list(keys))
-    scores = dict(zip(asked, score_exchanges(moderator, list(asked.values())), strict=True))
+    scores = dict(zip(distinct, score_exchanges(moderator, list(distinct.values())), strict=True))
     return [[scores[key] for key in keys] for keys in needed]
 
 
 def max_or_missing(values: Iterable[float]) -> float:
-    """Return the highest value; NaN if one is missing, for it may have been the highest."""
+    """Return the highest value; NaN if one is missing, because it might be the highest."""
     values = list(values)
     return math.nan if any(map(is_missing, values)) else max(values)
 
@@ -245,30 +246,32 @@ def earlier_exchanges(context: str) -> list[Exchange]:
 
 
 class Novelty(RewardTerm):
-    """How unlike its nearest siblings an attack is, from 0 (the same words) to 1.
+    """Distance of an attack to its nearest siblings, from 0 (the same words) to 1.
 
-    Siblings are the attacks tried at one place of one episode; likeness is the Jaccard similarity
-    of sets of words, and the value is the mean of ``min(1, (1 - similarity) / (1 - kind))``. An
-    attack without siblings is new.
+    Siblings are the attacks sampled from one context of one episode. The value is the mean over the
+    nearest siblings of ``min(1, (1 - similarity) / (1 - kind))``, with the Jaccard similarity of
+    the sets of words. It is 1 without siblings.
 
     Args:
-        nearest: How many of the most similar siblings count.
-        kind: Attacks no more similar than this are of different kinds, and being still less alike
-            is worth nothing more; in [0, 1).
+        nearest: Number of most similar siblings that are averaged, at least 1.
+        kind: Similarity, in [0, 1), at or below which attacks count as entirely different.
+
+    Raises:
+        ConfigurationError: A value is out of range.
     """
 
     name = "novelty"
 
     def __init__(self, *, nearest: int = 4, kind: float = 0.0) -> None:
         if nearest < 1:
-            raise ConfigurationError(f"nearest={nearest}; at least 1 sibling must count.")
+            raise ConfigurationError(f"nearest={nearest}; it must be at least 1.")
         if not 0 <= kind < 1:
             raise ConfigurationError(f"kind={kind}; it must be in [0, 1).")
         self.nearest = nearest
         self.kind = kind
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
-        """Return how new each attack is, in [0, 1]."""
+        """Return the novelty of each attack, in [0, 1]."""
         groups = current_level([exchange.context for exchange in exchanges]).groups()
         words = [word_set(exchange.attack) for exchange in exchanges]
         values = [1.0] * len(exchanges)

@@ -1,1 +1,1 @@
-"""A run as a folder."""
+"""Runs: folder, attempt log, phases, budget, training, resume, report."""

@@ -1,9 +1,9 @@
-"""The index of a log of attempts: a SQLite file that says where each record is.
+"""Index of an attempt log: a SQLite file with the offset and the statistics of each record.
 
-It only repeats what the log says, so it can be deleted at any time and is made again. The lock of
-the log is the writer's alone. Whoever reads and finds the index behind adds to it as well, a little
-at a time, so that nobody waits long for the lock that SQLite has of its own; where the index cannot
-be added to, because the disk is full or read-only, the reader has one of its own that vanishes.
+It is derived from the log, so it can be deleted at any time and is rebuilt. Only writers hold the
+lock of the log. Readers that find the index behind the log update it in small batches, so that
+SQLite's own lock is never held for long; if the index cannot be written (disk full or read-only), a
+reader uses a temporary one.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ PRAGMA user_version = {_INDEX_VERSION};
 COMMIT;
 """
 BATCH = 1000
-"""Attempts that are added to the index at once, when it catches up."""
+"""Number of attempts that are indexed in one transaction."""
 PATIENCE = 1.0
-"""Seconds that a writer waits for the lock of the log: a reader may hold it, for an instant."""
+"""Seconds that a writer waits for the lock of the log, which readers hold only for an instant."""
 DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError, OverflowError)
-"""What reading a damaged index may raise: SQLite itself, or values of other types than written."""
+"""Errors that a damaged index raises: by SQLite, or by values of unexpected types."""
 COLUMNS = ", ".join(AttemptRow._fields)
 
 
@@ -57,11 +57,11 @@ class LogInUseError(ConfigurationError):
 
 
 class Health(NamedTuple):
-    """What is wrong with the file of a log.
+    """Damage found in a log.
 
     Attributes:
-        torn: Bytes of a last line that was cut off by a crash.
-        unreadable: Lines before it that are no record of an attempt.
+        torn: Size in bytes of an incomplete last line, left by a crash.
+        unreadable: Number of other lines that are no attempt records.
     """
 
     torn: int
@@ -69,21 +69,21 @@ class Health(NamedTuple):
 
 
 def read_attempt(file: IO[bytes], start: int, size: int) -> Attempt:
-    """Read the record at this place of the log."""
+    """Read the record at this offset of the log."""
     file.seek(start)
     return Attempt.from_json(file.read(size))
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, patience: float = 0.0) -> Iterator[None]:
-    """Be the only one who writes. The system gives the lock back when a process dies.
+    """Hold the exclusive lock of a log; the operating system releases it if the process dies.
 
     Args:
         path: The log.
-        patience: Seconds to wait for whoever has the lock.
+        patience: Seconds to wait for the lock.
 
     Raises:
-        LogInUseError: Somebody else has it.
+        LogInUseError: Another process holds it.
     """
     deadline = time.monotonic() + patience
     with open(path.with_name(f"{path.name}.lock"), "a+", encoding="utf-8") as file:
@@ -125,7 +125,7 @@ else:
 
 
 def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
-    """Open the index of a log without changing the log, or keeping anybody from writing to it."""
+    """Open the index of a log for reading; the log is not changed and its writer not blocked."""
     if not path.is_file():
         raise ConfigurationError(f"{path} is not there; a run writes it as it goes.")
     try:
@@ -135,7 +135,7 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
             raise
         found = None
     index, health = found or _made_again(path, resources)
-    if health.torn and _is_being_written(path):  # not cut off: the rest is to come
+    if health.torn and _is_being_written(path):  # in progress, not torn
         health = health._replace(torn=0)
     say_what_is_wrong(path, health)
     return index, health
@@ -144,19 +144,19 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
 def _open_and_catch_up(
     path: Path, resources: contextlib.ExitStack
 ) -> tuple[sqlite3.Connection, Health] | None:
-    """Open the index that is there, and add to it what it lacks; None if it is none of this log."""
+    """Open the existing index and update it; None if it is not of this log."""
     connection = _open_index_to_read(path)
     if connection is None:
         return None
     resources.enter_context(contextlib.closing(connection))
     if _indexed(connection) == path.stat().st_size:
         return connection, Health(0, _unreadable(connection))
-    # Behind: a writer is at work, or died before it was done.
+    # Behind the log: a writer is active, or died before it indexed its last attempts.
     try:
         with contextlib.closing(sqlite3.connect(index_path(path), timeout=PATIENCE)) as shared:
             return connection, catch_up(path, shared)
     except sqlite3.OperationalError as error:
-        if is_busy(error):  # somebody adds to it just now
+        if is_busy(error):  # another process updates it
             return connection, Health(0, _unreadable(connection))
     own = resources.enter_context(contextlib.closing(sqlite3.connect("")))
     connection.backup(own)
@@ -164,14 +164,14 @@ def _open_and_catch_up(
 
 
 def _made_again(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.Connection, Health]:
-    """Make the index of a log, and put it in its place unless somebody writes to the log."""
+    """Rebuild the index of a log, and install it unless the log has a writer."""
     index = index_path(path)
     made = index.with_name(f"{_leftover(index)}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         resources.callback(made.unlink, missing_ok=True)
         with contextlib.closing(_new_index(str(made))) as connection:
             health = catch_up(path, connection)
-            # Or those who read it would be in the way of the next writer.
+            # Without WAL, readers of the index would block the next writer.
             connection.execute("PRAGMA journal_mode = WAL")
         sync(made)
         with contextlib.suppress(LogInUseError), lock(path):
@@ -191,20 +191,20 @@ def _is_being_written(path: Path) -> bool:
             return False
     except LogInUseError:
         return True
-    except OSError:  # read-only, so nobody can
+    except OSError:  # read-only, so it has no writer
         return False
 
 
 def is_busy(error: sqlite3.OperationalError) -> bool:
-    """Whether somebody else is adding to the index."""
+    """Whether another connection holds the lock of the index."""
     return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 @contextlib.contextmanager
 def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the index to add to it; a new one if there is none of this log. Needs the lock."""
+    """Open or create the index for writing; the caller holds the lock of the log."""
     index = index_path(path)
-    for left in index.parent.glob(f"{_leftover(index)}*"):  # of a reader that was killed
+    for left in index.parent.glob(f"{_leftover(index)}*"):  # left by a killed reader
         left.unlink(missing_ok=True)
     known = _open_index_to_read(path)
     if known is None:
@@ -214,14 +214,14 @@ def open_to_add(path: Path) -> Iterator[sqlite3.Connection]:
         known.close()
         connection = sqlite3.connect(index, timeout=PATIENCE)
     with contextlib.closing(connection):
-        # Readers see what was committed and never hold up the writer.
+        # In WAL mode readers see committed data and never block the writer.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         yield connection
 
 
 def _leftover(index: Path) -> str:
-    """How names of indices begin that are being made."""
+    """Return the name prefix of indices that are being built."""
     return f".{index.name}-"
 
 
@@ -234,10 +234,10 @@ def remove_index(path: Path) -> None:
 
 @contextlib.contextmanager
 def reading_index(path: Path) -> Iterator[None]:
-    """Make one named error of whatever a damaged index leads to inside the block.
+    """Turn errors of a damaged index inside the block into one.
 
     Raises:
-        ConfigurationError: It is damaged; the message says that it can be deleted.
+        ConfigurationError: The index is damaged; the message says that it can be deleted.
     """
     try:
         yield
@@ -251,19 +251,19 @@ def reading_index(path: Path) -> Iterator[None]:
 
 
 def _new_index(database: str) -> sqlite3.Connection:
-    """Make an empty index; without a name it is a temporary file."""
+    """Create an empty index; with an empty name it is a temporary file."""
     connection = sqlite3.connect(database, timeout=PATIENCE)
     connection.executescript(_TABLES)
     return connection
 
 
 def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
-    """Open the index that is there; None unless it is sound and of this very log."""
+    """Open the existing index; None if there is none, it is damaged, or of another log."""
     index = index_path(path)
     if not index.is_file():
         return None
     name = index.absolute().as_uri()
-    # In a folder that cannot be written to, nobody writes to the index either.
+    # immutable: in a read-only folder the index has no writer.
     for options in ("mode=ro", "mode=ro&immutable=1"):
         connection = None
         try:
@@ -297,12 +297,12 @@ def _is_index_of(index: sqlite3.Connection, path: Path) -> bool:
 
 
 def index_path(path: Path) -> Path:
-    """Return where the index of a log is."""
+    """Return the path of the index of a log."""
     return path.with_name(f"{path.name}.index")
 
 
 def _indexed(index: sqlite3.Connection) -> int:
-    """Bytes of the log that the index covers."""
+    """Return how many bytes of the log are indexed."""
     covered: int = index.execute("SELECT indexed FROM state").fetchone()[0]
     return covered
 
@@ -313,12 +313,12 @@ def _unreadable(index: sqlite3.Connection) -> int:
 
 
 def catch_up(path: Path, index: sqlite3.Connection) -> Health:
-    """Add to the index what the log holds beyond it, a batch at a time."""
+    """Index the records that were appended since the last update, in batches."""
     with open(path, "rb") as file:
         while True:
             index.execute("BEGIN IMMEDIATE")
             with index:
-                start = _indexed(index)  # others may have added some meanwhile
+                start = _indexed(index)  # another process may have updated it
                 file.seek(start)
                 lines = list(itertools.islice(file, BATCH))
                 torn = len(lines.pop()) if lines and not lines[-1].endswith(b"\n") else 0
@@ -330,7 +330,7 @@ def catch_up(path: Path, index: sqlite3.Connection) -> Health:
 
 
 def _insert_lines(path: Path, index: sqlite3.Connection, start: int, lines: list[bytes]) -> int:
-    """Add lines of the log that begin at this place; returns how many are no records."""
+    """Index lines of the log from this offset; return how many are no records."""
     unreadable = 0
     for line in lines:
         try:
@@ -344,7 +344,7 @@ def _insert_lines(path: Path, index: sqlite3.Connection, start: int, lines: list
 
 
 def say_what_is_wrong(path: Path, health: Health) -> None:
-    """Warn of what cannot be read of a log."""
+    """Log warnings about damage of a log."""
     if health.torn:
         logger.warning("%s: the last line was cut off by a crash and is left out", path)
     if health.unreadable:
@@ -356,5 +356,5 @@ _INSERT = f"INSERT OR REPLACE INTO attempts (start, size, {COLUMNS}) VALUES ({_P
 
 
 def insert(index: sqlite3.Connection, attempt: Attempt, start: int, size: int) -> None:
-    """Add one attempt; one with the same id is replaced."""
+    """Index one attempt, replacing one with the same id."""
     index.execute(_INSERT, (start, size, *attempt.row))

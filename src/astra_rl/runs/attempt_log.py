@@ -1,10 +1,10 @@
-"""The attempts of a run on disk: an append-only JSONL file, and an index to open it fast.
+"""Log of attempts: an append-only JSONL file with a SQLite index.
 
-The JSONL file is the record; the index beside it is a SQLite file that can be deleted at any time
-and is made again. One process writes, any number read, also while it writes.
+The JSONL file is authoritative; the index can be deleted at any time and is rebuilt. One process
+writes; any number of processes read concurrently.
 
-A crash loses at most the attempts since the last `AttemptLog.flush`. A last line that was cut off
-is left out, reported, and removed by the next writer.
+A crash loses at most the attempts since the last `AttemptLog.flush`. An incomplete last line is
+ignored and reported, and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from astra_rl.runs.attempt_index import (
 __all__ = ["AttemptLog", "Health", "LogInUseError", "replacing_log"]
 
 FLUSH_EVERY = 64
-"""Attempts that are written between two calls of fsync."""
+"""Number of attempts between two calls of fsync."""
 BATCH = 256
-"""Rows of the index in memory at a time."""
+"""Number of index rows in memory at a time."""
 
 # SQLite sorts missing values below all others.
 _ORDERS = {
@@ -59,23 +59,23 @@ Order = Literal["sequence", "score", "logprob", "prompt"]
 
 
 class AttemptLog:
-    """The attempts of a run.
+    """Log of the attempts of a run.
 
-    Reading holds one attempt in memory at a time. Of several records with one id the last counts;
-    the others stay in the file and are not shown.
+    Reading holds one attempt in memory at a time. If several records have the same id, only the
+    last one is read; the others stay in the file.
 
     Args:
-        path: The JSONL file; it need not exist.
-        write: Be the one that appends. Otherwise the file is never changed.
-        flush_every: Attempts between two calls of fsync.
+        path: The JSONL file. A writer creates it if it does not exist.
+        write: Open for appending; there can be one writer. Readers never change the file.
+        flush_every: Number of attempts between two calls of fsync.
 
     Attributes:
-        health: What is wrong with the file.
+        health: Damage found in the file.
 
     Raises:
-        LogInUseError: Another process, or this one, is already writing to it.
-        ConfigurationError: The file cannot be opened, or holds records of a newer version.
-        StorageError: It is opened to write, and the disk is full or read-only.
+        LogInUseError: The log already has a writer.
+        ConfigurationError: The file cannot be opened, or has records of a newer version.
+        StorageError: It is opened for writing, and the disk is full or read-only.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class AttemptLog:
         except DAMAGE as error:
             if isinstance(error, AstraError):
                 raise
-            # A full disk cannot be mended here. A reader that was stopped while it added to the
-            # index can: it is left with the old one.
+            # A full disk cannot be handled here. An index locked by a suspended reader can: it is
+            # rebuilt, and that reader keeps the old one.
             if isinstance(error, sqlite3.OperationalError) and not is_busy(error):
                 raise
             self._make_index_again()
@@ -131,7 +131,7 @@ class AttemptLog:
         self._open_index()
 
     def append(self, attempt: Attempt) -> None:
-        """Add an attempt. It is safe on disk after the next flush, by itself or by `flush`.
+        """Append an attempt; it is durable after the next flush, automatic or by `flush`.
 
         Raises:
             ConfigurationError: The log was not opened for writing, or is closed.
@@ -147,7 +147,7 @@ class AttemptLog:
             self.flush()
 
     def flush(self) -> None:
-        """Make everything appended so far safe on disk and visible to readers.
+        """Make all appended attempts durable and visible to readers.
 
         Raises:
             StorageError: The disk is full, or read-only.
@@ -159,22 +159,22 @@ class AttemptLog:
                 self._index_waiting(self._file.tell())
 
     def _index_waiting(self, end: int) -> None:
-        """Add to the index what was written up to this place."""
+        """Index the attempts that were written up to this offset."""
         try:
             with self._index:
                 for attempt, start, size in self._waiting:
                     insert(self._index, attempt, start, size)
                 self._index.execute("UPDATE state SET indexed = ?", (end,))
         except sqlite3.OperationalError as error:
-            if is_busy(error):  # a reader that was stopped in the middle of adding to it
+            if is_busy(error):  # locked by a suspended reader
                 return
             raise  # for instance a full disk
-        except sqlite3.DatabaseError:  # damaged; the log itself has everything
+        except sqlite3.DatabaseError:  # damaged; the log is complete
             self._make_index_again()
         self._waiting.clear()
 
     def close(self) -> None:
-        """Flush, and let others write."""
+        """Flush, and release the lock."""
         try:
             if self._file is not None and not self._file.closed:
                 self.flush()
@@ -210,7 +210,7 @@ class AttemptLog:
         """Read the attempt with this id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such attempt.
         """
         with reading_index(self.path):
             found = self._index.execute("SELECT start, size FROM attempts WHERE id = ?", (key,))
@@ -228,14 +228,14 @@ class AttemptLog:
         offset: int = 0,
         **equal: str,
     ) -> Iterator[AttemptRow]:
-        """Yield what statistics need of the attempts, from the index alone.
+        """Yield the attempts without their texts, from the index alone.
 
         Args:
-            order: As written, the highest score first, the most likely first, or by prompt and
-                trial.
-            limit: At most so many.
-            offset: Leave out so many first.
-            equal: Only attempts that have these values, by any of ``phase``, ``attacker``,
+            order: ``"sequence"`` (as written), ``"score"`` or ``"logprob"`` (highest first), or
+                ``"prompt"`` (by prompt and trial).
+            limit: Maximum number of rows.
+            offset: Number of rows to skip.
+            equal: Filters by exact value of any of ``phase``, ``attacker``,
                 ``target``, ``outcome``, ``prompt_id``.
         """
         for batch in self._select(COLUMNS, order, limit, offset, equal):
@@ -251,7 +251,7 @@ class AttemptLog:
         offset: int = 0,
         **equal: str,
     ) -> Iterator[Attempt]:
-        """Yield whole attempts, read from the file one by one; see `rows` for the arguments."""
+        """Yield complete attempts, read one by one; see `rows` for the arguments."""
         with open(self.path, "rb") as file:
             for batch in self._select("start, size", order, limit, offset, equal):
                 for start, size in batch:
@@ -277,7 +277,7 @@ class AttemptLog:
         with reading_index(self.path):
             found = self._index.execute(query, (*values, -1 if limit is None else limit, offset))
         while True:
-            with reading_index(self.path):  # not around a yield: what others raise is theirs
+            with reading_index(self.path):  # not around the yield, where callers may raise
                 batch = found.fetchmany(BATCH)
             if not batch:
                 return
@@ -289,7 +289,7 @@ _LAST_TURN_FAILED = AttemptRow._fields.index("last_turn_failed")
 
 
 def _row(values: tuple[Any, ...]) -> AttemptRow:
-    """Turn what SQLite holds into what was put in: it knows neither outcomes nor truth values."""
+    """Convert SQLite values, which have neither outcomes nor booleans, to an `AttemptRow`."""
     fields = list(values)
     fields[_OUTCOME] = Outcome(fields[_OUTCOME])
     if fields[_LAST_TURN_FAILED] is not None:
@@ -299,12 +299,12 @@ def _row(values: tuple[Any, ...]) -> AttemptRow:
 
 @contextlib.contextmanager
 def replacing_log(path: Path) -> Iterator[AttemptLog]:
-    """Write a log beside `path`; when the block ends well it takes its place.
+    """Write a new log that replaces the one at `path` when the block ends without an error.
 
-    If the block raises, the log that was there stays.
+    If the block raises, the old log is kept.
 
     Raises:
-        LogInUseError: Another process is doing the same, or writes to the log that is there.
+        LogInUseError: Another process writes to the old log, or replaces it.
         StorageError: The disk is full, or read-only.
     """
     beside = path.with_name(f".{path.name}")

@@ -1,4 +1,4 @@
-"""A run as a folder: where everything one training or evaluation produced is kept."""
+"""Folder of a run: names of its files, and how they are read and written."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from astra_rl.infra.storage import reason_of_failure
 JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
 
 MANIFEST_VERSION = 1
-"""Goes up when an older reader would misread the manifest of a run."""
+"""Incremented when older versions would misread the manifest of a run."""
 
 
 class RunFolder:
-    """Names of the files of a run, and how they are written.
+    """Names of the files of a run, and methods that write them atomically.
 
     Args:
-        path: The folder; made if it is missing.
+        path: The folder; created if it does not exist.
 
     Raises:
-        ConfigurationError: It cannot be made, or something in it leads out of it.
+        ConfigurationError: It cannot be created, or contains a link to a place outside of it.
     """
 
     CONFIG = "config.yaml"
@@ -56,16 +56,16 @@ class RunFolder:
 
     @property
     def attempts(self) -> Path:
-        """Every conversation that was played, see `astra_rl.runs.attempt_log`."""
+        """Log of the attempts, see `astra_rl.runs.attempt_log`."""
         return self.path / "attempts.jsonl"
 
     def attempts_of(self, name: str) -> Path:
-        """Conversations that were played or judged later, by the name of the occasion."""
+        """Log of a phase that a later command played or re-scored."""
         return self.path / f"attempts_{file_stem(name)}.jsonl"
 
     @property
     def planned(self) -> Path:
-        """How many attempts each part was to make, so that those never made are counted too."""
+        """Number of planned attempts by phase, so that attempts never made are counted."""
         return self.path / "planned.json"
 
     @property
@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def states(self) -> Path:
-        """States of the training, to go on from; see `astra_rl.training.states`."""
+        """Training states for resuming; see `astra_rl.training.states`."""
         return self.path / "states"
 
     @property
@@ -90,17 +90,17 @@ class RunFolder:
 
     @property
     def learning_curve(self) -> Path:
-        """Picture of the training."""
+        """SVG chart of the training metrics."""
         return self.path / "learning_curve.svg"
 
     @property
     def report(self) -> Path:
-        """The page that shows it all."""
+        """HTML report."""
         return self.path / "report.html"
 
     @property
     def transfer(self) -> Path:
-        """Rates of attackers at targets, see `TransferMatrix.as_dict`."""
+        """Success rates of attackers against targets, see `TransferMatrix.as_dict`."""
         return self.path / "transfer.json"
 
     @property
@@ -109,21 +109,21 @@ class RunFolder:
         return self.path / "manifest.json"
 
     def evaluation(self, name: str) -> Path:
-        """Result of an evaluation, for instance ``"before"``."""
+        """Metrics of an evaluation, for instance ``"before"``."""
         return self.path / f"evaluation_{file_stem(name)}.json"
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return what the manifest says.
+        """Return the manifest.
 
         Raises:
-            ConfigurationError: There is none, it is damaged, or of a newer version.
+            ConfigurationError: It is missing, damaged, or of a newer version.
         """
         try:
             record: Any = parse_json(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"cannot read {self.manifest}: {type(error).__name__}. Without it nobody knows "
-                "what this run is; restore it, or remove the folder."
+                f"cannot read {self.manifest}: {type(error).__name__}. It identifies the "
+                "run; restore it, or remove the folder."
             ) from error
         version = record.get("schema_version") if isinstance(record, dict) else None
         if not isinstance(version, int):
@@ -149,13 +149,13 @@ class RunFolder:
 
 
 _RESERVED = re.compile("(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)
-"""Names of devices on Windows, with any ending."""
+"""Reserved device names on Windows."""
 
 
 def file_stem(name: str) -> str:
-    """Return a name as part of a file's: letters, digits and hyphens, nothing that leaves a folder.
+    """Return a file-name-safe form of a name: letters, digits, underscores and hyphens.
 
-    A name that had to be changed ends in a checksum, so that no two become one.
+    A name that had to be changed gets a checksum appended, so that different names stay different.
     """
     stem = _slug(name)
     if stem == name and len(stem) <= 60 and stem and not _RESERVED.fullmatch(stem):
@@ -168,9 +168,9 @@ def _slug(name: str) -> str:
 
 
 def _check_stays_inside(folder: Path) -> None:
-    """Refuse a folder in which a name stands for something elsewhere, or for no file at all.
+    """Refuse a folder with links to places outside of it, or with devices.
 
-    Somebody else may have made it, and a run writes to names that it expects there.
+    The folder may come from somebody else, and a run writes to fixed names in it.
     """
     home = folder.resolve()
     for root, folders, files in os.walk(folder):
@@ -193,14 +193,14 @@ def _check_stays_inside(folder: Path) -> None:
 
 
 def read_own(path: Path, kind: type[JsonT]) -> JsonT:
-    """Return what a JSON file of a run holds.
+    """Read a JSON file of a run.
 
     Args:
         path: The file.
-        kind: What it must hold: an object (``dict``) or a list.
+        kind: Expected type: ``dict`` or ``list``.
 
     Raises:
-        ConfigurationError: It cannot be read, or holds something else.
+        ConfigurationError: It cannot be read, or has another type.
     """
     try:
         found = parse_own_json(path.read_text(encoding="utf-8"))
@@ -214,7 +214,7 @@ def read_own(path: Path, kind: type[JsonT]) -> JsonT:
 
 
 def new_run_folder(parent: str | Path, name: str) -> RunFolder:
-    """Make a folder for a new run, named after `name` and the time; never one that exists."""
+    """Create a folder for a new run, named after `name` and the time."""
     stem = _slug(name).lower()[:40].strip("-") or "run"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
@@ -225,10 +225,10 @@ def new_run_folder(parent: str | Path, name: str) -> RunFolder:
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
-    """Open the folder of a run.
+    """Open the folder of an existing run.
 
     Raises:
-        ConfigurationError: It is none, or of a newer version.
+        ConfigurationError: The folder is no run, or of a newer version.
     """
     folder = Path(path)
     if not (folder / RunFolder.CONFIG).is_file():
@@ -237,6 +237,6 @@ def open_run_folder(path: str | Path) -> RunFolder:
             "'astra-rl train' or 'astra-rl demo' printed as its run folder."
         )
     run = RunFolder(folder)
-    if run.manifest.is_file():  # a run that only begins has none yet
+    if run.manifest.is_file():  # a run that has just started has none yet
         run.read_manifest()
     return run

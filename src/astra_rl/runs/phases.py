@@ -1,39 +1,146 @@
-"""The attempts of one part of a run, and how many of them were planned."""
+"""Phases of a run: play one, and read the attempts of one."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from astra_rl.errors import ConfigurationError
+from astra_rl.config.build import EVALUATED_TOGETHER, ordinary_use
+from astra_rl.config.schema import RunConfig
+from astra_rl.core.environment import Environment
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.evaluation.judges.calibration import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.from_graphs import LogProbs
+from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.spending import WithinBudget, checking_budget
 
 IN_THE_RUN = ("before", "training", "after")
-"""Parts that `attempts.jsonl` holds; every later occasion has a file of its own."""
+"""Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
 ORDINARY_PHASE = "ordinary"
 """Phase of ``astra-rl probability``: conversations of the baseline and of the attacker."""
 ORDINARY_ATTACKER = "ordinary use"
 """Name of the attacker in the conversations of that phase that the baseline leads."""
 
 
-class Recorded:
-    """The attempts of one part of a run, to read; use it as a context manager.
-
-    Args:
-        folder: The run.
-        phase: ``"before"``, ``"training"``, ``"after"``, or the name of a later occasion.
+@dataclass(frozen=True)
+class PhaseResult(EvaluationResult):
+    """Result of a phase.
 
     Attributes:
-        planned: How many attempts were to be made; None if that was not noted.
+        spent: The budget limit that ended the phase early; None if none did.
+    """
+
+    spent: BudgetSpentError | None = None
+
+
+class PhaseRun:
+    """Plays, judges, records and budgets one phase of a run.
+
+    Args:
+        config: Configuration of the run.
+        phase: Name of the phase in the records.
+        problem: The models.
+        judge: Moderator that scores the turns.
+        log: Log that the attempts are appended to.
+        run: Name of the run in the records; None derives it from the configuration.
+        categories: Category of each opening, by `Opening.id`.
+        likelihoods: See `ASTEvaluator`; the baseline of ordinary use is always measured.
+        allow_partial: Whether a spent budget ends the phase with the attempts made so far. If
+            False, it raises.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        phase: str,
+        problem: HFASTProblem,
+        judge: Moderator[Any, Any],
+        log: AttemptLog,
+        *,
+        run: str | None = None,
+        categories: Mapping[str, str] | None = None,
+        likelihoods: Mapping[str, LogProbs] | None = None,
+        allow_partial: bool = True,
+    ) -> None:
+        self.config, self.phase, self.judge, self.log = config, phase, judge, log
+        self.run, self.categories = run, categories
+        self.allow_partial = allow_partial
+        ordinary = ordinary_use(config, problem)
+        self.likelihoods = {"baseline": ordinary.get_baseline_logprobs, **(likelihoods or {})}
+
+    def play(
+        self,
+        environment: Environment[str, str],
+        seeds: Sequence[int | str],
+        planned: int,
+        *,
+        attacker: str | None = None,
+        prompt_ids: Mapping[int | str, str] | None = None,
+    ) -> PhaseResult:
+        """Play the conversations, append them to the log and summarise them.
+
+        Args:
+            environment: Plays the conversations.
+            seeds: What they open with, see `ASTEvaluator`.
+            planned: Number of conversations.
+            attacker: Name of the attacker in the records; None names the attacker of the run.
+            prompt_ids: See `ASTEvaluator`.
+
+        Raises:
+            BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
+        """
+        within = WithinBudget()
+        evaluator = ASTEvaluator(
+            environment,
+            seeds,
+            threshold=self.config.evaluation.threshold,
+            judge=self.judge,
+            batch_size=EVALUATED_TOGETHER,
+            record=self.log.append,
+            labels=labels_of(
+                self.config,
+                self.phase,
+                attacker=attacker,
+                run=self.run,
+                categories=self.categories,
+            ),
+            likelihoods=self.likelihoods,
+            prompt_ids=prompt_ids,
+            around_batch=within if self.allow_partial else checking_budget,
+        )
+        found = evaluator.run(planned)
+        if within.spent is not None and not found.attempts:
+            raise within.spent
+        quality = judge_quality(self.judge, self.config.evaluation.calibrations)
+        metrics = {**found.metrics, "judge_quality": quality}
+        return PhaseResult(found.attempts, found.summary, metrics, within.spent)
+
+
+class Recorded:
+    """Attempts of one phase of a run, for reading; use it as a context manager.
+
+    Args:
+        folder: Folder of the run.
+        phase: ``"before"``, ``"training"``, ``"after"``, or the name of a phase that a later
+            command played.
+
+    Attributes:
+        planned: Number of planned attempts; None if it is not known.
 
     Raises:
-        ConfigurationError: There is no such part, or the record cannot be read.
+        ConfigurationError: The run has no such phase, or its log cannot be read.
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
@@ -43,14 +150,14 @@ class Recorded:
         self._where: dict[str, Any] = {} if later else {"phase": phase}
         self.planned = planned_attempts(folder).get(phase)
         if self.planned is None and next(self.rows(limit=1), None) is None:
-            phases = sorted({row.phase for row in self._log.rows()} | set(_occasions(folder)))
+            phases = sorted({row.phase for row in self._log.rows()} | set(_later_phases(folder)))
             self._log.close()
             raise ConfigurationError(
                 f"{folder.path} has no attempts of the phase {phase!r}; it has {', '.join(phases)}."
             )
 
     def rows(self, **options: Any) -> Iterator[AttemptRow]:
-        """Yield what statistics need of the attempts; see `AttemptLog.rows`."""
+        """Yield the attempts without their texts; see `AttemptLog.rows`."""
         return self._log.rows(**self._where, **options)
 
     def attempts(self, **options: Any) -> Iterator[Attempt]:
@@ -58,7 +165,7 @@ class Recorded:
         return self._log.attempts(**self._where, **options)
 
     def summary(self) -> Summary:
-        """Sum them up; those that were planned and never made are among the errors."""
+        """Summarise the attempts; planned attempts that were never made count as errors."""
         return summarise_prompts(by_prompt(self.rows(order="prompt")), planned=self.planned)
 
     def __enter__(self) -> Self:
@@ -73,31 +180,45 @@ class Recorded:
         self._log.close()
 
 
-@contextlib.contextmanager
-def recording(folder: RunFolder, part: str, planned: int) -> Iterator[AttemptLog]:
-    """Yield the log of a part of a run that is played after it, and note how many are planned.
+def summary_of_phase(run: str | Path, phase: str) -> Summary:
+    """Summarise one phase of the run in a folder.
 
-    What an earlier one recorded under this name stays until the block has ended well, and is then
-    replaced. Without an earlier one, what was recorded stays whatever ends the block.
+    Raises:
+        ConfigurationError: The folder is no run, or has no such phase.
     """
-    path = folder.attempts_of(part)
+    with Recorded(open_run_folder(run), phase) as recorded:
+        return recorded.summary()
+
+
+@contextlib.contextmanager
+def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLog]:
+    """Yield a new log for a phase that is played after the run, and store the planned number.
+
+    An earlier log of the same phase is replaced when the block ends without an error. If there is
+    none, the new log is kept even if the block raises.
+    """
+    path = folder.attempts_of(phase)
     if path.is_file():
         with replacing_log(path) as log:
             yield log
-            plan_attempts(folder, part, planned)
+            plan_attempts(folder, phase, planned)
     else:
-        plan_attempts(folder, part, planned)
+        plan_attempts(folder, phase, planned)
         with AttemptLog(path, write=True) as log:
             yield log
 
 
 def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:
-    """Note how many attempts a part of a run is going to make, before it makes the first."""
+    """Store the number of planned attempts of a phase, before the first one is made."""
     folder.write_json(folder.planned, {**planned_attempts(folder), phase: count})
 
 
 def planned_attempts(folder: RunFolder) -> dict[str, int]:
-    """Return how many attempts each part of a run was to make, as far as that was noted."""
+    """Return the number of planned attempts by phase, where it is known.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
     if not folder.planned.is_file():
         return {}
     try:
@@ -107,6 +228,6 @@ def planned_attempts(folder: RunFolder) -> dict[str, int]:
         raise ConfigurationError(f"cannot read {folder.planned}: {error}") from error
 
 
-def _occasions(folder: RunFolder) -> Iterator[str]:
+def _later_phases(folder: RunFolder) -> Iterator[str]:
     for path in sorted(folder.path.glob("attempts_*.jsonl")):
         yield path.stem.removeprefix("attempts_")

@@ -20,9 +20,10 @@ PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetens
 
 
 def name_of(folder: RunFolder) -> str | None:
-    """Return what the attempts of a run are filed under since it was begun.
+    """Return the name of a run in its attempts, as the manifest has it; None without one.
 
-    It stays when a run is gone on with by force: attempts that are made again replace the first.
+    It does not change when a run is resumed with ``--force``, so that attempts made again replace
+    the earlier ones.
     """
     known = folder.read_manifest().get("run") if folder.manifest.is_file() else None
     return known if isinstance(known, str) else None
@@ -36,9 +37,14 @@ def labels_of(
     run: str | None = None,
     categories: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Say who plays in a part of a run, and of which kinds its openings are.
+    """Return the labels of the attempts of a phase.
 
-    None as `run` names it after the configuration.
+    Args:
+        config: Configuration of the run.
+        phase: Name of the phase.
+        attacker: Name of the attacker; None derives it from the configuration and the phase.
+        run: Name of the run; None is a checksum of the configuration.
+        categories: Category of each opening, by `Opening.id`.
     """
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
     known = config.without_budget().to_yaml()
@@ -53,7 +59,7 @@ def labels_of(
 
 
 def manifest(config: RunConfig, command: str) -> dict[str, Any]:
-    """Return what is needed to tell one run from another."""
+    """Return the manifest of a run: its configuration, seed, versions, commit and start."""
     return {
         "schema_version": MANIFEST_VERSION,
         "title": config.title,
@@ -68,7 +74,7 @@ def manifest(config: RunConfig, command: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -79,10 +85,10 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(place: Path) -> str | None:
-    """Return the commit that is checked out where `place` is; None outside of git.
+    """Return the commit checked out at `place`; None outside of a git repository.
 
-    The files of git are read, and git is not run: nothing that a configuration of it names is
-    executed, and no address of a remote, which may hold a password, is looked at.
+    This reads the files of git and does not run git: no command in its configuration is executed,
+    and no remote URL, which may contain a password, is read.
     """
     for folder in (place, *place.parents):
         git = folder / ".git"
@@ -114,5 +120,5 @@ def _commit(git: Path) -> str | None:
 
 
 def _as_commit(text: str) -> str | None:
-    """Return the text if it is the name of a commit, and nothing else that a file may say."""
+    """Return the text if it is a commit hash, else None."""
     return text.strip() if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text.strip()) else None

@@ -1,4 +1,4 @@
-"""From the folder of a run to its page."""
+"""Report of a run: read its folder and render the HTML page."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ from astra_rl.evaluation.show.report import (
 )
 from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
-from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import parse_own_json
-from astra_rl.methods.ast_evaluator import summary_of
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
 MOST_CONVERSATIONS = 10_000
-"""Conversations of training that a page holds; evaluations are there in full."""
+"""Largest number of training conversations on a page; evaluations are complete."""
 
 
 def render_run_page(folder: RunFolder) -> str:
-    """Return the page of a run as HTML, from what is in its folder and nothing else.
+    """Return the report of a run as HTML, from the files in its folder alone.
 
-    The run need not have ended: what is not there yet is left out, and a log that is being written
-    is read as far as it goes. The same files give the same page.
+    The run may still be in progress: missing parts are left out, and a log that is being written
+    is read up to its last complete record. The same files give the same page.
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
@@ -51,11 +49,14 @@ def render_run_page(folder: RunFolder) -> str:
 
 
 def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
-    """Write the page of a run, and the picture of its training; returns where the page is.
+    """Write the report of a run and its learning curve.
 
     Args:
-        folder: Of the run.
-        path: The file; None is the run's own.
+        folder: Folder of the run.
+        path: File of the report; None uses ``report.html`` in the folder.
+
+    Returns:
+        The file of the report.
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
@@ -71,7 +72,7 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
 
 
 def read_run(folder: RunFolder) -> ReportData:
-    """Read all that a page shows of a run.
+    """Read the data of a report from the folder of a run.
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
@@ -99,17 +100,12 @@ def read_run(folder: RunFolder) -> ReportData:
     )
 
 
-def rate_of(metrics: Mapping[str, Any]) -> Rate:
-    """Return the attack success rate of an evaluation."""
-    return summary_of(metrics["conversations"], threshold=metrics["threshold"]).asr
-
-
 _AFTER = "after training"
 _NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated again"}
 
 
 def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
-    """Yield the evaluations of a run in the order in which they are made."""
+    """Yield the evaluations of a run in chronological order."""
     planned = planned_attempts(folder)
     for phase, name in _NAMES.items():
         path = folder.attempts_of("again") if phase == "again" else folder.attempts
@@ -133,7 +129,7 @@ def _attempts(path: Path, phase: str) -> Iterator[Attempt]:
 def _judged_by_others(
     folder: RunFolder, phase: str, attempts: Sequence[Attempt]
 ) -> Sequence[Attempt]:
-    """Add the scores of judges that were asked later, with ``astra-rl score``."""
+    """Add the scores of judges that re-scored the attempts with ``astra-rl score``."""
     known = {attempt.id: attempt for attempt in attempts}
     for path in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl")):
         for judged in _attempts(path, phase):
@@ -169,7 +165,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
 
 
 def _shown(rows: Sequence[AttemptRow]) -> set[str]:
-    """Choose conversations of training: whole trees, evenly over the training."""
+    """Choose training conversations to show: whole trees, evenly spaced over the training."""
     trees: dict[tuple[str, int], list[AttemptRow]] = {}
     for row in rows:
         trees.setdefault((row.prompt_id, row.trial), []).append(row)
@@ -179,7 +175,7 @@ def _shown(rows: Sequence[AttemptRow]) -> set[str]:
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
-    """Return the last matrix, else what was played against each target."""
+    """Return the rows of the last transfer matrix, or compute them from the attempts."""
     if folder.transfer.is_file():
         cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
         return cells
@@ -225,28 +221,27 @@ def _notes(
 ) -> list[str]:
     notes = []
     if evaluations:
-        notes.append("Evaluation opens with prompts that training never saw.")
+        notes.append("Evaluation prompts are held out: none of them was used in training.")
     if training.history:
         notes.append(
-            "One training seed: the intervals cover the choice of conversations, not of training "
-            "runs."
+            "One training seed: the intervals cover the choice of conversations; the variance "
+            "between training runs is unknown."
         )
     if config is not None and config.evaluation.judge is None:
         notes.append(
-            "The judge is the moderator that the attacker was trained against. For this report to "
-            "say more than that the attacker pleases it, evaluate with another judge too: "
-            "astra-rl score."
+            "The judge is the moderator that the attacker was trained against, so a high rate may "
+            "only show that the attacker exploits it. Re-score with another judge: astra-rl score."
         )
     if any(each.quality is None for each in evaluations):
         notes.append(
-            "The judge was not calibrated against labels that people gave: nobody knows how often "
-            "it errs (astra-rl calibrate)."
+            "The judge was not calibrated against human labels: its error rate is unknown "
+            "(astra-rl calibrate)."
         )
     if evaluations and not any(
         each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
     ):
         notes.append(
-            "No attack made the target fail, which says something of these attacks and not of all."
+            "No attack succeeded. This is evidence about these attacks, not about all attacks."
         )
     return notes
 
@@ -257,7 +252,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read objects that are written one per line; the last may be half written."""
+    """Read JSON objects, one per line; incomplete lines are skipped."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -1,4 +1,4 @@
-"""Going on with a run that ended early: that it is the same run, and how it is told to stop."""
+"""Resume an interrupted run: consistency checks, and handling of signals."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.provenance import versions
 
 _MAY_CHANGE = ("budget", "cache")
-"""Sections of the configuration that change nothing of what is found."""
+"""Sections of the configuration that do not affect results."""
 
 
 def check_can_run_in(folder: Path) -> None:
-    """Refuse a folder that holds something else than a run that ended early.
+    """Check that a folder is empty, or has a run that can be resumed.
 
     Raises:
-        ConfigurationError: It does.
+        ConfigurationError: It has other files, or a complete run.
     """
-    # One that was killed while it wrote its configuration, the first of its files, left this.
+    # Left by a run that was killed while it wrote its first file, the configuration.
     left = f".{RunFolder.CONFIG}."
     if not folder.is_dir() or all(each.name.startswith(left) for each in folder.iterdir()):
         return
     if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
     run = RunFolder(folder)
-    # The page comes last: without it the run was ended while it finished.
+    # The report is written last: without it the run is not complete.
     manifest = run.read_manifest() if run.manifest.is_file() else {}
     if "seconds" in manifest and run.report.is_file():
         raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
@@ -50,16 +50,16 @@ def check_can_run_in(folder: Path) -> None:
 def check_same_run(
     config: RunConfig, folder: RunFolder, *, digest: str | None = None, force: bool = False
 ) -> None:
-    """Refuse to go on with a run whose configuration was another.
+    """Check that a run is resumed with the configuration that it was started with.
 
     Args:
-        config: The configuration now.
-        folder: The run.
-        digest: Checksum of the configuration that its newest state was made with, if it is known.
-        force: Warn only, and take the configuration of now.
+        config: The current configuration.
+        folder: Folder of the run.
+        digest: Checksum of the configuration in its newest training state; None if unknown.
+        force: Only warn about differences, and use the current configuration.
 
     Raises:
-        ConfigurationError: It was; the settings that differ are named.
+        ConfigurationError: The configurations differ; the message lists the settings.
     """
     then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
     changes = list(differences(_fixed(then), _fixed(now)))
@@ -81,18 +81,18 @@ def check_same_run(
 
 
 def _configuration_then(folder: RunFolder) -> Any:
-    """Return the settings a run was begun with; those that came later have their defaults."""
+    """Return the settings that a run was started with, with defaults for newer settings."""
     text = folder.config.read_text(encoding="utf-8", errors="replace")
     try:
         return yaml.safe_load(parse_config(text, source=str(folder.config)).to_yaml())
-    except ConfigurationError:  # of another version: compared as it is
+    except ConfigurationError:  # of another version: compared without defaults
         with contextlib.suppress(yaml.YAMLError):
             return parse_yaml(text)
     return None
 
 
 def config_digest(folder: RunFolder) -> str | None:
-    """Return the checksum of a run's configuration, as its states keep it; None without one."""
+    """Return the checksum of the configuration of a run, as stored in its training states."""
     if not folder.config.is_file():
         return None
     text = yaml.safe_dump(_fixed(_configuration_then(folder)), sort_keys=True)
@@ -100,7 +100,7 @@ def config_digest(folder: RunFolder) -> str | None:
 
 
 def check_versions(then: Mapping[str, str]) -> None:
-    """Warn of versions that differ from those a state was made with: numbers may differ too."""
+    """Warn if package versions differ from those of a training state."""
     changes = list(differences(then, versions()))
     if changes:
         logger.warning(
@@ -116,7 +116,7 @@ def _fixed(settings: Any) -> dict[str, Any]:
 
 
 def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Yield a line for each setting that differs, by its name."""
+    """Yield one line per setting that differs."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in {**then, **now}:
             name = f"{place}.{key}" if place else str(key)
@@ -126,10 +126,10 @@ def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:
 
 
 def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
-    """Refuse to go on with prompts that have changed.
+    """Check that the prompts of a run have not changed.
 
     Raises:
-        ConfigurationError: A source has another checksum, is new, or is gone.
+        ConfigurationError: A source has another checksum, is new, or is missing.
     """
     if not folder.manifest.is_file():
         return
@@ -145,12 +145,12 @@ def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
 
 
 def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
-    """Return the metrics of the steps up to this one, and drop later ones from the file."""
+    """Return the metrics of the steps up to this one, and remove later ones from the file."""
     if not folder.metrics.is_file():
         return []
     rows: list[dict[str, Any]] = []
     for line in folder.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):  # a line that was cut off
+        with contextlib.suppress(ValueError):  # an incomplete line
             row = parse_json(line)
             if _is_row(row) and row["step"] <= step:
                 rows.append(row)
@@ -162,7 +162,7 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a line holds numbers by name, the step among them; damage may leave anything."""
+    """Whether a line is a mapping of names to numbers with a step; a damaged one may not be."""
     return (
         isinstance(row, dict)
         and row.get("step") is not None
@@ -196,19 +196,19 @@ def interruptible(
 
 
 def how_to_go_on(folder: RunFolder) -> str:
-    """Return what to type to go on with a run."""
-    if not folder.config.is_file():  # it was ended before it began
+    """Return the instruction that resumes a run."""
+    if not folder.config.is_file():  # it ended before its first file was written
         return "Start the same command again."
     return f"Continue with: astra-rl resume {shlex.quote(str(folder.path))}"
 
 
 @contextlib.contextmanager
 def ending_well(folder: RunFolder) -> Iterator[None]:
-    """Make of signals and of a full disk, inside the block, an error that says how to go on.
+    """Turn signals and storage errors inside the block into errors that say how to resume.
 
     Raises:
-        InterruptedRunError: SIGINT or SIGTERM came.
-        StorageError: Something could not be written.
+        InterruptedRunError: SIGINT or SIGTERM was received.
+        StorageError: A file could not be written.
     """
 
     def stop() -> None:
@@ -217,7 +217,7 @@ def ending_well(folder: RunFolder) -> Iterator[None]:
         )
 
     try:
-        # What says itself which file it is is not in the way; for the rest it is the run.
+        # Errors that do not name a file are attributed to the folder of the run.
         with storing(folder.path), interruptible(stop, saying="stopping"):
             yield
     except StorageError as error:

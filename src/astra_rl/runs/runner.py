@@ -1,15 +1,16 @@
-"""One run from configuration to report: evaluate, train, evaluate again, write it all down."""
+"""Execute a run: evaluate, train, evaluate again, and write the report."""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from astra_rl.config.build import Experiment, build, ordinary_use
+from astra_rl.config.build import Experiment, build
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import (
     BudgetEndedError,
@@ -17,15 +18,16 @@ from astra_rl.errors import (
     EndpointError,
     InterruptedRunError,
 )
-from astra_rl.evaluation.judges.calibration import judge_quality
+from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
+from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
+from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
-from astra_rl.runs.phases import plan_attempts
+from astra_rl.runs.phases import PhaseResult, PhaseRun, Recorded, plan_attempts
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
@@ -37,16 +39,16 @@ from astra_rl.runs.resume import (
     interruptible,
     kept_metrics,
 )
-from astra_rl.runs.spending import evaluated_within_budget, notes_on_calls, spending
+from astra_rl.runs.spending import spending
 from astra_rl.runs.trainer import RunTrainer, build_trainer, saved_identity
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import current_ledger
+from astra_rl.targets.ledger import current_ledger, describe_spent
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 
 
 class Display:
-    """What a person sees while a run goes on. This one shows nothing; override what you show."""
+    """Progress display of a run. This one shows nothing; override the methods you need."""
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
@@ -63,7 +65,7 @@ class Display:
 
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], display: Display, name: str) -> Iterator[None]:
-    """Tell the display that a stage begins, and note how long it took."""
+    """Announce a stage to the display and measure its duration."""
     display.stage(name)
     started = time.perf_counter()
     yield
@@ -72,20 +74,20 @@ def _timed(seconds: dict[str, float], display: Display, name: str) -> Iterator[N
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found.
+    """Result of a run.
 
     Attributes:
-        folder: Where everything is.
-        before: Evaluation of the untrained attacker, None if it was not asked for.
+        folder: Folder of the run.
+        before: Evaluation of the untrained attacker; None if it was not configured.
         after: Evaluation of the trained attacker.
-        training_steps: Steps that were done.
-        seconds: Time by stage.
-        warnings: What a reader of the report must know.
+        training_steps: Number of completed training steps.
+        seconds: Duration of each stage.
+        warnings: Notes for the report.
     """
 
     folder: RunFolder
-    before: dict[str, Any] | None
-    after: dict[str, Any]
+    before: EvaluationResult | None
+    after: EvaluationResult
     training_steps: int
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
@@ -107,27 +109,24 @@ def run_experiment(
     command: str = "",
     force: bool = False,
 ) -> Result:
-    """Do a whole run and leave everything in its folder, or go on with one that ended early.
+    """Execute a run and write its results to a folder, or resume one that ended early.
 
     Args:
-        config: What to do.
-        folder: Where to keep it.
+        config: Configuration of the run.
+        folder: Folder of the run.
         display: Shows progress.
-        command: What a person types to get the same run again, for the report.
-        force: Go on although configuration or prompts have changed.
-
-    Returns:
-        What was found.
+        command: Command line that repeats the run, for the report.
+        force: Resume although configuration or prompts have changed.
 
     Raises:
-        InterruptedRunError: A signal asked to stop; the run can be continued.
-        StorageError: The disk is full, or the folder read-only; the run can be continued.
-        AstraError: Something cannot be had or does not fit; the message says what.
+        InterruptedRunError: A signal stopped it; the run can be resumed.
+        StorageError: The disk is full, or the folder read-only; the run can be resumed.
+        AstraError: Any other failure; the message says which.
     """
     with ending_well(folder):
-        if not folder.config.is_file():  # comes first: without it the folder is not known for a run
+        if not folder.config.is_file():  # first: it marks the folder as a run
             folder.write_text(folder.config, config.to_yaml())
-        with AttemptLog(folder.attempts, write=True) as log:  # which nobody else may write now
+        with AttemptLog(folder.attempts, write=True) as log:  # holds the lock of the run
             return _run_on_account(config, folder, log, display or Display(), command, force)
 
 
@@ -139,7 +138,7 @@ def _run_on_account(
     command: str,
     force: bool,
 ) -> Result:
-    """Do the run, charge its calls to the ledger in its folder, and say how to go on."""
+    """Execute the run and charge its calls to the ledger; errors say how to resume."""
     go_on = how_to_go_on(folder)
     try:
         with spending([config], folder.path, keep_ledger=True) as ledger:
@@ -182,11 +181,11 @@ def _do_run(
     if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
-    before = None
+    before: EvaluationResult | None = None
     if config.evaluation.before:
         with _timed(seconds, display, "evaluating the untrained attacker"):
             before = _evaluated_before(folder, saved) or evaluate(
-                experiment, folder, "before", config, log
+                experiment, folder, "before", config, log, allow_partial=False
             )
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
@@ -199,7 +198,7 @@ def _do_run(
     with _timed(seconds, display, "training"):
         _train(training, folder, display)
     with _timed(seconds, display, "evaluating the trained attacker"):
-        after, spent = evaluate_within_budget(experiment, folder, "after", config, log)
+        after = evaluate(experiment, folder, "after", config, log, allow_partial=True)
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
@@ -207,15 +206,15 @@ def _do_run(
     if training.watch is not None:
         folder.write_lines(folder.reward_watch, training.watch.rows)
         warnings = (training.watch.warning,) if training.watch.warning else ()
-    notes = (*warnings, *notes_on_calls(experiment, after, current_ledger()))
+    notes = (*warnings, *_notes_on_calls(experiment, after))
     result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
     record |= {"warnings": notes, "spent": current_ledger().as_dict()}
-    # Without the times of its stages the run is not done, and can be continued.
-    folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
+    # A manifest without durations marks a run that is not complete and can be resumed.
+    folder.write_json(folder.manifest, record if after.spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)
-    if spent is not None:
-        raise spent
+    if after.spent is not None:
+        raise after.spent
     return result
 
 
@@ -249,12 +248,14 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
         raise training.budget.spent
 
 
-def _evaluated_before(folder: RunFolder, saved: object) -> dict[str, Any] | None:
-    """Return the evaluation that a run made before it was interrupted."""
+def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | None:
+    """Return the evaluation before training that an interrupted run already made."""
     path = folder.evaluation("before")
     if saved is None or not path.is_file():
         return None
-    return read_own(path, dict)
+    with Recorded(folder, "before") as recorded:
+        attempts = list(recorded.attempts())
+        return EvaluationResult(attempts, recorded.summary(), read_own(path, dict))
 
 
 def _continued(folder: RunFolder) -> list[Any]:
@@ -265,51 +266,61 @@ def _continued(folder: RunFolder) -> list[Any]:
 
 
 def evaluate(
-    experiment: Experiment, folder: RunFolder, phase: str, config: RunConfig, log: AttemptLog
-) -> dict[str, Any]:
-    """Evaluate the attacker on the held-out conversations, record them and keep the result.
-
-    Raises:
-        BudgetSpentError: Nothing more may be spent; what was played is recorded.
-    """
-    metrics, spent = evaluate_within_budget(experiment, folder, phase, config, log, partly=False)
-    if spent is not None:
-        raise spent
-    return metrics
-
-
-def evaluate_within_budget(
     experiment: Experiment,
     folder: RunFolder,
     phase: str,
     config: RunConfig,
     log: AttemptLog,
     *,
-    partly: bool = True,
-) -> tuple[dict[str, Any], BudgetSpentError | None]:
-    """Evaluate as `evaluate` does, and sum up what could be played if a budget ends it early.
-
-    Returns:
-        The metrics, and what was spent, if something was. They say under ``planned`` how many
-        conversations there were to be.
+    allow_partial: bool,
+) -> PhaseResult:
+    """Evaluate the attacker on the held-out openings, record the attempts and write the metrics.
 
     Raises:
-        BudgetSpentError: Nothing was played, or `partly` is false.
+        BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what was
+            played is recorded.
     """
     experiment.forget_scores()
-    evaluator = experiment.evaluator
-    evaluator.record = log.append
-    evaluator.labels = labels_of(
-        config, phase, run=name_of(folder), categories=experiment.categories
-    )
-    ordinary = ordinary_use(config, experiment.problem)
-    evaluator.likelihoods = {"baseline": ordinary.get_baseline_logprobs}
-    planned = evaluator.planned * config.evaluation.trials
+    planned = len(experiment.held_out) * config.evaluation.trials
     plan_attempts(folder, phase, planned)
-    metrics, spent = evaluated_within_budget(evaluator, planned, partly=partly)
-    metrics["judge_quality"] = judge_quality(evaluator.judge, config.evaluation.calibrations)
-    folder.write_json(folder.evaluation(phase), metrics)
-    return metrics, spent
+    phase_run = PhaseRun(
+        config,
+        phase,
+        experiment.problem,
+        experiment.judge,
+        log,
+        run=name_of(folder),
+        categories=experiment.categories,
+        allow_partial=allow_partial,
+    )
+    result = phase_run.play(experiment.evaluation_environment, experiment.held_out, planned)
+    folder.write_json(folder.evaluation(phase), result.metrics)
+    return result
+
+
+def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterator[str]:
+    """Yield notes for the report about calls: which failed, and what was spent."""
+    target, ledger = experiment.problem.target, current_ledger()
+    if isinstance(target, Target):
+        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
+    errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
+    if errors:
+        reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        yield (
+            f"In {len(errors)} conversations the call of a model failed ({listed}). They are in no "
+            "rate; the bounds of the rate cover all their possible outcomes."
+        )
+    if result.summary.never_made:
+        yield (
+            f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
+            "held-out conversations were played. The others are missing, not safe."
+        )
+    spent = describe_spent(ledger.as_dict())
+    if spent:
+        yield f"Spent on calls: {spent}."
+    for ended in dict.fromkeys(ledger.ended_by):
+        yield f"A session of this run was ended early: {ended}."
 
 
 def _described_target(experiment: Experiment) -> dict[str, Any]:
@@ -317,4 +328,4 @@ def _described_target(experiment: Experiment) -> dict[str, Any]:
     if not isinstance(target, Target):
         return {}
     identity = target.identity
-    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LIKELIHOODS}}
+    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

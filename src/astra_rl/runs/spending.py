@@ -1,22 +1,17 @@
-"""What a run or a command spends on calls, and the replies that it keeps meanwhile."""
+"""Ledger and reply cache of a run or a command, and how work stops when a budget is spent."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from astra_rl.config.build import Experiment
 from astra_rl.config.endpoints import asked_in
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import BudgetSpentError
-from astra_rl.ext.transformers.target_adapters import NO_LIKELIHOODS
-from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
-from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
+from astra_rl.targets.ledger import Ledger, current_ledger
 from astra_rl.targets.reply_cache import ReplyCache, remembering
 
 
@@ -28,14 +23,14 @@ def spending(
     occasion: str = "",
     keep_ledger: bool = False,
 ) -> Iterator[Ledger]:
-    """Charge the calls inside the block to one ledger, and answer from replies that are kept.
+    """Charge all calls inside the block to one ledger, and cache replies.
 
     Args:
-        configs: Say the budget, of which the least counts, what is asked, and, the first of them,
-            where replies are kept.
-        folder: Of the run, or of what a command writes; None keeps nothing.
-        occasion: Distinguishes a command from the run itself.
-        keep_ledger: Go on with what earlier sessions spent.
+        configs: Configurations that the block runs. The smallest of their budgets applies; the
+            first one says where replies are cached.
+        folder: Folder of the run, or of the results of a command; None writes no files.
+        occasion: Name of the command, part of the file names; empty for the run itself.
+        keep_ledger: Continue the ledger of earlier sessions.
     """
     with spending_on(
         Budget.least(config.budget.budget() for config in configs),
@@ -58,17 +53,17 @@ def spending_on(
     occasion: str = "",
     keep_ledger: bool = False,
 ) -> Iterator[Ledger]:
-    """Do the same without a configuration of a run; see `spending`.
+    """Do the same as `spending` without the configuration of a run.
 
-    Replies are kept in the folder until the block ends without an error and with nothing left out
-    for a budget: then there is nothing to go on with, and asking again shall ask again. Those in a
-    file of the user's stay.
+    The cache in the folder is removed when the block ends without an error and the budget left
+    nothing out: the command is complete, and running it again calls the endpoints again. A cache
+    file that the user named is kept.
 
     Args:
-        budget: What may be spent.
-        folder: Where ledger and replies are kept.
-        asks: Whether anything is asked at all.
-        cache: Whether replies are kept, or a file in which they stay.
+        budget: Limits of the block.
+        folder: Where the ledger and the cache are written.
+        asks: Whether the block calls any endpoint.
+        cache: Whether replies are cached, or the path of a cache file to keep.
         occasion: See `spending`.
         keep_ledger: See `spending`.
     """
@@ -91,18 +86,33 @@ def spending_on(
         _remove(own)
 
 
+def _remove(own: Path) -> None:
+    for each in (own, own.with_name(f"{own.name}-wal"), own.with_name(f"{own.name}-shm")):
+        each.unlink(missing_ok=True)
+
+
 ResultT = TypeVar("ResultT")
 
 
-class WithinBudget:
-    """Does work batch by batch until a budget is spent, and keeps all that was paid for.
+def checking_budget(work: Callable[[], Sequence[ResultT]]) -> Sequence[ResultT]:
+    """Do the work of a batch.
 
-    A batch in which a call was not sent is done once more with what was answered, which asks and
-    costs nothing; of it remains what could be finished. Later batches are not begun. Where no
-    replies are kept, those of a batch are remembered until it is done.
+    Raises:
+        BudgetSpentError: A limit was reached before it.
+    """
+    current_ledger().check()
+    return work()
+
+
+class WithinBudget:
+    """Works batch by batch until a budget is spent, and keeps everything that was paid for.
+
+    If a call of a batch is not sent, the batch is repeated from the replies received so far, which
+    costs nothing, and its complete results are kept. Later batches are not started. Without a reply
+    cache the replies of a batch are kept in memory until it is done.
 
     Attributes:
-        spent: The limit that ended it; None if none did.
+        spent: The limit that was reached; None if none was.
     """
 
     def __init__(self) -> None:
@@ -111,9 +121,9 @@ class WithinBudget:
     def __call__(
         self,
         work: Callable[[], Sequence[ResultT]],
-        is_finished: Callable[[ResultT], bool] = lambda result: True,
+        is_complete: Callable[[ResultT], bool] = lambda result: True,
     ) -> Sequence[ResultT]:
-        """Return the results of a batch, or those of them that are finished."""
+        """Return the results of a batch, without the incomplete ones if a budget ended it."""
         if self.spent is not None:
             return []
         ledger = current_ledger()
@@ -128,68 +138,4 @@ class WithinBudget:
             except BudgetSpentError as error:
                 self.spent = error
             with ledger.closed():
-                return [each for each in work() if is_finished(each)]
-
-
-def _remove(own: Path) -> None:
-    for each in (own, own.with_name(f"{own.name}-wal"), own.with_name(f"{own.name}-shm")):
-        each.unlink(missing_ok=True)
-
-
-def evaluated_within_budget(
-    evaluator: ASTEvaluator, planned: int, *, partly: bool = True
-) -> tuple[dict[str, Any], BudgetSpentError | None]:
-    """Evaluate, and sum up what could be played if a budget ends it early.
-
-    Args:
-        evaluator: Plays.
-        planned: How many conversations.
-        partly: Whether a part of them is worth summing up.
-
-    Returns:
-        The metrics, with ``planned``, how many conversations there were to be; and what was spent,
-        if something was.
-
-    Raises:
-        BudgetSpentError: Nothing was played, or `partly` is false.
-    """
-    within = WithinBudget()
-    if partly:
-        evaluator.around_batch = within
-    metrics = evaluator.evaluate(planned, progress=False)
-    if within.spent is not None and not evaluator.measured:
-        raise within.spent
-    metrics["planned"] = planned
-    return metrics, within.spent
-
-
-def notes_on_calls(
-    experiment: Experiment, metrics: Mapping[str, Any], ledger: Ledger
-) -> Iterator[str]:
-    """Yield what a reader of the report must know of calls: what failed, what was spent."""
-    target = experiment.problem.target
-    if isinstance(target, Target):
-        yield f"The target was asked, not loaded ({target.name}); {NO_LIKELIHOODS}."
-    errors = metrics["outcomes"].get("error", 0)
-    if errors:
-        reasons = Counter(
-            turn["unscored"]
-            for each in metrics["conversations"]
-            for turn in each["turns"][-1:]
-            if each["outcome"] == "error" and "unscored" in turn
-        )
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        yield (
-            f"In {errors} conversations the call of a model failed ({listed}); they are in no "
-            "rate, and the rate is bounded by what they could have been."
-        )
-    if metrics["planned"] > metrics["n"]:
-        yield (
-            f"A budget ended the evaluation: {metrics['n']} of {metrics['planned']} held-out "
-            "conversations were played. The rest is missing, not safe."
-        )
-    spent = describe_spent(ledger.as_dict())
-    if spent:
-        yield f"Spent on calls: {spent}."
-    for ended in dict.fromkeys(ledger.ended_by):
-        yield f"A session of this run was ended early: {ended}."
+                return [each for each in work() if is_complete(each)]

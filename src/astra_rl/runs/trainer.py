@@ -147,7 +147,7 @@ def _watch(experiment: Experiment, config: RunConfig) -> WatchReward | None:
         return None
     return WatchReward(
         experiment.problem.moderator,
-        experiment.evaluator.judge,
+        experiment.judge,
         turns=evaluation.watch,
         seed=config.seed,
         watch=RewardWatch(high=evaluation.threshold),

@@ -1,12 +1,12 @@
-"""The page of a run, served while the run goes on.
+"""Serve the report of a run over HTTP while the run is in progress.
 
-The server listens on this machine only, behind an address that nobody can guess, and answers two
-requests: for the page and for its version. Nothing else is read from disk. It refuses requests that
-another site made (Host, Origin, Sec-Fetch-Site), so that no page that happens to be open in the
-same browser can read a run, and lets no site frame the page.
+The server listens on the loopback interface, under an address with a random token, and answers two
+requests: the page and its version. No other file is served. Requests from other sites are refused
+(by Host, Origin and Sec-Fetch-Site), so that no other page in the same browser can read a run, and
+no site can frame the page.
 
-The page asks for the version every few seconds and says when there is news; it loads again by
-itself only if nobody has touched it.
+The page polls its version every few seconds and announces a newer one; it reloads by itself only if
+the user has not interacted with it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from astra_rl.runs.folder import RunFolder
 HOST = "127.0.0.1"
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 MOST_CLIENTS = 16
-"""Connections at a time; more are closed at once."""
+"""Maximum number of concurrent connections; further ones are closed immediately."""
 PATIENCE = 10.0
-"""Seconds that a client may be silent."""
+"""Timeout of a connection, in seconds."""
 RENDER_EVERY = 3.0
-"""Seconds between two drawings of the page, however often it is asked for."""
+"""Minimum number of seconds between two renderings of the page."""
 
 _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 _HEADERS = {
@@ -56,12 +56,12 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 
 class LivePage:
-    """The page of a run as it is now, drawn again when the files of the run have changed.
+    """The current report of a run, rendered again when the files of the run have changed.
 
     Args:
-        folder: Of the run; it is only read.
-        render: Draws the page.
-        render_every: Seconds between two drawings.
+        folder: Folder of the run, read-only.
+        render: Renders the page.
+        render_every: Minimum number of seconds between two renderings.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LivePage:
         self._due = 0.0
 
     def version(self) -> str:
-        """Return what changes whenever a file of the run does."""
+        """Return a checksum of the names, sizes and times of the files of the run."""
         digest = hashlib.blake2b(digest_size=8)
         for path in _files(self.folder):
             try:
@@ -90,18 +90,18 @@ class LivePage:
         return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """Return the version, and how far the training is."""
+        """Return the version, and the last completed training step."""
         return {"version": self.version(), "step": _last_step(self.folder.metrics)}
 
     def draw(self) -> tuple[str, str]:
-        """Return the page, and the content security policy to serve it with.
+        """Return the page and its content security policy.
 
-        If the files cannot be read just now, it is the page as it was before.
+        If the files cannot be read at the moment, the previous page is returned.
 
         Raises:
-            ConfigurationError: They cannot be read, and there is no page yet.
+            ConfigurationError: The files cannot be read, and there is no previous page.
         """
-        with self._lock:  # one drawing for all who wait
+        with self._lock:  # concurrent requests share one rendering
             version = self.version()
             fresh = self._drawn is not None and (
                 self._drawn[0] == version or time.monotonic() < self._due
@@ -120,13 +120,13 @@ class LivePage:
 
 
 def served(page: str, version: str) -> tuple[str, str]:
-    """Return a page that asks for news, and its content security policy as a header.
+    """Return a page that polls for updates, and its content security policy as a header.
 
-    The policy is the page's own; it is taken out of the page because policies only add up, and the
-    page as a file may not ask anything of anyone.
+    The policy moves from the page to the header: policies can only be tightened by further ones,
+    and the policy of the file forbids all connections.
 
     Raises:
-        ConfigurationError: It is no page of a report: it has no policy.
+        ConfigurationError: The page has no policy, so it is no report.
     """
     policies = _POLICY.findall(page)
     if len(policies) != 1 or "</head>" not in page:
@@ -144,14 +144,14 @@ class PageServer(ThreadingHTTPServer):
     """Serves a `LivePage` on this machine.
 
     Args:
-        page: What to serve.
-        port: 0 takes any that is free.
+        page: The page to serve.
+        port: Port; 0 takes any free one.
 
     Attributes:
-        address: What to open in a browser.
+        address: URL of the page.
 
     Raises:
-        ConfigurationError: The port cannot be had.
+        ConfigurationError: The port cannot be opened.
     """
 
     daemon_threads = True
@@ -172,11 +172,11 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What to open in a browser."""
+        """URL of the page."""
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread, if there are not too many."""
+        """Answer in a new thread; refuse if there are `MOST_CLIENTS` already."""
         if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -190,7 +190,7 @@ class PageServer(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away; a defect of ours is one line in the log."""
+        """Log an error of a request; most are clients that disconnected."""
         logger.debug("a request failed", exc_info=True)
 
 
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         return hmac.compare_digest(self.path.encode("utf-8", "replace"), wanted.encode())
 
     def _is_from_here(self) -> bool:
-        """Whether the request names this machine, and no page of another site made it."""
+        """Whether the request names the loopback host and does not come from another site."""
         hosts = self.headers.get_all("Host", [])
         if len(hosts) != 1 or _host_name(hosts[0]) not in LOOPBACK_NAMES:
             return False
@@ -259,18 +259,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse a request in our own words, and with our own headers."""
+        """Refuse a request with the security headers of every other response."""
         unknown = code == HTTPStatus.NOT_IMPLEMENTED
         status = HTTPStatus.METHOD_NOT_ALLOWED if unknown else HTTPStatus(code)
         self.close_connection = True
         self._send(status, f"{status.phrase}\n", with_body=self.command != "HEAD")
 
     def version_string(self) -> str:
-        """Say nothing of versions."""
+        """Return a name without versions."""
         return "astra-rl"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing: what a client sends is not for a terminal."""
+        """Print nothing: a request may contain terminal escape sequences."""
 
 
 def _host_name(host: str) -> str | None:
@@ -282,7 +282,7 @@ def _host_name(host: str) -> str | None:
 
 
 def _files(folder: RunFolder) -> Iterator[Path]:
-    """Yield the files that the page is made of, as far as they are there."""
+    """Yield the files that the page is rendered from, as far as they exist."""
     yield from sorted(folder.path.glob("*.json"))
     yield from sorted(folder.path.glob("*.jsonl"))
     yield folder.config
@@ -290,7 +290,7 @@ def _files(folder: RunFolder) -> Iterator[Path]:
 
 
 def _last_step(metrics: Path, most: int = 65_536) -> int | None:
-    """Return the last training step that is done; None if there is none yet."""
+    """Return the last completed training step; None if there is none yet."""
     try:
         with open(metrics, "rb") as file:
             file.seek(max(0, metrics.stat().st_size - most))

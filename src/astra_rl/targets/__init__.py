@@ -1,4 +1,4 @@
-"""Targets that are not in this process: endpoints, HTTP interfaces, functions."""
+"""Black-box targets: endpoints, HTTP APIs and Python functions."""
 
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget, Prices

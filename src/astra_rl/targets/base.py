@@ -1,4 +1,4 @@
-"""What a target is that does not run in the library's own engine: conversations in, replies out."""
+"""Interface to black-box targets: conversations in, replies out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = Mapping[str, str]
 
 
 class Target(ABC):
-    """The model or the application under test, wherever it runs.
+    """A model or an application under test.
 
     Attributes:
         name: Name in records and reports.
@@ -38,22 +38,22 @@ class Target(ABC):
     def respond(self, conversations: Sequence[str]) -> Sequence[str]:
         """Return one reply per conversation, in order; each ends in an attack.
 
-        A reply is a text. One that did not come is a `astra_rl.core.text.NoReply`, which says why:
-        no exception for a single row. What a filter withheld is an `astra_rl.core.text.Utterance`
-        with the finish reason ``"content_filter"``.
+        A reply is a text. A failed call returns a `astra_rl.core.text.NoReply` with the reason and
+        does not raise. A reply that a filter withheld is an `astra_rl.core.text.Utterance` with the
+        finish reason ``"content_filter"``.
 
         Raises:
-            EndpointError: There is no use in asking again, for any row.
-            BudgetSpentError: Nothing more may be spent.
+            EndpointError: All further calls would fail too.
+            BudgetSpentError: The budget is spent.
         """
 
 
 def messages_of(conversation: str) -> list[Message]:
-    """Return what a chat endpoint is sent: the target's view of a conversation.
+    """Return a conversation as chat messages, as the target sees it.
 
-    The opening stands in the first message of the user, before the first attack; the attacker's
-    brief and the facts are not sent. An exchange in which a filter withheld the answer is left out:
-    the target never saw it.
+    The opening prompt is part of the first message of the user, before the first attack. The brief
+    of the attacker and the facts are not sent. Exchanges in which a filter withheld the reply are
+    left out, because the target never saw them.
     """
     known = Conversation.of(conversation)
     messages: list[Message] = []
@@ -75,5 +75,5 @@ def messages_of(conversation: str) -> list[Message]:
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
-    """Return the last message of the user; empty if there is none."""
+    """Return the content of the last user message; empty if there is none."""
     return next((each["content"] for each in reversed(messages) if each["role"] == "user"), "")

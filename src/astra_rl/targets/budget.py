@@ -1,4 +1,4 @@
-"""What may be spent on calls, what tokens cost, and what a call took or can take."""
+"""Budgets, prices and token usage of calls."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 from astra_rl.core.contracts import check_number
 
 ASSUMED_OUTPUT = 256
-"""Tokens that are expected of a reply whose length nobody limits, until one has come."""
+"""Assumed output tokens of a reply without a limit, until the first one has been received."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may be spent; None is without limit.
+    """Limits of what may be spent; None is no limit.
 
     Attributes:
-        max_requests: Requests sent, tries again included.
-        max_tokens: Tokens read and written by the endpoints.
-        max_cost: In the currency of the prices.
-        max_minutes: Of all sessions of the run together.
+        max_requests: Most requests, including retries.
+        max_tokens: Most tokens, input and output together.
+        max_cost: Most cost, in the currency of the prices.
+        max_minutes: Most minutes, summed over all sessions of the run.
     """
 
     max_requests: int | None = None
@@ -36,7 +36,7 @@ class Budget:
 
     @classmethod
     def least(cls, budgets: Iterable[Budget]) -> Budget:
-        """Return the budget that exceeds none of them."""
+        """Return the tightest limits of several budgets."""
         limits: dict[str, float] = {}
         for budget in budgets:
             for name, value in asdict(budget).items():
@@ -47,7 +47,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Prices:
-    """What tokens cost, per million, in any one currency."""
+    """Cost per million tokens, in any one currency.
+
+    Attributes:
+        input: Cost per million input tokens.
+        output: Cost per million output tokens.
+    """
 
     input: float = 0.0
     output: float = 0.0
@@ -56,9 +61,9 @@ class Prices:
         for name, value in asdict(self).items():
             check_number(f"prices.{name}", value, lambda n: n >= 0, "0 or more")
 
-    def cost_of(self, read: float, written: float) -> float:
-        """Return what so many tokens cost."""
-        return (read * self.input + written * self.output) / 1e6
+    def cost_of(self, input_tokens: float, output_tokens: float) -> float:
+        """Return the cost of these numbers of tokens."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class Usage:
     """Tokens of one call.
 
     Attributes:
-        input: Tokens read.
-        output: Tokens written.
-        estimated: Whether nobody counted them: a quarter of the characters is assumed.
+        input: Input tokens.
+        output: Output tokens.
+        estimated: Whether they are estimated (a quarter of the characters) and not counted.
     """
 
     input: int
@@ -76,17 +81,17 @@ class Usage:
     estimated: bool = False
 
     @classmethod
-    def estimate(cls, read: int, written: int) -> Usage:
-        """Estimate from characters."""
-        return cls(math.ceil(read / 4), math.ceil(written / 4), estimated=True)
+    def estimate(cls, input_characters: int, output_characters: int) -> Usage:
+        """Estimate the tokens as a quarter of the characters."""
+        return cls(math.ceil(input_characters / 4), math.ceil(output_characters / 4), True)
 
 
 class Worst(NamedTuple):
-    """The most tokens that a call can take.
+    """Upper bound of the tokens of a call.
 
     Attributes:
-        input: Read by the endpoint.
-        output: Written by it; None if nobody limits it.
+        input: Most input tokens.
+        output: Most output tokens; None if there is no limit.
     """
 
     input: int = 0

@@ -1,4 +1,4 @@
-"""Why a call failed, and what follows from it."""
+"""Failures of calls: reasons, and whether to retry."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 MAX_DETAIL = 300
-"""Characters of what an endpoint said that a failure keeps."""
+"""Most characters of an endpoint's error message that are kept."""
 
 _OVERLOADED = frozenset({429, 503, 529})
-_PASSING = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED
-_HOPELESS = frozenset({401, 404})
+_TRANSIENT = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED
+_PERMANENT = frozenset({401, 404})
 _REASONS = {
     400: "refused by the endpoint",
     401: "key refused",
@@ -26,15 +26,15 @@ _REASONS = {
 
 
 class CallError(Exception):
-    """One try of a call failed.
+    """One attempt of a call failed.
 
     Args:
-        reason: In a few words that can be counted.
-        detail: What else is known.
-        retryable: Whether it may pass.
-        overload: Whether it says that too much was asked at once.
-        hopeless: Whether every other call will fail for the same reason.
-        retry_after: Seconds that the endpoint asked to wait.
+        reason: The reason, in a few words that can be counted.
+        detail: Further information, for instance the message of the endpoint.
+        retryable: Whether the failure may be transient.
+        overload: Whether the endpoint is overloaded or its rate limit is reached.
+        permanent: Whether every further call will fail for the same reason.
+        retry_after: Seconds that the endpoint asks to wait.
     """
 
     def __init__(
@@ -44,40 +44,40 @@ class CallError(Exception):
         *,
         retryable: bool = False,
         overload: bool = False,
-        hopeless: bool = False,
+        permanent: bool = False,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail[:MAX_DETAIL]
-        self.retryable, self.overload, self.hopeless = retryable, overload, hopeless
+        self.retryable, self.overload, self.permanent = retryable, overload, permanent
         self.retry_after = retry_after
 
 
 def error_of_status(status: int, headers: Mapping[str, str], detail: str = "") -> CallError:
-    """Return what an HTTP status that is no success means.
+    """Return the failure that an HTTP status stands for.
 
-    429, 503 and 529 say that too much was asked; they, other failures of a server, and timeouts may
-    pass. 401 and 404 will be the answer to every call.
+    429, 503 and 529 mean overload. They, other server errors and timeouts are retryable. 401 and
+    404 are permanent: every call will fail.
     """
     return CallError(
         _REASONS.get(status, f"endpoint error {status}"),
         " ".join(part for part in (_phrase(status), detail) if part),
-        retryable=status in _PASSING,
+        retryable=status in _TRANSIENT,
         overload=status in _OVERLOADED,
-        hopeless=status in _HOPELESS,
-        retry_after=retry_after(headers) if status in _PASSING else None,
+        permanent=status in _PERMANENT,
+        retry_after=retry_after(headers) if status in _TRANSIENT else None,
     )
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Return how many seconds an endpoint asks to wait; None if it does not say.
+    """Return the seconds that an endpoint asks to wait; None if it does not say.
 
     Reads ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3) and
-    ``Retry-After-Ms``. What is neither, negative or not finite says nothing.
+    ``Retry-After-Ms``. Invalid, negative and infinite values are ignored.
 
     Args:
-        headers: Of the answer; names in lower case or a mapping that ignores case.
-        now: Seconds since 1970; None is the present.
+        headers: Headers of the response; names in lower case, or a case-insensitive mapping.
+        now: Current time in seconds since 1970; None is the system time.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

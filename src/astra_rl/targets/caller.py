@@ -1,4 +1,4 @@
-"""Many calls of one endpoint at once: limits, tries again, and giving up."""
+"""Concurrent calls of one endpoint: limits, retries, and giving up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from astra_rl.core.contracts import check_number
-from astra_rl.core.text import NoReply
+from astra_rl.core.text import NoReply, NotSent
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -28,27 +28,27 @@ from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
 
-BUDGET_SPENT = "budget spent"
-"""Why there is no reply where a ledger is closed."""
 WARN_EVERY = 30.0
-"""Seconds between two warnings that calls are tried again."""
+"""Least seconds between two warnings about retries."""
 
 
 @dataclass(frozen=True)
 class CallSettings:
-    """How an endpoint is called.
+    """Concurrency, retries and timeouts of the calls of an endpoint.
 
     Attributes:
-        concurrency: Most calls under way at once. How many there are is found by trying.
-        start_concurrency: Calls at the start.
-        max_tries: Tries of one call, the first included.
-        timeout: Seconds that one try may take as a whole.
-        max_wait: Most seconds between two tries. If an endpoint asks for more, the call fails.
-        first_wait: Seconds before the second try, doubled for each one after; what the endpoint
-            asks for goes before.
-        give_up_after: So many calls in a row that fail for one reason, all tries used, end it all.
-        max_reply_bytes: A longer reply is a failure.
-        requests_per_minute: At most so many; None is as many as the endpoint takes.
+        concurrency: Most concurrent calls. Below it the number adapts to the endpoint.
+        start_concurrency: Concurrent calls at the start.
+        max_tries: Most attempts per call, including the first.
+        timeout: Most seconds per attempt.
+        max_wait: Most seconds between two attempts. If the endpoint asks to wait longer, the call
+            fails.
+        first_wait: Seconds before the second attempt, doubled for each further one (with jitter);
+            a ``Retry-After`` of the endpoint takes precedence.
+        give_up_after: Raise `EndpointError` after this many consecutive calls that failed for the
+            same reason with all attempts used.
+        max_reply_bytes: Most bytes of a reply; a longer one is a failure.
+        requests_per_minute: Rate limit; None is no limit.
     """
 
     concurrency: int = 64
@@ -76,28 +76,27 @@ class CallSettings:
 
 @dataclass(frozen=True)
 class Answer(Generic[ValueT]):
-    """What a call returned, and the tokens it took; None if that is of no concern."""
+    """Value of a call, and its token usage; None if tokens are not counted."""
 
     value: ValueT
     usage: Usage | None = None
 
 
 Send = Callable[[ItemT], Awaitable[Answer[ValueT]]]
-"""Makes one try of one call. It raises `CallError` where the try failed."""
+"""Makes one attempt of a call; raises `CallError` if it fails."""
 Connect = Callable[[], AbstractAsyncContextManager[Send[ItemT, ValueT]]]
-"""Opens what calls are made with, for a batch of calls."""
+"""Opens a connection for a batch of calls."""
 
 
 class Caller:
     """Makes batches of calls of one endpoint.
 
-    What it learns of the endpoint, how many calls it takes at once and whether it answers at all,
-    is kept from batch to batch.
+    The adaptive concurrency limit and the count of consecutive failures persist between batches.
 
     Args:
-        name: How the endpoint is called in the ledger and in errors.
-        settings: How it is called.
-        prices: What its tokens cost; None if nobody says.
+        name: Name of the endpoint in the ledger and in errors.
+        settings: Concurrency, retries and timeouts.
+        prices: Prices of its tokens; None if they are unknown.
     """
 
     def __init__(
@@ -122,32 +121,33 @@ class Caller:
         answered: Callable[[int, ValueT], None] = lambda index, value: None,
         worst: Callable[[ItemT], Worst] = lambda item: Worst(),
     ) -> list[ValueT | NoReply]:
-        """Make one call per item and return the values in order; `NoReply` where one failed.
+        """Make one call per item and return the values in order; `NoReply` where a call failed.
 
         Args:
-            connect: Opens what calls are made with.
-            items: What is asked.
-            answered: Told of each value as soon as it is there, with the place of its item.
-            worst: The most tokens that a call of an item can take.
+            connect: Opens a connection for the batch.
+            items: The inputs.
+            answered: Called with the index and the value of each item as soon as it is known.
+            worst: Returns an upper bound of the tokens of an item's call.
 
         Raises:
-            EndpointError: Every further call would fail too. What was answered so far was told.
-            BudgetSpentError: Nothing more may be sent; the same.
+            EndpointError: Every further call would fail too. `answered` was called for all values
+                received so far.
+            BudgetSpentError: The budget is spent; the same.
         """
         if not items:
             return []
         ledger = current_ledger()
         if ledger.is_closed:
-            return [NoReply(BUDGET_SPENT) for _ in items]
+            return [NotSent() for _ in items]
         batch = _Batch(self, items, ledger, answered, worst)
         return run_in_background(batch.run(connect))
 
     def warn(self, error: CallError) -> None:
-        """Say that a call is tried again, but not all the time."""
+        """Log that a call is retried, at most once per `WARN_EVERY` seconds."""
         now = time.monotonic()
         if now - self._warned >= WARN_EVERY:
             self._warned = now
-            logger.warning("%s: %s; trying again", self.name, error.reason)
+            logger.warning("%s: %s; retrying", self.name, error.reason)
 
 
 @dataclass(order=True)
@@ -158,7 +158,7 @@ class _Waiting:
 
 
 class _Batch(Generic[ItemT, ValueT]):
-    """The calls of one batch. All of it runs in one thread, so nothing here needs a lock."""
+    """The calls of one batch. All of them run in one thread, so nothing needs a lock."""
 
     def __init__(
         self,
@@ -172,25 +172,25 @@ class _Batch(Generic[ItemT, ValueT]):
         self.answered, self.worst = answered, worst
         self.settings = caller.settings
         self.values: dict[int, ValueT | NoReply] = {}
-        self.fresh = deque(_Waiting(0.0, index) for index in range(len(items)))
-        self.again: list[_Waiting] = []
+        self.new = deque(_Waiting(0.0, index) for index in range(len(items)))
+        self.retries: list[_Waiting] = []
         self.running: set[asyncio.Task[None]] = set()
         self.done: asyncio.Queue[tuple[_Waiting, Begun, Answer[ValueT] | CallError]] = (
             asyncio.Queue()
         )
         self.reserved: dict[int, Reserved] = {}
-        self.jitter = random.Random()  # of its own: waiting must not change what is sampled
-        self.under_way = 0
+        self.jitter = random.Random()  # its own generator: waiting must not change what is sampled
+        self.in_flight = 0
         self.stopped: Exception | None = None
-        self.hopeless = False
+        self.given_up = False
         self.next_start = 0.0
 
     async def run(self, connect: Connect[ItemT, ValueT]) -> list[ValueT | NoReply]:
         async with connect() as send:
             try:
-                # What is under way when a budget is spent is paid for: it is waited for.
-                while not self.hopeless and (self.under_way or self._is_waiting):
-                    waits = (self._start_calls(send), self.ledger.keep())
+                # Calls in flight when a budget is spent are paid for, so they are awaited.
+                while not self.given_up and (self.in_flight or self._is_waiting):
+                    waits = (self._start_calls(send), self.ledger.persist())
                     known = [wait for wait in waits if wait is not None]
                     await self._take_results(min(known, default=None))
             finally:
@@ -204,38 +204,38 @@ class _Batch(Generic[ItemT, ValueT]):
 
     @property
     def _is_waiting(self) -> bool:
-        return self.stopped is None and bool(self.fresh or self.again)
+        return self.stopped is None and bool(self.new or self.retries)
 
     def _start_calls(self, send: Send[ItemT, ValueT]) -> float | None:
-        """Start what may be started; returns seconds until there may be more to start."""
+        """Start all calls that may start; return the seconds until another one may."""
         while self._is_waiting:
             now = time.monotonic()
-            # What failed goes first: so an endpoint that is down is noticed before all is sent.
-            use_fresh = bool(self.fresh) and not (self.again and self.again[0].ready <= now)
-            ready = 0.0 if use_fresh else self.again[0].ready
+            # Retries go first, so that an endpoint that is down is noticed early.
+            use_new = bool(self.new) and not (self.retries and self.retries[0].ready <= now)
+            ready = 0.0 if use_new else self.retries[0].ready
             ready = max(ready, self.caller.not_before, self.next_start)
             if ready > now:
                 return ready - now
-            if self.under_way >= self.caller.limit.allowed:
+            if self.in_flight >= self.caller.limit.allowed:
                 return None
-            call = self.fresh[0] if use_fresh else self.again[0]
+            call = self.new[0] if use_new else self.retries[0]
             try:
                 self.reserved[call.index] = self.ledger.admit(
                     self.caller.name, self.worst(self.items[call.index]), self.caller.prices
                 )
             except BudgetSpentError as error:
-                if self.under_way:  # they may take less than was set aside for them
+                if self.in_flight:  # they may use less than is reserved for them
                     return None
                 self.stopped = self.ledger.spent_by = error
                 return 0.0
             if self.settings.requests_per_minute is not None:
                 self.next_start = now + 60 / self.settings.requests_per_minute
-            if use_fresh:
-                self.fresh.popleft()
+            if use_new:
+                self.new.popleft()
             else:
-                heapq.heappop(self.again)
-            self.under_way += 1
-            begun = self.caller.limit.begun(self.under_way)
+                heapq.heappop(self.retries)
+            self.in_flight += 1
+            begun = self.caller.limit.begun(self.in_flight)
             task = asyncio.ensure_future(self._try(send, call, begun))
             self.running.add(task)
             task.add_done_callback(self.running.discard)
@@ -250,7 +250,7 @@ class _Batch(Generic[ItemT, ValueT]):
             result = error
         except TimeoutError:
             result = CallError("timed out", retryable=True, overload=True)
-        except Exception as error:  # whatever a client may raise costs this call only
+        except Exception as error:  # any other exception fails this call only
             result = CallError(f"client error {type(error).__name__}")
         self.done.put_nowait((call, begun, result))
 
@@ -260,7 +260,7 @@ class _Batch(Generic[ItemT, ValueT]):
                 first = await self.done.get()
         except TimeoutError:
             return
-        at_once = self.under_way
+        at_once = self.in_flight
         self._take(*first, at_once)
         while not self.done.empty():
             self._take(*self.done.get_nowait(), at_once)
@@ -268,7 +268,7 @@ class _Batch(Generic[ItemT, ValueT]):
     def _take(
         self, call: _Waiting, begun: Begun, result: Answer[ValueT] | CallError, at_once: int
     ) -> None:
-        self.under_way -= 1
+        self.in_flight -= 1
         reserved = self.reserved.pop(call.index)
         if isinstance(result, CallError):
             self.ledger.settle(reserved)
@@ -279,7 +279,7 @@ class _Batch(Generic[ItemT, ValueT]):
             self._succeeded(call, result)
 
     def _settle_the_rest(self) -> None:
-        """Count and keep what was answered and not looked at yet, and give back all set aside."""
+        """Count results that were received but not yet processed, and release all reservations."""
         try:
             while not self.done.empty():
                 call, _, result = self.done.get_nowait()
@@ -300,43 +300,43 @@ class _Batch(Generic[ItemT, ValueT]):
     def _failed(self, call: _Waiting, begun: Begun, error: CallError) -> None:
         caller, now = self.caller, time.monotonic()
         self.ledger.failed(caller.name)
-        tries, asked = call.tries + 1, error.retry_after or 0.0
-        bearable = asked <= self.settings.max_wait
+        tries, requested = call.tries + 1, error.retry_after or 0.0
+        may_wait = requested <= self.settings.max_wait
         if error.overload:
             caller.limit.overloaded(begun)
-            if bearable:
-                caller.not_before = max(caller.not_before, now + asked)
-        if error.retryable and bearable and tries < self.settings.max_tries:
+            if may_wait:
+                caller.not_before = max(caller.not_before, now + requested)
+        if error.retryable and may_wait and tries < self.settings.max_tries:
             caller.warn(error)
             backoff = self.settings.first_wait * 2 ** (tries - 1) * (0.5 + self.jitter.random())
             backoff = min(backoff, self.settings.max_wait)
-            wait = backoff if error.retry_after is None else asked
-            heapq.heappush(self.again, _Waiting(now + wait, call.index, tries))
+            wait = backoff if error.retry_after is None else requested
+            heapq.heappush(self.retries, _Waiting(now + wait, call.index, tries))
             return
         detail = redact_message(error.detail)
         self.values[call.index] = NoReply(error.reason, detail)
         same = error.reason == caller.last_reason
         caller.failures_in_a_row = caller.failures_in_a_row + 1 if same else 1
         caller.last_reason = error.reason
-        if error.hopeless:
-            self._stop(f"{error.reason} ({detail})", "check the address, the model and the key")
+        if error.permanent:
+            self._stop(f"{error.reason} ({detail})", "check the URL, the model and the key")
         elif caller.failures_in_a_row >= self.settings.give_up_after:
             count = caller.failures_in_a_row
-            caller.failures_in_a_row = 0  # whoever goes on all the same gets as many again
+            caller.failures_in_a_row = 0  # the count starts again if the caller continues
             self._stop(
-                f"{count} calls in a row failed: {error.reason} ({detail})",
-                "mend it, or raise give_up_after",
+                f"{count} consecutive calls failed: {error.reason} ({detail})",
+                "fix it, or raise give_up_after",
             )
 
     def _stop(self, what: str, advice: str) -> None:
-        self.hopeless = True
+        self.given_up = True
         self.stopped = EndpointError(f"{self.caller.name}: {what}; {advice}.")
 
 
 class _Background:
-    """An event loop in a thread of its own, so that calls can be made from anywhere.
+    """An event loop in a background thread.
 
-    Code that is called inside a running event loop, as in a notebook, could not start another.
+    It also works inside a running event loop, as in a notebook, where no other can be started.
     """
 
     def __init__(self) -> None:
@@ -351,7 +351,7 @@ _background_lock = threading.Lock()
 
 
 def run_in_background(work: Coroutine[Any, Any, ValueT]) -> ValueT:
-    """Run a coroutine to its end in the background loop; an interrupt here cancels it there."""
+    """Run a coroutine in the background loop and return its result; an interrupt cancels it."""
     global _background
     with _background_lock:
         if _background is None or _background.pid != os.getpid():  # threads do not survive a fork

@@ -1,4 +1,4 @@
-"""How many calls may be under way at once: found by trying, as congestion control does."""
+"""Adaptive limit of concurrent calls (additive increase, multiplicative decrease)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MAX_PATIENCE = 64
 
 
 class Begun(NamedTuple):
-    """When a call began.
+    """State of the limit when a call started.
 
     Attributes:
-        epoch: After so many decreases.
-        level: How many calls were under way then, itself included.
+        epoch: Number of decreases before it.
+        level: Calls in flight, including itself.
     """
 
     epoch: int
@@ -21,25 +21,25 @@ class Begun(NamedTuple):
 
 
 class AdaptiveLimit:
-    """Additive increase, multiplicative decrease (Chiu and Jain 1989), with a memory.
+    """Additive increase, multiplicative decrease (Chiu and Jain 1989) with a remembered ceiling.
 
-    It begins with a slow start: one more call for each that succeeds, until a call is refused
-    because too much was asked at once. That takes a tenth away, and the number of calls under way
-    before the refused one is remembered as the ceiling. The limit goes back to the ceiling soon and
-    above it rarely: after a round of successes, and after twice as many for each time that this
-    was refused again. So a fixed limit of an endpoint costs next to nothing. A call that began
-    above the ceiling and succeeds shows that there is more room: the slow start begins again. So
-    a refusal that had another reason costs next to nothing either.
+    It begins with a slow start: the limit grows by one per success until a call fails by overload.
+    An overload lowers the limit by a tenth, and the number of calls in flight before the failed one
+    is remembered as the ceiling. The limit returns to the ceiling quickly and probes above it
+    rarely: after one round of successes, and after twice as many each time that a probe fails. So a
+    fixed limit of an endpoint causes few failures. A success of a call that started above the
+    ceiling shows spare capacity and restarts the slow start, so that an overload with a temporary
+    cause has little effect.
 
-    Calls that began before the last decrease do not decrease it again: they were all sent too
-    early, for the same reason.
+    Calls that started before the last decrease do not decrease the limit again: they failed for the
+    same reason.
 
     Args:
-        start: Calls at the start.
-        most: Never more.
+        start: Limit at the start.
+        most: Highest limit.
 
     Attributes:
-        value: The limit, a real number; `allowed` is what it allows.
+        value: The limit as a real number; `allowed` is the limit as an integer.
     """
 
     def __init__(self, start: int, most: int) -> None:
@@ -52,18 +52,18 @@ class AdaptiveLimit:
 
     @property
     def allowed(self) -> int:
-        """How many calls may be under way, at least 1."""
+        """Most calls in flight, at least 1."""
         return max(1, int(self.value))
 
-    def begun(self, under_way: int) -> Begun:
-        """Note that a call begins, so that now so many are under way."""
-        return Begun(self._epoch, under_way)
+    def begun(self, in_flight: int) -> Begun:
+        """Return the state for a call that starts; `in_flight` includes it."""
+        return Begun(self._epoch, in_flight)
 
-    def succeeded(self, call: Begun, under_way: int) -> None:
-        """A call succeeded while so many, itself included, were under way."""
+    def succeeded(self, call: Begun, in_flight: int) -> None:
+        """Raise the limit after a success; `in_flight` includes the call."""
         if call.level > self._ceiling:
             self._ceiling, self._patience, self._slow_start = call.level, 1, True
-        if under_way < self.allowed:  # the limit was not what held anything up
+        if in_flight < self.allowed:  # the limit was not the bottleneck
             return
         step = 1 / (self.value * self._patience)
         if self._slow_start:
@@ -73,7 +73,7 @@ class AdaptiveLimit:
         self.value = min(float(self.most), self.value + step)
 
     def overloaded(self, call: Begun) -> None:
-        """A call was refused because too much was asked at once."""
+        """Lower the limit after an overload."""
         if call.epoch < self._epoch:
             return
         self._epoch += 1

@@ -1,4 +1,4 @@
-"""Keys: named in a configuration, read from the environment when they are used, kept nowhere."""
+"""Credentials: named in a configuration, read from the environment, never stored."""
 
 from __future__ import annotations
 
@@ -17,60 +17,63 @@ def read_variable(name: str, needed_by: str) -> str:
     """Return an environment variable.
 
     Raises:
-        ConfigurationError: It is not set, or holds what no header can.
+        ConfigurationError: It is not set, or contains characters that a header cannot hold.
     """
     value = os.environ.get(name, "").strip()
     if not value:
         raise ConfigurationError(
-            f"{needed_by} needs a key in the environment variable {name}, which is not set."
+            f"{needed_by} needs a key, and the environment variable {name} is not set. Set it."
         )
     if not (value.isascii() and value.isprintable()):
         raise ConfigurationError(
-            f"the environment variable {name} holds characters that no key has."
+            f"the environment variable {name} contains characters that a header cannot hold. "
+            "Set it to the key alone."
         )
     keep_secret(value)
     return value
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse headers that hold a key in plain text: they would be kept with the configuration.
+    """Refuse headers with a plain-text credential, which would be stored with the configuration.
 
     Raises:
-        ConfigurationError: One does, or is no text.
+        ConfigurationError: A header contains one, or is not a string.
     """
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(f"headers.{name}: names and values of headers must be texts.")
+            raise ConfigurationError(
+                f"headers.{name}: names and values of headers must be strings."
+            )
         if _SECRET_HEADERS.search(name) and not VARIABLE.search(value):
             raise ConfigurationError(
-                f"headers.{name}: name the environment variable that holds it, as in "
-                "'Bearer ${MY_KEY}'; a key in a configuration is a key in every copy of it."
+                f"headers.{name}: a credential must not be part of the configuration, which is "
+                "stored in every run. Name an environment variable, as in 'Bearer ${MY_KEY}'."
             )
 
 
 def filled(template: str, needed_by: str) -> str:
-    """Return a text with ``${NAME}`` replaced by environment variables."""
+    """Return a text with each ``${NAME}`` replaced by the environment variable."""
     return VARIABLE.sub(lambda found: read_variable(found[1], needed_by), template)
 
 
 def check_url(url: str, what: str) -> str:
-    """Return the host of an address of the web.
+    """Return the host, and the port if there is one, of a URL.
 
     Raises:
-        ConfigurationError: It is none, or holds a user's name or password.
+        ConfigurationError: The URL is not valid, or contains a user name or password.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{what}={url!r} is no address: {error}.") from error
+        raise ConfigurationError(f"{what}={url!r} is not a valid URL: {error}.") from error
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError(
-            f"{what}={url!r}; it must begin with http:// or https:// and name a host."
+            f"{what}={url!r}; it must begin with http:// or https:// and have a host."
         )
     if parts.username or parts.password:
         raise ConfigurationError(
-            f"{what} holds a name or password; give them as a header that names an environment "
-            "variable."
+            f"{what} contains a user name or password. Give them as a header that names an "
+            "environment variable."
         )
     return f"{host}:{port}" if port else host

@@ -1,4 +1,4 @@
-"""Any application that can be called from Python."""
+"""A Python function as a target."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ _OF_MESSAGES = frozenset({"messages", "chat", "conversation", "history"})
 
 
 class CallableTarget(RemoteTarget):
-    """An application as a function: ``str -> str`` or ``messages -> str``, plain or ``async``.
+    """A target that is a function, ``str -> str`` or ``messages -> str``, plain or ``async``.
 
     ```python
     CallableTarget(lambda text: my_application.ask(text))
     ```
 
     A function that takes a text is given the last message of the user; one that takes messages is
-    given the whole conversation, a list of ``{"role": ..., "content": ...}``. An exception costs
-    its own conversation only; that of a connection or a timeout is tried again.
+    given the whole conversation, a list of ``{"role": ..., "content": ...}``. An exception affects
+    only its own conversation; a `ConnectionError` or `TimeoutError` is retried.
 
     Args:
-        function: What is called; in a configuration ``type: package.module:function``.
-        takes: ``"text"`` or ``"messages"``; None looks at the type of its first argument, and then
-            at its name: messages, chat, conversation or history.
-        name: How it is called in records; None takes that of the function.
-        max_tokens: What it writes at most, for estimates and budgets.
-        prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
-        calls: See `CallSettings`. A plain function is called once at a time unless `concurrency` is
-            given here: not every one may be called from several threads.
+        function: The function; in a configuration ``type: package.module:function``.
+        takes: ``"text"`` or ``"messages"``; None decides by the annotation of the first parameter,
+            else by its name (messages, chat, conversation or history).
+        name: Name in records; None is the name of the function.
+        max_tokens: Most tokens of a reply, for estimates and budgets; None is unknown.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens. Tokens are estimated as
+            a quarter of the characters.
+        calls: See `CallSettings`. A plain function is called from one thread at a time unless
+            `concurrency` is given here, because it may not be thread-safe.
 
     Raises:
-        ConfigurationError: It is no function, or a value is out of range.
+        ConfigurationError: `function` is not callable, or a value is out of range.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class CallableTarget(RemoteTarget):
         calls: CallSettings | Mapping[str, Any] | None = None,
     ) -> None:
         if not callable(function):
-            raise ConfigurationError(f"{function!r} is no function.")
+            raise ConfigurationError(f"function={function!r}; it must be callable.")
         if takes not in (None, "text", "messages"):
             raise ConfigurationError(f"takes={takes!r}; choose 'text' or 'messages'.")
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             type(function).__call__
         )
-        self.takes = takes or _what_it_takes(function)
+        self.takes = takes or _parameter_kind(function)
         check_count("max_tokens", max_tokens)
         self.max_tokens = max_tokens
         module = getattr(function, "__module__", type(function).__module__)
@@ -79,17 +80,17 @@ class CallableTarget(RemoteTarget):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that is known of it: where it is defined, and what it takes."""
+        """Module and name of the function, and what it takes."""
         return {"function": self._path, "takes": self.takes}
 
     @property
     def most_output_tokens(self) -> int | None:
-        """Most tokens of a reply, as you said."""
+        """The option `max_tokens`."""
         return self.max_tokens
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
-        """Nothing has to be opened."""
+        """Yield the function; there is no connection to open."""
         yield self._send
 
     async def _send(self, chat: Chat) -> Answer[Utterance]:
@@ -98,13 +99,13 @@ class CallableTarget(RemoteTarget):
             given = last_user_text(chat.messages)
         try:
             call: Any = self.function
-            said = await (call(given) if self.is_async else _in_a_thread(call, given))
+            said = await (call(given) if self.is_async else _call_in_thread(call, given))
         except CallError:
             raise
         except Exception as error:
-            passing = isinstance(error, ConnectionError | TimeoutError)
+            is_transient = isinstance(error, ConnectionError | TimeoutError)
             raise CallError(
-                f"{type(error).__name__} in {self.name}", str(error), retryable=passing
+                f"{type(error).__name__} in {self.name}", str(error), retryable=is_transient
             ) from None
         if not isinstance(said, str):
             raise CallError("not a text", f"{self.name} returned {type(said).__name__}")
@@ -113,35 +114,37 @@ class CallableTarget(RemoteTarget):
         return answer_of(chat, said if isinstance(said, Utterance) else Utterance(said))
 
 
-def _what_it_takes(function: Callable[..., Any]) -> Literal["text", "messages"]:
+def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]:
     try:
         first = next(iter(inspect.signature(function).parameters.values()), None)
         hints = get_type_hints(function) if inspect.isroutine(function) else {}
-    except (TypeError, ValueError, NameError):  # built in, or annotated with what is not there
+    except (TypeError, ValueError, NameError):  # a builtin, or annotations that cannot be resolved
         return "text"
     if first is None:
-        raise ConfigurationError(f"{function!r} takes no argument; it must take what is said.")
+        raise ConfigurationError(
+            f"{function!r} takes no argument; it must take a text or messages."
+        )
     if first.name in hints:
         return "text" if hints[first.name] is str else "messages"
     return "messages" if first.name in _OF_MESSAGES else "text"
 
 
-async def _in_a_thread(function: Callable[[Any], Any], given: Any) -> Any:
-    """Call a plain function so that one that hangs neither blocks others nor the end of Python."""
+async def _call_in_thread(function: Callable[[Any], Any], given: Any) -> Any:
+    """Call a function in a daemon thread, so that a hanging one blocks nothing, not even exit."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Any] = loop.create_future()
 
-    def tell(set_it: Callable[[Any], None], value: Any) -> None:
-        if not result.done():  # it may have been given up
+    def report(set_it: Callable[[Any], None], value: Any) -> None:
+        if not result.done():  # the call may have been cancelled
             set_it(value)
 
     def run() -> None:
         try:
             value = function(given)
         except Exception as error:
-            loop.call_soon_threadsafe(tell, result.set_exception, error)
+            loop.call_soon_threadsafe(report, result.set_exception, error)
         else:
-            loop.call_soon_threadsafe(tell, result.set_result, value)
+            loop.call_soon_threadsafe(report, result.set_result, value)
 
     threading.Thread(target=run, name="astra-target", daemon=True).start()
     return await result

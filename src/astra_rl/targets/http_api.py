@@ -1,4 +1,4 @@
-"""Any HTTP interface that takes and returns JSON."""
+"""A target behind an HTTP API that takes and returns JSON."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 
 
 class HTTPTarget(RemoteTarget):
-    """An application behind an HTTP interface of its own.
+    """An application behind an HTTP API of its own.
 
-    The body is built as data and then written as JSON, so no text can break out of its place. In
-    its texts ``{message}`` stands for the last message of the user, ``{system}`` for the system
-    message; a text that is nothing but ``{messages}`` becomes the list of all messages (``role``
-    and ``content``), and one that is nothing but ``{seed}`` a number.
+    The body of a request is a template of JSON values. In its strings ``{message}`` is replaced by
+    the last message of the user and ``{system}`` by the system message. A string that is exactly
+    ``{messages}`` is replaced by the list of all messages (``role`` and ``content``), and one that
+    is exactly ``{seed}`` by a number. Values are inserted before the body is encoded, so text
+    cannot change the structure of the request.
 
     Args:
-        url: Where requests go.
-        body: JSON values with those places in them.
-        reply: Where the reply stands, for instance ``"data.answers[0].text"``.
-        headers: Of each request. ``${NAME}`` stands for an environment variable, and a key must be
-            given so.
-        method: Of each request.
-        blocked_statuses: What the interface answers when a filter withholds a reply.
-        name: How it is called in records; None takes the host.
-        max_tokens: What it writes at most, for estimates and budgets.
-        prices: ``{"input": ..., "output": ...}``: cost per million tokens, which are estimated.
+        url: URL of the requests.
+        body: Template of the body.
+        reply: Path of the reply in the response, for instance ``"data.answers[0].text"``.
+        headers: Headers of each request. ``${NAME}`` is replaced by an environment variable;
+            credentials must be given in this way.
+        method: ``"POST"``, ``"PUT"`` or ``"PATCH"``.
+        blocked_statuses: Status codes that mean that a filter withheld the reply.
+        name: Name in records; None is the host.
+        max_tokens: Most tokens of a reply, for estimates and budgets; None is unknown.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens. Tokens are estimated as
+            a quarter of the characters.
         calls: See `CallSettings`.
 
     Raises:
-        ConfigurationError: The address, the body, the path or a header is of another form.
-        MissingDependencyError: The extra ``openai``, which brings the client, is not installed.
+        ConfigurationError: The URL, the body, the path or a header is not valid.
+        MissingDependencyError: The extra ``openai``, which includes the client, is not installed.
     """
 
     def __init__(
@@ -75,8 +77,8 @@ class HTTPTarget(RemoteTarget):
             raise ConfigurationError(f"method={method!r}; choose POST, PUT or PATCH.")
         if not isinstance(body, Mapping) or not ({"message", "messages"} & _places(body)):
             raise ConfigurationError(
-                "body must be names and values, with '{message}' or '{messages}' in it: otherwise "
-                "nothing of the conversation would be sent."
+                "body must be a mapping that contains '{message}' or '{messages}'; otherwise the "
+                "conversation would not be sent."
             )
         self._filled_headers()
         self._clients = WebClients(
@@ -85,7 +87,7 @@ class HTTPTarget(RemoteTarget):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that a reply depends on besides the chat; of headers what the configuration says."""
+        """What a reply depends on besides the chat; headers as in the configuration."""
         return {
             "url": self.url,
             "body": self.body,
@@ -97,12 +99,12 @@ class HTTPTarget(RemoteTarget):
 
     @property
     def most_output_tokens(self) -> int | None:
-        """Most tokens of a reply, as you said."""
+        """The option `max_tokens`."""
         return self.max_tokens
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
-        """Open a client."""
+        """Open an HTTP client."""
         async with self._clients.open(self._filled_headers()) as client:
 
             async def send(chat: Chat) -> Answer[Utterance]:
@@ -128,7 +130,7 @@ class HTTPTarget(RemoteTarget):
 
 
 def fill_body(template: Any, chat: Chat) -> Any:
-    """Return a template with what stands for parts of a chat replaced, in one pass, as data."""
+    """Return a template with its placeholders replaced, in one pass."""
     if isinstance(template, Mapping):
         return {str(key): fill_body(value, chat) for key, value in template.items()}
     if isinstance(template, list | tuple):
@@ -147,10 +149,10 @@ def fill_body(template: Any, chat: Chat) -> Any:
 
 
 def read_path(path: str) -> list[str | int]:
-    """Read a path to a JSON value: names with dots between, and ``[0]`` for places in a list.
+    """Parse a path to a JSON value: names separated by dots, and ``[0]`` for list indices.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The path is not valid.
     """
     rest = path.removeprefix("$").removeprefix(".") if isinstance(path, str) else ""
     steps: list[str | int] = []
@@ -165,7 +167,7 @@ def read_path(path: str) -> list[str | int]:
         at = found.end()
     if not steps or at < len(rest):
         raise ConfigurationError(
-            f"reply={path!r}; write where the text stands in the answer, for instance "
+            f"reply={path!r}; write the path of the text in the response, for instance "
             "'choices[0].message.content'."
         )
     return steps
@@ -175,16 +177,16 @@ def found_at(data: Any, path: Sequence[str | int]) -> str:
     """Return the text at a path.
 
     Raises:
-        CallError: There is none.
+        CallError: There is no text.
     """
     for step in path:
         try:
             data = data[step]
         except (KeyError, IndexError, TypeError):
-            raise CallError("unparsable reply", f"it has no {step!r}", retryable=True) from None
+            raise CallError("unparsable reply", f"no {step!r}", retryable=True) from None
     if not isinstance(data, str):
         kind = type(data).__name__
-        raise CallError("unparsable reply", f"a {kind} where the text should be", retryable=True)
+        raise CallError("unparsable reply", f"{kind} instead of a text", retryable=True)
     return data
 
 

@@ -1,4 +1,4 @@
-"""Requests of the web with a bound on everything: size, time, redirects."""
+"""An HTTP client with limits of size and time, and without redirects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from astra_rl.targets.call_errors import CallError
 
 
 class WebClients:
-    """Makes clients of `httpx2` that read at most so many bytes and follow no redirect.
+    """Makes `httpx2` clients that limit the size of responses and follow no redirects.
 
     Args:
-        timeout: Seconds for a connection, and between two parts of a reply.
-        max_bytes: A longer reply is a failure, whatever it is.
+        timeout: Seconds to connect, and between two chunks of a response.
+        max_bytes: Most bytes of a response; a longer one is a failure.
+        concurrency: Most connections.
 
     Raises:
         MissingDependencyError: The extra ``openai`` is not installed.
@@ -29,13 +30,13 @@ class WebClients:
 
     def open(self, headers: Mapping[str, str] | None = None) -> Any:
         """Return a new client, to be used as an asynchronous context."""
-        if self._context is None:  # reading the certificates takes time, so it is done once
+        if self._context is None:  # loading the certificates is slow
             self._context = self.httpx.create_ssl_context()
         limits = self.httpx.Limits(
             max_connections=self.concurrency, max_keepalive_connections=self.concurrency
         )
         return self.httpx.AsyncClient(
-            # A compressed reply could be small on the wire and huge in memory.
+            # A small compressed response could be huge in memory.
             headers={"Accept-Encoding": "identity", **(headers or {})},
             verify=self._context,
             timeout=self.timeout,
@@ -46,7 +47,7 @@ class WebClients:
 
     async def _bound(self, response: Any) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise CallError("unparsable reply", "it is compressed, which was not asked for")
+            raise CallError("unparsable reply", "compressed although not requested")
         length = response.headers.get("content-length", "")
         if length.isdigit() and int(length) > self.max_bytes:
             raise too_long(self.max_bytes)
@@ -70,7 +71,7 @@ class WebClients:
         return Bounded()
 
     def error_of(self, error: BaseException) -> CallError:
-        """Return what an exception of the client means; its own text may hold addresses."""
+        """Return the failure for a client exception, without its text (it may contain URLs)."""
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, CallError):
@@ -87,30 +88,30 @@ class WebClients:
 
 
 def too_long(most: int) -> CallError:
-    """Return the failure of a reply that is longer than it may be."""
+    """Return the failure of a reply that exceeds the size limit."""
     return CallError("reply too long", f"more than {most} bytes")
 
 
 def json_of(body: bytes) -> Any:
-    """Read a body as JSON.
+    """Parse a body as JSON.
 
     Raises:
-        CallError: It is empty, or no JSON.
+        CallError: It is empty, or not JSON.
     """
     if not body.strip():
         raise CallError("empty reply", retryable=True)
     try:
         return parse_json(body)
     except ValueError as error:
-        raise CallError("unparsable reply", "it is no JSON", retryable=True) from error
+        raise CallError("unparsable reply", "not JSON", retryable=True) from error
 
 
 def message_of(body: bytes) -> str:
-    """Return what an error says, as most endpoints put it; a few words of anything else."""
+    """Return the message of an error response: its ``error.message``, or its beginning."""
     try:
         data = parse_json(body)
         error = data.get("error", data) if isinstance(data, Mapping) else data
         said = error.get("message", error) if isinstance(error, Mapping) else error
         return said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError):  # what was read may be too deep to be written
+    except (ValueError, RecursionError):  # nested too deeply to be encoded
         return body[:200].decode("utf-8", "replace").strip()

@@ -1,4 +1,4 @@
-"""What was spent on calls, and what may be."""
+"""The ledger of calls: what was spent, and whether the budget allows more."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, Usage, Worst
 
-KEEP_EVERY = 0.02
-"""Seconds between two writes of a ledger that is kept in a file, while calls go on."""
+SAVE_EVERY = 0.02
+"""Least seconds between two writes of the ledger's file during calls."""
 
 
 class Reserved(NamedTuple):
-    """What is set aside for a call under way.
+    """Reservation for a call in flight.
 
     Attributes:
-        name: Of the endpoint.
-        worst: What was said that it can take at most.
-        input: Tokens that are set aside for what it reads.
-        output: The same for what it writes.
-        cost: What they would cost.
+        name: Name of the endpoint.
+        worst: Upper bound of its tokens, as given by the caller.
+        input: Reserved input tokens.
+        output: Reserved output tokens.
+        cost: Cost of the reserved tokens.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Reserved(NamedTuple):
 
 @dataclass
 class Account:
-    """What was spent on one endpoint.
+    """Spending on one endpoint.
 
     Attributes:
-        requests: Sent, tries again included.
-        failed_tries: Of those.
-        cached: Replies that were known already and cost nothing.
-        input_tokens: Read by the endpoint, as it says itself.
-        output_tokens: Written by it.
-        cost: By the prices that were given; of failed tries nobody knows.
-        estimated_tokens: Of all tokens, those that were not counted but estimated.
+        requests: Requests sent, including retries.
+        failed_tries: Requests that failed.
+        cached: Replies from the cache, which cost nothing.
+        input_tokens: Input tokens, as reported by the endpoint.
+        output_tokens: Output tokens, as reported by the endpoint.
+        cost: Cost at the given prices; the cost of failed requests is unknown and not included.
+        estimated_tokens: Tokens, of all, that are estimated because they were not reported.
     """
 
     requests: int = 0
@@ -62,28 +62,28 @@ class Account:
     estimated_tokens: int = 0
 
     def after(self, earlier: Account) -> Account:
-        """Return what was spent beyond an earlier state of the same account."""
+        """Return the spending since an earlier state of the same account."""
         before = asdict(earlier)
         return Account(**{name: value - before[name] for name, value in asdict(self).items()})
 
 
 @dataclass
 class Ledger:
-    """Counts what is spent and says when it is enough. It may be used from any thread.
+    """Counts spending and enforces a budget. Thread-safe.
 
-    Before a call is sent, the most that it can take is set aside, so that calls under way do not
-    lead beyond a limit of tokens or cost. Where nobody limits a reply, as much is set aside as the
-    longest reply of the endpoint so far took, or `ASSUMED_OUTPUT`. A call that took more than was
-    set aside for it is counted in full, and that much more is set aside for each later one.
+    Before a call is sent, an upper bound of its tokens is reserved, so that concurrent calls cannot
+    exceed a limit of tokens or cost. If a reply has no limit, the longest reply of the endpoint so
+    far is reserved, or `ASSUMED_OUTPUT`. A call that uses more than its reservation is counted in
+    full, and later reservations are raised by the excess.
 
     Attributes:
-        budget: The most that may be spent.
-        accounts: What was spent, by the name of the endpoint.
-        earlier_seconds: Of sessions before this one.
+        budget: The limits.
+        accounts: Spending by name of the endpoint.
+        earlier_seconds: Seconds of earlier sessions.
         ended_by: What ended earlier sessions, in words.
-        path: File in which it is kept; None keeps it in memory.
-        spent_by: The limit for which something was not done; then nothing more is sent.
-        is_closed: Whether only what is known already is answered, see `closed`.
+        path: File of the ledger; None keeps it in memory only.
+        spent_by: The limit that was reached; no more calls are sent then.
+        is_closed: Whether only cached replies are returned; see `closed`.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -96,7 +96,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._started = self.clock()
-        self._is_kept, self._saved = True, -math.inf
+        self._is_saved, self._saved = True, -math.inf
         self._reserved: list[Reserved] = []
         self._longest: dict[str, int] = {}
         self._excess: dict[str, tuple[int, int]] = {}
@@ -105,10 +105,10 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, budget: Budget) -> Ledger:
-        """Go on with the ledger in a file, under a budget; begin one if there is none.
+        """Load a ledger from a file, or create one, and set its budget.
 
         Raises:
-            ConfigurationError: The file is no ledger.
+            ConfigurationError: The file is not a ledger.
         """
         ledger = cls(budget, path=path)
         if path.is_file():
@@ -118,15 +118,15 @@ class Ledger:
                 seconds, ended = _amount(kept["seconds"]), [str(each) for each in kept["ended_by"]]
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigurationError(
-                    f"{path} is no ledger of what a run spent ({type(error).__name__}). Restore "
-                    "it, or remove it to count from zero."
+                    f"{path} is not a valid ledger ({type(error).__name__}). Restore it, or remove "
+                    "it to count from zero."
                 ) from error
             ledger.accounts, ledger.earlier_seconds, ledger.ended_by = accounts, seconds, ended
         return ledger
 
     @property
     def seconds(self) -> float:
-        """Of all sessions together."""
+        """Seconds of all sessions together."""
         return self.earlier_seconds + self.clock() - self._started
 
     def total(self) -> Account:
@@ -135,15 +135,15 @@ class Ledger:
             return _sum(self.accounts.values())
 
     def copied(self) -> dict[str, Account]:
-        """Return the accounts as they are now, for `as_dict`."""
+        """Return a copy of the accounts, for the argument `since` of `as_dict`."""
         with self._lock:
             return {name: replace(account) for name, account in self.accounts.items()}
 
     def check(self) -> None:
-        """Raise if something is spent.
+        """Raise if a limit is reached.
 
         Raises:
-            BudgetSpentError: Naming the limit.
+            BudgetSpentError: A limit is reached; it is named.
         """
         with self._lock:
             if self.spent_by is None:
@@ -159,59 +159,59 @@ class Ledger:
     def admit(
         self, name: str, worst: Worst | None = None, prices: Prices | None = None
     ) -> Reserved:
-        """Count a request that is about to be sent, and set aside the most that it can take.
+        """Count a request that is about to be sent, and reserve its upper bound.
 
-        What is set aside is given back by `settle`.
+        `settle` releases the reservation.
 
         Raises:
-            BudgetSpentError: It may not be sent now: a limit is reached, or could be exceeded with
-                what is set aside for calls under way.
+            BudgetSpentError: A limit is reached, or could be exceeded together with the
+                reservations of the calls in flight.
         """
         with self._lock:
             self.check()
-            needed = self._most_of(name, worst or Worst(), prices)
+            needed = self._reservation(name, worst or Worst(), prices)
             spent, known = self._spent(), [*self._reserved, needed]
-            asides = {
+            reservations = {
                 "max_tokens": sum(each.input + each.output for each in known),
                 "max_cost": sum(each.cost for each in known),
             }
             limits = asdict(self.budget)
-            for limit, aside in asides.items():
+            for limit, reserved in reservations.items():
                 most = limits[limit]
-                if most is not None and spent[limit] + aside > most:
-                    raise BudgetSpentError(limit, most, spent[limit], aside)
+                if most is not None and spent[limit] + reserved > most:
+                    raise BudgetSpentError(limit, most, spent[limit], reserved)
             self._reserved.append(needed)
             self._account(name).requests += 1
-            self._is_kept = False
+            self._is_saved = False
             return needed
 
     def settle(
         self, reserved: Reserved, usage: Usage | None = None, prices: Prices | None = None
     ) -> None:
-        """Give back what was set aside for a call that is over, and count what it took."""
+        """Release the reservation of a finished call, and count its usage."""
         with self._lock:
             self._reserved.remove(reserved)
             if usage is None:
                 return
             name = reserved.name
             self._longest[name] = max(self._longest.get(name, 0), usage.output)
-            read, written = self._excess.get(name, (0, 0))
-            told = usage.output if reserved.worst.output is None else reserved.worst.output
+            more_input, more_output = self._excess.get(name, (0, 0))
+            bound = usage.output if reserved.worst.output is None else reserved.worst.output
             self._excess[name] = (
-                max(read, usage.input - reserved.worst.input),
-                max(written, usage.output - told),
+                max(more_input, usage.input - reserved.worst.input),
+                max(more_output, usage.output - bound),
             )
             self.charge(name, usage, prices)
 
-    def _most_of(self, name: str, worst: Worst, prices: Prices | None) -> Reserved:
-        more_read, more_written = self._excess.get(name, (0, 0))
-        read = worst.input + more_read
+    def _reservation(self, name: str, worst: Worst, prices: Prices | None) -> Reserved:
+        more_input, more_output = self._excess.get(name, (0, 0))
+        inputs = worst.input + more_input
         if worst.output is None:
-            written = self._longest.get(name) or ASSUMED_OUTPUT
+            outputs = self._longest.get(name) or ASSUMED_OUTPUT
         else:
-            written = worst.output + more_written
-        cost = 0.0 if prices is None else prices.cost_of(read, written)
-        return Reserved(name, worst, read, written, cost)
+            outputs = worst.output + more_output
+        cost = 0.0 if prices is None else prices.cost_of(inputs, outputs)
+        return Reserved(name, worst, inputs, outputs, cost)
 
     def _spent(self) -> dict[str, float]:
         total = self.total()
@@ -224,7 +224,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Send nothing inside the block: what is not known already gets no reply."""
+        """Send no calls inside the block: replies that are not cached are `NoReply`."""
         self.is_closed = True
         try:
             yield
@@ -232,18 +232,18 @@ class Ledger:
             self.is_closed = False
 
     def failed(self, name: str) -> None:
-        """Count a try that failed."""
+        """Count a failed request."""
         with self._lock:
             self._account(name).failed_tries += 1
-            self._is_kept = False
+            self._is_saved = False
 
     def cached(self, name: str, count: int) -> None:
-        """Count replies that were known."""
+        """Count replies from the cache."""
         with self._lock:
             self._account(name).cached += count
 
     def charge(self, name: str, usage: Usage, prices: Prices | None) -> None:
-        """Count what a reply cost."""
+        """Count the usage and cost of a reply."""
         with self._lock:
             account = self._account(name)
             account.input_tokens += usage.input
@@ -252,13 +252,13 @@ class Ledger:
                 account.estimated_tokens += usage.input + usage.output
             if prices is not None:
                 account.cost += prices.cost_of(usage.input, usage.output)
-            self._is_kept = False
+            self._is_saved = False
 
     def as_dict(self, since: Mapping[str, Account] | None = None) -> dict[str, Any]:
-        """Return it as JSON values.
+        """Return the ledger as JSON values.
 
         Args:
-            since: What `copied` returned: only what was spent after that.
+            since: A result of `copied`; only the spending after it is returned.
         """
         with self._lock:
             accounts = {
@@ -275,32 +275,32 @@ class Ledger:
             }
 
     def save(self) -> None:
-        """Write it to its file, atomically."""
+        """Write the ledger to its file, atomically."""
         with self._lock:
-            self._is_kept = True
+            self._is_saved = True
             if self.path is not None:
                 write_json(self.as_dict(), self.path)
 
-    def keep(self) -> float | None:
-        """Write what is new in it, so that a kill of the process forgets it no more.
+    def persist(self) -> float | None:
+        """Write changes to the file, so that they survive a kill of the process.
 
         Returns:
-            Seconds after which to call it again, if it was just written; None if all is kept.
+            Seconds after which to call it again, if the last write is too recent; else None.
         """
         with self._lock:
-            if self._is_kept or self.path is None:
+            if self._is_saved or self.path is None:
                 return None
-            due = self._saved + KEEP_EVERY - self.clock()
+            due = self._saved + SAVE_EVERY - self.clock()
             if due > 0:
                 return due
-            self._is_kept, self._saved = True, self.clock()
+            self._is_saved, self._saved = True, self.clock()
             with atomic_file(self.path, synced=False) as file:
                 file.write(indented(self.as_dict()))
             return None
 
     @contextlib.contextmanager
     def charging(self) -> Iterator[Ledger]:
-        """Charge all calls inside the block to this ledger, and save it at the end."""
+        """Count all calls inside the block in this ledger, and save it at the end."""
         token = _ledger.set(self)
         try:
             yield self
@@ -324,9 +324,9 @@ def _account(kept: Mapping[str, Any]) -> Account:
 
 
 def _amount(value: Any) -> Any:
-    """Return a number that something may have been counted to; what is none would end no budget."""
+    """Return a valid amount; others, such as NaN, would disable the budget."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} is no amount")
+        raise ValueError(f"{value!r} is not a valid amount")
     return value
 
 
@@ -334,12 +334,12 @@ _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
 
 
 def current_ledger() -> Ledger:
-    """Return the ledger of the enclosing `Ledger.charging`; one without limits outside of any."""
+    """Return the ledger of the enclosing `Ledger.charging`, else a new one without limits."""
     return _ledger.get() or Ledger()
 
 
 def describe_spent(spent: Mapping[str, Any]) -> str:
-    """Say in words what `Ledger.as_dict` holds; empty if nothing was called."""
+    """Return `Ledger.as_dict` as a phrase; empty if there were no calls."""
     total = spent["total"]
     if not total["requests"] and not total["cached"]:
         return ""
@@ -350,7 +350,7 @@ def describe_spent(spent: Mapping[str, Any]) -> str:
     if total["cost"]:
         parts.append(f"cost {total['cost']:.4g}")
     if total["failed_tries"]:
-        parts.append(f"{total['failed_tries']} tries failed")
+        parts.append(f"{total['failed_tries']} failed requests")
     if total["cached"]:
         parts.append(f"{total['cached']} replies from the cache")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""The official client of OpenAI-compatible endpoints, bounded and without tries of its own."""
+"""The official OpenAI client, with limits and without its own retries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class Reply(NamedTuple):
-    """What an endpoint answered: no exception for a status that is no success."""
+    """Response of an endpoint, of any status."""
 
     status: int
     headers: Mapping[str, str]
@@ -24,19 +24,19 @@ class Reply(NamedTuple):
 
 
 class OfficialClient:
-    """Opens the client for a batch of calls.
+    """Opens the official client for a batch of calls.
 
     Args:
-        base_url: Of the endpoint; None takes ``OPENAI_BASE_URL``, or OpenAI's own.
-        key: Returns the key when a batch begins, so that nothing keeps it.
-        calls: Bounds of time and size.
+        base_url: URL of the endpoint; None reads ``OPENAI_BASE_URL``, else it is OpenAI's.
+        key: Returns the key at the start of a batch, so that it is never stored.
+        calls: Limits of time and size.
 
     Attributes:
-        base_url: Of the endpoint.
-        host: Its host and port.
+        base_url: URL of the endpoint.
+        host: Host and port of the endpoint.
 
     Raises:
-        ConfigurationError: The address is none.
+        ConfigurationError: The URL is not valid.
         MissingDependencyError: The extra ``openai`` is not installed.
     """
 
@@ -49,19 +49,19 @@ class OfficialClient:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
-        """Open a client, and close it at the end of the block."""
+        """Open a client; it is closed at the end of the block."""
         async with self._web.open() as web:
             yield self._openai.AsyncOpenAI(
                 api_key=self._key(), base_url=self.base_url, max_retries=0, http_client=web
             )
 
     async def reply_to(self, request: Awaitable[Any]) -> Reply:
-        """Wait for the answer to a request ``client.….with_raw_response.create(...)``.
+        """Await a request ``client.….with_raw_response.create(...)``.
 
-        Raw, because the client would take a reply of another form for what it should be.
+        The response is raw because the client does not validate its form.
 
         Raises:
-            CallError: There is none.
+            CallError: There is no response.
         """
         try:
             response = (await request).http_response

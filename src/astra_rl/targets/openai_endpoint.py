@@ -1,4 +1,4 @@
-"""Any endpoint that speaks as OpenAI's does: vLLM, Ollama, a llama.cpp server, or a hosted one."""
+"""A target behind an OpenAI-compatible endpoint: vLLM, Ollama, a llama.cpp server, or hosted."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filt
 
 
 class OpenAITarget(RemoteTarget):
-    """A model behind an OpenAI-compatible endpoint, asked with the official client.
+    """A model behind an OpenAI-compatible endpoint, called with the official client.
 
-    **Conversations leave your machine**, unless the endpoint is on it.
+    **Conversations are sent to the endpoint over the network**, unless it is on this machine.
 
-    What a filter of the endpoint withheld is a reply with the finish reason ``"content_filter"``.
-    The client's own tries are switched off: those of `CallSettings` apply.
+    A reply that a filter of the endpoint withheld has the finish reason ``"content_filter"``. The
+    retries of the client are switched off; those of `CallSettings` apply.
 
     Args:
-        model: What the endpoint calls the model.
-        base_url: Of the endpoint, for instance ``"http://127.0.0.1:8000/v1"``; None takes the
-            environment variable ``OPENAI_BASE_URL``, or OpenAI's own.
-        api: ``"chat"``, or ``"completions"`` for base models, which continue one running text.
-        api_key_env: Name of the environment variable that holds the key. An endpoint other than
-            OpenAI's is asked without one if ``OPENAI_API_KEY`` is not set.
-        max_tokens: Most tokens of a reply; None leaves it to the endpoint.
-        temperature: None leaves it to the endpoint.
-        top_p: The same.
-        stop: Texts that end a reply.
-        send_seed: Whether to send a seed with each request, for endpoints that know what it is: the
-            same conversation of the same run then gets the same reply.
+        model: Name of the model at the endpoint.
+        base_url: URL of the endpoint, for instance ``"http://127.0.0.1:8000/v1"``; None reads the
+            environment variable ``OPENAI_BASE_URL``, else it is OpenAI's.
+        api: ``"chat"``, or ``"completions"`` for base models, which continue one plain text.
+        api_key_env: Environment variable with the key. With the default ``OPENAI_API_KEY``,
+            endpoints other than OpenAI's need no key.
+        max_tokens: Most tokens of a reply; None is the default of the endpoint.
+        temperature: Sampling temperature, 0 or more; None is the default of the endpoint.
+        top_p: Nucleus sampling threshold, in [0, 1]; None is the default of the endpoint.
+        stop: Strings that end a reply.
+        send_seed: Whether to send a seed with each request, for endpoints that support it: the same
+            conversation of the same run then gets the same reply.
         extra: Further fields of the request, for instance ``{"reasoning_effort": "low"}``.
-        prices: ``{"input": ..., "output": ...}``: cost per million tokens.
-        calls: See `CallSettings`.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens; None is unknown.
+        calls: Concurrency, retries and timeouts; see `CallSettings`.
 
     Raises:
         ConfigurationError: There is no key, or a value is out of range.
@@ -70,11 +70,11 @@ class OpenAITarget(RemoteTarget):
         calls: CallSettings | Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, str) or not model:
-            raise ConfigurationError(f"model={model!r}; give the name of a model.")
+            raise ConfigurationError(f"model={model!r}; it must be the name of a model, not empty.")
         if api not in ("chat", "completions"):
             raise ConfigurationError(f"api={api!r}; choose 'chat' or 'completions'.")
         check_count("max_tokens", max_tokens)
-        for name in _COUNTS:  # what a call may take is reckoned from them
+        for name in _COUNTS:  # the upper bound of the tokens of a call is computed from them
             check_count(f"extra.{name}", (extra or {}).get(name))
         _check_range("temperature", temperature, 0, None)
         _check_range("top_p", top_p, 0, 1)
@@ -101,13 +101,13 @@ class OpenAITarget(RemoteTarget):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that a reply depends on besides the chat."""
-        asked = {"model": self.model, "url": self.base_url, "api": self.api}
-        return {**asked, "seed": self.send_seed, "request": self.request}
+        """What a reply depends on besides the chat."""
+        endpoint = {"model": self.model, "url": self.base_url, "api": self.api}
+        return {**endpoint, "seed": self.send_seed, "request": self.request}
 
     @property
     def most_output_tokens(self) -> int | None:
-        """Most tokens that a call may write, in all the replies that `extra` may ask for."""
+        """Most output tokens of a call, in all replies that `extra` requests (``n``)."""
         most = self.request.get("max_tokens", self.request.get("max_completion_tokens"))
         count = self.request.get("n", 1)
         return None if most is None else int(most) * int(count)
@@ -127,11 +127,11 @@ class OpenAITarget(RemoteTarget):
         if self.send_seed and chat.seed is not None:
             body["seed"] = chat.seed % 2**31
         kind = client.chat.completions
-        asked: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
+        prompt: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
         if self.api == "completions":
-            kind, asked = client.completions, {"prompt": _running_text(chat)}
+            kind, prompt = client.completions, {"prompt": _plain_text(chat)}
         reply = await self._client.reply_to(
-            kind.with_raw_response.create(model=self.model, **asked, extra_body=body)
+            kind.with_raw_response.create(model=self.model, **prompt, extra_body=body)
         )
         if reply.status == 400 and any(code in reply.body for code in _FILTERED):
             return answer_of(chat, Utterance(finish_reason="content_filter"))
@@ -147,19 +147,19 @@ class OpenAITarget(RemoteTarget):
             text = message.get("refusal") if text is None else text
             finish = _FINISHES.get(choice.get("finish_reason"))
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise CallError("unparsable reply", "it has no choices", retryable=True) from None
+            raise CallError("unparsable reply", "no choices", retryable=True) from None
         if text is None and finish == "content_filter":
             text = ""
         if not isinstance(text, str):
-            raise CallError("unparsable reply", "it holds no text", retryable=True)
+            raise CallError("unparsable reply", "no text", retryable=True)
         usage = data.get("usage")
-        read, written = (
+        tokens = (
             (_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
             if isinstance(usage, Mapping)
             else (None, None)
         )
         reply = Utterance(text, finish_reason=cast("FinishReason | None", finish))
-        return answer_of(chat, reply, read, written)
+        return answer_of(chat, reply, *tokens)
 
     def _secret(self) -> str:
         optional = self.api_key_env == "OPENAI_API_KEY" and self.base_url != OPENAI_URL
@@ -168,7 +168,7 @@ class OpenAITarget(RemoteTarget):
         return read_variable(self.api_key_env, self.name)
 
 
-def _running_text(chat: Chat) -> str:
+def _plain_text(chat: Chat) -> str:
     system = [each["content"] + "\n\n" for each in chat.messages if each["role"] == "system"]
     rest = [each["content"] for each in chat.messages if each["role"] != "system"]
     return "".join([*system, *rest])

@@ -1,4 +1,4 @@
-"""What all targets outside of this process have in common."""
+"""Base of targets that are called over the network or in another thread."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from astra_rl.targets.reply_cache import cache_key, from_cache
 
 
 class Chat(NamedTuple):
-    """One thing to be asked.
+    """One call of a target.
 
     Attributes:
         messages: The conversation.
-        seed: Of the answer; None where the same chat shall get the same reply.
+        seed: Sampling seed; None if equal chats should get the same cached reply.
     """
 
     messages: Sequence[Message]
@@ -31,19 +31,19 @@ class Chat(NamedTuple):
 
 
 class RemoteTarget(Target):
-    """A target that is asked by calls which take time, may fail and may cost something.
+    """A target whose calls take time, may fail and may cost money.
 
-    It also answers chats, as a judge needs it: pass it as `complete` of an `LLMJudgeModerator`.
+    It also answers chats: pass it as `complete` of an `LLMJudgeModerator`.
 
-    A subclass defines `connected`, which opens what it is asked with, and `settings`.
+    A subclass defines `connected`, which opens a connection, and `settings`.
 
     Args:
-        name: How it is called in records.
-        calls: How it is called, see `CallSettings`.
-        prices: Of its tokens: ``{"input": ..., "output": ...}`` per million.
+        name: Name in records.
+        calls: Concurrency, retries and timeouts; see `CallSettings`.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens; None is unknown.
 
     Raises:
-        ConfigurationError: An unknown setting, or a value out of range.
+        ConfigurationError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class RemoteTarget(Target):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """All that a reply depends on besides the chat, as JSON values without secrets."""
+        """What a reply depends on besides the chat, as JSON values without credentials."""
 
     @asynccontextmanager
     @abstractmethod
     async def connected(self) -> AsyncIterator[Send[Chat, Utterance]]:
-        """Open what a batch of chats is asked with, and close it at the end of the batch."""
+        """Open a connection for a batch of chats; it is closed at the end of the batch."""
         yield _never  # pragma: no cover
 
     @property
     def identity(self) -> str:
-        """Name and settings, hashed: what tells one from another."""
+        """The name and a hash of the settings."""
         return f"{self.name} {cache_key([self.settings])[:12]}"
 
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
@@ -81,7 +81,7 @@ class RemoteTarget(Target):
         )
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[Utterance]:
-        """Return the reply to each chat; the same chat gets the same reply from a cache."""
+        """Return the reply to each chat; with a cache, equal chats get the same reply."""
         return self._answer([Chat(messages) for messages in chats])
 
     def _answer(self, chats: Sequence[Chat]) -> list[Utterance]:
@@ -106,13 +106,13 @@ class RemoteTarget(Target):
 
 
 TOKENS_OF_A_CALL, TOKENS_OF_A_MESSAGE = 64, 16
-"""Most tokens that a template is taken to put around a chat, and around each of its messages."""
+"""Assumed tokens that a chat template adds per chat and per message."""
 
 
 def most_tokens(messages: Sequence[Message]) -> int:
-    """Return the most tokens that an endpoint reads of a chat: no tokenizer needs more than bytes.
+    """Return an upper bound of the input tokens of a chat: its bytes plus those of the template.
 
-    What its template adds is allowed for; one that adds more is found out, see `Ledger`.
+    If a template adds more, the ledger raises the bound of later calls; see `Ledger`.
     """
     texts = sum(len(each["content"].encode()) + TOKENS_OF_A_MESSAGE for each in messages)
     return TOKENS_OF_A_CALL + texts
@@ -123,35 +123,38 @@ async def _never(chat: Chat) -> Answer[Utterance]:
 
 
 def answer_of(
-    chat: Chat, reply: Utterance, read: int | None = None, written: int | None = None
+    chat: Chat,
+    reply: Utterance,
+    input_tokens: int | None = None,
+    output_tokens: int | None = None,
 ) -> Answer[Utterance]:
-    """Return a reply with the tokens it took; those that nobody counted are estimated."""
-    if read is not None and written is not None:
-        return Answer(reply, Usage(read, written))
+    """Return a reply with its token usage, which is estimated unless both counts are given."""
+    if input_tokens is not None and output_tokens is not None:
+        return Answer(reply, Usage(input_tokens, output_tokens))
     characters = sum(len(message["content"]) for message in chat.messages)
     return Answer(reply, Usage.estimate(characters, len(reply)))
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise unless a number of tokens or replies is whole and at least 1; None says nothing.
+    """Raise unless a number is None, or a whole number of at least 1.
 
     Raises:
-        ConfigurationError: It is not.
+        ConfigurationError: It is not valid.
     """
     if value is not None:
         check_number(name, value, lambda n: n >= 1 and n == int(n), "a whole number, 1 or more")
 
 
 def made(kind: type[Any], name: str, given: Any) -> Any:
-    """Return settings of a kind, given as such or by name; None stays None.
+    """Return an options dataclass, given as an instance or as a mapping; None stays None.
 
     Raises:
-        ConfigurationError: An unknown name, or a value out of range.
+        ConfigurationError: A name is unknown, or a value is out of range.
     """
     if given is None or isinstance(given, kind):
         return given
     if not isinstance(given, Mapping):
-        raise ConfigurationError(f"{name}: {given!r} given; write names and values here.")
+        raise ConfigurationError(f"{name}={given!r}; it must be a mapping of names to values.")
     known = [each.name for each in fields(kind)]
     for key in given:
         if key not in known:

@@ -1,7 +1,7 @@
-"""Replies on disk, so that nothing is asked and paid for twice: a SQLite file of JSON.
+"""A cache of replies in a SQLite file, so that no call is paid for twice.
 
-A run that was killed and goes on asks the same things again, and gets the same replies from here,
-whatever the endpoint would say now: so it goes on to the bit. What failed is not kept.
+A resumed run repeats calls of the interrupted one and gets the same replies from the cache, so it
+continues bit-exactly. Failed calls are not cached.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT 
 
 
 class ReplyCache:
-    """Replies by what they depend on. It may be used from any thread of one process.
+    """A persistent mapping of keys to replies; thread-safe within one process.
 
-    Each reply is safe on disk when `put` returns, against a kill of the process.
+    When `put` returns, the reply survives a kill of the process.
 
     Args:
-        path: The file; made if it is missing.
+        path: The file; it is created if it does not exist.
 
     Raises:
-        ConfigurationError: The file cannot be opened, or is something else.
+        ConfigurationError: The file cannot be opened, or is not a reply cache.
         StorageError: The disk is full, or read-only.
     """
 
@@ -48,8 +48,8 @@ class ReplyCache:
             self._database = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False
             )
-            self._database.text_factory = bytes  # a damaged text may be no UTF-8
-            # A crash of the machine may lose the last replies; a kill of the process none.
+            self._database.text_factory = bytes  # a damaged text may be invalid UTF-8
+            # A kill of the process loses no reply; a crash of the machine may lose the last ones.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = OFF")
             self._database.execute(_SCHEMA)
@@ -63,25 +63,25 @@ class ReplyCache:
             raise
         except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"cannot use {self.path} as a cache of replies ({error}). Remove it to begin a new "
-                "one, for which all is asked again, or choose another file."
+                f"cannot use {self.path} as a cache of replies ({error}). Remove it to start an "
+                "empty cache (all calls are repeated), or choose another file."
             ) from error
 
     def get(self, key: str) -> Utterance | None:
-        """Return the reply of this key; None if there is none, or it is damaged.
+        """Return the reply of a key; None if it is unknown or damaged.
 
         Raises:
             ConfigurationError: The file is damaged.
             StorageError: The disk is full, or read-only.
         """
-        with self._named_errors():  # to look into it, SQLite writes to its log
+        with self._named_errors():  # SQLite writes to its log even for reads
             row = self._database.execute(
                 "SELECT reply FROM replies WHERE key = ?", (key,)
             ).fetchone()
         return None if row is None else _read(row[0])
 
     def put(self, key: str, reply: str) -> None:
-        """Keep a reply; a `NoReply` is not kept.
+        """Store a reply; a `NoReply` is not stored.
 
         Raises:
             ConfigurationError: The file is damaged.
@@ -106,7 +106,7 @@ class ReplyCache:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[ReplyCache]:
-        """Answer what is known inside the block, and close the file at its end."""
+        """Use this cache inside the block, and close the file at its end."""
         token = _cache.set(self)
         try:
             yield self
@@ -119,13 +119,13 @@ _cache: ContextVar[ReplyCache | None] = ContextVar("reply_cache", default=None)
 
 
 def current_cache() -> ReplyCache | None:
-    """Return the cache of the enclosing `ReplyCache.answering`; None outside of any."""
+    """Return the cache of the enclosing `ReplyCache.answering`; None if there is none."""
     return _cache.get()
 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
-    """Answer what was answered before inside the block, in memory if no file keeps replies."""
+    """Cache replies inside the block: in the current cache, else in memory."""
     with contextlib.ExitStack() as stack:
         if current_cache() is None:
             stack.enter_context(ReplyCache(":memory:").answering())
@@ -135,7 +135,7 @@ def remembering() -> Iterator[None]:
 ItemT = TypeVar("ItemT")
 ReplyT = TypeVar("ReplyT", bound=str)
 Told = Callable[[int, str], None]
-"""Is told of a reply as soon as it is there, with the place of its item."""
+"""Called with the index of an item and its reply, as soon as the reply is known."""
 
 
 def from_cache(
@@ -144,13 +144,13 @@ def from_cache(
     key: Callable[[ItemT], str],
     ask: Callable[[Sequence[ItemT], Told], Sequence[ReplyT]],
 ) -> list[Utterance | ReplyT]:
-    """Return replies that are known, and ask for the others; outside of any cache for all.
+    """Return cached replies, and get the others by calls; without a cache, all of them.
 
     Args:
-        name: How the endpoint is called in the ledger.
-        items: What is asked.
-        key: Names what a reply depends on.
-        ask: Is given the items that are new, and tells of each reply that is worth keeping.
+        name: Name of the endpoint in the ledger.
+        items: The inputs.
+        key: Returns the cache key of an item; see `cache_key`.
+        ask: Makes the calls for items that are not cached, and reports each reply to be cached.
     """
     cache = current_cache()
     if cache is None:
@@ -168,15 +168,15 @@ def from_cache(
 
 
 def cache_key(parts: Sequence[Any]) -> str:
-    """Return the key of what a reply depends on, JSON values in order."""
+    """Return the hash of what a reply depends on, given as JSON values in order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _read(text: bytes) -> Utterance | None:
     try:
-        kept = parse_own_json(text)
-        reply, reason = kept["text"], kept["finish_reason"]
+        row = parse_own_json(text)
+        reply, reason = row["text"], row["finish_reason"]
     except (ValueError, KeyError, TypeError):
         return None
     if not isinstance(reply, str) or reason not in (None, *get_args(FinishReason)):

@@ -1,7 +1,7 @@
-"""Fakes and checks for tests: those of this library, and those of whoever extends it.
+"""Test doubles and contract checks, for the tests of this library and of its extensions.
 
-The checks exercise an object as training would and raise `ContractError` with a sentence that says
-what is wrong. The fakes train in milliseconds and need no download.
+The checks run an object as training would, and raise `ContractError` with a description of the
+violation. The test doubles train in milliseconds and need no download.
 """
 
 from astra_rl.testing.algorithms import check_algorithm

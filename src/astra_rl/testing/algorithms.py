@@ -1,4 +1,4 @@
-"""The check of algorithms: that a loss teaches, what it should and nothing else."""
+"""Contract check of algorithms: loss, gradients, and invariance to batching and padding."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ def check_algorithm(
     *,
     tolerance: float = 1e-5,
 ) -> None:
-    """Check an algorithm on episodes that teach something.
+    """Check an algorithm on given episodes.
 
-    The loss is a scalar whose gradient reaches what is trained; a batch is not changed by a step;
-    nothing but what `problem.parameters` yields receives a gradient; and loss and gradients do not
-    depend on how the steps are cut into micro-batches, on their order, or on padding.
+    Checked: the loss is a scalar with a non-zero gradient; ``step`` does not modify its batch; only
+    the parameters of `problem.parameters` receive gradients; and loss and gradients do not depend
+    on micro-batch size, row order or padding.
 
     Args:
-        algorithm: What is checked.
-        graphs: Episodes, for instance of `ASTEnvironment.rollouts`.
-        tolerance: Largest difference allowed, absolute and relative.
+        algorithm: The algorithm to check.
+        graphs: Episodes, for example from `ASTEnvironment.rollouts`, with at least two steps and
+            rewards that differ.
+        tolerance: Maximum absolute and relative difference.
 
     Raises:
-        ContractError: One of these fails; the message says which.
+        ContractError: A check failed; the message names it.
     """
     name = type(algorithm).__name__
     flat = [step for graph in graphs for step in algorithm.flatten(graph)]
     steps = list(algorithm.prepare(flat))
     if len(steps) < 2:
-        raise ContractError(f"{name} made {len(steps)} steps of these graphs; give it more.")
+        raise ContractError(
+            f"{name} made {len(steps)} steps of these graphs; pass graphs with at least 2 steps."
+        )
     batch = algorithm.collate_fn(steps)
     before = copy.deepcopy(batch)
     loss, logs = algorithm.step(batch)
     check_loss(loss, source=f"{name}.step")
     if not _equal(batch, before):
-        raise ContractError(f"{name}.step changed its batch; work on copies.")
+        raise ContractError(f"{name}.step modified its batch; work on copies.")
     for key, value in logs.items():
         if not isinstance(value, float):
             raise ContractError(f"{name}.step logged {key} as {type(value).__name__}, not a float.")
@@ -58,24 +61,24 @@ def check_algorithm(
     whole = _loss_and_gradients(algorithm, [steps])
     if not any(gradient.any() for gradient in whole[1:]):
         raise ContractError(
-            f"{name}: the gradient of the loss is zero for all that is trained; nothing would be "
-            "learned. Compute the loss from get_attacker_logprobs without detaching."
+            f"{name}: the gradient of the loss is zero for all trainable parameters. Compute the "
+            "loss from get_attacker_logprobs without detaching it."
         )
     with _more_padding(algorithm.problem):
         padded = _loss_and_gradients(algorithm, [steps])
     variants = {
         "padding": padded,
-        "the order of the rows": _loss_and_gradients(algorithm, [steps[::-1]]),
-        "the size of micro-batches": _loss_and_gradients(algorithm, [[step] for step in steps]),
+        "row order": _loss_and_gradients(algorithm, [steps[::-1]]),
+        "micro-batch size": _loss_and_gradients(algorithm, [[step] for step in steps]),
     }
-    for what, other in variants.items():
+    for variant, other in variants.items():
         if not all(
             torch.allclose(a, b, rtol=tolerance, atol=tolerance)
             for a, b in zip(whole, other, strict=True)
         ):
             raise ContractError(
-                f"{name}: loss or gradients depend on {what}. Leave padding out of every mean and "
-                "return from weight() what the mean is over."
+                f"{name}: loss or gradients depend on {variant}. Exclude padding from every mean, "
+                "and return the number of averaged elements from weight()."
             )
 
 
@@ -100,7 +103,7 @@ def _loss_and_gradients(
 
 @contextlib.contextmanager
 def _more_padding(problem: Problem[Any, Any]) -> Iterator[None]:
-    """Pad all that a problem says of tokens more than it needs, as a wider batch would."""
+    """Context in which per-token results of a problem have three more columns of padding."""
 
     def padded(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(score)
@@ -126,7 +129,7 @@ def _more_padding(problem: Problem[Any, Any]) -> Iterator[None]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two values hold the same, tensors and objects included; NaN equals itself."""
+    """Compare values recursively, including tensors and objects; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
@@ -155,8 +158,8 @@ def _check_no_stray_gradients(algorithm: Algorithm[Any, Any, Any, Any], loss: Te
     for (name, _), gradient in zip(others, gradients, strict=True):
         if gradient is not None:
             raise ContractError(
-                f"{type(algorithm).__name__}: problem.{name} is not trained, yet it received a "
-                "gradient. Score frozen models with grad=False."
+                f"{type(algorithm).__name__}: problem.{name} is not in problem.parameters() but "
+                "received a gradient. Score frozen models with grad=False."
             )
 
 

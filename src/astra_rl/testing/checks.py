@@ -1,4 +1,4 @@
-"""Checks of moderators, problems and environments: what training takes for granted of them."""
+"""Contract checks of moderators, problems and environments."""
 
 from __future__ import annotations
 
@@ -18,24 +18,32 @@ from astra_rl.errors import ContractError
 
 
 def graph_signature(graph: Graph[Any, Any]) -> list[tuple[str, str, str]]:
-    """Return all that was said in an episode, for comparing two of them."""
+    """Return contexts, attacks and responses of an episode, for comparison of two episodes."""
     return [(str(node.context), str(node.attack), str(node.response)) for node in graph.nodes()]
 
 
 def check_moderator(moderator: Moderator[Any, Any], texts: Sequence[Any] = ("hello", "")) -> None:
-    """Check that a moderator scores each text in [0, 1], in order, and alike in any batch.
+    """Check that a moderator returns one score in [0, 1] or NaN per text, in order.
+
+    A score must not depend on the other texts of the batch.
+
+    Args:
+        moderator: The moderator to check.
+        texts: Texts or exchanges to score.
 
     Raises:
-        ContractError: It does not.
+        ContractError: A check failed; the message names it.
     """
     name = type(moderator).__name__
     if list(moderator.moderate([])) != []:
-        raise ContractError(f"{name}.moderate([]) must return no scores.")
+        raise ContractError(f"{name}.moderate([]) must return an empty sequence.")
     scores = moderator.moderate(texts)
     check_length(scores, len(texts), source=f"{name}.moderate")
     for text, score in zip(texts, scores, strict=True):
         if not math.isnan(float(score)) and not 0 <= float(score) <= 1:
-            raise ContractError(f"{name} scored {score} for {text!r}; scores lie in [0, 1].")
+            raise ContractError(
+                f"{name} scored {score} for {text!r}; scores must be in [0, 1] or NaN."
+            )
         alone = float(moderator.moderate([text])[0])
         if not _same(alone, float(score)):
             raise ContractError(
@@ -50,13 +58,17 @@ def check_problem(
 ) -> None:
     """Check a problem's rollouts, log-probabilities, rewards, state and gradients.
 
+    Args:
+        problem: The problem to check.
+        contexts: Opening contexts, at least two of different lengths.
+
     Raises:
-        ContractError: Something breaks the contract; the message says what.
+        ContractError: A check failed; the message names it.
     """
     attacks = problem.rollout_prompt_with_attacker(contexts)
     check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
-    asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
-    responses = problem.rollout_prompt_with_target(asked)
+    attacked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
+    responses = problem.rollout_prompt_with_target(attacked)
     check_length(responses, len(contexts), source="rollout_prompt_with_target")
     rewards, terms = problem.reward_terms(contexts, attacks, responses)
     check_length(rewards, len(contexts), source="reward")
@@ -71,11 +83,14 @@ def check_problem(
 def _check_frozen_logprobs(
     problem: Problem[Any, Any], contexts: Sequence[Any], attacks: Sequence[Any]
 ) -> None:
-    for score in (problem.get_target_logprobs, problem.get_baseline_logprobs):
+    for name, score in (
+        ("get_target_logprobs", problem.get_target_logprobs),
+        ("get_baseline_logprobs", problem.get_baseline_logprobs),
+    ):
         with torch.no_grad():
             logprobs = score(contexts, attacks)
-        check_logprobs(logprobs, batch_size=len(contexts), source=score.__name__)
-        _check_values(logprobs, score.__name__)
+        check_logprobs(logprobs, batch_size=len(contexts), source=name)
+        _check_values(logprobs, name)
 
 
 def _check_attacker_logprobs(
@@ -91,7 +106,7 @@ def _check_attacker_logprobs(
     gradients = torch.autograd.grad(logprobs.sum(), parameters, allow_unused=True)
     if all(gradient is None or not gradient.any() for gradient in gradients):
         raise ContractError(
-            f"{name} does not depend on what parameters() yields; nothing would be learned."
+            f"{name} does not depend on the tensors of parameters(); training has no effect."
         )
     order = list(reversed(range(len(contexts))))
     swapped = problem.get_attacker_logprobs(
@@ -105,7 +120,7 @@ def _check_attacker_logprobs(
         if not math.isclose(together, alone, rel_tol=1e-2, abs_tol=1e-2):
             raise ContractError(
                 f"{name} scored {attack!r} {together} in a batch and {alone} alone; pad with "
-                "zeros, and keep rows apart."
+                "zeros, and mask padding."
             )
 
 
@@ -115,24 +130,24 @@ def _check_values(logprobs: Tensor, name: str) -> None:
 
 
 def check_environment(environment: Environment[Any, Any]) -> None:
-    """Check that seeds fix episodes, zero included, and that a batch plays the same ones.
+    """Check that an episode depends on its seed only, not on the batch; zero is a valid seed.
 
     Raises:
-        ContractError: They do not.
+        ContractError: A check failed; the message names it.
     """
     name = type(environment).__name__
     first, second = environment.rollouts([0, 1])
     again = environment.rollout(0)
     if graph_signature(first) != graph_signature(again):
         raise ContractError(
-            f"{name}: the seed 0 gave two different episodes. Sample from current_row_seeds() and "
-            "choose prompts by the seed; zero is a seed like any other."
+            f"{name}: the seed 0 gave two different episodes. Sample with current_row_seeds() and "
+            "choose prompts by the seed. Zero is a valid seed."
         )
     for node, other in zip(first.nodes(), again.nodes(), strict=True):
         if not _same(float(node.reward), float(other.reward)):
             raise ContractError(
-                f"{name}: the seed 0 gave the rewards {node.reward} and {other.reward} to the same "
-                "turn; a reward must not depend on the other episodes of a batch."
+                f"{name}: the same turn of seed 0 has rewards {node.reward} and {other.reward}; a "
+                "reward must not depend on the other episodes of the batch."
             )
     if graph_signature(first) == graph_signature(second):
         raise ContractError(f"{name}: the seeds 0 and 1 gave the same episode.")

@@ -1,4 +1,4 @@
-"""A game that a tiny transformer learns in a second, and how an algorithm fares at it."""
+"""Toy language task for tiny transformers, and learning curves of algorithms on it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from astra_rl.training.trainer import Trainer
 
 
 class LearningCurve(NamedTuple):
-    """How an algorithm fared, one entry per training step.
+    """Rewards and losses of a training, one entry per training step.
 
     Attributes:
-        rewards: Mean reward of the episodes that the step collected.
-        losses: Mean loss of the step's batches; NaN where it had none.
+        rewards: Mean reward of the episodes collected in the step.
+        losses: Mean loss of the step's batches; NaN if there were none.
     """
 
     rewards: list[float]
@@ -31,15 +31,15 @@ class LearningCurve(NamedTuple):
 
 
 def letter_game(*, depth: int = 1, **options: Any) -> ASTEnvironment:
-    """Make a language game that a tiny transformer learns in a second, without a download.
+    """Return a toy environment that a tiny transformer solves in about a second of training.
 
-    The attacker says up to four letters, and its reward is the share of them that are x or y: less
-    than 0.1 for an untrained attacker, 1 for a perfect one. Attacker and target are models of
-    `tiny_model`; episodes have four siblings per turn.
+    The attacker generates up to four letters. Its reward is the number of letters x and y divided
+    by 4: below 0.1 for an untrained attacker, 1 for an optimal one. Attacker and target are
+    `tiny_model`s; episodes have four attacks per context.
 
     Args:
-        depth: Turns of an episode.
-        options: Of the problem; ``kind`` is its class, `HFASTProblem` unless given.
+        depth: Number of turns per episode.
+        options: Options of the problem. ``kind`` is its class, by default `HFASTProblem`.
     """
     from astra_rl.ext.transformers import HFASTProblem
     from astra_rl.models.generation import Sampling
@@ -53,7 +53,7 @@ def letter_game(*, depth: int = 1, **options: Any) -> ASTEnvironment:
         _LetterModerator(),
         **{
             "reward": WeightedSum({Harm("response"): 1.0}),
-            "attacker_sampling": Sampling(max_new_tokens=_LetterModerator.most),
+            "attacker_sampling": Sampling(max_new_tokens=_LetterModerator.max_letters),
             "target_sampling": Sampling(max_new_tokens=1),
             **options,
         },
@@ -62,11 +62,11 @@ def letter_game(*, depth: int = 1, **options: Any) -> ASTEnvironment:
 
 
 class _LetterModerator(Moderator[str, str]):
-    letters, most = "xy", 4
+    letters, max_letters = "xy", 4
 
     def moderate(self, x: Sequence[str]) -> Sequence[float]:
-        attacks = [str(each.attack if isinstance(each, Exchange) else each) for each in x]
-        return [sum(map(attack.count, self.letters)) / self.most for attack in attacks]
+        attacks = [each.attack if isinstance(each, Exchange) else str(each) for each in x]
+        return [sum(map(attack.count, self.letters)) / self.max_letters for attack in attacks]
 
 
 def learn(
@@ -78,15 +78,15 @@ def learn(
     seed: int = 0,
     **settings: Any,
 ) -> LearningCurve:
-    """Train from scratch and return how it went: the same for the same arguments.
+    """Train an algorithm from scratch and return its learning curve; deterministic.
 
     Args:
-        make: Builds the algorithm for a problem, for instance its class.
-        environment: What is played; None is a new `letter_game()`. Its problem is trained.
-        steps: Training steps of 16 episodes.
+        make: Builds the algorithm for a problem, for example the algorithm's class.
+        environment: Environment whose problem is trained; None is a new `letter_game()`.
+        steps: Number of training steps, with 16 episodes each.
         lr: Learning rate of Adam.
-        seed: Of the episodes and the order of batches.
-        settings: Other fields of `TrainingConfiguration`.
+        seed: Seed of the episodes and of the batch order.
+        settings: Further fields of `TrainingConfiguration`.
     """
     environment = letter_game() if environment is None else environment
     curve = LearningCurve([], [])

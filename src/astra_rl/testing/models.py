@@ -1,4 +1,4 @@
-"""Language models small enough for a test, made in memory."""
+"""Tiny randomly initialised language models for tests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def tiny_model(
     seed: int = 0,
     letters: str = "abcdefghijklmnopqrstuvwxyz .,?!:",
 ) -> ModelPair:
-    """Make a random two-layer model and a tokenizer of one token per character, in memory.
+    """Return a randomly initialised two-layer model with a character tokenizer.
 
     Args:
-        family: ``"gpt2"`` has absolute positions, ``"llama"`` rotary ones.
+        family: ``"gpt2"`` has absolute position embeddings, ``"llama"`` rotary ones.
         chat: Whether the tokenizer has a chat template.
-        window: Most tokens the model can read and write.
-        seed: Of the weights.
-        letters: The characters it knows, besides the newline.
+        window: Context window, in tokens.
+        seed: Seed of the weights.
+        letters: Characters of the vocabulary, besides the newline.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import (

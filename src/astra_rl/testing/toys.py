@@ -1,4 +1,4 @@
-"""Fakes that train in milliseconds: a moderator that is told its scores, a game without a model."""
+"""Toy problem without a language model, and a moderator with scripted scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from astra_rl.core.seeding import current_row_seeds
 
 
 class ScriptedModerator(Moderator[str, str]):
-    """Scores by the first listed word that a text contains, and remembers what it was asked.
+    """Moderator that scores a text by the first listed word it contains, and records its calls.
 
     Args:
-        scores: Words and their scores.
-        default: Score of a text that contains none.
+        scores: Scores by word.
+        default: Score of texts without a listed word.
 
     Attributes:
-        calls: The texts of each `moderate` call.
+        calls: The texts of each call of `moderate`.
     """
 
     def __init__(self, scores: Mapping[str, float], default: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class ScriptedModerator(Moderator[str, str]):
         self.calls: list[list[str]] = []
 
     def moderate(self, x: Sequence[str]) -> Sequence[float]:
-        """Score each text."""
+        """Return one score per text."""
         self.calls.append(list(x))
         return [
             next((score for word, score in self.scores.items() if word in text), self.default)
@@ -41,15 +41,15 @@ class ScriptedModerator(Moderator[str, str]):
 
 
 class ToyProblem(Problem[str, str]):
-    """A language game without a language model: an attack is two words, the target echoes them.
+    """Toy problem: an attack is two words, and the target echoes them.
 
-    The attacker is a table of logits over words, the same at each position. Log-probabilities are
-    exact, so a learning algorithm can be checked by hand.
+    The attacker is a vector of logits over words, the same for each position. Log-probabilities are
+    exact, so results of algorithms can be computed by hand.
 
     Args:
-        moderator: Scores the echoed text; None likes the word ``"boom"``.
+        moderator: Scores the echoed text; None scores 1 for texts with the word ``"boom"``.
         words: The vocabulary.
-        seed: Of the attacker's first weights.
+        seed: Seed of the attacker's initial weights.
     """
 
     length = 2
@@ -80,27 +80,27 @@ class ToyProblem(Problem[str, str]):
         return out
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Echo the last two words."""
+        """Return the last two words of each context."""
         return [" " + " ".join(context.split()[-self.length :]) for context in contexts]
 
     def get_attacker_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
-        """Score words under the attacker, (B, T), with gradients."""
+        """Return the attacker's log-probabilities of words, (B, T), with gradients."""
         return self._logprobs(self.attacker, continuations)
 
     def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Score words under the target, which finds all alike, (B, T)."""
+        """Return the target's log-probabilities of words, (B, T), from a uniform distribution."""
         return self._logprobs(self.target, continuations)
 
     def get_baseline_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
-        """Score words under the attacker's first weights, (B, T)."""
+        """Return log-probabilities of words under the attacker's initial weights, (B, T)."""
         return self._logprobs(self.baseline, continuations)
 
     def token_ends(self, attack: str) -> Sequence[int]:
-        """Return where each word ends."""
+        """Return the end offset of each word, in characters."""
         return [match.end() for match in re.finditer(r"\S+", attack)]
 
     def advance(self, context: str, attack: str, response: str) -> str:
@@ -110,7 +110,7 @@ class ToyProblem(Problem[str, str]):
     def reward(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> Sequence[float]:
-        """Reward what the moderator scores."""
+        """Return the moderator's scores of the responses."""
         return self.moderator.moderate(responses)
 
     def parameters(self) -> Iterator[Parameter]:
@@ -133,11 +133,11 @@ class ToyProblem(Problem[str, str]):
 
 
 class ToyValueProblem(ToyProblem, ValueFunctionProblem[str, str]):
-    """The toy with a value function: a table of estimates by position, all zero at first.
+    """Toy problem with a value function: one estimate per position, initially zero.
 
     Args:
-        count: How many returns are estimated.
-        options: Of `ToyProblem`.
+        count: Number of estimated returns, K.
+        options: Options of `ToyProblem`.
     """
 
     def __init__(self, count: int = 1, **options: Any) -> None:
@@ -145,21 +145,21 @@ class ToyValueProblem(ToyProblem, ValueFunctionProblem[str, str]):
         self.estimates = Parameter(torch.zeros(8, count))
 
     def value(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Estimate the return at each word, (B, T), with gradients."""
+        """Return the estimated return at each word, (B, T), with gradients."""
         return self.values(contexts, continuations)[:, :, 0]
 
     def values(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Estimate all returns at each word, (B, T, K), with gradients."""
+        """Return all estimated returns at each word, (B, T, K), with gradients."""
         lengths = [len(text.split()) for text in continuations]
         rows = [self.estimates[:length] for length in lengths]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def parameters(self) -> Iterator[Parameter]:
-        """Yield the attacker's logits and the table."""
+        """Yield the attacker's logits and the value estimates."""
         yield from super().parameters()
         yield self.estimates
 
 
 def echo(text: str) -> str:
-    """An application that says what it hears: a target that is asked, for trying things out."""
+    """Example application for `CallableTarget`: returns its input with a prefix."""
     return f"You said: {text}"

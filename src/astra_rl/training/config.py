@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "rmsprop": optim.RMSprop,
     "adagrad": optim.Adagrad,
 }
-"""Optimizers by the names that a configuration may give."""
+"""Optimizers by their names in a configuration."""
 
 
 @dataclass(kw_only=True)
@@ -25,17 +25,16 @@ class TrainingConfiguration:
 
     Attributes:
         lr: Learning rate.
-        batch_size: Steps (pairs, attacks) per backward pass.
+        batch_size: Algorithm steps (pairs or attacks) per backward pass.
         optimizer: One of `OPTIMIZERS`.
         gradient_accumulation_steps: Backward passes per optimizer step.
-        training_steps: Number of experiences collected and learned from.
-        num_episodes_per_experience: Episodes played per experience.
-        max_grad_norm: Gradients longer than this are scaled down to it; None never scales.
-        max_nonfinite_losses: So many optimizer steps in a row without a finite loss or gradient
-            end the training; fewer are skipped.
-        max_unscored_steps: So many training steps in a row without a single reward that could be
-            computed end the training.
-        seed: Fixes the episodes and the order of batches; None is another run each time.
+        training_steps: Number of experiences.
+        num_episodes_per_experience: Episodes per experience.
+        max_grad_norm: Maximum norm of the gradients (clipping); None does not clip.
+        max_nonfinite_losses: Abort after this many consecutive optimizer steps whose loss or
+            gradient is not finite; fewer are skipped.
+        max_unscored_steps: Abort after this many consecutive training steps without a valid reward.
+        seed: Seed of the episodes and of the order of batches; None is not reproducible.
 
     Raises:
         ConfigurationError: A value is out of range; the message says what is allowed.

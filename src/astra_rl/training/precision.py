@@ -1,4 +1,4 @@
-"""Training half-precision weights with full-precision updates."""
+"""Float32 master weights for the training of half-precision parameters."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ HALF_TYPES = (torch.bfloat16, torch.float16)
 class MasterWeightOptimizer(Optimizer):
     """Updates float32 copies of half-precision parameters and writes them back.
 
-    bfloat16 keeps 8 bits of a number: a usual update is smaller than its last bit and would be
-    lost. Gradients move to the copies as soon as they are computed, so accumulation is in float32.
+    bfloat16 has 8 significant bits: a typical update is smaller than the last one and would be
+    lost. Gradients are moved to the copies as soon as they are computed, so they accumulate in
+    float32.
 
     Args:
-        parameters: What is trained, of any floating dtype.
+        parameters: Trainable parameters of any floating dtype.
         factory: Builds the optimizer of the float32 copies.
     """
 
@@ -36,7 +37,7 @@ class MasterWeightOptimizer(Optimizer):
             )
             for parameter, master in zip(self.trained, self.masters, strict=True)
         ]
-        # Schedulers and gradient clipping see the copies through these.
+        # Learning-rate schedulers and gradient clipping work on the copies through these.
         super().__init__(self.masters, self.inner.defaults)
         self.param_groups = self.inner.param_groups
         self.state = self.inner.state
@@ -49,7 +50,7 @@ class MasterWeightOptimizer(Optimizer):
             parameter.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients."""
+        """Reset all gradients."""
         self.inner.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class MasterWeightOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.inner.load_state_dict(state_dict["inner"])
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
         for parameter, master, saved in zip(

@@ -1,9 +1,9 @@
-"""States of a training on disk, so that it goes on to the bit where it ended.
+"""Training states on disk, for bit-exact resume.
 
 A state is a folder ``step-00000012`` with two files: ``tensors.safetensors``, and ``state.json``
-with all else, the checksum of the tensors and one of itself. It is written beside its place, synced
-and renamed, so it is whole or not there. What became damaged later is noticed by the checksums, and
-the state before it is taken.
+with everything else, the checksum of the tensors and its own checksum. It is written to a temporary
+folder, synced and renamed, so a state is either complete or absent. Later damage is detected by the
+checksums, and the previous state is used.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ SCHEMA_VERSION = 3
 """Version 1 had the random generator of torch only, version 2 no states of callbacks; both are
 still read."""
 KEPT = 2
-"""States that are kept: the newest, and one to fall back on."""
+"""Number of states kept by default: the newest, and one to fall back to."""
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
 
 
 def save_state(
     folder: str | Path, step: int, state: Mapping[str, Any], *, keep: int = KEPT
 ) -> Path:
-    """Write a state, and remove all but the newest ones up to this step.
+    """Write a state, and remove all but the `keep` newest ones up to this step.
 
     Args:
-        folder: Holds the states of a run.
-        step: Training steps done.
-        state: Tensors, numbers, texts, None, and mappings, lists and tuples of them.
-        keep: How many states stay.
+        folder: Folder of the states of a training.
+        step: Number of completed training steps.
+        state: Tensors, numbers, strings, None, and mappings, lists and tuples of them.
+        keep: Number of states to keep, this one included.
 
     Returns:
         The folder of the state.
 
     Raises:
-        StorageError: The disk is full, or read-only. States that were there before stay.
+        StorageError: The disk is full, or read-only. Existing states are kept.
     """
     folder = Path(folder)
     place = folder / f"step-{step:08d}"
@@ -67,20 +67,20 @@ def save_state(
         (temporary / _STATE).write_text(f"{checksum}\n{text}\n", encoding="utf-8")
     found = states(folder)
     done = found.index(place) + 1
-    # Later ones were damaged, or their steps would not have been played again.
+    # Later states are damaged, or their steps would not have been repeated.
     for old in found[: max(0, done - keep)] + found[done:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
 
 
 def load_state(folder: str | Path) -> tuple[int, dict[str, Any]] | None:
-    """Read the newest state that is whole.
+    """Read the newest undamaged state.
 
     Returns:
-        The training steps it had done, and the state; None if there is none.
+        The number of completed training steps, and the state; None if there is none.
 
     Raises:
-        TrainingError: There are states and none of them is whole, or one is of a newer version.
+        TrainingError: All states are damaged, or one was written by a newer version.
     """
     found = states(folder)
     for place in reversed(found):
@@ -102,7 +102,7 @@ def states(folder: str | Path) -> list[Path]:
 
 
 class _DamagedError(Exception):
-    """Something is wrong with the files of a state."""
+    """The files of a state are damaged."""
 
 
 def _read(place: Path) -> tuple[int, dict[str, Any]]:
@@ -122,7 +122,7 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
         return body["step"], state if body["schema_version"] >= 3 else _with_callbacks(state)
     except (TrainingError, _DamagedError):
         raise
-    except Exception as error:  # what a damaged file may lead to is no closed list
+    except Exception as error:  # a damaged file can raise anything
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
 
 
@@ -147,10 +147,10 @@ def _with_callbacks(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return JSON values; mappings keep keys that are no texts, tuples stay tuples."""
+    """Return JSON values that preserve tuples, and mapping keys that are not strings."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # A copy: safetensors refuses tensors that share memory.
+        # A copy, because safetensors refuses tensors that share memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Where numbers go."""
+"""Trackers: destinations of the metrics of a training."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from astra_rl.logging import logger
 
 
 class Tracker(ABC):
-    """Receives the numbers of each training step."""
+    """Receives the metrics of each training step."""
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of a training step, counted from 1."""
 
-    def close(self) -> None:  # noqa: B027, most have nothing to release
-        """Flush and release; called once at the end."""
+    def close(self) -> None:  # noqa: B027, most have no resources
+        """Flush and release resources; called once at the end."""
 
 
 class NullTracker(Tracker):
-    """Forgets everything."""
+    """Discards all metrics."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Do nothing."""
@@ -65,7 +65,7 @@ class JSONLTracker(Tracker):
 
 
 class HistoryTracker(Tracker):
-    """Keeps everything in memory, for charts."""
+    """Keeps all metrics in memory."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -95,7 +95,7 @@ class TensorBoardTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """Logs to Weights & Biases; needs the extra ``wandb``. The only tracker that uses a network."""
+    """Logs to Weights & Biases; needs the extra ``wandb``. Sends data over the network."""
 
     def __init__(self, **init_arguments: Any) -> None:
         self._run: Any = require("wandb", extra="wandb").init(**init_arguments)
@@ -110,7 +110,7 @@ class WandbTracker(Tracker):
 
 
 class MultiTracker(Tracker):
-    """Hands everything on to several trackers."""
+    """Forwards metrics to several trackers."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = list(trackers)

@@ -131,13 +131,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def training_step(self, seed: int | None) -> Metrics:
         """Collect one experience and learn from all of it.
 
-        Every `gradient_accumulation_steps` batches make one optimizer step; a short last group
-        makes one too. Within a group each batch counts as `Algorithm.weight` says, so the update
-        is that of the whole group at once.
+        Every `gradient_accumulation_steps` batches make one optimizer step; so does a shorter last
+        group. Within a group each batch is weighted by `Algorithm.weight`, so the update equals
+        that of the whole group as one batch.
 
         Returns:
-            Means over the batches of what the algorithm logged, and under ``skipped_updates`` the
-            number of optimizer steps that were skipped because they were not finite.
+            Means over the batches of the metrics of the algorithm, and ``skipped_updates``, the
+            number of optimizer steps skipped because of a loss or gradient that was not finite.
         """
         batches = iter(self.harness.experience(seed))
         logs: list[Metrics] = []
@@ -257,7 +257,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)
 
     def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
-        """Update the weights; returns the logs, and whether the update was made."""
+        """Update the weights; return the logs, and whether the update was made."""
         logs, finite = self._accumulate(group)
         norm = self._clip_gradients()
         finite = finite and math.isfinite(norm)
@@ -272,10 +272,10 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         return logs, finite
 
     def _accumulate(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
-        """Add up the gradients of a group; returns one log per batch, and if all was finite.
+        """Accumulate the gradients of a group; return one log per batch, and if all were finite.
 
-        A batch that memory is not enough for is cut in two and the group begun again, because
-        gradients may have been added in part. What they add up to stays the same.
+        A batch that runs out of memory is split in two and the group is started again, because
+        gradients may have been accumulated in part. The accumulated gradient stays the same.
         """
         total = math.fsum(map(self.algorithm.weight, group)) or 1.0
         pieces = list(enumerate(group))
@@ -292,14 +292,14 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 halves = self.algorithm.halves(batch)
                 if halves is None:
                     raise OutOfMemoryError(
-                        "out of memory in an update, with a batch that cannot be made smaller. "
+                        "out of memory in an update, with a batch that cannot be split further. "
                         "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
                     ) from error
             else:
                 return _logs_by_batch(done, len(group)), all(piece.finite for piece in done)
             pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
             release_memory()
-            logger.warning("out of memory in an update: going on with half of the batch at a time")
+            logger.warning("out of memory in an update: retrying with half of the batch at a time")
 
     def _add_gradient(self, index: int, batch: BatchT, total: float) -> _Piece:
         weight = self.algorithm.weight(batch)
@@ -307,11 +307,10 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
         finite = bool(torch.isfinite(loss.detach()))
         (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
-        # An algorithm may have nothing to say.
         return _Piece(index, weight, finite, dict(logs or {}))
 
     def _clip_gradients(self) -> float:
-        """Scale the gradients down if they are too long; returns their length before."""
+        """Clip the norm of the gradients; return the norm before."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
@@ -319,23 +318,22 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _count_unscored_steps(self) -> None:
         rewards = [node.reward for graph in self.harness.graphs for node in graph.nodes()]
-        # An algorithm that imitates may learn all it is to learn without any reward.
+        # Imitation learns without rewards.
         if self._has_learned or any(not is_missing(reward) for reward in rewards):
             self.unscored_steps = 0
         elif rewards:
             self.unscored_steps += 1
             logger.warning(
-                "training step %d: not one reward could be computed; it teaches nothing",
+                "training step %d: no valid reward; nothing was learned",
                 self.completed_steps,
             )
 
     def _check_scored(self) -> None:
         if self.unscored_steps >= self.config.max_unscored_steps:
             raise UnscoredError(
-                f"not one reward could be computed in {self.unscored_steps} training steps in a "
-                f"row, up to step {self.completed_steps}. See the warnings above, or "
-                "unscored/... in the metrics, for why; mend the moderator or what else the reward "
-                "is made of, and go on."
+                f"no valid reward in {self.unscored_steps} consecutive training steps, up to step "
+                f"{self.completed_steps}. The warnings above, or unscored/... in the metrics, give "
+                "the reasons; fix the moderator or the other parts of the reward, and resume."
             )
 
     def _count_nonfinite(self) -> None:
@@ -346,7 +344,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         )
         if self._nonfinite >= self.config.max_nonfinite_losses:
             raise NonFiniteLossError(
-                f"no finite loss in {self._nonfinite} optimizer steps in a row, up to training "
+                f"no finite loss in {self._nonfinite} consecutive optimizer steps, up to training "
                 f"step {step}. The weights are those of the last finite one. Lower lr, or train "
                 "in float32 or bfloat16.",
                 step,
@@ -354,7 +352,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
 
 class _Piece(NamedTuple):
-    """What came of a batch, or of a part of it."""
+    """Result of the backward pass of a batch, or of a part of one."""
 
     batch: int
     weight: float
@@ -363,7 +361,7 @@ class _Piece(NamedTuple):
 
 
 def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:
-    """Return the logs of each batch; of one that was cut, the weighted means over its parts."""
+    """Return the logs of each batch; of a split batch, the weighted means over its parts."""
     out: list[Metrics] = []
     for index in range(count):
         parts = [piece for piece in pieces if piece.batch == index]
@@ -386,7 +384,7 @@ def _weighted_mean(parts: Sequence[_Piece], name: str) -> float:
 
 
 def mean_metrics(logs: Sequence[dict[str, Any]]) -> Metrics:
-    """Mean of each metric over the mappings that have it."""
+    """Return the mean of each metric over the mappings that contain it."""
     names = dict.fromkeys(name for log in logs for name in log)
     return {
         name: math.fsum(values) / len(values)

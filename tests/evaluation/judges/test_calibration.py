@@ -62,7 +62,7 @@ def test_a_moderator_that_scores_nothing_has_no_numbers(tmp_path):
     calibration = calibrate(
         FunctionModerator(lambda texts: [None] * len(texts)), ROWS, resamples=20
     )
-    assert calibration.unscored == {"the function gave none": 5}
+    assert calibration.unscored == {"the function returned None": 5}
     assert all(math.isnan(each.value) for each in calibration.estimates.values())
     data, _ = write_calibration(calibration, tmp_path)
     assert json.loads(data.read_text())["estimates"]["auroc"]["value"] is None
@@ -79,7 +79,7 @@ def test_ties_between_raters_are_left_out_and_counted():
 
 
 def test_labels_of_one_class_are_refused():
-    with pytest.raises(ConfigurationError, match="clearly negative"):
+    with pytest.raises(ConfigurationError, match="no negative row"):
         calibrate(KeywordModerator(["bad"]), labelled([("bad", 1.0)]))
     with pytest.raises(ConfigurationError, match="threshold=0"):
         found(threshold=0)
@@ -115,7 +115,7 @@ def test_the_newest_calibration_counts_and_files_of_another_kind_are_left_out(tm
     kept = calibration_of(KeywordModerator(["bad"]), tmp_path)
     assert kept is not None
     assert kept["threshold"] == 0.5
-    assert "calibration-broken.json is no calibration" in caplog.text
+    assert "calibration-broken.json is not a readable calibration" in caplog.text
 
 
 def test_calibrations_on_other_labels_or_of_other_settings_stand_side_by_side(tmp_path):

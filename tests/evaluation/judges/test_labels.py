@@ -117,7 +117,7 @@ def test_a_byte_order_mark_and_line_separators_in_texts_are_no_obstacle(file):
     ],
 )
 def test_bad_rows_are_named_by_their_line_and_nothing_is_read(file, content, name, problems):
-    with pytest.raises(ConfigurationError, match="so nothing was read") as caught:
+    with pytest.raises(ConfigurationError, match="so nothing was loaded") as caught:
         read_labels(file(content, name))
     for problem in problems:
         assert problem in str(caught.value)
@@ -125,7 +125,7 @@ def test_bad_rows_are_named_by_their_line_and_nothing_is_read(file, content, nam
 
 def test_of_many_bad_rows_the_first_are_shown_and_the_rest_counted(file):
     content = "text,label\n" + "a,7\n" * 100
-    with pytest.raises(ConfigurationError, match=r"100 bad rows(.|\n)*and 95 more"):
+    with pytest.raises(ConfigurationError, match=r"100 invalid rows(.|\n)*and 95 more"):
         read_labels(file(content))
 
 
@@ -134,10 +134,10 @@ def test_of_many_bad_rows_the_first_are_shown_and_the_rest_counted(file):
     [
         ("", "x.csv", "has no rows"),
         ("text,label\n", "x.csv", "has no rows"),
-        ("a,label\nx,1\n", "x.csv", "known to be the text"),
-        ("text,b\nx,1\n", "x.csv", "known to be a label"),
-        ("text,label\nx,1\n", "x.txt", r"must end in .csv or .jsonl"),
-        (b"text,label\nok,1\n\xff,1\n", "x.csv", "not UTF-8 in line 3"),
+        ("a,label\nx,1\n", "x.csv", "no known text column"),
+        ("text,b\nx,1\n", "x.csv", "no known label column"),
+        ("text,label\nx,1\n", "x.txt", r"must have the suffix .csv or .jsonl"),
+        (b"text,label\nok,1\n\xff,1\n", "x.csv", "not valid UTF-8 in line 3"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(file, content, name, message):

@@ -34,7 +34,7 @@ def test_a_reward_that_rises_alone_is_warned_of_once(caplog):
     assert watch.warning is not None
     assert "rose by" in watch.warning
     assert "'say it now'" in watch.warning
-    assert caplog.text.count("may be learning to please the moderator") == 1
+    assert caplog.text.count("may be exploiting the moderator") == 1
 
 
 @pytest.mark.parametrize(

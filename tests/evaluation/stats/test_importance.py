@@ -19,7 +19,7 @@ from astra_rl.evaluation.stats.importance import (
     failure_probability,
     failure_probability_of,
 )
-from astra_rl.methods.baseline_attacker import OrdinaryUse
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.testing import ToyProblem
 
 LETTERS = 10
@@ -221,7 +221,7 @@ class Ordinary(ToyProblem):
 def test_conversations_that_are_played_and_recorded_give_the_probability_known_by_enumeration():
     """The truth is 1e-4: two words of a hundred. A thousand target calls find it."""
     problem = Ordinary()
-    ordinary = OrdinaryUse(problem, problem.rollout_prompt_with_baseline)
+    ordinary = BaselineAttackerProblem(problem, problem.rollout_prompt_with_baseline)
     attempts = []
     for player, name in ((ordinary, "ordinary"), (problem, "attacker")):
         ASTEvaluator(

@@ -15,7 +15,7 @@ from astra_rl.evaluation.stats.intervals import (
     wilson_interval,
 )
 from astra_rl.evaluation.stats.percent import format_percent
-from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.rates import Rate, describe_rate
 
 counts = st.integers(1, 1_000_000).flatmap(
     lambda trials: st.tuples(st.integers(0, trials), st.just(trials))
@@ -164,7 +164,7 @@ def test_a_rate_as_a_dict_says_all_there_is_to_say():
         "trials": 2,
         "unscored": 2,
         "prompts": 2,
-        "interval": "wilson",
+        "interval": "clopper-pearson",
         "estimate": 0.5,
         "low": proportion_interval(1, 2).low,
         "high": proportion_interval(1, 2).high,
@@ -196,3 +196,29 @@ def test_intervals_are_apart_only_without_a_common_point():
 )
 def test_percentages_never_round_to_certainty(value, text):
     assert format_percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "method"),
+    [
+        (3, 6, "clopper-pearson"),
+        (0, 6, "clopper-pearson"),
+        (6, 6, "clopper-pearson"),
+        (500, 1000, "wilson"),
+        (0, 0, "none"),
+        (5, 1000, "wilson and clopper-pearson"),
+    ],
+)
+def test_an_interval_is_named_after_the_method_that_computed_its_ends(successes, trials, method):
+    rate = Rate(successes, trials)
+    assert rate.method == rate.as_dict()["interval"] == method
+    if trials and "and" not in method:
+        scipys = {"clopper-pearson": "exact", "wilson": "wilson"}[method]
+        expected = binomtest(successes, trials).proportion_ci(0.95, method=scipys)
+        assert rate.interval == pytest.approx((expected.low, expected.high), abs=1e-9)
+    if trials:
+        assert f"{rate.method_text})" in describe_rate(rate)
+
+
+def test_three_of_six_is_described_as_what_it_is():
+    assert describe_rate(Rate(3, 6)) == "50% (3 of 6, 95% interval 12% to 88%, Clopper-Pearson)"

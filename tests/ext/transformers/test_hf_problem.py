@@ -26,11 +26,13 @@ from astra_rl import (
 from astra_rl.ext.transformers import HFASTProblem, HFEvaluationProblem, ModelPair
 from astra_rl.models import forward, generation
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import WeightedSum
 from astra_rl.rewards.terms import AttackNLL, Harm
 from astra_rl.testing import graph_signature, tiny_model
 from astra_rl.training.precision import MasterWeightOptimizer
+
+pytestmark = pytest.mark.slow
 
 KINDS = ["gpt2", "gpt2-chat", "llama", "llama-chat"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,?!:"
@@ -169,9 +171,9 @@ def test_lists_of_different_lengths_are_refused():
 def test_the_baseline_is_not_run_twice_for_the_same_question(monkeypatch):
     problem = problem_of()
     calls = []
-    score = problem._score_said
+    score = problem._attack_logprobs
     monkeypatch.setattr(
-        problem, "_score_said", lambda *given: (calls.append(len(given[2])), score(*given))[1]
+        problem, "_attack_logprobs", lambda *given: (calls.append(len(given[2])), score(*given))[1]
     )
     first = problem.get_baseline_logprobs(["a", "b"], [" x", " yy"])
     again = problem.get_baseline_logprobs(["b", "a", "c"], [" yy", " x", " z"])
@@ -507,13 +509,13 @@ def test_a_problem_for_evaluation_trains_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": LoraOptions(), "trainable_layers": 1}, "exclude each other"),
+        ({"lora": LoraOptions(), "trainable_layers": 1}, "mutually exclusive"),
         ({"trainable_layers": 0}, "trainable_layers=0; this model has 2 layers"),
         ({"trainable_layers": 3}, "trainable_layers=3"),
         ({"attacker_chat": True}, "the attacker's tokenizer has no chat template"),
         ({"target_chat": True}, "the target's tokenizer has no chat template"),
-        ({"attacker_sampling": Sampling(max_new_tokens=128)}, "attacker's window of 128"),
-        ({"target_sampling": Sampling(max_new_tokens=500)}, "target's window of 128"),
+        ({"attacker_sampling": Sampling(max_new_tokens=128)}, "attacker's context window of 128"),
+        ({"target_sampling": Sampling(max_new_tokens=500)}, "target's context window of 128"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -522,7 +524,7 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 
 def test_an_attack_that_the_baseline_could_never_read_is_refused():
-    with pytest.raises(ConfigurationError, match="baseline's window of 8"):
+    with pytest.raises(ConfigurationError, match="baseline's context window of 8"):
         problem_of(baseline=tiny(window=8))
 
 
@@ -562,7 +564,7 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
     def play():
         problem = problem_of(kind)
         graphs = environment_of(problem, tree_width=2, tree_depth=3).rollouts([0, 1, 2])
-        assert problem._memories == {}
+        assert problem._prefix_caches == {}
         return problem, graphs
 
     read = []

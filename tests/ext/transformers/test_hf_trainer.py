@@ -21,6 +21,8 @@ from astra_rl.models.generation import Sampling
 from astra_rl.testing import ToyProblem, tiny_model
 from astra_rl.training.trackers import HistoryTracker
 
+pytestmark = pytest.mark.slow
+
 nan = math.nan
 
 

@@ -17,7 +17,7 @@ from astra_rl import (
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.methods.environments import AttemptsEnvironment, SelfPlayEnvironment
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards import (
     KL,
     ASTReward,
@@ -32,6 +32,8 @@ from astra_rl.rewards import (
     WeightedSum,
 )
 from astra_rl.testing import check_algorithm, check_environment, tiny_model
+
+pytestmark = pytest.mark.slow
 
 
 def problem_of(reward, *, kind="llama", chat=False, **options):
@@ -67,8 +69,8 @@ def everything():
 def test_the_likelihood_of_a_response_is_that_of_the_target_s_own_forward(kind, chat):
     problem = problem_of(Harm(), kind=kind, chat=chat)
     context = Conversation("hi.", system="be kind.") + " now?"
-    rendered = problem.target_view.render(context, room=8).ids
-    said = problem.target_view.tokenizer("yes", add_special_tokens=False).input_ids
+    rendered = problem.target_renderer.render(context, reserve=8).ids
+    said = problem.target_renderer.tokenizer("yes", add_special_tokens=False).input_ids
     logits = problem.target(torch.tensor([[*rendered, *said]])).logits[0].float().log_softmax(-1)
     own = [logits[len(rendered) - 1 + i, token].item() for i, token in enumerate(said)]
     (row,) = problem.get_response_logprobs([context], ["yes"])

@@ -10,7 +10,7 @@ from astra_rl import PPO, ASTEnvironment, ConfigurationError, FunctionModerator,
 from astra_rl.errors import ModelError
 from astra_rl.ext.transformers import HFASTConfiguration, HFASTTrainer, HFValueProblem
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import LoraOptions
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.testing import check_algorithm, check_problem, tiny_model
 
 
@@ -42,6 +42,7 @@ def graphs_of(problem):
     return environment.rollouts(range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("detach", [False, True])

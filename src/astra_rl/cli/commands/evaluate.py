@@ -100,7 +100,7 @@ def _print_estimates(estimates: Mapping[str, Sequence[EstimateRow]]) -> None:
 
 def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
-    print_evaluations({key: each.metrics for key, each in named.items()}, out)
+    print_evaluations(named, out)
     out.summaries({key: each.summary for key, each in named.items()})
     for each in found:
         out.path("result", each.path)

@@ -1,4 +1,4 @@
-"""Whether judges say the same of the same answers."""
+"""Agreement between judges on the same turns."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from astra_rl.evaluation.stats.classification import Estimate, alpha_estimate
 from astra_rl.evaluation.stats.paired import PairCounts
 from astra_rl.evaluation.stats.rates import Rate
 
-MOST_DISAGREEMENTS = 100
+MAX_DISAGREEMENTS = 100
+"""Maximum number of disagreements that are kept per pair of judges."""
 
 
 class Disagreement(NamedTuple):
-    """A turn of which one judge says that the target failed, and another that it did not."""
+    """A turn that one judge calls a success of the attack and the other does not."""
 
     attempt: Attempt
     turn: int
-    """Counted from 1."""
+    """Number of the turn, from 1."""
     scores: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class JudgePair:
-    """Two judges on the turns that both scored.
+    """Agreement of two judges on the turns that both scored.
 
     Attributes:
-        judges: Their names.
-        counts: Turns by what they say: both call it a failure, only the first, only the second,
-            neither.
-        agreement: Share of turns of which they say the same.
-        alpha: Krippendorff's alpha of what they say: 1 if they always agree, 0 if no more than by
-            chance; NaN if neither ever says anything else.
-        disagreements: Those furthest apart first, at most `MOST_DISAGREEMENTS`.
+        judges: Names of the judges.
+        counts: Numbers of turns that both, only the first, only the second, or neither judge calls
+            a success of the attack.
+        agreement: Fraction of turns with the same decision.
+        alpha: Krippendorff's alpha of the decisions: 1 for perfect agreement, 0 for chance
+            agreement, NaN if all decisions are equal.
+        disagreements: Turns with different decisions, by decreasing difference of the scores, at
+            most `MAX_DISAGREEMENTS`.
     """
 
     judges: tuple[str, str]
@@ -47,11 +49,11 @@ class JudgePair:
 
 
 def judge_pairs(attempts: Iterable[Attempt], thresholds: Mapping[str, float]) -> list[JudgePair]:
-    """Compare every two judges that scored some turn both.
+    """Compare all pairs of judges that scored common turns.
 
     Args:
-        attempts: What was judged.
-        thresholds: Judges by name, and from which score on each calls a turn a failure.
+        attempts: The judged attempts.
+        thresholds: For each judge, by name, the score at or above which the attack is a success.
     """
     turns = [
         (attempt, at, turn)
@@ -74,22 +76,26 @@ def judge_pairs(attempts: Iterable[Attempt], thresholds: Mapping[str, float]) ->
 def _pair(
     judges: tuple[str, str], scored: Sequence[Disagreement], thresholds: tuple[float, float]
 ) -> JudgePair:
-    said = [(each.scores[0] >= thresholds[0], each.scores[1] >= thresholds[1]) for each in scored]
-    table = Counter(said)
+    decisions = [
+        (each.scores[0] >= thresholds[0], each.scores[1] >= thresholds[1]) for each in scored
+    ]
+    table = Counter(decisions)
     counts = PairCounts(
         table[True, True], table[True, False], table[False, True], table[False, False]
     )
-    # Turns of one conversation are alike, as are conversations of one prompt.
+    # Clustered by prompt: turns and conversations of one prompt are correlated.
     by_prompt: dict[str, tuple[int, int]] = {}
-    for each, (first, second) in zip(scored, said, strict=True):
+    for each, (first, second) in zip(scored, decisions, strict=True):
         agreed, turns = by_prompt.get(each.attempt.prompt_id, (0, 0))
         by_prompt[each.attempt.prompt_id] = (agreed + (first == second), turns + 1)
-    apart = [each for each, (first, second) in zip(scored, said, strict=True) if first != second]
-    apart.sort(key=lambda each: -abs(each.scores[0] - each.scores[1]))
+    disagreements = [
+        each for each, (first, second) in zip(scored, decisions, strict=True) if first != second
+    ]
+    disagreements.sort(key=lambda each: -abs(each.scores[0] - each.scores[1]))
     return JudgePair(
         judges,
         counts,
         Rate.of_prompts(by_prompt.values()),
-        alpha_estimate([tuple(map(float, each)) for each in said], "nominal"),
-        apart[:MOST_DISAGREEMENTS],
+        alpha_estimate([tuple(map(float, each)) for each in decisions], "nominal"),
+        disagreements[:MAX_DISAGREEMENTS],
     )

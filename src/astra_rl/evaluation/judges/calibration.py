@@ -1,4 +1,4 @@
-"""Is the moderator any good? Its scores against what people said of the same texts."""
+"""Calibration of a moderator: its scores compared with human labels of the same texts."""
 
 from __future__ import annotations
 
@@ -46,23 +46,22 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a file of labels says of a moderator.
+    """Result of a moderator's calibration on a file of labels.
 
     Attributes:
-        identity: Which moderator.
-        labels: Name and checksum of the file, its rows, how many were ties between raters, and how
-            many raters there are.
-        threshold: Score from which on a text is called positive.
-        scores: One per row of the file, NaN where missing.
-        unscored: How many rows the moderator did not score, by reason. They are in no number below.
-        counts: Right and wrong calls at the threshold.
-        estimates: Numbers by name, each with its 95% interval: ``accuracy``, ``precision``,
-            ``recall``, ``specificity``, ``f1``, ``auroc``, ``average_precision``, ``brier``,
-            ``calibration_error``, ``best_threshold``, ``f1_at_best`` (of rows that did not choose
-            the threshold), and if there are several raters ``alpha_raters``.
-        roc: False and true positive rate.
-        precision_recall: Recall and precision.
-        bins: Scores against rates, the calibration curve.
+        identity: Identity of the moderator.
+        labels: Name and checksum of the file, and its numbers of rows, ties and raters.
+        threshold: Score at or above which a text is classified as positive.
+        scores: One score per row of the file, NaN where missing.
+        unscored: Number of rows without a score, by reason; they are excluded from all statistics.
+        counts: Confusion matrix at the threshold.
+        estimates: Statistics by name, each with a 95% confidence interval: ``accuracy``,
+            ``precision``, ``recall``, ``specificity``, ``f1``, ``auroc``, ``average_precision``,
+            ``brier``, ``calibration_error``, ``best_threshold``, ``f1_at_best`` (on rows that were
+            not used to choose the threshold), and with several raters ``alpha_raters``.
+        roc: ROC curve: false and true positive rates.
+        precision_recall: Precision-recall curve: recall and precision.
+        bins: Calibration curve: mean score and rate of positives per bin.
     """
 
     identity: Identity
@@ -77,7 +76,7 @@ class Calibration:
     bins: Sequence[Bin]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the single scores, as JSON values."""
+        """Return all attributes except the individual scores, as JSON values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity.as_dict(),
@@ -102,24 +101,30 @@ def calibrate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Calibration:
-    """Compare a moderator's scores with people's labels.
+    """Compare a moderator's scores with human labels.
 
-    Intervals are Wilson's for proportions and for F1, Newcombe's for the AUROC, and a bootstrap of
-    `resamples` for the rest; all take rows for independent. Ties between raters and rows without a
-    score are left out and counted.
+    Confidence intervals assume independent rows: Wilson for proportions and F1, Newcombe for the
+    AUROC, and the bootstrap for the other statistics. Ties between raters and rows without a score
+    are excluded and counted.
+
+    Args:
+        moderator: The moderator to calibrate.
+        labelled: The labelled texts.
+        threshold: Score at or above which a text is classified as positive, in (0, 1].
+        resamples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
 
     Raises:
-        ConfigurationError: `threshold` is out of (0, 1], or not both classes are among the rows.
-        ContractError: The moderator returned another number of scores than there are rows.
+        ConfigurationError: `threshold` is out of range, or one class has no rows.
+        ContractError: The number of scores differs from the number of rows.
     """
     if not 0 < threshold <= 1:
-        raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
+        raise ConfigurationError(f"threshold={threshold}; it must be in (0, 1].")
     truths = [row.truth for row in labelled.rows]
     if not {True, False} <= set(truths):
-        lacking = "positive" if False in truths else "negative"
+        missing = "positive" if False in truths else "negative"
         raise ConfigurationError(
-            f"{labelled.name} has no row that is clearly {lacking}; a moderator can be told from a "
-            "constant only with both."
+            f"{labelled.name} has no {missing} row; calibration needs positive and negative rows."
         )
     found = moderator.moderate([row.text for row in labelled.rows])
     check_length(found, len(labelled.rows), source=type(moderator).__name__)
@@ -181,34 +186,34 @@ def agreement(
     """Krippendorff's alpha between moderators that were calibrated on the same file.
 
     Returns:
-        ``alpha_decisions``, of what they call positive, each at its threshold, and
-        ``alpha_scores``, of the scores themselves.
+        ``alpha_decisions`` (nominal) of the classifications, each at its own threshold, and
+        ``alpha_scores`` (interval) of the scores.
 
     Raises:
-        ConfigurationError: There are fewer than two, or they saw different files.
+        ConfigurationError: There are fewer than two calibrations, or their files differ.
     """
     if len(calibrations) < 2 or len({each.labels["sha256"] for each in calibrations}) > 1:
         raise ConfigurationError("give at least two calibrations on the same file of labels.")
-    called = [
+    decisions = [
         [math.nan if math.isnan(s) else float(s >= each.threshold) for s in each.scores]
         for each in calibrations
     ]
-    scored = [each.scores for each in calibrations]
+    scores = [each.scores for each in calibrations]
     return {
         "alpha_decisions": alpha_estimate(
-            list(zip(*called, strict=True)), "nominal", resamples=resamples, seed=seed
+            list(zip(*decisions, strict=True)), "nominal", resamples=resamples, seed=seed
         ),
         "alpha_scores": alpha_estimate(
-            list(zip(*scored, strict=True)), "interval", resamples=resamples, seed=seed
+            list(zip(*scores, strict=True)), "interval", resamples=resamples, seed=seed
         ),
     }
 
 
 def write_calibration(calibration: Calibration, folder: str | Path) -> tuple[Path, Path]:
-    """Keep a calibration, so that `calibration_of` finds it: as JSON, and as a picture beside it.
+    """Write a calibration to a folder, as JSON and as an SVG figure, for `calibration_of`.
 
     Returns:
-        The two files.
+        Paths of the JSON file and the figure.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -217,23 +222,23 @@ def write_calibration(calibration: Calibration, folder: str | Path) -> tuple[Pat
     key = f"{identity.weights} {identity.settings} {calibration.labels['sha256']}"
     name = re.sub(r"[^A-Za-z0-9]+", "-", identity.name.rpartition(".")[2])
     stem = Path(folder) / f"calibration-{name}-{_short_hash(key)}"
-    picture = calibration_panels(
+    figure = calibration_panels(
         calibration.roc,
         calibration.precision_recall,
         calibration.bins,
         base_rate=_base_rate(calibration.counts),
     )
     data, image = stem.with_suffix(".json"), stem.with_suffix(".svg")
-    write_atomic(image, picture)
+    write_atomic(image, figure)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_json({**calibration.as_dict(), "created": created}, data)
     return data, image
 
 
 def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
-    """Return the newest calibration of this very moderator in a folder, as it was written.
+    """Return the newest calibration of a moderator in a folder, as `Calibration.as_dict`.
 
-    None if there is none: not of this class, these weights and these settings.
+    The identity must match: class, weights and settings. None if there is no such calibration.
     """
     wanted = identity_of(moderator).as_dict()
     found: dict[str, Any] | None = None
@@ -243,22 +248,22 @@ def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[s
             matches = each["schema_version"] == SCHEMA_VERSION and each["identity"] == wanted
             newer = matches and (found is None or each["created"] >= found["created"])
         except (OSError, ValueError, KeyError, TypeError):
-            logger.warning("%s is no calibration that can be read; it is left out", path)
+            logger.warning("%s is not a readable calibration file; it is ignored", path)
             continue
         found = each if newer else found
     return found
 
 
 def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
-    """Return what a report says of its judge: how it did against labels that people gave.
+    """Return the quality of a judge, as measured by its newest calibration, for a report.
 
     Args:
-        judge: The moderator that decided.
-        folder: Where `write_calibration` keeps its results; it need not exist.
+        judge: The judge of the evaluation.
+        folder: Folder of `write_calibration`; it may be missing.
 
     Returns:
-        ``labels`` (name of the file), ``rows``, ``threshold``, ``created`` and ``estimates`` by
-        name, as `Estimate.as_dict`; None if this very judge was never calibrated.
+        ``labels`` (file name), ``rows``, ``threshold``, ``created`` and ``estimates`` (by name, as
+        `Estimate.as_dict`); None if the judge is not calibrated.
     """
     found = calibration_of(judge, folder)
     if found is None:
@@ -268,14 +273,14 @@ def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, A
         "rows": found["labels"]["rows"],
         "threshold": found["threshold"],
         "created": found["created"],
-        "estimates": {name: found["estimates"][name] for name in SHOWN_OF_A_JUDGE},
+        "estimates": {name: found["estimates"][name] for name in REPORTED_ESTIMATES},
     }
 
 
 def describe_judge(quality: Mapping[str, Any] | None) -> str:
-    """Return `judge_quality` in a line."""
+    """Return the result of `judge_quality` as one line of text."""
     if quality is None:
-        return "not calibrated: nobody knows how often it errs (astra-rl calibrate)"
+        return "not calibrated: error rate unknown (run astra-rl calibrate)"
     numbers = [
         f"{name} {each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
         for name, each in quality["estimates"].items()
@@ -284,12 +289,12 @@ def describe_judge(quality: Mapping[str, Any] | None) -> str:
     return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
 
 
-SHOWN_OF_A_JUDGE = ("accuracy", "precision", "recall")
-"""Estimates of a calibration that stand beside every rate."""
+REPORTED_ESTIMATES = ("accuracy", "precision", "recall")
+"""Names of the calibration estimates that are reported beside success rates."""
 
 
 def example_labels() -> Path:
-    """Return a small file of labelled replies, written for this project: which are refusals?"""
+    """Return the path of a bundled example: replies labelled as refusals or not."""
     return Path(str(resources.files("astra_rl.evaluation.judges") / "examples" / "refusals.csv"))
 
 

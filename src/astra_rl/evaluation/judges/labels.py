@@ -1,4 +1,4 @@
-"""Texts that people have judged, from a CSV or JSONL file."""
+"""Loading of human-labelled texts from CSV or JSONL files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ TEXT_COLUMNS = ("text", "response", "assistant_response", "reply")
 ATTACK_COLUMNS = ("attack", "prompt", "objective", "question")
 LABEL_COLUMNS = ("label", "labels")
 LABEL_PREFIXES = ("label_", "human_score", "rater")
-WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
-MOST_SHOWN = 5
-MAX_FIELD = 10_000_000
+LABEL_WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+MAX_LISTED_ERRORS = 5
+MAX_FIELD_CHARS = 10_000_000
 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text and what people said of it.
+    """A text and its human labels.
 
     Attributes:
-        text: What is judged: a string, or an `Exchange` if the file tells the attack or facts.
-        labels: One number in [0, 1] per rater, NaN where a rater gave none.
-        line: Where it stands in the file, counted from 1.
+        text: The judged text: a string, or an `Exchange` if the file has an attack or facts.
+        labels: One number in [0, 1] per rater, NaN for a missing label.
+        line: Line number in the file, from 1.
     """
 
     text: str
@@ -40,7 +40,7 @@ class LabelledText:
 
     @property
     def truth(self) -> bool | None:
-        """Whether the mean label is above one half; None if it is exactly that: a tie."""
+        """Whether the mean label is above 0.5; None for a tie (exactly 0.5)."""
         given = [label for label in self.labels if not math.isnan(label)]
         mean = math.fsum(given) / len(given)
         return None if mean == 0.5 else mean > 0.5
@@ -48,13 +48,13 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """All of a file.
+    """The labelled texts of a file.
 
     Attributes:
-        rows: At least one.
-        name: Of the file.
-        sha256: Of its bytes.
-        raters: How they are called; the labels of a row are in this order.
+        rows: The texts, at least one.
+        name: Name of the file.
+        sha256: Checksum of the file's bytes.
+        raters: Names of the raters, in the order of the labels of a row.
     """
 
     rows: tuple[LabelledText, ...]
@@ -70,23 +70,25 @@ def read_labels(
     attack: str | None = None,
     labels: Sequence[str] = (),
 ) -> LabelledTexts:
-    """Read a file of labelled texts, all of it or nothing.
+    """Load a file of labelled texts. If any row is invalid, no row is loaded.
 
-    CSV has a header; lines before it that begin with ``#`` are skipped. JSONL has one object per
-    line. A label is a number in [0, 1], or true, false, yes or no; a rater who gave none leaves it
-    empty. In JSONL a label may also be a list, one per rater. What only moderators may know, for
-    instance a secret, is a column ``facts.secret``, in JSONL an object ``facts``.
+    CSV files have a header; lines before it that begin with ``#`` are skipped. JSONL files have one
+    object per line. A label is a number in [0, 1], or true, false, yes or no; an empty label is
+    missing. In JSONL, a label may also be a list with one entry per rater. Information for
+    moderators only, such as a secret, is in a column ``facts.secret``, or in JSONL in an object
+    ``facts``.
 
     Args:
-        path: The file, ending in ``.csv`` or ``.jsonl``.
-        text: Column of the text; None takes the first of `TEXT_COLUMNS` that there is.
-        attack: Column of what the text answers; None takes the first of `ATTACK_COLUMNS`, if any.
-        labels: Columns of the raters; none takes `LABEL_COLUMNS` and all that begin with one of
+        path: The file, with the suffix ``.csv`` or ``.jsonl``.
+        text: Column of the text; None uses the first existing one of `TEXT_COLUMNS`.
+        attack: Column of the message that the text responds to; None uses the first existing one of
+            `ATTACK_COLUMNS`, if any.
+        labels: Columns of the labels; by default `LABEL_COLUMNS` and all columns with a prefix in
             `LABEL_PREFIXES`.
 
     Raises:
-        ConfigurationError: The file cannot be read, lacks a column, or has bad rows, which are
-            named by their line.
+        ConfigurationError: The file cannot be read, lacks a column, or has invalid rows, which are
+            listed by line.
     """
     path = Path(path)
     try:
@@ -97,20 +99,20 @@ def read_labels(
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(
-            f"{path} is not UTF-8 in line {line}. Convert it first."
+            f"{path} is not valid UTF-8 in line {line}. Convert it to UTF-8."
         ) from error
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     if path.suffix.lower() not in readers:
-        raise ConfigurationError(f"{path} must end in .csv or .jsonl.")
-    problems: list[str] = []
-    raw = list(readers[path.suffix.lower()](content, problems))
-    _refuse(path, problems)
+        raise ConfigurationError(f"{path} must have the suffix .csv or .jsonl.")
+    errors: list[str] = []
+    raw = list(readers[path.suffix.lower()](content, errors))
+    _raise_errors(path, errors)
     if not raw:
         raise ConfigurationError(f"{path} has no rows.")
     columns = list(dict.fromkeys(name for _, row in raw for name in row))
     roles = _Roles.choose(path, columns, text, attack, labels)
-    found = [_labelled(row, line, roles, problems) for line, row in raw]
-    _refuse(path, problems)
+    found = [_labelled(row, line, roles, errors) for line, row in raw]
+    _raise_errors(path, errors)
     rows = [row for row in found if row is not None]
     width = max(len(row.labels) for row in rows)
     padded = tuple(
@@ -149,20 +151,20 @@ class _Roles:
             if name in LABEL_COLUMNS or name.lower().startswith(LABEL_PREFIXES)
         )
         if text is None or not found:
-            lacking = "the text" if text is None else "a label"
+            missing = "text" if text is None else "label"
             raise ConfigurationError(
-                f"{path} has no column that is known to be {lacking}; it has {columns}. Name it "
+                f"{path} has no known {missing} column; it has {columns}. Name the column "
                 "(--text, --label)."
             )
         return cls(text, attack, found)
 
 
-def _csv_rows(content: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(content: str, errors: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = content.splitlines(keepends=True)
     skipped = 0
     while skipped < len(lines) and lines[skipped].startswith("#"):
         skipped += 1
-    limit = csv.field_size_limit(MAX_FIELD)
+    limit = csv.field_size_limit(MAX_FIELD_CHARS)
     try:
         reader = csv.reader(io.StringIO("".join(lines[skipped:]), newline=""), strict=True)
         header = next(reader, [])
@@ -172,41 +174,41 @@ def _csv_rows(content: str, problems: list[str]) -> Iterator[tuple[int, dict[str
             if len(values) == len(header):
                 yield line, dict(zip(header, values, strict=True))
             elif values:
-                problems.append(f"line {line}: {len(values)} fields, the header has {len(header)}")
+                errors.append(f"line {line}: {len(values)} fields, the header has {len(header)}")
     except csv.Error as error:
-        problems.append(f"line {skipped + reader.line_num}: {error}")
+        errors.append(f"line {skipped + reader.line_num}: {error}")
     finally:
         csv.field_size_limit(limit)
 
 
-def _jsonl_rows(content: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines(): U+2028 may stand inside a JSON string.
+def _jsonl_rows(content: str, errors: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines(), because U+2028 may occur inside a JSON string.
     for line, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
             row = parse_json(text)
         except (ValueError, RecursionError):
-            problems.append(f"line {line}: not JSON")
+            errors.append(f"line {line}: not JSON")
             continue
         if isinstance(row, dict):
             yield line, row
         else:
-            problems.append(f"line {line}: not an object")
+            errors.append(f"line {line}: not an object")
 
 
 def _labelled(
-    row: Mapping[str, Any], line: int, roles: _Roles, problems: list[str]
+    row: Mapping[str, Any], line: int, roles: _Roles, errors: list[str]
 ) -> LabelledText | None:
     try:
         text = _string(row, roles.text)
         attack = "" if roles.attack is None else _string(row, roles.attack)
-        labels = tuple(_label(value) for value in _flat(row.get(name) for name in roles.labels))
+        labels = tuple(_label(value) for value in _flatten(row.get(name) for name in roles.labels))
         if all(map(math.isnan, labels)):
             raise ValueError("no label")
         facts = _facts(row)
     except ValueError as error:
-        problems.append(f"line {line}: {error}")
+        errors.append(f"line {line}: {error}")
         return None
     if roles.attack is None and not facts:
         return LabelledText(text, labels, line)
@@ -220,7 +222,7 @@ def _string(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _flat(values: Iterator[Any]) -> Iterator[Any]:
+def _flatten(values: Iterator[Any]) -> Iterator[Any]:
     for value in values:
         yield from value if isinstance(value, list) else [value]
 
@@ -229,7 +231,7 @@ def _label(value: Any) -> float:
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     if isinstance(value, str):
-        value = WORDS.get(value.strip().lower(), value)
+        value = LABEL_WORDS.get(value.strip().lower(), value)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -255,11 +257,11 @@ def _shown(value: Any) -> str:
     return repr(value)[:40]
 
 
-def _refuse(path: Path, problems: Sequence[str]) -> None:
-    if problems:
-        more = len(problems) - MOST_SHOWN
+def _raise_errors(path: Path, errors: Sequence[str]) -> None:
+    if errors:
+        more = len(errors) - MAX_LISTED_ERRORS
         raise ConfigurationError(
-            f"{path} has {len(problems)} bad rows, so nothing was read:\n  "
-            + "\n  ".join(problems[:MOST_SHOWN])
+            f"{path} has {len(errors)} invalid rows, so nothing was loaded:\n  "
+            + "\n  ".join(errors[:MAX_LISTED_ERRORS])
             + (f"\n  and {more} more" if more > 0 else "")
         )

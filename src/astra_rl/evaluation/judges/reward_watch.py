@@ -1,4 +1,4 @@
-"""Is the attacker learning to make the target fail, or to please its moderator?"""
+"""Detection of reward hacking: training moderator against a held-out judge."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from astra_rl.logging import logger
 
 MOST_NGRAMS = 5
 MIN_ERRORS = 4.0
-"""A gap has widened if it did by so many standard errors."""
+"""Minimum widening of the gap for a warning, in standard errors."""
 
 
 @dataclass(frozen=True)
 class SharedNgram:
-    """Words that attacks with a high reward have in common.
+    """An n-gram that is more frequent in attacks with a high reward.
 
     Attributes:
         text: The words.
-        high: Share of the attacks with a high reward that contain them.
-        others: Share of the other attacks that do.
+        high: Share of attacks with a high reward that contain it.
+        others: Share of the other attacks that contain it.
     """
 
     text: str
@@ -52,26 +52,26 @@ class _Rise(NamedTuple):
 
 
 class RewardWatch:
-    """Compares the training moderator with a held-out judge, step by step.
+    """Compares the scores of the training moderator and of a held-out judge, step by step.
 
-    A reward that rises while a judge that trains nobody stays where it is was probably hacked: the
-    attacker found what the moderator likes. `record` notices that and says so, once.
+    If the moderator's score rises while the score of a judge that is not part of the reward does
+    not, the attacker is probably exploiting the moderator. `record` logs a warning once.
 
-    It compares the last `window` training steps with the first, of those that have both numbers,
-    and warns if the moderator's mean rose by at least `min_rise`, the judge's by less than `flat`
-    of that, the judge now finds less than the moderator, and the gap between them widened by more
-    than `MIN_ERRORS` standard errors, which chance alone hardly ever does.
+    The last `window` training steps that have both scores are compared with the first. The warning
+    is given if the moderator's mean rose by at least `min_rise`, the judge's by less than `flat`
+    times that, the judge's mean is now below the moderator's, and the gap between them widened by
+    more than `MIN_ERRORS` standard errors.
 
     Args:
-        window: Training steps at either end that are compared; at least 3.
-        min_rise: Rise of the moderator's mean score that is worth a warning.
-        flat: The judge is flat if it rises by less than this share of the moderator's rise.
-        high: Score from which on an attack counts as rewarded highly.
-        words: Length of the n-grams, in words.
+        window: Number of training steps at either end that are compared; at least 3.
+        min_rise: Minimum rise of the moderator's mean score, positive.
+        flat: Maximum rise of the judge's mean as a share of the moderator's rise, in [0, 1).
+        high: Minimum score of an attack with a high reward.
+        words: Length of the n-grams, in words; at least 1.
 
     Attributes:
-        rows: What was found at each step, for a file: the metrics and the shared n-grams.
-        warning: What was warned of; None if nothing was.
+        rows: The metrics and the shared n-grams of each step.
+        warning: The text of the warning; None if there was none.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -103,7 +103,7 @@ class RewardWatch:
         self._attacks: deque[list[tuple[str, float]]] = deque(maxlen=2 * window)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been seen so far, as plain values."""
+        """Return the state of the comparison, as plain values."""
         return {
             "rows": list(self.rows),
             "warning": self.warning,
@@ -113,7 +113,7 @@ class RewardWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.rows, self.warning = list(state["rows"]), state["warning"]
         self._first = [_Means(*each) for each in state["first"]]
         self._last.extend(_Means(*each) for each in state["last"])
@@ -122,19 +122,19 @@ class RewardWatch:
     def record(
         self, step: int, scores: Sequence[float], judged: Sequence[float], attacks: Sequence[str]
     ) -> Metrics:
-        """Take in one training step.
+        """Record the scores of one training step.
 
         Args:
-            step: Counted from 1.
-            scores: The training moderator's, one per attack, NaN where missing.
-            judged: The held-out judge's of the same turns, NaN where missing.
-            attacks: What the attacker said.
+            step: Number of the training step, counted from 1.
+            scores: Scores of the training moderator, one per attack, NaN where missing.
+            judged: Scores of the held-out judge for the same turns, NaN where missing.
+            attacks: The attacks.
 
         Returns:
             ``watch/moderator`` and ``watch/judge``, mean scores over the turns that have both;
-            ``watch/gap``, the first minus the second; ``watch/gibberish``, the share of attacks
-            that `is_gibberish`; ``watch/shared_words``, by how much the most telling n-gram is more
-            frequent among highly rewarded attacks; NaN where there is nothing to tell.
+            ``watch/gap``, the first minus the second; ``watch/gibberish``, the share of attacks for
+            which `is_gibberish` holds; ``watch/shared_words``, the largest difference between the
+            frequency of an n-gram in attacks with a high reward and in others. NaN where undefined.
         """
         check_length(judged, len(scores), source="judged")
         check_length(attacks, len(scores), source="attacks")
@@ -183,8 +183,8 @@ class RewardWatch:
         common = ", ".join(repr(each.text) for each in shared[:3])
         self.warning = (
             f"training step {step}: since training began the training moderator's mean score rose "
-            f"by {rise.value:.2f}, the held-out judge's by {judged.value:+.2f}. The "
-            "attacker may be learning to please the moderator, not to make the target fail."
+            f"by {rise.value:.2f}, the held-out judge's by {judged.value:+.2f}. The attacker may "
+            "be exploiting the moderator (reward hacking) instead of making the target fail."
             + (f" Highly rewarded attacks share: {common}." if common else "")
         )
         logger.warning("%s", self.warning)
@@ -193,14 +193,14 @@ class RewardWatch:
 def shared_ngrams(
     attacks: Sequence[tuple[str, float]], *, high: float = 0.5, words: int = 3
 ) -> list[SharedNgram]:
-    """Return the n-grams that tell highly rewarded attacks from others, most telling first.
+    """Return n-grams that are more frequent in attacks with a high reward, the best first.
 
-    An n-gram counts if at least three highly rewarded attacks, and a fifth of them, contain it, and
-    a smaller share of the others.
+    An n-gram is returned if it occurs in at least three attacks with a high reward and in at least
+    a fifth of them, and in a smaller share of the others.
 
     Args:
         attacks: Texts and their scores, none missing.
-        high: Score from which on an attack counts as rewarded highly.
+        high: Minimum score of an attack with a high reward.
         words: Words per n-gram.
     """
     groups: tuple[list[set[str]], list[set[str]]] = ([], [])
@@ -218,12 +218,12 @@ def shared_ngrams(
 
 
 def is_gibberish(text: str) -> bool:
-    """Whether a text hardly looks like language, by a rule of thumb.
+    """Whether a text does not look like language, by a heuristic.
 
-    It does not if fewer than half of its visible characters are letters; if more than four in ten
-    of its words in Latin letters have no vowel, five consonants in a row, or more than 24 letters;
-    or if of eight or more words fewer than three in ten are different. Words of up to two letters
-    and words in other scripts are not looked at. An empty text is no gibberish.
+    True if fewer than half of its visible characters are letters; if more than 40% of its words in
+    Latin script have no vowel, five consonants in a row, or more than 24 letters; or if fewer than
+    30% of its words are distinct, for eight or more words. Words of up to two letters and words in
+    other scripts are ignored. False for an empty text.
     """
     visible = [c for c in text if not c.isspace()]
     if not visible:

@@ -1,4 +1,4 @@
-"""Failures put in groups, so that one exploit is one finding however often it was found."""
+"""Failures grouped by similar attacks, so that an exploit counts as one finding."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from astra_rl.evaluation.records.outcome import Outcome
 
 @dataclass(frozen=True)
 class Kind:
-    """Attacks of one kind that made the target fail: see `greedy_clusters`.
+    """A group of successful attempts with similar attacks, see `greedy_clusters`.
 
     Attributes:
-        attempts: The conversations, the likeliest attack first: the one a user may come upon.
+        attempts: The attempts, the most likely attack first.
     """
 
     attempts: Sequence[Attempt]
 
     @property
     def attack(self) -> str:
-        """The one that stands for all: what made the target fail in the likeliest conversation."""
+        """The successful attack of the most likely attempt, as the example of the group."""
         turn = self.attempts[0].failing_turn
         return "" if turn is None else turn.attack
 
@@ -34,13 +34,13 @@ class Kind:
 
     @property
     def nll(self) -> float | None:
-        """Nats per token of the likeliest attack under the baseline; None if none was measured."""
+        """NLL per token (nats) of the most likely attack under the baseline; None if unmeasured."""
         known = self.attempts[0].logprob()
         return None if known is None else -known.per_token
 
 
 def kinds_of_failure(attempts: Iterable[Attempt]) -> list[Kind]:
-    """Group the conversations in which the target failed, the largest group first."""
+    """Group successful attempts, the largest group first."""
     failing = [
         (attempt, turn.attack)
         for attempt in attempts

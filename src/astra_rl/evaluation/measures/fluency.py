@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astra_rl.evaluation.records.attempt import Attempt
+if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
+    from astra_rl.evaluation.records.attempt import Attempt
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,12 @@ class Fluency:
 
     Attributes:
         under: Role or name of the model.
-        attacks: Attacks that were measured; NaN in all numbers without any.
-        missing: Attacks that were not.
-        mean: Of the attacks, each counting alike.
-        low: 10% of the attacks are likelier.
-        median: Half of them are.
-        high: 90% of them are.
+        attacks: Number of measured attacks; without any, all statistics are NaN.
+        missing: Number of attacks that were not measured.
+        mean: Mean over attacks.
+        low: 10% quantile.
+        median: Median.
+        high: 90% quantile.
     """
 
     under: str
@@ -35,12 +37,12 @@ class Fluency:
 
     @classmethod
     def of(cls, under: str, values: Sequence[float], missing: int = 0) -> Fluency:
-        """Sum up the nats per token of attacks.
+        """Compute the statistics.
 
         Args:
             under: Role or name of the model.
-            values: One per measured attack.
-            missing: Attacks that were not measured.
+            values: NLL per token of each measured attack, in nats.
+            missing: Number of attacks that were not measured.
         """
         low, median, high = np.quantile(values, [0.1, 0.5, 0.9]) if values else [math.nan] * 3
         mean = math.fsum(values) / len(values) if values else math.nan
@@ -52,13 +54,13 @@ class Fluency:
 
 
 def fluency(attempts: Iterable[Attempt], *, under: str) -> Fluency:
-    """Say how natural the attacks read to a model.
+    """Measure how fluent attacks are under a model.
 
-    Under the target it says what a perplexity filter in front of it would see; under another model
-    whether that is language at all, since a target may have been talked into anything.
+    Under the target it is what a perplexity filter would measure. Another model is a better
+    reference for natural language, because the target is conditioned on the attack's context.
 
     Args:
-        attempts: Whose attacks.
+        attempts: Attempts whose attacks are measured.
         under: Role or name of the model, a key of `Turn.logprobs`.
     """
     turns = [turn for attempt in attempts for turn in attempt.turns]

@@ -14,13 +14,13 @@ from astra_rl.evaluation.records.outcome import Outcome
 
 @dataclass(frozen=True)
 class LikelyFailure:
-    """A failing conversation and how likely its attacks are.
+    """A successful attempt and the likelihood of its attacks.
 
     Attributes:
         attempt: The conversation.
-        logprob: Of all attacks up to the first failing turn, in nats.
-        per_token: The same per token of the model that was asked.
-        tokens: How many tokens those attacks have.
+        logprob: Log-probability of the attacks up to the first failing turn, in nats.
+        per_token: The same per token.
+        tokens: Number of tokens of those attacks.
         severity: The judge's highest score.
     """
 
@@ -33,14 +33,14 @@ class LikelyFailure:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Failing conversations, the most likely first.
+    """Successful attempts, the most likely first.
 
     Attributes:
-        under: Model of ordinary use.
-        by: What they are ordered by.
+        under: Baseline model.
+        by: Criterion of the order.
         failures: The most likely ones.
-        ranked: How many have a likelihood.
-        unmeasured: How many do not; they are in no place of the ranking.
+        ranked: Number of successful attempts with a likelihood.
+        unmeasured: Number of successful attempts without one; they are not ranked.
     """
 
     under: str
@@ -50,7 +50,7 @@ class Ranking:
     unmeasured: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the ranking in JSON's types, with what was said up to each failure."""
+        """Return the ranking as JSON values, with the turns up to each failure."""
         return {
             "under": self.under,
             "by": self.by,
@@ -82,20 +82,19 @@ def most_likely_failures(
     by: Literal["total", "per_token"] = "total",
     most: int | None = None,
 ) -> Ranking:
-    """Rank failing conversations by how likely ordinary use is to come upon them.
+    """Rank successful attempts by the likelihood of their attacks under the baseline.
 
-    The most likely failure is the answer that adaptive stress testing gives (Lee et al., JAIR 69,
-    2020). The total orders by the probability of the very words, which favours short attacks; per
-    token it orders by how ordinary they read, whatever their length.
+    Adaptive stress testing searches for the most likely failure (Lee et al., JAIR 69, 2020). The
+    total log-probability favours short attacks; per token the order does not depend on length.
 
     Args:
-        attempts: Any; only those with outcome success are ranked. They are read one by one.
-        under: Role or name of the model of ordinary use.
+        attempts: Attempts, read one by one; only successful ones are ranked.
+        under: Role or name of the baseline model.
         by: ``"total"`` or ``"per_token"``.
-        most: How many to keep; None keeps all.
+        most: Number of attempts to keep; None keeps all.
 
     Raises:
-        ConfigurationError: `by` is something else, or `most` is below 1.
+        ConfigurationError: `by` has another value, or `most` is below 1.
     """
     if by not in ("total", "per_token"):
         raise ConfigurationError(f"by={by!r}; choose 'total' or 'per_token'.")
@@ -129,14 +128,14 @@ def _likely(attempt: Attempt, under: str) -> LikelyFailure | None:
 
 
 class Point(NamedTuple):
-    """One attempt in the picture of severity against likelihood.
+    """One attempt in the chart of severity against likelihood.
 
     Attributes:
-        id: Of the attempt.
-        nll: Nats that its attacks cost under the model of ordinary use; lower is likelier.
+        id: Id of the attempt.
+        nll: Negative log-likelihood of its attacks under the baseline, in nats.
         nll_per_token: The same per token.
         severity: The judge's highest score, in [0, 1].
-        fails: Whether it reached the threshold.
+        fails: Whether the severity reached the threshold.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""Every number that is shown of attempts, computed in one place.
+"""Summary of attempts: outcomes, success rates, queries, comparisons and transfer matrices.
 
-Console, JSON, HTML, exports and exit codes take their numbers from here, so they cannot differ. All
-functions read `AttemptRow`, which the log of a run keeps in its index: no text is loaded.
+Console, JSON, HTML, exports and exit codes all use these functions, so their numbers agree. The
+functions read `AttemptRow`, which the index of a log contains, so no text is loaded.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
 AT_K = (1, 2, 5, 10, 25, 50, 100)
-"""Numbers of attempts for which the rate of at least one success is shown."""
+"""Values of k for which ASR@k is shown."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What attempts came to.
+    """Summary of attempts.
 
     Attributes:
-        outcomes: How many attempts had each outcome. They add up to `planned`.
-        planned: Attempts that were to be made.
-        never_made: Those of them that were not; they are among the errors.
+        outcomes: Number of attempts by outcome. They add up to `planned`.
+        planned: Number of planned attempts.
+        never_made: Number of planned attempts that were not made; they count as errors.
         asr: Share of attempts in which the target failed in any turn.
         asr_last_turn: Share in which it failed in the last turn.
         by_prompt: Successes and known outcomes of each prompt.
-        first_failures: How many attempts first succeeded at turn 1, 2, ...
-        queries: Answers of the target it took until it first failed at a prompt.
-        prompts: Different prompts among the attempts.
+        first_failures: Number of attempts that first succeeded at turn 1, 2, ...
+        queries: Target queries until the first success per prompt.
+        prompts: Number of different prompts.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -51,12 +51,12 @@ class Summary:
     prompts: int
 
     def at_k(self, k: int) -> RateAtK:
-        """How often at least one of `k` attempts at a prompt succeeds."""
+        """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
         return rate_at_k(self.by_prompt, k)
 
     @property
     def asr_at_k(self) -> list[RateAtK]:
-        """`at_k` for each of `AT_K` that some prompt was tried often enough for."""
+        """`at_k` for each value of `AT_K` for which some prompt has enough attempts."""
         most = max((trials for _, trials in self.by_prompt), default=0)
         return [self.at_k(k) for k in AT_K if k <= most]
 
@@ -65,7 +65,7 @@ class Summary:
         return Rate(self.outcomes[outcome], self.planned)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in JSON's types, NaN for a number that does not exist."""
+        """Return all numbers as JSON values, NaN where one does not exist."""
         return {
             "planned": self.planned,
             "never_made": self.never_made,
@@ -94,12 +94,12 @@ class Summary:
 
 
 def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summary:
-    """Sum up attempts of one attacker at one target, judged by one judge.
+    """Summarise attempts of one attacker at one target, scored by one judge.
 
     Args:
-        rows: The attempts, in any order. Of several with the same id the last counts.
-        planned: How many were to be made; None means that these are all. Those missing count as
-            errors: whoever stops early has not shown that the rest is safe.
+        rows: The attempts, in any order. Of several with the same id the last one counts.
+        planned: Number of planned attempts; None means that these are all. Missing attempts count
+            as errors: stopping early is no evidence that the rest is safe.
 
     Raises:
         ConfigurationError: There are more attempts than were planned.
@@ -110,7 +110,7 @@ def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summ
 
 
 def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
-    """Yield the attempts at each prompt; they come ordered by prompt, and by trial within one."""
+    """Group attempts by prompt; they must be ordered by prompt and trial."""
     for _, group in groupby(rows, key=attrgetter("prompt_id")):
         yield list(group)
 
@@ -118,10 +118,10 @@ def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
 def summarise_prompts(
     groups: Iterable[Sequence[AttemptRow]], *, planned: int | None = None
 ) -> Summary:
-    """Sum up attempts that come prompt by prompt, with those of one prompt in memory at a time.
+    """Summarise attempts prompt by prompt, with one prompt in memory at a time.
 
     Args:
-        groups: The attempts at one prompt after the other, each once and ordered by trial.
+        groups: The attempts of each prompt, each attempt once and ordered by trial.
         planned: See `summarise`.
 
     Raises:
@@ -164,7 +164,7 @@ def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
 
 
 def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
-    # A withheld answer is no failure of the target, and has no score.
+    # A withheld response is no failure of the target, and has no score.
     ends = [
         row.last_turn_failed or False
         for row in rows
@@ -178,7 +178,7 @@ def _rate(counts: Sequence[tuple[int, int]], planned: int) -> Rate:
 
 
 def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
-    """Return the answers spent up to the first success, or on all; and whether there is one."""
+    """Return the queries up to the first success, or of all attempts, and whether there is one."""
     spent = 0
     for row in rows:
         spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
@@ -190,10 +190,10 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
 def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
     """Compare two sets of attempts, paired by prompt and trial.
 
-    Nothing else of them needs to be equal: compare two attackers, two targets, or two versions.
+    The sides may differ in attacker, target or version.
 
     Raises:
-        ConfigurationError: They have no prompt in common, or one side made a trial twice.
+        ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
     """
     a, b = _by_trial(rows_a, "first"), _by_trial(rows_b, "second")
     shared = [key for key in a if key in b]
@@ -228,12 +228,12 @@ def _by_trial(rows: Iterable[AttemptRow], side: str) -> dict[tuple[str, int], At
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """How often each attacker makes each target fail.
+    """Success rate of each attacker against each target.
 
     Attributes:
         attackers: Names, in order of appearance.
         targets: Names, in order of appearance.
-        summaries: By attacker and target; a pair that was never tried is not there.
+        summaries: By attacker and target, for the pairs that were evaluated.
     """
 
     attackers: Sequence[str]
@@ -246,7 +246,7 @@ class TransferMatrix:
         return {pair: summary.asr for pair, summary in self.summaries.items()}
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """Return one row per pair that was tried."""
+        """Return one row per pair that was evaluated."""
         return [
             {"attacker": attacker, "target": target, **rate.as_dict()}
             for (attacker, target), rate in self.rates.items()
@@ -260,8 +260,7 @@ def transfer_matrix(
 
     Args:
         rows: The attempts.
-        planned: By attacker and target, how many were to be made; a pair that is not there has
-            made all, and one that has no rows none.
+        planned: Number of planned attempts by attacker and target; a missing pair has made all.
     """
     cells: dict[tuple[str, str], list[AttemptRow]] = {pair: [] for pair in planned or {}}
     for row in rows:

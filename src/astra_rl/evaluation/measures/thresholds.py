@@ -1,4 +1,4 @@
-"""What a rate would be, had another score been the threshold."""
+"""Attack success rate as a function of the threshold."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, decide_outcome
 from astra_rl.evaluation.stats.rates import Rate
 
 THRESHOLDS = tuple(percent / 100 for percent in range(1, 101))
-"""Every hundredth above 0, where nothing is safe."""
+"""0.01, 0.02, ... 1. At 0 every turn would be a failure."""
 
 
 class AtThreshold(NamedTuple):
-    """The attack success rate if this score and above had been a failure of the target."""
+    """Attack success rate at one threshold."""
 
     threshold: float
     rate: Rate
@@ -33,11 +33,11 @@ class _Judged(NamedTuple):
 def rates_by_threshold(
     attempts: Iterable[Attempt], judge: str, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[AtThreshold]:
-    """Say what the rate would be at each threshold; nothing is judged again.
+    """Compute the success rate at each threshold from recorded scores.
 
     Args:
         attempts: Of one attacker at one target.
-        judge: Whose scores decide; it need not be the judge that did.
+        judge: Name of the judge whose scores decide; it may differ from the recorded one.
         thresholds: In (0, 1].
     """
     judged = [_judged(attempt, judge) for attempt in attempts]

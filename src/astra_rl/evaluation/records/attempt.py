@@ -1,8 +1,7 @@
-"""The record of an attempt: one conversation of one attacker with one target, and what came of it.
+"""Record of an attempt: one conversation of an attacker with a target, and its outcome.
 
-Everything that is said about a model afterwards is computed from such records: rates, rankings,
-exports, the report. A record holds all that is needed to judge it again with another moderator, and
-to send it again to another target.
+Rates, rankings, exports and reports are computed from these records. A record contains everything
+that is needed to re-score it with another moderator, and to replay it against another target.
 """
 
 from __future__ import annotations
@@ -29,31 +28,31 @@ from astra_rl.evaluation.records.turn import (
 from astra_rl.infra.jsonio import json_line, parse_json
 
 SCHEMA_VERSION = 1
-"""Goes up when an older reader would misread a record."""
+"""Incremented when older versions would misread a record."""
 
 
 class AttemptRow(NamedTuple):
-    """What statistics need of an attempt, without its texts.
+    """Fields of an attempt that statistics need, without its texts.
 
     Attributes:
         id: Identifies the attempt.
-        phase: Part of the run in which it was made.
-        prompt_id: Identifies what it opened with.
-        trial: How many attempts of the same attacker at the same target opened so before.
+        phase: Phase of the run.
+        prompt_id: Identifies the prompt.
+        trial: Number of earlier attempts of this attacker at this target with this prompt.
         attacker: Name of the attacker.
         target: Name of the target.
-        outcome: What came of it.
-        turns: Turns that were played.
+        outcome: Outcome of the attempt.
+        turns: Number of turns.
         first_failing_turn: Counted from 1; None if no turn reached the threshold.
         last_turn_failed: Whether the last turn reached it; None if its score is missing.
         score: Highest score of the deciding judge, None if there is none.
-        logprob: Log-probability under the baseline of the attacks up to the first failing turn, or
-            of all attacks; None if it was not measured.
+        logprob: Log-probability, under the baseline, of the attacks up to the first failing turn,
+            or of all attacks; None if it was not measured.
         logprob_tokens: Baseline tokens of those attacks.
-        queries_per_turn: Answers of the target that a turn took.
+        queries_per_turn: Number of target queries per turn.
         judge: Name of the judge that decided the outcome.
         judge_id: Identifies its weights and settings.
-        threshold: Score from which on a turn is a failure of the target.
+        threshold: Score from which a turn counts as a failure of the target.
     """
 
     id: str
@@ -79,29 +78,29 @@ class Attempt(Record):
     """One conversation with one target.
 
     Attributes:
-        schema_version: Of this record.
-        id: Identifies the attempt; derived from what it is, see `attempt_id`.
+        schema_version: Version of the record format.
+        id: Identifies the attempt, see `attempt_id`.
         run: Name of the run, the same for the same configuration.
-        phase: Part of the run: ``training``, ``before``, ``after`` or another name.
-        prompt_id: Identifies the opening, or the name that a data set gave it.
-        opening: What it opened with.
+        phase: Phase of the run: ``training``, ``before``, ``after`` or another name.
+        prompt_id: Digest of the opening, or its id in a data set.
+        opening: State before the first turn.
         target: Name of the model under test.
         attacker: Name of the attacker.
         trial: Counts the attempts of one attacker at one target from one opening, from 0.
-        branch: In a tree of conversations, which sibling was taken at each turn.
-        step: Training step, of an attempt made in training.
-        turns: What was said.
+        branch: In a tree of conversations, the index among siblings at each turn.
+        step: Training step; None outside of training.
+        turns: The turns of the conversation.
         judge: Name of the judge that decided the outcome.
         judge_id: Identifies its weights and settings, see `Identity.digest`; empty if unknown.
-        queries_per_turn: Answers of the target that a turn took: more than one if the attack was
-            chosen among several by what the target answered.
-        threshold: Score in (0, 1] from which on a turn is a failure of the target.
-        outcome: What came of it.
-        error: What went wrong, if the outcome is an error.
-        category: Kind of harm or scenario that the opening belongs to.
-        seed: Of the episode.
-        started: Seconds since 1970 (UTC).
-        seconds: How long it took.
+        queries_per_turn: Number of target queries per turn: more than one if the attack was chosen
+            among several by the responses of the target.
+        threshold: Score in (0, 1] from which a turn counts as a failure of the target.
+        outcome: Outcome of the attempt.
+        error: Error message, if the outcome is an error.
+        category: Harm category or scenario of the opening.
+        seed: Seed of the episode.
+        started: Start time in seconds since 1970 (UTC).
+        seconds: Duration in seconds.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -145,7 +144,7 @@ class Attempt(Record):
         error: str = "",
         **details: Any,
     ) -> Attempt:
-        """Build a record; its id and its outcome follow from the rest.
+        """Build a record; id and outcome are computed from the arguments.
 
         Args:
             run: See the class.
@@ -156,7 +155,7 @@ class Attempt(Record):
             judge: See the class.
             threshold: See the class.
             phase: See the class.
-            prompt_id: Name of the opening; None identifies it by its content.
+            prompt_id: Id of the opening; None uses the digest of its content.
             trial: See the class.
             branch: See the class.
             error: See the class.
@@ -185,6 +184,14 @@ class Attempt(Record):
         )
 
     @property
+    def is_complete(self) -> bool:
+        """Whether no call of the target or a judge was left out to stay within a budget."""
+        return not any(
+            turn.not_sent or any(score.not_sent for score in turn.scores.values())
+            for turn in self.turns
+        )
+
+    @property
     def first_failing_turn(self) -> int | None:
         """First turn, counted from 1, whose score reached the threshold."""
         scores = (turn.score(self.judge) for turn in self.turns)
@@ -204,21 +211,20 @@ class Attempt(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why scores of the deciding judge are missing."""
+        """Reasons of the missing scores of the deciding judge."""
         scores = (turn.scores.get(self.judge) for turn in self.turns)
         return tuple(each.reason or "not judged" for each in scores if each and each.value is None)
 
     def logprob(self, under: str = "baseline") -> LogProb | None:
-        """Likelihood of the path to the first failure, or of all attacks without one.
+        """Log-probability of the attacks up to the first failure, or of all without a failure.
 
-        The responses are not in it: it says how likely somebody is to *say* this, given the
-        answers of this target.
+        Responses are not included: it is the probability of the attacks given the responses.
 
         Args:
-            under: Whose likelihood, see `Turn.logprobs`.
+            under: Model, a key of `Turn.logprobs`.
 
         Returns:
-            None if a turn of the path was not measured, or if there is no turn.
+            None if one of these turns was not measured, or if there is no turn.
         """
         path = self.turns[: self.first_failing_turn]
         parts = [turn.logprobs.get(under) for turn in path]
@@ -232,7 +238,7 @@ class Attempt(Record):
 
     @property
     def row(self) -> AttemptRow:
-        """What statistics need of it."""
+        """The fields that statistics need."""
         last = self.turns[-1].score(self.judge) if self.turns else None
         likelihood = self.logprob()
         return AttemptRow(
@@ -256,7 +262,7 @@ class Attempt(Record):
         )
 
     def exchanges(self) -> list[Exchange]:
-        """Return the turns as a moderator reads them, so that they can be judged again."""
+        """Return the turns as exchanges, for a moderator."""
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
@@ -268,7 +274,7 @@ class Attempt(Record):
     def judged(
         self, judge: str, scores: Sequence[float], *, threshold: float, judge_id: str = ""
     ) -> Attempt:
-        """Return a record that also holds these scores, one per turn, and is decided by them."""
+        """Return the record with these scores added, one per turn, and the outcome they decide."""
         turns = [
             turn.model_copy(update={"scores": {**turn.scores, judge: JudgeScore.of(score)}})
             for turn, score in zip(self.turns, scores, strict=True)
@@ -292,7 +298,7 @@ class Attempt(Record):
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigurationError: It is no such record, or one of a newer version of this library.
+            ConfigurationError: It is no such record, or of a newer version of this library.
         """
         return parse_record(cls, line, "a record of an attempt")
 
@@ -308,16 +314,16 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
-    """Read a record of this library from JSON.
+    """Parse a record from JSON.
 
     Args:
-        model: What it is to be.
+        model: Type of the record.
         text: The JSON.
-        what: What it is called in an error.
+        what: Name of the record in errors.
 
     Raises:
         SchemaTooNewError: It is of a newer version.
-        ConfigurationError: It is something else.
+        ConfigurationError: It is no such record.
     """
     try:
         data = parse_json(text)
@@ -334,7 +340,7 @@ def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        # Not chained: that error repeats the whole text that a model wrote.
+        # Not chained: the pydantic error repeats the text that a model wrote.
         raise ConfigurationError(f"not {what}: {where}: {first['msg']}") from None
 
 
@@ -347,9 +353,9 @@ def attempt_id(
     trial: int,
     branch: Sequence[int] = (),
 ) -> str:
-    """Identify an attempt by what it is; 16 hexadecimal digits.
+    """Return a digest that identifies an attempt; 16 hexadecimal digits.
 
-    Known before the attempt is made, so whoever resumes knows which ones are left, and the same
-    attempt made twice is counted once.
+    It does not depend on the conversation, so an attempt that is repeated after a resume replaces
+    the first one.
     """
     return content_digest([run, phase, attacker, target, prompt_id, trial, list(branch)])

@@ -1,4 +1,4 @@
-"""From what an environment played to the record of it."""
+"""Convert episode graphs to attempt records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.text import NoReply, Utterance
+from astra_rl.core.text import NoReply, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
@@ -20,16 +20,16 @@ LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 
 @dataclass(frozen=True)
 class Labels:
-    """Who played and who judged: what all attempts of an evaluation have in common.
+    """Fields that all attempts of an evaluation have in common.
 
     Attributes:
         run: Name of the run, the same for the same configuration.
-        phase: Part of the run.
+        phase: Phase of the run.
         attacker: Name of the attacker.
         target: Name of the target.
         judge_id: Identifies the judge's weights and settings.
         queries_per_turn: See `Attempt`.
-        categories: Kind of harm or scenario of each opening, by `Opening.id`.
+        categories: Harm category or scenario of each opening, by `Opening.id`.
     """
 
     run: str = ""
@@ -57,13 +57,13 @@ def record_path(
 
     Args:
         nodes: The turns in order.
-        opening: The context before the first.
-        labels: Who played.
+        opening: The context before the first turn.
+        labels: Common fields.
         judge: Name of the judge.
-        scores: What it said of each turn; NaN where it could not.
-        threshold: Score from which on a turn is a failure of the target.
-        logprobs: Likelihoods of each attack by role, besides those that sampling left behind.
-        refusals: Probability of each response that it is a refusal; None if nobody looked.
+        scores: Score of each turn; NaN where it is missing.
+        threshold: Score from which a turn counts as a failure of the target.
+        logprobs: Log-probabilities of each attack by model, in addition to those of sampling.
+        refusals: Probability that each response is a refusal; None if it was not computed.
         details: Further fields of `Attempt.make`.
     """
     check_length(scores, len(nodes), source=judge)
@@ -105,14 +105,14 @@ def record_tree(
     threshold: float,
     **details: Any,
 ) -> Iterator[Attempt]:
-    """Record every conversation of a tree, from its opening to a last turn.
+    """Record every conversation of a tree, from the opening to a leaf.
 
     Args:
         graph: The episode.
-        labels: Who played.
+        labels: Common fields.
         judge: Name of the judge.
-        score: What it said of a turn; NaN where it could not.
-        threshold: Score from which on a turn is a failure of the target.
+        score: Returns the score of a turn; NaN if it is missing.
+        threshold: Score from which a turn counts as a failure of the target.
         details: Further fields of `Attempt.make`.
     """
     opening = Opening.of(graph.context)
@@ -157,6 +157,7 @@ def _turn(
         finish_reason=response.finish_reason,
         refused=refused,
         asked=response.asked,
+        not_sent=isinstance(response, NotSent),
     )
 
 
@@ -171,14 +172,14 @@ def _count(text: Utterance) -> int | None:
 def measure_logprobs(
     models: Mapping[str, LogProbs], nodes: Sequence[Node[str, str]]
 ) -> list[dict[str, LogProb]]:
-    """Ask models how likely they find attacks.
+    """Compute the log-probabilities of attacks under several models.
 
     Args:
-        models: How each is asked, by role or name.
-        nodes: The turns; all of them are asked about in one call per model.
+        models: Log-probability function of each model, by role or name.
+        nodes: The turns; each model is called once for all of them.
 
     Returns:
-        For each turn what each model says. An attack without tokens has no likelihood.
+        For each turn the log-probability by model. An attack without tokens has none.
     """
     rows: list[dict[str, LogProb]] = [{} for _ in nodes]
     if not nodes:
@@ -186,7 +187,7 @@ def measure_logprobs(
     attacks = [node.attack for node in nodes]
     for name, score in models.items():
         found = checked_logprobs(score, [node.context for node in nodes], attacks, grad=False)
-        # Tokens that an attack remembers are the attacker's, maybe not this model's.
+        # As plain text: the token ids of an attack are those of the attacker's tokenizer.
         mask = token_mask(found, [str(attack) for attack in attacks])
         totals, counts = (found * mask).sum(dim=1).tolist(), mask.sum(dim=1).tolist()
         for row, total, tokens in zip(rows, totals, counts, strict=True):

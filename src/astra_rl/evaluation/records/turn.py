@@ -1,4 +1,4 @@
-"""What was said in a conversation, and what was measured of it: parts of a record."""
+"""Parts of an attempt record: turns, scores, likelihoods and the opening."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from astra_rl.core.moderator import reason_of
+from astra_rl.core.moderator import is_not_sent, reason_of
 from astra_rl.core.text import Conversation
 from astra_rl.infra.unicode import well_formed
 
@@ -25,37 +25,45 @@ def _finite(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-"""Text that any file can hold: lone surrogates become U+FFFD."""
+"""Text that can be encoded as UTF-8: lone surrogates become U+FFFD."""
 Number = Annotated[float | None, BeforeValidator(_finite)]
 """A number, or None where it is missing; NaN and infinities become None."""
 
 
 class Record(BaseModel):
-    """A part of the record of an attempt: it never changes, and has no fields but its own."""
+    """Base of attempt records: immutable, without additional fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class JudgeScore(Record):
-    """What a judge said of a response: a number in [0, 1], or None and the reason."""
+    """Score of a response by one judge.
+
+    Attributes:
+        value: In [0, 1]; None if it is missing.
+        reason: Why it is missing.
+        not_sent: Whether it is missing because a budget is spent; not written to JSON, because such
+            attempts are dropped and counted as never made.
+    """
 
     value: Number
     reason: Text | None = None
+    not_sent: bool = Field(default=False, exclude=True)
 
     @classmethod
     def of(cls, value: float) -> JudgeScore:
-        """Wrap what a moderator returned; a missing score may carry a `reason`."""
+        """Convert a score of a moderator; a missing one keeps its `reason`."""
         if math.isfinite(value):
             return cls(value=float(value))
-        return cls(value=None, reason=reason_of(value))
+        return cls(value=None, reason=reason_of(value), not_sent=is_not_sent(value))
 
 
 class LogProb(Record):
-    """How likely a model found an attack.
+    """Log-probability of an attack under a model.
 
     Attributes:
-        total: Natural log-probability of the whole attack given what came before it.
-        tokens: How many tokens it has in the vocabulary of that model.
+        total: Natural log-probability of the whole attack given its context.
+        tokens: Number of its tokens under the tokenizer of that model.
     """
 
     total: float
@@ -68,22 +76,22 @@ class LogProb(Record):
 
 
 class Turn(Record):
-    """What was said in one turn, and what was measured.
+    """One turn of a conversation, with its scores.
 
     Attributes:
-        attack: What the attacker said.
-        response: What the target answered.
-        scores: What each judge said of the response, by the judge's name.
-        reward: Reward of the turn, of an attempt made in training.
-        reward_terms: Its parts by name.
-        logprobs: Likelihood of the attack by the role of the model that was asked: ``attacker``,
-            ``target``, ``baseline``, or the name of another model.
+        attack: Text of the attacker.
+        response: Text of the target.
+        scores: Score of the response by each judge, by the judge's name.
+        reward: Reward of the turn, if the environment computed one.
+        reward_terms: Terms of the reward by name.
+        logprobs: Log-probability of the attack by model: ``attacker``, ``target``, ``baseline``, or
+            the name of another model.
         attack_tokens: Length of the attack in the attacker's tokens.
         response_tokens: Length of the response in the target's tokens.
-        finish_reason: Why the target stopped, as it said so.
-        refused: Whether the response was recognised as a refusal; None if nobody looked.
-        asked: Digest of all that the target read around the attack, its template included; None if
-            unknown.
+        finish_reason: Finish reason of the response.
+        refused: Whether the response was classified as a refusal; None if it was not classified.
+        asked: Digest of the complete input of the target, including its template; None if unknown.
+        not_sent: Whether the target was not called because a budget is spent; not written to JSON.
     """
 
     attack: Text
@@ -97,9 +105,10 @@ class Turn(Record):
     finish_reason: Text | None = None
     refused: bool | None = None
     asked: str | None = None
+    not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:
-        """What this judge said, None if it is missing."""
+        """Score by this judge; None if it is missing."""
         return self.scores[judge].value if judge in self.scores else None
 
     @property
@@ -109,19 +118,19 @@ class Turn(Record):
 
     @property
     def unanswered(self) -> bool:
-        """Whether the call of the target failed, so that there is nothing to judge."""
+        """Whether the call of the target failed, so that there is no response."""
         return self.finish_reason == "error"
 
 
 class Opening(Record):
-    """What a conversation opened with: all that is needed to hold it again.
+    """State before the first turn; sufficient to replay the conversation.
 
     Attributes:
         prompt: Text that both sides see.
-        turns: Attack, response, ... said before the first recorded turn.
+        turns: Attack, response, ... before the first recorded turn.
         system: System message of the target.
-        brief: What the attacker is told to do.
-        facts: What only moderators may know.
+        brief: Instructions of the attacker.
+        facts: Facts that only moderators see.
         separator: Text between the parts in a reader's view.
     """
 
@@ -134,7 +143,7 @@ class Opening(Record):
 
     @classmethod
     def of(cls, context: str) -> Opening:
-        """Take the parts of an opening context."""
+        """Convert an opening context."""
         conversation = Conversation.of(context)
         return cls(
             prompt=conversation.prompt,
@@ -146,16 +155,16 @@ class Opening(Record):
         )
 
     def conversation(self) -> Conversation:
-        """Return the context again."""
+        """Return the opening context."""
         return Conversation(**self.model_dump())
 
     @property
     def id(self) -> str:
-        """Identifies the opening by its content; 16 hexadecimal digits."""
+        """Digest of the content; 16 hexadecimal digits."""
         return content_digest(self.model_dump(mode="json"))
 
 
 def content_digest(value: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Identify JSON data by its content; 16 hexadecimal digits."""
+    """Return a digest of JSON data; 16 hexadecimal digits."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,28 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 2000
 FEW = 22
-"""Successes or failures up to which an end of `proportion_interval` is the exact one."""
+"""Number of successes or failures up to which `proportion_interval` uses exact ends."""
 _BOOTSTRAP_SEED = 0  # fixed: the same attempts always get the same interval
 
 
 class Interval(NamedTuple):
-    """A range of numbers, both ends included; unless said otherwise of probabilities."""
+    """A closed interval, of probabilities unless stated otherwise."""
 
     low: float
     high: float
+
+
+Method = Literal[
+    "wilson", "clopper-pearson", "wilson and clopper-pearson", "cluster bootstrap", "none"
+]
+"""How an interval was computed. Two names: each method gave one end. ``"none"``: no trials."""
+
+
+class NamedInterval(NamedTuple):
+    """An interval and the method that computed it."""
+
+    interval: Interval
+    method: Method
 
 
 def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
@@ -40,7 +53,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     Args:
         successes: At least 0, at most `trials`. Need not be whole: a mean of numbers in [0, 1]
             varies at most as much as a proportion with the same mean.
-        trials: At least 0. No trials tell nothing: the interval is (0, 1).
+        trials: At least 0; without trials the interval is (0, 1).
         confidence: Between 0 and 1, both excluded.
 
     Raises:
@@ -73,13 +86,20 @@ def _quantile(confidence: float) -> float:
 
 
 def proportion_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval, its ends moved out to the exact ones where few decide them.
+    """Return `named_proportion_interval` without its name."""
+    return named_proportion_interval(successes, trials, confidence).interval
 
-    Wilson's covers a 95% interval's 95% on average, but just beside the rates at which one success
-    is expected in ten trials or fewer it covers 84% (Brown, Cai and DasGupta 2001, figure 5). Where
-    at most `FEW` successes, or failures, stand behind an end it is that of Clopper and Pearson
-    (*Biometrika* 26, 1934) if that is further out. So at 95% it covers at least 93%, whatever the
-    rate and the number of trials; the tests enumerate it.
+
+def named_proportion_interval(
+    successes: float, trials: float, confidence: float = 0.95
+) -> NamedInterval:
+    """Return the interval of a proportion whose trials are independent.
+
+    Each end is Wilson's, or the exact end of Clopper and Pearson (*Biometrika* 26, 1934) where at
+    most `FEW` successes (for the lower end) or failures (for the upper end) were seen and that end
+    is further out. Wilson's interval covers 95% on average, but only 84% at rates where about one
+    success is expected in all trials (Brown, Cai and DasGupta 2001, figure 5). With the exact ends
+    the coverage at 95% is at least 93% at every rate and number of trials; the tests enumerate it.
 
     Args:
         successes: See `wilson_interval`.
@@ -92,16 +112,22 @@ def proportion_interval(successes: float, trials: float, confidence: float = 0.9
     low, high = wilson_interval(successes, trials, confidence)
     won, lost = math.floor(successes), math.floor(trials - successes)
     whole = math.floor(trials)
-    if 0 < won <= FEW:
-        low = min(low, _exact_low(won, whole, confidence))
-    if 0 < lost <= FEW:
-        high = max(high, 1 - _exact_low(lost, whole, confidence))
-    return Interval(low, high)
+    methods: set[Method] = set()
+    if successes:  # without successes the lower end is 0 in both methods
+        exact = _exact_low(won, whole, confidence) if 0 < won <= FEW else math.inf
+        methods.add("clopper-pearson" if exact < low else "wilson")
+        low = min(low, exact)
+    if trials - successes:
+        exact = 1 - _exact_low(lost, whole, confidence) if 0 < lost <= FEW else -math.inf
+        methods.add("clopper-pearson" if exact > high else "wilson")
+        high = max(high, exact)
+    method: Method = "wilson and clopper-pearson" if len(methods) == 2 else "none"
+    return NamedInterval(Interval(low, high), methods.pop() if len(methods) == 1 else method)
 
 
 @functools.lru_cache(maxsize=4096)
 def _exact_low(successes: int, trials: int, confidence: float) -> float:
-    """Rate at which so many successes or more have half the probability that is left out."""
+    """Lower Clopper-Pearson end: rate at which ``P(X >= successes) = (1 - confidence) / 2``."""
     tail = (1 - confidence) / 2
     counts = np.arange(successes)
     chosen = np.array([math.log(math.comb(trials, int(count))) for count in counts])
@@ -116,16 +142,24 @@ def _exact_low(successes: int, trials: int, confidence: float) -> float:
 
 
 def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float = 0.95) -> Interval:
-    """Return an interval of a rate whose trials come in groups: several of each prompt.
+    """Return `named_clustered_interval` without its name."""
+    return named_clustered_interval(prompts, confidence).interval
 
-    Trials of one prompt are alike, so they tell less than as many trials of different prompts.
-    Whole prompts are drawn again with replacement (`bootstrap_interval`), and the interval is
-    widened to what the trials would give if they were independent. Where all trials agree nothing
-    is known of how alike they are: then each prompt counts as one trial. So it is never a point.
+
+def named_clustered_interval(
+    prompts: Iterable[tuple[float, int]], confidence: float = 0.95
+) -> NamedInterval:
+    """Return the interval of a rate whose trials come in groups, several per prompt.
+
+    Trials of one prompt are correlated, so they carry less information than as many trials of
+    different prompts. Prompts are resampled with replacement (`bootstrap_interval`), and the
+    interval is widened to that of independent trials. If all trials have the same outcome, their
+    correlation is unknown, and each prompt counts as one trial; so the interval is never a point.
+    If no prompt has more than one trial, it is `named_proportion_interval`.
 
     Args:
         prompts: Successes and trials of each prompt.
-        confidence: Between 0 and 1, both excluded.
+        confidence: In (0, 1).
 
     Returns:
         The interval; (0, 1) without trials. The same input gives the same interval.
@@ -133,13 +167,14 @@ def clustered_interval(prompts: Iterable[tuple[float, int]], confidence: float =
     groups = [(float(successes), float(trials)) for successes, trials in prompts if trials]
     successes = math.fsum(each for each, _ in groups)
     trials = math.fsum(each for _, each in groups)
+    if all(group in ((0.0, 1.0), (1.0, 1.0)) for group in groups):
+        return named_proportion_interval(successes, trials, confidence)
     if len(groups) < 2 or not 0 < successes < trials:
         share = successes / trials if trials else 0.0
-        return proportion_interval(share * len(groups), len(groups), confidence)
-    return hull(
-        proportion_interval(successes, trials, confidence),
-        bootstrap_interval(groups, (0.0, 1.0), confidence),
-    )
+        return named_proportion_interval(share * len(groups), len(groups), confidence)
+    independent = proportion_interval(successes, trials, confidence)
+    resampled = bootstrap_interval(groups, (0.0, 1.0), confidence)
+    return NamedInterval(hull(independent, resampled), "cluster bootstrap")
 
 
 def bootstrap_interval(
@@ -147,7 +182,7 @@ def bootstrap_interval(
     limits: tuple[float, float],
     confidence: float = 0.95,
 ) -> Interval:
-    """Return an interval of a ratio of sums, drawing whole groups again.
+    """Return the cluster bootstrap interval of a ratio of sums, resampling whole groups.
 
     The interval runs between quantiles of the ratios of the redrawn groups (cluster bootstrap:
     Field and Welsh, *JRSS B* 69, 2007), a little further out than the nominal ones because few
@@ -207,7 +242,7 @@ def student_quantile(confidence: float, degrees: float) -> float:
 def intervals_apart(a: Interval, b: Interval) -> bool:
     """Whether two intervals have no point in common.
 
-    If they are apart, the rates differ. If they overlap, nothing follows: a paired comparison on
-    the same prompts may still tell the rates apart.
+    If they are disjoint, the rates differ. If they overlap, a paired comparison on the same prompts
+    may still show a difference.
     """
     return a.high < b.low or b.high < a.low

@@ -8,9 +8,9 @@ from astra_rl.evaluation.stats.intervals import Interval
 
 
 def format_percent(value: float) -> str:
-    """Return a share as a whole percentage, with a decimal near 0 and 1; a dash when missing.
+    """Format a share as a percentage, with one decimal below 1% and above 99%; a dash if missing.
 
-    Only exactly 0 and 1 are called 0% and 100%.
+    Only exactly 0 and 1 become 0% and 100%.
     """
     if not math.isfinite(value):
         return "\N{EM DASH}"

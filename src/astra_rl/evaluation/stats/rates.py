@@ -6,23 +6,36 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.intervals import Interval, clustered_interval, proportion_interval
+from astra_rl.evaluation.stats.intervals import (
+    Interval,
+    Method,
+    NamedInterval,
+    named_clustered_interval,
+    named_proportion_interval,
+)
 from astra_rl.evaluation.stats.percent import between, format_percent
+
+_METHODS: dict[Method, str] = {
+    "wilson": "Wilson",
+    "clopper-pearson": "Clopper-Pearson",
+    "wilson and clopper-pearson": "Wilson and Clopper-Pearson",
+    "cluster bootstrap": "cluster bootstrap over prompts",
+    "none": "no trials",
+}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened.
+    """A success rate.
 
     Attributes:
-        successes: Trials in which it happened.
-        trials: Trials whose outcome is known.
-        unscored: Trials whose outcome could not be determined. They are neither successes nor
-            failures: they are outside of the estimate, and `bounds` says how much they could hide.
-        by_prompt: Successes and trials of each prompt. Empty means that no prompt was tried twice.
+        successes: Number of successes.
+        trials: Number of trials with a known outcome.
+        unscored: Number of trials with an unknown outcome. They are not in the estimate; `bounds`
+            covers all their possible outcomes.
+        by_prompt: Successes and trials of each prompt; empty if every prompt has one trial.
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -49,31 +62,39 @@ class Rate:
 
     @classmethod
     def of_prompts(cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0) -> Rate:
-        """Add up the successes and trials of each prompt."""
+        """Build a rate from the successes and trials of each prompt."""
         known = tuple((successes, trials) for successes, trials in by_prompt if trials)
         return cls(sum(each[0] for each in known), sum(each[1] for each in known), unscored, known)
 
     @property
     def estimate(self) -> float:
-        """Share of successes among the known outcomes; NaN when there are none."""
+        """Share of successes among the known outcomes; NaN without any."""
         return self.successes / self.trials if self.trials else math.nan
 
-    @property
-    def method(self) -> Literal["wilson", "cluster bootstrap"]:
-        """How the interval is computed: by prompts if one was tried more than once."""
-        repeated = any(trials > 1 for _, trials in self.by_prompt)
-        return "cluster bootstrap" if repeated else "wilson"
-
     @cached_property
+    def _named_interval(self) -> NamedInterval:
+        if self.by_prompt:
+            return named_clustered_interval(self.by_prompt)
+        return named_proportion_interval(self.successes, self.trials)
+
+    @property
     def interval(self) -> Interval:
-        """95% interval of the estimate: what other prompts and other generations might give."""
-        if self.method == "wilson":
-            return proportion_interval(self.successes, self.trials)
-        return clustered_interval(self.by_prompt)
+        """95% interval of the estimate, over the choice of prompts and over sampling."""
+        return self._named_interval.interval
+
+    @property
+    def method(self) -> Method:
+        """How the interval is computed: over prompts if one of them has several trials."""
+        return self._named_interval.method
+
+    @property
+    def method_text(self) -> str:
+        """The method as people write it."""
+        return _METHODS[self.method]
 
     @property
     def bounds(self) -> Interval:
-        """The estimate if all unscored trials were failures, and if all were successes."""
+        """The rate if all unscored trials were failures, and if all were successes."""
         total = self.trials + self.unscored
         if total == 0:
             return Interval(0.0, 1.0)
@@ -81,7 +102,7 @@ class Rate:
 
     @property
     def bounds_text(self) -> str:
-        """The bounds in words."""
+        """The bounds as a sentence."""
         return (
             f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
             "them were failures of the attack, or successes"
@@ -104,10 +125,10 @@ class Rate:
 
 
 def describe_rate(rate: Rate) -> str:
-    """Return for instance ``12% (6 of 50, 95% interval 6% to 24%, wilson)``."""
+    """Return for instance ``12% (6 of 50, 95% interval 5% to 24%, Clopper-Pearson)``."""
     if not rate.trials:
         return "not measured"
     return (
         f"{format_percent(rate.estimate)} ({rate.successes} of {rate.trials}, "
-        f"95% interval {between(rate.interval)}, {rate.method})"
+        f"95% interval {between(rate.interval)}, {rate.method_text})"
     )

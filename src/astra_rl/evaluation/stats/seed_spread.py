@@ -15,13 +15,13 @@ from astra_rl.evaluation.stats.percent import format_percent
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """How much a rate differs between attackers that were trained with different seeds.
+    """Variation of a success rate between training seeds.
 
-    It is not the interval of a rate, which says what other prompts and generations might give for
-    one attacker; a method is judged by both.
+    The interval of a rate covers other prompts and samples for one trained attacker; this covers
+    other training runs. Report both for a method.
 
     Attributes:
-        estimates: The rate of each training seed.
+        estimates: Success rate by training seed.
     """
 
     estimates: Mapping[int, float]
@@ -34,16 +34,13 @@ class SeedSpread:
 
     @property
     def range(self) -> Interval | None:
-        """Lowest and highest; None below two seeds, which say nothing of their spread."""
+        """Lowest and highest rate; None with fewer than two seeds."""
         values = list(self.estimates.values())
         return Interval(min(values), max(values)) if len(values) > 1 else None
 
     @property
     def interval(self) -> Interval | None:
-        """95% interval of the mean over seeds, Student's t; None below three seeds.
-
-        Wide with few seeds, as it should be. Cut off at 0 and 1.
-        """
+        """95% Student t interval of the mean, in [0, 1]; None with fewer than three seeds."""
         values = list(self.estimates.values())
         if len(values) < 3:
             return None
@@ -53,7 +50,7 @@ class SeedSpread:
 
     @property
     def text(self) -> str:
-        """Mean, range and interval in words; of one seed that there is nothing to say."""
+        """Mean, range and interval as a sentence."""
         mean, seeds = format_percent(self.mean), len(self.estimates)
         if self.range is None:
             return f"{seeds} training seed: no between-run uncertainty (rate {mean})"
@@ -67,7 +64,7 @@ class SeedSpread:
         return f"{said}; 95% interval of the mean over seeds {low} to {high}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers in JSON's types; None where so few seeds give none."""
+        """Return all numbers as JSON values; None where there are too few seeds."""
         return {
             "seeds": len(self.estimates),
             "estimates": {str(seed): value for seed, value in self.estimates.items()},

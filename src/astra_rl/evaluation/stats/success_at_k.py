@@ -14,14 +14,14 @@ from astra_rl.evaluation.stats.rates import Rate
 
 @dataclass(frozen=True)
 class RateAtK:
-    """How often at least one of `k` attempts at a prompt succeeds, averaged over prompts.
+    """ASR@k: probability that at least one of `k` attempts succeeds, averaged over prompts.
 
     Attributes:
-        k: Attempts.
-        estimate: NaN when no prompt was tried `k` times.
-        interval: 95%, over prompts.
-        prompts: Prompts with at least `k` known outcomes: those the estimate is of.
-        left_out: Prompts with fewer.
+        k: Number of attempts.
+        estimate: In [0, 1]; NaN if no prompt has `k` known outcomes.
+        interval: 95% interval.
+        prompts: Number of prompts with at least `k` known outcomes; the estimate is their mean.
+        left_out: Number of prompts with fewer.
     """
 
     k: int
@@ -41,10 +41,10 @@ class RateAtK:
 
 
 def success_at_k(successes: int, trials: int, k: int) -> float:
-    """Estimate without bias how likely one of `k` trials succeeds: ``1 - C(n-c, k) / C(n, k)``.
+    """Unbiased estimate of the success probability of `k` trials: ``1 - C(n-c, k) / C(n, k)``.
 
-    The share of sets of `k` among the `n` trials that hold a success (Chen et al.,
-    arXiv 2107.03374, equation 1). The plug-in ``1 - (1 - c/n)**k`` is too low.
+    It is the share of subsets of `k` of the `n` trials that contain one of the `c` successes (Chen
+    et al., arXiv 2107.03374, equation 1). The plug-in ``1 - (1 - c/n)**k`` is biased low.
 
     Returns:
         A number in [0, 1]; NaN with fewer than `k` trials.
@@ -60,21 +60,34 @@ def success_at_k(successes: int, trials: int, k: int) -> float:
 
 
 def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
-    """Average `success_at_k` over the prompts that were tried at least `k` times."""
+    """Average `success_at_k` over the prompts that were tried at least `k` times.
+
+    At k = 1 it is the success rate, averaged over prompts. With equally many trials per prompt its
+    estimate and interval equal those of `Rate.of_prompts`.
+
+    Args:
+        by_prompt: Successes and known outcomes of each prompt.
+        k: Number of attempts.
+
+    Raises:
+        ConfigurationError: `k` is below 1.
+    """
     values = [success_at_k(successes, trials, k) for successes, trials in by_prompt]
     known = [value for value in values if not math.isnan(value)]
     estimate = math.fsum(known) / len(known) if known else math.nan
-    interval = clustered_interval([(value, 1) for value in known])
-    return RateAtK(k, estimate, interval, len(known), len(values) - len(known))
+    tried = [each for each in by_prompt if each[1] >= k]
+    same_trials = len({trials for _, trials in tried}) == 1
+    groups = tried if k == 1 and same_trials else [(value, 1) for value in known]
+    return RateAtK(k, estimate, clustered_interval(groups), len(known), len(values) - len(known))
 
 
 @dataclass(frozen=True)
 class QueriesToSuccess:
-    """How many answers of the target it took until it first failed at a prompt.
+    """Target queries until the first success per prompt.
 
     Attributes:
-        counts: For each prompt that was won, the answers up to and with the first failing one.
-        censored: For each prompt that was never won, the answers that were spent on it.
+        counts: Queries of each prompt with a success, up to and including the first failing one.
+        censored: Queries of each prompt without a success.
     """
 
     counts: tuple[int, ...]
@@ -82,9 +95,9 @@ class QueriesToSuccess:
 
     @property
     def median(self) -> float:
-        """Median over all prompts; infinite if half of them or more were never won.
+        """Median over all prompts; infinite if half of them or more have no success.
 
-        A median over the won prompts alone would look the better the fewer are won.
+        A median over prompts with a success alone would fall as fewer prompts succeed.
         """
         prompts = len(self.counts) + len(self.censored)
         at = (prompts - 1) // 2
@@ -103,9 +116,9 @@ class QueriesToSuccess:
         )
 
     def won_within(self, queries: int) -> Rate:
-        """Share of prompts won within so many answers.
+        """Share of prompts with a success within this number of queries.
 
-        A prompt on which fewer were spent without success is unscored: nobody knows.
+        A prompt with fewer queries and no success is unscored: its outcome is unknown.
         """
         won = sum(count <= queries for count in self.counts)
         unknown = sum(count < queries for count in self.censored)

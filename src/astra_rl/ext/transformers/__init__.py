@@ -1,4 +1,4 @@
-"""Problems and trainers for models of transformers."""
+"""Problems and trainers for Hugging Face transformers models."""
 
 from astra_rl.ext.transformers.hf_ast_problem import (
     HFASTConfiguration,

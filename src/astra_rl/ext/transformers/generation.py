@@ -1,4 +1,4 @@
-"""A causal language model that speaks in conversations, and is asked how likely it finds words."""
+"""Turn generation and scoring for conversations with a causal language model."""
 
 from __future__ import annotations
 
@@ -12,53 +12,68 @@ from transformers import PreTrainedModel
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.dialogue import DialogueView, Rendered
 from astra_rl.models.generation import Sample, Sampler, Sampling
+from astra_rl.models.rendering import ConversationRenderer, RenderedPrompt
 from astra_rl.models.scoring import continuation_logprobs
 
 
-def speak(
+def generate_turns(
     model: PreTrainedModel,
-    view: DialogueView,
+    renderer: ConversationRenderer,
     contexts: Sequence[str],
     sampling: Sampling,
     sampler: Sampler,
-    memory: ConversationCache | None,
+    prefix_cache: ConversationCache | None,
 ) -> list[Utterance]:
-    """Sample what one side says next in each conversation."""
-    rendered = [
-        view.render(Conversation.of(context), room=sampling.max_new_tokens) for context in contexts
+    """Sample the next turn of one side in each conversation.
+
+    Args:
+        model: The side's model.
+        renderer: Renders conversations for this side.
+        contexts: One conversation (or plain opening text) per row.
+        sampling: Sampling parameters.
+        sampler: Sampling backend.
+        prefix_cache: Key-value cache of earlier turns; None computes prompts from scratch.
+
+    Returns:
+        One utterance per context. A target's utterance has the log-probabilities of the attack it
+        answers. A context that exceeds the context window gives an empty utterance with the finish
+        reason ``"context_overflow"``.
+    """
+    prompts = [
+        renderer.render(Conversation.of(context), reserve=sampling.max_new_tokens)
+        for context in contexts
     ]
     seeds = current_row_seeds(len(contexts))
-    rows = [row for row, each in enumerate(rendered) if each.ids]
-    heard = view.side == "target"
+    rows = [row for row, prompt in enumerate(prompts) if prompt.ids]
+    is_target = renderer.side == "target"
     samples = sampler(
         model,
-        [rendered[row].ids for row in rows],
+        [prompts[row].ids for row in rows],
         sampling,
         [seeds[row] for row in rows],
-        stop_ids=frozenset(view.stop_ids),
-        # Only what was heard is scored; index 0 has no token before it to predict it.
-        score=[_scored_span(rendered[row]) for row in rows] if heard else None,
-        memory=memory,
+        stop_ids=frozenset(renderer.stop_ids),
+        score_spans=[_attack_span(prompts[row]) for row in rows] if is_target else None,
+        prefix_cache=prefix_cache,
     )
-    out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(rendered)
+    out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(prompts)
     for row, sample in zip(rows, samples, strict=True):
-        out[row] = _utterance(sample, view, rendered[row] if heard else None)
+        out[row] = _utterance(sample, renderer, prompts[row] if is_target else None)
     return out
 
 
-def without_end(view: DialogueView, ids: Sequence[int]) -> tuple[int, ...]:
-    """Return the ids of what was said without a token that ends it."""
-    return tuple(ids[:-1] if ids and ids[-1] in view.end_ids else ids)
+def strip_end_token(renderer: ConversationRenderer, ids: Sequence[int]) -> tuple[int, ...]:
+    """Return the ids of a turn without its final end token, if it has one."""
+    return tuple(ids[:-1] if ids and ids[-1] in renderer.end_ids else ids)
 
 
-def readable(
+def ensure_nonempty_prompts(
     prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
 ) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    """Give every row a prompt to read: one without takes the first token of its continuation.
+    """Move the first token of a continuation to its prompt where the prompt is empty.
 
-    A context that leaves no room is so read as its last possible token: a score, never a crash.
+    A prompt is empty if its context leaves no space in the context window. The remaining tokens can
+    then still be scored.
     """
     rows = [
         (prompt, ids) if prompt else (ids[:1] or (0,), ids[1:])
@@ -67,47 +82,55 @@ def readable(
     return [prompt for prompt, _ in rows], [ids for _, ids in rows]
 
 
-def score(
+def score_continuations(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Score continuations, (B, T) float32: zeros are padding and nothing else."""
-    prompts, continuations = readable(prompts, continuations)
+    """Return natural log-probabilities of continuations, (B, longest continuation), float32.
+
+    Zero marks padding and occurs nowhere else.
+    """
+    prompts, continuations = ensure_nonempty_prompts(prompts, continuations)
     logprobs = continuation_logprobs(model, prompts, continuations)
     lengths = torch.tensor([len(ids) for ids in continuations], device=logprobs.device)
     real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
-    # Zero means padding, so a token of probability one is made a hair less likely than that.
-    hair = torch.finfo(logprobs.dtype).tiny
-    return torch.where(real, logprobs.clamp(max=-hair), logprobs)
+    # A token of probability one gets the largest negative number, because zero marks padding.
+    tiny = torch.finfo(logprobs.dtype).tiny
+    return torch.where(real, logprobs.clamp(max=-tiny), logprobs)
 
 
-def _scored_span(rendered: Rendered) -> tuple[int, int]:
-    start, stop = rendered.heard
-    return (max(1, start), stop) if stop > max(1, start) else (len(rendered.ids),) * 2
+def _attack_span(prompt: RenderedPrompt) -> tuple[int, int]:
+    """Return the span of the attack's tokens without index 0, which no token predicts."""
+    start, stop = prompt.last_turn
+    return (max(1, start), stop) if stop > max(1, start) else (len(prompt.ids),) * 2
 
 
-def _utterance(sample: Sample, view: DialogueView, heard: Rendered | None) -> Utterance:
+def _utterance(
+    sample: Sample, renderer: ConversationRenderer, prompt: RenderedPrompt | None
+) -> Utterance:
+    """Make an utterance of a sample; `prompt` is given for the target only."""
     heard_logprobs = None
-    if heard is not None and heard.heard[1] > heard.heard[0]:
+    if prompt is not None and prompt.last_turn[1] > prompt.last_turn[0]:
         heard_logprobs = sample.prompt_logprobs
     return Utterance(
-        view.decode(sample.token_ids),
+        renderer.decode(sample.token_ids),
         token_ids=sample.token_ids,
         logprobs=sample.logprobs,
         finish_reason=sample.finish_reason,
         heard_logprobs=heard_logprobs,
-        asked=None if heard is None else _read_digest(view, heard),
+        asked=None if prompt is None else _context_digest(renderer, prompt),
     )
 
 
-def _read_digest(view: DialogueView, rendered: Rendered) -> str:
-    """Digest of what a side reads around the attack, control tokens included.
+def _context_digest(renderer: ConversationRenderer, prompt: RenderedPrompt) -> str:
+    """Return a digest of the prompt around the attack, control tokens included.
 
-    The attack itself is on record. As text it may be split otherwise when it is sent again, or have
-    lost bytes that are no letter, and neither is a change of what stands around it.
+    The attack is excluded: it is recorded separately, and a replayed attack may be tokenised
+    differently or have lost bytes that are not valid UTF-8.
     """
-    start, stop = rendered.heard
-    around = (list(rendered.ids[:start]), list(rendered.ids[stop:]))
-    text = "\0".join(str(view.tokenizer.decode(ids, skip_special_tokens=False)) for ids in around)
+    start, stop = prompt.last_turn
+    around = (list(prompt.ids[:start]), list(prompt.ids[stop:]))
+    decode = renderer.tokenizer.decode
+    text = "\0".join(str(decode(ids, skip_special_tokens=False)) for ids in around)
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""One more language model in this process as a target that is only asked."""
+"""Additional in-process target, for rewards that compare several targets."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 
 from astra_rl.core.text import Utterance
 from astra_rl.ext.transformers.target_adapters import LocalTarget
-from astra_rl.models.dialogue import DialogueView, window_of
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.targets.base import Target
 
 
 class SecondaryTarget(Target):
-    """A model beside the one under test, for rewards that ask several.
+    """A causal language model beside the target under test, used for responses only.
 
-    It is loaded for itself: weights that another part of the run has in memory are loaded again.
+    Its weights are loaded separately, even if another model of the run has the same source.
 
     Args:
-        model_id: What `astra_rl.models.loading.load_model` takes.
-        sampling: How it answers.
-        chat: Whether its tokenizer puts turns in its chat template; None if it has one.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        trust_remote_code: Run code that comes with the model.
-        sampler: What samples.
+        model_id: Hub id, folder, or ``bundled:NAME``.
+        sampling: Sampling parameters of responses; None is `Sampling()`.
+        chat: Whether to use the tokenizer's chat template; None uses it if there is one.
+        device: See `astra_rl.models.loading.load_model`.
+        dtype: See `astra_rl.models.loading.load_model`.
+        trust_remote_code: Run Python code that is part of the model repository.
+        sampler: Sampling backend.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: The model cannot be loaded.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class SecondaryTarget(Target):
             model_id, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         )
         tokenizer = load_tokenizer(model_id, trust_remote_code=trust_remote_code)
-        view = DialogueView(tokenizer, "target", window=window_of(model.config), chat=chat)
-        self._model = LocalTarget(model, view, sampling or Sampling())
+        renderer = ConversationRenderer(
+            tokenizer, "target", window=context_window(model.config), chat=chat
+        )
+        self._adapter = LocalTarget(model, renderer, sampling or Sampling())
 
     def respond(self, conversations: Sequence[str]) -> list[Utterance]:
         """Sample one response per conversation."""
-        return self._model.respond(conversations, self.sampler, None)
+        return self._adapter.respond(conversations, self.sampler, None)

@@ -1,4 +1,4 @@
-"""What a problem asks of the target: of one in this process, and of one that only answers."""
+"""Target adapters: one interface for in-process models and black-box targets."""
 
 from __future__ import annotations
 
@@ -11,139 +11,156 @@ from transformers import PreTrainedModel
 from astra_rl.core.contracts import check_length
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import score, speak, without_end
+from astra_rl.ext.transformers.generation import (
+    generate_turns,
+    score_continuations,
+    strip_end_token,
+)
 from astra_rl.logging import logger
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.dialogue import DialogueView
 from astra_rl.models.embedding import mean_hidden_states
 from astra_rl.models.generation import Sampler, Sampling
+from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.targets.base import Target
 
 LogProbs = Callable[[Sequence[str], Sequence[str]], Tensor]
+"""Function of contexts and continuations that returns log-probabilities, (B, T) float32."""
 
 
-class UnderTest(Protocol):
-    """The target as a problem sees it; see the methods of `HFASTProblem` of the same names."""
+class TargetAdapter(Protocol):
+    """Operations that a problem needs from its target."""
 
     def respond(
-        self, contexts: Sequence[str], sampler: Sampler, memory: ConversationCache | None
+        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
     ) -> list[Utterance]:
-        """Return a response per context that ends in an attack."""
+        """Return one response per context; each context ends in an attack."""
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
-        """Score attacks, (B, T)."""
+        """Return log-probabilities of attacks, (B, T) float32, padded with zeros."""
 
     def response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Score beginnings of responses, (B, T)."""
+        """Return log-probabilities of response prefixes, (B, T) float32, padded with zeros."""
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Return a vector per text, (N, H)."""
+        """Return one embedding per text, (N, H) float32."""
 
 
 class LocalTarget:
-    """A language model in this process: everything of it can be read.
+    """Target that is a language model in this process, with access to its probabilities.
 
     Args:
-        model: Its weights.
-        view: How it sees a conversation.
-        sampling: How it answers.
+        model: The language model.
+        renderer: Renders conversations for the target.
+        sampling: Sampling parameters of responses.
     """
 
-    def __init__(self, model: PreTrainedModel, view: DialogueView, sampling: Sampling) -> None:
-        self.model, self.view, self.sampling = model, view, sampling
+    def __init__(
+        self, model: PreTrainedModel, renderer: ConversationRenderer, sampling: Sampling
+    ) -> None:
+        self.model, self.renderer, self.sampling = model, renderer, sampling
 
     def respond(
-        self, contexts: Sequence[str], sampler: Sampler, memory: ConversationCache | None
+        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
     ) -> list[Utterance]:
-        """Sample responses, and keep how likely the target found the attacks."""
-        return speak(self.model, self.view, contexts, self.sampling, sampler, memory)
+        """Sample responses; each also has the log-probabilities of the attack it answers."""
+        return generate_turns(
+            self.model, self.renderer, contexts, self.sampling, sampler, prefix_cache
+        )
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
-        """Score attacks as the target hears them, in its own tokens."""
+        """Return log-probabilities of attacks, (B, T) float32, in the target's tokens."""
         check_length(attacks, len(contexts), source="the caller's list of continuations")
-        room = self.sampling.max_new_tokens
+        reserve = self.sampling.max_new_tokens
         rendered = [
-            self.view.render(Conversation.of(context) + attack, room=room)
+            self.renderer.render(Conversation.of(context) + attack, reserve=reserve)
             for context, attack in zip(contexts, attacks, strict=True)
         ]
-        return score(
+        return score_continuations(
             self.model,
-            [each.ids[: each.heard[0]] for each in rendered],
-            [each.ids[slice(*each.heard)] for each in rendered],
+            [each.ids[: each.last_turn[0]] for each in rendered],
+            [each.ids[slice(*each.last_turn)] for each in rendered],
         )
 
     def response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Score beginnings of responses; their ends are not scored, for they may go on."""
+        """Return log-probabilities of response prefixes, (B, T) float32; no end token is scored."""
         check_length(responses, len(contexts), source="the caller's list of responses")
-        said = [without_end(self.view, self.view.said_ids(str(each))) for each in responses]
-        prompts = [
-            self.view.render(Conversation.of(context), room=len(ids)).ids
-            for context, ids in zip(contexts, said, strict=True)
+        prefixes = [
+            strip_end_token(self.renderer, self.renderer.utterance_ids(str(response)))
+            for response in responses
         ]
-        return score(self.model, prompts, said)
+        prompts = [
+            self.renderer.render(Conversation.of(context), reserve=len(ids)).ids
+            for context, ids in zip(contexts, prefixes, strict=True)
+        ]
+        return score_continuations(self.model, prompts, prefixes)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Return mean last hidden states."""
-        return embedded(self.model, self.view, texts)
+        """Return mean last hidden states, (N, H) float32."""
+        return embed_texts(self.model, self.renderer, texts)
 
 
 class BlackBoxTarget:
-    """A target that only answers. Its likelihood of an attack is taken to be the baseline's.
+    """Target without access to probabilities; the baseline's are used for attacks.
 
     Args:
-        target: What is asked.
-        baseline_logprobs: Scores attacks under the baseline.
+        target: The target.
+        baseline_logprobs: Returns log-probabilities of attacks under the baseline.
     """
 
     def __init__(self, target: Target, baseline_logprobs: LogProbs) -> None:
         self.target, self.baseline_logprobs = target, baseline_logprobs
-        self._said = False
+        self._warned = False
 
     def respond(
-        self, contexts: Sequence[str], sampler: Sampler, memory: ConversationCache | None
+        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
     ) -> list[Utterance]:
-        """Ask; what is no `Utterance` yet is made one."""
-        replies = self.target.respond(contexts)
-        check_length(replies, len(contexts), source=f"{type(self.target).__name__}.respond")
-        return [each if isinstance(each, Utterance) else Utterance(each) for each in replies]
+        """Query the target; plain strings are wrapped as utterances."""
+        responses = self.target.respond(contexts)
+        check_length(responses, len(contexts), source=f"{type(self.target).__name__}.respond")
+        return [each if isinstance(each, Utterance) else Utterance(each) for each in responses]
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
-        """Score attacks under the baseline, and say so once."""
-        if not self._said:
-            self._said = True
-            logger.warning("%s: %s", self.target.name, NO_LIKELIHOODS)
+        """Return the baseline's log-probabilities of attacks, with a warning on the first call."""
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s: %s", self.target.name, NO_LOGPROBS_WARNING)
         return self.baseline_logprobs(contexts, attacks)
 
     def response_logprobs(self, contexts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Refuse.
+        """Not available.
 
         Raises:
             ConfigurationError: Always.
         """
-        raise self._refusal("the probability of a response")
+        raise self._unavailable("log-probabilities of responses")
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Refuse.
+        """Not available.
 
         Raises:
             ConfigurationError: Always.
         """
-        raise self._refusal("hidden states")
+        raise self._unavailable("hidden states")
 
-    def _refusal(self, what: str) -> ConfigurationError:
+    def _unavailable(self, what: str) -> ConfigurationError:
         return ConfigurationError(
-            f"{self.target.name} only answers: {what} cannot be read from it. Use a local target, "
-            "or another part of the reward."
+            f"{self.target.name} is a black-box target and gives no {what}. Use a local target, or "
+            "a reward that does not need them."
         )
 
 
-NO_LIKELIHOODS = (
-    "it gives no probabilities, so wherever the target's likelihood of an attack is asked for, "
-    "that of the baseline is used"
+NO_LOGPROBS_WARNING = (
+    "a black-box target gives no probabilities; the baseline's log-probabilities of attacks are "
+    "used instead"
 )
 
 
-def embedded(model: PreTrainedModel, view: DialogueView, texts: Sequence[str]) -> Tensor:
+def embed_texts(
+    model: PreTrainedModel, renderer: ConversationRenderer, texts: Sequence[str]
+) -> Tensor:
     """Return the mean last hidden state of each text, (N, H) float32."""
-    ids = [without_end(view, view.said_ids(str(text)))[: view.window] for text in texts]
+    ids = [
+        strip_end_token(renderer, renderer.utterance_ids(str(text)))[: renderer.window]
+        for text in texts
+    ]
     return mean_hidden_states(model, ids)

@@ -1,4 +1,4 @@
-"""Adaptive stress testing with a value function beside the attacker, for actor-critic methods."""
+"""AST problem with a value head on the attacker, for actor-critic algorithms."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn.parameter import Parameter
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import ValueFunctionProblem
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import readable
+from astra_rl.ext.transformers.generation import ensure_nonempty_prompts
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelSource
 from astra_rl.infra.checkpointing import replace_folder
-from astra_rl.models.value_head import FILE_NAME, ValueHead, predictor_states
+from astra_rl.models.value_head import FILE_NAME, ValueHead, preceding_hidden_states
 from astra_rl.targets.base import Target
 
 
 class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
-    """A problem whose attacker also estimates returns, with a small head on its hidden states.
+    """AST problem whose attacker has a value head on its hidden states.
 
-    An attacker folder that holds the weights of a value head, as `save` leaves them, brings it.
+    If the attacker's folder contains a value head, as written by `save`, its weights are loaded.
 
     Args:
         attacker_model_id: See `HFASTProblem`.
@@ -31,18 +31,17 @@ class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
         baseline_model_id: See `HFASTProblem`.
         moderator: See `HFASTProblem`.
         device: See `HFASTProblem`.
-        value_count: How many returns are estimated: one, and one more per constraint of
-            PPO-Lagrangian.
-        value_detach: Whether the errors of the estimates leave the attacker alone and train the
-            head only. The hidden states then need no gradient, which is cheaper.
+        value_count: Number of estimated returns, K: one, plus one per constraint of PPO-Lagrangian.
+        value_detach: Whether the value loss trains the head only. The hidden states then need no
+            gradient, which is cheaper.
         options: See `HFASTProblem`.
 
     Attributes:
-        value_head: The head.
+        value_head: The value head.
 
     Raises:
-        ConfigurationError: `value_count` is less than one.
-        ModelError: The weights in the folder do not fit.
+        ConfigurationError: `value_count` is less than 1.
+        ModelError: The value head in the folder has another size.
     """
 
     def __init__(
@@ -71,26 +70,28 @@ class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
                 self.value_head.load(folder)
 
     def value(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Estimate the return at each token, (B, T) float32, with gradients if autograd is on."""
+        """Return the estimated return at each token, (B, T) float32, with gradients."""
         return self.values(contexts, continuations)[:, :, 0]
 
     def values(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
-        """Estimate all returns at each token, (B, T, K) float32; zero where a row has ended."""
-        prompts, said = readable(*self.said_after(self.attacker_view, contexts, continuations))
+        """Return all estimated returns at each token, (B, T, K) float32, padded with zeros."""
+        prompts, attacks = ensure_nonempty_prompts(
+            *self.attack_token_ids(self.attacker_renderer, contexts, continuations)
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.value_detach):
-            hidden = predictor_states(self.attacker, prompts, said)
-        lengths = torch.tensor([len(ids) for ids in said], device=hidden.device)
+            hidden = preceding_hidden_states(self.attacker, prompts, attacks)
+        lengths = torch.tensor([len(ids) for ids in attacks], device=hidden.device)
         real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
         estimates: Tensor = self.value_head(hidden)
         return torch.where(real[:, :, None], estimates, torch.zeros_like(estimates))
 
     def parameters(self) -> Iterator[Parameter]:
-        """Yield the attacker's trainable parameters, then the head's."""
+        """Yield the attacker's trainable parameters, then those of the value head."""
         yield from super().parameters()
         yield from self.value_head.parameters()
 
     def save(self, folder: str | Path) -> None:
-        """Save attacker, tokenizer and value head, as safetensors, atomically."""
+        """Save attacker, tokenizer and value head atomically, in safetensors format."""
         with replace_folder(folder) as temporary:
             super().save(temporary)
             self.value_head.save(temporary)

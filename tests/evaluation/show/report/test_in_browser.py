@@ -15,6 +15,8 @@ from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import Evaluation, ReportData, Training, payload, render_report
 from astra_rl.evaluation.stats.percent import format_percent
 
+pytestmark = pytest.mark.slow
+
 VIEWS = ("summary", "failures", "conversations", "training", "judges", "run")
 
 
@@ -26,7 +28,7 @@ class Reader:
             viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.faults = []
         self.requests = []
         self.page.on("console", lambda message: self.faults.append(message.text))
@@ -54,7 +56,7 @@ class Reader:
 
     def until(self, expression):
         """Wait until something holds; Playwright's own way is against the policy of the page."""
-        for _ in range(400):
+        for _ in range(1200):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)
@@ -420,7 +422,6 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
     reading.close()
 
 
-@pytest.mark.slow
 def test_ten_thousand_conversations_fit_a_page_and_can_be_searched(browser, tmp_path):
     draw = random.Random(0)
     words = [f"{draw.choice('bdfgklmnprst')}{draw.choice('aeiou')}" * 2 for _ in range(2000)]

@@ -13,7 +13,7 @@ from tests.evaluation.show.report.making import Page, attempt, evaluation, repor
 from tests.hostile import HOSTILE
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.judges.calibration import SHOWN_OF_A_JUDGE
+from astra_rl.evaluation.judges.calibration import REPORTED_ESTIMATES
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (
@@ -175,11 +175,11 @@ def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     assert "95% interval 9% to 76% ." in text
     assert "judge not calibrated against people\N{RIGHT SINGLE QUOTATION MARK}s labels" in text
     assert "a score of 0.5 or more" in text
-    assert "Wilson 8 prompts, 8 trials" in text
+    assert "Clopper-Pearson 8 prompts, 8 trials" in text
 
 
 def test_what_is_known_of_the_judge_stands_beside_the_rate():
-    estimates = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in SHOWN_OF_A_JUDGE}
+    estimates = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in REPORTED_ESTIMATES}
     quality = {"labels": "l.csv", "rows": 62, "threshold": 0.5, "estimates": estimates}
     known = Evaluation(name="after", attempts=evaluation().attempts, quality=quality)
     text = prose(ReportData(title="t", evaluations=[known]))

@@ -7,8 +7,13 @@ from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokeniz
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.models.dialogue import DEFAULT_BRIEF, DialogueView, same_vocabulary, window_of
 from astra_rl.models.generation import Sampling
+from astra_rl.models.rendering import (
+    DEFAULT_BRIEF,
+    ConversationRenderer,
+    context_window,
+    same_vocabulary,
+)
 from astra_rl.testing import ScriptedModerator, tiny_model
 
 TINY = tiny_model(chat=True).tokenizer.chat_template
@@ -117,8 +122,8 @@ def test_both_sides_see_what_their_chat_template_shows_of_the_same_messages(name
         brief="Be rude.",
         facts={"secret": "x"},
     )
-    target = DialogueView(tokenizer, "target")
-    assert text_of(target, target.render(conversation, room=8)) == tokenizer.apply_chat_template(
+    target = ConversationRenderer(tokenizer, "target")
+    assert text_of(target, target.render(conversation, reserve=8)) == tokenizer.apply_chat_template(
         [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Topic: tea.\nHello?"},
@@ -128,9 +133,9 @@ def test_both_sides_see_what_their_chat_template_shows_of_the_same_messages(name
         tokenize=False,
         add_generation_prompt=True,
     )
-    attacker = DialogueView(tokenizer, "attacker")
+    attacker = ConversationRenderer(tokenizer, "attacker")
     answered = conversation + said(tokenizer, "Sure.", end)
-    assert text_of(attacker, attacker.render(answered, room=8)) == tokenizer.apply_chat_template(
+    assert text_of(attacker, attacker.render(answered, reserve=8)) == tokenizer.apply_chat_template(
         [
             {"role": "user", "content": "Be rude.\n\nTopic: tea."},
             {"role": "assistant", "content": "Hello?"},
@@ -146,18 +151,18 @@ def test_both_sides_see_what_their_chat_template_shows_of_the_same_messages(name
 @CHATS
 def test_before_anything_was_said_both_sides_see_the_prompt(name):
     conversation = Conversation("Once upon a time", system="Be kind.")
-    attacker = DialogueView(TOKENIZERS[name], "attacker")
-    target = DialogueView(TOKENIZERS[name], "target")
+    attacker = ConversationRenderer(TOKENIZERS[name], "attacker")
+    target = ConversationRenderer(TOKENIZERS[name], "target")
     assert f"{DEFAULT_BRIEF}\n\nOnce upon a time" in text_of(
-        attacker, attacker.render(conversation, room=1)
+        attacker, attacker.render(conversation, reserve=1)
     )
-    assert "Once upon a time" in text_of(target, target.render(conversation, room=1))
+    assert "Once upon a time" in text_of(target, target.render(conversation, reserve=1))
 
 
 @CHATS
 def test_an_empty_prompt_leaves_the_turns_alone(name):
-    view = DialogueView(TOKENIZERS[name], "target")
-    text = text_of(view, view.render(Conversation() + "Hello", room=1))
+    view = ConversationRenderer(TOKENIZERS[name], "target")
+    text = text_of(view, view.render(Conversation() + "Hello", reserve=1))
     assert f"user\nHello{end_of(name)}" in text
 
 
@@ -175,9 +180,9 @@ def test_neither_side_sees_what_is_hidden_from_it(name, chat):
         ("attacker", "THE-BRIEF", "SYSTEM-MESSAGE"),
         ("target", "SYSTEM-MESSAGE", "THE-BRIEF"),
     ):
-        view = DialogueView(TOKENIZERS[name], side, chat=chat)
+        view = ConversationRenderer(TOKENIZERS[name], side, chat=chat)
         for said_so_far in (conversation, conversation + "again", Conversation.of(conversation)):
-            text = text_of(view, view.render(said_so_far, room=1))
+            text = text_of(view, view.render(said_so_far, reserve=1))
             assert shown in text
             assert hidden not in text
             assert "THE-SECRET" not in text
@@ -190,16 +195,17 @@ def test_neither_side_sees_what_is_hidden_from_it(name, chat):
 @SIDES
 def test_own_turns_are_the_very_ids_that_were_sampled(name, side):
     tokenizer = TOKENIZERS[name]
-    view = DialogueView(tokenizer, side)
+    view = ConversationRenderer(tokenizer, side)
     # Ids that no tokenizer would make of the text.
     odd = tuple(ids_of(tokenizer, "qzqzq"))
     own = Utterance("what it reads like", token_ids=(*odd, end_id(name)))
     turns = (own, "other") if side == "attacker" else ("other", own, "more")
-    text = text_of(view, view.render(Conversation("p", turns=turns), room=1))
+    text = text_of(view, view.render(Conversation("p", turns=turns), reserve=1))
     assert f"\nqzqzq{end_of(name)}" in text
     assert "what it reads like" not in text
 
 
+@pytest.mark.slow
 @CHATS
 @SIDES
 @settings(max_examples=25, deadline=None)
@@ -210,7 +216,7 @@ def test_own_turns_are_the_very_ids_that_were_sampled(name, side):
 )
 def test_prompts_grow_by_extension_only(name, side, texts, system, prompt):
     tokenizer = TOKENIZERS[name]
-    view = DialogueView(tokenizer, side)
+    view = ConversationRenderer(tokenizer, side)
     turns = [
         said(tokenizer, text, end_id(name)) if is_own(side, index) else text
         for index, text in enumerate(texts)
@@ -219,7 +225,7 @@ def test_prompts_grow_by_extension_only(name, side, texts, system, prompt):
     before = ()
     for turn in turns:
         if is_own(side, len(conversation.turns)):
-            now = view.render(conversation, room=4).ids
+            now = view.render(conversation, reserve=4).ids
             assert now[: len(before)] == before
             before = (*now, *turn.token_ids)
         conversation += turn
@@ -230,12 +236,12 @@ def test_prompts_grow_by_extension_only(name, side, texts, system, prompt):
 @SIDES
 def test_a_sampled_end_token_is_not_repeated_and_a_missing_one_is_added(name, side):
     tokenizer = TOKENIZERS[name]
-    view = DialogueView(tokenizer, side)
+    view = ConversationRenderer(tokenizer, side)
     end = end_id(name)
     counts = []
     for own in (said(tokenizer, "own", end), said(tokenizer, "own"), "own"):
         turns = (own, "other") if side == "attacker" else ("other", own, "more")
-        rendered = view.render(Conversation(turns=turns), room=1)
+        rendered = view.render(Conversation(turns=turns), reserve=1)
         assert f"own{end_of(name)}" in text_of(view, rendered)
         counts.append(rendered.ids.count(end))
     assert len(set(counts)) == 1
@@ -243,30 +249,30 @@ def test_a_sampled_end_token_is_not_repeated_and_a_missing_one_is_added(name, si
 
 def test_an_end_that_the_template_does_not_know_is_left_out():
     tokenizer = TOKENIZERS["gemma"]
-    view = DialogueView(tokenizer, "attacker")
+    view = ConversationRenderer(tokenizer, "attacker")
     own = said(tokenizer, "own", tokenizer.eos_token_id)
-    text = text_of(view, view.render(Conversation(turns=(own, "other")), room=1))
+    text = text_of(view, view.render(Conversation(turns=(own, "other")), reserve=1))
     assert "own<end_of_turn>\n" in text
     assert "<eos>" not in text
 
 
 @CHATS
 def test_a_side_stops_where_its_template_ends_a_turn(name):
-    view = DialogueView(TOKENIZERS[name], "target")
+    view = ConversationRenderer(TOKENIZERS[name], "target")
     assert view.stop_ids == {end_id(name), TOKENIZERS[name].eos_token_id}
-    assert view.said_ids("ab") == (*ids_of(view.tokenizer, "ab"), end_id(name))
+    assert view.utterance_ids("ab") == (*ids_of(view.tokenizer, "ab"), end_id(name))
 
 
 @CHATS
 @SIDES
 def test_what_was_heard_last_is_found_again(name, side):
-    view = DialogueView(TOKENIZERS[name], side)
+    view = ConversationRenderer(TOKENIZERS[name], side)
     conversation = Conversation("open", turns=("  first ", "second"), system="s")
     conversation = conversation if side == "attacker" else conversation + " third\n"
-    rendered = view.render(conversation, room=1)
-    heard = view.tokenizer.decode(rendered.ids[slice(*rendered.heard)])
+    rendered = view.render(conversation, reserve=1)
+    heard = view.tokenizer.decode(rendered.ids[slice(*rendered.last_turn)])
     assert heard == ("second" if side == "attacker" else "third")
-    nothing = view.render(Conversation("open"), room=1).heard
+    nothing = view.render(Conversation("open"), reserve=1).last_turn
     assert nothing[0] == nothing[1]
 
 
@@ -278,7 +284,7 @@ def test_what_was_heard_last_is_found_again(name, side):
 @SIDES
 def test_control_tokens_in_a_text_are_letters(name, side, chat):
     tokenizer = TOKENIZERS[name]
-    view = DialogueView(tokenizer, side, chat=chat)
+    view = ConversationRenderer(tokenizer, side, chat=chat)
     controls = {tokenizer.convert_tokens_to_ids(text) for text in CONTROLS} - {None}
     controls &= set(tokenizer.added_tokens_decoder)
 
@@ -288,7 +294,7 @@ def test_control_tokens_in_a_text_are_letters(name, side, chat):
         )
         if side == "target":
             conversation += evil
-        ids = view.render(conversation, room=1).ids
+        ids = view.render(conversation, reserve=1).ids
         return [sum(token == control for token in ids) for control in sorted(controls)], ids
 
     harmless, _ = count("x")
@@ -301,15 +307,15 @@ def test_control_tokens_in_a_text_are_letters(name, side, chat):
 def test_a_control_token_of_one_letter_is_left_out():
     template = TINY.replace("<|begin|>", "\N{SNOWMAN}").replace("<|end|>", "\N{COMET}")
     tokenizer = byte_tokenizer(template, plain=["\N{SNOWMAN}", "\N{COMET}"])
-    view = DialogueView(tokenizer, "target")
-    rendered = view.render(Conversation() + "a\N{SNOWMAN}b\N{COMET}c", room=1)
+    view = ConversationRenderer(tokenizer, "target")
+    rendered = view.render(Conversation() + "a\N{SNOWMAN}b\N{COMET}c", reserve=1)
     assert "user\nabc\N{COMET}" in text_of(view, rendered)
 
 
 def test_ordinary_words_that_are_added_tokens_stay_tokens():
     tokenizer = byte_tokenizer(SMOL, plain=["tea", "  "], bos_token="<s>", eos_token="<|im_end|>")
-    view = DialogueView(tokenizer, "target")
-    ids = view.render(Conversation() + "green  tea", room=1).ids
+    view = ConversationRenderer(tokenizer, "target")
+    ids = view.render(Conversation() + "green  tea", reserve=1).ids
     assert tokenizer.convert_tokens_to_ids("tea") in ids
 
 
@@ -328,17 +334,17 @@ def test_ordinary_words_that_are_added_tokens_stay_tokens():
 )
 def test_any_text_can_be_said_and_heard(side, chat, text, read):
     tokenizer = TOKENIZERS["smol"]
-    view = DialogueView(tokenizer, side, chat=chat)
+    view = ConversationRenderer(tokenizer, side, chat=chat)
     conversation = Conversation(text, turns=(text, text), system=text, brief=text)
     if side == "target":
         conversation += text
-    assert read in text_of(view, view.render(conversation, room=1))
+    assert read in text_of(view, view.render(conversation, reserve=1))
 
 
 def test_a_word_that_the_tokenizer_does_not_know_stays_an_unknown_one():
     tokenizer = tiny_model(chat=True).tokenizer
-    view = DialogueView(tokenizer, "target")
-    ids = view.render(Conversation() + "<|end|>", room=1).ids
+    view = ConversationRenderer(tokenizer, "target")
+    ids = view.render(Conversation() + "<|end|>", reserve=1).ids
     assert tokenizer.unk_token_id in ids
     assert ids.count(tokenizer.eos_token_id) == 1
 
@@ -351,15 +357,15 @@ def test_a_template_without_system_messages_gets_them_from_the_user(name):
     tokenizer = TOKENIZERS.get(name) or byte_tokenizer(
         DEAF, specials=["<|im_start|>"], eos_token="<|im_end|>"
     )
-    view = DialogueView(tokenizer, "target", window=400)
+    view = ConversationRenderer(tokenizer, "target", window=400)
     conversation = Conversation("Topic.", turns=("Hello", "Hi", "More"), system="Be kind.")
-    text = text_of(view, view.render(conversation, room=1))
+    text = text_of(view, view.render(conversation, reserve=1))
     assert "Be kind.\n\nTopic.\nHello<" in text
     assert text.count("Be kind.") == 1
-    bare = text_of(view, view.render(Conversation(turns=("Hello",), system="Be kind."), room=1))
+    bare = text_of(view, view.render(Conversation(turns=("Hello",), system="Be kind."), reserve=1))
     assert "Be kind.\n\nHello<" in bare
     long = Conversation("x" * 300, turns=("y" * 90, "Hi", "More"), system="Be kind.")
-    rendered = view.render(long, room=100)
+    rendered = view.render(long, reserve=100)
     assert rendered.dropped_turns == 2
     assert "Be kind.\n\nMore<" in text_of(view, rendered)
 
@@ -367,30 +373,30 @@ def test_a_template_without_system_messages_gets_them_from_the_user(name):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ messages[-1]['content'] }}", "does not show"),
-        ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not show"),
+        ("{{ messages[-1]['content'] }}", "does not render"),
+        ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not render"),
         ("{{ raise_exception('no chats please') }}", "no chats please"),
-        ("{{ messages[", "refuses"),
+        ("{{ messages[", "rejects"),
     ],
 )
 def test_a_template_that_cannot_show_a_conversation_is_refused(template, reason):
     with pytest.raises(ConfigurationError, match=reason):
-        DialogueView(byte_tokenizer(template), "target")
+        ConversationRenderer(byte_tokenizer(template), "target")
 
 
 def test_a_template_that_is_changed_is_read_again():
     tokenizer = byte_tokenizer(SMOL, eos_token="<|im_end|>")
-    assert DialogueView(tokenizer, "target").render(Conversation("a"), room=1)
+    assert ConversationRenderer(tokenizer, "target").render(Conversation("a"), reserve=1)
     tokenizer.chat_template = TINY
-    view = DialogueView(tokenizer, "target")
-    assert text_of(view, view.render(Conversation("a"), room=1)).startswith("<|begin|>user\na")
+    view = ConversationRenderer(tokenizer, "target")
+    assert text_of(view, view.render(Conversation("a"), reserve=1)).startswith("<|begin|>user\na")
 
 
 def test_a_chat_needs_a_template():
     with pytest.raises(ConfigurationError, match="target's tokenizer has no chat template"):
-        DialogueView(BASE, "target", chat=True)
-    assert not DialogueView(BASE, "target").chat
-    assert not DialogueView(TOKENIZERS["smol"], "target", chat=False).chat
+        ConversationRenderer(BASE, "target", chat=True)
+    assert not ConversationRenderer(BASE, "target").chat
+    assert not ConversationRenderer(TOKENIZERS["smol"], "target", chat=False).chat
 
 
 # A conversation as one running text
@@ -398,7 +404,7 @@ def test_a_chat_needs_a_template():
 
 @SIDES
 def test_running_text_is_the_begin_token_and_all_ids_in_a_row(side):
-    view = DialogueView(BASE, side)
+    view = ConversationRenderer(BASE, side)
     odd = Utterance("reads like this", token_ids=(*ids_of(BASE, "qz"), BASE.eos_token_id))
     turns = (odd, " heard") if side == "attacker" else (" heard", odd, " more")
     conversation = Conversation("Open.", turns=turns, system="S.", brief="B.")
@@ -407,26 +413,26 @@ def test_running_text_is_the_begin_token_and_all_ids_in_a_row(side):
         "attacker": [*ids_of(BASE, "B.Open."), *own, *ids_of(BASE, " heard")],
         "target": [*ids_of(BASE, "S.Open. heard"), *own, *ids_of(BASE, " more")],
     }[side]
-    rendered = view.render(conversation, room=1)
+    rendered = view.render(conversation, reserve=1)
     assert rendered.ids == (BASE.bos_token_id, *rest)
     heard = " heard" if side == "attacker" else " more"
-    assert BASE.decode(rendered.ids[slice(*rendered.heard)]) == heard
+    assert BASE.decode(rendered.ids[slice(*rendered.last_turn)]) == heard
 
 
 def test_running_text_may_hear_the_very_ids_too():
     heard = Utterance("reads like this", token_ids=(*ids_of(BASE, "qz"), BASE.eos_token_id))
     conversation = Conversation("O", turns=(heard,))
     for exactly, text in ((True, "qz"), (False, "reads like this")):
-        view = DialogueView(BASE, "target", hears_exactly=exactly)
-        assert view.render(conversation, room=1).ids == (
+        view = ConversationRenderer(BASE, "target", reuse_other_ids=exactly)
+        assert view.render(conversation, reserve=1).ids == (
             BASE.bos_token_id,
             *ids_of(BASE, f"O{text}"),
         )
 
 
 def test_ids_of_another_vocabulary_are_not_used():
-    view = DialogueView(BASE, "attacker", said_exactly=False)
-    assert view.said_ids(Utterance("ab", token_ids=(1, 2, 3))) == tuple(ids_of(BASE, "ab"))
+    view = ConversationRenderer(BASE, "attacker", reuse_own_ids=False)
+    assert view.utterance_ids(Utterance("ab", token_ids=(1, 2, 3))) == tuple(ids_of(BASE, "ab"))
 
 
 @SIDES
@@ -437,12 +443,12 @@ def test_ids_of_another_vocabulary_are_not_used():
     tokenizer=st.sampled_from([BASE, BARE, TOKENIZERS["smol"]]),
 )
 def test_running_text_grows_by_extension_only(side, texts, prompt, tokenizer):
-    view = DialogueView(tokenizer, side, chat=False)
+    view = ConversationRenderer(tokenizer, side, chat=False)
     conversation, before = Conversation(prompt), ()
     for text in texts:
         own = is_own(side, len(conversation.turns))
         if own:
-            now = view.render(conversation, room=1).ids
+            now = view.render(conversation, reserve=1).ids
             assert now
             assert now[: len(before)] == before
             before = (*now, *ids_of(tokenizer, text))
@@ -460,17 +466,17 @@ def test_running_text_grows_by_extension_only(side, texts, prompt, tokenizer):
     ids=["adds its own", "has one with the id 0", "has an end token", "has neither"],
 )
 def test_there_is_always_a_token_to_begin_with(tokenizer, first):
-    view = DialogueView(tokenizer, "attacker")
-    assert view.render(Conversation(), room=1).ids == (first,)
-    assert view.render(Conversation(turns=("", "")), room=1).ids == (first,)
+    view = ConversationRenderer(tokenizer, "attacker")
+    assert view.render(Conversation(), reserve=1).ids == (first,)
+    assert view.render(Conversation(turns=("", "")), reserve=1).ids == (first,)
 
 
 def test_a_tokenizer_without_begin_and_end_can_chat_and_continue_text():
-    assert DialogueView(BARE, "target").stop_ids == set()
-    assert DialogueView(BARE, "target").said_ids("ab") == tuple(ids_of(BARE, "ab"))
-    chat = DialogueView(byte_tokenizer(TINY), "target")
+    assert ConversationRenderer(BARE, "target").stop_ids == set()
+    assert ConversationRenderer(BARE, "target").utterance_ids("ab") == tuple(ids_of(BARE, "ab"))
+    chat = ConversationRenderer(byte_tokenizer(TINY), "target")
     conversation = Conversation("open", turns=("a", "b", "c"))
-    assert text_of(chat, chat.render(conversation, room=1)).startswith(
+    assert text_of(chat, chat.render(conversation, reserve=1)).startswith(
         "<|begin|>user\nopen\na<|end|>"
     )
     assert chat.stop_ids == set()
@@ -481,47 +487,57 @@ def test_a_tokenizer_without_begin_and_end_can_chat_and_continue_text():
 
 def test_the_oldest_turns_go_first_and_the_instructions_stay():
     tokenizer = TOKENIZERS["tiny"]
-    target = DialogueView(tokenizer, "target", window=150)
+    target = ConversationRenderer(tokenizer, "target", window=150)
     turns = tuple(letter * 20 for letter in "abcdefg")
-    rendered = target.render(Conversation("opening", turns=turns, system="rules"), room=10)
+    rendered = target.render(Conversation("opening", turns=turns, system="rules"), reserve=10)
     assert rendered.dropped_turns == 4
     kept = Conversation(turns=turns[4:], system="rules")
-    assert rendered.ids == DialogueView(tokenizer, "target").render(kept, room=10).ids
+    assert rendered.ids == ConversationRenderer(tokenizer, "target").render(kept, reserve=10).ids
 
-    attacker = DialogueView(tokenizer, "attacker", window=150)
-    rendered = attacker.render(Conversation("opening", turns=turns[:6], brief="goal"), room=10)
+    attacker = ConversationRenderer(tokenizer, "attacker", window=150)
+    rendered = attacker.render(Conversation("opening", turns=turns[:6], brief="goal"), reserve=10)
     assert rendered.dropped_turns == 4
     kept = Conversation("opening", turns=turns[4:6], brief="goal")
-    assert rendered.ids == DialogueView(tokenizer, "attacker").render(kept, room=10).ids
+    assert rendered.ids == ConversationRenderer(tokenizer, "attacker").render(kept, reserve=10).ids
 
 
 def test_nothing_is_dropped_from_what_just_fits():
     conversation = Conversation("open", turns=("a", "b", "c", "d"))
-    whole = DialogueView(BASE, "attacker").render(conversation, room=10)
-    just = DialogueView(BASE, "attacker", window=len(whole.ids) + 10)
-    assert just.render(conversation, room=10) == whole
-    assert just.render(conversation, room=11).dropped_turns == 2
+    whole = ConversationRenderer(BASE, "attacker").render(conversation, reserve=10)
+    just = ConversationRenderer(BASE, "attacker", window=len(whole.ids) + 10)
+    assert just.render(conversation, reserve=10) == whole
+    assert just.render(conversation, reserve=11).dropped_turns == 2
 
 
 def test_a_single_turn_that_is_too_long_loses_its_beginning():
-    view = DialogueView(TOKENIZERS["tiny"], "target", window=60)
-    rendered = view.render(Conversation() + ("long " * 50 + "the end"), room=10)
+    view = ConversationRenderer(TOKENIZERS["tiny"], "target", window=60)
+    rendered = view.render(Conversation() + ("long " * 50 + "the end"), reserve=10)
     assert len(rendered.ids) == 50
     assert text_of(view, rendered).endswith("the end<|end|>\n<|begin|>assistant\n")
     assert text_of(view, rendered).startswith("<|begin|>user\n")
-    heard = view.tokenizer.decode(rendered.ids[slice(*rendered.heard)])
+    heard = view.tokenizer.decode(rendered.ids[slice(*rendered.last_turn)])
     assert heard.endswith("long the end")
 
 
 def test_what_leaves_no_room_is_empty():
     assert (
-        DialogueView(TOKENIZERS["smol"], "target", window=40)
-        .render(Conversation("hello"), room=10)
+        ConversationRenderer(TOKENIZERS["smol"], "target", window=40)
+        .render(Conversation("hello"), reserve=10)
         .ids
         == ()
     )
-    assert DialogueView(BASE, "attacker", window=8).render(Conversation("hello"), room=8).ids == ()
-    assert DialogueView(BASE, "attacker", window=8).render(Conversation("hello"), room=9).ids == ()
+    assert (
+        ConversationRenderer(BASE, "attacker", window=8)
+        .render(Conversation("hello"), reserve=8)
+        .ids
+        == ()
+    )
+    assert (
+        ConversationRenderer(BASE, "attacker", window=8)
+        .render(Conversation("hello"), reserve=9)
+        .ids
+        == ()
+    )
 
 
 @pytest.mark.parametrize("name", [*TOKENIZERS, "base", "bare"])
@@ -536,7 +552,7 @@ def test_what_leaves_no_room_is_empty():
 )
 def test_whatever_is_said_fits_the_window(name, side, turns, prompt, instructions, window, room):
     tokenizer = {**TOKENIZERS, "base": BASE, "bare": BARE}[name]
-    view = DialogueView(tokenizer, side, window=window)
+    view = ConversationRenderer(tokenizer, side, window=window)
     turns = [
         said(tokenizer, text.encode(errors="replace").decode(), tokenizer.eos_token_id)
         if is_own(side, index) and len(text) % 2
@@ -544,11 +560,11 @@ def test_whatever_is_said_fits_the_window(name, side, turns, prompt, instruction
         for index, text in enumerate(turns)
     ]
     conversation = Conversation(prompt, turns=turns, system=instructions, brief=instructions)
-    rendered = view.render(conversation, room=room)
+    rendered = view.render(conversation, reserve=room)
     assert len(rendered.ids) <= max(0, window - room)
-    start, stop = rendered.heard
+    start, stop = rendered.last_turn
     assert 0 <= start <= stop <= len(rendered.ids)
-    whole = DialogueView(tokenizer, side).render(conversation, room=room)
+    whole = ConversationRenderer(tokenizer, side).render(conversation, reserve=room)
     if len(whole.ids) <= window - room:
         assert rendered == whole
 
@@ -576,7 +592,7 @@ def test_an_episode_that_outgrows_the_window_ends_with_a_reason():
 @CHATS
 def test_what_was_said_reads_without_control_tokens(name):
     tokenizer, end = TOKENIZERS[name], end_id(name)
-    view = DialogueView(tokenizer, "target")
+    view = ConversationRenderer(tokenizer, "target")
     assert view.decode([*ids_of(tokenizer, " hello\n"), end]) == "hello"
     assert view.decode(ids_of(tokenizer, "hel")) == "hel"
     assert view.decode([end]) == ""
@@ -584,20 +600,20 @@ def test_what_was_said_reads_without_control_tokens(name):
 
 
 def test_running_text_keeps_its_spaces():
-    view = DialogueView(BASE, "attacker")
+    view = ConversationRenderer(BASE, "attacker")
     assert view.decode([*ids_of(BASE, " a b "), BASE.eos_token_id]) == " a b "
 
 
 def test_an_attack_may_end_at_its_first_line_break():
     tokenizer = byte_tokenizer(plain=["!\n\n", "\nb"], eos_token="</s>")
-    view = DialogueView(tokenizer, "attacker", stop_at_newline=True)
+    view = ConversationRenderer(tokenizer, "attacker", stop_at_newline=True)
     tokens = ["!\n\n", "\nb", "</s>", "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"]
     assert view.stop_ids == set(tokenizer.convert_tokens_to_ids(tokens))
     for token, text in (("!\n\n", "ab!"), ("\nb", "ab"), ("</s>", "ab")):
         sampled = [*ids_of(tokenizer, "ab"), tokenizer.convert_tokens_to_ids(token)]
         assert view.decode(sampled) == text
     assert view.decode(ids_of(tokenizer, "ab\n")) == "ab"
-    calm = DialogueView(tokenizer, "attacker")
+    calm = ConversationRenderer(tokenizer, "attacker")
     assert calm.stop_ids == {tokenizer.eos_token_id}
     assert calm.decode(ids_of(tokenizer, "a\nb")) == "a\nb"
 
@@ -606,9 +622,9 @@ def test_an_attack_may_end_at_its_first_line_break():
 
 
 def test_the_window_is_the_models_own():
-    assert window_of(GPT2Config(n_positions=33)) == 33
-    assert window_of(LlamaConfig(max_position_embeddings=77)) == 77
-    assert window_of(BloomConfig()) is None
+    assert context_window(GPT2Config(n_positions=33)) == 33
+    assert context_window(LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_window(BloomConfig()) is None
 
 
 def test_vocabularies_are_the_same_if_ids_mean_the_same():

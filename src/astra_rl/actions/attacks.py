@@ -1,0 +1,130 @@
+"""Attacks that an evaluation sends as they are: from a file, or the goals of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from astra_rl.core.environment import Environment
+from astra_rl.core.graph import Graph
+from astra_rl.core.problem import Problem
+from astra_rl.core.text import Conversation
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
+from astra_rl.evaluation.records.turn import Opening
+from astra_rl.methods.replay import replay_attacks
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.phases import Recorded
+
+DIRECT = "direct"
+"""Name of the baseline whose attacks are the goals of the prompts."""
+
+
+@dataclass(frozen=True)
+class GivenAttack:
+    """An attack that is sent as it is.
+
+    Attributes:
+        context: The state before the attack.
+        attack: Its text.
+        prompt_id: Identifies the prompt that it is an attempt at.
+    """
+
+    context: Conversation
+    attack: str
+    prompt_id: str
+
+
+class GivenAttacks(Environment[str, str]):
+    """Plays one conversation of one turn per given attack; its number is the seed.
+
+    Args:
+        problem: Its target answers; its attacker is not used.
+        attacks: The attacks.
+        seed: Seed of the responses.
+    """
+
+    def __init__(
+        self, problem: Problem[str, str], attacks: Sequence[GivenAttack], *, seed: int
+    ) -> None:
+        super().__init__(problem)
+        self.attacks, self.seed = attacks, seed
+
+    def rollout(self, seed: int | None = None) -> Graph[str, str]:
+        """Send the attack with this number; None sends the first."""
+        return self.eval_rollouts([seed])[0]
+
+    def eval_rollouts(
+        self, seeds: Sequence[int | str | None], trials: Sequence[int] | None = None
+    ) -> list[Graph[str, str]]:
+        """Send the attacks with these numbers, which are consecutive."""
+        first = int(seeds[0] or 0) if seeds else 0
+        sent = self.attacks[first : first + len(seeds)]
+        contexts, attacks = [each.context for each in sent], [[each.attack] for each in sent]
+        return replay_attacks(self.problem, contexts, attacks, seed=self.seed, first=first)
+
+
+def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[GivenAttack]:
+    """Return attacks together with the contexts that they are sent in.
+
+    Args:
+        attacks: ``"direct"``, or a file that `read_attacks` reads. Attacks without a context are
+            distributed over the openings in order.
+        openings: Held-out opening contexts.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or has no attack.
+    """
+    if attacks == DIRECT:
+        return [
+            GivenAttack(
+                _with_prompt(each, ""), each.facts.get("goal") or each.prompt, Opening.of(each).id
+            )
+            for each in openings
+        ]
+    steps = read_attacks(attacks)
+    if not steps:
+        raise ConfigurationError(f"{str(attacks)!a} holds no attack.")
+    contexts = [
+        Conversation.of(step.context or openings[index % len(openings)])
+        for index, step in enumerate(steps)
+    ]
+    return [
+        GivenAttack(context, step.attack, Opening.of(context).id)
+        for context, step in zip(contexts, steps, strict=True)
+    ]
+
+
+def _with_prompt(opening: Conversation, prompt: str) -> Conversation:
+    """Return an opening with another prompt and without the attacker's brief."""
+    return Conversation(
+        prompt, system=opening.system, facts=opening.facts, separator=opening.separator
+    )
+
+
+def untrained_attacks(folder: RunFolder, *, least: int) -> Iterator[ScoredAttack]:
+    """Yield the scored attacks of the first training step, which the untrained attacker made.
+
+    Args:
+        folder: Folder of the run.
+        least: Smallest number of attacks that is enough.
+
+    Raises:
+        ConfigurationError: There are fewer.
+    """
+    found = 0
+    with Recorded(folder, "training") as recorded:
+        for attempt in recorded.attempts():
+            if attempt.step != 1:
+                continue
+            for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
+                score = turn.score(attempt.judge)
+                if score is not None and turn.attack.strip():
+                    found += 1
+                    yield ScoredAttack(exchange.context, turn.attack, score)
+    if found < least:
+        raise ConfigurationError(
+            f"{folder.path}: {found} attacks of the first training step have a score, and {least} "
+            "examples are needed. Use a file of examples with the environment 'few_shot'."
+        )

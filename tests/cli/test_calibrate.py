@@ -14,6 +14,8 @@ from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.judges.calibration import calibration_of, example_labels
 from astra_rl.moderators import KeywordModerator, RefusalModerator
 
+pytestmark = pytest.mark.slow
+
 
 def calibrate(*arguments: str | Path) -> str:
     """Run the command; returns what it printed, raises what it raised."""
@@ -76,7 +78,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("refusl", "Did you mean 'refusal'"),
         ("hf_classifier", r"moderator.options.label: missing"),
         ("qwen_guard", r"moderator.options.controversial: missing"),
-        ("max", "needs the moderators it is made of"),
+        ("max", "max combines other moderators; list them under 'of'"),
         ("nowhere.yaml", r"cannot read the moderator nowhere\.yaml"),
     ],
 )

@@ -170,7 +170,7 @@ def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path,
     [
         (["export", "run", "-f", "sarf"], "--format sarf: unknown. Did you mean 'sarif'"),
         (["export", "run", "-f", "csv", "--phase", "during"], "no attempts of the phase 'during'"),
-        (["export", "run", "-f", "csv", "--safe-replies", "x"], "goes with --format preferences"),
+        (["export", "run", "-f", "csv", "--safe-replies", "x"], "requires --format preferences"),
         (["compare", "run", "run", "--phase-b", "never"], "no attempts of the phase 'never'"),
         (["evaluate", "run", "--trials", "0"], "Invalid value for '--trials'"),
         (["failures", "run", "--by", "length"], "by='length'"),
@@ -215,7 +215,7 @@ def test_failures_become_a_suite_that_the_next_version_must_withstand(
 def test_the_quality_of_the_judge_stands_beside_the_rate(workplace: Path, trained: Path) -> None:
     after = json.loads((trained / "evaluation_after.json").read_text())
     assert after["judge_quality"] is None
-    assert "nobody knows how often it errs" in (trained / "report.html").read_text("utf-8")
+    assert "its error rate is unknown" in (trained / "report.html").read_text("utf-8")
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 0}]
     (workplace / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = "type: secret_leak\noptions: {secret: a, partial_per_word: 0.0}\n"
@@ -303,7 +303,10 @@ def test_attempts_that_were_never_made_are_errors_everywhere(
     now = json.loads(done.stdout)["now"]
     assert (now["planned"], now["never_made"], now["outcomes"]["error"]) == (5, 3, 3)
     assert now["asr"]["highest"] == pytest.approx(3 / 5)
-    for kind, said in (("junit", 'errors="3"'), ("markdown", "of the errors, never made | 3")):
+    for kind, said in (
+        ("junit", 'errors="3"'),
+        ("markdown", "errors that are attempts never made | 3"),
+    ):
         done = astra_rl("export", "stopped", "-f", kind, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert said in (workplace / "stopped" / EXPORTS[kind].filename).read_text("utf-8")

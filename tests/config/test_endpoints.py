@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from astra_rl.config.build import check_options
-from astra_rl.config.endpoints import asked_in
 from astra_rl.config.estimate import EstimateRow, estimate
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 
@@ -49,13 +48,12 @@ TRAINED, EVALUATED = 3 * 2 * (2 + 4), 2 * 5 * 2
 
 
 def rows_of(found: RunConfig) -> dict[str, EstimateRow]:
-    check_options(found)
-    return {row.name: row for row in estimate(found)}
+    return {row.name: row for row in estimate(resolve(found))}
 
 
 def test_a_local_run_asks_nobody(tmp_path: Path) -> None:
-    assert asked_in(config(tmp_path)) == []
-    assert estimate(config(tmp_path)) == []
+    assert resolve(config(tmp_path)).endpoints == ()
+    assert estimate(resolve(config(tmp_path))) == []
 
 
 def test_a_judge_inside_a_reward_is_asked_about_every_turn(tmp_path: Path) -> None:
@@ -131,12 +129,10 @@ def test_a_budget_of_money_is_content_with_prices_inside_a_reward(tmp_path: Path
         reward = {"harm": {"moderator": judge("one", **options)}}
         return config(tmp_path, reward=reward, budget={"max_cost": 1.0})
 
-    check_options(priced(prices={"input": 1.0}))
+    resolve(priced(prices={"input": 1.0}))
     with pytest.raises(ConfigurationError, match="no target and no judge says what it costs"):
-        check_options(priced())
-    check_options(
-        config(tmp_path, moderator=moderation(prices={"input": 1}), budget={"max_cost": 1.0})
-    )
+        resolve(priced())
+    resolve(config(tmp_path, moderator=moderation(prices={"input": 1}), budget={"max_cost": 1.0}))
 
 
 @pytest.mark.parametrize("size", [0, "many", 1.5])
@@ -144,7 +140,7 @@ def test_a_batch_size_that_is_none_is_refused_before_it_is_reckoned_with(
     tmp_path: Path, size: Any
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"moderator.options.batch_size"):
-        asked_in(config(tmp_path, moderator=moderation(batch_size=size)))
+        resolve(config(tmp_path, moderator=moderation(batch_size=size)))
 
 
 @pytest.mark.parametrize(
@@ -160,5 +156,5 @@ def test_another_target_that_cannot_be_is_refused_by_its_place(
     tmp_path: Path, other: Any, message: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        check_options(config(tmp_path, reward={"several_targets": {"others": [other]}}))
+        resolve(config(tmp_path, reward={"several_targets": {"others": [other]}}))
     assert message in str(caught.value)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from astra_rl.config.making import asked_target, check_moderator_options
-from astra_rl.config.option_types import check_types
+from astra_rl.config.construct import bind
+from astra_rl.config.resolve import _Resolver, remote_target, resolve_moderator
 from astra_rl.config.schema import ModeratorConfig, TargetConfig
 from astra_rl.errors import ConfigurationError
 
@@ -40,43 +40,45 @@ def takes(
     ("factory", "options"),
     [
         (Made, {"kind": "a", "share": 1, "size": 3, "names": ["x", "y"]}),
-        (takes, {"places": [1, 2], "extra": {"a": [None]}}),
+        (takes, {"first": "x", "places": [1, 2], "extra": {"a": [None]}}),
         (partial(takes, "x"), {"extra": None}),
         (of_checkers_only, {"size": "unknown"}),
         (takes, {"first": object()}),  # from Python, not from a file
-        (len, {"obj": 3}),
     ],
 )
 def test_what_fits_or_cannot_be_told_passes(factory: Any, options: dict[str, Any]) -> None:
-    check_types("here", factory, options)
+    bind("here", factory, options, _Resolver())
 
 
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
-        (Made, {"kind": "c"}, "here.kind: Input should be 'a' or 'b' (it is 'c')"),
-        (Made, {"share": "1"}, "here.share: Input should be a valid number (it is '1')"),
-        (Made, {"size": True}, "here.size: Input should be a valid integer (it is True)"),
-        (Made, {"names": "xy"}, "here.names: Input should be a valid array"),
-        (partial(takes, "x"), {"places": 5}, "here.places: Input should be a valid array"),
+        (Made, {"kind": "c"}, "here.kind: 'c' given; it must be one of 'a' or 'b'"),
+        (Made, {"share": "1"}, "here.share: '1' given; it must be a number"),
+        (Made, {"size": True}, "here.size: True given; it must be a whole number"),
+        (Made, {"names": "xy"}, "here.names: 'xy' given; it must be a list"),
+        (partial(takes, "x"), {"places": 5}, "here.places: 5 given; it must be a list"),
     ],
 )
 def test_another_type_is_refused_by_its_place(
     factory: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        check_types("here", factory, options)
+        bind("here", factory, options, _Resolver())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prices": {"input": "x"}}, "target.options.prices: Input should be a valid number"),
-        ({"stop": "END"}, "target.options.stop: Input should be a valid array"),
+        (
+            {"prices": {"input": "x"}},
+            "target.options.prices: {'input': 'x'} given; it must be a number",
+        ),
+        ({"stop": "END"}, "target.options.stop: 'END' given; it must be a list"),
         ({"extra": 5}, "target.options.extra"),
         ({"api_key_env": 5}, "target.options.api_key_env"),
         ({"base_url": 5}, "target.options.base_url"),
-        ({"send_seed": "no"}, "target.options.send_seed: Input should be a valid boolean"),
+        ({"send_seed": "no"}, "target.options.send_seed: 'no' given; it must be true or false"),
         ({"extra": {"max_completion_tokens": -4}}, "extra.max_completion_tokens=-4"),
         ({"extra": {"n": "two"}}, "extra.n='two'"),
     ],
@@ -84,13 +86,13 @@ def test_another_type_is_refused_by_its_place(
 def test_no_option_of_a_target_is_a_traceback(options: dict[str, Any], message: str) -> None:
     section = TargetConfig(type="openai", options={"model": "m", "base_url": URL, **options})
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        asked_target(section)
+        remote_target(section)
 
 
 def test_an_application_that_writes_no_whole_number_of_tokens_is_refused() -> None:
     section = TargetConfig(type="astra_rl.testing:echo", options={"max_tokens": "many"})
     with pytest.raises(ConfigurationError, match=r"target\.options\.max_tokens"):
-        asked_target(section)
+        remote_target(section)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +107,4 @@ def test_options_of_a_judge_are_checked_before_it_is_made(
     kind: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        check_moderator_options(ModeratorConfig(type=kind, options=options))
+        resolve_moderator(ModeratorConfig(type=kind, options=options))

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from astra_rl.config.build import build_environment, check_options
+from astra_rl.config.construct import bind, build_reward_part
 from astra_rl.config.loading import parse_config
-from astra_rl.config.making import checking_makers
-from astra_rl.config.parts import make_part
+from astra_rl.config.resolve import _Resolver, resolve
 from astra_rl.config.schema import EnvironmentConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS, PrunedTreeEnvironment
-from astra_rl.moderators import FunctionModerator
 from astra_rl.rewards import (
     REWARDS,
     Constrained,
@@ -43,14 +40,10 @@ prompts: {scenario: planted_secrets}
 
 
 def make(text: str) -> RewardPart:
-    return make_part("reward", yaml.safe_load(text), MAKE)
+    return build_reward_part("reward", yaml.safe_load(text), _Resolver(CONFIG))
 
 
-def moderator(where: str, value: Any) -> FunctionModerator:
-    return FunctionModerator(lambda texts: [0.5] * len(texts))
-
-
-MAKE = replace(checking_makers(), moderator=moderator)
+CONFIG = parse_config(MINIMAL, source="test")
 
 
 def test_a_name_alone_is_a_part() -> None:
@@ -126,12 +119,15 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("harmm", r"reward.harmm: unknown part of a reward. Did you mean 'harm'\? Known: sum, "),
+        ("harmm", r"reward.harmm: no reward 'harmm'. Did you mean 'harm'\? Choose from sum, "),
         ("harm: {scal: log}", r"reward.harm.scal: unknown key. Did you mean 'scale'\?"),
-        ("harm: {of: prompt}", r"reward.harm.of: Input should be 'response', .*\(it is 'prompt'\)"),
-        ("harm: {replies: many}", r"reward.harm.replies: Input should be a valid integer"),
+        ("harm: {of: prompt}", r"reward.harm.of: 'prompt' given; it must be one of 'response', "),
+        ("harm: {replies: many}", r"reward.harm.replies: 'many' given; it must be a whole number"),
         ("harm: {replies: 0}", r"reward.harm: replies=0; at least 1"),
-        ("sum: [{harm: {}, weight: much}]", r"reward.sum\[0\].weight: .* valid number"),
+        (
+            "sum: [{harm: {}, weight: much}]",
+            r"reward.sum\[0\].weight: 'much' given; it must be a number",
+        ),
         ("sum: {harm: 1}", r"reward.sum.harm: unknown key"),
         ("sum: [{harm: {}, kl: {}}]", r"\['harm', 'kl'\] given; name one part"),
         ("sum: [{1.5: {}, kl: {}}]", r"\['1.5', 'kl'\] given; name one part"),
@@ -139,7 +135,7 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
         ("product: harm", r"reward.product: 'harm' given; write names and values"),
         ("product: {factors: harm}", r"reward.product.factors: 'harm' given; write a list"),
         ("{harm: {}, weight: 2}", "weight is for the parts of a sum"),
-        ("gate: {part: harm}", r"reward.gate: .*missing.*'when'"),
+        ("gate: {part: harm}", r"reward.gate.when: missing; it must be given"),
         ("gate: {part: harm, when: kl}", "reward.gate: a gate needs a bound"),
         ("rank: {part: {harm: {om: 1}}}", r"reward.rank.part.harm.om: unknown key"),
         ("novel_failure: {nll: {product: [kl]}}", "is not a RewardTerm"),
@@ -176,7 +172,7 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward=harmm", "reward.harmm: unknown part"),
+        ("reward=harmm", "reward.harmm: no reward 'harmm'"),
         ("reward.sum=[{harm: {of: x}}]", r"reward.sum\[0\].harm.of"),
         (
             "reward={gibberish: {moderator: {type: profane}}}",
@@ -186,7 +182,7 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
             "reward={gibberish: {moderator: {type: secret_leak, options: {secrt: a}}}}",
             "moderator.options.secrt: unknown key. Did you mean 'secret'",
         ),
-        ("environment.type=tre", "environment: unknown type 'tre'. Did you mean 'tree'"),
+        ("environment.type=tre", "environment.type: no environment 'tre'. Did you mean 'tree'"),
         ("environment.options={keep: 3}", "environment.keep: unknown key"),
         (
             "environment={type: pruned_tree, options: {keeep: 3}}",
@@ -205,13 +201,13 @@ def test_a_wrong_configuration_is_refused_before_any_model_is_loaded(
     override: str, message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        check_options(parse_config(MINIMAL, [override], source="test"))
+        resolve(parse_config(MINIMAL, [override], source="test"))
 
 
 def test_checking_a_reward_does_not_make_its_moderators() -> None:
     model = "{type: hf_classifier, options: {model_id: /no/such/model, label: x}}"
     config = parse_config(MINIMAL, [f"reward={{gibberish: {{moderator: {model}}}}}"], source="test")
-    check_options(config)
+    resolve(config)
 
 
 def test_the_resolved_configuration_keeps_the_reward() -> None:
@@ -234,13 +230,20 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
     assert reward.nll.name == "attack_nll_baseline"
 
 
+def built(config: EnvironmentConfig, openings: list[str]) -> ASTEnvironment:
+    factory = ENVIRONMENTS[config.type]
+    bound = bind("environment", factory, config.arguments(), _Resolver(), supplied=2)
+    environment: ASTEnvironment = bound(ToyProblem(), openings)
+    return environment
+
+
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 def test_every_environment_can_be_made_from_a_file(name: str, tmp_path: Path) -> None:
     examples = tmp_path / "examples.jsonl"
     examples.write_text('{"attack": "boom", "reward": 1}\n' * 4)
     needed = {"few_shot": {"examples": str(examples)}}
     config = EnvironmentConfig(type=name, tree_width=3, options=needed.get(name, {}))
-    environment = build_environment(config, ToyProblem(), ["one", "two"], MAKE)  # type: ignore[arg-type]
+    environment = built(config, ["one", "two"])
     assert type(environment) is ENVIRONMENTS[name]
     assert environment.tree_width == 3
     check_environment(environment)
@@ -250,7 +253,7 @@ def test_options_of_an_environment_may_be_parts_of_rewards() -> None:
     config = EnvironmentConfig(
         type="pruned_tree", options={"keep": 2, "quality": {"format": {"pattern": "a"}}}
     )
-    environment = build_environment(config, ToyProblem(), ["one"], MAKE)  # type: ignore[arg-type]
+    environment = built(config, ["one"])
     assert isinstance(environment, PrunedTreeEnvironment)
     assert environment.quality is not None
     assert environment.quality.name == "format"

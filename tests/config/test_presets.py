@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from astra_rl import Trainer
-from astra_rl.config.build import build, check_options
+from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
+from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.testing import tiny_model
@@ -137,7 +138,7 @@ def test_what_a_user_says_goes_over_the_preset(place: Path) -> None:
     assert config.algorithm.options == {"kl_in_reward": 0.001, "epochs": 2}
     assert config.attacker.lora is not None
     assert parse_config(config.to_yaml(), source="resolved") == config
-    check_options(config)
+    resolve(config)
 
 
 def test_a_reward_of_ones_own_replaces_the_presets_and_another_algorithm_its_options() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_rl.config.build import check_options, load_openings
 from astra_rl.config.loading import parse_config
 from astra_rl.config.presets import load_preset
 from astra_rl.config.prompts import read_openings
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import PromptsConfig, RunConfig
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import context_key
@@ -81,14 +81,15 @@ def test_prompts_of_training_and_evaluation_must_differ_and_more_than_in_a_word(
     Path("test.txt").write_text("How are you?\n")
     config = PromptsConfig(file="train.txt", test_file="test.txt")
     with pytest.raises(ConfigurationError, match=r"train-1 \(train\) and test-1 \(test\)"):
-        load_openings(config, seed=0)
+        read_openings(config, seed=0)
 
 
 def test_at_most_so_many_are_used() -> None:
     Path("train.txt").write_text("one\ntwo\nthree\n")
     Path("test.txt").write_text("four\nfive\n")
     config = PromptsConfig(file="train.txt", test_file="test.txt", train=2, test=9)
-    train, test = load_openings(config, seed=0)
+    found = read_openings(config, seed=0)
+    train, test = found.train, found.test
     assert (len(train), len(test)) == (2, 2)
 
 
@@ -105,7 +106,8 @@ def test_the_prompts_in_the_documentation_are_accepted() -> None:
 
 def test_the_demo_opens_as_it_always_did() -> None:
     config = load_preset("demo", ["seed=3"])
-    train, test = load_openings(config.prompts, seed=config.seed)
+    found = read_openings(config.prompts, seed=config.seed)
+    train, test = found.train, found.test
     expected = planted_secrets("train", 192, seed=derive_seed(3, "openings"))
     assert list(map(context_key, train)) == list(map(context_key, expected))
     assert list(map(context_key, test)) == list(map(context_key, planted_secrets("test", 128)))
@@ -115,9 +117,10 @@ def test_a_shipped_scenario_brings_its_moderator_and_threshold() -> None:
     config = configured("{scenario: secret_keepers}")
     assert config.moderator.type == "secret_leak"
     assert config.evaluation.threshold == 1.0
-    train, test = load_openings(config.prompts, seed=0)
+    found = read_openings(config.prompts, seed=0)
+    train, test = found.train, found.test
     assert len(train) > len(test) > 0
-    check_options(config)
+    resolve(config)
 
 
 def test_what_the_configuration_says_itself_stays() -> None:
@@ -158,4 +161,4 @@ def test_bad_rows_are_found_before_any_model_is_loaded() -> None:
     Path("rows.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ""}\n')
     Path("mine.yaml").write_text("prompts: rows.jsonl\nmoderator: {type: profanity}\n")
     with pytest.raises(ConfigurationError, match="line 2: no text in 'prompt'"):
-        check_options(configured("{scenario: mine.yaml}"))
+        resolve(configured("{scenario: mine.yaml}"))

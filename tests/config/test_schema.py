@@ -14,10 +14,10 @@ from astra_rl import GRPO
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.advantages import scale_by_batch
 from astra_rl.algorithms.losses import PolicyLoss
-from astra_rl.config.build import build_algorithm, check_options, check_training_options
+from astra_rl.config.construct import parameters_of
 from astra_rl.config.loading import load_config, parse_config
-from astra_rl.config.making import build_moderator, option_names
 from astra_rl.config.presets import load_preset
+from astra_rl.config.resolve import build_moderator, check_training, resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
@@ -32,6 +32,11 @@ target: {model: b}
 moderator: {type: secret_leak}
 prompts: {scenario: planted_secrets}
 """
+
+
+def check_all(config: RunConfig) -> None:
+    """Check what only training needs, too."""
+    check_training(resolve(config))
 
 
 def test_a_minimal_file_gets_defaults() -> None:
@@ -60,15 +65,21 @@ def test_overrides_change_values_and_are_yaml() -> None:
     [
         ("training.step=7", r"training.step: unknown key. Did you mean 'steps'\?"),
         ("trainin.steps=7", r"trainin: unknown key. Did you mean 'training'\?"),
-        ("training.steps=-1", "training.steps: .*greater than or equal to 0.*-1"),
-        ("training.steps=many", "training.steps: .*integer.*'many'"),
+        ("training.steps=-1", r"training.steps: -1 given; it must be at least 0\."),
+        ("training.steps=many", "training.steps: 'many' given; it must be a whole number"),
         ("training.optimizer=adamx", "optimizer must be one of"),
-        ("algorithm.type=ppo2", r"algorithm.type: choose from a2c, .* Did you mean 'ppo'\?"),
-        ("algorithm.type=[ppo]", "algorithm.type: .*string"),
-        ("training.max_nonfinite_losses=0", "greater than or equal to 1"),
+        (
+            "algorithm.type=ppo2",
+            r"algorithm.type: no algorithm 'ppo2'. Did you mean 'ppo'\? Choose from a2c, ",
+        ),
+        ("algorithm.type=[ppo]", r"algorithm.type: \['ppo'\] given; it must be text"),
+        (
+            "training.max_nonfinite_losses=0",
+            "max_nonfinite_losses: 0 given; it must be at least 1",
+        ),
         ("training", "write it as key.subkey=value"),
-        ("seed.x=1", "seed: .*integer"),
-        ("attacker.lora={rank: 0}", "attacker.lora.rank: .*greater than or equal to 1"),
+        ("seed.x=1", "seed: .* given; it must be a whole number"),
+        ("attacker.lora={rank: 0}", "attacker.lora: rank=0; a LoRA rank must be at least 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
         ("prompts.benchmark=advbench", "test_file, columns and benchmark go with file"),
         ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
@@ -107,13 +118,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_options_of_a_moderator_are_checked_before_any_model_is_loaded() -> None:
     config = parse_config(MINIMAL, ["moderator.options={partial_per_wrd: 0.1}"], source="test")
     with pytest.raises(ConfigurationError, match="Did you mean 'partial_per_word'"):
-        check_options(config)
+        resolve(config)
 
 
 def test_options_of_an_algorithm_are_checked_before_any_model_is_loaded() -> None:
     config = parse_config(MINIMAL, ["algorithm.options={clip_hi: 0.1}"], source="test")
     with pytest.raises(ConfigurationError, match="Did you mean 'clip_high'"):
-        check_options(config)
+        resolve(config)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +151,9 @@ def test_options_of_every_base_of_an_algorithm_are_known(
         )
         for each in (option, wrong)
     )
-    check_options(right_config)
+    resolve(right_config)
     with pytest.raises(ConfigurationError, match=f"{wrong}: .* Did you mean '{option}'"):
-        check_options(wrong_config)
+        resolve(wrong_config)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +161,13 @@ def test_options_of_every_base_of_an_algorithm_are_known(
     [
         ("dpo", {"beta": 0}, r"beta=0; it must be a positive number"),
         ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing=0.5; it must be in \[0, 0.5\)"),
-        ("ipo", {"reduce": "max"}, "reduce='max'; choose 'sum' or 'mean'"),
+        ("ipo", {"reduce": "max"}, "reduce: 'max' given; it must be one of 'sum' or 'mean'"),
         ("margin_ipo", {"min_gap": -1}, "min_gap=-1; it must be 0 or more"),
         ("hinge", {"pairs": "alle"}, "Did you mean 'all'"),
-        ("hinge", {"pairs": 3}, "pairs=3; choose from"),
-        ("simpo", {"beta": "1e-1"}, "beta='1e-1'; .*YAML reads 1e-2 as text; write 0.01"),
+        ("hinge", {"pairs": 3}, "pairs: 3 given; it must be text"),
+        ("simpo", {"beta": "high"}, "beta: 'high' given; it must be a number"),
         ("simpo", {"margin": -1}, "margin=-1; it must be 0 or more"),
-        ("kto", {"threshold": True}, "threshold=True; it must be a finite number"),
+        ("kto", {"threshold": True}, "threshold: True given; it must be a number"),
         ("grpo", {"clip_low": 0}, "clip_low=0; it must be positive"),
         ("ppo", {"epochs": 0}, "epochs=0; it must be a whole number"),
     ],
@@ -167,23 +178,23 @@ def test_values_of_options_are_checked_before_any_model_is_loaded(
     algorithm = yaml.safe_dump({"type": name, "options": options})
     config = parse_config(MINIMAL, ["algorithm=" + algorithm], source="test")
     with pytest.raises(ConfigurationError, match=message):
-        check_training_options(config)
+        check_all(config)
 
 
 def test_an_attacker_that_samples_otherwise_is_refused_before_any_model_is_loaded() -> None:
     config = parse_config(MINIMAL, ["attacker.temperature=0.7"], source="test")
     with pytest.raises(ConfigurationError, match="GRPO needs attacks sampled from the very"):
-        check_training_options(config)
-    check_training_options(
+        check_all(config)
+    check_all(
         parse_config(MINIMAL, ["attacker.temperature=0.7", "algorithm.type=dpo"], source="test")
     )
-    check_options(config)  # for it may still be evaluated so
+    resolve(config)  # for it may still be evaluated so
 
 
 def test_an_option_that_must_be_given_is_asked_for_before_any_model_is_loaded() -> None:
     config = parse_config(MINIMAL, ["algorithm.type=ppo_lagrangian"], source="test")
     with pytest.raises(ConfigurationError, match=r"algorithm\.options\.constraints: missing"):
-        check_options(config)
+        resolve(config)
 
 
 def test_a_bound_on_what_the_reward_lacks_is_refused_before_any_model_is_loaded() -> None:
@@ -191,22 +202,22 @@ def test_a_bound_on_what_the_reward_lacks_is_refused_before_any_model_is_loaded(
         bound = f"algorithm.options.constraints={{{term}: {{at_least: 0.5}}}}"
         return parse_config(MINIMAL, ["algorithm.type=ppo_lagrangian", bound], source="test")
 
-    check_training_options(bounding("harm_response"))
+    check_all(bounding("harm_response"))
     with pytest.raises(ConfigurationError, match=r"constraints\.harm: the reward has no such"):
-        check_training_options(bounding("harm"))
+        check_all(bounding("harm"))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_option_of_an_algorithm_is_an_object(name: str) -> None:
     """What a YAML file cannot say must not be among the names that it may give."""
     assert not {"problem", "loss", "estimator", "compare", "self"} & set(
-        option_names(ALGORITHMS[name])
+        parameters_of(ALGORITHMS[name], supplied=1)
     )
 
 
 def test_the_demo_learns_as_it_always_did() -> None:
     """Its settings are those that its figures were made with, whatever the defaults become."""
-    algorithm = build_algorithm(load_preset("demo").algorithm, ToyProblem())  # type: ignore[arg-type]
+    algorithm = resolve(load_preset("demo")).algorithm(ToyProblem())
     assert isinstance(algorithm, GRPO)
     assert algorithm.loss == PolicyLoss(clip_low=0.2, clip_high=0.28, reduce="token")
     assert algorithm.kl.coefficient.value == 0.03
@@ -217,7 +228,7 @@ def test_the_demo_learns_as_it_always_did() -> None:
 def test_the_demo_is_a_configuration_like_any_other() -> None:
     config = load_preset("demo")
     assert isinstance(config, RunConfig)
-    check_options(config)
+    resolve(config)
 
 
 def moderator(text: str) -> RunConfig:
@@ -236,7 +247,7 @@ NESTED = """
 
 def test_moderators_are_composed_in_yaml() -> None:
     config = moderator(NESTED)
-    check_options(config)
+    resolve(config)
     assert parse_config(config.to_yaml(), source="test") == config
     judge = build_moderator(config.moderator)
     # no leak (missing: no secret known), complied, and the weights need both: nothing is decided
@@ -249,8 +260,8 @@ def test_moderators_are_composed_in_yaml() -> None:
     ("text", "expected"),
     [
         ("{type: detoxfy}", r"moderator.type: no moderator 'detoxfy'. Did you mean 'detoxify'\?"),
-        ("{type: max}", "max needs the moderators it is made of, as a list under 'of'"),
-        ("{type: refusal, of: [{type: refusal}]}", "refusal is not made of others"),
+        ("{type: max}", "max combines other moderators; list them under 'of'"),
+        ("{type: refusal, of: [{type: refusal}]}", "refusal does not combine other moderators"),
         ("{type: max, of: [{type: refusel}]}", r"moderator.of.0.type: .*Did you mean 'refusal'"),
         ("{type: max, of: [{tipe: refusal}]}", r"moderator.of.0.tipe: unknown key. Did you mean"),
     ],
@@ -273,7 +284,7 @@ def test_a_wrong_moderator_is_refused_by_where_it_stands(text: str, expected: st
 )
 def test_wrong_options_are_refused_by_where_they_stand(text: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
-        check_options(moderator(text))
+        resolve(moderator(text))
 
 
 def test_a_class_and_a_function_of_ones_own_are_named_by_where_they_are() -> None:
@@ -281,7 +292,7 @@ def test_a_class_and_a_function_of_ones_own_are_named_by_where_they_are() -> Non
         "{type: max, of: [{type: 'astra_rl.testing:ScriptedModerator', "
         "options: {scores: {boom: 0.7}}}]}"
     )
-    check_options(config)
+    resolve(config)
     assert build_moderator(config.moderator).moderate(["boom", ""]) == [0.7, 0.0]
 
 

@@ -19,6 +19,7 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ContractError
 
 
+@pytest.mark.slow
 def test_the_same_parts_give_the_same_seed_in_another_process():
     code = "from astra_rl.core.seeding import derive_seed; print(derive_seed(3, 'step', 7))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

@@ -75,7 +75,7 @@ def test_a_finished_run_has_its_verdict_its_past_and_its_trees(finished):
     assert data.finished
     assert data.warnings == ["It pleases."]
     page = render_run_page(finished)
-    assert "38% The target failed in 3 of 8" in prose(page)
+    assert "38% Attack success rate: the target failed in 3 of 8" in prose(page)
     index = unpacked(page, "index")
     assert len(index["columns"]["id"]) == 6 + 8 + 8
     assert max(index["columns"]["episode"]) == 6 + 8 + 2 - 1
@@ -95,8 +95,8 @@ def test_a_run_that_has_not_ended_has_a_page_and_says_so(begun):
     assert not data.finished
     assert data.result.name == "before training"
     text = prose(render_run_page(begun))
-    assert "This run has not ended. 2 of 9 training steps are recorded." in text
-    assert "What is below is the untrained attacker." in text
+    assert "This run has not finished. 2 of 9 training steps are recorded." in text
+    assert "The results below are of the untrained attacker." in text
 
 
 def test_half_an_evaluation_is_not_taken_for_a_result(begun):
@@ -137,7 +137,7 @@ def test_other_judges_that_were_asked_later_stand_beside_the_first(finished):
     assert result.judge == "judge"
     assert list(result.judges) == ["judge", "other judge", "another"]
     assert result.summary.asr.successes == 3
-    assert "judge and another say the same of 38% of 8 turns" in prose(render_run_page(finished))
+    assert "judge and another agree on 38% of 8 turns" in prose(render_run_page(finished))
 
 
 def test_a_later_evaluation_is_compared_and_does_not_take_the_place_of_the_result(finished):
@@ -145,7 +145,7 @@ def test_a_later_evaluation_is_compared_and_does_not_take_the_place_of_the_resul
     data = read_run(finished)
     assert data.result.name == "after training"
     text = prose(render_run_page(finished))
-    assert "Evaluated again the target fails 25 points more often than after training" in text
+    assert "The attack success rate evaluated again is 25 points higher than after training" in text
 
 
 def test_the_folder_of_an_evaluation_alone_has_a_page(tmp_path):
@@ -206,7 +206,7 @@ def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatc
     assert 12 <= len(training.attempts) <= 20
     steps = [each.step for each in training.attempts]
     assert all(steps.count(step) == 4 for step in steps)
-    assert "of them, in whole trees" in prose(render_run_page(begun))
+    assert "of them, as complete trees" in prose(render_run_page(begun))
 
 
 def test_algorithms_that_learn_from_pairs_have_chosen_and_rejected(begun):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.config.endpoints import asked_by, check_prices
 from astra_rl.config.loading import load_moderator
-from astra_rl.config.making import build_moderator, check_moderator_options
+from astra_rl.config.resolve import check_prices, resolve_moderator
 from astra_rl.evaluation.judges.calibration import (
     Calibration,
     agreement,
@@ -74,17 +73,14 @@ def calibrate_moderators(
         AstraError: A moderator cannot be constructed; the message says why.
     """
     budget = Budget() if budget is None else budget
-    configs = [load_moderator(reference) for reference in references]
-    for config in configs:
-        check_moderator_options(config)
-    endpoints = [each for config in configs for each in asked_by("moderator", config)]
+    moderators = [resolve_moderator(load_moderator(reference)) for reference in references]
+    endpoints = [each for moderator in moderators for each in moderator.endpoints()]
     check_prices(budget, endpoints)
     results: list[Calibrated] = []
     with spending_on(budget, folder, asks=bool(endpoints), occasion="calibrate") as ledger:
-        for config in configs:
+        for moderator in moderators:
             ledger.check()
-            moderator = build_moderator(config)
-            calibration = calibrate(moderator, labelled, threshold=threshold, seed=seed)
+            calibration = calibrate(moderator.load(), labelled, threshold=threshold, seed=seed)
             results.append(Calibrated(calibration, write_calibration(calibration, folder)))
             on_result(results[-1])
     agreed = None

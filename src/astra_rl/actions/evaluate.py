@@ -14,11 +14,10 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.config.build import build_environment, build_judge, build_problem, check_options
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
+from astra_rl.config.experiment import build_environment, build_judge, build_problem
 from astra_rl.config.loading import load_config
-from astra_rl.config.making import build_moderator, makers
-from astra_rl.config.prompts import read_openings
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetSpentError, ConfigurationError
@@ -107,7 +106,7 @@ def evaluate_run(
         for target, config in configs.items()
     }
     phase = next(iter(plays.values())).phase
-    with spending(list(configs.values()), destination, occasion=phase):
+    with spending([play.plan for play in plays.values()], destination, occasion=phase):
         found = _played_until_spent(plays)
     if len(configs) > 1:
         RunFolder(destination).write_json(
@@ -183,8 +182,8 @@ class Play:
                 "an attacker."
             )
         self.folder, self.config, self.attacker = folder, config, attacker
-        check_options(config)
-        prompts = read_openings(config.prompts, seed=config.seed)
+        self.plan = resolve(config)
+        prompts = self.plan.openings
         self.openings, self.categories = list(prompts.test), prompts.categories
         baseline = None if attacks is None else str(attacks)
         best = BEST_OF.fullmatch(baseline or "")
@@ -212,8 +211,8 @@ class Play:
         """Return the largest number of calls and tokens that it can need."""
         if self.given is not None:
             contexts = [each.context for each in self.given]
-            return estimate_given(self.config, contexts, [1] * len(contexts))
-        return estimate(self.config, training=False, queries_per_turn=self.best_of or 1)
+            return estimate_given(self.plan, contexts, [1] * len(contexts))
+        return estimate(self.plan, training=False, queries_per_turn=self.best_of or 1)
 
     def into(self, destination: RunFolder) -> Evaluated:
         """Play, record the attempts in a folder and write the result.
@@ -224,8 +223,8 @@ class Play:
         config, ledger = self.config, current_ledger()
         ledger.check()
         before = ledger.copied()
-        problem = build_problem(config, build_moderator(config.moderator), attacker=self.attacker)
-        judge = build_judge(config, problem)
+        problem = build_problem(self.plan, attacker=self.attacker)
+        judge = build_judge(self.plan, problem)
         with recording(destination, self.phase, self.planned) as log:
             phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
             result = self._play(phase, problem)
@@ -233,6 +232,7 @@ class Play:
             failed = log.attempts(outcome="success")
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
+        self.plan.unload()
         path = destination.evaluation(self.phase)
         destination.write_json(path, metrics)
         return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
@@ -250,8 +250,7 @@ class Play:
         )
 
     def _environment(self, problem: HFASTProblem) -> Environment[str, str]:
-        config = self.config
-        usual = build_environment(config.environment, problem, self.openings, makers(config))
+        usual = build_environment(self.plan, problem, self.openings)
         depth = usual.tree_depth
         if self.best_of is not None:
             return BestOfNEnvironment(problem, self.openings, self.best_of, depth)

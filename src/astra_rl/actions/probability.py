@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from astra_rl.config.build import build_problem, check_options, ordinary_use
+from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
-from astra_rl.config.making import build_moderator
-from astra_rl.config.prompts import read_openings
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.resolve import Plan, resolve
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.importance import (
     NoProbability,
@@ -77,7 +75,7 @@ def ordinary_failure(
         raise ConfigurationError(f"conversations={conversations}; at least 2.")
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
-    check_options(config)
+    plan = resolve(config)
     if config.environment.type not in _TURN_BY_TURN:
         raise ConfigurationError(
             f"conversations of the environment {config.environment.type!r} are not held turn by "
@@ -87,7 +85,7 @@ def ordinary_failure(
     if not attacker.is_dir():
         raise ConfigurationError(f"{folder.path} has no trained attacker: {attacker} is missing.")
     destination = folder if output is None else RunFolder(output)
-    problem = build_problem(config, build_moderator(config.moderator), attacker=str(attacker))
+    problem = build_problem(plan, attacker=str(attacker))
     if not problem.samples_exactly:
         raise ConfigurationError(
             "the attacker samples with a temperature, top_k or top_p, so its attacks do not come "
@@ -97,9 +95,9 @@ def ordinary_failure(
     path = destination.attempts_of(ORDINARY_PHASE)
     with (
         recording(destination, ORDINARY_PHASE, conversations) as log,
-        spending([config], destination.path, occasion=ORDINARY_PHASE) as ledger,
+        spending([plan], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
-        _play_both(config, problem, log, conversations, share)
+        _play_both(plan, problem, log, conversations, share)
         log.flush()
         found = failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
     result = destination.path / "probability.json"
@@ -119,17 +117,16 @@ def ordinary_failure(
 
 
 def _play_both(
-    config: RunConfig, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
+    plan: Plan, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
 ) -> None:
     """Play and record the conversations of the baseline and of the attacker."""
-    prompts = read_openings(config.prompts, seed=config.seed)
+    config, prompts = plan.config, plan.openings
     ordinary = ordinary_use(config, problem)
-    judge = config.evaluation.judge or config.moderator
     phase = PhaseRun(
         config,
         ORDINARY_PHASE,
         problem,
-        build_moderator(judge),
+        plan.evaluation_judge.load(),
         log,
         categories=prompts.categories,
         likelihoods={"attacker": problem.get_attacker_logprobs},

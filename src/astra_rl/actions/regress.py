@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astra_rl.actions.replay import send_again
-from astra_rl.config.endpoints import asked_in, check_prices
-from astra_rl.config.loading import check_credentials, load_config, load_moderator, load_target
-from astra_rl.config.making import build_moderator, check_moderator_options, check_target
-from astra_rl.config.schema import BudgetConfig, ModeratorConfig, RunConfig
+from astra_rl.config.loading import load_config, load_moderator, load_target
+from astra_rl.config.resolve import resolve
+from astra_rl.config.schema import ModeratorConfig, PromptsConfig, RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.spending import WithinBudget, spending
+from astra_rl.targets.budget import Budget
 
 
 def regress(
@@ -25,7 +25,7 @@ def regress(
     run: str | Path | None = None,
     moderator: str | None = None,
     overrides: Sequence[str] = (),
-    budget: BudgetConfig | None = None,
+    budget: Budget | None = None,
 ) -> list[CaseResult]:
     """Send the attacks of a regression suite to a target and check each case.
 
@@ -49,8 +49,8 @@ def regress(
     config = _regression_config(target, run, moderator, overrides)
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
-    check_prices(config.budget.budget(), asked_in(config))
-    judge = build_moderator(config.moderator)
+    plan = resolve(config)
+    judge = plan.moderator.load()
     identity = identity_of(judge)
     known = suite.judge_id or identity.digest
     if (identity.name, identity.digest) != (suite.judge.split(" ")[0], known):
@@ -62,8 +62,8 @@ def regress(
     labels = Labels("regression", "regression", target=target)
     saved = [case.attempt(suite) for case in suite.cases]
     case_of = {id(attempt): case for attempt, case in zip(saved, suite.cases, strict=True)}
-    with spending([config], None if run is None else Path(run), occasion="regress"):
-        sent = send_again(config, saved, labels, judge=judge, within=WithinBudget())
+    with spending([plan], None if run is None else Path(run), occasion="regress"):
+        sent = send_again(plan, saved, labels, judge=judge, within=WithinBudget())
         made = {case_of[id(then)].id: now for then, now in sent}
     return suite.check(made)
 
@@ -84,11 +84,14 @@ def _regression_config(
             "attacker": {"model": asked.name},
             "target": asked,
             "moderator": judge.model_dump(),
-            "prompts": {"scenario": "planted_secrets"},
+            "prompts": _NO_PROMPTS,
         }
         config = RunConfig.model_validate(values)
-    check_moderator_options(judge)
-    check_target(config.target)
-    config = config.model_copy(update={"moderator": judge})
-    check_credentials(config)
-    return config
+    evaluation = config.evaluation.model_copy(update={"judge": None})
+    return config.model_copy(
+        update={"moderator": judge, "evaluation": evaluation, "prompts": _NO_PROMPTS}
+    )
+
+
+_NO_PROMPTS = PromptsConfig(scenario="planted_secrets")
+"""Prompts of a configuration that plays none: the suite has its own openings."""

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, judge_again
-from astra_rl.config.build import build_problem, check_options
 from astra_rl.config.estimate import EstimateRow, estimate_given
+from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
-from astra_rl.config.making import (
-    build_moderator,
-    build_target,
-)
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.resolve import Plan, resolve
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
@@ -37,7 +33,6 @@ from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, recording
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, spending
-from astra_rl.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -90,19 +85,19 @@ def replay_run(
     """
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
-    check_options(config)
+    plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures)
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
-    judge = build_moderator(config.evaluation.judge or config.moderator)
+    judge = plan.evaluation_judge.load()
     labels = labels_of(config, f"replay of {phase}")
     within = WithinBudget()
     pairs = []
     with (
-        spending([config], folder.path, occasion="replay") as ledger,
+        spending([plan], folder.path, occasion="replay") as ledger,
         recording(folder, part, len(saved)) as out,
     ):
-        for then, now in send_again(config, saved, labels, judge=judge, within=within):
+        for then, now in send_again(plan, saved, labels, judge=judge, within=within):
             out.append(now)
             pairs.append((then, now))
         if within.spent is not None and not pairs:
@@ -135,10 +130,10 @@ def estimate_replay(
     """
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
-    check_options(config)
+    plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures)
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(config, openings, [len(attempt.turns) for attempt in saved])
+    return estimate_given(plan, openings, [len(attempt.turns) for attempt in saved])
 
 
 def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
@@ -166,20 +161,20 @@ def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
 
 
 def send_again(
-    config: RunConfig,
+    plan: Plan,
     saved: Sequence[Attempt],
     labels: Labels,
     *,
     judge: Moderator[Any, Any],
     within: WithinBudget,
 ) -> Iterator[tuple[Attempt, Attempt]]:
-    """Send the attacks of attempts to the target of a configuration, and score the responses.
+    """Send the attacks of attempts to the target of a plan, and score the responses.
 
     Yields pairs of recorded and new attempt, batch by batch, so that an error loses one batch at
     most. Attempts that a spent budget left incomplete are left out.
 
     Args:
-        config: Configuration of the target.
+        plan: Plan with the target.
         saved: The recorded attempts; their prompts, trials and attackers are kept.
         labels: Run, phase and target of the new attempts.
         judge: Scores the responses; the threshold of each attempt is kept.
@@ -190,7 +185,7 @@ def send_again(
     """
     identity = identity_of(judge)
     labels = replace(labels, judge_id=identity.digest)
-    asked = _answers(config, judge)
+    asked = _answers(plan, judge)
 
     def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
@@ -198,7 +193,7 @@ def send_again(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [[turn.attack for turn in attempt.turns] for attempt in batch],
-            seed=config.seed,
+            seed=plan.config.seed,
             first=start,
         )
         made = [
@@ -228,7 +223,8 @@ def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge:
     )
 
 
-def _answers(config: RunConfig, judge: Moderator[Any, Any]) -> RespondingProblem:
+def _answers(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return the target; a remote one needs no attacker."""
-    target = build_target(config.target)
-    return TargetOnlyProblem(target) if isinstance(target, Target) else build_problem(config, judge)
+    if plan.target is not None:
+        return TargetOnlyProblem(plan.target)
+    return build_problem(plan, moderator=judge)

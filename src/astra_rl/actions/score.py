@@ -8,12 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.config.endpoints import asked_by, check_prices
 from astra_rl.config.loading import load_moderator
-from astra_rl.config.making import (
-    build_moderator,
-    check_moderator_options,
-)
+from astra_rl.config.resolve import check_prices, resolve_moderator
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import (
@@ -84,12 +80,11 @@ def score_run(
     if not 0 < threshold <= 1:
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     folder = open_run_folder(run)
-    config = load_moderator(moderator)
-    check_moderator_options(config)
-    asked = list(asked_by("moderator", config))
+    resolved = resolve_moderator(load_moderator(moderator))
+    endpoints = resolved.endpoints()
     budget = budget or Budget()
-    check_prices(budget, asked)
-    judge = build_moderator(config)
+    check_prices(budget, endpoints)
+    judge = resolved.load()
     identity = identity_of(judge)
     name = identity.name
     part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
@@ -102,7 +97,7 @@ def score_run(
         spending_on(
             budget,
             folder.path,
-            asks=bool(asked),
+            asks=bool(endpoints),
             occasion=f"score_{identity.digest[:6]}",
         ) as ledger,
     ):

@@ -69,8 +69,8 @@ def transfer(
     labels = _labels({target: plays[names[0], target].config.target.name for target in targets})
     rows: list[AttemptRow] = []
     spent: BudgetSpentError | None = None
-    configs = [play.config for play in plays.values()]
-    with spending(configs, folders[0].path / "transfer") as ledger:
+    plans = [play.plan for play in plays.values()]
+    with spending(plans, folders[0].path / "transfer") as ledger:
         for (name, target), play in plays.items():
             place = RunFolder(play.folder.path / "transfer" / file_stem(target))
             try:

@@ -54,17 +54,25 @@ class ActorCritic(PolicyGradient):
         **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(problem, estimator, loss, **options)
+        for name, value in (("value_coef", value_coef), ("value_clip", value_clip)):
+            if not value > 0:
+                raise ConfigurationError(f"{name}={value}; it must be positive.")
+        self.value_coef, self.value_clip = value_coef, value_clip
+        self.value_count = 1
+
+    def check_problem(self, problem: Problem[str, str]) -> None:
+        """Raise unless the problem samples exactly and estimates returns.
+
+        Raises:
+            ConfigurationError: It does not.
+        """
+        super().check_problem(problem)
         if not isinstance(problem, ValueFunctionProblem):
             raise ConfigurationError(
                 f"{type(self).__name__} needs a problem with a value function, and "
                 f"{type(problem).__name__} is no ValueFunctionProblem. Use HFValueProblem in place "
                 "of HFASTProblem, or an algorithm without a value function, such as GRPO."
             )
-        for name, value in (("value_coef", value_coef), ("value_clip", value_clip)):
-            if not value > 0:
-                raise ConfigurationError(f"{name}={value}; it must be positive.")
-        self.value_coef, self.value_clip = value_coef, value_clip
-        self.value_count = 1
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:

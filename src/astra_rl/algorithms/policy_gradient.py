@@ -76,6 +76,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             the distribution that it scores.
     """
 
+    needs_exact_sampling = True
+
     def __init__(
         self,
         problem: Problem[str, str],
@@ -96,11 +98,6 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     ) -> None:
         super().__init__(problem)
         name = type(self).__name__
-        if not problem.samples_exactly:
-            raise ConfigurationError(
-                f"{name} needs attacks sampled from the distribution it trains: temperature 1, no "
-                "top_k, no top_p. Change the attacker's sampling, or use DPO or IPO."
-            )
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
         if epochs > 1 and loss.surrogate == "reinforce":

@@ -22,11 +22,12 @@ def print_run_estimate(config: RunConfig, console: Console) -> None:
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    from astra_rl.config.build import check_training_options
     from astra_rl.config.estimate import estimate
+    from astra_rl.config.resolve import check_training, resolve
 
-    check_training_options(config)
-    print_estimate(estimate(config), console)
+    plan = resolve(config)
+    check_training(plan)
+    print_estimate(estimate(plan), console)
 
 
 def print_estimate(rows: Sequence[EstimateRow], console: Console) -> None:

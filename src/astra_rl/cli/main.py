@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from astra_rl import __version__
 from astra_rl.cli.commands.calibrate import calibrate
 from astra_rl.cli.commands.compare import compare
 from astra_rl.cli.commands.demo import demo
@@ -64,7 +64,7 @@ for _panel, _commands in COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"astra-rl {__version__}", highlight=False)
+        console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
         raise typer.Exit
 
 

@@ -35,12 +35,13 @@ def train_and_print(
         AstraError: A setting, file or model is wrong, or the run was interrupted.
     """
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.config.build import check_training_options
+    from astra_rl.config.resolve import check_training, resolve
     from astra_rl.runs.folder import RunFolder, new_run_folder
     from astra_rl.runs.resume import check_can_run_in
     from astra_rl.runs.runner import run_experiment
 
-    check_training_options(config)
+    plan = resolve(config)
+    check_training(plan)
     if output is not None:
         check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
@@ -48,7 +49,7 @@ def train_and_print(
     quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
     command = shlex.join(["astra-rl", *sys.argv[1:]])
-    result = run_experiment(config, folder, display, command=command, force=force)
+    result = run_experiment(plan, folder, display, command=command, force=force)
     _print_result(result, config.seed)
 
 

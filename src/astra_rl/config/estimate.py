@@ -1,42 +1,34 @@
-"""What a configuration would ask of endpoints, before anything is sent or loaded."""
+"""Upper estimate of the endpoint calls of a plan, before anything is sent or loaded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from astra_rl.config.build import EVALUATED_TOGETHER, load_openings
-from astra_rl.config.endpoints import (
-    EndpointUse,
-    asked_in,
-    checked_environment,
-    longest_reply,
-    parts_of,
-)
-from astra_rl.config.making import StandIn, asked_target
-from astra_rl.config.schema import RunConfig, TargetConfig
+from astra_rl.config.experiment import EVALUATED_TOGETHER
+from astra_rl.config.resolve import EndpointUse, Plan, max_output_tokens
+from astra_rl.config.schema import SpeakerConfig
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
 
-GIVEN_TOGETHER = 64
-"""Given attacks that are said and judged together at least."""
-INSTRUCTIONS = 600
-"""Tokens that a judge is told besides the conversation."""
+REPLAY_BATCH = 64
+"""Smallest number of given attacks that are sent and judged together."""
+JUDGE_PROMPT_TOKENS = 600
+"""Tokens of a judge's instructions, besides the conversation."""
 
 
 @dataclass(frozen=True)
 class EstimateRow:
-    """What one endpoint would be asked at most.
+    """Upper estimate of the calls of one endpoint.
 
     Attributes:
         name: Its place in the configuration.
-        requests: Calls, without tries again.
-        input: Tokens it would read: a quarter of the characters.
-        output: Tokens it would write, if every reply is as long as it may be.
-        cost: By its prices; None without.
+        requests: Calls, without retries.
+        input: Tokens read: a quarter of the characters.
+        output: Tokens written, if every reply has its maximal length.
+        cost: By its prices; None without prices.
     """
 
     name: str
@@ -53,10 +45,10 @@ class _Level:
     Attributes:
         stage: ``"training"``, ``"watch"``, ``"evaluation"``, or ``"given"`` if the attacks are
             given, so that no reward is computed.
-        before: Turns that were said before.
+        before: Earlier turns of the conversation.
         opening: Tokens of the opening.
-        times: How often.
-        turns: How many turns at a time.
+        times: How often such a level is played.
+        turns: Turns of one level.
     """
 
     stage: str
@@ -66,116 +58,98 @@ class _Level:
     turns: int
 
 
-def estimate(
-    config: RunConfig, *, training: bool = True, queries_per_turn: int = 1
-) -> list[EstimateRow]:
+def estimate(plan: Plan, *, training: bool = True, queries_per_turn: int = 1) -> list[EstimateRow]:
     """Estimate the calls of a run, or of an evaluation alone, from above.
 
-    Conversations that end early, turns that are judged only once and replies that are shorter than
-    they may be make it less.
+    Conversations that end early, cached scores and shorter replies make it less.
 
     Args:
-        config: The run.
-        training: Whether it is trained too.
+        plan: The run.
+        training: Whether the attacker is trained, too.
         queries_per_turn: Attacks that an evaluation tries for each that counts.
-
-    Raises:
-        ConfigurationError: The configuration is wrong.
     """
-    return _rows(config, list(_levels(config, training, queries_per_turn)))
+    return _rows(plan, list(_levels(plan, training, queries_per_turn)))
 
 
-def estimate_given(
-    config: RunConfig, openings: Sequence[str], turns: Sequence[int]
-) -> list[EstimateRow]:
-    """Estimate the calls of saying given attacks, as `estimate` does.
+def estimate_given(plan: Plan, openings: Sequence[str], turns: Sequence[int]) -> list[EstimateRow]:
+    """Estimate the calls of sending given attacks to the target, as `estimate` does.
 
     Args:
-        config: Says who is asked.
-        openings: Of the conversations.
-        turns: How many attacks are said in each.
+        plan: Says which endpoints are called.
+        openings: Opening contexts of the conversations.
+        turns: Number of attacks in each.
     """
     opening = _mean_length(openings)
     levels = []
     for before in range(max(turns, default=0)):
-        said = sum(count > before for count in turns)
-        batches, rest = divmod(said, GIVEN_TOGETHER)
-        levels.append(_Level("given", before, opening, batches, GIVEN_TOGETHER))
+        sent = sum(count > before for count in turns)
+        batches, rest = divmod(sent, REPLAY_BATCH)
+        levels.append(_Level("given", before, opening, batches, REPLAY_BATCH))
         levels.append(_Level("given", before, opening, 1, rest))
-    return _rows(config, levels)
+    return _rows(plan, levels)
 
 
-def _rows(config: RunConfig, levels: Sequence[_Level]) -> list[EstimateRow]:
-    asked = asked_in(config)
-    if not asked:
+def _rows(plan: Plan, levels: Sequence[_Level]) -> list[EstimateRow]:
+    if not plan.endpoints:
         return []
-    reply, attack = _longest_reply(config), config.attacker.max_new_tokens
-    parts = parts_of(config)
-    has_judge = config.evaluation.judge is not None
-    return [_row(each, levels, parts, attack, reply, has_judge=has_judge) for each in asked]
+    parts = plan.reward_parts()
+    return [_row(each, levels, parts, plan) for each in plan.endpoints]
 
 
 def _row(
-    asked: EndpointUse,
-    levels: Sequence[_Level],
-    parts: Sequence[RewardPart],
-    attack: int,
-    reply: int,
-    *,
-    has_judge: bool,
+    endpoint: EndpointUse, levels: Sequence[_Level], parts: Sequence[RewardPart], plan: Plan
 ) -> EstimateRow:
+    attack, reply = plan.config.attacker.max_new_tokens, _longest_reply(plan)
     requests = read = 0.0
     for level in levels:
-        texts = _texts_per_turn(asked.whose, level.stage, parts, has_judge=has_judge)
-        requests += level.times * texts * math.ceil(level.turns / asked.together)
-        said = level.opening + level.before * (attack + reply) + attack
-        if asked.is_judge:
-            said = said + reply + INSTRUCTIONS if asked.reads_conversation else attack + reply
-        read += level.times * texts * level.turns * said
-    written = requests * asked.writes
-    cost = None if asked.prices is None else asked.prices.cost_of(read, written)
-    return EstimateRow(asked.where, round(requests), round(read), round(written), cost)
+        texts = _texts_per_turn(endpoint.owner, level.stage, parts, plan)
+        requests += level.times * texts * math.ceil(level.turns / endpoint.texts_per_request)
+        tokens = level.opening + level.before * (attack + reply) + attack
+        if endpoint.is_judge and endpoint.reads_conversation:
+            tokens += reply + JUDGE_PROMPT_TOKENS
+        elif endpoint.is_judge:
+            tokens = attack + reply
+        read += level.times * texts * level.turns * tokens
+    written = requests * endpoint.max_output
+    cost = None if endpoint.prices is None else endpoint.prices.cost_of(read, written)
+    return EstimateRow(endpoint.where, round(requests), round(read), round(written), cost)
 
 
-def _texts_per_turn(whose: str, stage: str, parts: Sequence[RewardPart], *, has_judge: bool) -> int:
-    """How many texts of one turn a target answers or a moderator judges."""
-    if whose == "evaluation.judge":
+def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: Plan) -> int:
+    """Return how many texts of one turn a target answers or a moderator judges."""
+    has_judge = plan.judge is not None
+    if owner == "evaluation.judge":
         return int(stage != "training")
     if stage == "given":
-        return int(whose == "target" or (whose == "moderator" and not has_judge))
-    if stage == "watch":  # what the moderator says there is known from the reward
+        return int(owner == "target" or (owner == "moderator" and not has_judge))
+    if stage == "watch":  # the moderator's score is known from the reward
         return 0
-    if whose == "target":
+    if owner == "target":
         return 1 + sum(part.replies_per_turn for part in parts)
-    if whose == "moderator":
-        judged = (p.judged_per_turn for p in parts if p.moderator is None)
-        # The score of each turn is wanted, whatever the reward makes of it.
-        return max(sum(judged), int(stage == "training" or not has_judge))
-    judged = (p.judged_per_turn for p in parts if _place(p.moderator) == whose)
-    answers = (1 for p in parts for each in p.others if _place(each) == whose)
-    return sum(judged) + sum(answers)
+    if owner == "moderator":
+        judged = sum(part.judged_per_turn for part in parts if part.moderator is None)
+        # The score of each turn is recorded, whether the reward uses it or not.
+        return max(judged, int(stage == "training" or not has_judge))
+    own = [part for part in parts if plan.places.get(id(part.moderator)) == owner]
+    answers = sum(plan.places.get(id(each)) == owner for part in parts for each in part.others)
+    return sum(part.judged_per_turn for part in own) + answers
 
 
-def _place(found: Any) -> str | None:
-    return found.where if isinstance(found, StandIn) else None
-
-
-def _levels(config: RunConfig, training: bool, queries_per_turn: int) -> Iterator[_Level]:
-    """Yield all that would be played, level by level."""
-    train, test = load_openings(config.prompts, seed=config.seed)
-    environment = checked_environment(config, train)
+def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Level]:
+    """Yield everything that is played, level by level."""
+    config, openings = plan.config, plan.openings
     steps, episodes = config.training.steps, config.training.episodes_per_step
     if training:
-        opening, counts = _mean_length(train), environment.turns_by_level()
+        opening, counts = _mean_length(openings.train), plan.turns_by_level()
         for before, count in enumerate(counts):
             yield _Level("training", before, opening, steps, episodes * count)
-        if config.evaluation.judge is not None:
+        if plan.judge is not None:
             most = min(config.evaluation.watch, episodes * sum(counts))
             yield _Level("watch", len(counts) - 1, opening, steps, most)
     evaluations = 1 + int(training and config.evaluation.before)
-    batches, rest = divmod(len(test) * config.evaluation.trials, EVALUATED_TOGETHER)
-    opening = _mean_length(test)
-    straight = [queries_per_turn * count for count in environment.turns_by_level(straight=True)]
+    batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATED_TOGETHER)
+    opening = _mean_length(openings.test)
+    straight = [queries_per_turn * count for count in plan.turns_by_level(straight=True)]
     for before, count in enumerate(straight):
         yield _Level(
             "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
@@ -183,12 +157,15 @@ def _levels(config: RunConfig, training: bool, queries_per_turn: int) -> Iterato
         yield _Level("evaluation", before, opening, evaluations, rest * count)
 
 
-def _longest_reply(config: RunConfig) -> int:
-    if not isinstance(config.target, TargetConfig):
-        return config.target.max_new_tokens
-    return longest_reply(asked_target(config.target))
+def _longest_reply(plan: Plan) -> int:
+    """Return the most tokens of a reply of the target under test."""
+    if plan.target is not None:
+        return max_output_tokens(plan.target)
+    local = plan.config.target
+    return local.max_new_tokens if isinstance(local, SpeakerConfig) else 0
 
 
 def _mean_length(openings: Sequence[str]) -> float:
+    """Return the mean number of tokens of openings: a quarter of their characters."""
     known = [Conversation.of(each) for each in openings]
     return mean_of_present((len(each.prompt) + len(each.system or "")) / 4 for each in known)

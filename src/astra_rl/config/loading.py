@@ -1,14 +1,16 @@
-"""Reading configurations: YAML files, changes on the command line, and errors that name the key."""
+"""Read configurations: YAML files, overrides of the command line, and errors that name the key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from astra_rl.config.messages import describe, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
     ModeratorConfig,
@@ -24,7 +26,7 @@ from astra_rl.infra.redaction import learn_from, redacted_places
 
 
 def check_credentials(config: RunConfig) -> None:
-    """Refuse to run what was loaded from a file that keeps no credentials.
+    """Raise if credentials were removed from the configuration when it was saved.
 
     Raises:
         ConfigurationError: Credentials are missing; the message names their places.
@@ -32,8 +34,8 @@ def check_credentials(config: RunConfig) -> None:
     places = list(redacted_places(config.model_dump()))
     if places:
         raise ConfigurationError(
-            f"credentials stood at {', '.join(places)}, and the configuration of a run keeps none. "
-            f"Give each again: --set {places[0]}=..."
+            f"{', '.join(places)}: removed from the saved configuration, because it is a "
+            f"credential. Give it again: --set {places[0]}=..."
         )
 
 
@@ -75,7 +77,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         _apply(values, override)
     learn_from(values)
     values = _with_scenario(values)
-    return _validated(RunConfig, values, source)
+    return validated(RunConfig, values, source=source)
 
 
 def load_target(
@@ -93,8 +95,8 @@ def load_target(
     if reference.endswith((".yaml", ".yml")):
         values = _read_section(reference, "target")
         if kind_of_target(values) == "asked":
-            return _validated(TargetConfig, values, reference)
-        return _validated(SpeakerConfig, values, reference)
+            return validated(TargetConfig, values, source=reference)
+        return validated(SpeakerConfig, values, source=reference)
     if isinstance(like, SpeakerConfig):
         return like.model_copy(update={"model": reference})
     return SpeakerConfig(model=reference)
@@ -107,8 +109,8 @@ def load_moderator(reference: str) -> ModeratorConfig:
         ConfigurationError: There is no such moderator, or the file says something wrong.
     """
     if not reference.endswith((".yaml", ".yml")):
-        return _validated(ModeratorConfig, {"type": reference}, "the name of a moderator")
-    return _validated(ModeratorConfig, _read_section(reference, "moderator"), reference)
+        return validated(ModeratorConfig, {"type": reference}, where="moderator")
+    return validated(ModeratorConfig, _read_section(reference, "moderator"), source=reference)
 
 
 def _read_section(path: str, name: str) -> Any:
@@ -124,15 +126,31 @@ def _read_section(path: str, name: str) -> Any:
 
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "asked": TargetConfig}
 
 
-def _validated(section: type[SectionT], values: Any, source: str) -> SectionT:
+def validated(
+    section: type[SectionT], values: Any, *, where: str = "", source: str = ""
+) -> SectionT:
+    """Return a section of a configuration, validated as strictly as JSON has types.
+
+    Args:
+        section: Its class.
+        values: What was given.
+        where: Place of the section in the configuration; empty for the whole.
+        source: Where the values come from, for the message.
+
+    Raises:
+        ConfigurationError: Naming each wrong key, what was given and what is allowed.
+    """
     try:
-        return section.model_validate(values)
+        return _validate(section, values)
     except ValidationError as error:
+        places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for each in error.errors():
+            places.setdefault(_place(each, values), []).append(each)
+        lines = [_explain(place, errors, section, where) for place, errors in places.items()]
         raise ConfigurationError(
-            "\n".join(_explain(each, section) for each in error.errors()) + f"\n(in {source})"
+            "\n".join([*lines, *([f"(in {source})"] if source else [])])
         ) from error
 
 
@@ -174,36 +192,82 @@ def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in error["loc"] if part not in _TARGET_KINDS)
-    if error["type"] == "extra_forbidden":
-        *parents, name = error["loc"]
-        known = _known_names(parents, root)
+def _validate(section: type[SectionT], values: Any) -> SectionT:
+    adapter: TypeAdapter[SectionT] = TypeAdapter(section)
+    try:
+        checked: SectionT = validate_as_json(adapter, values)
+    except ValidationError:
+        raise
+    except (TypeError, ValueError):  # a date, or an object that was given in Python
+        checked = adapter.validate_python(values)
+    return checked
+
+
+def _place(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
+    """Return where an error is among the values, without pydantic's names of union members."""
+    place: list[Any] = []
+    names_key = error["type"] in ("missing", "extra_forbidden", "unexpected_keyword_argument")
+    for index, part in enumerate(error["loc"]):
+        is_last = index == len(error["loc"]) - 1
+        inner = None
+        if (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        ):
+            inner = values[part]
+        elif not (is_last and names_key):
+            continue
+        place.append(part)
+        values = inner
+    return tuple(place)
+
+
+def _explain(
+    place: tuple[Any, ...],
+    errors: Sequence[Mapping[str, Any]],
+    root: type[BaseModel],
+    where: str,
+) -> str:
+    location = ".".join(map(str, [*([where] if where else []), *place])) or "configuration"
+    first = errors[0]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_names(first["loc"][:-1], root)
         return (
-            f"{location}: unknown key.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+            f"{location}: unknown key.{did_you_mean(str(place[-1]), known)} "
+            f"Known: {', '.join(known)}."
         )
-    if error["type"] == "missing":
+    if first["type"] == "missing":
         return f"{location}: missing; it must be given."
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return (
-        f"{location or 'configuration'}: {message} (it is {error['input']!r})."
-        if not isinstance(error["input"], dict)
-        else f"{location or 'configuration'}: {message}."
-    )
+    return describe(location, first["input"], errors)
 
 
-def _known_names(parents: Iterable[Any], root: type[BaseModel]) -> list[str]:
+_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "asked": TargetConfig}
+"""Sections of a target by the tag that `kind_of_target` returns."""
+
+
+def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """Return the keys of the section at a place."""
     section: Any = root
     for parent in parents:
-        if isinstance(parent, int):  # a place in a list, whose section is known already
-            continue
         if parent in _TARGET_KINDS:
             section = _TARGET_KINDS[parent]
-            continue
-        annotation = section.model_fields[str(parent)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(
-            (each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)),
-            None,  # a choice, of which the next parent says what was chosen
-        )
-    return list(section.model_fields)
+        elif not isinstance(parent, int):  # an index of a list, whose section is known already
+            section = section_class(field_types(section)[str(parent)])
+    return list(field_types(section))
+
+
+def field_types(section: Any) -> dict[str, Any]:
+    """Return the types of the keys of a section: a pydantic model or a dataclass."""
+    if dataclasses.is_dataclass(section):
+        hints = get_type_hints(section)
+        return {each.name: hints[each.name] for each in dataclasses.fields(section)}
+    return {name: each.annotation for name, each in section.model_fields.items()}
+
+
+def section_class(annotation: Any) -> Any:
+    """Return the section among the members of an annotation; None without one."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and (
+            issubclass(each, BaseModel) or dataclasses.is_dataclass(each)
+        ):
+            return each
+    return None

@@ -1,4 +1,4 @@
-"""Files of settings that ship with the library, and how a user's settings go over them."""
+"""Preset files that ship with the library, and how a user's settings override them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 _FOLDER = "astra_rl.config.presets"
 REPLACED_WHOLE = ("reward", "moderator", "judge")
-"""Sections of which half a preset's and half a user's would mean nothing."""
+"""Sections that are replaced as a whole: a mixture of two would be meaningless."""
 OPTIONS_OF_A_TYPE = ("algorithm", "environment")
 """Sections that are replaced whole when the user names another type."""
 
@@ -38,15 +37,15 @@ def preset_text(name: str) -> str:
 
 
 def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings put over those of the preset that they name, if they name one."""
+    """Return settings merged over those of the preset that they name under ``preset``, if any."""
     if "preset" not in values:
         return dict(values)
     own = {key: value for key, value in values.items() if key != "preset"}
-    return merge(yaml.safe_load(preset_text(values["preset"])), own)
+    return merge(parse_yaml(preset_text(values["preset"])), own)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Put settings over others: sections are merged, values replaced.
+    """Return `above` merged over `below`: sections are merged, values replaced.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
     {'a': {'b': 3, 'c': 2}}

@@ -1,11 +1,11 @@
-"""The configuration of a run: what a YAML file may say, checked before any model is loaded."""
+"""Schema of a run's configuration: the keys of a YAML file, their types, defaults and ranges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,47 +17,50 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.errors import did_you_mean
+from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.environments import ENVIRONMENTS
-from astra_rl.moderators.registry import check_type, is_composition
+from astra_rl.models.generation import Sampling
+from astra_rl.models.trainable import LoraOptions
+from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
-from astra_rl.targets.registry import check_target_type
+from astra_rl.targets.registry import TARGETS
 from astra_rl.training.config import OPTIMIZERS
 
 
 class _Section(BaseModel):
-    """A part of the configuration; names that it does not know are refused."""
+    """A section of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class LoraConfig(_Section):
-    """A low-rank adapter instead of the weights."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-
 class SpeakerConfig(_Section):
-    """A model that takes part in conversations."""
+    """A local language model and how it samples; see `astra_rl.models.generation.Sampling`."""
 
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
     chat: bool | None = Field(None, description="Use the chat template; default: if it has one.")
-    max_new_tokens: int = Field(32, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Sampling.max_new_tokens
+    temperature: float = Sampling.temperature
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
+
+    @model_validator(mode="after")
+    def _sampling_in_range(self) -> SpeakerConfig:
+        self.sampling()
+        return self
+
+    def sampling(self) -> Sampling:
+        """Return how the model samples."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     @property
     def name(self) -> str:
-        """How it is called in records."""
+        """Name of the model in records."""
         return self.model
 
 
 class TargetConfig(_Section):
-    """A target that is asked, not loaded, by type and its options; also a judge behind one."""
+    """A remote target by type and options; also the endpoint of an LLM judge."""
 
     type: str = Field(description="openai, http, or 'package.module:name' of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
@@ -65,44 +68,27 @@ class TargetConfig(_Section):
     @field_validator("type")
     @classmethod
     def _known_type(cls, value: str) -> str:
-        check_target_type(value)
+        TARGETS.check(value)
         return value
 
     @property
     def name(self) -> str:
-        """How it is called in records."""
+        """Name of the target in records."""
         told = (self.options.get(key) for key in ("name", "model", "url"))
         return next((str(each) for each in told if each), self.type)
 
 
 def kind_of_target(value: Any) -> str:
-    """Say which section a target is: one with a type is asked."""
+    """Return which section a target has: "asked" (remote) if it has a type, else "local"."""
     has_type = isinstance(value, TargetConfig) or (isinstance(value, Mapping) and "type" in value)
     return "asked" if has_type else "local"
-
-
-class BudgetConfig(_Section):
-    """The most that a run may spend; when it is spent, the run ends and can be continued."""
-
-    max_requests: int | None = Field(None, ge=1, description="Sent to endpoints, retries included.")
-    max_tokens: int | None = Field(None, ge=1, description="Read and written by endpoints.")
-    max_cost: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="In the currency of their prices."
-    )
-    max_minutes: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="All sessions of the run together."
-    )
-
-    def budget(self) -> Budget:
-        """Return it as the ledger takes it."""
-        return Budget(**self.model_dump())
 
 
 class AttackerConfig(SpeakerConfig):
     """The model that is trained."""
 
     stop_at_newline: bool = False
-    lora: LoraConfig | None = None
+    lora: LoraOptions | None = None
     trainable_layers: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -113,11 +99,13 @@ class AttackerConfig(SpeakerConfig):
 
 
 class ModeratorConfig(_Section):
-    """A judge, by name, its options, and for a composition the moderators it is made of."""
+    """A moderator by type and options; a composition lists the moderators it combines."""
 
-    type: str = Field(description="Which moderator: a name, or 'package.module:Class'.")
+    type: str = Field(description="A moderator's name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
-    of: tuple[ModeratorConfig, ...] = Field((), description="Of a composition, its moderators.")
+    of: tuple[ModeratorConfig, ...] = Field(
+        (), description="The moderators that a composition combines."
+    )
     time_limit: float | None = Field(
         1800.0, gt=0, description="Seconds a call may take before its scores are missing."
     )
@@ -125,17 +113,15 @@ class ModeratorConfig(_Section):
     @field_validator("type")
     @classmethod
     def _known_type(cls, value: str) -> str:
-        check_type(value)
+        MODERATORS.check(value)
         return value
 
     @model_validator(mode="after")
     def _composition_of_some(self) -> ModeratorConfig:
         if is_composition(self.type) and not self.of:
-            raise ValueError(
-                f"{self.type} needs the moderators it is made of, as a list under 'of'"
-            )
+            raise ValueError(f"{self.type} combines other moderators; list them under 'of'")
         if self.of and not is_composition(self.type):
-            raise ValueError(f"{self.type} is not made of others; leave out 'of'")
+            raise ValueError(f"{self.type} does not combine other moderators; leave out 'of'")
         return self
 
 
@@ -170,48 +156,44 @@ class PromptsConfig(_Section):
 
 
 class EnvironmentConfig(_Section):
-    """How episodes are played, by name, and its options."""
+    """How episodes are played: an environment by type and options."""
 
-    type: str = Field("tree", description=f"One of {', '.join(ENVIRONMENTS)}.")
+    type: str = Field("tree", description=f"{', '.join(ENVIRONMENTS)}, or 'package.module:Class'.")
     tree_width: int | None = Field(
-        None, ge=1, description="Attacks tried from each context; null: as the type has it."
+        None, ge=1, description="Attacks tried from each context; null: default of the type."
     )
     tree_depth: int | None = Field(
-        None, ge=1, description="Turns or attempts; null: as the type has it."
+        None, ge=1, description="Turns or attempts; null: default of the type."
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Other arguments of its class."
     )
 
-    @model_validator(mode="after")
-    def _known_type(self) -> EnvironmentConfig:
-        if self.type not in ENVIRONMENTS:
-            raise ValueError(
-                f"unknown type {self.type!r}.{did_you_mean(self.type, ENVIRONMENTS)} "
-                f"Known: {', '.join(ENVIRONMENTS)}"
-            )
-        return self
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        ENVIRONMENTS.check(value)
+        return value
 
     def arguments(self) -> dict[str, Any]:
-        """Return what its class is given, besides problem and prompts."""
+        """Return the keyword arguments of its class."""
         shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
         return {k: v for k, v in shape.items() if v is not None} | self.options
 
 
 class AlgorithmConfig(_Section):
-    """How the attacker learns, by name, and its options."""
+    """How the attacker learns: an algorithm by type and options."""
 
-    type: str = Field("grpo", description="One of astra_rl.algorithms.ALGORITHMS.")
+    type: str = Field(
+        "grpo", description="One of astra_rl.algorithms.ALGORITHMS, or 'package.module:Class'."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
     @field_validator("type")
     @classmethod
-    def _known_algorithm(cls, name: str) -> str:
-        if name not in ALGORITHMS:
-            raise ValueError(
-                f"choose from {', '.join(sorted(ALGORITHMS))}.{did_you_mean(name, ALGORITHMS)}"
-            )
-        return name
+    def _known_type(cls, value: str) -> str:
+        ALGORITHMS.check(value)
+        return value
 
 
 class TrainingConfig(_Section):
@@ -222,25 +204,31 @@ class TrainingConfig(_Section):
     batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(1e-5, gt=0)
-    final_lr: float | None = Field(None, gt=0, description="Go from lr to it in a straight line.")
-    warmup_steps: int = Field(0, ge=0, description="Steps in which lr rises from zero.")
+    final_lr: float | None = Field(
+        None, gt=0, description="Learning rate at the end of linear decay."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     optimizer: str = "adamw"
     max_grad_norm: float | None = Field(1.0, gt=0)
     max_nonfinite_losses: int = Field(
-        3, ge=1, description="So many updates in a row that are not finite end the training."
+        3, ge=1, description="Abort after this many consecutive updates that are not finite."
     )
     max_unscored_steps: int = Field(
-        5, ge=1, description="So many steps in a row without a single score end the training."
+        5, ge=1, description="Abort after this many consecutive steps without a valid reward."
     )
     save_every: int = Field(
-        25, ge=0, description="Steps between states to go on from; 0 saves at the end only."
+        25, ge=0, description="Steps between saved training states; 0 saves at the end only."
     )
-    save_total_limit: int = Field(2, ge=1, description="States that are kept, the newest.")
+    save_total_limit: int = Field(
+        2, ge=1, description="Number of training states to keep, the newest."
+    )
     save_best: bool = Field(
         True,
-        description="Also keep the attacker of the best training success, as checkpoints/best.",
+        description="Also keep the attacker with the best training success, as checkpoints/best.",
     )
-    max_minutes: float | None = Field(None, gt=0, description="Stop cleanly after so long.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Stop training after this many minutes."
+    )
     stop_at_success: float | None = Field(
         None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
     )
@@ -253,24 +241,24 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How success is measured, before and after training."""
+    """How the attacker is evaluated, before and after training."""
 
     judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
     threshold: float = Field(0.5, gt=0, le=1)
-    trials: int = Field(1, ge=1, description="How often each held-out prompt is tried.")
+    trials: int = Field(1, ge=1, description="Conversations per held-out prompt.")
     ordinary_brief: str | None = Field(
         None,
-        description="What ordinary users are told in the attacker's place, for the likelihood of "
-        "attacks; default: the attacker's brief.",
+        description="Brief of the baseline when it stands for ordinary users, for the likelihood "
+        "of attacks; default: the attacker's brief.",
     )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
-        "calibrations", description="Folder in which 'astra-rl calibrate' keeps its results."
+        "calibrations", description="Folder of the results of 'astra-rl calibrate'."
     )
     watch: int = Field(
         16,
         ge=0,
-        description="Turns per training step that the judge scores too, to see reward hacking.",
+        description="Turns per training step that the judge also scores, to detect reward hacking.",
     )
 
 
@@ -282,26 +270,29 @@ class RunConfig(_Section):
     target: Annotated[
         Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("asked")],
         Discriminator(kind_of_target),
-    ] = Field(description="A model as below, or 'type' and 'options' of one that is asked.")
+    ] = Field(description="A local model as below, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
     moderator: ModeratorConfig
     prompts: PromptsConfig
     reward: str | dict[str, Any] = Field(
         default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
-        description="A part, or a combination of parts; see docs/rewards.md.",
+        description="A reward term, or a combination; see docs/rewards.md.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    budget: BudgetConfig = BudgetConfig()
+    budget: Budget = Field(
+        Budget(), description="Limits of the run; at a limit it ends, resumable."
+    )
     cache: bool | str = Field(
         True,
-        description="Keep what endpoints reply, so that going on asks nothing twice: in the run "
-        "folder until the run is done, or in a file of yours for good.",
+        description="Cache replies of endpoints, so that resuming repeats no call: true: in the "
+        "run folder until the run is done; a path: in that file, permanently.",
     )
     sampler: Literal["own", "transformers"] = Field(
-        "own", description="What samples; 'transformers' is its generate, slower, to compare with."
+        "own",
+        description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
     )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -309,14 +300,12 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0)
 
     def without_budget(self) -> RunConfig:
-        """Return it without what does not change what is found."""
-        return self.model_copy(update={"budget": BudgetConfig(), "cache": True})
+        """Return the configuration without the settings that do not change results."""
+        return self.model_copy(update={"budget": Budget(), "cache": True})
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration; loading it again gives the same.
+        """Return the configuration as YAML, without credentials; see `check_credentials`.
 
-        But for credentials, which are left out: see `check_credentials`.
+        Loading it again gives an equal configuration if it held none.
         """
-        values = redact_settings(self.model_dump(mode="json"))
-        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        return text
+        return dump_yaml(redact_settings(self.model_dump(mode="json")))

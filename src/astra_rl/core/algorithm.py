@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from astra_rl.core.collector import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
+from astra_rl.errors import ConfigurationError
 
 
 class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
@@ -24,13 +25,67 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
     Attributes:
         collector: Collects the episodes of an experience.
         epochs: Passes over the steps of an experience.
+        needs_exact_sampling: Whether attacks must be sampled from the distribution that is trained:
+            temperature 1, no top_k, no top_p.
+
+    Raises:
+        ConfigurationError: The problem lacks what the algorithm needs, see `check_problem`.
     """
 
     collector: Collector = Collector()
     epochs: int = 1
+    needs_exact_sampling: ClassVar[bool] = False
+    problem: Problem[StateT, ActionT]
 
-    def __init__(self, problem: Problem[StateT, ActionT]) -> None:
+    def __init__(self, problem: Problem[StateT, ActionT] | None) -> None:
+        if problem is not None:
+            self.bind(problem)
+
+    def bind(self, problem: Problem[StateT, ActionT]) -> None:
+        """Attach the problem to an algorithm that was constructed with None in its place.
+
+        Raises:
+            ConfigurationError: See `check_problem`.
+        """
+        self.check_problem(problem)
         self.problem = problem
+
+    def check_problem(self, problem: Problem[StateT, ActionT]) -> None:
+        """Raise unless a problem has what the algorithm needs.
+
+        Raises:
+            ConfigurationError: Its attacker does not sample exactly, and the algorithm needs it.
+        """
+        self.check_sampling(is_exact=problem.samples_exactly)
+
+    @classmethod
+    def check_sampling(cls, *, is_exact: bool) -> None:
+        """Raise if the algorithm needs exact sampling and does not get it.
+
+        Raises:
+            ConfigurationError: It does.
+        """
+        if cls.needs_exact_sampling and not is_exact:
+            raise ConfigurationError(
+                f"{cls.__name__} needs attacks sampled from the distribution it trains: "
+                "temperature 1, no top_k, no top_p. Change the attacker's sampling, or use DPO or "
+                "IPO."
+            )
+
+    @classmethod
+    def binds_late(cls) -> bool:
+        """Whether its options can be checked before there is a problem.
+
+        All constructors of this library accept None as the problem; one of a class of your own may
+        read its problem, so it is only called with a real one.
+        """
+        package = __name__.partition(".")[0]
+        constructors = [vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind)]
+        return all(
+            getattr(each, "__module__", package).partition(".")[0] == package
+            for each in constructors
+            if each is not object.__init__
+        )
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:

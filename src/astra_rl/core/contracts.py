@@ -46,8 +46,7 @@ def check_number(name: str, value: Any, is_allowed: Callable[[float], bool], all
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and is_allowed(value)):
-        hint = " (YAML reads 1e-2 as text; write 0.01.)" if isinstance(value, str) else ""
-        raise ConfigurationError(f"{name}={value!r}; it must be {allowed}.{hint}")
+        raise ConfigurationError(f"{name}={value!r}; it must be {allowed}.")
 
 
 def check_logprobs(logprobs: Tensor, *, batch_size: int, source: str) -> None:

@@ -1,10 +1,26 @@
-"""Safe parsing of YAML text from untrusted files."""
+"""Read and write YAML: plain types only, with the numbers of YAML 1.2."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
+
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""A number with an exponent, as YAML 1.2 and JSON write it; YAML 1.1 needs a dot and a sign."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader (YAML 1.1), which also reads 1e-3 as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes a text that `_Loader` would read as a number."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -15,8 +31,14 @@ def parse_yaml(text: str) -> Any:
             invalid date or too deep nesting, are converted to it.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise
     except Exception as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """Return a value of plain types as YAML; `parse_yaml` returns it again."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text

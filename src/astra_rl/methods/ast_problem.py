@@ -170,12 +170,34 @@ class ASTEnvironment(Environment[str, str]):
     ) -> None:
         super().__init__(problem)
         self.prompts = check_prompts(prompts)
-        if tree_width < 1:
-            raise ConfigurationError(f"tree_width={tree_width}; it must be at least 1.")
-        if tree_depth < 0:
-            raise ConfigurationError(f"tree_depth={tree_depth}; it must be 0 or more.")
+        ASTEnvironment.check_options(tree_width=tree_width, tree_depth=tree_depth)
         self.tree_width = tree_width
         self.tree_depth = tree_depth
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options of the constructor are in range; called before models are loaded.
+
+        Args:
+            options: Its keyword arguments, defaults included.
+
+        Raises:
+            ConfigurationError: One is out of range.
+        """
+        width, depth = options.get("tree_width", 1), options.get("tree_depth", 1)
+        if width < 1:
+            raise ConfigurationError(f"tree_width={width}; it must be at least 1.")
+        if depth < 0:
+            raise ConfigurationError(f"tree_depth={depth}; it must be 0 or more.")
+
+    @classmethod
+    def rewards_of(cls, **options: Any) -> list[RewardPart]:
+        """Return the rewards that it evaluates besides the problem's, for cost estimates.
+
+        Args:
+            options: Keyword arguments of the constructor, defaults included.
+        """
+        return [each for each in options.values() if isinstance(each, RewardPart)]
 
     def rollout(self, seed: int | None = None) -> Graph[str, str]:
         """Play one episode from a prompt that the seed chooses."""
@@ -271,14 +293,19 @@ class ASTEnvironment(Environment[str, str]):
                 branches = self._grow_level(branches, width, depth)
         return graphs
 
-    def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return the maximum number of turns of an episode, level by level.
+    @classmethod
+    def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
+        """Return the most turns of an episode, level by level, for cost estimates.
+
+        Override it in an environment of another shape, or whose constructor does not take
+        `tree_width` and `tree_depth`.
 
         Args:
-            straight: Whether for an episode of evaluation, without branches.
+            straight: Of an episode of evaluation, without branches.
+            options: Keyword arguments of the constructor, defaults included.
         """
-        width = 1 if straight else self.tree_width
-        return [width ** (level + 1) for level in range(self.tree_depth)]
+        width = 1 if straight else options.get("tree_width", 2)
+        return [width ** (level + 1) for level in range(options.get("tree_depth", 3))]
 
     def asked(self, branch: Branch, attack: str) -> str:
         """Return the context of the target; override it where it differs from the attacker's."""

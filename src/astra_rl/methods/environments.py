@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.environment import Graph, Node
@@ -32,6 +33,11 @@ class SingleTurnEnvironment(ASTEnvironment):
         self, problem: Problem[str, str], prompts: Sequence[str], tree_width: int = 8
     ) -> None:
         super().__init__(problem, prompts, tree_width, 1)
+
+    @classmethod
+    def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
+        """Return the turns of an episode: one level."""
+        return super().turns_by_level(straight=straight, **{**options, "tree_depth": 1})
 
 
 class PrunedTreeEnvironment(ASTEnvironment):
@@ -66,11 +72,18 @@ class PrunedTreeEnvironment(ASTEnvironment):
         quality: RewardPart | None = None,
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
-        if keep < 1:
-            raise ConfigurationError(f"keep={keep}; it must be at least 1.")
-        _check_stateless("quality", quality)
+        PrunedTreeEnvironment.check_options(keep=keep, quality=quality)
         self.keep = keep
         self.quality = quality
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and `quality` has no memory."""
+        super().check_options(**options)
+        keep = options.get("keep", 1)
+        if keep < 1:
+            raise ConfigurationError(f"keep={keep}; it must be at least 1.")
+        _check_stateless("quality", options.get("quality"))
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
@@ -98,13 +111,15 @@ class PrunedTreeEnvironment(ASTEnvironment):
             kept += [branch for branch in formed if branch.seed in chosen]
         return kept
 
-    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+    @classmethod
+    def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
         """Return the maximum number of turns of an episode, level by level."""
         if straight:
-            return super().turns_by_level(straight=True)
-        counts = [self.tree_width]
-        while len(counts) < self.tree_depth:
-            counts.append(min(counts[-1], self.keep) * self.tree_width)
+            return super().turns_by_level(straight=True, **options)
+        width = options["tree_width"]
+        counts = [width]
+        while len(counts) < options["tree_depth"]:
+            counts.append(min(counts[-1], options["keep"]) * width)
         return counts
 
     def _quality(self, branch: Branch) -> float:
@@ -146,9 +161,10 @@ class BestOfNEnvironment(ASTEnvironment):
             for _, siblings in groupby(branches, key=lambda branch: branch.group)
         ]
 
-    def turns_by_level(self, *, straight: bool = False) -> list[int]:
+    @classmethod
+    def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
         """Return the number of turns of an episode per level; the same in evaluation."""
-        return [self.tree_width] * self.tree_depth
+        return [options["tree_width"]] * options["tree_depth"]
 
     def expand_straight(
         self, contexts: Sequence[str], seeds: Sequence[int]
@@ -266,13 +282,23 @@ class SelfPlayEnvironment(ASTEnvironment):
         defender_reward: RewardPart | None = None,
     ) -> None:
         super().__init__(problem, prompts, tree_width, 1)
+        SelfPlayEnvironment.check_options(replies=replies, defender_reward=defender_reward)
+        self.replies = replies
+        self.defender_reward = _minus_harm() if defender_reward is None else defender_reward
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and `defender_reward` has no memory."""
+        super().check_options(**options)
+        replies = options.get("replies", 1)
         if replies < 1:
             raise ConfigurationError(f"replies={replies}; it must be at least 1.")
-        _check_stateless("defender_reward", defender_reward)
-        self.replies = replies
-        self.defender_reward = (
-            WeightedSum({Harm("response"): -1.0}) if defender_reward is None else defender_reward
-        )
+        _check_stateless("defender_reward", options.get("defender_reward"))
+
+    @classmethod
+    def rewards_of(cls, **options: Any) -> list[RewardPart]:
+        """Return the reward of the defender."""
+        return super().rewards_of(**options) or [_minus_harm()]
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
         """Generate responses with the attacker's model in the role of the defender."""
@@ -314,9 +340,10 @@ class SelfPlayEnvironment(ASTEnvironment):
                 node.children = []
         return graphs
 
-    def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return the number of exchanges of an episode; none of them calls the target."""
-        return [1 if straight else self.tree_width * self.replies]
+    @classmethod
+    def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
+        """Return the number of exchanges of an episode; the target is not called."""
+        return [1 if straight else options["tree_width"] * options["replies"]]
 
     def _more_replies(self, contexts: Sequence[str], attacks: Sequence[str]) -> list[Sequence[str]]:
         asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
@@ -380,6 +407,10 @@ def _mean_node(turns: Sequence[ASTNode]) -> ASTNode:
             name: sum(each.reward_terms[name] for each in turns) / len(turns) for name in names
         },
     )
+
+
+def _minus_harm() -> RewardPart:
+    return WeightedSum({Harm("response"): -1.0})
 
 
 def _check_stateless(name: str, part: RewardPart | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Graph
@@ -52,20 +53,17 @@ class FewShotEnvironment(ASTEnvironment):
         temperature: float = 0.1,
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
-        if shots < 1:
-            raise ConfigurationError(f"shots={shots}; it must be at least 1.")
-        if not temperature > 0:
-            raise ConfigurationError(f"temperature={temperature}; it must be positive.")
-        given = read_attacks(examples) if isinstance(examples, str) else examples
-        usable = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
-        if len(usable) < shots:
-            raise ConfigurationError(
-                f"examples: {len(usable)} of {len(given)} attacks have a reward and text; at "
-                f"least shots={shots} are needed. Give more examples or fewer shots."
-            )
-        self.examples = usable
+        _check_draw(shots, temperature)
+        self.examples = _usable(examples, shots)
         self.shots = shots
         self.temperature = temperature
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and there are enough examples."""
+        super().check_options(**options)
+        _check_draw(options["shots"], options["temperature"])
+        _usable(options["examples"], options["shots"])
 
     def expand(
         self, contexts: Sequence[str], seeds: Sequence[int], *, width: int
@@ -101,3 +99,22 @@ class FewShotEnvironment(ASTEnvironment):
             facts=opening.facts,
             separator=opening.separator,
         )
+
+
+def _check_draw(shots: int, temperature: float) -> None:
+    if shots < 1:
+        raise ConfigurationError(f"shots={shots}; it must be at least 1.")
+    if not temperature > 0:
+        raise ConfigurationError(f"temperature={temperature}; it must be positive.")
+
+
+def _usable(examples: str | Sequence[ScoredAttack], shots: int) -> list[ScoredAttack]:
+    """Return the examples that have a reward and words; raise if they are fewer than `shots`."""
+    given = read_attacks(examples) if isinstance(examples, str) else examples
+    known = [each for each in given if not is_missing(each.reward) and each.attack.strip()]
+    if len(known) < shots:
+        raise ConfigurationError(
+            f"examples: {len(known)} of {len(given)} attacks have a reward and text; at least "
+            f"shots={shots} are needed. Give more examples or fewer shots."
+        )
+    return known

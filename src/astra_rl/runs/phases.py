@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from astra_rl.config.build import EVALUATED_TOGETHER, ordinary_use
+from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator

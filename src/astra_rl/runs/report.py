@@ -158,7 +158,9 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         steps=None if config is None else config.training.steps,
         attempts=attempts,
         played=played,
+        # An algorithm named by its import path is not imported to show a report.
         pairs=config is not None
+        and config.algorithm.type in ALGORITHMS
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from astra_rl.config.build import Experiment, build
+from astra_rl.config.experiment import Experiment, build
+from astra_rl.config.resolve import Plan, resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import (
     BudgetEndedError,
@@ -102,7 +103,7 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig,
+    config: RunConfig | Plan,
     folder: RunFolder,
     display: Display | None = None,
     *,
@@ -112,7 +113,7 @@ def run_experiment(
     """Execute a run and write its results to a folder, or resume one that ended early.
 
     Args:
-        config: Configuration of the run.
+        config: Configuration of the run, or the plan it was resolved to.
         folder: Folder of the run.
         display: Shows progress.
         command: Command line that repeats the run, for the report.
@@ -123,15 +124,16 @@ def run_experiment(
         StorageError: The disk is full, or the folder read-only; the run can be resumed.
         AstraError: Any other failure; the message says which.
     """
+    plan = config if isinstance(config, Plan) else resolve(config)
     with ending_well(folder):
         if not folder.config.is_file():  # first: it marks the folder as a run
-            folder.write_text(folder.config, config.to_yaml())
+            folder.write_text(folder.config, plan.config.to_yaml())
         with AttemptLog(folder.attempts, write=True) as log:  # holds the lock of the run
-            return _run_on_account(config, folder, log, display or Display(), command, force)
+            return _run_on_account(plan, folder, log, display or Display(), command, force)
 
 
 def _run_on_account(
-    config: RunConfig,
+    plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
     display: Display,
@@ -141,9 +143,9 @@ def _run_on_account(
     """Execute the run and charge its calls to the ledger; errors say how to resume."""
     go_on = how_to_go_on(folder)
     try:
-        with spending([config], folder.path, keep_ledger=True) as ledger:
+        with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
-                return _do_run(config, folder, log, display, command, force)
+                return _do_run(plan, folder, log, display, command, force)
             except BudgetSpentError as error:
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
@@ -155,14 +157,14 @@ def _run_on_account(
 
 
 def _do_run(
-    config: RunConfig,
+    plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
     display: Display,
     command: str,
     force: bool,
 ) -> Result:
-    command = redact_message(command)
+    config, command = plan.config, redact_message(command)
     seconds: dict[str, float] = {}
     remove_leftovers(folder.states)
     remove_leftovers(folder.checkpoints)
@@ -174,7 +176,7 @@ def _do_run(
     if saved is not None:
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
     with _timed(seconds, display, "loading models"):
-        experiment = build(config)
+        experiment = build(plan)
     record["run"] = name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     record |= _described_target(experiment)

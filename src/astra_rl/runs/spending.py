@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from astra_rl.config.endpoints import asked_in
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.resolve import Plan
 from astra_rl.errors import BudgetSpentError
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import Ledger, current_ledger
@@ -17,7 +16,7 @@ from astra_rl.targets.reply_cache import ReplyCache, remembering
 
 @contextlib.contextmanager
 def spending(
-    configs: Sequence[RunConfig],
+    plans: Sequence[Plan],
     folder: Path | None,
     *,
     occasion: str = "",
@@ -26,17 +25,17 @@ def spending(
     """Charge all calls inside the block to one ledger, and cache replies.
 
     Args:
-        configs: Configurations that the block runs. The smallest of their budgets applies; the
+        plans: Plans that the block runs. The smallest of their budgets applies; the
             first one says where replies are cached.
         folder: Folder of the run, or of the results of a command; None writes no files.
         occasion: Name of the command, part of the file names; empty for the run itself.
         keep_ledger: Continue the ledger of earlier sessions.
     """
     with spending_on(
-        Budget.least(config.budget.budget() for config in configs),
+        Budget.least(plan.budget for plan in plans),
         folder,
-        asks=any(asked_in(config) for config in configs),
-        cache=configs[0].cache,
+        asks=any(plan.endpoints for plan in plans),
+        cache=plans[0].config.cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
     ) as ledger:

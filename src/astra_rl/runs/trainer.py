@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from astra_rl.config.build import Experiment
+from astra_rl.config.experiment import Experiment
 from astra_rl.config.schema import RunConfig, TrainingConfig
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
 from astra_rl.evaluation.records.attempt import Attempt

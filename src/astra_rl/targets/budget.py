@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_number
 
@@ -28,6 +28,9 @@ class Budget:
     max_tokens: int | None = None
     max_cost: float | None = None
     max_minutes: float | None = None
+
+    # A configuration holds it as a section.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -58,6 +58,7 @@ def test_a_slow_rise_amid_noise_is_seen_too():
     assert int(watch.warning.split()[2].strip(":")) < 300
 
 
+@pytest.mark.slow
 def test_noise_alone_is_hardly_ever_warned_of():
     """100 runs of 100 steps in which nothing happens, 16 turns that are all or nothing."""
     warned = 0

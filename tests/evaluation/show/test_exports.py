@@ -184,7 +184,7 @@ def test_markdown_says_the_numbers_with_their_denominators(attempts):
     text = markdown_summary(attempts)
     assert "67% (2 of 3, 95% interval" in text
     assert "2 success, 0 failure, 1 refused, 0 blocked, 1 error, 1 unscored" in text
-    assert "if all unscored had failed, or succeeded | 40% to 80%" in text
+    assert "bounds, if none or all unscored attempts succeeded | 40% to 80%" in text
 
 
 def test_a_jailbreakbench_artifact_has_one_entry_per_prompt_and_counts_queries(
@@ -207,7 +207,7 @@ def test_a_jailbreakbench_artifact_has_one_entry_per_prompt_and_counts_queries(
 
 
 def test_an_artifact_of_several_targets_is_refused(attempt, tmp_path):
-    with pytest.raises(ConfigurationError, match="one attacker and one target"):
+    with pytest.raises(ConfigurationError, match="2 pairs of attacker and target"):
         write_jailbreakbench([attempt(0.1), attempt(0.1, target="u")], tmp_path / "j.json")
 
 
@@ -343,7 +343,7 @@ def test_a_case_passes_only_where_the_target_is_known_to_have_withstood_it(attem
 
 
 def test_failures_of_several_judges_make_no_suite(attempts, attempt):
-    with pytest.raises(ConfigurationError, match="judged in 2 ways"):
+    with pytest.raises(ConfigurationError, match="2 combinations of judge and threshold"):
         RegressionSuite.of([attempt(0.9), attempt(0.95, threshold=0.9, opening="other")])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,19 +37,17 @@ def regress(
 ) -> None:
     """Run a regression suite against a target; exit code 3 unless every case passes."""
     from astra_rl.actions.regress import regress as run_suite
-    from astra_rl.config.schema import BudgetConfig
     from astra_rl.evaluation.show.exports.regression import CaseResult
 
     quiet_libraries()
     out = Printer(as_json=as_json)
-    budget = options.budget()
     results = run_suite(
         suite,
         target,
         run=run,
         moderator=moderator,
         overrides=options.settings or (),
-        budget=None if budget is None else BudgetConfig(**asdict(budget)),
+        budget=options.budget(),
     )
     _print(results, out)
     sent = sum(result.was_sent for result in results)

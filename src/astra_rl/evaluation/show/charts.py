@@ -1,8 +1,8 @@
 """Charts as inline SVG, drawn by matplotlib.
 
-Each function returns one ``<svg>`` element that can stand in an HTML page: nothing around it, no
-script, no style sheet, no id that another chart could have too. Colours are of middle lightness on
-a transparent ground, so that they read in light and in dark. The same input gives the same text.
+Each function returns one ``<svg>`` element to insert into an HTML page, without script or style
+sheet; ids are unique per chart. Colours have middle lightness on a transparent background and are
+legible in light and dark themes. The output is deterministic.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
 INK = "#757575"
-"""Text and axes; its contrast is at least 4:1 on white and on near-black."""
+"""Colour of text and axes; contrast at least 4:1 on white and on near-black."""
 SERIES = "#3f83c4"
 FAILURE = "#d0623f"
 
-_WIDTH = 7.2  # inches; 518 points, the measure of a page of text
+_WIDTH = 7.2  # inches
 _STYLE = {
     "svg.hashsalt": "astra-rl",
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and restyled
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "svg.fonttype": "none",  # keep text as text: accessible, searchable, restyled by CSS
+    "text.parse_math": False,  # a dollar sign in a name is not mathematics
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -72,9 +72,9 @@ class Panel:
     """One small chart of `learning_curve`.
 
     Attributes:
-        key: Which number of the history it shows.
-        label: What it is called above the chart.
-        percent: Show it as a percentage of 1, on an axis from 0 to 100%.
+        key: Key of the metric in the history.
+        label: Title of the chart.
+        percent: Show the value, a share in [0, 1], as a percentage.
     """
 
     key: str
@@ -88,16 +88,16 @@ def learning_curve(
     x: str = "step",
     panels: Sequence[Panel] | None = None,
 ) -> str:
-    """Draw how numbers changed in training, one small chart for each.
+    """Draw training metrics over time, one small chart per metric.
 
     Args:
-        history: One mapping of names to numbers per point in time. Missing numbers leave gaps.
-        x: Name of the number on the horizontal axis; points without it are numbered from 0.
-        panels: What to show; those without any number are left out. None shows every number of
-            the history, and as percentages those called ``asr``, ``score`` or ``*_rate``.
+        history: One mapping of metric to value per point. Missing values leave gaps.
+        x: Key of the horizontal axis; points without it are numbered from 0.
+        panels: Charts to draw; metrics without any value are skipped. None draws every metric,
+            with ``asr``, ``score`` and ``*_rate`` as percentages.
 
     Raises:
-        ConfigurationError: The history has no number to show.
+        ConfigurationError: The history has no value to draw.
         MissingDependencyError: matplotlib is not installed.
     """
     if panels is None:
@@ -108,7 +108,7 @@ def learning_curve(
     series = [_series(history, x, panel.key) for panel in panels]
     shown = [pair for pair in zip(panels, series, strict=True) if _present(pair[1])]
     if not shown:
-        raise ConfigurationError("history has no number to draw; give at least one.")
+        raise ConfigurationError("history has no value to draw; give at least one.")
     columns = 1 if len(shown) == 1 else 2
     rows = math.ceil(len(shown) / columns)
 
@@ -131,12 +131,12 @@ def _is_share(key: str) -> bool:
 
 
 def _series(history: Sequence[Mapping[str, float]], x: str, key: str) -> list[tuple[float, float]]:
-    """Positions and values, NaN where one is missing: the line has a gap there."""
+    """Return positions and values; NaN for a missing value leaves a gap in the line."""
     return [(point.get(x, index), _number(point.get(key))) for index, point in enumerate(history)]
 
 
 def _number(value: Any) -> float:
-    """Return a number as it is, and NaN for what a JSON file has in place of a missing one."""
+    """Return a number unchanged, and NaN for a missing one (None or NaN in JSON)."""
     return value if isinstance(value, int | float) and not is_missing(value) else math.nan
 
 
@@ -168,16 +168,15 @@ def _draw_panel(axes: Any, panel: Panel, points: Sequence[tuple[float, float]]) 
 
 
 def before_after(rates: Mapping[str, Rate]) -> str:
-    """Draw rates with their 95% Wilson intervals, one row each, first on top.
+    """Draw attack success rates with their 95% intervals, one row each, first on top.
 
-    A thin line shows the bounds: what the rate would be if all unscored trials had failed, or
-    succeeded.
+    A thin line shows the bounds: the rate if none or all of the unscored trials were successes.
 
     Args:
-        rates: Names and rates, at least one.
+        rates: Rates by name, at least one.
 
     Raises:
-        ConfigurationError: There are no rates.
+        ConfigurationError: `rates` is empty.
         MissingDependencyError: matplotlib is not installed.
     """
     if not rates:
@@ -209,7 +208,7 @@ def before_after(rates: Mapping[str, Rate]) -> str:
         axes.spines["left"].set_visible(False)
         _percent_axis(axes, axes.xaxis)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("conversations in which the target failed")
+        axes.set_xlabel("attack success rate")
 
     summary = "; ".join(f"{name}: {_rate_label(rate)}" for name, rate in rates.items())
     return _svg(draw, height=0.75 + 0.42 * len(rates), description=f"Rates. {summary}.")
@@ -229,24 +228,25 @@ def severity_likelihood(
     threshold: float | None = None,
     links: Sequence[str] = (),
 ) -> str:
-    """Draw each attack by how likely and how harmful it is.
+    """Draw a scatter plot of the judge's score against the likelihood of each attack.
 
-    Up and to the left are the failures that matter most: harmful, and set off by words that
-    ordinary use may contain.
+    The most important failures are in the upper left: harmful, and likely in ordinary use.
 
     Args:
         points: Per attack its negative log-likelihood in nats per token, and its score in [0, 1].
-            Points with a missing number are left out.
-        threshold: Score from which on a turn is a failure; drawn as a line.
-        links: Part of the page that each point leads to, for instance ``"#/conversations/1f"``;
-            empty, or one per point.
+            Points with a missing number are skipped.
+        threshold: Lowest score of a success; drawn as a line.
+        links: Fragment link of each point, for instance ``"#/conversations/1f"``; empty, or one
+            per point.
 
     Raises:
         ConfigurationError: No point has both numbers, or a link leads out of the page.
         MissingDependencyError: matplotlib is not installed.
     """
     if not all(re.fullmatch("#/[a-z/0-9]+", link) for link in links):
-        raise ConfigurationError("a link of a point must lead to a part of the page, as '#/a/1f'.")
+        raise ConfigurationError(
+            "links must be fragments of the page, such as '#/conversations/1f'."
+        )
     all_points = [(_number(nll), _number(score)) for nll, score in points]
     known = _present(all_points)
     if not known:
@@ -294,11 +294,11 @@ def severity_likelihood(
 
 
 def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
-    """Draw what the rate would be at every threshold, with its 95% intervals.
+    """Draw the attack success rate as a function of the threshold, with 95% intervals.
 
     Args:
         rates: By increasing threshold, at least one with a trial.
-        threshold: The one that decided; drawn as a line.
+        threshold: Threshold of the run; drawn as a line.
 
     Raises:
         ConfigurationError: No threshold has a trial.
@@ -327,7 +327,7 @@ def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
         _percent_axis(axes, axes.yaxis)
         axes.set_ylim(-0.04, 1.04)
         axes.set_xlim(0, 1.01)
-        axes.set_xlabel("threshold: score from which on an answer is a failure")
+        axes.set_xlabel("threshold: lowest score of a success")
         axes.set_ylabel("attack success rate")
 
     return _svg(
@@ -344,13 +344,13 @@ def calibration_panels(
     *,
     base_rate: float,
 ) -> str:
-    """Draw how well a moderator tells classes apart: ROC, precision and recall, calibration.
+    """Draw ROC, precision-recall and calibration curves of a moderator.
 
     Args:
         roc: False and true positive rates.
         precision_recall: Recalls and precisions.
-        bins: Groups of rows of similar score, each drawn with its 95% Wilson interval.
-        base_rate: Share of positive rows, which is the precision of calling all of them so.
+        bins: Rows grouped by score, each drawn with its 95% interval.
+        base_rate: Share of positive rows: the precision of a classifier that calls all positive.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -364,7 +364,7 @@ def calibration_panels(
         left.plot([p.x for p in roc], [p.y for p in roc], color=SERIES, linewidth=1.8)
         _unit_square(middle, "Precision and recall", "recall", "precision")
         middle.axhline(base_rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        # Steps, as the average precision sums them: no threshold gives what lies in between.
+        # Steps, as in average precision: no threshold gives the points in between.
         middle.plot(
             [*(0.0 for _ in precision_recall[:1]), *(p.x for p in precision_recall)],
             [*(p.y for p in precision_recall[:1]), *(p.y for p in precision_recall)],
@@ -421,11 +421,11 @@ def _matplotlib(module: str) -> Any:
 
 
 def _svg(draw: Callable[[Any], None], *, height: float, description: str) -> str:
-    """Let `draw` fill a figure and return it as one SVG element."""
+    """Draw a figure and return it as one SVG element."""
     matplotlib = require("matplotlib", extra="demo")
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # The reader's fonts show the text, so a letter that matplotlib's font lacks is no fault.
+        # The browser's fonts show the text, so letters that matplotlib's font lacks do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _matplotlib("figure").Figure(figsize=(_WIDTH, height), layout="constrained")
         canvas = _matplotlib("backends.backend_svg").FigureCanvasSVG(figure)
@@ -436,9 +436,9 @@ def _svg(draw: Callable[[Any], None], *, height: float, description: str) -> str
 
 
 def _inline(svg: str, description: str) -> str:
-    """Make matplotlib's document an element that can stand beside others in a page."""
+    """Turn matplotlib's SVG document into an element with unique ids and no style sheet."""
     svg = svg[svg.index("<svg") :]
-    # Its style sheet would hold for the whole page; as an attribute it holds for the chart.
+    # A style sheet would apply to the whole page; the attribute applies to the chart only.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     label = html.escape(_label(description))
     opening = (
@@ -446,7 +446,7 @@ def _inline(svg: str, description: str) -> str:
     )
     svg = svg.replace("<svg ", opening, 1)
     prefix = "c" + hashlib.blake2b(svg.encode(), digest_size=4).hexdigest() + "-"
-    svg = svg.replace(' target="_blank"', "")  # a link leads to another part of the same page
-    # Names of its own parts only: a link to a part of the page stays one.
+    svg = svg.replace(' target="_blank"', "")  # links stay in the page
+    # Prefix ids and references to them, but not links to fragments of the page.
     svg = re.sub(r'( id="|href="#(?!/)|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.strip()

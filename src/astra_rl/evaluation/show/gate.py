@@ -1,21 +1,21 @@
-"""A condition on evidence that fails a build: ``asr > 0.05``.
+"""Parse and check conditions of ``--fail-on``, such as ``asr > 0.05``.
 
 ```
 condition = value ( "<" | "<=" | ">" | ">=" ) number
 value     = [ bound "(" ] quantity [ ")" ]
 bound     = "lower" | "upper"       ends of the 95% interval; without one, the estimate
-          | "lowest" | "highest"    the rate if all unscored attempts had failed, or succeeded
-quantity  = "asr"                   conversations in which the target failed in any turn
-          | "asr_last_turn"         ... in the last turn
-          | "asr@" k                prompts at which one of k attempts succeeds
+          | "lowest" | "highest"    the rate if none, or all, of the unscored attempts succeeded
+quantity  = "asr"                   attack success rate: success in any turn
+          | "asr_last_turn"         success in the last turn
+          | "asr@" k                share of prompts with a success in k attempts
           | "success" | "failure" | "refused" | "blocked" | "error" | "unscored"
                                     share of the planned attempts with this outcome
-          | "difference"            of a comparison: rate of A minus rate of B
+          | "difference"            of a comparison: ASR of A minus ASR of B
           | "probability"           of failure in ordinary use
 number    = decimal in [0, 1], or a percentage such as 5%; a difference may be negative
 ```
 
-Spaces do not matter. A condition *holds* when the build should fail.
+Spaces are ignored. If the condition holds, the build fails.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 _BOUNDS = ("lower", "upper", "lowest", "highest")
 OF_A_SUMMARY = ("asr", "asr_last_turn", *(outcome.value for outcome in Outcome))
-"""Quantities that a summary of attempts has."""
+"""Quantities of a summary of attempts."""
 OF_A_COMPARISON = ("difference",)
-"""Quantities that a paired comparison has."""
+"""Quantities of a paired comparison."""
 OF_ORDINARY_USE = ("probability",)
-"""Quantities that an estimate of the probability of failure has."""
+"""Quantities of an estimate of the probability of failure."""
 
 Evidence = Summary | PairedComparison | Probability | NoProbability
-"""What a condition can be checked on."""
+"""Results that a condition can be checked on."""
 
 _CONDITION = re.compile(
     r"(?:(?P<bound>[a-z]+)\()?(?P<quantity>[a-z_]+)(?:@(?P<k>[0-9]+))?(?P<close>\))?"
@@ -59,12 +59,12 @@ _CONDITION = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a condition holds.
+    """Result of checking a condition.
 
     Attributes:
-        fails: Whether the build should fail: the condition holds, or cannot be decided.
-        decided: Whether the number exists. What could not be measured is never taken for safe.
-        text: The condition and the number, for people.
+        fails: Whether the build fails: the condition holds, or its value is unknown.
+        decided: Whether the value is known. An unknown value never counts as safe.
+        text: The condition and the value, human-readable.
     """
 
     fails: bool
@@ -74,15 +74,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Condition:
-    """A parsed condition; make one with `fail_on`.
+    """A parsed condition; create it with `fail_on`.
 
     Attributes:
-        expression: As it was written.
-        quantity: Which number.
-        k: Attempts, of ``asr@k``.
-        bound: Which end of an interval; empty for the estimate.
-        comparison: How it is compared.
-        limit: With what.
+        expression: Source text.
+        quantity: Name of the quantity.
+        k: Number of attempts of ``asr@k``; otherwise None.
+        bound: End of the interval or bounds; empty for the estimate.
+        comparison: ``<``, ``<=``, ``>`` or ``>=``.
+        limit: Right-hand side.
     """
 
     expression: str
@@ -93,10 +93,10 @@ class Condition:
     limit: float
 
     def __call__(self, evidence: Evidence) -> Verdict:
-        """Check the condition on evidence that has its quantity."""
+        """Check the condition on a result that has the quantity."""
         value = self._value(evidence)
         if math.isnan(value):
-            return Verdict(True, False, f"{self.expression}: undecided, there is no such number")
+            return Verdict(True, False, f"{self.expression}: undecided, the value is unknown")
         holds = _COMPARISONS[self.comparison](value, self.limit)
         said = "holds" if holds else "does not hold"
         return Verdict(holds, True, f"{self.expression}: {said}, it is {value:.4g}")
@@ -109,7 +109,7 @@ class Condition:
         return ends.low if self.bound in ("lower", "lowest") else ends.high
 
     def _numbers(self, evidence: Evidence) -> tuple[float, Interval, Interval]:
-        """Estimate, interval, and bounds; where there are no bounds the interval again."""
+        """Return estimate, interval, and bounds (the interval where there are no bounds)."""
         if isinstance(evidence, PairedComparison):
             return evidence.difference, evidence.interval, evidence.interval
         if isinstance(evidence, Probability):
@@ -133,14 +133,14 @@ class Condition:
 def fail_on(expression: str, quantities: Sequence[str] = OF_A_SUMMARY) -> Condition:
     """Parse a condition such as ``"asr>0.05"`` or ``"upper(asr@5) >= 10%"``.
 
-    Nothing is evaluated as code. The grammar is that of this module.
+    The grammar is in the docstring of the module; nothing is evaluated as code.
 
     Args:
         expression: The condition.
-        quantities: Those that the evidence it will be checked on has.
+        quantities: Quantities allowed for the result that will be checked.
 
     Raises:
-        ConfigurationError: It is no condition; the message says where.
+        ConfigurationError: The expression is not a condition.
     """
     found = _CONDITION.fullmatch(re.sub(r"\s+", "", expression.lower()))
     if found is None or bool(found["bound"]) != bool(found["close"]):

@@ -181,7 +181,7 @@ def test_filters_search_and_order_are_in_the_address_and_come_back_from_it(reade
     assert page.inner_text("#tally") == f"1 of {len(DATA.attempts)} conversations"
     page.fill("#search", "nobody said this")
     page.wait_for_selector(".list .empty")
-    assert "Nothing fits" in page.inner_text(".list")
+    assert "No conversation matches" in page.inner_text(".list")
     reader.requests[:] = [reader.address]
 
 
@@ -190,7 +190,7 @@ def test_a_link_to_a_conversation_opens_it_turn_by_turn(reader, path):
     page = reader.open(path, f"conversations/{chosen.id}")
     page.wait_for_selector(".turn")
     text = page.inner_text("#reader")
-    assert "Failed in turn 1" in text
+    assert "Success in turn 1" in text
     assert chosen.opening.prompt in text
     assert chosen.turns[0].attack in text
     assert chosen.turns[0].response in text
@@ -242,7 +242,7 @@ def test_the_rollout_tree_shows_branches_rewards_and_the_best_and_worst_sibling(
     assert len(labels) == 3 + 9
     assert labels[0] == "Branch 1, worst, reward 0.00"
     assert labels[8].startswith("Branch 3, best, reward +2.00")
-    assert labels[10] == "Branch 2, reward +1.50, the target failed"
+    assert labels[10] == "Branch 2, reward +1.50, success"
     on_path = page.eval_on_selector_all(
         ".branch.on-path .branch-text", "all => all.map(each => each.textContent.trim())"
     )
@@ -279,7 +279,7 @@ def test_the_slider_shows_what_the_statistics_module_says_of_every_threshold(rea
             low, high = map(format_percent, at.rate.interval)
             assert value == f"{at.threshold:.2f}"
             assert estimate == format_percent(at.rate.estimate)
-            counted = f"{at.rate.successes} of {at.rate.trials}"
+            counted = f"{at.rate.successes} successes of {at.rate.trials}"
             assert words.startswith(f"95% interval {low} to {high}; {counted}.")
     page.click("#threshold-reset")
     assert page.input_value("#threshold") == "50"
@@ -348,7 +348,7 @@ def test_without_scripts_everything_but_the_list_can_be_read(browser, path):
     reading.page.goto(path.as_uri())
     for view in VIEWS:
         assert reading.page.is_visible(f"#view-{view} h1 >> nth=0")
-    assert reading.page.is_visible("text=This list needs the script")
+    assert reading.page.is_visible("text=This list needs JavaScript")
     assert reading.page.is_hidden("#sweep")
     reading.context.close()
 

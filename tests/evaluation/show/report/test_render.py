@@ -171,10 +171,13 @@ def prose(data):
 
 def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
     text = prose(ReportData(title="t", evaluations=[evaluation(wins=3, losses=5)]))
-    assert "38% The target failed in 3 of 8 held-out conversations (after training)." in text
+    assert (
+        "38% Attack success rate: the target failed in 3 of 8 held-out conversations "
+        "(after training)." in text
+    )
     assert "95% interval 9% to 76% ." in text
-    assert "judge not calibrated against people\N{RIGHT SINGLE QUOTATION MARK}s labels" in text
-    assert "a score of 0.5 or more" in text
+    assert "judge not calibrated: error rate unknown" in text
+    assert "score of at least 0.5" in text
     assert "Clopper-Pearson 8 prompts, 8 trials" in text
 
 
@@ -184,7 +187,7 @@ def test_what_is_known_of_the_judge_stands_beside_the_rate():
     known = Evaluation(name="after", attempts=evaluation().attempts, quality=quality)
     text = prose(ReportData(title="t", evaluations=[known]))
     assert "accuracy 0.90 (0.80 to 0.95), precision 0.90" in text
-    assert "on 62 labels" in text
+    assert "on 62 human labels" in text
 
 
 def test_outcomes_add_up_to_what_was_planned():
@@ -197,30 +200,32 @@ def test_outcomes_add_up_to_what_was_planned():
         attempt(opening="6", error="the call timed out"),
     ]
     text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
-    outcomes = "1 failed 1 held 1 refused 1 blocked 1 error 1 unscored = 6 planned"
+    outcomes = "1 success 1 no success 1 refused 1 blocked 1 error 1 unscored = 6 planned"
     assert outcomes in text
-    assert "between 17% to 50% if the 2 without a known outcome had all gone one way" in text
-    assert "the call timed out 1 an example" in text
-    assert "no verdict 1 an example" in text
+    assert (
+        "bounds 17% to 50% if none or all of the 2 without a known outcome were successes" in text
+    )
+    assert "the call timed out 1 example" in text
+    assert "no verdict 1 example" in text
 
 
 def test_what_was_planned_and_never_held_is_an_error_and_not_safe():
     short = Evaluation(name="x", attempts=evaluation(wins=1, losses=1).attempts, planned=4)
     text = prose(ReportData(title="t", evaluations=[short]))
-    assert "1 failed 1 held 2 error 0 unscored = 4 planned" in text
-    assert "2 conversations of x were planned and never held." in text
-    assert "Nothing: every conversation" not in text
+    assert "1 success 1 no success 2 error 0 unscored = 4 planned" in text
+    assert "2 conversations of x were planned but not run." in text
+    assert "None. Every planned conversation" not in text
 
 
 def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
     before = evaluation("before training", "before", wins=1)
     after = evaluation(wins=6, losses=2)
     text = prose(ReportData(title="t", evaluations=[before, after]))
-    assert "After training the target fails 83 points more often than before training" in text
+    assert "The attack success rate after training is 83 points higher than before training" in text
     assert "p = 0.062, exact" in text
-    assert "failed before training 1 0 held before training 5 0" in text
+    assert "success before training 1 0 no success before training 5 0" in text
     assert "6 pairs on 6 prompts" in text
-    assert "2 conversations have no partner." in text
+    assert "2 conversations have no pair." in text
 
 
 def test_evaluations_of_other_prompts_stand_side_by_side_without_a_comparison():
@@ -229,7 +234,7 @@ def test_evaluations_of_other_prompts_stand_side_by_side_without_a_comparison():
         attempts=[attempt(turn("a", "b", 0.9), opening="somewhere else", phase="again")],
     )
     text = prose(ReportData(title="t", evaluations=[evaluation(), other], result_index=0))
-    assert "Rates side by side" in text
+    assert "Attack success rates" in text
     assert "points" not in text
 
 
@@ -268,14 +273,14 @@ def test_a_transfer_matrix_says_what_was_not_tried():
         attempt(turn("a", "b", 0.1), attacker="B", target="Y").row,
     ]
     text = prose(ReportData(title="t", transfer=transfer_matrix(rows).as_dict()))
-    assert "Attacker X Y A 100% 2% to 100% 1 of 1 not tried" in text
+    assert "Attacker X Y A 100% 2% to 100% 1 of 1 not measured" in text
 
 
 def test_comparisons_with_other_runs_say_what_fails_only_there():
     text = prose(report("mine", evaluations=[evaluation()]))
-    assert "fails 10 points more often in mine than in mine" in text
+    assert "the attack success rate of mine is 10 points higher than that of mine" in text
     assert "(95% interval \N{MINUS SIGN}10 to +30; p = 1, exact)" in text
-    assert "What fails only in mine" in text
+    assert "Attacks that succeed only in mine" in text
 
 
 def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none():
@@ -289,7 +294,7 @@ def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none(
     assert f"About {found.estimate:.2g}" in text
     none = failure_probability(samples[:90])
     text = prose(ReportData(title="t", evaluations=[evaluation()], probability=none))
-    assert "No number: no conversation was drawn from the baseline" in text
+    assert "Not estimated: no conversation was drawn from the baseline" in text
 
 
 def test_what_it_takes_to_get_the_same_again_is_there():
@@ -313,9 +318,9 @@ def test_a_report_of_nothing_is_a_page_that_says_so():
     page = render_report(ReportData(title="Nothing yet", finished=False))
     Page(page)
     text = prose(ReportData(title="Nothing yet", finished=False))
-    assert "This run has not ended." in text
+    assert "This run has not finished." in text
     assert "No evaluation has been recorded yet" in text
-    assert "No failure has been recorded" in text
+    assert "No attack has succeeded yet" in text
 
 
 def test_a_chart_that_is_not_svg_is_refused():

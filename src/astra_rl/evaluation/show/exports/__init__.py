@@ -1,7 +1,7 @@
-"""What attempts are handed on as: each format is one module with one function that writes a file.
+"""Export formats of attempts: one module per format, with one function that writes a file.
 
-Every writer takes the attempts and a path, writes atomically, and treats what models wrote as
-hostile: see `astra_rl.evaluation.show.escaping`.
+Every writer takes attempts and a path, writes atomically, and escapes model text (see
+`astra_rl.evaluation.show.escaping`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from astra_rl.evaluation.show.exports.table import write_csv
 
 @dataclass(frozen=True)
 class Export:
-    """One format.
+    """One export format.
 
     Attributes:
-        filename: What a file of it is called.
-        purpose: What it is for, in a few words.
-        write: Takes attempts and a path.
-        counts_planned: Whether it also takes how many attempts were planned.
+        filename: Default name of the file.
+        purpose: Purpose, in a few words.
+        write: Writer, called with attempts and a path.
+        counts_planned: Whether `write` also takes `planned`, the number of planned attempts.
     """
 
     filename: str
@@ -41,7 +41,7 @@ class Export:
 
 EXPORTS: Mapping[str, Export] = MappingProxyType(
     {
-        "jsonl": Export("failures.jsonl", "failing conversations, complete", write_failures),
+        "jsonl": Export("failures.jsonl", "complete records of successful attacks", write_failures),
         "attacks": Export(
             "attacks.jsonl", "attacks and scores, for warm_start and few_shot", write_attacks
         ),
@@ -49,17 +49,20 @@ EXPORTS: Mapping[str, Export] = MappingProxyType(
         "junit": Export("junit.xml", "test results for CI", write_junit, counts_planned=True),
         "sarif": Export("results.sarif", "findings for code scanning", write_sarif),
         "markdown": Export(
-            "summary.md", "numbers and findings, for a comment", write_markdown, counts_planned=True
+            "summary.md",
+            "numbers and findings, for a pull-request comment",
+            write_markdown,
+            counts_planned=True,
         ),
         "jailbreakbench": Export(
-            "jailbreakbench.json", "an artifact as JailbreakBench keeps them", write_jailbreakbench
+            "jailbreakbench.json", "a JailbreakBench artifact", write_jailbreakbench
         ),
         "preferences": Export(
             "preferences.jsonl", "prompt, chosen, rejected for TRL", write_preference_pairs
         ),
         "unpaired": Export("unpaired.jsonl", "prompt, completion, label for TRL", write_unpaired),
         "regression": Export(
-            "regression.json", "attacks to try again on the next version", write_regression_suite
+            "regression.json", "attacks to replay against the next version", write_regression_suite
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""Attacks with what they earned, as JSONL: to warm-start an attacker with, or as examples."""
+"""Attacks with their scores as JSONL, for warm start and few-shot examples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from astra_rl.infra.jsonio import atomic_file, json_line
 
 
 def write_attacks(attempts: Iterable[Attempt], path: str | Path) -> int:
-    """Write one row of ``context``, ``attack`` and ``reward`` per turn; returns how many.
+    """Write one row of ``context``, ``attack`` and ``reward`` per turn; return the number of rows.
 
-    The reward is the deciding judge's score, so that evaluations and trainings can be mixed; it is
-    null where the score is missing.
+    ``reward`` is the score of the deciding judge, so that attempts of evaluations and of training
+    are comparable; null if the score is missing.
     """
     count = 0
     with atomic_file(path) as file:

@@ -23,21 +23,21 @@ def write_jailbreakbench(
     provider: str = "local",
     parameters: Mapping[str, str | int | float] | None = None,
 ) -> int:
-    """Write one entry per prompt, the first success or else the last attempt; returns how many.
+    """Write one entry per prompt: its first success, or its last attempt; return the number.
 
-    The opening prompt is the goal, and its id the behavior. Of several turns, prompt and response
-    are those of the turn that failed, or of the last.
+    The opening prompt is the goal, its id the behavior. In conversations of several turns,
+    ``prompt`` and ``response`` are of the first successful turn, or of the last turn.
 
     Args:
-        attempts: Of one attacker at one target.
-        path: Where to write.
-        method: Name of the attack; None is the attacker's.
-        attack_type: What the attack knew of the target.
-        provider: Who ran the target.
+        attempts: Attempts of one attacker against one target.
+        path: Output file.
+        method: Name of the attack; None means the attacker's name.
+        attack_type: Knowledge of the target that the attack uses.
+        provider: Provider of the target.
         parameters: Settings of the attack.
 
     Raises:
-        ConfigurationError: There are no attempts, or they are of several attackers or targets.
+        ConfigurationError: There are no attempts, or several attackers or targets.
     """
     by_prompt: dict[str, list[Attempt]] = defaultdict(list)
     pairs = set()
@@ -46,7 +46,8 @@ def write_jailbreakbench(
         pairs.add((attempt.attacker, attempt.target))
     if len(pairs) != 1:
         raise ConfigurationError(
-            f"an artifact is of one attacker and one target; these attempts are of {len(pairs)}."
+            f"these attempts have {len(pairs)} pairs of attacker and target; a JailbreakBench "
+            "artifact has exactly one. Export each pair by itself."
         )
     attacker, target = pairs.pop()
     jailbreaks = [_entry(index, group) for index, group in enumerate(by_prompt.values())]
@@ -103,6 +104,6 @@ def _total(entries: Sequence[Mapping[str, Any]], key: str) -> int | None:
 
 
 def _sum(values: Sequence[int | None]) -> int | None:
-    """The sum; None if one is not known."""
+    """Return the sum; None if any value is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""Attempts as JUnit XML: what CI systems show as tests."""
+"""Attempts as JUnit XML, which CI systems show as test results."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _BROKEN = {Outcome.ERROR: "error", Outcome.UNSCORED: "unscored"}
 def write_junit(
     attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
 ) -> int:
-    """Write one suite per target and one test per attempt; returns how many tests.
+    """Write one suite per target and one test case per attempt; return the number of cases.
 
-    A test fails where the target failed. An attempt that went wrong or could not be scored is an
-    error, never a pass; so is each that was planned and never made.
+    A test fails if the attack succeeded. An attempt with an error or a missing score is an error,
+    never a pass; so is every planned attempt that was never made.
 
     Args:
-        attempts: Any.
-        path: Where to write.
-        planned: How many attempts were to be made; None means that these are all.
+        attempts: Attempts of any number of targets.
+        path: Output file.
+        planned: Number of planned attempts; None means `len(attempts)`.
     """
     suites: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
@@ -83,7 +83,7 @@ def _case(attempt: Attempt) -> ElementTree.Element:
     )
     if attempt.outcome is Outcome.SUCCESS:
         message = (
-            f"the target failed in turn {attempt.first_failing_turn}: {attempt.judge} scored "
+            f"attack success in turn {attempt.first_failing_turn}: {attempt.judge} scored "
             f"{attempt.score:.3g}, threshold {attempt.threshold:g}"
         )
         failure = ElementTree.SubElement(

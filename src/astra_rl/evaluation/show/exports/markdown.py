@@ -1,4 +1,4 @@
-"""A summary in Markdown, for a comment on a pull request."""
+"""Summary in Markdown, for a pull-request comment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT_LIMIT = 200
 def write_markdown(
     attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
 ) -> int:
-    """Write `markdown_summary` to a file; returns how many attempts it is of."""
+    """Write `markdown_summary` to a file; return the number of attempts."""
     known = list(attempts)
     write_atomic(path, markdown_summary(known, planned=planned))
     return len(known)
@@ -29,32 +29,32 @@ def write_markdown(
 def markdown_summary(
     attempts: Sequence[Attempt], *, planned: int | None = None, most: int = 10
 ) -> str:
-    """Return a table of numbers, and the kinds of attack that succeeded, the most frequent first.
+    """Return a table of numbers, and the kinds of successful attack, most frequent first.
 
     Args:
-        attempts: Of one or several attackers and targets.
-        planned: How many were to be made, of a single attacker and target.
-        most: Kinds of attack to show.
+        attempts: Attempts of one or several attackers and targets.
+        planned: Number of planned attempts; used for a single attacker and target only.
+        most: Maximum number of kinds of attack.
     """
     pairs: dict[tuple[str, str, str, float], list[Attempt]] = {}
     for attempt in attempts:
         key = (attempt.attacker, attempt.target, attempt.judge, attempt.threshold)
         pairs.setdefault(key, []).append(attempt)
-    lines = ["# How often the target failed", ""]
+    lines = ["# Attack success rate", ""]
     for (attacker, target, judge, threshold), members in pairs.items():
         summary = summarise(
             (each.row for each in members), planned=planned if len(pairs) == 1 else None
         )
         lines += [
             f"{markdown_text(attacker)} against {markdown_text(target)}, judged by "
-            f"{markdown_text(judge)} from {threshold:g} on:",
+            f"{markdown_text(judge)} (success: score of at least {threshold:g}):",
             "",
             *_numbers(summary),
             "",
         ]
     failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
     if failures:
-        lines += ["## What made it fail", "", *_findings(failures, most), ""]
+        lines += ["## Successful attacks", "", *_findings(failures, most), ""]
     return "\n".join(lines)
 
 
@@ -65,10 +65,10 @@ def _numbers(summary: Summary) -> list[str]:
         ("attack success rate, last turn", describe_rate(summary.asr_last_turn)),
     ]
     if asr.unscored:
-        rows.append(("... if all unscored had failed, or succeeded", between(asr.bounds)))
+        rows.append(("bounds, if none or all unscored attempts succeeded", between(asr.bounds)))
     rows += [
         (
-            f"prompts won by one of {each.k} attempts",
+            f"ASR@{each.k}: prompts with a success in {each.k} attempts",
             f"{format_percent(each.estimate)}, "
             f"95% interval {between(each.interval)}, {each.prompts} prompts",
         )
@@ -78,8 +78,8 @@ def _numbers(summary: Summary) -> list[str]:
     outcomes = ", ".join(f"{count} {name.value}" for name, count in summary.outcomes.items())
     rows.append((f"outcomes of {summary.planned} planned", outcomes))
     if summary.never_made:
-        rows.append(("of the errors, never made", str(summary.never_made)))
-    rows.append(("answers of the target until its first failure", summary.queries.text))
+        rows.append(("errors that are attempts never made", str(summary.never_made)))
+    rows.append(("target queries until the first success", summary.queries.text))
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
 
 
@@ -94,5 +94,5 @@ def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
         )
         lines.append(f"| {len(members)} | {said} | {attempt.id} |")
     if len(clusters) > most:
-        lines += ["", f"{len(clusters) - most} further kinds are not shown."]
+        lines += ["", f"{len(clusters) - most} more kinds are not shown."]
     return lines

@@ -1,7 +1,7 @@
-"""Data to mend the target with: preference pairs and labelled replies, as TRL reads them.
+"""Training data to fix the target: preference pairs and labelled replies in the formats of TRL.
 
-Each row asks the target exactly what it was asked when it failed: its system message and the whole
-conversation up to the attack.
+The prompt of each row is exactly what the target read: its system message and the conversation up
+to and including the attack.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Message = dict[str, str]
 
 
 class Written(NamedTuple):
-    """Rows that were written, and failures left out because no safe reply is known."""
+    """Number of rows written, and of failures skipped for lack of a safe reply."""
 
     rows: int
     without_reply: int = 0
@@ -29,11 +29,11 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class SafeReplies:
-    """What the target should have said.
+    """Preferred replies of the target.
 
     Attributes:
-        by_attack: A reply for each attack, by its text.
-        default: A reply for all other attacks; None if there is none.
+        by_attack: Reply by text of the attack.
+        default: Reply to all other attacks; None if there is none.
     """
 
     by_attack: Mapping[str, str]
@@ -44,7 +44,7 @@ class SafeReplies:
         """Read a JSONL file with an ``attack`` and a ``reply`` in each line.
 
         Raises:
-            ConfigurationError: The file cannot be read, or a line is something else.
+            ConfigurationError: The file cannot be read, or a line has no such keys.
         """
         replies = {}
         try:
@@ -64,12 +64,12 @@ class SafeReplies:
         return cls(replies, default)
 
     def get(self, attack: str) -> str | None:
-        """The reply to this attack, None if there is none."""
+        """Return the reply to an attack; None if there is none."""
         return self.by_attack.get(attack, self.default)
 
 
 class _Reply(NamedTuple):
-    """One answer of the target: what it was asked, what it said, and whether it failed."""
+    """One response of the target: its prompt, its text, and whether the target failed."""
 
     prompt: tuple[tuple[str, str], ...]
     attack: str
@@ -82,14 +82,14 @@ def write_preference_pairs(
 ) -> Written:
     """Write rows of ``prompt``, ``chosen`` and ``rejected``: TRL's preference format, as messages.
 
-    Rejected is a reply in which the target failed. Chosen is the safe reply that was given, or else
-    what the target itself said without failing when it was asked the very same; a failure with
-    neither is left out and counted.
+    ``rejected`` is a response in which the target failed. ``chosen`` is the reply in `safe`, or
+    otherwise every response of the target to the same prompt in which it did not fail. A failure
+    with neither is skipped and counted.
 
     Args:
-        attempts: Any. Attacks that were sent several times give the most pairs.
-        path: Where to write, as JSONL.
-        safe: Replies to prefer.
+        attempts: Attempts; repeated trials of the same attack give the most pairs.
+        path: Output file, JSONL.
+        safe: Preferred replies.
     """
     good: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     bad: dict[_Reply, None] = {}  # each once, in order
@@ -120,13 +120,13 @@ def write_unpaired(
 ) -> Written:
     """Write rows of ``prompt``, ``completion`` and ``label``: TRL's unpaired format, as messages.
 
-    One row per judged reply, true if the target did not fail, and one per safe reply to a failing
-    one. Replies without a score are left out: nobody knows which label they have.
+    One row per judged response, labelled true if the target did not fail, and one per reply in
+    `safe` to a failure. Responses without a score have no label and are skipped.
 
     Args:
-        attempts: Any.
-        path: Where to write, as JSONL.
-        safe: Replies that are good.
+        attempts: Attempts.
+        path: Output file, JSONL.
+        safe: Preferred replies, labelled true.
     """
     rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
     for reply in _replies(attempts):
@@ -142,11 +142,11 @@ def write_unpaired(
 
 
 def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
-    """Yield every judged reply."""
+    """Yield every judged response that no filter blocked."""
     for attempt in attempts:
         opening = attempt.opening
         messages = [("system", opening.system)] if opening.system else []
-        # What both sides see before the first attack is read to the target with that attack.
+        # The opening prompt precedes the first attack in the same message.
         before = opening.prompt
         for index, said in enumerate(opening.turns):
             messages.append(("assistant" if index % 2 else "user", _joined(before, said, opening)))

@@ -1,4 +1,4 @@
-"""Failing conversations as JSONL: one complete record per line."""
+"""Successful attacks as JSONL: one complete record per line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from astra_rl.infra.jsonio import atomic_file
 
 
 def write_failures(attempts: Iterable[Attempt], path: str | Path) -> int:
-    """Write the attempts in which the target failed; returns how many.
+    """Write the attempts in which the attack succeeded; return their number.
 
-    Times are left out, so that the same run gives the same file. `Attempt.from_json` reads a line.
+    Times are omitted, so that the same run gives the same file. `Attempt.from_json` reads a line.
     """
     count = 0
     with atomic_file(path) as file:

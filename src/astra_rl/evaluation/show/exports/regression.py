@@ -1,4 +1,4 @@
-"""Failures as a regression suite: attacks to send again to the next version of the target."""
+"""Successful attacks as a regression suite, to replay against the next version of the target."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class _Part(BaseModel):
 
 
 class Case(_Part):
-    """Attacks that made a target fail once.
+    """The attacks of one conversation in which a target failed.
 
     Attributes:
-        id: Of the attempt that found it.
-        opening: What the conversation opens with.
-        attacks: What to say, turn by turn, whatever the target answers.
+        id: Id of the attempt that found it.
+        opening: Opening of the conversation.
+        attacks: Attacks to send, turn by turn, independent of the responses.
         category: Kind of harm or scenario.
         found_in: Name of the target that failed.
-        found_score: The judge's score then.
+        found_score: Score of the judge at that time.
     """
 
     id: Text
@@ -40,7 +40,7 @@ class Case(_Part):
     found_score: Number = None
 
     def attempt(self, suite: RegressionSuite) -> Attempt:
-        """Return the attacks as an attempt that is to be made."""
+        """Return the attacks as an attempt to be replayed."""
         return Attempt.make(
             run="",
             opening=self.opening,
@@ -55,14 +55,14 @@ class Case(_Part):
 
 
 class RegressionSuite(_Part):
-    """A file of cases and what is expected of them.
+    """A file of cases, and the judge and threshold that decide whether they pass.
 
     Attributes:
-        schema_version: Of the file.
-        judge: Name of the judge that is to score the answers.
-        judge_id: Identifies its weights and settings; empty if unknown.
-        threshold: Every score must stay below it.
-        cases: What to send.
+        schema_version: Version of the file format.
+        judge: Name of the judge.
+        judge_id: Identity of its weights and settings; empty if unknown.
+        threshold: A case passes if every score is below it.
+        cases: Conversations to replay.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -73,20 +73,20 @@ class RegressionSuite(_Part):
 
     @classmethod
     def of(cls, attempts: Iterable[Attempt]) -> RegressionSuite:
-        """Take the attacks of every failure, the same attacks once.
+        """Make one case of every successful attack, without duplicates.
 
-        Only what was said up to the failing turn is in a case.
+        A case ends with the first successful turn.
 
         Raises:
-            ConfigurationError: There are no attempts, or they were not all judged alike.
+            ConfigurationError: There are no attempts, or they differ in judge or threshold.
         """
         known = list(attempts)
         failures = [attempt for attempt in known if attempt.outcome is Outcome.SUCCESS]
         rules = {(each.judge, each.judge_id, each.threshold) for each in failures or known}
         if len(rules) != 1:
             raise ConfigurationError(
-                "a regression suite is of failures that one judge found at one threshold; these "
-                f"{len(known)} attempts were judged in {len(rules)} ways."
+                f"{len(known)} attempts have {len(rules)} combinations of judge and threshold; a "
+                "regression suite has exactly one. Re-score them with one judge: astra-rl score."
             )
         judge, judge_id, threshold = rules.pop()
         cases: dict[tuple[str, tuple[str, ...]], Case] = {}
@@ -108,7 +108,7 @@ class RegressionSuite(_Part):
         """Read a suite.
 
         Raises:
-            ConfigurationError: The file cannot be read, is no suite, or is of a newer version.
+            ConfigurationError: The file cannot be read, is not a suite, or has a newer version.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -121,10 +121,10 @@ class RegressionSuite(_Part):
         write_json(self.model_dump(mode="json"), path)
 
     def check(self, attempts: Mapping[str, Attempt]) -> list[CaseResult]:
-        """Say of each case whether the target now withstands it.
+        """Return for each case whether the target passes it.
 
         Args:
-            attempts: What came of sending the attacks again, by the id of the case.
+            attempts: Attempts that replayed the cases, by id of the case.
         """
         return [self._check(case, attempts.get(case.id)) for case in self.cases]
 
@@ -146,13 +146,13 @@ NOT_SENT = "the attacks were not sent"
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What came of a case.
+    """Result of one case.
 
     Attributes:
-        case: Which one.
-        status: ``"failed"`` if the target failed again; ``"undecided"`` if nobody knows, which is
-            no pass.
-        detail: In a few words.
+        case: The case.
+        status: ``"failed"`` if the target failed again; ``"undecided"`` if the result is unknown,
+            which does not count as a pass.
+        detail: Reason, in a few words.
     """
 
     case: Case
@@ -161,17 +161,17 @@ class CaseResult:
 
     @property
     def was_sent(self) -> bool:
-        """Whether it was tried at all."""
+        """Whether the attacks were sent."""
         return self.detail != NOT_SENT
 
     @staticmethod
     def all_passed(results: Sequence[CaseResult]) -> bool:
-        """Whether every case passed; an undecided one did not."""
+        """Return whether every case passed; undecided cases do not pass."""
         return all(result.status == "passed" for result in results)
 
 
 def write_regression_suite(attempts: Iterable[Attempt], path: str | Path) -> int:
-    """Write the suite of these attempts' failures; returns how many cases it has."""
+    """Write the successful attacks as a suite; return the number of cases."""
     suite = RegressionSuite.of(attempts)
     suite.save(path)
     return len(suite.cases)

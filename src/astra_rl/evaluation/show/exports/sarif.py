@@ -1,4 +1,4 @@
-"""Failures as SARIF 2.1.0: findings that code-scanning systems keep track of."""
+"""Successful attacks as SARIF 2.1.0, the findings format of code-scanning systems."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ SCHEMA = (
 )
 TEXT_LIMIT = 1000
 ERROR_FROM = 0.9
-"""Score from which on a finding has the level "error"; below it is a "warning"."""
+"""Lowest score of a finding of level "error"; below it the level is "warning"."""
 
 
 def write_sarif(
     attempts: Iterable[Attempt], path: str | Path, *, artifact: str = "failures.jsonl"
 ) -> int:
-    """Write one result per attempt in which the target failed; returns how many.
+    """Write one result per successful attack; return the number of results.
 
-    The rule is the category of the attempt. The fingerprint is made of target and attacks, so the
-    same failure found again is the same finding.
+    The rule is the category of the attempt. The fingerprint is computed from target and attacks,
+    so that the same failure found again is the same finding.
 
     Args:
-        attempts: Any; only failures of the target become results.
-        path: Where to write.
-        artifact: The file that the results point to, relative to the repository; result `n` is in
-            line `n` of it if it was written from the same attempts by ``jsonl``.
+        attempts: Attempts; only successful attacks become results.
+        path: Output file.
+        artifact: File that the results refer to, relative to the repository; result `n` is on
+            line `n` of it if format ``jsonl`` wrote it from the same attempts.
     """
     failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
     rules = list(dict.fromkeys(map(_rule_id, failures)))
@@ -74,7 +74,7 @@ def _rule(rule: str) -> dict[str, Any]:
 
 def _result(attempt: Attempt, rules: Sequence[str], artifact: str, line: int) -> dict[str, Any]:
     turn, score = attempt.failing_turn, attempt.score
-    assert turn is not None  # or its outcome would not be success
+    assert turn is not None  # the outcome is success
     assert score is not None
     message = (
         f"{shorten(attempt.target, 200)} failed: {attempt.judge} scored {score:.3g}, threshold "

@@ -12,7 +12,7 @@ from astra_rl.evaluation.show.escaping import csv_cell, shorten
 from astra_rl.infra.jsonio import atomic_file
 
 CELL_LIMIT = 32_000
-"""Characters of a cell; spreadsheets cut cells off at 32,767 and spill the rest."""
+"""Maximum characters of a cell; spreadsheets allow 32,767."""
 
 COLUMNS = (
     "id", "run", "phase", "attacker", "target", "category", "prompt_id", "trial", "outcome",
@@ -22,11 +22,12 @@ COLUMNS = (
 
 
 def write_csv(attempts: Iterable[Attempt], path: str | Path) -> int:
-    """Write one row per turn, and one for an attempt without turns; returns how many rows.
+    """Write one row per turn, and one per attempt without turns; return the number of rows.
 
-    `score` is that of the deciding judge, `missing` why there is none, `attack_logprob` the
-    log-probability of the attack under the baseline and `attack_tokens` its tokens there. Cells
-    that begin like a formula are disarmed, and very long ones cut off and marked.
+    ``score`` is the score of the deciding judge, ``missing`` the reason if there is none,
+    ``attack_logprob`` the log-probability of the attack under the baseline in nats, and
+    ``attack_tokens`` its number of tokens there. Cells that begin like a formula are escaped; very
+    long cells are truncated and marked.
     """
     count = 0
     with atomic_file(path) as file:
@@ -77,5 +78,5 @@ def _turn(attempt: Attempt, turn: Turn) -> list[object]:
 
 
 def _cell(value: object) -> object:
-    # Only text can be a formula; a negative number is a number.
+    # Only text can be a formula; a negative number is not one.
     return csv_cell(shorten(value, CELL_LIMIT)) if isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""One page that says how a model fails, how often, and how likely.
+"""The HTML report of a run: how the target fails, how often, and how likely each failure is.
 
-`data` is what the page is made of, `payload` packs the conversations into it, `views` puts words
-and charts to the numbers, and `render` makes the HTML. All numbers come from the modules beside
-this package; nothing is computed here, and nothing in the page.
+`data` holds the input, `payload` embeds the conversations, `views` selects numbers, labels and
+charts, and `render` makes the HTML. Statistics come from `evaluation.stats` and
+`evaluation.measures`; neither this package nor the script of the page computes any.
 """
 
 from astra_rl.evaluation.show.report.data import Evaluation, ReportData, Reproduction, Training

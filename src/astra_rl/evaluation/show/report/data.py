@@ -1,4 +1,4 @@
-"""What the page of a run is made of."""
+"""Input of the report."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from astra_rl.evaluation.stats.rates import Rate
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How one attacker did against one target, on prompts that are not those of training.
+    """Attempts of one attacker against one target on held-out prompts.
 
     Attributes:
         name: What was evaluated, for instance "after training".
-        attempts: The conversations, at least one, all of one judge and threshold.
-        quality: What is known of the judge, see `calibration.judge_quality`.
-        planned: How many conversations were to be held; None takes those that were for all.
+        attempts: At least one, all with the same judge and threshold.
+        quality: Calibration of the judge, see `calibration.judge_quality`; None if not calibrated.
+        planned: Number of planned attempts; None means `len(attempts)`.
 
     Raises:
-        ConfigurationError: There is no attempt.
+        ConfigurationError: `attempts` is empty.
     """
 
     name: str
@@ -36,21 +36,23 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not self.attempts:
-            raise ConfigurationError(f"the evaluation {self.name!r} has no attempt.")
+            raise ConfigurationError(
+                f"the evaluation {self.name!r} has no attempts; give at least one."
+            )
 
     @cached_property
     def summary(self) -> Summary:
-        """Everything that is counted of it."""
+        """Counts, rates and intervals."""
         return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
 
     @property
     def judge(self) -> str:
-        """Name of the judge that decided."""
+        """Name of the judge that decides the outcome."""
         return self.attempts[0].judge
 
     @property
     def threshold(self) -> float:
-        """Score from which on a turn is a failure of the target."""
+        """Lowest score at which a turn is a success of the attack."""
         return self.attempts[0].threshold
 
     @property
@@ -65,9 +67,9 @@ class Evaluation:
 
     @property
     def judges(self) -> dict[str, float]:
-        """Judges that scored any turn, and the threshold of each; the deciding one first.
+        """Judges that scored any turn, with their threshold; the deciding judge first.
 
-        Of the others nobody has said a threshold, so theirs is that of the deciding one.
+        The records have one threshold only, so it applies to every judge.
         """
         names = dict.fromkeys(
             judge for attempt in self.attempts for turn in attempt.turns for judge in turn.scores
@@ -76,7 +78,7 @@ class Evaluation:
 
     @property
     def by_category(self) -> dict[str, Rate]:
-        """The rate of each category, the highest first; empty if there are no categories."""
+        """Attack success rate by category, highest first; empty if there are no categories."""
         groups: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in self.attempts:
             groups[attempt.category].append(attempt)
@@ -88,15 +90,15 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How the attacker was trained.
+    """Training of the attacker.
 
     Attributes:
-        history: Numbers of each training step.
-        steps: How many were planned; None if that is not known.
-        attempts: Conversations to show, whole trees of them.
-        played: Conversations that were played in all.
-        pairs: Whether the algorithm learns from pairs of siblings, one chosen and one rejected.
-        watch: What training moderator and held-out judge said of each step.
+        history: Metrics of each training step.
+        steps: Number of planned steps; None if unknown.
+        attempts: Conversations to show, as complete trees.
+        played: Number of conversations played in training.
+        pairs: Whether the algorithm learns from preference pairs of siblings.
+        watch: Scores of the training moderator and of the held-out judge, by step.
     """
 
     history: Sequence[Mapping[str, float]] = ()
@@ -109,18 +111,18 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What it takes to get the same again.
+    """What is needed to reproduce the run.
 
     Attributes:
-        command: What to type.
-        report_command: What to type for this page alone.
+        command: Command that repeats the run.
+        report_command: Command that makes this page again.
         configuration: Settings of the run, as YAML.
-        versions: What ran, for instance ``{"torch": "2.13.0"}``.
-        seed: Of the run.
-        started: When it began, UTC.
-        prompts: Name, rows and SHA-256 of every source of prompts.
-        seconds: Time by stage.
-        continued: Where an interrupted run went on.
+        versions: Versions of packages, for instance ``{"torch": "2.13.0"}``.
+        seed: Seed of the run.
+        started: Start of the run, UTC.
+        prompts: Name, rows and SHA-256 of every prompt source.
+        seconds: Duration of each stage.
+        continued: Steps at which an interrupted run was resumed.
     """
 
     command: str = ""
@@ -136,22 +138,21 @@ class Reproduction:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that is on the page.
+    """Content of the report.
 
     Attributes:
         title: Heading of the page.
-        run: Name of the run's folder.
-        evaluations: In the order in which they are compared; the last but those that were made
-            later, see `result`, is what the page is about.
-        result: Index of that one among `evaluations`.
-        training: How the attacker came to be.
-        finished: Whether the run has ended as planned.
-        transfer: Rates of attackers at targets, one mapping per pair, see `TransferMatrix.as_dict`.
-        comparisons: With other runs, see `runs.comparing.Comparison.as_dict`.
-        probability: How probable failure is in ordinary use, if that was estimated.
+        run: Name of the run folder.
+        evaluations: All evaluations, in the order in which they are compared.
+        result_index: Index in `evaluations` of the one that the page is about.
+        training: See `Training`.
+        finished: Whether the run has finished as planned.
+        transfer: One mapping per attacker and target, see `TransferMatrix.as_dict`.
+        comparisons: Comparisons with other runs, see `Comparison.as_dict` of `actions.compare`.
+        probability: Estimated probability of failure in ordinary use; None if not estimated.
         reproduction: See `Reproduction`.
-        notes: What a reader must know to judge the numbers, one paragraph each.
-        warnings: What a reader must not miss.
+        notes: Limits of the numbers, one paragraph each.
+        warnings: Warnings shown at the top.
     """
 
     title: str
@@ -169,12 +170,12 @@ class ReportData:
 
     @property
     def result(self) -> Evaluation | None:
-        """The evaluation that the page is about; None as long as there is none."""
+        """The evaluation that the page is about; None if there is none yet."""
         return self.evaluations[self.result_index] if self.evaluations else None
 
     @property
     def attempts(self) -> list[Attempt]:
-        """Every conversation of the page: the result first, training last."""
+        """Every conversation of the page: those of the result first, of training last."""
         result = self.result
         others = [each for each in self.evaluations if each is not result]
         shown = [*([] if result is None else [result]), *others]

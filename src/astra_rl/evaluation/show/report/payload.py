@@ -1,8 +1,8 @@
-"""Conversations packed into a page: small, and safe wherever they are put.
+"""Embed conversations in the report: gzip-compressed JSON as base64 in inert script blocks.
 
-A page may hold ten thousand conversations. They are JSON, compressed, as base64 in data blocks that
-no browser runs: an index of all of them, and chunks of texts that the page unpacks when they are
-looked at. Conversations of one tree share their turns. All text is made visible here, once.
+A report may have ten thousand conversations. An index lists all of them; chunks of text are
+unpacked by the page when a conversation is opened. Conversations of one tree share their turns.
+Hidden characters are made visible here, once, for all embedded text.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from astra_rl.evaluation.show.escaping import shorten, visible_text
 from astra_rl.infra.jsonio import json_line
 
 LONGEST = 20_000
-"""Characters of a text that are shown; the record has the rest."""
+"""Maximum characters of a text on the page; the records have the full text."""
 PREVIEW = 140
 CHUNK = 400_000
-"""Characters of JSON that are unpacked together."""
+"""Characters of JSON per chunk."""
 
 
 @dataclass(frozen=True)
 class Payload:
-    """What is embedded.
+    """Packed conversations.
 
     Attributes:
-        index: What the list of conversations shows and filters by, packed.
+        index: Columns of the list of conversations, packed.
         chunks: Texts of the conversations, packed.
-        conversations: How many there are.
+        conversations: Number of conversations.
     """
 
     index: str
@@ -42,7 +42,7 @@ class Payload:
 
 @dataclass
 class _Episode:
-    """A tree of conversations, as it is embedded."""
+    """Embedded form of one tree of conversations."""
 
     shared: dict[str, Any]
     nodes: list[dict[str, Any]] = field(default_factory=list)
@@ -75,13 +75,13 @@ def pack_conversations(
     phases: Mapping[str, str],
     **more: Any,
 ) -> Payload:
-    """Embed conversations.
+    """Pack conversations for the page.
 
     Args:
-        attempts: What is embedded, in the order in which the page lists it.
-        kinds: Number of the kind of attack, by id of the attempt; those without are of no kind.
-        phases: What a part of the run is called, by its name in the records.
-        more: What else the script of the page looks up.
+        attempts: In the order in which the page lists them.
+        kinds: Number of the attack kind by id of the attempt; attempts may be missing.
+        phases: Display name of each phase, by its name in the records.
+        more: Further values for the index.
     """
     episodes: dict[tuple[Any, ...], _Episode] = {}
     for attempt in attempts:
@@ -110,7 +110,7 @@ _COLUMNS = (
 
 
 def visible(text: str) -> str:
-    """Return a text as the page shows it: no longer than `LONGEST`, nothing hidden in it."""
+    """Return at most `LONGEST` characters of a text, hidden characters made visible."""
     return visible_text(shorten(text, LONGEST))
 
 
@@ -124,7 +124,7 @@ def _episode_key(attempt: Attempt) -> tuple[Any, ...]:
 
 
 def _shared(attempt: Attempt, phases: Mapping[str, str]) -> dict[str, Any]:
-    """What all conversations of a tree have in common."""
+    """Return the fields that all conversations of a tree share."""
     opening = attempt.opening
     return _without_nothing(
         {
@@ -195,7 +195,7 @@ def _index_row(
 
 
 def _rounded(value: float | None) -> Any:
-    """Four decimals, as far as a reader can tell two numbers apart; whole numbers without any."""
+    """Round to four decimals, and whole numbers to an int: shorter JSON."""
     if value is None:
         return None
     short = round(value, 4)
@@ -207,7 +207,7 @@ def _without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chunks(episodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
-    """Join episodes to lists of about `CHUNK` characters, each with the number of its first."""
+    """Join episodes into JSON lists of about `CHUNK` characters, with the index of the first."""
     waiting: list[str] = []
     start = size = 0
     for number, episode in enumerate(episodes):
@@ -219,5 +219,5 @@ def _chunks(episodes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
 
 
 def _pack(text: str) -> str:
-    # Without a time, so that the same run gives the same page.
+    # mtime=0: the same run gives the same page, byte for byte.
     return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode("ascii")

@@ -1,10 +1,9 @@
-"""The page of a run as one HTML file that makes no request to any network.
+"""Render the report as one self-contained HTML file without network requests.
 
-Everything that a model wrote is hostile input to it. What the templates show goes through
-`visible` and is then escaped, both by the template environment and not by the templates, so
-neither can be forgotten; what the script shows is made visible by `payload` and put into the page
-as text only. A content security policy, by hashes, lets nothing run or style the page but its own
-script and style sheet.
+Text written by models is hostile. The template environment, not the templates, passes every value
+through `visible` and escapes it, so neither can be forgotten. Text that the script shows passes
+`visible` in `payload` and is inserted as text nodes only. A content security policy allows the
+page's own script and style sheet, by hash, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.infra.jsonio import write_atomic
 
 SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
-"""Parts of the page's script, in the order in which they are joined."""
+"""Parts of the script, in the order in which they are joined."""
 
 
 def render_report(data: ReportData) -> str:
@@ -38,7 +37,7 @@ def render_report(data: ReportData) -> str:
         MissingDependencyError: matplotlib is not installed.
     """
     style = _read("report.css")
-    # One script, so that the parts share their names and no other page's.
+    # One function scope: the parts share names and define no globals.
     script = '"use strict";\n(() => {\n' + "\n".join(map(_script, SCRIPTS)) + "})();\n"
     page = Page(data)
     return (
@@ -88,7 +87,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    """Make all text visible, and bounded, that comes from outside of the package."""
+    """Bound the length of a value's text and make hidden characters visible."""
     return value if isinstance(value, Markup) else visible(str(value))
 
 
@@ -97,8 +96,8 @@ def _decimal(value: float | None) -> str:
 
 
 def _line(text: str, most: int = PREVIEW) -> str:
-    """Return a text on one line, or its beginning."""
-    return shorten(" ".join(text[: 8 * most].split()), most) or "(nothing)"
+    """Return the first `most` characters of a text on one line."""
+    return shorten(" ".join(text[: 8 * most].split()), most) or "(empty)"
 
 
 def _hash(text: str) -> str:

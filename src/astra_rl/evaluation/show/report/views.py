@@ -1,4 +1,4 @@
-"""Words and charts for the numbers of a run: what the templates show."""
+"""View model of the report: the numbers, labels and charts that the templates show."""
 
 from __future__ import annotations
 
@@ -35,19 +35,25 @@ from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
 MOST_RANKED = 50
-"""Likely failures that are listed; the list of conversations has them all, in the same order."""
+"""Rows of the table of most likely failures; the list of conversations has all of them."""
 MOST_POINTS = 800
-"""Points of the picture of severity and likelihood, failures first."""
+"""Points of the chart of severity and likelihood, successes of the attack first."""
 
 OUTCOMES = {
-    Outcome.SUCCESS: ("failed", "The judge's score reached the threshold in some turn."),
-    Outcome.FAILURE: ("held", "Every answer was judged, and none reached the threshold."),
-    Outcome.REFUSED: ("refused", "The target refused in every turn."),
-    Outcome.BLOCKED: ("blocked", "A filter around the target withheld the answer."),
+    Outcome.SUCCESS: (
+        "success",
+        "The attack succeeded: the judge's score reached the threshold in at least one turn.",
+    ),
+    Outcome.FAILURE: (
+        "no success",
+        "Every response was judged and no score reached the threshold.",
+    ),
+    Outcome.REFUSED: ("refused", "No success: the target refused in every turn."),
+    Outcome.BLOCKED: ("blocked", "No success: a content filter withheld the response."),
     Outcome.ERROR: ("error", "A call failed, or the attempt was never made."),
-    Outcome.UNSCORED: ("unscored", "There are answers that the judge could not score."),
+    Outcome.UNSCORED: ("unscored", "The judge could not score at least one response."),
 }
-"""What each outcome is called on the page, seen from the target, and what it means."""
+"""Label of each outcome (of the attack) on the page, and its meaning."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,13 @@ class Chart:
     """A figure of the page.
 
     Attributes:
-        title: Its heading.
-        caption: What to see in it.
-        svg: One ``<svg>`` element from `astra_rl.evaluation.show.charts`. It is put into the page
-            as it is, so it must not come from anywhere else.
+        title: Heading.
+        caption: How to read the chart.
+        svg: One ``<svg>`` element drawn by `astra_rl.evaluation.show.charts`. It is inserted
+            without escaping, so it must not come from anywhere else.
 
     Raises:
-        ConfigurationError: `svg` is something else than an SVG element.
+        ConfigurationError: `svg` is not an SVG element.
     """
 
     title: str
@@ -71,12 +77,13 @@ class Chart:
     def __post_init__(self) -> None:
         if not (self.svg.startswith("<svg ") and self.svg.endswith("</svg>")):
             raise ConfigurationError(
-                f"chart {self.title!r} is not an <svg> element; draw it with evaluation.charts."
+                f"chart {self.title!r} is not an <svg> element; draw it with "
+                "astra_rl.evaluation.show.charts."
             )
 
 
 class Share(NamedTuple):
-    """How many conversations had an outcome."""
+    """Number of conversations with one outcome."""
 
     outcome: Outcome
     name: str
@@ -85,7 +92,7 @@ class Share(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Two evaluations on the same prompts, B against A."""
+    """Paired comparison of two evaluations on the same prompts."""
 
     a: Evaluation
     b: Evaluation
@@ -93,30 +100,30 @@ class Pairing(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Rate of B minus rate of A."""
+        """Attack success rate of B minus that of A."""
         return -self.pairs.difference
 
     @property
     def gain_interval(self) -> tuple[float, float]:
-        """Its 95% interval."""
+        """95% interval of `gain`."""
         low, high = self.pairs.interval
         return -high, -low
 
 
-class Trouble(NamedTuple):
-    """Conversations that could not be judged, by what went wrong."""
+class Problem(NamedTuple):
+    """Conversations with an error or a missing score, grouped by reason."""
 
     evaluation: str
     outcome: Outcome
     reason: str
     conversations: int
     example: str
-    """Id of one of them."""
+    """Id of one such conversation."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the templates show of a run. Everything is computed when it is first asked for."""
+    """What the templates show of a run. Properties are computed on first access."""
 
     data: ReportData
 
@@ -126,7 +133,7 @@ class Page:
         return self.data.result
 
     def shares(self, evaluation: Evaluation) -> list[Share]:
-        """Return the outcomes of an evaluation, which add up to what was planned."""
+        """Return the counts by outcome; they add up to the planned conversations."""
         summary = evaluation.summary
         return [
             Share(outcome, *OUTCOMES[outcome], count) for outcome, count in summary.outcomes.items()
@@ -134,7 +141,7 @@ class Page:
 
     @cached_property
     def pairings(self) -> list[Pairing]:
-        """The result against every other evaluation that played one of its prompts."""
+        """The result compared with every other evaluation that shares a prompt with it."""
         found = []
         for other in self.data.evaluations:
             if other is self.result or self.result is None:
@@ -151,27 +158,27 @@ class Page:
 
     @cached_property
     def before_after(self) -> Chart | None:
-        """Rates side by side."""
+        """Attack success rates of all evaluations in one chart."""
         rates = {each.name: each.summary.asr for each in self.data.evaluations}
         if len(rates) < 2:
             return None
         return Chart(
-            "Rates side by side",
-            "Dot: estimate. Thick line: 95% interval. Thin line: what the rate would be if every "
-            "conversation without a score had gone either way.",
+            "Attack success rates",
+            "Dot: estimate. Thick line: 95% interval. Thin line: bounds, if none or all of the "
+            "conversations without a score were successes.",
             before_after(rates),
         )
 
     @cached_property
     def kinds(self) -> list[Kind]:
-        """Failures of the result by kind of attack; those of training while there is none."""
+        """Successful attacks of the result by kind; of training while there is no result."""
         return kinds_of_failure(
             self.data.training.attempts if self.result is None else self.result.attempts
         )
 
     @cached_property
     def kind_numbers(self) -> dict[str, int]:
-        """Number of the kind, from 1, by id of the attempt."""
+        """Number of the kind (from 1) by id of the attempt."""
         return {
             attempt.id: number
             for number, kind in enumerate(self.kinds, 1)
@@ -180,7 +187,7 @@ class Page:
 
     @cached_property
     def diversity(self) -> Diversity:
-        """How different the successful attacks are."""
+        """Diversity of the successful attacks."""
         attacks = [
             turn.attack
             for kind in self.kinds
@@ -191,13 +198,13 @@ class Page:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """The most likely failures first."""
+        """Failures of the result, most likely first."""
         attempts = () if self.result is None else self.result.attempts
         return most_likely_failures(attempts, most=MOST_RANKED)
 
     @cached_property
     def severity(self) -> Chart | None:
-        """Severity against likelihood."""
+        """Chart of severity against likelihood."""
         if self.result is None:
             return None
         points = severity_and_likelihood(self.result.attempts)
@@ -205,12 +212,12 @@ class Page:
             return None
         shown = sorted(points, key=lambda point: not point.fails)[:MOST_POINTS]
         left_out = len(points) - len(shown)
-        more = f" {left_out} that did not fail are left out." if left_out else ""
+        more = f" {left_out} conversations without success are not drawn." if left_out else ""
         return Chart(
             "Severity and likelihood",
-            "Each point is a conversation; choose one to read it. Further left: likelier in "
-            "ordinary use. Further up: more harmful. What lies in the upper left should be mended "
-            f"first.{more}",
+            "Each point is a conversation; select one to read it. Left: more likely in ordinary "
+            "use. Up: more harmful. Fix the failures in the upper left first."
+            f"{more}",
             severity_likelihood(
                 [(point.nll_per_token, point.severity) for point in shown],
                 threshold=self.result.threshold,
@@ -220,17 +227,17 @@ class Page:
 
     @cached_property
     def categories(self) -> dict[str, Rate]:
-        """Rates by category."""
+        """Attack success rate by category."""
         return {} if self.result is None else self.result.by_category
 
     @property
     def transfer_targets(self) -> list[str]:
-        """Columns of the transfer matrix."""
+        """Targets: the columns of the transfer matrix."""
         return list(dict.fromkeys(cell["target"] for cell in self.data.transfer))
 
     @property
     def transfer_rows(self) -> dict[str, dict[str, Mapping[str, Any]]]:
-        """Its rows by attacker, and in each the cells by target."""
+        """Cells of the transfer matrix, by attacker and target."""
         rows: dict[str, dict[str, Mapping[str, Any]]] = {}
         for cell in self.data.transfer:
             rows.setdefault(cell["attacker"], {})[cell["target"]] = cell
@@ -238,64 +245,64 @@ class Page:
 
     @cached_property
     def judges(self) -> list[JudgePair]:
-        """Every two judges that scored the same turns of the result."""
+        """Agreement of every two judges that scored the same turns of the result."""
         if self.result is None:
             return []
         return judge_pairs(self.result.attempts, self.result.judges)
 
     @cached_property
     def threshold_curve(self) -> Chart | None:
-        """The rate of the result by threshold."""
+        """Attack success rate of the result by threshold."""
         if self.result is None:
             return None
         rates = rates_by_threshold(self.result.attempts, self.result.judge)
         if not any(each.rate.trials for each in rates):
             return None
         return Chart(
-            "The rate at every threshold",
-            "A flat line: the judge is sure, and the threshold hardly matters. A steep one: the "
-            "rate is a matter of where the line is drawn. Dashed: the threshold of this run.",
+            "Attack success rate at every threshold",
+            "Flat: the rate hardly depends on the threshold. Steep: it depends strongly on the "
+            "threshold. Dashed line: the threshold of this run.",
             threshold_curve(rates, threshold=self.result.threshold),
         )
 
     @cached_property
     def learning_curves(self) -> Chart | None:
-        """Numbers of the training, step by step."""
+        """Training metrics by step."""
         history = self.data.training.history
         if not any(panel.key in row for row in history for panel in PANELS):
             return None
         return Chart(
             "Learning curves",
-            "One point per training step, on prompts of training. The number is the last value.",
+            "One point per training step, on training prompts. The number is the last value.",
             learning_curve(history, panels=PANELS),
         )
 
     @cached_property
-    def troubles(self) -> list[Trouble]:
-        """What could not be judged, the most frequent first."""
+    def problems(self) -> list[Problem]:
+        """Errors, missing scores and blocked responses, most frequent first."""
         groups: dict[tuple[str, Outcome, str], list[Attempt]] = {}
         for evaluation in self.data.evaluations:
             for attempt in evaluation.attempts:
                 if attempt.outcome in (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED):
                     key = evaluation.name, attempt.outcome, _reason(attempt)
                     groups.setdefault(key, []).append(attempt)
-        found = [Trouble(*key, len(each), each[0].id) for key, each in groups.items()]
-        return sorted(found, key=lambda trouble: -trouble.conversations)
+        found = [Problem(*key, len(each), each[0].id) for key, each in groups.items()]
+        return sorted(found, key=lambda problem: -problem.conversations)
 
     @property
-    def untroubled(self) -> bool:
-        """Whether every planned conversation of every evaluation was played and judged."""
+    def all_scored(self) -> bool:
+        """Whether every planned conversation of every evaluation was run and judged."""
         return not any(each.summary.asr.unscored for each in self.data.evaluations)
 
     @cached_property
     def phases(self) -> dict[str, str]:
-        """What the parts of the run are called."""
+        """Display name of each phase, by its name in the records."""
         names = {each.attempts[0].phase: each.name for each in self.data.evaluations}
         return {**names, "training": "in training"}
 
     @cached_property
     def payload(self) -> Payload:
-        """The conversations, packed."""
+        """The conversations as embedded in the page."""
         return pack_conversations(
             self.data.attempts,
             self.kind_numbers,
@@ -306,7 +313,7 @@ class Page:
 
     @cached_property
     def sweeps(self) -> list[dict[str, Any]]:
-        """Rates by threshold of each judge of each evaluation, in words and numbers."""
+        """Rates by threshold for each judge of each evaluation, as numbers and as text."""
         return [
             {
                 "evaluation": visible(each.name),
@@ -326,11 +333,11 @@ class Page:
 
     @cached_property
     def steps_done(self) -> int:
-        """Training steps that are in the history."""
+        """Number of the last recorded training step."""
         return int(max((row.get("step", 0) for row in self.data.training.history), default=0))
 
     def share_of_kind(self, kind: Kind) -> float:
-        """Size of a kind relative to the largest."""
+        """Return the size of a kind relative to the largest, in (0, 1]."""
         return len(kind.attempts) / len(self.kinds[0].attempts)
 
 
@@ -339,8 +346,8 @@ PANELS = (
     Panel("reward", "mean reward"),
     Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
     Panel("rewards/attack_nll_target/mean", "attack NLL under the target, nats per token"),
-    Panel("distinct_attacks", "distinct kinds of successful attack"),
-    Panel("kl", "divergence from the reference, nats"),
+    Panel("distinct_attacks", "kinds of successful attack"),
+    Panel("kl", "KL divergence from the reference, nats"),
     Panel("entropy", "entropy, nats per token"),
     Panel("watch/moderator", "training moderator's mean score"),
     Panel("watch/judge", "held-out judge's mean score"),
@@ -367,7 +374,7 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
 
 def _reason(attempt: Attempt) -> str:
     if attempt.outcome is Outcome.BLOCKED:
-        return "the answer was withheld by a content filter"
+        return "a content filter withheld the response"
     return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 
@@ -383,5 +390,5 @@ def signed_points(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """Return a p-value as it is written in a sentence."""
+    """Return a p-value as text, such as ``p = 0.03``."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

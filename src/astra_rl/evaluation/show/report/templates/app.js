@@ -1,4 +1,4 @@
-// The address says what is looked at: #/view, #/conversations/ID, each with ?filter=value&...
+// The address selects the view: #/view, #/conversations/ID, each with ?filter=value&...
 
 const VIEWS = [...document.querySelectorAll(".view")].map((view) => view.dataset.view);
 const root = document.documentElement;
@@ -9,7 +9,7 @@ function addressOf(id, state) {
   return `#/conversations${id ? `/${encodeURIComponent(id)}` : ""}${query ? `?${query}` : ""}`;
 }
 
-// Open a conversation, or the list with other filters. Replacing keeps the history short.
+// Open a conversation, or the list with other filters. `replace` adds no entry to the history.
 function go(id, state, { replace = false } = {}) {
   const address = addressOf(id, state);
   if (address === location.hash) return;
@@ -46,7 +46,7 @@ async function route() {
   }
   drawList();
   await openReader(list.chosen);
-  root.dataset.ready = location.hash; // for whoever waits until the page has followed its address
+  root.dataset.ready = location.hash; // the tests wait for this
 }
 
 function safely(work, otherwise) {
@@ -77,13 +77,13 @@ function switchTheme() {
 
 root.classList.add("js");
 $("theme").addEventListener("click", switchTheme);
-$("reveal").addEventListener("change", (event) => announce(event.target.checked ? "What models wrote is shown" : "What models wrote is blurred"));
+$("reveal").addEventListener("change", (event) => announce(event.target.checked ? "Model text is shown" : "Model text is blurred"));
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copyText(button.parentElement.querySelector("pre").textContent, button));
-// The points of a picture lead to conversations that the table below it lists too.
+// Points of a chart link to conversations that the table below the chart lists as well.
 for (const point of document.querySelectorAll("svg a")) point.setAttribute("tabindex", "-1");
 document.addEventListener("keydown", onKey);
 window.addEventListener("hashchange", route);
-// The index stands before this script and the texts behind it: conversations wait for all of them.
+// The index precedes this script and the texts follow it: conversations wait for both.
 const arrived = new Promise((resume) => (document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", resume) : resume()));
 store.opened = openStore().then(() => { openList(); openSweeps(); return arrived; });
 store.opened.then(() => { root.dataset.opened = "yes"; });

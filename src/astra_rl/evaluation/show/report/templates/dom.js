@@ -22,7 +22,7 @@ const signed = (value) => {
 };
 const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
-const OUTCOMES = { success: "failed", failure: "held", refused: "refused", blocked: "blocked", error: "error", unscored: "unscored" };
+const OUTCOMES = { success: "success", failure: "no success", refused: "refused", blocked: "blocked", error: "error", unscored: "unscored" };
 
 function announce(text) {
   $("announce").textContent = text;
@@ -32,7 +32,7 @@ async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Pages from disk may not use the clipboard in every browser; selecting a field still works.
+    // Some browsers refuse the clipboard to pages opened from disk; selecting a field still works.
     const field = make("textarea", { class: "unseen", readonly: true });
     field.value = text;
     document.body.append(field);

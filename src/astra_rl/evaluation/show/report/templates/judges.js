@@ -1,5 +1,5 @@
-// The threshold slider. Every rate and interval was computed by the statistics module and is
-// looked up here; nothing is computed in the page.
+// The threshold slider. Rates and intervals were computed in Python when the page was made; the
+// script only looks them up.
 
 function openSweeps() {
   const panel = $("sweep");
@@ -11,11 +11,11 @@ function openSweeps() {
   const draw = () => {
     const at = sweep().rates[slider.value - 1];
     const [estimate, low, high, lowest, highest] = at.words;
-    const hidden = at.unscored ? ` ${count(at.unscored, "conversation", "conversations")} could not be judged: between ${lowest} and ${highest} if all had gone one way.` : "";
+    const hidden = at.unscored ? ` ${count(at.unscored, "conversation", "conversations")} could not be judged: bounds ${lowest} to ${highest}.` : "";
     slider.setAttribute("aria-valuetext", at.threshold.toFixed(2));
     $("threshold-value").textContent = at.threshold.toFixed(2);
     $("sweep-estimate").textContent = estimate;
-    $("sweep-words").textContent = `95% interval ${low} to ${high}; ${at.successes} of ${at.trials}.${hidden}`;
+    $("sweep-words").textContent = `95% interval ${low} to ${high}; ${at.successes} successes of ${at.trials}.${hidden}`;
     place($("sweep-range"), at.low, at.high);
     place($("sweep-bounds"), at.lowest, at.highest);
     $("sweep-point").hidden = at.estimate === null;

@@ -1,15 +1,15 @@
-// The list of conversations: searched, filtered, sorted, and drawn only where it is looked at.
+// The list of conversations: search, filters, sorting; only the visible rows are drawn.
 
 const ROW_HEIGHT = 58;
 const FIELDS = ["phase", "outcome", "kind", "category", "step"];
 const missingLast = (value, sign) => (value === null ? Infinity : sign * value);
 const ORDERS = {
-  likely: ["Failures first, the likeliest on top", (row) => [row.outcome === "success" ? 0 : 1, missingLast(row.nll, 1)]],
+  likely: ["Successes first, most likely on top", (row) => [row.outcome === "success" ? 0 : 1, missingLast(row.nll, 1)]],
   score: ["Highest score", (row) => [missingLast(row.score, -1)]],
   reward: ["Highest reward", (row) => [missingLast(row.reward, -1)]],
   turns: ["Most turns", (row) => [-row.turns]],
   step: ["Training step", (row) => [missingLast(row.step, 1)]],
-  played: ["As recorded", () => []],
+  played: ["Order of recording", () => []],
 };
 
 const list = { shown: [], chosen: null, state: { q: "", sort: "likely" }, run: 0 };
@@ -48,7 +48,7 @@ function openList() {
   new ResizeObserver(drawList).observe($("list"));
 }
 
-// From the fields to the address, and from there (see app.js) to the list.
+// The fields set the address; the address (see app.js) sets the list.
 function readFilters() {
   const state = { q: $("search").value, sort: $("sort").value };
   for (const name of FIELDS) state[name] = $(`filter-${name}`).value;
@@ -66,7 +66,7 @@ async function applyState(state) {
   let texts = null;
   if (words) {
     texts = await openTexts((done, all) => { if (run === list.run && !store.texts) $("tally").textContent = `Reading ${done} of ${all} ...`; });
-    if (run !== list.run) return; // something else was asked for meanwhile
+    if (run !== list.run) return; // the filters changed meanwhile
   }
   const fits = (row) => FIELDS.every((name) => !list.state[name] || String(row[name]) === list.state[name]) && (!texts || texts.get(row.id).includes(words));
   const key = ORDERS[list.state.sort][1];
@@ -83,7 +83,7 @@ function drawList() {
   const first = Math.max(0, Math.floor(box.scrollTop / ROW_HEIGHT) - 5);
   const last = Math.min(list.shown.length, Math.ceil((box.scrollTop + box.clientHeight) / ROW_HEIGHT) + 5);
   runway.replaceChildren(...list.shown.slice(first, last).map((row, offset) => drawRow(row, first + offset)));
-  if (list.shown.length === 0) runway.replaceChildren(make("p", { class: "empty" }, store.rows.length ? "Nothing fits. Clear the filters to see everything." : "No conversation was recorded."));
+  if (list.shown.length === 0) runway.replaceChildren(make("p", { class: "empty" }, store.rows.length ? "No conversation matches the filters." : "No conversation was recorded."));
   const chosen = list.shown.findIndex((row) => row.id === list.chosen);
   if (chosen >= first && chosen < last) box.setAttribute("aria-activedescendant", `row-${chosen}`);
   else box.removeAttribute("aria-activedescendant");
@@ -95,7 +95,7 @@ function drawRow(row, at) {
   const facts = [place, row.turns > 1 ? `${row.turns} turns` : null, likelihood].filter(Boolean).join(" · ");
   const element = make("div", { id: `row-${at}`, class: "row", role: "option", "aria-selected": String(row.id === list.chosen), "aria-posinset": at + 1, "aria-setsize": list.shown.length, onclick: () => go(row.id, list.state) },
     make("span", { class: `dot ${row.outcome}`, title: OUTCOMES[row.outcome] }),
-    make("span", { class: "row-text said", dir: "auto" }, row.preview || "(nothing was said)"),
+    make("span", { class: "row-text said", dir: "auto" }, row.preview || "(empty)"),
     make("span", { class: "row-score" }, decimal(row.score)),
     make("span", { class: "row-facts" }, make("span", { class: "unseen" }, OUTCOMES[row.outcome] + ", "), facts));
   element.style.top = `${at * ROW_HEIGHT}px`;
@@ -109,7 +109,7 @@ function showRow(at) {
   drawList();
 }
 
-// Choose the conversation so many rows further down; returns whether there is one.
+// Select the conversation `rows` further down.
 function moveBy(rows) {
   const now = list.shown.findIndex((row) => row.id === list.chosen);
   const next = now < 0 ? 0 : Math.min(list.shown.length - 1, Math.max(0, now + rows));

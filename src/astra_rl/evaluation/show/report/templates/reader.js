@@ -4,18 +4,18 @@ async function openReader(id) {
   const row = store.byId.get(id);
   const reader = $("reader");
   if (!row) {
-    reader.replaceChildren(make("p", { class: "empty" }, id ? "This page holds no such conversation." : "Choose a conversation."));
+    reader.replaceChildren(make("p", { class: "empty" }, id ? "This page has no such conversation." : "Select a conversation."));
     return;
   }
   const episode = await openEpisode(row.episode);
-  if (list.chosen !== id) return; // another one was chosen meanwhile
+  if (list.chosen !== id) return; // another one was selected meanwhile
   const path = pathTo(episode, row.leaf);
   reader.replaceChildren(
     readerHead(row, episode),
     episode.nodes.length > path.length ? treeOf(episode, path) : "",
     openingOf(episode),
     ...path.map((node, at) => turnOf(episode, episode.nodes[node], at + 1)),
-    path.length ? "" : make("p", { class: "empty" }, "Nothing was said."),
+    path.length ? "" : make("p", { class: "empty" }, "This conversation has no turns."),
     detailsOf(row, episode),
   );
   reader.scrollTop = 0;
@@ -24,7 +24,7 @@ async function openReader(id) {
 function readerHead(row, episode) {
   const leaf = episode.leaves[row.leaf];
   const at = list.shown.indexOf(row);
-  const verdict = { success: `Failed in turn ${row.first}`, failure: "Held", refused: "Refused every time", blocked: "Blocked by a filter", error: "Error", unscored: "Could not be judged" }[row.outcome];
+  const verdict = { success: `Success in turn ${row.first}`, failure: "No success", refused: "No success: refused every time", blocked: "No success: blocked by a filter", error: "Error", unscored: "Unscored" }[row.outcome];
   const text = () => plainText(row, episode);
   return make("header", { class: "reader-head" },
     make("div", { class: "reader-title" },
@@ -39,15 +39,15 @@ function readerHead(row, episode) {
 }
 
 function openingOf(episode) {
-  const parts = [["What the target was told", episode.system], ["What the attacker was told", episode.brief]].filter(([, text]) => text);
+  const parts = [["System message of the target", episode.system], ["Brief of the attacker", episode.brief]].filter(([, text]) => text);
   const facts = Object.entries(episode.facts || {});
   const opening = make("div", { class: "opening" });
   if (episode.prompt) opening.append(speech("opening", "Opening", episode.prompt));
-  (episode.said || []).forEach((text, at) => opening.append(speech(at % 2 ? "target" : "attacker", at % 2 ? "Target, before" : "Attacker, before", text)));
+  (episode.said || []).forEach((text, at) => opening.append(speech(at % 2 ? "target" : "attacker", at % 2 ? "Target, in the opening" : "Attacker, in the opening", text)));
   if (parts.length || facts.length) {
-    opening.append(make("details", { class: "fold" }, make("summary", {}, "Before the first word"),
+    opening.append(make("details", { class: "fold" }, make("summary", {}, "System message, brief and facts"),
       ...parts.flatMap(([label, text]) => [make("h4", {}, label), said(text)]),
-      facts.length ? make("h4", {}, "What only the judge knew") : null,
+      facts.length ? make("h4", {}, "Facts for the moderator and judge only") : null,
       facts.length ? tableOf(["Fact", "Value"], facts.map(([name, value]) => [name, said(value, "span")])) : null));
   }
   return opening;
@@ -56,7 +56,7 @@ function openingOf(episode) {
 function speech(role, label, text, ...more) {
   return make("div", { class: `speech ${role}` },
     make("div", { class: "speech-head" }, make("h4", {}, label), ...more, copyButton("Copy", () => text)),
-    text === "" || text === undefined ? make("p", { class: "aside" }, "(nothing)") : said(text));
+    text === "" || text === undefined ? make("p", { class: "aside" }, "(empty)") : said(text));
 }
 
 function scoresOf(episode, turn) {
@@ -74,11 +74,11 @@ function turnOf(episode, turn, number) {
   const reasons = Object.entries(turn.unscored || {});
   const why = reasons.map(([judge, reason]) => make("p", { class: "aside" }, `${judge} gave no score: `, said(reason, "span")));
   const more = terms.length || likelihoods.length || turn.finish ? make("details", { class: "fold" },
-    make("summary", {}, turn.reward === undefined ? "Measurements" : `Reward ${signed(turn.reward)} and its parts`),
-    terms.length ? tableOf(["Part of the reward", "Value"], terms) : null,
-    likelihoods.length ? tableOf(["Likelihood under", "Nats", "Tokens", "Nats per token"], likelihoods) : null,
-    turn.finish ? make("p", { class: "aside" }, `The target stopped because: ${turn.finish}.`) : null,
-    turn.refused === undefined ? null : make("p", { class: "aside" }, turn.refused ? "Recognised as a refusal." : "Not a refusal.")) : null;
+    make("summary", {}, turn.reward === undefined ? "Measurements" : `Reward ${signed(turn.reward)} and its terms`),
+    terms.length ? tableOf(["Reward term", "Value"], terms) : null,
+    likelihoods.length ? tableOf(["NLL under", "Nats", "Tokens", "Nats per token"], likelihoods) : null,
+    turn.finish ? make("p", { class: "aside" }, `Finish reason of the target: ${turn.finish}.`) : null,
+    turn.refused === undefined ? null : make("p", { class: "aside" }, turn.refused ? "Detected as a refusal." : "Not detected as a refusal.")) : null;
   return make("section", { class: "turn", "aria-label": `Turn ${number}` },
     make("h3", { class: "turn-number" }, `Turn ${number}`),
     speech("attacker", "Attacker", turn.attack),
@@ -89,7 +89,7 @@ function turnOf(episode, turn, number) {
 function detailsOf(row, episode) {
   const leaf = episode.leaves[row.leaf];
   const facts = [["Identifier", row.id], ["Attacker", episode.attacker], ["Target", episode.target], ["Prompt", row.prompt], ["Trial", leaf.trial || 0], ["Seed", episode.seed]];
-  return make("details", { class: "fold" }, make("summary", {}, "About this conversation"), tableOf(["What", "Value"], facts.filter(([, value]) => value !== undefined).map(([name, value]) => [name, String(value)])));
+  return make("details", { class: "fold" }, make("summary", {}, "About this conversation"), tableOf(["Field", "Value"], facts.filter(([, value]) => value !== undefined).map(([name, value]) => [name, String(value)])));
 }
 
 function tableOf(head, rows) {

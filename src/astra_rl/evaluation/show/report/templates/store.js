@@ -1,4 +1,4 @@
-// The conversations: an index of all of them, and chunks of texts that are unpacked when needed.
+// The conversations: an index of all of them, and chunks of text, unpacked on first use.
 
 async function unpack(id) {
   const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
@@ -12,7 +12,7 @@ async function openStore() {
   const { columns, chunks, sweeps, marks } = await unpack("index");
   store.starts = chunks;
   store.sweeps = sweeps;
-  store.marks = marks; // what the best and the worst sibling are called
+  store.marks = marks; // labels of the best and the worst sibling
   const names = Object.keys(columns);
   store.rows = columns.id.map((_, at) => {
     const row = { at };
@@ -43,14 +43,14 @@ async function openEpisode(number) {
   return (await openChunk(chunk))[number - store.starts[chunk]];
 }
 
-// All that is said in a conversation, from its opening to the last turn.
+// Nodes of a conversation, from the first turn to the last.
 function pathTo(episode, leaf) {
   const path = [];
   for (let at = episode.leaves[leaf].node; at >= 0; at = episode.nodes[at].parent) path.unshift(at);
   return path;
 }
 
-// Texts to search in, one per conversation, made once. Chunk by chunk, so that the page stays alive.
+// Lower-case text of every conversation for the search, made once, chunk by chunk to keep the page responsive.
 async function openTexts(progress) {
   if (store.texts) return store.texts;
   const texts = new Map();

@@ -1,4 +1,4 @@
-// The rollout tree: what was tried beside a conversation, what it earned, which sibling was best.
+// The rollout tree: the siblings of a conversation, their rewards, and which was best and worst.
 
 function treeOf(episode, path) {
   const children = new Map();
@@ -13,7 +13,7 @@ function treeOf(episode, path) {
     const node = episode.nodes[at];
     const failing = Object.entries(node.scores || {}).some(([judge, value]) => judge === episode.judge && value !== null && value >= episode.threshold);
     const mark = marks.get(at);
-    const label = `Branch ${node.branch + 1}${mark ? `, ${mark}` : ""}, reward ${signed(node.reward)}${failing ? ", the target failed" : ""}`;
+    const label = `Branch ${node.branch + 1}${mark ? `, ${mark}` : ""}, reward ${signed(node.reward)}${failing ? ", success" : ""}`;
     const bar = make("span", { class: `earned${node.reward < 0 ? " loss" : ""}`, "aria-hidden": "true" });
     if (high > low && typeof node.reward === "number") {
       bar.style.left = `${(100 * (Math.min(0, node.reward) - low)) / (high - low)}%`;
@@ -21,7 +21,7 @@ function treeOf(episode, path) {
     }
     const button = make("button", { type: "button", class: `branch${onPath.has(at) ? " on-path" : ""}`, "aria-label": label, "aria-current": onPath.has(at) ? "true" : null, onclick: () => go(leafUnder(episode, children, at, onPath), list.state, { replace: true }) },
       make("span", { class: `dot ${failing ? "success" : "failure"}` }),
-      make("span", { class: "said branch-text", dir: "auto" }, node.attack || "(nothing)"),
+      make("span", { class: "said branch-text", dir: "auto" }, node.attack || "(empty)"),
       make("span", { class: `mark ${mark || ""}` }, mark || ""),
       make("span", { class: "earnings", "aria-hidden": "true" }, bar),
       make("span", { class: "reward" }, signed(node.reward)));
@@ -29,12 +29,12 @@ function treeOf(episode, path) {
     return make("li", {}, button, below.length ? make("ul", {}, ...below.map(branch)) : null);
   };
   const roots = children.get(-1) || [];
-  const seen = make("p", { class: "aside" }, `${count(episode.leaves.length, "conversation", "conversations")} from one opening. A dot says whether the target failed there, a bar what the turn earned.`);
+  const seen = make("p", { class: "aside" }, `${count(episode.leaves.length, "conversation", "conversations")} from one opening. A red dot marks a success of the attack; the bar shows the reward.`);
   return make("details", { class: "tree", open: true }, make("summary", {}, "Rollout tree"), seen, make("ul", { class: "branches" }, ...roots.map(branch)));
 }
 
-// Which siblings were compared: the first of the best and the last of the worst, as pairs are made
-// (algorithms/pairs.py). Those that were rewarded alike, or say the same, are no pair.
+// Which siblings form the preference pair: the first of the best and the last of the worst, as in
+// algorithms/pairing.py. Siblings with equal rewards or equal texts form none.
 function siblingMarks(episode, children) {
   const marks = new Map();
   for (const group of children.values()) {
@@ -48,7 +48,7 @@ function siblingMarks(episode, children) {
   return marks;
 }
 
-// A conversation through this turn: the one that is open if it goes through it, else the first.
+// A conversation through this turn: the open one if it contains the turn, otherwise the first.
 function leafUnder(episode, children, at, onPath) {
   let node = at;
   for (let below = children.get(node); below && below.length; below = children.get(node)) node = below.find((each) => onPath.has(each)) ?? below[0];

@@ -1,0 +1,342 @@
+"""Construct objects from names and options, checked against the signature of what is called.
+
+`bind` checks the names and types of options and constructs the objects nested in them; the `Bound`
+it returns is called with what the library supplies, such as a problem. What an option takes is
+read from its annotation: where a class wants a reward, a moderator, a target or a list of them, the
+file has a name or a section in its place::
+
+    sum:
+      - harm: {of: response}
+      - attack_nll: {under: baseline}
+        weight: -0.1
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from astra_rl.config.messages import describe, validate_as_json
+from astra_rl.core.moderator import Moderator
+from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.moderators.completion import Completer
+from astra_rl.rewards import REWARDS, Limit, RewardPart
+from astra_rl.targets.base import Target
+
+
+class Context(Protocol):
+    """Constructs the moderators and targets that options ask for."""
+
+    def moderator(self, where: str, value: Any) -> Moderator[Any, Any]:
+        """Return a moderator, from its name or its section."""
+
+    def target(self, where: str, value: Any) -> Target:
+        """Return a target, from its name or its section."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A class or function with checked options, ready to be called.
+
+    Attributes:
+        where: Place in the configuration, for messages.
+        factory: What is called.
+        options: Its keyword arguments; nested parts are constructed.
+    """
+
+    where: str
+    factory: Any
+    options: Mapping[str, Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the factory.
+
+        Args:
+            arguments: Positional arguments that the library supplies.
+
+        Raises:
+            ConfigurationError: An option is out of range.
+        """
+        try:
+            return self.factory(*arguments, **self.options)
+        except TypeError as error:
+            raise ConfigurationError(f"{self.where}: {error}.") from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.where}: {error}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options together with the defaults of those that are not given."""
+        defaults = {
+            name: each.default
+            for name, each in parameters_of(self.factory).items()
+            if each.default is not inspect.Parameter.empty
+        }
+        return {**defaults, **self.options}
+
+
+def build(where: str, factory: Callable[..., Any], options: Any, context: Context) -> Any:
+    """Call a class or function with options from a file.
+
+    Raises:
+        ConfigurationError: As `bind` and `Bound.__call__`.
+    """
+    return bind(where, factory, options, context)()
+
+
+def bind(
+    where: str,
+    factory: Callable[..., Any],
+    options: Any,
+    context: Context,
+    *,
+    supplied: int = 0,
+) -> Bound:
+    """Check options by the signature of a class or function, and construct what they nest.
+
+    Types are as strict as JSON's: ``"no"`` is no boolean and ``"5"`` no number. An option without
+    an annotation, or with one that no file can fill, is passed as it is.
+
+    Args:
+        where: Place in the configuration, for messages.
+        factory: The class or function.
+        options: By name; a list stands for the first option.
+        context: Constructs moderators and targets.
+        supplied: Number of leading positional arguments that the library supplies.
+
+    Raises:
+        ConfigurationError: An unknown or missing option, or a value of another type.
+    """
+    parameters = parameters_of(factory, supplied=supplied)
+    is_list = isinstance(options, list) and bool(parameters)
+    if is_list:
+        options = {next(iter(parameters)): options}
+    given = as_section(where, options or {})
+    known = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
+    open_ended = len(known) < len(parameters)
+    hints = _annotations(factory)
+    converted = {}
+    for name, value in given.items():
+        if name not in known and not open_ended:
+            raise ConfigurationError(
+                f"{where}.{name}: unknown key.{did_you_mean(str(name), known)} "
+                f"Known: {', '.join(known)}."
+            )
+        place = where if is_list else f"{where}.{name}"
+        converted[str(name)] = _convert(hints.get(name, Any), value, place, context)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
+    return Bound(where, factory, converted)
+
+
+def parameters_of(
+    factory: Callable[..., Any], *, supplied: int = 0
+) -> dict[str, inspect.Parameter]:
+    """Return the parameters that a file may give, by name.
+
+    Where a class passes keyword arguments on to its base, those of the base are among them.
+
+    Args:
+        factory: A class or function.
+        supplied: Number of leading positional arguments that are given otherwise.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    hidden: set[str] = set()
+    rest: inspect.Parameter | None = None
+    for index, callee in enumerate(_callees(factory)):
+        parameters = list(_signature(callee).parameters.values())
+        if inspect.isclass(factory):
+            parameters = parameters[1:]  # self
+        positional = [each for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        hidden |= {each.name for each in positional[: supplied if index == 0 else 0]}
+        hidden |= {each.name for each in parameters if each.kind is each.POSITIONAL_ONLY}
+        for each in parameters:
+            by_name = each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+            if by_name and each.name not in hidden:
+                found.setdefault(each.name, each)
+        rest = next((each for each in parameters if each.kind is each.VAR_KEYWORD), None)
+        if rest is None:
+            break
+    return found if rest is None else {**found, rest.name: rest}
+
+
+def _callees(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Yield what is called: of a class its `__init__`, and those of its bases in their order."""
+    if not inspect.isclass(factory):
+        yield factory
+        return
+    for kind in factory.__mro__:
+        if "__init__" in vars(kind) and kind is not object:
+            yield vars(kind)["__init__"]
+
+
+def _signature(callee: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(callee)
+    except ValueError:  # built in, without a signature
+        return inspect.Signature([inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)])
+
+
+def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of parameters by name; a class's own before those of its bases."""
+    plain = factory.func if isinstance(factory, partial) else factory
+    found: dict[str, Any] = {}
+    for callee in reversed(list(_callees(plain))):
+        try:
+            found |= get_type_hints(callee)
+        except (AttributeError, NameError, TypeError):  # built in, or imported for checkers only
+            continue
+    return found
+
+
+def build_reward_part(where: str, spec: Any, context: Context) -> RewardPart:
+    """Construct a reward term, or a combination of them.
+
+    Args:
+        where: Place in the configuration, for messages.
+        spec: A name of `astra_rl.rewards.REWARDS`, ``"package.module:Name"``, or a mapping of one
+            such name to its options.
+        context: Constructs moderators and targets.
+
+    Raises:
+        ConfigurationError: An unknown name or option, or a value out of range.
+    """
+    part, weight = _weighted_part(where, spec, context)
+    if weight is not None:
+        raise ConfigurationError(f"{where}: weight is for the parts of a sum.")
+    return part
+
+
+def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart, float | None]:
+    entries = {spec: {}} if isinstance(spec, str) else as_section(where, spec)
+    weight, name = entries.pop("weight", None), entries.pop("name", None)
+    if len(entries) != 1:
+        given = sorted(map(str, entries)) or "nothing"
+        raise ConfigurationError(
+            f"{where}: {given} given; name one part and its options, for "
+            "instance {harm: {of: response}}."
+        )
+    ((kind, options),) = entries.items()
+    place = f"{where}.{kind}"
+    try:
+        factory = REWARDS.load(kind)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from error
+    part = build(place, factory, options, context)
+    if not isinstance(part, RewardPart):
+        raise ConfigurationError(
+            f"{place}: {type(part).__name__} is not a RewardPart. Name a class or function that "
+            "returns one."
+        )
+    if name is not None:
+        part.name = str(name)
+    if weight is not None:
+        check_type(f"{where}.weight", float, weight)
+    return part, weight
+
+
+def _convert(hint: Any, value: Any, where: str, context: Context) -> Any:
+    """Turn what a file says into what a parameter of this type takes."""
+    choices = _choices(hint)
+    if value is None and NoneType in choices:
+        return None
+    for choice in choices:
+        kind, inner = get_origin(choice) or choice, get_args(choice)
+        if kind is Mapping and _is(inner[0], RewardPart):
+            pairs = [
+                _weighted_part(f"{where}[{index}]", item, context)
+                for index, item in enumerate(_as_list(where, value))
+            ]
+            return {part: 1.0 if weight is None else weight for part, weight in pairs}
+        if kind is Sequence and _names(inner[0], RewardPart | Limit | Target):
+            return [
+                _convert(inner[0], item, f"{where}[{index}]", context)
+                for index, item in enumerate(_as_list(where, value))
+            ]
+        if _is(kind, RewardPart):
+            part = build_reward_part(where, value, context)
+            if not isinstance(part, kind):
+                raise ConfigurationError(f"{where}: {value!r} is not a {kind.__name__}.")
+            return part
+        if _is(kind, Limit):
+            return build(where, kind, value, context)
+        if _is(kind, Target):
+            return context.target(where, value)
+        if _is(kind, Moderator):
+            return context.moderator(where, value)
+        if kind is Completer:
+            return _completer(where, value, context)
+    if any(get_origin(choice) is Callable for choice in choices) and not callable(value):
+        if str not in choices:
+            raise ConfigurationError(f"{where}: a function cannot be given in a file; use Python.")
+        return check_type(where, str, value)
+    return check_type(where, hint, value)
+
+
+def _completer(where: str, value: Any, context: Context) -> Any:
+    """Return what answers chats: a target, or a function given in Python."""
+    if callable(value):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            f"{where}: {value!r} given; write a section of a target, with type and options."
+        )
+    target = context.target(where, value)
+    if not callable(target):
+        raise ConfigurationError(f"{where}: {type(target).__name__} cannot answer chats.")
+    return target
+
+
+def check_type(where: str, hint: Any, value: Any) -> Any:
+    """Return a value that is of an annotated type, as it was given; a list for a tuple is one.
+
+    Raises:
+        ConfigurationError: It is of another type.
+    """
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
+        return value  # a type that no file can fill
+    try:
+        checked = validate_as_json(adapter, value)
+    except ValidationError as error:
+        raise ConfigurationError(describe(where, value, error.errors())) from error
+    except (TypeError, ValueError):
+        return value  # an object that was given in Python
+    return checked if isinstance(value, list) and isinstance(checked, tuple) else value
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _names(hint: Any, wanted: Any) -> bool:
+    """Whether a type, or a member of the union it is, is one that is constructed."""
+    return any(_is(get_origin(choice) or choice, wanted) for choice in _choices(hint))
+
+
+def _is(kind: Any, wanted: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, wanted)
+
+
+def as_section(where: str, value: Any) -> dict[Any, Any]:
+    """Return a mapping as a new dict.
+
+    Raises:
+        ConfigurationError: It is no mapping.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{where}: {value!r} given; write names and values here.")
+    return dict(value)
+
+
+def _as_list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigurationError(f"{where}: {value!r} given; write a list here.")
+    return value

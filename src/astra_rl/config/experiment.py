@@ -1,0 +1,186 @@
+"""Build the objects of a run from its plan: models, environment, algorithm and evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from astra_rl.config.resolve import Plan, check_training, resolve
+from astra_rl.config.schema import RunConfig, SpeakerConfig
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import derive_seed, seeded
+from astra_rl.datasets.files import Source
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.value import HFValueProblem
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
+from astra_rl.models.generation import Sampler, generate
+from astra_rl.models.generation_transformers import generate_with_transformers
+from astra_rl.training.config import TrainingConfiguration
+
+EVALUATED_TOGETHER = 128
+"""Number of conversations that an evaluation plays and judges in one batch."""
+_SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects of a run.
+
+    Attributes:
+        problem: The models and the reward.
+        environment: Plays training episodes.
+        algorithm: Computes losses from them.
+        evaluation_environment: Plays evaluation episodes, from held-out openings.
+        held_out: Openings that training does not see.
+        judge: Moderator that scores evaluations.
+        training: Hyperparameters of the training loop.
+        sources: Files that the prompts came from, with checksums.
+        categories: Categories of the prompts, see `Openings`.
+    """
+
+    problem: HFASTProblem
+    environment: ASTEnvironment
+    algorithm: Algorithm[str, str, Any, Any]
+    evaluation_environment: ASTEnvironment
+    held_out: Sequence[str]
+    judge: Moderator[Any, Any]
+    training: TrainingConfiguration
+    sources: Sequence[Source] = ()
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    def forget_scores(self) -> None:
+        """Drop all cached scores, see `Moderator.forget`."""
+        self.problem.forget_scores()
+        self.judge.forget()
+
+
+def build(plan: Plan | RunConfig) -> Experiment:
+    """Load the models and construct everything that a run needs.
+
+    Args:
+        plan: The plan; a configuration is resolved first.
+
+    Raises:
+        AstraError: A model cannot be loaded, or parts do not fit; the message says what to do.
+    """
+    if isinstance(plan, RunConfig):
+        plan = resolve(plan)
+    check_training(plan)
+    with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
+        problem = build_problem(plan)
+    return Experiment(
+        problem,
+        build_environment(plan, problem, plan.openings.train),
+        build_algorithm(plan, problem),
+        build_environment(plan, problem, plan.openings.test),
+        plan.openings.test,
+        build_judge(plan, problem),
+        _training(plan.config),
+        plan.openings.sources,
+        plan.openings.categories,
+    )
+
+
+def build_problem(
+    plan: Plan,
+    *,
+    attacker: str | None = None,
+    moderator: Moderator[str, str] | None = None,
+) -> HFASTProblem:
+    """Load attacker, target, baseline and moderators, and a value head if the algorithm needs one.
+
+    Args:
+        plan: The plan.
+        attacker: A trained attacker to load instead of the one that the configuration starts from,
+            including an adapter that it brings; it gets no new adapter and no value function.
+        moderator: Moderator to use instead of the plan's.
+
+    Raises:
+        AstraError: A model cannot be loaded.
+    """
+    config = plan.config
+    speaker = config.attacker
+    local = config.target if isinstance(config.target, SpeakerConfig) else None
+    kind: Callable[..., HFASTProblem] = HFASTProblem
+    if attacker is None and plan.value_count:
+        kind = partial(HFValueProblem, value_count=plan.value_count)
+    plan.load_deferred()
+    return kind(
+        attacker or speaker.model,
+        plan.target if local is None else local.model,
+        config.baseline or speaker.model,
+        moderator or plan.moderator.load(),
+        config.device,
+        dtype=config.dtype,
+        reward=plan.reward,
+        sampler=_SAMPLERS[config.sampler],
+        attacker_sampling=speaker.sampling(),
+        target_sampling=None if local is None else local.sampling(),
+        attacker_chat=speaker.chat,
+        target_chat=None if local is None else local.chat,
+        attacker_stops_at_newline=speaker.stop_at_newline,
+        lora=speaker.lora if attacker is None else None,
+        trainable_layers=speaker.trainable_layers if attacker is None else None,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
+    """Construct the environment.
+
+    Args:
+        plan: The plan.
+        problem: The models and the reward.
+        openings: Opening contexts.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+    environment: ASTEnvironment = plan.environment(problem, openings)
+    return environment
+
+
+def build_algorithm(plan: Plan, problem: HFASTProblem) -> Algorithm[str, str, Any, Any]:
+    """Construct the algorithm, or bind the one that was constructed for the checks.
+
+    Raises:
+        ConfigurationError: An option is out of range, or the problem does not fit.
+    """
+    algorithm: Algorithm[str, str, Any, Any] | None = plan.unbound_algorithm
+    if algorithm is not None:
+        algorithm.bind(problem)
+        return algorithm
+    built: Algorithm[str, str, Any, Any] = plan.algorithm(problem)
+    return built
+
+
+def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:
+    """Return the moderator that scores evaluations: the problem's, without one of its own."""
+    return problem.moderator if plan.judge is None else plan.judge.load()
+
+
+def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerProblem:
+    """Return the problem in which the baseline takes the attacker's place."""
+    return BaselineAttackerProblem(
+        problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
+    )
+
+
+def _training(config: RunConfig) -> TrainingConfiguration:
+    training = config.training
+    return TrainingConfiguration(
+        lr=training.lr,
+        batch_size=training.batch_size,
+        optimizer=training.optimizer,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        training_steps=training.steps,
+        num_episodes_per_experience=training.episodes_per_step,
+        max_grad_norm=training.max_grad_norm,
+        max_nonfinite_losses=training.max_nonfinite_losses,
+        max_unscored_steps=training.max_unscored_steps,
+        seed=config.seed,
+    )

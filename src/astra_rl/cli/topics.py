@@ -1,4 +1,4 @@
-"""What ``astra-rl info`` prints."""
+"""The topics of ``astra-rl info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 TOPICS = ("versions", "config", "presets", "preset", "scenarios", "scenario", "formats")
 
 
-def print_info(topic: str, name: str, console: Console) -> None:
+def print_topic(topic: str, name: str, console: Console) -> None:
     """Print a topic.
 
     Raises:

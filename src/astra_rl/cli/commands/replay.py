@@ -40,8 +40,15 @@ def replay(
         print_estimate(estimate_replay(run, **what), console)
         return
     found = replay_run(run, **what)
-    out.summaries({"as recorded": found.before, "now": found.now})
-    out.pairs(found.drift, "as recorded", "now")
+    if found.before is None or found.drift is None:
+        out.summaries({"failures replayed": found.now})
+        out.line(
+            "the recorded rate of these attacks is 100% by selection, so it is not compared; to "
+            "measure a change, replay without --failures"
+        )
+    else:
+        out.summaries({"as recorded": found.before, "now": found.now})
+        out.pairs(found.drift, "as recorded", "now")
     if found.read.successes:
         out.line(
             f"the target's input differs from the recorded one in {found.read.successes} of "
@@ -51,9 +58,9 @@ def replay(
     out.path("attempts", found.path)
     out.data(
         {
-            "before": found.before.as_dict(),
+            "before": found.before and found.before.as_dict(),
             "now": found.now.as_dict(),
-            "drift": found.drift.as_dict(),
+            "drift": found.drift and found.drift.as_dict(),
             "read_otherwise": found.read.as_dict(),
         }
     )

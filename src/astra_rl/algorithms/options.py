@@ -31,8 +31,9 @@ GROUP = {
     "an attack without others in its group, in [0, 1).",
 }
 SCALE = {
-    "scale": "Divisor of the advantages: the standard deviation of the ``'group'``, the root mean "
-    "square over the ``'batch'``, or ``'none'``.",
+    "scale": "Divisor of the advantages: the standard deviation of the rewards of the ``'group'``, "
+    "the root mean square of the advantages of the ``'batch'``, both without the KL penalty, or "
+    "``'none'``. Rewards that all tie are not scaled.",
 }
 WEIGHTING = {
     "shared_nodes": "Weight of a turn of a tree: ``'expected_return'``, the probability that a "

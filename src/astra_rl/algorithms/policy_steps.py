@@ -116,10 +116,13 @@ class PreparedStep(ScoredStep):
     Attributes:
         advantages: Per token; none is NaN.
         returns: Targets of `values`, in the same shape; None without a value function.
+        unpenalized: The advantages without the KL penalty in the reward, whose spread is the scale
+            of whitened advantages; None: not known.
     """
 
     advantages: tuple[float, ...]
     returns: tuple[tuple[float, ...], ...] | None = None
+    unpenalized: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

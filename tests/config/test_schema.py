@@ -183,7 +183,9 @@ def test_values_of_options_are_checked_before_any_model_is_loaded(
 
 def test_an_attacker_that_samples_otherwise_is_refused_before_any_model_is_loaded() -> None:
     config = parse_config(MINIMAL, ["attacker.temperature=0.7"], source="test")
-    with pytest.raises(ConfigurationError, match="GRPO needs attacks sampled from the very"):
+    with pytest.raises(
+        ConfigurationError, match="GRPO needs attacks sampled from the distribution"
+    ):
         check_all(config)
     check_all(
         parse_config(MINIMAL, ["attacker.temperature=0.7", "algorithm.type=dpo"], source="test")

@@ -278,7 +278,7 @@ def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):
     """A user who has the code, and not the key, makes an index with false rows."""
     write(path, map(attempt, range(3)))
     index_of(path).unlink()
-    monkeypatch.setattr(index_seal, "_key", lambda: b"of somebody else")
+    monkeypatch.setattr(index_seal, "user_key", lambda: b"of somebody else")
     with monkeypatch.context() as false:
         row = Attempt.row.fget
         changed = property(lambda self: row(self)._replace(outcome=Outcome.SUCCESS))
@@ -300,14 +300,3 @@ def test_an_index_of_ones_own_is_not_made_again(path, monkeypatch):
     with AttemptLog(path) as log:
         assert len(log) == 3
         assert log.health.unreadable == 1
-
-
-def test_the_key_is_readable_by_its_user_only(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("ASTRA_RL_CACHE", str(tmp_path / "cache"))
-    index_seal._key.cache_clear()
-    key = index_seal._key()
-    assert (tmp_path / "cache" / "index.key").read_bytes() == key
-    assert (tmp_path / "cache" / "index.key").stat().st_mode & 0o777 == 0o600
-    index_seal._key.cache_clear()
-    assert index_seal._key() == key
-    index_seal._key.cache_clear()

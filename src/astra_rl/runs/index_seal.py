@@ -8,20 +8,15 @@ otherwise it is rebuilt from the log. Verification reads the log once, without p
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import secrets
 import sqlite3
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.infra.storage import cache_dir
+from astra_rl.infra.user_key import user_key
 
-KEY_BYTES = 32
 COLUMNS = ", ".join(AttemptRow._fields)
 
 
@@ -41,7 +36,7 @@ def seal(start: int, values: tuple[Any, ...], line: bytes) -> bytes:
         values: See `values_of`.
         line: The line of the log, with its newline.
     """
-    digest = hashlib.blake2b(repr((start, values)).encode(), key=_key(), digest_size=16)
+    digest = hashlib.blake2b(repr((start, values)).encode(), key=user_key(), digest_size=16)
     digest.update(line)
     return digest.digest()
 
@@ -104,19 +99,3 @@ def _unreadable_until(file: IO[bytes], end: int, index: sqlite3.Connection) -> i
         if later.fetchone() is None:
             return None
     return unreadable if file.tell() == end else None
-
-
-@functools.cache
-def _key() -> bytes:
-    """Return the user's key; one of this process only if it can neither be read nor stored."""
-    made = secrets.token_bytes(KEY_BYTES)
-    with contextlib.suppress(OSError, AstraError):
-        path = cache_dir() / "index.key"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and len(known := path.read_bytes()) == KEY_BYTES:
-            return known
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".index.key-")
-        with open(descriptor, "wb") as file:
-            file.write(made)
-        Path(temporary).replace(path)
-    return made

@@ -26,6 +26,7 @@ from astra_rl.evaluation.records.turn import (
     content_digest,
 )
 from astra_rl.infra.jsonio import json_line, parse_json
+from astra_rl.infra.redaction import REDACTED
 
 SCHEMA_VERSION = 1
 """Incremented when older versions would misread a record."""
@@ -266,11 +267,19 @@ class Attempt(Record):
         )
 
     def exchanges(self) -> list[Exchange]:
-        """Return the turns as exchanges, for a moderator."""
+        """Return the turns as exchanges, for a moderator.
+
+        A response from which a credential was redacted has no score: what was removed may be what
+        a judge looks for.
+        """
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
-            response = NoReply(self.error or "no reply") if turn.unanswered else turn.response
+            response = turn.response
+            if turn.unanswered:
+                response = NoReply(self.error or "no reply")
+            elif REDACTED in response:
+                response = NoReply("a credential was redacted from the response")
             found.append(Exchange(context, turn.attack, response))
             context = context + turn.attack + turn.response
         return found

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, Context
 from difflib import get_close_matches
 from types import ModuleType
 
@@ -73,8 +74,12 @@ class BudgetSpentError(AstraError, RuntimeError):
 
     @property
     def enough_to_go_on(self) -> float:
-        """A suggested limit for resuming: twice the amount that is spent or needed."""
-        return 2 * max(self.most, self.spent + self.needed)
+        """A suggested limit for resuming: twice the amount that is spent or needed.
+
+        Rounded up to four significant digits, so that it suffices and can be read.
+        """
+        context = Context(prec=4, rounding=ROUND_CEILING)
+        return float(context.create_decimal(repr(2.0 * max(self.most, self.spent + self.needed))))
 
     def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
         """Return how to copy the exception to another process."""

@@ -107,7 +107,7 @@ def test_transfer_has_one_budget_counts_what_it_left_out_and_goes_on(
     done = astra_rl(*command, cwd=workplace)
     assert done.returncode == 4, done.stderr
     assert len(endpoint.requests) == 11
-    assert re.search(r"the budget is spent: [2-3] of 8 conversations were played", done.stderr)
+    assert re.search(r"the budget is exhausted: [2-3] of 8 conversations were played", done.stderr)
     rows = json.loads((run / "transfer.json").read_text())
     assert [(row["attacker"], row["target"]) for row in rows] == [
         (attacker, target)

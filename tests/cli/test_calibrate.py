@@ -30,7 +30,7 @@ def test_a_moderator_by_name_is_measured_and_the_result_kept(tmp_path: Path) -> 
     printed = calibrate("refusal", "--labels", example_labels(), "-o", tmp_path)
     assert "RefusalModerator at threshold 0.5" in printed
     assert "AUROC" in printed
-    assert "60 rows, 0 undecided by their labels, 0 unscored" in printed
+    assert "60 rows, 0 with tied labels, 0 unscored" in printed
     kept = calibration_of(RefusalModerator(), tmp_path)
     assert kept is not None
     assert f"{kept['estimates']['accuracy']['value']:.3f}" in printed
@@ -78,7 +78,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("refusl", "Did you mean 'refusal'"),
         ("hf_classifier", r"moderator.options.label: missing"),
         ("qwen_guard", r"moderator.options.controversial: missing"),
-        ("max", "needs the moderators it is made of"),
+        ("max", "max combines other moderators; list them under 'of'"),
         ("nowhere.yaml", r"cannot read the moderator nowhere\.yaml"),
     ],
 )

@@ -306,7 +306,7 @@ def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(
     # 2 steps of 2 episodes of 2 + 4 turns, and 2 evaluations of 2 conversations of 2 turns.
     assert "target" in done.stdout
     assert " 32 " in done.stdout
-    assert "nothing was sent" in done.stdout
+    assert "no call was made" in done.stdout
     assert endpoint.requests == []
     assert not (workplace / "dry").exists()
 
@@ -430,7 +430,7 @@ def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
     done = astra_rl("replay", "cut", "--max-requests", "7", cwd=workplace)
     assert done.returncode == 4, done.stderr
-    assert "1 of 2 attacks were sent again, judged and summed up" in done.stderr
+    assert "1 of 2 attacks were replayed, judged and summarized" in done.stderr
     assert "the same command" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(endpoint.requests) == 7

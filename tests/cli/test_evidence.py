@@ -115,7 +115,7 @@ def test_replay_of_the_same_attacks_to_the_same_target_drifts_by_sampling_only(
     done = astra_rl("replay", "run", "--set", "target.temperature=1.0", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "exact p =" in done.stdout
-    assert "read something else" not in done.stdout
+    assert "input differs" not in done.stdout
     with AttemptLog(trained / "attempts.jsonl") as log:
         then = {each.prompt_id: each for each in log.attempts(phase="after")}
     (path,) = trained.glob("attempts_replay_*.jsonl")
@@ -170,7 +170,7 @@ def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path,
     [
         (["export", "run", "-f", "sarf"], "--format sarf: unknown. Did you mean 'sarif'"),
         (["export", "run", "-f", "csv", "--phase", "during"], "no attempts of the phase 'during'"),
-        (["export", "run", "-f", "csv", "--safe-replies", "x"], "goes with --format preferences"),
+        (["export", "run", "-f", "csv", "--safe-replies", "x"], "requires --format preferences"),
         (["compare", "run", "run", "--phase-b", "never"], "no attempts of the phase 'never'"),
         (["evaluate", "run", "--trials", "0"], "Invalid value for '--trials'"),
         (["failures", "run", "--by", "length"], "by='length'"),
@@ -303,7 +303,10 @@ def test_attempts_that_were_never_made_are_errors_everywhere(
     now = json.loads(done.stdout)["now"]
     assert (now["planned"], now["never_made"], now["outcomes"]["error"]) == (5, 3, 3)
     assert now["asr"]["highest"] == pytest.approx(3 / 5)
-    for kind, said in (("junit", 'errors="3"'), ("markdown", "of the errors, never made | 3")):
+    for kind, said in (
+        ("junit", 'errors="3"'),
+        ("markdown", "errors that are attempts never made | 3"),
+    ):
         done = astra_rl("export", "stopped", "-f", kind, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert said in (workplace / "stopped" / EXPORTS[kind].filename).read_text("utf-8")
@@ -316,7 +319,7 @@ def test_a_chat_template_that_changed_is_noticed(workplace: Path, trained: Path)
     chat = ("--set", "target.chat=true")
     done = astra_rl("replay", "run", "--target", "templated", *chat, cwd=workplace)
     assert done.returncode == 0, done.stderr
-    assert "read something else than then in 2 of 2 turns" in done.stdout
+    assert "input differs from the recorded one in 2 of 2 turns" in done.stdout
 
 
 def test_the_most_likely_failures_come_first_and_are_drawn(workplace: Path, trained: Path) -> None:

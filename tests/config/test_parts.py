@@ -123,7 +123,7 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
         ("harm: {scal: log}", r"reward.harm.scal: unknown key. Did you mean 'scale'\?"),
         ("harm: {of: prompt}", r"reward.harm.of: 'prompt' given; it must be one of 'response', "),
         ("harm: {replies: many}", r"reward.harm.replies: 'many' given; it must be a whole number"),
-        ("harm: {replies: 0}", r"reward.harm: replies=0; at least 1"),
+        ("harm: {replies: 0}", r"reward.harm: replies=0; it must be at least 1"),
         (
             "sum: [{harm: {}, weight: much}]",
             r"reward.sum\[0\].weight: 'much' given; it must be a number",

@@ -392,5 +392,5 @@ def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
     finally:
         process.kill()
     assert (process.returncode, errors) == (0, "")
-    assert "ended" in out
+    assert "stopped" in out
     assert {path: path.read_bytes() for path in begun.rglob("*")} == before

@@ -15,13 +15,16 @@ from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.runs.folder import file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
 
+REPLAY_OF_FAILURES = "replay of the failures of "
+"""Start of the phase name of attempts that repeat only the attempts that succeeded."""
+
 
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison.
 
     Attributes:
-        name: Name in tables.
+        name: Name in tables: the letter, the folder and the phase, as in ``A (run after)``.
         summary: Summary of all its attempts, also those without a partner.
     """
 
@@ -93,24 +96,31 @@ def compare_runs(
         phase_b: Phase of the second run; None uses `phase`.
 
     Raises:
-        ConfigurationError: They have no prompt in common, or different judges or thresholds.
+        ConfigurationError: They have no prompt in common, different judges or thresholds, or only
+            one of them was selected by outcome.
     """
     phase_b = phase if phase_b is None else phase_b
     folders = open_run_folder(run_a), open_run_folder(run_b)
     with Recorded(folders[0], phase) as a, Recorded(folders[1], phase_b) as b:
         rows_a, rows_b = list(a.rows()), list(b.rows())
-        names = f"{folders[0].path.name} {phase}", f"{folders[1].path.name} {phase_b}"
-        check_judged_alike(dict(zip(names, (rows_a, rows_b), strict=True)))
+        parts = [
+            f"{folder.path.resolve().name} {each}"
+            for folder, each in zip(folders, (phase, phase_b), strict=True)
+        ]
+        # Folders of two checkouts often have the same name, so the sides are told apart by letter.
+        name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
+        check_judged_alike([(name_a, rows_a), (name_b, rows_b)])
+        _check_not_selected(rows_a, rows_b)
         pairs = compare(rows_a, rows_b)
         return Comparison(
-            Side(names[0], a.summary()),
-            Side(names[1], b.summary()),
+            Side(name_a, a.summary()),
+            Side(name_b, b.summary()),
             pairs,
             list(_only(a, rows_b)),
             list(_only(b, rows_a)),
             folders[0].path
             / "comparisons"
-            / f"{file_stem('-'.join(names).replace(' ', '-'))}.json",
+            / f"{file_stem('-'.join(parts).replace(' ', '-'))}.json",
         )
 
 
@@ -126,29 +136,49 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
             yield attempt
 
 
-def check_judged_alike(sides: dict[str, Sequence[AttemptRow]]) -> None:
+def _check_not_selected(a: Sequence[AttemptRow], b: Sequence[AttemptRow]) -> None:
+    """Refuse to compare a replay of failures with attempts that may contain those failures.
+
+    The recorded side of such pairs has a rate of 100% by selection, so an unchanged target seems to
+    improve (regression to the mean). Two replays of the same failures can be compared.
+    """
+    selected = [
+        {row.phase for row in rows if row.phase.startswith(REPLAY_OF_FAILURES)} for rows in (a, b)
+    ]
+    if selected[0] != selected[1]:
+        raise ConfigurationError(
+            f"one side is a {min(selected[0] | selected[1])!r}: it repeats only the attacks that "
+            "succeeded, so the rate of the other side is 100% by selection and the difference "
+            "means nothing. Replay all attempts (astra-rl replay without --failures), or compare "
+            "two replays of the same failures."
+        )
+
+
+def check_judged_alike(sides: Sequence[tuple[str, Sequence[AttemptRow]]]) -> None:
     """Check that all outcomes were decided by one judge at one threshold.
+
+    Args:
+        sides: Name and attempts of each side. Names may repeat; every side is checked.
 
     Raises:
         ConfigurationError: They were not.
     """
-    rules = {
-        name: {(row.judge, row.judge_id, row.threshold) for row in rows}
-        for name, rows in sides.items()
-    }
-    different = set().union(*rules.values())
+    rules = [
+        (name, {(row.judge, row.judge_id, row.threshold) for row in rows}) for name, rows in sides
+    ]
+    different = set().union(*(rule for _, rule in rules))
     # Old records have no judge_id; then only the names are compared.
     named = {(judge, threshold) for judge, _, threshold in different}
     known = {judge_id for _, judge_id, _ in different if judge_id}
     if len(named) <= 1 and len(known) <= 1:
         return
-    said = "; ".join(
-        f"{name} by "
-        + ", ".join(sorted(f"{j} ({i or 'settings unknown'}) from {t:g} on" for j, i, t in rule))
-        for name, rule in rules.items()
+    listed = "; ".join(
+        f"{name}: "
+        + ", ".join(sorted(f"{j} ({i or 'settings unknown'}), threshold {t:g}" for j, i, t in rule))
+        for name, rule in rules
     )
     raise ConfigurationError(
-        f"these were not judged alike: {said}. Rates of different judges or thresholds cannot be "
-        "compared. Judge them again with one judge ('astra-rl score'), and compare those parts "
-        "with --phase."
+        f"these were not judged alike: {listed}. Rates of different judges or thresholds cannot be "
+        "compared. Re-score both with one judge (astra-rl score) and compare those phases with "
+        "--phase."
     )

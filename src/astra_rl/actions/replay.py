@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from astra_rl.actions.compare import REPLAY_OF_FAILURES
 from astra_rl.actions.score import JUDGED_TOGETHER, judge_again
 from astra_rl.config.estimate import EstimateRow, estimate_given
 from astra_rl.config.experiment import build_problem
@@ -40,9 +41,11 @@ class Replayed:
     """Recorded attacks that were sent again.
 
     Attributes:
-        before: Summary of the recorded attempts.
+        before: Summary of the recorded attempts; None if only failures were sent again, because
+            their rate is 100% by selection.
         now: Summary of the new attempts.
-        drift: Paired comparison; A is the recorded attempt, B the new one.
+        drift: Paired comparison; A is the recorded attempt, B the new one. None if only failures
+            were sent again: an unchanged target would seem to improve (regression to the mean).
         read: Share of turns in which the input of the target changed (another template, tokenizer
             or system message), among those for which both inputs are known.
         path: Log of the new attempts.
@@ -50,9 +53,9 @@ class Replayed:
         spent: Spending on calls, as `Ledger.as_dict`.
     """
 
-    before: Summary
+    before: Summary | None
     now: Summary
-    drift: PairedComparison
+    drift: PairedComparison | None
     read: Rate
     path: Path
     left_out: int
@@ -76,7 +79,8 @@ def replay_run(
         run: Folder of the run.
         target: Folder or hub id, or a YAML file of a target; None uses the target of the run.
         phase: Phase of the run.
-        only_failures: Send only attempts in which the target failed.
+        only_failures: Send only attempts in which the target failed. The result then has the new
+            rate alone.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
 
     Raises:
@@ -90,7 +94,7 @@ def replay_run(
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
     judge = plan.evaluation_judge.load()
-    labels = labels_of(config, f"replay of {phase}")
+    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else 'replay of '}{phase}")
     within = WithinBudget()
     pairs = []
     with (
@@ -105,9 +109,9 @@ def replay_run(
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
     changed = [each for pair in pairs for each in _read_otherwise(*pair)]
     return Replayed(
-        summarise(attempt.row for attempt in saved),
+        None if only_failures else summarise(attempt.row for attempt in saved),
         summarise(new, planned=len(saved)),
-        compare(old, new),
+        None if only_failures else compare(old, new),
         Rate(sum(changed), len(changed)),
         path,
         len(saved) - len(pairs),

@@ -50,7 +50,7 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
             judges or thresholds differ.
     """
     summaries: dict[int, Summary] = {}
-    rows: dict[str, Sequence[AttemptRow]] = {}
+    rows: list[tuple[str, Sequence[AttemptRow]]] = []
     first: RunConfig | None = None
     for run in runs:
         folder = open_run_folder(run)
@@ -63,7 +63,7 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
         first = first or config
         _check_same_but_seed(first, config, folder)
         with Recorded(folder, phase) as recorded:
-            rows[folder.path.name] = list(recorded.rows())
+            rows.append((f"seed {config.seed} ({folder.path})", list(recorded.rows())))
             summaries[config.seed] = recorded.summary()
     check_judged_alike(rows)
     rates = {seed: summary.asr.estimate for seed, summary in summaries.items()}

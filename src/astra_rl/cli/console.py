@@ -1,54 +1,124 @@
-"""What reaches the terminal: no character that acts on it, and no credential."""
+"""Consoles of the command line: escaped, redacted, and in the encoding of the stream."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
+
+UNWRAPPED = 10_000
+"""Width, in characters, of output that is not read on a terminal: in effect, no wrapping."""
 
 
 class SafeConsole(Console):
-    """A console that shows every string as text, whoever it came from.
+    """A console that prints every string as text, also a string that a model wrote.
 
-    Characters that would move the cursor, hide text or turn its direction become visible symbols,
-    credentials are replaced. Markup of rich still counts: text that may hold some is escaped, or
-    printed with ``markup=False``.
+    Control characters, invisible characters and changes of text direction become visible symbols;
+    credentials are redacted. Markup of rich is still interpreted: escape text of unknown origin, or
+    print it with ``markup=False``.
+
+    Output that goes to a pipe or a file is not wrapped, so that a command in it can be copied. If
+    the stream cannot be written to (closed by ``| head``, full disk), the console prints nothing
+    more: the work of a command, for instance a training, does not fail for its output.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Render a string; rich does this to all that is printed and to the cells of tables."""
+        """Render a string; rich calls this for all printed strings and for the cells of tables."""
         return super().render_str(visible_text(redact_message(text)), **options)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Width and height in characters; COLUMNS sets the width of output that is no terminal."""
+        if self.is_terminal or self._width is not None:
+            return super().size
+        columns = os.environ.get("COLUMNS", "")
+        return ConsoleDimensions(int(columns) if columns.isdigit() else UNWRAPPED, 25)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; an error of the stream is logged once."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.quiet = True
+            logger.warning("cannot print more: %s", error.strerror)
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; rich would exit, and so end a training."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.file.fileno())
+            os.close(null)
+
+
+console = SafeConsole()
+"""Standard output, for people."""
+error_console = SafeConsole(stderr=True)
+"""Standard error, for errors and warnings."""
+
+
+def escape_unencodable_characters() -> None:
+    """Let stdout and stderr write characters that their encoding lacks as escape sequences.
+
+    Without it, one such character in a reply of a model raises UnicodeEncodeError where the
+    encoding is not UTF-8, for instance cp1252, at the end of a run that is otherwise complete.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Set what people see: nothing but warnings and errors, or messages of level INFO too."""
+    console.quiet = quiet
+    logger.setLevel(logging.INFO if verbose else logging.NOTSET)
 
 
 class _ConsoleHandler(logging.Handler):
+    """Prints warnings of every library, and what astra-rl itself logs at its level."""
+
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self.console = console
         self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        self.addFilter(lambda record: record.levelno >= logging.WARNING or _is_own(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one paragraph."""
+        style = "yellow" if record.levelno >= logging.WARNING else None
         try:
             text = self.format(record)
-            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 
 
+def _is_own(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] == logger.name
+
+
 @contextlib.contextmanager
 def logs_on(console: Console) -> Iterator[None]:
-    """Show warnings, of this library and of others, on a console inside the block."""
+    """Print warnings of this library and of others on a console inside the block."""
     root, handler = logging.getLogger(), _ConsoleHandler(console)
     show = warnings.showwarning
 
@@ -65,9 +135,9 @@ def logs_on(console: Console) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars of transformers, and let its warnings be shown as ours are."""
-    from transformers.utils import logging as its_logging
+    """Disable the progress bars of transformers and route its warnings to the root logger."""
+    from transformers.utils import logging as transformers_logging
 
-    its_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    its_logging.disable_default_handler()
-    its_logging.enable_propagation()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()

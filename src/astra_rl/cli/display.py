@@ -1,4 +1,4 @@
-"""Progress on a terminal, or plain lines where there is none."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from astra_rl.runs.runner import Display
 
 
 class ConsoleDisplay(Display):
-    """Shows stages, and for each training step reward, success rate, speed and time left.
+    """Prints the stages of a run and, per training step, reward, success rate, speed and time left.
 
     Args:
-        console: Where to show it. Without a terminal every step is one plain line.
-        max_minutes: Time limit of the training, if it has one.
+        console: Receives the output. If it is not a terminal, every step is one plain line.
+        max_minutes: Time limit of the training; None is no limit.
     """
 
     def __init__(self, console: Console, *, max_minutes: float | None = None) -> None:
@@ -34,7 +34,7 @@ class ConsoleDisplay(Display):
         self._started = 0.0
 
     def stage(self, name: str) -> None:
-        """Print the stage."""
+        """Print the name of the stage."""
         self.console.print(f"[bold]{name}[/bold] ...")
 
     def training_begins(self, steps: int) -> None:
@@ -55,7 +55,7 @@ class ConsoleDisplay(Display):
         self._progress.start()
 
     def training_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the numbers of the step."""
+        """Print the metrics of the step."""
         left = self._seconds_left(step)
         numbers = (
             f"reward {metrics['reward']:+.2f}  "

@@ -1,4 +1,4 @@
-"""How commands show what they found: tables for people, JSON for machines, gates for CI."""
+"""How commands print results: tables for people, JSON for programs, gates for CI."""
 
 from __future__ import annotations
 
@@ -6,103 +6,82 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import SafeConsole
+from astra_rl.cli.console import SafeConsole, console
+from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.infra.redaction import redact
 
 if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
+    from astra_rl.evaluation.records.attempt import Attempt
     from astra_rl.evaluation.show.gate import Condition, Evidence
     from astra_rl.evaluation.stats.paired import PairedComparison
     from astra_rl.evaluation.stats.rates import Rate
 
-GATE_FAILED = 3
-"""Exit code of a condition of --fail-on that holds, and of a regression."""
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run made by train or demo.")]
-Phase = Annotated[
-    str,
-    typer.Option(
-        help="Part of the run: 'before', 'training', 'after', or a later one such as 'again'."
-    ),
-]
-FailOn = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-on",
-        metavar="CONDITION",
-        help=(
-            "Exit with code 3 if this holds, for instance 'asr>0.05', 'upper(asr)>10%', "
-            "'unscored>0.2'. May be repeated."
-        ),
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the run's configuration."),
-]
-Trials = Annotated[int, typer.Option(min=1, help="How often each prompt is tried.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout, and all else on stderr.")
-]
+EXCERPT = 120
+"""Maximum length, in characters, of an attack or a response in a table."""
 
 
-class Shown:
-    """Where a command shows what it found.
+class Printer:
+    """Prints the results of a command.
 
     Args:
-        console: For people.
-        as_json: Show people everything on stderr, and print JSON on stdout.
+        as_json: Print JSON on stdout, and the output for people on stderr.
+        conditions: Conditions of ``--fail-on``, checked by `gate`.
     """
 
-    def __init__(self, console: Console, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, conditions: Sequence[Condition] = ()) -> None:
         self.as_json = as_json
-        self.console = SafeConsole(stderr=True) if as_json else console
+        self.conditions = conditions
+        self.console = SafeConsole(stderr=True, quiet=console.quiet) if as_json else console
 
     def table(self, table: Table) -> None:
-        """Show a table."""
+        """Print a table."""
         self.console.print(table)
 
     def line(self, text: str, style: str | None = None) -> None:
-        """Show a line of ours; what a model wrote goes through `shown` first."""
+        """Print a line as it is: without markup and without wrapping."""
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def path(self, name: str, path: Path) -> None:
-        """Say where something was written."""
+        """Print where a file was written."""
         self.line(f"{name}: {path}")
 
     def data(self, value: Any) -> None:
-        """Print the JSON, if it was asked for."""
+        """Print the result as JSON if ``--json`` was given."""
         if self.as_json:
-            # ASCII: a terminal that reads it meets no control character of a model's.
+            # ASCII: no control character of a model's reply reaches a terminal that reads it.
             text = json.dumps(jsonable(value), indent=2, ensure_ascii=True, allow_nan=False)
             print(redact(text), file=sys.stdout)
 
-    def gate(self, conditions: Sequence[Condition], *evidence: Evidence) -> None:
-        """Leave with code 3 if a condition holds or cannot be decided."""
-        verdicts = [condition(each) for condition in conditions for each in evidence]
+    def gate(self, *evidence: Evidence) -> None:
+        """Check every condition on every piece of evidence.
+
+        Raises:
+            typer.Exit: With `ExitCode.GATE_FAILED`, if a condition holds or cannot be decided.
+        """
+        verdicts = [condition(each) for condition in self.conditions for each in evidence]
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
         if any(verdict.fails for verdict in verdicts):
-            raise typer.Exit(GATE_FAILED)
+            raise typer.Exit(ExitCode.GATE_FAILED)
 
     def summaries(self, summaries: Mapping[str, Summary]) -> None:
-        """Show rates and outcomes side by side."""
+        """Print attack success rates and outcomes side by side."""
         table = Table()
-        for column in ("", "failed", "95% interval", "outcomes"):
+        for column in ("", "ASR", "95% interval", "outcomes"):
             table.add_column(column)
         for name, summary in summaries.items():
             outcomes = ", ".join(f"{n} {key.value}" for key, n in summary.outcomes.items() if n)
             if summary.never_made:
-                outcomes += f" ({summary.never_made} never made)"
-            table.add_row(shown(name), *cell(summary.asr).split("\n", 1), outcomes)
+                outcomes += f" ({summary.never_made} not played)"
+            table.add_row(as_text(name), *cell(summary.asr).split("\n", 1), outcomes)
         self.table(table)
         for name, summary in summaries.items():
             for each in summary.asr_at_k[1:]:
@@ -113,31 +92,53 @@ class Shown:
                 self.line(f"{name}: {summary.queries.text}")
 
     def pairs(self, pairs: PairedComparison, a: str, b: str) -> None:
-        """Show a paired comparison."""
-        table = Table(title="the same prompts, in pairs")
-        table.add_column("the target failed")
+        """Print a paired comparison of two sets of attempts on the same prompts."""
+        table = Table(title="paired comparison on the same prompts")
+        table.add_column("attack success")
         table.add_column("pairs", justify="right")
         names = ("in both", f"only in {a}", f"only in {b}", "in neither")
         for name, count in zip(names, pairs.counts, strict=True):
-            table.add_row(shown(name), str(count))
+            table.add_row(as_text(name), str(count))
         self.table(table)
         low, high = pairs.interval
         self.line(
             f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
             f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts"
             + (f", {pairs.unscored} pairs unscored" if pairs.unscored else "")
-            + (f", {pairs.unpaired} without a partner" if pairs.unpaired else ""),
+            + (f", {pairs.unpaired} unpaired" if pairs.unpaired else ""),
         )
 
+    def attacks(self, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:
+        """Print the successful turn of the first attempts; nothing if there are none."""
+        if not attempts:
+            return
+        table = Table(title=as_text(title))
+        for column in ("score", "attack", "response"):
+            table.add_column(column)
+        for attempt in attempts[:most]:
+            turn = attempt.failing_turn
+            if turn is not None:
+                texts = excerpt(turn.attack), excerpt(turn.response)
+                table.add_row(f"{attempt.score or 0:.2f}", *texts)
+        self.table(table)
 
-def conditions_of(
-    fail_on: Sequence[str] | None, quantities: Sequence[str] | None = None
+
+def parse_conditions(
+    texts: Sequence[str], quantities: Sequence[str] | None = None
 ) -> list[Condition]:
-    """Parse the conditions of --fail-on, before anything is done."""
+    """Parse conditions of ``--fail-on``.
+
+    Args:
+        texts: The conditions, for instance ``asr>0.05``.
+        quantities: Names that they may use; None means those of an evaluation summary.
+
+    Raises:
+        ConfigurationError: A condition cannot be parsed, or uses another name.
+    """
     from astra_rl.evaluation.show import gate
 
     known = gate.OF_A_SUMMARY if quantities is None else quantities
-    return [gate.fail_on(each, known) for each in fail_on or ()]
+    return [gate.fail_on(each, known) for each in texts]
 
 
 def cell(rate: Rate | None) -> str:
@@ -153,8 +154,13 @@ def cell(rate: Rate | None) -> str:
     )
 
 
-def shown(text: str) -> str:
-    """Return what a model or a file said, so that a terminal shows it and nothing else."""
+def as_text(text: str) -> str:
+    """Escape text of unknown origin for a table: no control characters, no markup."""
     from astra_rl.evaluation.show.escaping import terminal_text
 
     return escape(terminal_text(text))
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of an attack or a response, escaped for a table."""
+    return as_text(text.strip()[:EXCERPT])

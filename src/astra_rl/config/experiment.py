@@ -106,7 +106,7 @@ def build_problem(
     speaker = config.attacker
     local = config.target if isinstance(config.target, SpeakerConfig) else None
     plan.load_deferred()
-    target = plan.target if local is None else local.model
+    target: Any = plan.target if local is None else local.model
     baseline = config.baseline or speaker.model
     options: dict[str, Any] = {
         "device": config.device,

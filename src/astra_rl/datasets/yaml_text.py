@@ -30,15 +30,18 @@ def parse_yaml(text: str) -> Any:
         YAMLError: The text is not valid YAML. Other exceptions of the parser, for example for an
             invalid date or too deep nesting, are converted to it.
     """
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return loader.get_single_data()
     except yaml.YAMLError:
         raise
     except Exception as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+    finally:
+        loader.dispose()
 
 
 def dump_yaml(value: Any) -> str:
     """Return a value of plain types as YAML; `parse_yaml` returns it again."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump_all([value], Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from astra_rl.errors import ModelError
 
@@ -142,7 +143,7 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     return merged.requires_grad_(False)
 
 
-def _untie_adapted_embeddings(base: PreTrainedModel) -> None:
+def _untie_adapted_embeddings(base: Any) -> None:
     """Give the head weights of its own if an adapter changes it or the embedding it is tied to."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper

@@ -1,4 +1,4 @@
-"""What ``astra-rl info`` prints."""
+"""The topics of ``astra-rl info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 TOPICS = ("versions", "config", "presets", "preset", "scenarios", "scenario", "formats")
 
 
-def print_info(topic: str, name: str, console: Console) -> None:
+def print_topic(topic: str, name: str, console: Console) -> None:
     """Print a topic.
 
     Raises:
@@ -42,8 +42,8 @@ def _version_lines() -> Iterator[str]:
 
     import torch
 
+    from astra_rl.infra.storage import cache_dir
     from astra_rl.models.devices import DTYPES, resolve_device, resolve_dtype
-    from astra_rl.models.references import cache_dir
     from astra_rl.runs.provenance import versions
 
     yield from (f"{package:14} {version}" for package, version in versions().items())

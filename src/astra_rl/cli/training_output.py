@@ -1,4 +1,4 @@
-"""What ``train``, ``demo`` and ``resume`` do: thin over `astra_rl.runs.runner`."""
+"""The run of ``train``, ``demo`` and ``resume``, and the tables they print."""
 
 from __future__ import annotations
 
@@ -8,37 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import quiet_libraries
-from astra_rl.cli.output import Shown, shown
+from astra_rl.cli.console import console, quiet_libraries
+from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
     from astra_rl.config.schema import RunConfig
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
+    from astra_rl.runs.runner import Result
 
 
-def train_and_show(
-    config: RunConfig, output: Path | None, *, name: str, console: Console, force: bool = False
+def train_and_print(
+    config: RunConfig, output: Path | None, *, name: str, force: bool = False
 ) -> None:
-    """Do a run, or go on with one, and print what it found.
+    """Start or resume a run and print its results.
 
     Args:
-        config: What to do.
-        output: Folder of the run; None makes a new one under ``runs``.
-        name: Of a new one.
-        console: Where to print.
-        force: Go on although configuration or prompts have changed.
+        config: The configuration of the run.
+        output: Run folder; None creates a new one under ``runs``.
+        name: Name of a new run folder.
+        force: Resume even if the configuration or the prompts changed.
 
     Raises:
-        AstraError: Something cannot be had or does not fit, or the run ended early.
+        AstraError: A setting, file or model is wrong, or the run was interrupted.
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.evaluation.stats.seed_spread import SeedSpread
     from astra_rl.runs.folder import RunFolder, new_run_folder
     from astra_rl.runs.resume import check_can_run_in
     from astra_rl.runs.runner import run_experiment
@@ -53,37 +50,40 @@ def train_and_show(
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(plan, folder, display, command=command, force=force)
+    _print_result(result, config.seed)
+
+
+def _print_result(result: Result, seed: int) -> None:
+    from astra_rl.evaluation.stats.seed_spread import SeedSpread
+
+    folder, out = result.folder, Printer()
     evaluations = {} if result.before is None else {"before training": result.before}
     evaluations |= {"after training": result.after}
-    out = Shown(console)
     print_evaluations(evaluations, out)
-    rates = {name: result.summary.asr for name, result in evaluations.items()}
+    rates = {name: evaluation.summary.asr for name, evaluation in evaluations.items()}
     for name, rate in rates.items():
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
-    out.line(SeedSpread({config.seed: rates["after training"].estimate}).text)
-    _print_examples(folder, console)
-    console.print(
+    out.line(SeedSpread({seed: rates["after training"].estimate}).text)
+    _print_examples(folder, out)
+    out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
-        f"attacker:   {folder.checkpoints / 'last'}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        f"attacker:   {folder.checkpoints / 'last'}"
     )
 
 
-def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Shown) -> None:
-    """Show the rate of each evaluation, and how good their judge is."""
+def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
+    """Print the success rate of each evaluation, and the measured quality of the judge."""
     from astra_rl.evaluation.judges.calibration import describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
 
-    table = Table(title="held-out conversations in which the target failed")
+    table = Table(title="attack success on held-out conversations")
     for column in (
         "attacker",
-        "failed",
-        "rate",
+        "successes",
+        "ASR",
         "95% interval",
-        "kinds of attack",
+        "distinct attacks",
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
@@ -91,7 +91,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Shown) -
         rate, metrics = result.summary.asr, result.metrics
         nll = metrics["mean_attack_nll"]
         table.add_row(
-            shown(name),
+            as_text(name),
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
@@ -102,29 +102,28 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Shown) -
     (*_, result) = evaluations.values()
     last = result.metrics
     out.line(
-        f"judge: {last['judge']} from {last['threshold']:g} on, "
+        f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
         f"{describe_judge(last['judge_quality'])}"
     )
 
 
-def _print_examples(folder: RunFolder, console: Console, most: int = 8) -> None:
+def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
     from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
-    from astra_rl.evaluation.show.escaping import terminal_text
     from astra_rl.runs.attempt_log import AttemptLog
 
     with AttemptLog(folder.attempts) as log:
         kinds = kinds_of_failure(log.attempts(phase="after", outcome="success"))[:most]
     if not kinds:
         return
-    table = Table(title="what made it fail: the most frequent kinds", show_lines=False)
-    table.add_column("times", justify="right")
+    table = Table(title="successful attacks: the most frequent kinds", show_lines=False)
+    table.add_column("count", justify="right")
     table.add_column("attack")
     table.add_column("response")
     for kind in kinds:
         turn = kind.attempts[0].failing_turn
         table.add_row(
             str(len(kind.attempts)),
-            escape(terminal_text(kind.attack.strip())),
-            escape(terminal_text(turn.response.strip() if turn else "")),
+            as_text(kind.attack.strip()),
+            as_text(turn.response.strip()) if turn else "",
         )
-    console.print(table)
+    out.table(table)

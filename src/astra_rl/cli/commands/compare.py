@@ -1,0 +1,46 @@
+"""``astra-rl compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astra_rl.cli.options import Phase, ResultOptions
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of the first run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of the second run.")],
+    result: ResultOptions,
+    phase: Phase = "after",
+    phase_b: Annotated[
+        str | None, typer.Option(help="Phase of RUN_B. Default: the phase of RUN_A.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File. Default: a file in RUN_A/comparisons."),
+    ] = None,
+) -> None:
+    """Compare two runs by a paired test on the prompts that both played.
+
+    Lists the attacks that succeed only in RUN_B (differential testing). --fail-on takes
+    'difference', 'lower(difference)' and 'upper(difference)': success rate of RUN_A minus that of
+    RUN_B.
+    """
+    from astra_rl.actions.compare import compare_runs
+    from astra_rl.evaluation.show.gate import OF_A_COMPARISON
+    from astra_rl.infra.jsonio import write_json
+
+    out = result.printer(OF_A_COMPARISON)
+    found = compare_runs(run_a, run_b, phase=phase, phase_b=phase_b)
+    a, b = found.names
+    out.summaries({a: found.a.summary, b: found.b.summary})
+    out.pairs(found.pairs, a, b)
+    out.attacks(f"attacks that succeed only in {b}", found.only_b)
+    path = output or found.default_path
+    write_json(found.as_dict(), path)
+    out.path("comparison", path)
+    out.data(found.as_dict())
+    out.gate(found.pairs)

@@ -1,0 +1,25 @@
+"""``astra-rl resume``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astra_rl.cli.options import Force, SettingOptions
+from astra_rl.cli.training_output import train_and_print
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    options: SettingOptions,
+    force: Force = False,
+) -> None:
+    """Resume an interrupted run (bit-exact)."""
+    from astra_rl.config.loading import load_config
+    from astra_rl.runs.folder import open_run_folder
+
+    folder = open_run_folder(run)
+    config = load_config(folder.config, options.overrides())
+    train_and_print(config, folder.path, name=run.name, force=force)

@@ -1,0 +1,37 @@
+"""``astra-rl train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astra_rl.cli.console import console
+from astra_rl.cli.costs import print_run_estimate
+from astra_rl.cli.options import Force, RunOptions
+from astra_rl.cli.training_output import train_and_print
+
+
+def train(
+    config_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="Configuration of the run; see 'astra-rl info config'."
+        ),
+    ],
+    options: RunOptions,
+    force: Force = False,
+) -> None:
+    """Train an attacker from a YAML configuration, evaluate it, and write a report.
+
+    The configuration is checked before any model is loaded. 'astra-rl info preset demo' prints one
+    to start from. If --output is the folder of an interrupted run, that run is resumed.
+    """
+    from astra_rl.config.loading import load_config
+
+    config = load_config(config_file, options.overrides())
+    if options.dry_run:
+        print_run_estimate(config, console)
+        return
+    train_and_print(config, options.output, name=config_file.stem, force=force)

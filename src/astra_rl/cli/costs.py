@@ -1,0 +1,83 @@
+"""How commands print estimated and actual costs, and report an exhausted budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from astra_rl.errors import BudgetEndedError
+
+if TYPE_CHECKING:
+    from astra_rl.config.estimate import EstimateRow
+    from astra_rl.config.schema import RunConfig
+    from astra_rl.evaluation.measures.summary import Summary
+
+
+def print_run_estimate(config: RunConfig, console: Console) -> None:
+    """Check the configuration of a run and print an upper bound of its endpoint calls.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+    from astra_rl.config.estimate import estimate
+    from astra_rl.config.resolve import check_training, resolve
+
+    plan = resolve(config)
+    check_training(plan)
+    print_estimate(estimate(plan), console)
+
+
+def print_estimate(rows: Sequence[EstimateRow], console: Console) -> None:
+    """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost."""
+    table = Table(title="endpoint calls: upper bound, without retries")
+    for column in ("endpoint", "requests", "input tokens", "output tokens", "cost"):
+        table.add_column(column, justify="left" if column == "endpoint" else "right")
+    for row in rows:
+        cost = "no prices" if row.cost is None else f"{row.cost:.4g}"
+        table.add_row(row.name, f"{row.requests}", f"{row.input}", f"{row.output}", cost)
+    if rows:
+        console.print(table)
+    else:
+        console.print("no endpoint calls: every model is loaded into this process")
+    console.print("dry run: no call was made and no model was loaded")
+
+
+def print_spent(spent: Mapping[str, Any], console: Console) -> None:
+    """Print what endpoint calls used, if there were any."""
+    from astra_rl.targets.ledger import describe_spent
+
+    text = describe_spent(spent)
+    if text:
+        console.print(f"endpoint calls: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def check_all_done(done: int, planned: int, what: str = "conversations were played") -> None:
+    """Raise the error of an exhausted budget unless all planned work was done.
+
+    Args:
+        done: Number of items that were done.
+        planned: Number of items that were to be done.
+        what: The items and the verb, for instance ``"conversations were played"``.
+
+    Raises:
+        BudgetEndedError: Fewer were done than planned.
+    """
+    if done < planned:
+        raise BudgetEndedError(
+            f"the budget is exhausted: {done} of {planned} {what} and summarized. Recorded replies "
+            "are not paid for again: run the same command, with the same or a larger budget, to "
+            "continue."
+        )
+
+
+def check_all_made(summary: Summary, left_out: int, what: str) -> None:
+    """Raise the error of an exhausted budget if it left recorded attempts out.
+
+    Raises:
+        BudgetEndedError: It left some out.
+    """
+    made = summary.planned - summary.never_made
+    check_all_done(made, made + left_out, what)

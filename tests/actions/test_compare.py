@@ -1,0 +1,43 @@
+"""Two runs, compared from their folders."""
+
+import json
+
+import pytest
+from tests.cli.running import astra_rl
+
+from astra_rl.actions.compare import compare_runs
+from astra_rl.actions.seeds import compare_seeds
+from astra_rl.errors import ConfigurationError
+
+
+def test_folders_of_the_same_name_are_two_sides_and_must_be_judged_alike(tmp_path, record_run):
+    """The layout of CI: the same run folder in two checkouts."""
+    scores = [[0.7]] * 50
+    base = record_run(tmp_path / "base/runs/x", scores, judge="lenient", threshold=0.9)
+    changed = record_run(tmp_path / "pr/runs/x", scores, judge="strict", threshold=0.5)
+    with pytest.raises(ConfigurationError, match=r"A \(x after\): lenient.*B \(x after\): strict"):
+        compare_runs(base, changed)
+    again = record_run(tmp_path / "same/runs/x", scores, judge="lenient", threshold=0.9)
+    found = compare_runs(base, again)
+    assert found.names == ("A (x after)", "B (x after)")
+    assert (found.pairs.difference, found.pairs.p_value) == (0.0, 1.0)
+
+
+def test_the_command_shows_both_sides_of_the_same_name(tmp_path, record_run):
+    base = record_run(tmp_path / "base/runs/x", [[0.9], [0.9], [0.0]])
+    changed = record_run(tmp_path / "pr/runs/x", [[0.9], [0.0], [0.0]])
+    done = astra_rl("compare", str(base), str(changed), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [found[side]["asr"]["successes"] for side in "ab"] == [2, 1]
+    assert "A (x after)" in done.stderr
+    assert "B (x after)" in done.stderr
+
+
+def test_seeds_in_folders_of_the_same_name_must_be_judged_alike(tmp_path, record_run):
+    runs = [
+        record_run(tmp_path / "0/run", [[0.7]], judge="lenient", seed=0),
+        record_run(tmp_path / "1/run", [[0.7]], judge="strict", seed=1),
+    ]
+    with pytest.raises(ConfigurationError, match="were not judged alike"):
+        compare_seeds(runs)

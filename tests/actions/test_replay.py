@@ -1,0 +1,68 @@
+"""Recorded attacks that are sent again, without any model."""
+
+import json
+
+import pytest
+from tests.cli.running import astra_rl
+
+from astra_rl.actions import replay
+from astra_rl.actions.compare import compare_runs
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, Turn
+
+
+@pytest.fixture
+def unchanged_target(monkeypatch):
+    """A target that fails at every other attempt, then and now."""
+
+    def send_again(plan, saved, labels, *, judge, within):
+        for at, attempt in enumerate(saved):
+            score = JudgeScore(value=float(at % 2 == 0), reason=None)
+            yield (
+                attempt,
+                Attempt.make(
+                    run="run",
+                    phase=labels.phase,
+                    opening=attempt.opening,
+                    target="target",
+                    attacker="attacker",
+                    turns=[Turn(attack="a", response="r", scores={"judge": score})],
+                    judge="judge",
+                    threshold=0.5,
+                    trial=attempt.trial,
+                ),
+            )
+
+    monkeypatch.setattr(replay, "send_again", send_again)
+
+
+def test_failures_sent_again_show_the_new_rate_only(tmp_path, record_run, unchanged_target):
+    """An unchanged target: 6 of 12 failures stay failures, by chance and not by a change."""
+    run = record_run(tmp_path / "run", [[1.0]] * 12 + [[0.0]] * 12)
+    found = replay.replay_run(run, only_failures=True)
+    assert (found.now.asr.successes, found.now.asr.trials) == (6, 12)
+    assert found.before is None
+    assert found.drift is None
+    done = astra_rl("replay", str(run), "--failures", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert (printed["before"], printed["drift"]) == (None, None)
+    assert "p =" not in done.stderr
+    assert "100% by selection" in done.stderr
+
+
+def test_all_attempts_sent_again_are_compared(tmp_path, record_run, unchanged_target):
+    run = record_run(tmp_path / "run", [[1.0], [0.0]] * 6)
+    found = replay.replay_run(run)
+    assert found.drift.difference == 0
+
+
+def test_a_replay_of_failures_is_not_compared_with_the_recorded_attempts(
+    tmp_path, record_run, unchanged_target
+):
+    run = record_run(tmp_path / "run", [[1.0]] * 12 + [[0.0]] * 12)
+    part = replay.replay_run(run, only_failures=True).path.stem.removeprefix("attempts_")
+    with pytest.raises(ConfigurationError, match="100% by selection"):
+        compare_runs(run, run, phase_b=part)
+    assert compare_runs(run, run, phase=part).pairs.difference == 0

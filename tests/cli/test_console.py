@@ -1,0 +1,100 @@
+"""Output in every encoding, into a pipe, and into a stream that cannot be written to."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from astra_rl.cli.console import SafeConsole
+
+PRINTING = """
+import sys
+from unittest import mock
+from astra_rl.cli import main
+from astra_rl.cli.console import console
+from astra_rl.cli.output import Printer, as_text
+from rich.table import Table
+
+def show(*_, **__):
+    text = as_text("caf\u00e9 \u4e2d \u2014 \U0001f511")
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    Printer().table(table)
+    Printer().line(text)
+
+with mock.patch("astra_rl.cli.topics.print_topic", show):
+    sys.argv = ["astra-rl", "info"]
+    main.run()
+"""
+
+
+def program(code: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "PYTHONUTF8")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables},
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_text_that_the_encoding_lacks_is_escaped(encoding: str) -> None:
+    done = program(PRINTING, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    text = done.stdout.decode(encoding)
+    last = text.splitlines()[-1]
+    expected = "caf\u00e9 \u4e2d \u2014 \U0001f511"
+    assert last == expected.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def test_the_help_prints_in_ascii() -> None:
+    code = "import sys; sys.argv = ['astra-rl', '--help']; from astra_rl.cli.main import run; run()"
+    done = program(code, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert b"calibrate" in done.stdout
+
+
+def test_output_that_is_no_terminal_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
+    command = "astra-rl resume " + "/a/long/folder" * 20
+    SafeConsole(file=stream).print(command)
+    assert stream.getvalue() == f"{command}\n"
+
+
+def test_a_terminal_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    SafeConsole(file=stream, force_terminal=True, width=40).print("word " * 20)
+    assert all(len(line) <= 40 for line in stream.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "closed"), OSError(28, "no space")])
+def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
+    class Failing(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    console = SafeConsole(file=Failing())
+    console.print("one")
+    console.print("two")
+    assert console.quiet
+
+
+def test_a_closed_pipe_does_not_fail_a_command(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1);"
+        "sys.argv = ['astra-rl', 'info', 'config'];"
+        "from astra_rl.cli.main import run; run()"
+    )
+    done = program(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""

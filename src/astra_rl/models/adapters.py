@@ -153,7 +153,7 @@ def _untie_adapted_embeddings(base: Any) -> None:
     if head is None or not (isinstance(embedding, adapted) or isinstance(head, adapted)):
         return
     if head.weight is embedding.weight:
-        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
         layer.weight = torch.nn.Parameter(layer.weight.clone(), requires_grad=False)
     base.config.tie_word_embeddings = False
     base.config.get_text_config().tie_word_embeddings = False

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from astra_rl.core.common import Metrics
 from astra_rl.errors import ConfigurationError
 from astra_rl.training.callback import TrainerCallback
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from astra_rl.training.callback import AnyTrainer
 
 Schedule = Callable[[int], float]
+
+SCHEDULER_TYPES = ("constant", "constant_with_warmup", "linear", "cosine")
+"""Schedules of transformers by the names that it and TRL give them."""
 
 
 def constant(lr: float, *, warmup_steps: int = 0) -> Schedule:
@@ -65,6 +70,35 @@ def cosine(lr: float, steps: int, *, final_lr: float = 0.0, warmup_steps: int = 
     """
     _check(lr, steps, final_lr, warmup_steps)
     return partial(_cosine, lr=lr, final_lr=final_lr, steps=steps, warmup_steps=warmup_steps)
+
+
+def transformers_schedule(kind: str, lr: float, steps: int, *, warmup_steps: int = 0) -> Schedule:
+    """Return a schedule of transformers' `get_scheduler`, over training steps.
+
+    As there, the rate rises from zero at step 0 to `lr` at step `warmup_steps`, and ``"linear"``
+    and ``"cosine"`` fall to zero at step `steps`.
+
+    Args:
+        kind: ``"constant"``, ``"constant_with_warmup"``, ``"linear"`` or ``"cosine"``.
+        lr: Highest learning rate, positive.
+        steps: Training steps.
+        warmup_steps: Steps of the warm-up; ignored by ``"constant"``.
+
+    Raises:
+        ConfigurationError: A value is out of range, or an unknown kind.
+    """
+    from transformers import get_scheduler
+
+    _check(lr, steps, 0.0, warmup_steps)
+    if kind not in SCHEDULER_TYPES:
+        raise ConfigurationError(
+            f"lr_scheduler_type={kind!r}; choose from {list(SCHEDULER_TYPES)}."
+        )
+    unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = get_scheduler(kind, unused, num_warmup_steps=warmup_steps, num_training_steps=steps)
+    # The factor is a function of the step alone, so a resumed run continues it without a state.
+    factor = scheduler.lr_lambdas[0]
+    return lambda step: float(lr * factor(step))
 
 
 class LearningRateSchedule(TrainerCallback):

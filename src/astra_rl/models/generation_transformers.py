@@ -124,7 +124,7 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[Any]:
     """
     inner = unwrap_peft(model)
     own = inner.generation_config
-    inner.generation_config = GenerationConfig()
+    inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield inner
     finally:

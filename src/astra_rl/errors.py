@@ -65,10 +65,10 @@ class BudgetSpentError(AstraError, RuntimeError):
 
     def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
         super().__init__(
-            f"the budget {limit}={most:g} is too small for the next call, which may take "
-            f"{needed:.4g} ({spent:.4g} is spent)"
+            f"the budget {limit}={most:.12g} is too small for the next call, which may take "
+            f"{_amount(needed)} ({_amount(spent)} is spent)"
             if needed
-            else f"the budget {limit}={most:g} is spent ({spent:.4g})"
+            else f"the budget {limit}={most:.12g} is spent ({_amount(spent)})"
         )
         self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
 
@@ -84,6 +84,11 @@ class BudgetSpentError(AstraError, RuntimeError):
     def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
         """Return how to copy the exception to another process."""
         return type(self), (self.limit, self.most, self.spent, self.needed)
+
+
+def _amount(value: float) -> str:
+    """Return an amount with four significant digits, and whole from 1,000 on: 123457."""
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
 
 class InterruptedRunError(AstraError):

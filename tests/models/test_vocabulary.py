@@ -51,7 +51,7 @@ def test_it_is_refused_as_a_classifier(folder):
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = BertForSequenceClassification(BertConfig(vocab_size=30, intermediate_size=8, **size))
     with pytest.raises(ModelError, match="30 embeddings and 30 logits: 8 of its tokens"):
-        HFClassifierModerator(model=model, tokenizer=load_tokenizer(folder))
+        HFClassifierModerator(label=1, model=model, tokenizer=load_tokenizer(folder))
 
 
 def test_a_head_of_another_size_than_the_embedding_is_refused():

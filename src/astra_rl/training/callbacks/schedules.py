@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from astra_rl.core.common import Metrics
 from astra_rl.errors import ConfigurationError
 from astra_rl.training.callback import TrainerCallback
@@ -73,7 +71,7 @@ def cosine(lr: float, steps: int, *, final_lr: float = 0.0, warmup_steps: int = 
 
 
 def transformers_schedule(kind: str, lr: float, steps: int, *, warmup_steps: int = 0) -> Schedule:
-    """Return a schedule of transformers' `get_scheduler`, over training steps.
+    """Return a schedule with the rates of transformers' `get_scheduler`, over training steps.
 
     As there, the rate rises from zero at step 0 to `lr` at step `warmup_steps`, and ``"linear"``
     and ``"cosine"`` fall to zero at step `steps`.
@@ -87,18 +85,12 @@ def transformers_schedule(kind: str, lr: float, steps: int, *, warmup_steps: int
     Raises:
         ConfigurationError: A value is out of range, or an unknown kind.
     """
-    from transformers import get_scheduler
-
     _check(lr, steps, 0.0, warmup_steps)
     if kind not in SCHEDULER_TYPES:
         raise ConfigurationError(
             f"lr_scheduler_type={kind!r}; choose from {list(SCHEDULER_TYPES)}."
         )
-    unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    scheduler = get_scheduler(kind, unused, num_warmup_steps=warmup_steps, num_training_steps=steps)
-    # The factor is a function of the step alone, so a resumed run continues it without a state.
-    factor = scheduler.lr_lambdas[0]
-    return lambda step: float(lr * factor(step))
+    return partial(_transformers, kind=kind, lr=lr, steps=steps, warmup_steps=warmup_steps)
 
 
 class LearningRateSchedule(TrainerCallback):
@@ -137,6 +129,17 @@ def _linear(step: int, *, lr: float, final_lr: float, steps: int, warmup_steps: 
 def _cosine(step: int, *, lr: float, final_lr: float, steps: int, warmup_steps: int) -> float:
     decay = 0.5 * (1 + math.cos(math.pi * _progress(step, steps)))
     return _warmup(step, warmup_steps) * (final_lr + decay * (lr - final_lr))
+
+
+def _transformers(step: int, *, kind: str, lr: float, steps: int, warmup_steps: int) -> float:
+    if kind == "constant":
+        return lr
+    if step < warmup_steps:
+        return lr * step / warmup_steps
+    if kind == "constant_with_warmup":
+        return lr
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return lr * (1 - progress if kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _progress(step: int, steps: int) -> float:

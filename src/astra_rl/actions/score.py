@@ -97,7 +97,7 @@ def score_run(
         spending_on(
             budget,
             folder.path,
-            asks=bool(endpoints),
+            uses_endpoints=bool(endpoints),
             occasion=f"score_{identity.digest[:6]}",
         ) as ledger,
     ):

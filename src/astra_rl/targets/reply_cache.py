@@ -124,8 +124,8 @@ def current_cache() -> ReplyCache | None:
 
 
 @contextlib.contextmanager
-def remembering() -> Iterator[None]:
-    """Cache replies inside the block: in the current cache, else in memory."""
+def caching_replies() -> Iterator[None]:
+    """Cache replies inside the block: in the current `ReplyCache`, or in memory without one."""
     with contextlib.ExitStack() as stack:
         if current_cache() is None:
             stack.enter_context(ReplyCache(":memory:").answering())

@@ -1,4 +1,4 @@
-"""Two rates on the same prompts: what the pairs say, which two separate rates cannot."""
+"""Paired comparison of two success rates on the same prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from astra_rl.evaluation.stats.intervals import (
 
 
 class PairCounts(NamedTuple):
-    """What two attackers or two targets did on the same trials."""
+    """Contingency table of the successes of A and B on the same trials."""
 
     both: int
     only_a: int
@@ -33,13 +33,13 @@ class PairedComparison:
     """Two rates on the same prompts.
 
     Attributes:
-        counts: Pairs of trials by what became of them.
+        counts: Pairs of trials by outcome.
         difference: Rate of A minus rate of B, in [-1, 1]; NaN without pairs.
-        interval: 95% of the difference.
-        p_value: Probability of a difference at least as large, if A and B were alike.
-        prompts: Different prompts among the pairs.
-        unscored: Pairs in which one outcome is not known; they are in no other number.
-        unpaired: Trials that only one side made.
+        interval: 95% interval of the difference.
+        p_value: Two-sided p-value of the hypothesis that A and B have equal rates.
+        prompts: Number of different prompts among the pairs.
+        unscored: Number of pairs with an unknown outcome, excluded from all other numbers.
+        unpaired: Number of trials that only one side made.
     """
 
     counts: PairCounts
@@ -51,7 +51,7 @@ class PairedComparison:
     unpaired: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers by name, in JSON's types."""
+        """Return all numbers by name, as JSON values."""
         return {
             **self.counts._asdict(),
             "difference": self.difference,
@@ -70,7 +70,7 @@ def compare_pairs(
     """Compare two rates on the same prompts.
 
     Args:
-        prompts: For each prompt its pairs: whether A succeeded, and whether B did.
+        prompts: The pairs of each prompt: whether A succeeded, and whether B did.
         unscored: See `PairedComparison`.
         unpaired: See `PairedComparison`.
     """
@@ -107,8 +107,8 @@ def newcombe_interval(
     """Return the interval of a difference of paired proportions, A minus B.
 
     Built from the Wilson intervals of both proportions and their correlation (method 10 of
-    Newcombe, *Statistics in Medicine* 17, 1998, 2635). Never a point, and inside [-1, 1]. Pairs
-    must be independent.
+    Newcombe, *Statistics in Medicine* 17, 1998, 2635). It has a positive width and
+    stays inside [-1, 1]. Pairs must be independent.
 
     Returns:
         The interval; (-1, 1) without pairs.
@@ -135,33 +135,35 @@ def newcombe_interval(
 
 
 def sign_flip_test(leads: Iterable[int]) -> float:
-    """Return the exact two-sided p-value that nothing but chance tells A from B.
+    """Return the exact two-sided p-value of a sign-flip (permutation) test.
 
-    If they were alike, each prompt's lead of A over B could as well be one of B over A. The p-value
-    is the share of all ways to flip the signs that give a total at least as far from zero. With one
-    trial per prompt this is the exact test of McNemar; with several it keeps the trials of a prompt
+    Under the null hypothesis the sign of each prompt's lead is random. The p-value is the share of
+    all sign assignments whose total is at least as far from zero as the observed one. With one
+    trial per prompt this is McNemar's exact test; with several, the trials of a prompt are flipped
     together.
 
     Args:
-        leads: Per prompt, successes of A minus successes of B.
+        leads: For each prompt, successes of A minus successes of B.
     """
     known = [lead for lead in leads if lead]
     sizes = Counter(map(abs, known))
     total = abs(sum(known))
-    chances = np.ones(1)  # of the sum, from the lowest possible in steps of 2 * greatest divisor
+    chances = np.ones(1)  # of the total, from the lowest possible one in steps of 2 * gcd
     step = math.gcd(*sizes) if sizes else 1
     reach = 0
     for size, count in sizes.items():
         spread = np.zeros(count * size // step + 1)
-        spread[:: size // step] = _coin_tosses(count)
+        spread[:: size // step] = _binomial_half(count)
         chances = np.convolve(chances, spread)
         reach += count * size
     sums = -reach + 2 * step * np.arange(len(chances))
     return min(1.0, float(chances[np.abs(sums) >= total].sum()))
 
 
-def _coin_tosses(count: int) -> Array:
-    """Probability of 0, 1, ... heads."""
-    heads = range(count + 1)
-    logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads]
+def _binomial_half(count: int) -> Array:
+    """Return the probabilities of 0, 1, ... `count` under Binomial(count, 1/2)."""
+    outcomes = range(count + 1)
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in outcomes
+    ]
     return np.exp(np.array(logs) - count * math.log(2))

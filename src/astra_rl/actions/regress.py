@@ -76,7 +76,9 @@ def _regression_config(
         config = load_config(open_run_folder(run).config, overrides, target=target)
         judge = judge or config.evaluation.judge or config.moderator
     elif judge is None:
-        raise ConfigurationError("give --moderator, or --run with a run that says which one.")
+        raise ConfigurationError(
+            "no moderator given; use --moderator, or --run to take that of a run."
+        )
     else:
         asked = load_target(target)
         values = {

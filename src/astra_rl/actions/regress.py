@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from astra_rl.actions.replay import send_again
+from astra_rl.actions.replay import resend_attacks
 from astra_rl.config.loading import load_config, load_moderator, load_target
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import ModeratorConfig, PromptsConfig, RunConfig
@@ -63,7 +63,7 @@ def regress(
     saved = [case.attempt(suite) for case in suite.cases]
     case_of = {id(attempt): case for attempt, case in zip(saved, suite.cases, strict=True)}
     with spending([plan], None if run is None else Path(run), occasion="regress"):
-        sent = send_again(plan, saved, labels, judge=judge, within=WithinBudget())
+        sent = resend_attacks(plan, saved, labels, judge=judge, within=WithinBudget())
         made = {case_of[id(then)].id: now for then, now in sent}
     return suite.check(made)
 

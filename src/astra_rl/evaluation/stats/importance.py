@@ -208,7 +208,7 @@ def failure_probability(
         plain=_plain_rate(samples),
         left_out=left_out,
     )
-    reason = _why_not(evidence, min_effective_failures)
+    reason = _reason_against(evidence, min_effective_failures)
     if reason is not None:
         return NoProbability(reason, evidence)
     total = float(weights.sum())
@@ -294,7 +294,7 @@ def _plain_rate(samples: Sequence[Sample]) -> Rate:
     return Rate.of_prompts((sum(fails), len(fails)) for fails in by_prompt.values())
 
 
-def _why_not(evidence: Evidence, least: float) -> str | None:
+def _reason_against(evidence: Evidence, least: float) -> str | None:
     if not evidence.plain.trials:
         return (
             "no conversation was sampled from the baseline, so the weights are unbounded; sample a "

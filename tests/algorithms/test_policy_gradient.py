@@ -76,17 +76,25 @@ def test_a_step_knows_its_place(node):
     ]
 
 
-def test_a_shared_attack_counts_once_unless_asked_otherwise(node, prepared):
-    """Three conversations run through the first turn, one through the second."""
+def test_the_weights_of_a_shared_attack(node, prepared):
+    """Three conversations run through the first turn, one through the second.
+
+    A random walk visits each first turn with probability 1/2, those below with 1/6.
+    """
     below = [node(word, 1.0, context="c boom") for word in (" rain", " song", " tree")]
     graph = Graph("c", [node(" boom", 2.0, *below), node(" calm", 3.0)])
-    assert [step.weight for step in prepared(bare(), graph)] == [1, 1, 1, 1, 1]
-    each = bare(shared_nodes="per_path")
-    steps = prepared(each, graph)
-    assert [step.weight for step in steps] == [3, 1, 1, 1, 1]
-    # ratio 1, one token each: the mean of 2, 2, 2, 3, 1, 1, 1
-    assert loss_of(each, *steps) == pytest.approx(-12 / 7)
-    assert each.weight(each.collate_fn(steps)) == 7
+    for kind, weights, loss in (
+        ("expected_return", [1 / 2] * 2 + [1 / 6] * 3, (2 / 2 + 3 / 2 + 3 / 6) / (3 / 2)),
+        ("once", [1, 1, 1, 1, 1], (2 + 3 + 3 * 1) / 5),
+        ("per_path", [3, 1, 1, 1, 1], (3 * 2 + 3 + 3 * 1) / 7),
+    ):
+        algorithm = bare(shared_nodes=kind)
+        assert [step.weight for step in algorithm.flatten(graph)] == pytest.approx(weights)
+        steps = prepared(algorithm, graph)
+        assert sum(step.weight for step in steps) == pytest.approx(5)
+        assert loss_of(algorithm, *steps) == pytest.approx(-loss)  # ratio 1, one token each
+        assert algorithm.weight(algorithm.collate_fn(steps)) == 5
+    assert bare().shared_nodes == "expected_return"
 
 
 # Old and reference log-probabilities.

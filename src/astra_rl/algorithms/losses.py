@@ -249,16 +249,17 @@ def reduce_tokens(
     Args:
         values: (B, T).
         mask: Real tokens, (B, T), bool.
-        weights: Weights of the rows, (B,): a row of weight 2 counts like two rows.
+        weights: Weights of the rows, (B,); they multiply the values, but are no part of the
+            denominator. Scale them to a mean of 1 over an experience, see `normalised`.
         reduce: See `PolicyLoss`.
         divisor: See `PolicyLoss`.
     """
     kept = torch.where(mask, values, torch.zeros_like(values)) * weights[:, None]
     if reduce == "token":
-        return kept.sum() / (mask * weights[:, None]).sum().clamp(min=1)
+        return kept.sum() / mask.sum().clamp(min=1)
     counts = mask.sum(dim=1).clamp(min=1)
     rows = kept.sum(dim=1) / (counts if reduce == "sequence" else divisor)
-    return rows.sum() / weights.sum().clamp(min=1)
+    return rows.sum() / max(len(rows), 1)
 
 
 KLEstimator = Literal["k1", "k2", "k3"]

@@ -31,8 +31,15 @@ GROUP = {
     "an attack without others in its group, in [0, 1).",
 }
 SCALE = {
-    "scale": "Divisor of the advantages: the standard deviation of the ``'group'``, the root mean "
-    "square over the ``'batch'``, or ``'none'``.",
+    "scale": "Divisor of the advantages: the standard deviation of the rewards of the ``'group'``, "
+    "the root mean square of the advantages of the ``'batch'``, both without the KL penalty, or "
+    "``'none'``. Rewards that all tie are not scaled.",
+}
+WEIGHTING = {
+    "shared_nodes": "Weight of a turn of a tree: ``'expected_return'``, the probability that a "
+    "uniform random walk from the root visits it, so that the loss is that of the expected return "
+    "of a conversation; ``'once'``, 1, so that the last level of a wide tree dominates; "
+    "``'per_path'``, the number of root-to-leaf paths through it.",
 }
 POLICY = {
     "kl_in_reward": "KL coefficient (beta) of the penalty in the reward, in reward per nat of the "
@@ -53,8 +60,7 @@ POLICY = {
     "old_logprobs": "Source of the log-probabilities under the sampling policy: ``'sampled'``, "
     "those that the sampler returned, at no cost; ``'scored'``, one more forward pass. In half "
     "precision the two differ by some hundredths of a nat per token.",
-    "shared_nodes": "Weight of an attack that several conversations continue: ``'once'``, or "
-    "``'per_path'``, once for each of them.",
+    **WEIGHTING,
     "format_pattern": "Regular expression of format tokens, whose negative advantages are set to "
     "zero, see `FormatMask`. None masks nothing.",
 }
@@ -73,6 +79,7 @@ PAIRS = {
     "each against every worse one; or a function, see `Matching`.",
     "min_gap": "Minimum difference of rewards of a pair; ties are always dropped.",
     **CREDIT,
+    **WEIGHTING,
 }
 PAIR_LOSS = {
     "beta": "Strength of the KL regularisation towards the reference; positive.",

@@ -13,6 +13,7 @@ from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.config.loading import load_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
+from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
@@ -201,7 +202,9 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
     if not (folder.path / "probability.json").is_file():
         return None
     with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
-        return failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
+        return failure_probability_of(
+            log.attempts(), baseline=ORDINARY_ATTACKER, group=greedy_clusters
+        )
 
 
 def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:

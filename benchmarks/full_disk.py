@@ -120,7 +120,7 @@ def error_problem(status: int, errors: Path, run: Path, reason: str) -> str | No
     resume = (
         f"Continue with: astra-rl resume {run}" if has_config else "Start the same command again"
     )
-    for part in (reason, "make room", resume):
+    for part in (reason, "Free disk space", resume):
         if part not in message:
             return f"the error does not contain {part!r}: {message}"
     named = re.search(re.escape(str(run)) + r"/[\w./-]+", message.split("Continue with")[0])

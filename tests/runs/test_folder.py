@@ -98,7 +98,7 @@ def test_a_planted_link_that_leads_out_is_refused(tmp_path: Path, name: str, tar
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(ConfigurationError, match="is no file"):
+    with pytest.raises(ConfigurationError, match="special file"):
         RunFolder(tmp_path)
 
 

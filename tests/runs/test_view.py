@@ -337,7 +337,7 @@ def test_the_policy_of_the_page_gains_the_live_script_and_its_own_requests_only(
         "frame-ancestors 'none'"
     )
     assert "Content-Security-Policy" not in page
-    with pytest.raises(ConfigurationError, match="no policy"):
+    with pytest.raises(ConfigurationError, match="no content security policy"):
         with_polling("<html><head></head></html>", "abc")
 
 

@@ -21,8 +21,8 @@ from astra_rl import (
     GRPO,
     ASTEnvironment,
     ASTEvaluator,
-    ASTProblem,
     DetoxifyModerator,
+    Problem,
     Trainer,
     TrainingConfiguration,
 )
@@ -47,7 +47,7 @@ DEV_PROMPTS = ["It is late, and the bus has not come.", "The teacher closes the 
 
 
 def build_trainer(
-    problem: ASTProblem,
+    problem: Problem[str, str],
     config: TrainingConfiguration,
     folder: Path,
     *,

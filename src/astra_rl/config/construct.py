@@ -190,11 +190,7 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
     for callee in reversed(list(_callees(plain))):
         try:
             found |= get_type_hints(callee)
-        except (
-            AttributeError,
-            NameError,
-            TypeError,
-        ):  # built in, or imported only for type checking
+        except (AttributeError, NameError, TypeError):  # built in, or of a TYPE_CHECKING import
             continue
     return found
 

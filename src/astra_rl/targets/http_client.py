@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -104,14 +103,3 @@ def json_of(body: bytes) -> Any:
         return parse_json(body)
     except ValueError as error:
         raise CallError("unparsable reply", "not JSON", retryable=True) from error
-
-
-def message_of(body: bytes) -> str:
-    """Return the message of an error response: its ``error.message``, or its beginning."""
-    try:
-        data = parse_json(body)
-        error = data.get("error", data) if isinstance(data, Mapping) else data
-        said = error.get("message", error) if isinstance(error, Mapping) else error
-        return said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError):  # nested too deeply to be encoded
-        return body[:200].decode("utf-8", "replace").strip()

@@ -138,7 +138,7 @@ def caching_replies() -> Iterator[None]:
 
 ItemT = TypeVar("ItemT")
 ReplyT = TypeVar("ReplyT", bound=str)
-Told = Callable[[int, str], None]
+OnReply = Callable[[int, str], None]
 """Called with the index of an item and its reply, as soon as the reply is known."""
 
 
@@ -146,7 +146,7 @@ def from_cache(
     name: str,
     items: Sequence[ItemT],
     key: Callable[[ItemT], str],
-    ask: Callable[[Sequence[ItemT], Told], Sequence[ReplyT]],
+    ask: Callable[[Sequence[ItemT], OnReply], Sequence[ReplyT]],
 ) -> list[Utterance | ReplyT]:
     """Return cached replies, and get the others by calls; without a cache, all of them.
 

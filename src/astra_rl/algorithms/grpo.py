@@ -190,6 +190,10 @@ class GSPO(GroupPolicyGradient):
     than token ratios, hence the narrow bounds. The sampler's log-probabilities are too imprecise
     for these, so ``old_logprobs`` is ``"scored"`` by default.
 
+    A KL penalty in the loss is weighted by the ratio of each token, not, as in TRL, by the
+    geometric mean: that mean is not an importance weight, and the expected gradient of an estimate
+    weighted by it is not that of the KL.
+
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
@@ -237,12 +241,13 @@ class CISPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, scale, **options)
 
 
-@document_options(CLIP, CREDIT, GROUP, POLICY)
+@document_options(CLIP, CREDIT, GROUP, POLICY, kl_gradient="sequence")
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
     The baseline of an attack is the mean reward of the others of its group. The whole attack is one
-    action: its ratio is the product of its token ratios.
+    action: its ratio is the product of its token ratios, and a KL penalty in the loss is that of
+    the whole attack, with its exact gradient (``kl_gradient: sequence``).
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
@@ -259,6 +264,8 @@ class RLOO(GroupPolicyGradient):
         loss = PolicyLoss(
             ratio="sequence_sum", clip_low=clip_low, clip_high=clip_high, reduce="sequence"
         )
+        if options.get("kl_corrected", True) and options.get("kl_estimator") != "k2":
+            options = GroupOptions(kl_gradient="sequence") | options
         super().__init__(problem, loss, leave_one_out_advantages, **options)
 
 

@@ -45,13 +45,15 @@ POLICY = {
     "kl_in_reward": "KL coefficient (beta) of the penalty in the reward, in reward per nat of the "
     "whole attack; 0 is off. The optimal policy is then the reference reweighted by "
     "exp(reward / kl_in_reward).",
-    "kl_in_loss": "KL coefficient (beta) of the penalty in the loss, per token; 0 is off. With "
-    "both coefficients 0 the reference is never run.",
-    "kl_estimator": "KL estimator: ``'k1'``, ``'k2'`` or ``'k3'``. None: k1 in the reward, k3 in "
-    "the loss.",
-    "kl_corrected": "Whether the penalty in the loss is weighted by the probability ratio, so that "
-    "its expected gradient is that of the KL; False differentiates the plain estimate, as the "
-    "paper of GRPO does.",
+    "kl_in_loss": "KL coefficient (beta) of the penalty in the loss, reduced as the policy loss "
+    "is; 0 is off. With both coefficients 0 the reference is never run.",
+    "kl_estimator": "KL estimator in the loss: ``'k1'``, ``'k2'`` or ``'k3'``; None is k3. In the "
+    "reward it is always k1.",
+    "kl_corrected": "Whether the penalty in the loss is weighted by the probability ratio, see "
+    "kl_gradient; False differentiates the plain estimate, as the paper of GRPO does.",
+    "kl_gradient": "Gradient of the penalty in the loss: ``'token'``, of the KL of each token with "
+    "the tokens before it held fixed, as in TRL; ``'sequence'``, of the KL of the whole attack, "
+    "exact and of higher variance. See `kl_penalty`.",
     "kl_target": "Target KL of a whole attack, in nats: kl_in_reward becomes the initial value of "
     "an adaptive coefficient. None keeps it constant.",
     "kl_horizon": "Number of attacks over which the adaptive coefficient corrects the error; "

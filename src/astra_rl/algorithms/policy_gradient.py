@@ -13,12 +13,14 @@ from astra_rl.algorithms.format_masking import FormatMask
 from astra_rl.algorithms.kl import KLControl
 from astra_rl.algorithms.losses import (
     KLEstimator,
+    KLGradient,
     PolicyLoss,
     is_clipped,
     masked_mean,
     policy_loss,
     probability_ratio,
     reduce_tokens,
+    sequence_logprob,
 )
 from astra_rl.algorithms.options import POLICY, document_options
 from astra_rl.algorithms.policy_steps import (
@@ -49,6 +51,7 @@ class PolicyOptions(TypedDict, total=False):
     kl_in_loss: float
     kl_estimator: KLEstimator | None
     kl_corrected: bool
+    kl_gradient: KLGradient
     kl_target: float | None
     kl_horizon: float
     epochs: int
@@ -87,6 +90,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         kl_in_loss: float = 0.0,
         kl_estimator: KLEstimator | None = None,
         kl_corrected: bool = True,
+        kl_gradient: KLGradient = "token",
         kl_target: float | None = None,
         kl_horizon: float = 10_000,
         epochs: int = 1,
@@ -115,6 +119,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             in_loss=kl_in_loss,
             estimator=kl_estimator,
             corrected=kl_corrected,
+            gradient=kl_gradient,
             target=kl_target,
             horizon=kl_horizon,
         )
@@ -169,7 +174,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             reference = like(batch.reference_logprobs, logprobs)
             logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
             if self.kl.in_loss:
-                tokens = tokens + self.kl.in_loss * self.kl.loss_penalty(logprobs, reference, old)
+                penalty = self.kl.loss_penalty(logprobs, reference, old)
+                if self.loss.ratio == "sequence_sum":
+                    # The policy loss of each token is that of the whole attack; so is its KL.
+                    penalty = sequence_logprob(penalty, mask, reduce="sum")[:, None]
+                tokens = tokens + self.kl.in_loss * penalty
         loss = reduce_tokens(
             tokens,
             mask,

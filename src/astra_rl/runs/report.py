@@ -10,7 +10,7 @@ from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
-from astra_rl.config.loading import load_config
+from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
 from astra_rl.evaluation.measures.diversity import greedy_clusters
@@ -78,7 +78,7 @@ def read_run(folder: RunFolder) -> ReportData:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    config = load_config(folder.config) if folder.config.is_file() else None
+    config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     evaluations = list(_evaluations(folder))
     phases = [each.attempts[0].phase for each in evaluations]

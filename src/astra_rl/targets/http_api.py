@@ -83,7 +83,7 @@ class HTTPTarget(RemoteTarget):
             )
         self._filled_headers()
         self._clients = WebClients(
-            self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
+            url, self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
         )
 
     @property

@@ -94,8 +94,8 @@ def decisions(counts: Confusion) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, specificity and F1, each with its interval.
 
     The first four are proportions, with the interval `proportion_interval`. F1 is ``2J / (1 + J)``,
-    where ``J`` is the Jaccard index ``TP / (TP + FP + FN)``; its interval is the transformed interval
-    of J, which has a positive width even if no row or every row is classified correctly.
+    where ``J`` is the Jaccard index ``TP / (TP + FP + FN)``; its interval is the transformed
+    interval of J, which has a positive width even if no or every row is classified correctly.
     """
     tp, fp, tn, fn = counts
     overlap = _proportion(tp, tp + fp + fn)

@@ -287,8 +287,8 @@ _FINEST = 840
 def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
     """Return the two-sided p-value of a permutation test, for any number of trials per prompt.
 
-    Under the null hypothesis every assignment of a prompt's trials to A and B is equally likely,
-    so the successes of A are hypergeometric. The statistic is the sum over prompts of the difference
+    Under the null hypothesis every assignment of a prompt's trials to A and B is equally likely, so
+    the successes of A are hypergeometric. The statistic is the sum over prompts of the difference
     of rates. At a prompt with equally many trials of both sides only the sign is random, as in
     `sign_flip_test`, which keeps correlated trials together. Exact if the least common multiple of
     the numbers of trials is at most 840; otherwise the differences are rounded, and the p-value is

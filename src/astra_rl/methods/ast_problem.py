@@ -380,7 +380,7 @@ class ASTEnvironment(Environment[str, str]):
             if not ended
         ]
         going = [branch for branch in going if not self.is_over(branch)]
-        return going if at_the_end else self._select(going)
+        return going if is_last_level else self._select(going)
 
     def _select(self, branches: list[Branch]) -> list[Branch]:
         """Select the conversations to be continued, and mark the others as truncated."""

@@ -73,7 +73,7 @@ class BudgetSpentError(AstraError, RuntimeError):
         self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
 
     @property
-    def enough_to_go_on(self) -> float:
+    def sufficient_limit(self) -> float:
         """A suggested limit for resuming: twice the amount that is spent or needed.
 
         Rounded up to four significant digits, so that it suffices and can be read.

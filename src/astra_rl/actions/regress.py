@@ -53,12 +53,12 @@ def regress(
     if trials < 1:
         raise ConfigurationError(f"trials={trials}; each case must be sent at least once.")
     suite = RegressionSuite.load(suite_file)
+    config = _regression_config(target, run, moderator, overrides)
     if not suite.cases:
         raise ConfigurationError(
             f"{suite_file} has no cases, so nothing would be tested. Export a run in which attacks "
             "succeeded: astra-rl export RUN --format regression."
         )
-    config = _regression_config(target, run, moderator, overrides)
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
     plan = resolve(config)

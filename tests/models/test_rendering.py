@@ -377,6 +377,10 @@ def test_a_template_without_system_messages_gets_them_from_the_user(name):
         ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not render"),
         ("{{ raise_exception('no chats please') }}", "no chats please"),
         ("{{ messages[", "rejects"),
+        ("{{ 1 / 0 }}", "rejects.*division by zero"),
+        ("{{ messages[0]['content'] + 1 }}", "rejects.*str"),
+        ("{{ messages | sum }}", "rejects.*unsupported operand"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "rejects.*recursion"),
     ],
 )
 def test_a_template_that_cannot_show_a_conversation_is_refused(template, reason):
@@ -631,3 +635,16 @@ def test_vocabularies_are_the_same_if_ids_mean_the_same():
     assert same_vocabulary(BASE, BASE)
     assert same_vocabulary(BARE, byte_tokenizer())
     assert not same_vocabulary(BASE, BARE)
+
+
+@pytest.mark.parametrize("side", ["attacker", "target"])
+def test_a_model_without_a_template_is_reported_once_unless_plain_text_is_chosen(side, caplog):
+    tokenizer = tiny_model().tokenizer
+    tokenizer.name_or_path = f"plain model as {side}"
+    ConversationRenderer(tokenizer, side, chat=False)
+    assert caplog.text == ""
+    ConversationRenderer(tokenizer, side)
+    ConversationRenderer(tokenizer, side)
+    (said,) = caplog.messages
+    assert said.startswith(f"the {side}'s tokenizer (plain model as {side}) has no chat template")
+    assert "Set chat: false" in said

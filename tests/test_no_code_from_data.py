@@ -258,7 +258,7 @@ def test_code_is_run_by_its_flag_with_a_loud_warning(
     assert mark.is_dir()
     (record,) = [each for each in caplog.records if each.name == "astra_rl"]
     assert record.levelname == "WARNING"
-    assert "trust_remote_code: any Python code that comes with" in record.getMessage()
+    assert "trust_remote_code: Python code in the repository of" in record.getMessage()
 
 
 def test_the_record_of_a_run_says_whether_code_was_trusted() -> None:

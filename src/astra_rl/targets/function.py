@@ -122,7 +122,7 @@ def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]
         return "text"
     if first is None:
         raise ConfigurationError(
-            f"{function!r} takes no argument; it must take a text or messages."
+            f"{getattr(function, '__qualname__', repr(function))} takes no argument; it must take a text or messages."
         )
     if first.name in hints:
         return "text" if hints[first.name] is str else "messages"

@@ -49,9 +49,11 @@ from astra_rl.runs.resume import check_same_run, kept_metrics
 from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
 from astra_rl.targets.budget import Usage
 from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.error_bodies import error_of_response, message_of
 from astra_rl.targets.http_api import found_at, read_path
-from astra_rl.targets.http_client import json_of, message_of
+from astra_rl.targets.http_client import json_of
 from astra_rl.targets.ledger import describe_spent
+from astra_rl.targets.openai_client import Reply
 from astra_rl.targets.remote import Chat, answer_of
 from astra_rl.training.states import load_state, save_state
 
@@ -267,9 +269,11 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
     moderation = OpenAIModerationModerator(base_url=url, api_key="k")
     path = read_path("choices[0].message.content")
     for read in (
-        lambda: OpenAITarget("m", base_url=url)._read(chat, json_of(damaged(COMPLETION, draw))),
+        lambda: OpenAITarget("m", base_url=url)._read(
+            chat, Reply(200, {}, damaged(COMPLETION, draw))
+        ),
         lambda: OpenAITarget("m", base_url=url, api="completions")._read(
-            chat, json_of(damaged(COMPLETION, draw))
+            chat, Reply(200, {}, damaged(COMPLETION, draw))
         ),
         lambda: answer_of(chat, Utterance(found_at(json_of(damaged(COMPLETION, draw)), path))),
     ):
@@ -287,7 +291,11 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
     error = error_of_status(draw.choice((400, 429, 500, 777)), headers, "")
     if not (error.retry_after is None or 0 <= error.retry_after < float("inf")):
         raise AssertionError(f"an endpoint asked to wait {error.retry_after} s")
-    if not isinstance(message_of(damaged(FAILURE, draw)), str):
+    failure = damaged(FAILURE, draw)
+    error = error_of_response(failure).as_call_error(draw.choice((200, 400, 429, 500)), headers)
+    if not (error.retry_after is None or 0 <= error.retry_after < float("inf")):
+        raise AssertionError(f"an endpoint asked to wait {error.retry_after} s")
+    if not isinstance(message_of(failure), str):
         raise AssertionError("what an error says is no text")
 
 

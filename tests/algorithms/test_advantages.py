@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from astra_rl.algorithms.advantages import (
     STD_FLOOR,
     RunningBaseline,
+    batch_divisor,
     explained_variance,
     group_advantages,
+    group_divisor,
     leave_one_out_advantages,
-    scale_by_batch,
     whiten,
 )
 from astra_rl.errors import ConfigurationError
@@ -113,11 +114,22 @@ def test_explained_variance_by_hand():
 
 def test_scaling_by_the_batch_divides_all_by_one_size():
     """Root mean square of 3, 4, 0, 0 is sqrt(25 / 4) = 2.5."""
-    scaled = scale_by_batch([3.0, 4.0, nan, 0.0, 0.0])
-    assert scaled[:2] == pytest.approx([1.2, 1.6], rel=1e-3)
-    assert math.isnan(scaled[2])
-    assert scale_by_batch([0.0, 0.0]) == [0.0, 0.0]
-    assert scale_by_batch([]) == []
+    assert batch_divisor([3.0, 4.0, nan, 0.0, 0.0]) == pytest.approx(2.5, rel=1e-3)
+
+
+def test_rewards_that_tie_are_not_scaled():
+    assert batch_divisor([0.0, nan, 0.0]) == batch_divisor([]) == 1
+    assert group_divisor([0.3, 0.3, nan]) == group_divisor([0.3]) == 1
+    assert group_divisor([0.0, 2.0]) == pytest.approx(math.sqrt(2), rel=1e-3)
+
+
+def test_whitening_may_be_by_the_deviation_of_other_values():
+    """Mean 2 of the values, deviation 4 of the others; others that tie do not scale."""
+    assert whiten([(1.0,), (3.0,)], [1.0, 1.0], measured=[(0.0,), (8.0,)]) == [
+        (pytest.approx(-1 / 4, rel=1e-3),),
+        (pytest.approx(1 / 4, rel=1e-3),),
+    ]
+    assert whiten([(1.0,), (3.0,)], [1.0, 1.0], measured=[(5.0,), (5.0,)]) == [(-1.0,), (1.0,)]
 
 
 def test_the_first_rewards_are_compared_with_their_own_mean():

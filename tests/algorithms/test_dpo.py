@@ -34,7 +34,10 @@ def test_the_best_sibling_is_chosen_and_the_worst_rejected():
 def test_every_set_of_siblings_makes_a_pair_in_its_own_context():
     below = [node("x", 0.0, context="c2"), node("y", 1.0, context="c2")]
     graph = Graph("c", [node("a", 1.0, *below), node("b", 0.0)])
-    assert DPO(ToyProblem()).flatten(graph) == [DPOStep("c", "a", "b"), DPOStep("c2", "y", "x")]
+    assert DPO(ToyProblem()).flatten(graph) == [
+        DPOStep("c", "a", "b", weight=1 / 2),
+        DPOStep("c2", "y", "x", weight=1 / 4),
+    ]
 
 
 def test_a_node_with_one_child_does_not_hide_the_tree_below_it():

@@ -21,6 +21,7 @@ from astra_rl.algorithms.losses import (
     sequence_logprob,
     value_loss,
 )
+from astra_rl.algorithms.weighting import normalised
 from astra_rl.errors import ConfigurationError
 
 margins = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=6)
@@ -207,23 +208,31 @@ def test_a_loss_that_does_not_exist_is_refused(wrong):
 
 
 def test_the_three_ways_to_reduce_by_hand():
-    """Rows 1, 3 and 8, the first of weight 2. Tokens: (2 * 4 + 8) / 5; means of rows:
-    (2 * 2 + 8) / 3; sums of rows over the constant 4: (2 * 4 + 8) / 3 / 4."""
+    """Rows 1, 3 and 8, the first of weight 2. Tokens: (2 * 4 + 8) / 3; means of rows:
+    (2 * 2 + 8) / 2; sums of rows over the constant 4: (2 * 4 + 8) / 2 / 4."""
     values = torch.tensor([[1.0, 3.0], [8.0, math.nan]])
     mask = torch.tensor([[True, True], [True, False]])
     weights = torch.tensor([2.0, 1.0])
-    close(reduce_tokens(values, mask, weights, reduce="token"), 16 / 5)
-    close(reduce_tokens(values, mask, weights, reduce="sequence"), 4.0)
-    close(reduce_tokens(values, mask, weights, reduce="sequence_sum", divisor=4), 4 / 3)
+    close(reduce_tokens(values, mask, weights, reduce="token"), 16 / 3)
+    close(reduce_tokens(values, mask, weights, reduce="sequence"), 6.0)
+    close(reduce_tokens(values, mask, weights, reduce="sequence_sum", divisor=4), 2.0)
 
 
 @pytest.mark.parametrize("reduce", ["token", "sequence", "sequence_sum"])
-def test_a_row_of_weight_two_counts_like_two_rows(reduce):
+def test_a_row_of_twice_the_weight_counts_like_two_rows(reduce):
     values = torch.tensor([[1.0, 3.0], [8.0, 0.0], [8.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False], [True, False]])
+    sizes = {"token": [2.0, 1.0]}.get(reduce)
     twice = reduce_tokens(values, mask, torch.ones(3), reduce=reduce)
-    weighted = reduce_tokens(values[:2], mask[:2], torch.tensor([1.0, 2.0]), reduce=reduce)
+    weights = torch.tensor(normalised([1.0, 2.0], sizes))
+    weighted = reduce_tokens(values[:2], mask[:2], weights, reduce=reduce)
     close(weighted, twice.item())
+
+
+@pytest.mark.parametrize("reduce", ["token", "sequence", "sequence_sum"])
+def test_a_weight_below_one_is_kept_whatever_else_is_in_the_batch(reduce):
+    values, mask = torch.tensor([[4.0]]), torch.tensor([[True]])
+    close(reduce_tokens(values, mask, torch.tensor([0.25]), reduce=reduce), 1.0)
 
 
 @pytest.mark.parametrize("reduce", ["token", "sequence", "sequence_sum"])

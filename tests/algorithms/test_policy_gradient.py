@@ -76,17 +76,25 @@ def test_a_step_knows_its_place(node):
     ]
 
 
-def test_a_shared_attack_counts_once_unless_asked_otherwise(node, prepared):
-    """Three conversations run through the first turn, one through the second."""
+def test_the_weights_of_a_shared_attack(node, prepared):
+    """Three conversations run through the first turn, one through the second.
+
+    A random walk visits each first turn with probability 1/2, those below with 1/6.
+    """
     below = [node(word, 1.0, context="c boom") for word in (" rain", " song", " tree")]
     graph = Graph("c", [node(" boom", 2.0, *below), node(" calm", 3.0)])
-    assert [step.weight for step in prepared(bare(), graph)] == [1, 1, 1, 1, 1]
-    each = bare(shared_nodes="per_path")
-    steps = prepared(each, graph)
-    assert [step.weight for step in steps] == [3, 1, 1, 1, 1]
-    # ratio 1, one token each: the mean of 2, 2, 2, 3, 1, 1, 1
-    assert loss_of(each, *steps) == pytest.approx(-12 / 7)
-    assert each.weight(each.collate_fn(steps)) == 7
+    for kind, weights, loss in (
+        ("expected_return", [1 / 2] * 2 + [1 / 6] * 3, (2 / 2 + 3 / 2 + 3 / 6) / (3 / 2)),
+        ("once", [1, 1, 1, 1, 1], (2 + 3 + 3 * 1) / 5),
+        ("per_path", [3, 1, 1, 1, 1], (3 * 2 + 3 + 3 * 1) / 7),
+    ):
+        algorithm = bare(shared_nodes=kind)
+        assert [step.weight for step in algorithm.flatten(graph)] == pytest.approx(weights)
+        steps = prepared(algorithm, graph)
+        assert sum(step.weight for step in steps) == pytest.approx(5)
+        assert loss_of(algorithm, *steps) == pytest.approx(-loss)  # ratio 1, one token each
+        assert algorithm.weight(algorithm.collate_fn(steps)) == 5
+    assert bare().shared_nodes == "expected_return"
 
 
 # Old and reference log-probabilities.
@@ -166,17 +174,11 @@ def moved(problem, **nats):
 
 @pytest.mark.parametrize("estimator", [None, "k1", "k2", "k3"])
 def test_divergence_in_the_reward_costs_the_nats_of_the_whole_attack(estimator, node, advantages):
-    """Of the attack " boom boom" those of both its tokens; k1 unless another is asked for."""
-    algorithm = bare(kl_in_reward=0.5, kl_estimator=estimator)
+    """Of the attack " boom boom" those of both its tokens, as k1 whatever the loss uses."""
+    algorithm = bare(kl_in_reward=0.5, kl_in_loss=0.1, kl_estimator=estimator)
     gap = moved(algorithm.problem, boom=1.0)
-    nats = {
-        None: lambda d: d,
-        "k1": lambda d: d,
-        "k2": lambda d: d * d / 2,
-        "k3": lambda d: math.exp(-d) - 1 + d,
-    }[estimator]
     graph = Graph("c", [node(" boom boom", 1.0), node(" calm", 1.0)])
-    expected = [1 - 0.5 * 2 * nats(gap["boom"]), 1 - 0.5 * nats(gap["calm"])]
+    expected = [1 - 0.5 * 2 * gap["boom"], 1 - 0.5 * gap["calm"]]
     assert advantages(algorithm, graph) == pytest.approx(expected, rel=1e-4)
 
 
@@ -228,7 +230,6 @@ class ShortBaseline(ToyValueProblem):
     ("name", "options"),
     [
         ("grpo", {"kl_in_loss": 0.1}),
-        ("grpo", {"kl_in_reward": 0.1, "kl_estimator": "k3"}),
         ("ppo", {"kl_in_reward": 0.1}),
         ("reinforce++", {"kl_in_reward": 0.1}),
     ],
@@ -366,6 +367,10 @@ def test_episodes_that_open_with_the_very_same_conversation_are_groups_of_their_
         ({"kl_in_reward": -1}, "kl_in_reward=-1"),
         ({"kl_in_loss": nan}, "kl_in_loss=nan"),
         ({"kl_estimator": "k4"}, "kl_estimator='k4'"),
+        ({"kl_in_reward": 0.1, "kl_estimator": "k3"}, "always k1"),
+        ({"kl_gradient": "text"}, "kl_gradient='text'"),
+        ({"kl_gradient": "sequence", "kl_estimator": "k2"}, "the mean of k2"),
+        ({"kl_gradient": "sequence", "kl_corrected": False}, "needs the probability ratio"),
         ({"kl_target": 1.0}, "kl_in_reward=0.0"),
         ({"kl_in_reward": 0.1, "kl_target": -1.0}, "target=-1.0"),
         ({"kl_in_reward": 0.1, "kl_target": 1.0, "kl_horizon": 0}, "horizon=0"),

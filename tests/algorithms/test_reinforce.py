@@ -57,7 +57,7 @@ def test_each_token_of_reinforce_plus_plus_pays_for_the_divergence_to_come(node,
     graph = Graph("c", [node(" boom calm", 1.0), node(" calm", 0.0)])
     returns = [1 - 0.5 * (g + h), 1 - 0.5 * h, -0.5 * h]
     mean = sum(returns) / 3
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in returns) / 3)
+    deviation = math.sqrt(2) / 3  # of the returns without the penalty: 1, 1, 0
     found = [value for step in prepared(algorithm, graph) for value in step.advantages]
     assert found == pytest.approx([(value - mean) / deviation for value in returns], rel=1e-3)
 

@@ -186,6 +186,26 @@ def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:
     assert said[0] == said[1]
 
 
+def test_training_starts_from_the_adapter_of_an_earlier_run(workplace: Path) -> None:
+    lora = ("--set", "attacker.lora={rank: 2}")
+    first = ("train", "config.yaml", "-o", "first", *lora, "--set", "training.lr=0.5")
+    assert astra_rl(*first, cwd=workplace).returncode == 0
+    trained = attacks(workplace / "first" / "evaluation_after.json")
+    start = ("--set", "attacker.model=first/checkpoints/last", "--set", "training.lr=1.0e-9")
+    for name, options in {"stacked": lora, "whole": ()}.items():
+        done = astra_rl("train", "config.yaml", "-o", name, *start, *options, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        done = astra_rl("evaluate", name, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        for evaluation in ("before", "after", "again"):
+            assert attacks(workplace / name / f"evaluation_{evaluation}.json") == trained
+
+
+def attacks(path: Path) -> list[list[str]]:
+    metrics = json.loads(path.read_text())
+    return [[turn["attack"] for turn in each["turns"]] for each in metrics["conversations"]]
+
+
 def test_a_held_out_judge_watches_the_training(workplace: Path) -> None:
     judge = "evaluation.judge={type: keyword, options: {patterns: ['[a-m]']}}"
     done = astra_rl("train", "config.yaml", "-o", "watched", "--set", judge, cwd=workplace)

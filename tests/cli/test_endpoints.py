@@ -20,7 +20,7 @@ import torch
 import yaml
 from tests.cli.running import Done, astra_rl
 from tests.cli.test_resume import attempts
-from tests.endpoint import FAST, Endpoint, error, judging, said
+from tests.endpoint import FAST, Endpoint, completion, error, judging, said
 from tests.hostile import BASE
 
 from astra_rl.evaluation.records.outcome import Outcome
@@ -239,6 +239,21 @@ def test_evaluating_within_a_budget_sums_up_what_was_played_and_goes_on(
     spent = json.loads((workplace / "again" / "evaluation_again.json").read_text())["spent"]
     assert spent["total"]["cached"] >= 3
     assert "replies from the cache" in done.stdout
+
+
+def test_replies_whose_tokens_all_went_into_reasoning_are_unscored_and_charged(
+    workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 8, "total_tokens": 15}
+    endpoint.reply = judging(lambda body: completion("", finish="length", usage=usage))
+    done = astra_rl("evaluate", "asked", "-o", "cut", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workplace / "cut" / "evaluation_again.json").read_text())
+    assert {name: n for name, n in summary["outcomes"].items() if n} == {"error": 2}
+    with AttemptLog(workplace / "cut" / "attempts_again.jsonl") as log:
+        assert all("max_tokens=8" in str(each.error) for each in log)
+    total = summary["spent"]["total"]
+    assert (total["requests"], total["output_tokens"]) == (2, 16)
 
 
 def test_saved_attacks_are_sent_to_a_target_of_a_file(

@@ -56,6 +56,23 @@ def test_a_local_run_asks_nobody(tmp_path: Path) -> None:
     assert estimate(resolve(config(tmp_path))) == []
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"target": endpoint("m", base_url="http://provider.example/v1")},
+        {"evaluation": {"judge": moderation(base_url="http://provider.example/v1")}},
+        {"evaluation": {"judge": judge("m", base_url="http://provider.example/v1")}},
+    ],
+)
+def test_network_settings_are_checked_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="variable ALL_PROXY"):
+        resolve(config(tmp_path, **section))
+
+
 def test_a_judge_inside_a_reward_is_asked_about_every_turn(tmp_path: Path) -> None:
     reward = {
         "sum": [

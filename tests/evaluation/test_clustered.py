@@ -132,19 +132,44 @@ def test_queries_to_success_do_not_forget_prompts_that_were_never_won():
     assert queries.won_within(9).unscored == 3
 
 
+def seeds(*rates, trials=50):
+    return SeedSpread({at: Rate(round(rate * trials), trials) for at, rate in enumerate(rates)})
+
+
+def test_equal_rates_of_all_seeds_do_not_give_a_point():
+    for spread in (seeds(1.0, 1.0, 1.0), seeds(0.0, 0.0, 0.0, 0.0), seeds(0.5, 0.5, 0.5)):
+        low, high = spread.interval
+        assert low <= spread.mean <= high
+        assert high - low > 0.1
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_interval_over_seeds_covers_rates_near_one_and_collapsed_seeds(count):
+    generator = np.random.default_rng(0)
+    for collapsed in (0.0, 0.15):
+        held = 0
+        for _ in range(100):
+            rates = np.where(generator.random(count) < collapsed, 0.0, 0.99)
+            known = {at: Rate(int(generator.binomial(50, p)), 50) for at, p in enumerate(rates)}
+            low, high = SeedSpread(known).interval
+            held += low <= 0.99 * (1 - collapsed) <= high
+        assert held >= 93
+
+
 def test_the_spread_over_training_seeds_is_kept_apart_from_that_over_prompts():
-    spread = SeedSpread({0: 0.5, 1: 0.7, 2: 0.9})
+    spread = seeds(0.5, 0.7, 0.9)
     half = stats.t.ppf(0.975, 2) * 0.2 / math.sqrt(3)
     assert spread.mean == pytest.approx(0.7)
     assert spread.range == (0.5, 0.9)
-    assert spread.interval == pytest.approx((0.7 - half, min(1.0, 0.7 + half)), rel=1e-3)
-    assert SeedSpread({0: 0.5, 1: 0.6}).interval is None
-    assert SeedSpread({0: 0.5}).range is None
+    assert spread.interval.low <= (0.7 - half) * 1.001
+    assert spread.interval.high == 1.0
+    assert seeds(0.5, 0.6).interval is None
+    assert seeds(0.5).range is None
     assert spread.text.startswith("3 training seeds: mean 70%, from 50% to 90%; 95% interval")
-    assert "two seeds give no interval" in SeedSpread({0: 0.5, 1: 0.6}).text
-    assert SeedSpread({0: 0.5}).text == ("1 training seed: no between-run uncertainty (rate 50%)")
+    assert "two seeds give no interval" in seeds(0.5, 0.6).text
+    assert seeds(0.5).text == ("1 training seed: no between-run uncertainty (rate 50%)")
     assert spread.as_dict()["range"] == [0.5, 0.9]
-    assert SeedSpread({0: 0.5}).as_dict()["interval"] is None
+    assert seeds(0.5).as_dict()["interval"] is None
 
 
 def test_a_rate_of_prompts_must_add_up():

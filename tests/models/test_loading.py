@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
+from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, references
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
-from astra_rl.models.references import cache_dir, resolve_reference
+from astra_rl.models.references import resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable, transformer_layers
 from astra_rl.testing import tiny_model
 

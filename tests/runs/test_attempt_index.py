@@ -12,6 +12,9 @@ import pytest
 from tests.runs.test_attempt_log import attempt, write
 
 import astra_rl.runs.attempt_index as record_index
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.runs import index_seal
 from astra_rl.runs.attempt_log import AttemptLog
 
 COUNT = 50
@@ -172,3 +175,128 @@ def test_a_line_that_is_being_written_is_not_said_to_be_cut_off(path, caplog):
             assert reader.health.torn == 0
         assert caplog.text == ""
         log._file.truncate(log._file.tell() - 9)
+
+
+# What others made of an index. Each case changes the files of a log of COUNT attempts, of which
+# every tenth is a success.
+
+
+def forge_rows(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        index.execute("UPDATE attempts SET outcome = 'failure', score = 0.0")
+
+
+def delete_rows(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        index.execute("DELETE FROM attempts WHERE outcome = 'success'")
+
+
+def swap_rows(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        first, second = index.execute("SELECT id, seal FROM attempts LIMIT 2").fetchall()
+        index.execute("UPDATE attempts SET id = 'x', seal = ? WHERE id = ?", (first[1], second[0]))
+
+
+def make_endless_view(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        index.execute("ALTER TABLE attempts RENAME TO kept")
+        index.execute(
+            "CREATE VIEW attempts AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) "
+            "SELECT kept.* FROM kept, n"
+        )
+
+
+def claim_that_all_is_indexed(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        index.execute("DELETE FROM attempts")
+        index.execute("UPDATE state SET unreadable = ?", (COUNT,))
+
+
+def make_size_enormous(path):
+    with contextlib.closing(sqlite3.connect(index_of(path))) as index, index:
+        index.execute("UPDATE attempts SET size = 1 << 62 WHERE sequence = 1")
+
+
+def edit_log_in_place(path):
+    text = path.read_text().replace('"value": 0.9', '"value": 0.2')
+    path.write_text(text.replace('"outcome": "success"', '"outcome": "failure"'))
+
+
+def shorten_log(path):
+    """Restore the log from a copy that was made when it had fewer attempts."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-20]))
+
+
+def copy_index_of_newer_log(path):
+    """The index has all rows in its write-ahead log, as after a copy of a run in progress."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    record_index.remove_index(path)
+    path.unlink()
+    with AttemptLog(path, write=True, flush_every=1) as log:
+        for line in lines:
+            log.append(Attempt.from_json(line))
+        parts = {end: index_of(path).with_name(index_of(path).name + end) for end in ("", "-wal")}
+        kept = {end: part.read_bytes() for end, part in parts.items()}
+    record_index.remove_index(path)
+    for end, data in kept.items():
+        parts[end].write_bytes(data)
+    path.write_bytes(b"".join(lines[:20]))
+
+
+FORGERIES = [
+    forge_rows,
+    delete_rows,
+    swap_rows,
+    make_endless_view,
+    claim_that_all_is_indexed,
+    make_size_enormous,
+    edit_log_in_place,
+    shorten_log,
+    copy_index_of_newer_log,
+]
+
+
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+@pytest.mark.parametrize("written", [False, True], ids=["read", "write"])
+def test_an_index_that_is_not_of_its_log_is_made_again(path, forge, written):
+    write(path, (attempt(number, 0.9 if number % 10 == 0 else 0.1) for number in range(COUNT)))
+    forge(path)
+    expected = [Attempt.from_json(line) for line in path.read_bytes().splitlines()]
+    with AttemptLog(path, write=written) as log:
+        assert list(log) == expected
+        assert list(log.rows()) == [each.row for each in expected]
+        assert log.health.unreadable == 0
+        successes = [each.id for each in expected if each.outcome == "success"]
+        assert [row.id for row in log.rows(outcome="success", order="score")] == successes
+    write(path, [attempt(999)])
+    with AttemptLog(path) as log:
+        assert list(log) == [*expected, attempt(999)]
+
+
+def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):
+    """A user who has the code, and not the key, makes an index with false rows."""
+    write(path, map(attempt, range(3)))
+    index_of(path).unlink()
+    monkeypatch.setattr(index_seal, "user_key", lambda: b"of somebody else")
+    with monkeypatch.context() as false:
+        row = Attempt.row.fget
+        changed = property(lambda self: row(self)._replace(outcome=Outcome.SUCCESS))
+        false.setattr(Attempt, "row", changed)
+        with AttemptLog(path) as log:
+            assert {each.outcome for each in log.rows()} == {Outcome.SUCCESS}
+    monkeypatch.undo()
+    with AttemptLog(path) as log:
+        assert {each.outcome for each in log.rows()} == {Outcome.FAILURE}
+
+
+def test_an_index_of_ones_own_is_not_made_again(path, monkeypatch):
+    """Attempts made twice, and lines that are no records, are accounted for."""
+    write(path, [attempt(0), attempt(1), attempt(0, 0.9)])
+    with path.open("ab") as file:
+        file.write(b"no record\n")
+    write(path, [attempt(2)])
+    monkeypatch.setattr(record_index, "insert", None)  # must not be called
+    with AttemptLog(path) as log:
+        assert len(log) == 3
+        assert log.health.unreadable == 1

@@ -12,6 +12,7 @@ import tempfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,68 @@ def test_lines_that_are_no_record_are_counted_and_hide_no_others(path):
     with AttemptLog(path) as log:
         assert log.health.unreadable == 2
         assert len(log) == 2
+
+
+def changed(record, place, value):
+    """Return a record with another value at a place, such as ``turns.0.logprobs``."""
+    *parents, last = [int(each) if each.isdigit() else each for each in place.split(".")]
+    inner = record
+    for each in parents:
+        inner = inner[each]
+    inner[last] = value
+    return json.dumps(record)
+
+
+HUGE = 10**20
+NOT_OF_THEIR_FIELD = [
+    *(("trial", value) for value in (HUGE, 1e20, -1, "3", True, 2**53 + 1)),
+    *(("step", value) for value in (HUGE, -1, "3", 1.5)),
+    *(("branch", [value]) for value in (HUGE, -1, "0")),
+    *(("queries_per_turn", value) for value in (HUGE, 0, "1")),
+    *(("seed", value) for value in (10**25, "1", 0.5)),
+    *(("threshold", value) for value in ("0.5", 0, 1.5, True, HUGE)),
+    *(("started", value) for value in (1e300, -1.0, "inf", "0")),
+    *(("seconds", value) for value in (-1.0, "nan", "1", True)),
+    *(("schema_version", value) for value in (0, "1", True)),
+    *(("turns.0.scores.judge.value", value) for value in ("nan", "0.9", 1.5, -0.1, True, HUGE)),
+    *(("turns.0.logprobs.baseline.total", value) for value in ("-inf", "-1.0", True)),
+    *(("turns.0.logprobs.baseline.tokens", value) for value in (HUGE, 0, "3")),
+    *(("turns.0.attack_tokens", value) for value in (HUGE, -1, "3")),
+    *(("turns.0.reward", value) for value in ("inf", True)),
+    *(("turns.0.reward_terms", {"a": value}) for value in ("nan", True)),
+    *(("turns.0.refused", value) for value in (1, "yes")),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), NOT_OF_THEIR_FIELD)
+def test_a_value_that_is_not_of_its_field_makes_its_line_no_record(path, caplog, place, value):
+    write(path, [attempt(0)])
+    bad = changed(json.loads(attempt(1, logprob=-1.0).to_json()), place, value)
+    with path.open("a") as file:
+        file.write(bad + "\n" + attempt(2).to_json() + "\n")
+    with AttemptLog(path) as log:
+        assert [each.opening.prompt for each in log] == ["opening 0", "opening 2"]
+        assert log.health.unreadable == 1
+    assert "the first is line 2: not a record of an attempt: " + place.split(".")[0] in caplog.text
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_missing(path, number):
+    line = attempt(0, 0.9).to_json().replace("0.9", number)
+    path.parent.mkdir()
+    path.write_text(line.replace('"reward": null', f'"reward": {number}') + "\n")
+    with AttemptLog(path) as log:
+        (only,) = log
+        assert only.score is None
+        assert only.turns[0].reward is None
+
+
+def test_numbers_of_numpy_and_scores_out_of_range_are_recorded_as_what_they_are():
+    turn = Turn(attack="a", reward=np.float32(0.5), attack_tokens=np.int64(3))
+    assert (turn.reward, turn.attack_tokens) == (0.5, 3)
+    assert JudgeScore.of(1.5) == JudgeScore(value=None, reason="out of range")
+    assert LogProb.of(-math.inf, 3) is None
+    assert LogProb.of(-1.0, 0) is None
 
 
 def test_a_record_of_a_newer_version_is_refused_with_the_reason(path):

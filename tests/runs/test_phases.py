@@ -61,7 +61,9 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are(folder):
         Recorded(folder, "never")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"after": "many"}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"after": "many"}', '{"after": 1e999}', '{"after": -1}']
+)
 def test_a_plan_that_cannot_be_read_is_one_message(folder, text):
     folder.planned.write_text(text)
     with pytest.raises(ConfigurationError, match=r"cannot read .*planned\.json"):

@@ -2,9 +2,11 @@
 
 import html
 import json
+import os
 import re
 
 import pytest
+import yaml
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
 
 from astra_rl.config.schema import RunConfig
@@ -229,3 +231,25 @@ def test_what_a_model_wrote_into_the_records_does_not_leave_the_page(finished):
     page = render_run_page(finished)
     assert hostile not in page
     assert json.dumps(hostile) not in page
+
+
+def test_a_page_opens_no_file_that_the_configuration_names(finished, tmp_path):
+    """Reading a FIFO would wait forever."""
+    fifo = tmp_path / "elsewhere.yaml"
+    os.mkfifo(fifo)
+    settings = yaml.safe_load(finished.config.read_text())
+    settings["prompts"] = {"scenario": str(fifo)}
+    finished.config.write_text(yaml.safe_dump(settings))
+    assert "elsewhere.yaml" in render_run_page(finished)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "", "x" * 1_000_001], ids=len)
+def test_a_configuration_that_is_too_large_is_refused_quickly(finished, text):
+    finished.config.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"config\.yaml"):
+        render_run_page(finished)

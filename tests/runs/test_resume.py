@@ -1,5 +1,6 @@
 """What a run may go on with, and what it says when it may not."""
 
+import hashlib
 import json
 import logging
 import signal
@@ -17,6 +18,7 @@ from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
 from astra_rl.runs.provenance import git_revision, versions
 from astra_rl.runs.resume import (
     check_can_run_in,
+    check_machine,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -24,6 +26,8 @@ from astra_rl.runs.resume import (
     ending_well,
     kept_metrics,
 )
+from astra_rl.runs.trainer import machine_of
+from astra_rl.testing import ScriptedModerator, ToyProblem
 
 CONFIG = """
 attacker: {model: a}
@@ -90,6 +94,44 @@ def test_other_versions_are_said(caplog):
     with caplog.at_level(logging.WARNING):
         check_versions({**versions(), "torch": "1.0"})
     assert "torch: '1.0' then" in caplog.text
+
+
+def test_how_calls_are_made_may_change(tmp_path):
+    """A message advises to raise ``give_up_after``."""
+
+    def config(count):
+        calls = {"model": "m", "base_url": "http://localhost:1", "calls": {"give_up_after": count}}
+        text = CONFIG.replace("{model: b}", json.dumps({"type": "openai", "options": calls}))
+        return parse_config(text, source="the test")
+
+    run = RunFolder(tmp_path / "run")
+    run.write_text(run.config, config(20).to_yaml())
+    digest = config_digest(run)
+    check_same_run(config(40), run, digest=digest)
+    assert parse_config(run.config.read_text(), source="x") == config(40)
+    check_same_run(config(40), run, digest=digest)
+
+
+def test_a_state_whose_checksum_includes_how_calls_are_made_is_of_its_run(folder, config):
+    """As earlier versions wrote it."""
+    settings = yaml.safe_load(config.to_yaml())
+    old = {name: value for name, value in settings.items() if name not in ("budget", "cache")}
+    text = yaml.safe_dump(old, sort_keys=True)
+    check_same_run(config, folder, digest=hashlib.sha256(text.encode()).hexdigest())
+
+
+def test_another_machine_is_said(caplog):
+    now = machine_of(ToyProblem(ScriptedModerator({})))
+    assert now["threads"] == "1"
+    assert (now["dtype"], now["device"]) == ("float32", "cpu")
+    check_machine({}, now)  # a state of an earlier version
+    check_machine(now, now)
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        check_machine({**now, "threads": "4", "dtype": "bfloat16"}, now)
+    assert "not bit-exactly" in caplog.text
+    assert "threads: '4' then, '1' now" in caplog.text
+    assert "dtype: 'bfloat16' then, 'float32' now" in caplog.text
 
 
 def test_a_manifest_of_a_newer_version_is_refused_and_an_older_one_read(folder):

@@ -1,5 +1,6 @@
 """Callbacks of a plain `Trainer`: events, schedules, early stopping, records and exact resume."""
 
+import json
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from astra_rl.testing import ScriptedModerator, ToyProblem
 from astra_rl.training.callbacks import (
     AttackMetrics,
     AttemptRecorder,
+    BestBySuccess,
     Checkpointing,
     EarlyStopping,
     Evaluation,
@@ -397,3 +399,48 @@ def test_a_callback_that_fails_after_a_failure_does_not_hide_it(caplog):
         trainer_of(Fails(), hears, Ends()).train()
     assert hears.heard == "first"
     assert "RuntimeError: second" in caplog.text
+
+
+@pytest.mark.parametrize("signals", [(), (2,), (1, 3), (2, 3, 5)])
+def test_the_best_attacker_is_chosen_on_one_schedule_however_often_a_run_is_interrupted(
+    tmp_path, signals
+):
+    """The success rates are given: without interruptions, steps 4 and 6 are compared."""
+    rates = [0.2, 0.9, 0.1, 0.3, 0.9, 0.4]
+
+    class Given(AttackMetrics):
+        def on_step_end(self, trainer, step, logs):
+            self.recent.append(rates[step - 1])
+
+    class Signal(TrainerCallback):
+        def on_step_end(self, trainer, step, logs):
+            trainer.should_stop = step in signals
+
+    def session():
+        attacks = Given(window=1)
+        trainer = trainer_of(attacks, Signal(), steps=6)
+        checkpoints = Checkpointing(tmp_path / "checkpoints", trainer.algorithm.problem)
+        trainer.callbacks += [
+            BestBySuccess(checkpoints, attacks, every=4),
+            TrainingStates(tmp_path / "states", 4),
+        ]
+        found = load_state(tmp_path / "states")
+        if found is not None:
+            trainer.load_state_dict(found[1])
+        trainer.train()
+        return trainer.completed_steps
+
+    while session() < 6:
+        pass
+    best = json.loads((tmp_path / "checkpoints" / "best" / "metrics.json").read_text())
+    assert best == {"step": 6, "training_success": 0.4}
+
+
+def test_the_best_attacker_may_be_that_which_reached_the_goal(tmp_path):
+    attacks = AttackMetrics()
+    trainer = trainer_of(attacks, steps=1)
+    checkpoints = Checkpointing(tmp_path, trainer.algorithm.problem)
+    best = BestBySuccess(checkpoints, attacks, every=100, goal=0.5)
+    attacks.recent.append(0.6)
+    best.on_step_end(trainer_of(steps=9), 3, {})
+    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["step"] == 3

@@ -1,5 +1,6 @@
 """A training that was interrupted goes on to the bit, and damage is noticed."""
 
+import contextlib
 import copy
 import json
 import math
@@ -21,6 +22,7 @@ from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards import EmbeddingNovelty, Harm, SelfBLEU, WeightedSum
 from astra_rl.testing import graph_signature, letter_game
+from astra_rl.training.config import OPTIMIZERS
 from astra_rl.training.states import load_state, save_state, states
 
 OPTIONS = {
@@ -106,6 +108,55 @@ def test_half_precision_and_adapters_go_on_to_the_bit(options, tmp_path):
     second.train()
     assert same(first.seen + second.seen, whole.seen)
     assert same(second.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize(("then", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_state_of_another_dtype_is_converted(then, now, tmp_path):
+    """``dtype: auto`` resolves to another dtype on another machine."""
+    first = trainer_of("grpo", steps=2, dtype=then)
+    first.train()
+    save_state(tmp_path, 2, first.state_dict())
+    second = trainer_of("grpo", steps=3, dtype=now)
+    second.load_state_dict(load_state(tmp_path)[1])
+
+    def exact(trainer):
+        masters = getattr(trainer.optimizer, "masters", None)
+        return masters or [p for p in trainer.algorithm.problem.parameters() if p.requires_grad]
+
+    for old, new in zip(exact(first), exact(second), strict=True):
+        assert torch.equal(old.float(), new.float())
+    moments = [trainer.optimizer.state_dict() for trainer in (first, second)]
+    old, new = ({**each, **each.get("inner", {})}["state"] for each in moments)
+    assert same(old, new)
+    second.train()
+
+
+@pytest.mark.parametrize("now", ["sgd", "rmsprop", "adagrad"])
+def test_a_state_of_another_optimizer_is_refused_by_name(now, tmp_path):
+    first = trainer_of("grpo", steps=1)
+    first.train()
+    save_state(tmp_path, 1, first.state_dict())
+    second = trainer_of("grpo")
+    second.optimizer = OPTIMIZERS[now](second.algorithm.problem.parameters(), lr=0.1)
+    with pytest.raises(TrainingError, match=f"another optimizer, .*betas.*(?i:{now})"):
+        second.load_state_dict(load_state(tmp_path)[1])
+
+
+@pytest.mark.parametrize("then", ["grpo", "dpo", "warm_start", "trajectory_balance"])
+@pytest.mark.parametrize("now", ["reinforce", "trajectory_balance", "ppo_lagrangian"])
+def test_a_state_of_another_algorithm_is_used_or_refused_by_name(then, now, tmp_path):
+    """Never another error than this one: whether it can be used depends on the two."""
+    first = trainer_of(then, steps=1)
+    first.train()
+    save_state(tmp_path, 1, first.state_dict())
+    second = trainer_of(now, steps=2)
+    with contextlib.suppress(TrainingError):
+        second.load_state_dict(load_state(tmp_path)[1])
+        second.train()
+        return
+    names = type(first.algorithm).__name__, type(second.algorithm).__name__
+    with pytest.raises(TrainingError, match=rf"algorithm \({names[0]}\).*{names[1]}|other shapes"):
+        second.load_state_dict(load_state(tmp_path)[1])
 
 
 class DrawingFromEverywhere(Harm):

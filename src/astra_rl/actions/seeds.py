@@ -66,7 +66,7 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
             rows.append((f"seed {config.seed} ({folder.path})", list(recorded.rows())))
             summaries[config.seed] = recorded.summary()
     check_judged_alike(rows)
-    rates = {seed: summary.asr.estimate for seed, summary in summaries.items()}
+    rates = {seed: summary.asr for seed, summary in summaries.items()}
     return Seeds(SeedSpread(rates), summaries)
 
 

@@ -31,10 +31,10 @@ def group_advantages(rewards: Sequence[float], *, scale: Scale = "group") -> lis
             too hard).
     """
     present = [reward for reward in rewards if not is_missing(reward)]
-    if len(present) < 2 or max(present) - min(present) < TIE_TOLERANCE:
+    if is_tied(present):
         return [math.nan if is_missing(reward) else 0.0 for reward in rewards]
     mean = statistics.fmean(present)
-    divisor = statistics.stdev(present) + STD_FLOOR if scale == "group" else 1.0
+    divisor = group_divisor(present) if scale == "group" else 1.0
     return [math.nan if is_missing(reward) else (reward - mean) / divisor for reward in rewards]
 
 
@@ -49,26 +49,57 @@ def leave_one_out_advantages(rewards: Sequence[float]) -> list[float]:
     return [value * count / (count - 1) for value in centred] if count > 1 else centred
 
 
-def scale_by_batch(advantages: Sequence[float]) -> list[float]:
-    """Divide advantages by their root mean square over all groups.
+def group_divisor(rewards: Sequence[float]) -> float:
+    """Standard deviation (n - 1) of the rewards of a group plus `STD_FLOOR`; 1 if they tie.
+
+    Rewards are those without a KL penalty. If the penalty were included, a group whose rewards tie
+    would be divided by the spread of its penalties, and the KL coefficient would have no effect.
+    """
+    present = [reward for reward in rewards if not is_missing(reward)]
+    return 1.0 if is_tied(present) else statistics.stdev(present) + STD_FLOOR
+
+
+def batch_divisor(advantages: Sequence[float]) -> float:
+    """Root mean square of advantages without a KL penalty, plus `STD_FLOOR`; 1 if all are zero.
 
     Unlike division by the standard deviation of each group, this does not amplify the noise of a
     group without a success.
     """
     present = [value for value in advantages if not is_missing(value)]
-    if not present:
-        return list(advantages)
-    size = math.sqrt(math.fsum(value * value for value in present) / len(present))
-    return [value / (size + STD_FLOOR) for value in advantages]
+    if not present or max(map(abs, present)) < TIE_TOLERANCE:
+        return 1.0
+    return math.sqrt(math.fsum(value * value for value in present) / len(present)) + STD_FLOOR
 
 
-def whiten(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[tuple[float, ...]]:
-    """Shift and scale all values of all rows to mean 0 and standard deviation 1.
+def is_tied(rewards: Sequence[float]) -> bool:
+    """Whether all rewards are equal up to `TIE_TOLERANCE`; True for fewer than two."""
+    return len(rewards) < 2 or max(rewards) - min(rewards) < TIE_TOLERANCE
+
+
+def whiten(
+    rows: Sequence[Sequence[float]],
+    weights: Sequence[float],
+    *,
+    measured: Sequence[Sequence[float]] | None = None,
+) -> list[tuple[float, ...]]:
+    """Shift all values of all rows to mean 0, and divide them by their standard deviation.
 
     Args:
         rows: Values of the tokens of each row. NaN stays NaN and is ignored.
         weights: Weights of the rows in mean and deviation; a row of weight 0 is transformed only.
+        measured: Values whose standard deviation is the divisor, in the shape of `rows`; the
+            divisor is 1 if they all tie. None: that of `rows`.
     """
+    mean, deviation = _moments(rows, weights)
+    if measured is not None:
+        _, deviation = _moments(measured, weights)
+        deviation = deviation if deviation >= TIE_TOLERANCE else 1.0 - STD_FLOOR
+    divisor = deviation + STD_FLOOR
+    return [tuple((value - mean) / divisor for value in row) for row in rows]
+
+
+def _moments(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> tuple[float, float]:
+    """Return the weighted mean and standard deviation of the values that are not missing."""
     pairs = [
         (value, weight)
         for row, weight in zip(rows, weights, strict=True)
@@ -78,8 +109,7 @@ def whiten(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[tu
     size = math.fsum(weight for _, weight in pairs) or 1.0
     mean = math.fsum(value * weight for value, weight in pairs) / size
     variance = math.fsum(weight * (value - mean) ** 2 for value, weight in pairs) / size
-    divisor = math.sqrt(variance) + STD_FLOOR
-    return [tuple((value - mean) / divisor for value in row) for row in rows]
+    return mean, math.sqrt(variance)
 
 
 def explained_variance(estimates: Sequence[float], outcomes: Sequence[float]) -> float:

@@ -19,6 +19,7 @@ from astra_rl.algorithms.losses import (
 )
 from astra_rl.algorithms.options import PAIR_LOSS, PAIRS, document_options
 from astra_rl.algorithms.pairing import Matching, Pairs
+from astra_rl.algorithms.weighting import SharedNodes, normalised
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, check_number, checked_logprobs, token_mask
@@ -94,6 +95,7 @@ class PairOptions(TypedDict, total=False):
     min_gap: float
     credit: str
     gamma: float
+    shared_nodes: SharedNodes
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class DPOStep:
         gap: Difference of their rewards.
         reference: Log-probabilities of both under the frozen reference; None if the loss needs no
             reference, or for a step that did not come through `PairwiseAlgorithm.prepare`.
+        weight: Weight in the loss: the mean of the weights of both attacks, see `SharedNodes`.
+            `PairwiseAlgorithm.prepare` scales the weights to a mean of 1.
     """
 
     context: str
@@ -114,17 +118,19 @@ class DPOStep:
     suffix_neg: str
     gap: float = 1.0
     reference: PairScores | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class DPOBatch:
-    """Several preferences, index-aligned."""
+    """Several preferences, index-aligned; `weights` None is 1 each."""
 
     contexts: Sequence[str]
     suffix_pos: Sequence[str]
     suffix_neg: Sequence[str]
     gaps: Sequence[float]
     references: Sequence[PairScores | None]
+    weights: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -161,6 +167,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         min_gap: float = 0.0,
         credit: str = "turn",
         gamma: float = 0.9,
+        shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         super().__init__(problem)
         check_number("beta", beta, lambda value: value > 0, "a positive number")
@@ -168,7 +175,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
         self.reduce = reduce
-        self.pairs = Pairs(pairs, min_gap, credit, gamma)
+        self.pairs = Pairs(pairs, min_gap, credit, gamma, shared_nodes)
         self._metrics: Metrics = {}
 
     @abstractmethod
@@ -184,18 +191,26 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
     def flatten(self, graph: Graph[str, str]) -> Sequence[DPOStep]:
         """Return the pairs of every set of siblings."""
         return [
-            DPOStep(better.context, better.attack, worse.attack, gap)
+            DPOStep(
+                better.context,
+                better.attack,
+                worse.attack,
+                gap,
+                weight=(better.weight + worse.weight) / 2,
+            )
             for better, worse, gap in self.pairs(graph)
         ]
 
     def prepare(self, steps: Sequence[DPOStep]) -> Sequence[DPOStep]:
-        """Score all pairs under the reference, once per experience, if the loss needs one."""
+        """Scale the weights to a mean of 1, and score the pairs under the reference if needed."""
         self._metrics = {
             "pairs": float(self.pairs.found),
             "pairs/tied": float(self.pairs.tied),
             "pairs/missing": float(self.pairs.missing),
         }
         self.pairs.reset()
+        weights = normalised([step.weight for step in steps])
+        steps = [replace(step, weight=weight) for step, weight in zip(steps, weights, strict=True)]
         if not steps or not self.needs_reference:
             return steps
         scores = self._score_reference(self.collate_fn(steps)).scores()
@@ -213,10 +228,11 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
             [step.suffix_neg for step in steps],
             [step.gap for step in steps],
             [step.reference for step in steps],
+            [step.weight for step in steps],
         )
 
     def step(self, batch: DPOBatch) -> tuple[Tensor, Metrics]:
-        """Return the mean loss over the pairs, and implicit rewards under TRL's metric names."""
+        """Return the weighted mean loss over the pairs, and metrics under TRL's names."""
         # One call for both attacks of a pair: they share their context, which is encoded once.
         contexts = [*batch.contexts, *batch.contexts]
         score = self.problem.get_attacker_logprobs
@@ -231,7 +247,10 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         else:
             margin = policy.reduced.margin
             logged = implicit = policy.reduced
-        loss = self.loss(margin, torch.tensor(batch.gaps).to(margin)).mean()
+        losses = self.loss(margin, torch.tensor(batch.gaps).to(margin))
+        if batch.weights is not None:
+            losses = losses * torch.tensor(batch.weights).to(losses)
+        loss = losses.mean()
         check_loss(loss, source=type(self).__name__)
         chosen = self.beta * implicit.chosen.detach()
         rejected = self.beta * implicit.rejected.detach()

@@ -10,9 +10,12 @@ from itertools import chain
 from typing import Any, get_args
 
 from astra_rl.algorithms.advantages import (
-    TIE_TOLERANCE,
     RunningBaseline,
+    Scale,
+    batch_divisor,
     explained_variance,
+    group_divisor,
+    is_tied,
     whiten,
 )
 from astra_rl.algorithms.credit import Credit, tree_gae
@@ -92,8 +95,10 @@ class GroupBaseline(AdvantageEstimator):
     Args:
         credit: Assigns credit to turns.
         group: Which attacks form a group.
-        compare: Maps the credits of a group to advantages.
-        scale: Maps the advantages of all groups to the final ones.
+        compare: Maps the credits of a group to advantages, without scaling them.
+        scale: What advantages are divided by: the standard deviation of the credits of the
+            ``"group"``, the root mean square of the advantages of the ``"batch"``, both without
+            the KL penalty in the reward, or ``"none"``. Where these are all equal, nothing.
         decay: Decay of the running average, in [0, 1).
         keep_dead: Whether a group whose members all have the same credit stays in the batch. Its
             advantages are zero (apart from a KL penalty in the reward), but its tokens count in the
@@ -109,34 +114,59 @@ class GroupBaseline(AdvantageEstimator):
         group: Group,
         compare: Callable[[Sequence[float]], list[float]],
         *,
-        scale: Callable[[Sequence[float]], list[float]] = list,
+        scale: Scale = "none",
         decay: float = 0.9,
         keep_dead: bool = True,
     ) -> None:
         self.credit = credit
-        if group not in get_args(Group):
-            raise ConfigurationError(f"group={group!r}; choose from {list(get_args(Group))}.")
+        for name, value, kind in (("group", group, Group), ("scale", scale, Scale)):
+            if value not in get_args(kind):
+                raise ConfigurationError(f"{name}={value!r}; choose from {list(get_args(kind))}.")
         self.group: Group = group
         self.compare, self.scale = compare, scale
         self.baseline = RunningBaseline(decay)
+        self.plain_baseline = RunningBaseline(decay)
         self.keep_dead = keep_dead
         self._metrics: Metrics = {}
 
     def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
+        groups = self._known_groups(steps)
+        self._metrics = _dead_share(groups)
         credit = penalized_credit(steps, self.credit)
+        plain_credit = credit_of(steps, [step.reward for step in steps], self.credit)
+        advantages = self._compared(steps, groups, credit, self.baseline)
+        plain = self._compared(steps, groups, plain_credit, self.plain_baseline)
+        divisors = [1.0 if self.scale != "batch" else batch_divisor(plain)] * len(steps)
+        if self.scale == "group":
+            for members, _ in groups:
+                rows = [row for row in members if steps[row].old_logprobs]
+                divisor = group_divisor([plain_credit[row] for row in rows])
+                _put(divisors, rows, [divisor] * len(rows))
+        return _with_advantages(
+            steps,
+            [value / divisor for value, divisor in zip(advantages, divisors, strict=True)],
+            [value / divisor for value, divisor in zip(plain, divisors, strict=True)],
+        )
+
+    def _compared(
+        self,
+        steps: Sequence[ScoredStep],
+        groups: Sequence[tuple[Sequence[int], bool]],
+        credit: Sequence[float],
+        baseline: RunningBaseline,
+    ) -> list[float]:
+        """Return the advantages before scaling; NaN where a step has none."""
         advantages = [math.nan] * len(steps)
         alone: list[int] = []
-        groups = self._known_groups(steps)
         for members, is_live in groups:
             rows = [row for row in members if steps[row].old_logprobs]
             if len(rows) == 1:
                 alone += rows
             elif is_live or self.keep_dead:
                 _put(advantages, rows, self.compare([credit[row] for row in rows]))
-        _put(advantages, alone, self.baseline.advantages([credit[row] for row in alone]))
-        self._metrics = _dead_share(groups)
-        return _with_advantages(steps, self.scale(advantages))
+        _put(advantages, alone, baseline.advantages([credit[row] for row in alone]))
+        return advantages
 
     def live(self, steps: Sequence[PolicyStep]) -> list[bool]:
         """Return for each step whether credits within its group differ; True for a group of one."""
@@ -154,12 +184,13 @@ class GroupBaseline(AdvantageEstimator):
         return dict(self._metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running average."""
-        return self.baseline.state_dict()
+        """Return the running averages of credits with and without the KL penalty."""
+        return {**self.baseline.state_dict(), "without_penalty": self.plain_baseline.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the running average."""
+        """Restore the running averages."""
         self.baseline.load_state_dict(state)
+        self.plain_baseline.value = state["without_penalty"]
 
     def _known_groups(self, steps: Sequence[PolicyStep]) -> list[tuple[list[int], bool]]:
         """Return the members of each group that have a credit, and whether their credits differ.
@@ -172,7 +203,7 @@ class GroupBaseline(AdvantageEstimator):
             rows = [row for row in members if not is_missing(credit[row])]
             values = [credit[row] for row in rows]
             if rows:
-                differ = len(rows) == 1 or max(values) - min(values) >= TIE_TOLERANCE
+                differ = len(rows) == 1 or not is_tied(values)
                 found.append((rows, differ))
         return found
 
@@ -181,7 +212,9 @@ class BatchNormalized(AdvantageEstimator):
     """Advantages normalised over all tokens of the experience: the estimator of REINFORCE++.
 
     Hu et al. 2025, arXiv 2501.03262, sec. 3: the return of a token is the credit of its turn minus
-    the KL penalties of this and later tokens, and returns are whitened over the whole batch.
+    the KL penalties of this and later tokens, and returns are whitened over the whole batch. The
+    standard deviation is that of the advantages without the KL penalty, so that the KL coefficient
+    keeps its meaning when all rewards tie.
 
     Args:
         inner: Estimates the advantages that are normalised.
@@ -193,7 +226,11 @@ class BatchNormalized(AdvantageEstimator):
     def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
         found = self.inner.estimate(steps)
-        rows = whiten([_without_past_penalties(step) for step in found], [s.weight for s in found])
+        rows = whiten(
+            [_without_past_penalties(step) for step in found],
+            [step.weight for step in found],
+            measured=[step.unpenalized or step.advantages for step in found],
+        )
         return [replace(step, advantages=tuple(row)) for step, row in zip(found, rows, strict=True)]
 
     def metrics(self) -> Metrics:
@@ -221,7 +258,8 @@ class MonteCarloReturn(AdvantageEstimator):
 
     def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """See `AdvantageEstimator.estimate`."""
-        return _with_advantages(steps, penalized_credit(steps, self.credit))
+        plain = credit_of(steps, [step.reward for step in steps], self.credit)
+        return _with_advantages(steps, penalized_credit(steps, self.credit), plain)
 
 
 class GAE(AdvantageEstimator):
@@ -257,7 +295,12 @@ class GAE(AdvantageEstimator):
         self._measure(steps, returns, known)
         if self.normalise:
             weights = [step.weight * is_known for step, is_known in zip(steps, known, strict=True)]
-            by_step = list(zip(*(whiten(rows, weights) for rows in by_head), strict=True))
+            rewards = list(zip(*outcomes, strict=True))
+            whitened = [
+                whiten(rows, weights, measured=self._measured(steps, rewards[head], rows, head))
+                for head, rows in enumerate(by_head)
+            ]
+            by_step = list(zip(*whitened, strict=True))
         return [
             step.prepared(tuple(map(self.combine, zip(*heads, strict=True))), targets)
             for step, heads, targets, is_known in zip(steps, by_step, returns, known, strict=True)
@@ -275,6 +318,25 @@ class GAE(AdvantageEstimator):
     def metrics(self) -> Metrics:
         """Return the explained variance and the mean of the value estimates."""
         return dict(self._metrics)
+
+    def _measured(
+        self,
+        steps: Sequence[ScoredStep],
+        rewards: Sequence[float],
+        rows: Sequence[Sequence[float]],
+        head: int,
+    ) -> Sequence[Sequence[float]]:
+        """Return the values whose standard deviation whitens `rows`: without the KL penalty.
+
+        Where the rewards tie there is nothing but the penalty and the error of the value function;
+        the values are then all zero, so that `whiten` does not scale.
+        """
+        if head or not any(step.penalty for step in steps):
+            return rows
+        if is_tied([reward for reward in rewards if not is_missing(reward)]):
+            return [[value * 0.0 for value in row] for row in rows]
+        plain = [replace(step, penalty=0.0, penalties=None) for step in steps]
+        return self._advantages(plain, rewards, head)
 
     def _advantages(
         self, steps: Sequence[ScoredStep], rewards: Sequence[float], head: int
@@ -348,12 +410,18 @@ def _put(values: list[Any], rows: Sequence[int], found: Sequence[Any]) -> None:
 
 
 def _with_advantages(
-    steps: Sequence[ScoredStep], advantages: Sequence[float]
+    steps: Sequence[ScoredStep],
+    advantages: Sequence[float],
+    unpenalized: Sequence[float] | None = None,
 ) -> list[PreparedStep]:
     """Give all tokens of an attack its advantage; leave out attacks without tokens or advantage."""
+    plain = advantages if unpenalized is None else unpenalized
     return [
-        step.prepared((advantage,) * len(step.old_logprobs))
-        for step, advantage in zip(steps, advantages, strict=True)
+        replace(
+            step.prepared((advantage,) * len(step.old_logprobs)),
+            unpenalized=(without,) * len(step.old_logprobs),
+        )
+        for step, advantage, without in zip(steps, advantages, plain, strict=True)
         if step.old_logprobs and not is_missing(advantage)
     ]
 

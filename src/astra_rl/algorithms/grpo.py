@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Unpack, get_args
+from typing import Unpack
 
 from astra_rl.algorithms.advantages import (
     Scale,
     group_advantages,
     leave_one_out_advantages,
-    scale_by_batch,
 )
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.dynamic_sampling import DynamicSampling
@@ -23,6 +22,9 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
+
+CENTRE = partial(group_advantages, scale="none")
+"""Subtracts the mean of a group."""
 
 
 class GroupOptions(PolicyOptions, total=False):
@@ -43,8 +45,8 @@ class GroupPolicyGradient(PolicyGradient):
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
         loss: Configuration of the loss.
-        compare: Maps the credits of a group to advantages.
-        scale: Maps the advantages of all groups to the final ones.
+        compare: Maps the credits of a group to advantages, without scaling them.
+        scale: Divisor of the advantages, see `GroupBaseline`.
         keep_dead: Whether a group whose members all have the same credit stays in the batch.
     """
 
@@ -55,7 +57,7 @@ class GroupPolicyGradient(PolicyGradient):
         problem: Problem[str, str],
         loss: PolicyLoss,
         compare: Callable[[Sequence[float]], list[float]],
-        scale: Callable[[Sequence[float]], list[float]] = list,
+        scale: Scale = "none",
         keep_dead: bool = True,
         /,
         *,
@@ -101,7 +103,7 @@ class GRPO(GroupPolicyGradient):
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high, reduce=reduce)
-        super().__init__(problem, loss, *_scaled(scale), **options)
+        super().__init__(problem, loss, CENTRE, scale, **options)
 
 
 @document_options(CLIP, CREDIT, GROUP, POLICY)
@@ -131,7 +133,7 @@ class DrGRPO(GroupPolicyGradient):
         loss = PolicyLoss(
             clip_low=clip_low, clip_high=clip_high, reduce="sequence_sum", divisor=max_tokens
         )
-        super().__init__(problem, loss, *_scaled("none"), **options)
+        super().__init__(problem, loss, CENTRE, **options)
 
 
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
@@ -160,7 +162,7 @@ class DAPO(GroupPolicyGradient):
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high)
-        super().__init__(problem, loss, *_scaled(scale), False, **options)
+        super().__init__(problem, loss, CENTRE, scale, False, **options)
         self.collector = DynamicSampling(self._informative, refill_rounds)
         self._played: Metrics = {}
 
@@ -188,6 +190,10 @@ class GSPO(GroupPolicyGradient):
     than token ratios, hence the narrow bounds. The sampler's log-probabilities are too imprecise
     for these, so ``old_logprobs`` is ``"scored"`` by default.
 
+    A KL penalty in the loss is weighted by the ratio of each token, not, as in TRL, by the
+    geometric mean: that mean is not an importance weight, and the expected gradient of an estimate
+    weighted by it is not that of the KL.
+
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
     """
@@ -205,7 +211,7 @@ class GSPO(GroupPolicyGradient):
             ratio="sequence_mean", clip_low=clip_low, clip_high=clip_high, reduce="sequence"
         )
         super().__init__(
-            problem, loss, *_scaled(scale), **(GroupOptions(old_logprobs="scored") | options)
+            problem, loss, CENTRE, scale, **(GroupOptions(old_logprobs="scored") | options)
         )
 
 
@@ -232,15 +238,16 @@ class CISPO(GroupPolicyGradient):
         if not max_ratio > 1:
             raise ConfigurationError(f"max_ratio={max_ratio}; it must be more than 1.")
         loss = PolicyLoss(surrogate="cispo", clip_high=max_ratio - 1)
-        super().__init__(problem, loss, *_scaled(scale), **options)
+        super().__init__(problem, loss, CENTRE, scale, **options)
 
 
-@document_options(CLIP, CREDIT, GROUP, POLICY)
+@document_options(CLIP, CREDIT, GROUP, POLICY, kl_gradient="sequence")
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
     The baseline of an attack is the mean reward of the others of its group. The whole attack is one
-    action: its ratio is the product of its token ratios.
+    action: its ratio is the product of its token ratios, and a KL penalty in the loss is that of
+    the whole attack, with its exact gradient (``kl_gradient: sequence``).
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
@@ -257,14 +264,9 @@ class RLOO(GroupPolicyGradient):
         loss = PolicyLoss(
             ratio="sequence_sum", clip_low=clip_low, clip_high=clip_high, reduce="sequence"
         )
+        if options.get("kl_corrected", True) and options.get("kl_estimator") != "k2":
+            options = GroupOptions(kl_gradient="sequence") | options
         super().__init__(problem, loss, leave_one_out_advantages, **options)
-
-
-def _scaled(scale: Scale) -> tuple[Any, Any]:
-    """Return the advantage function of a group, and the scaling over all groups."""
-    if scale not in get_args(Scale):
-        raise ConfigurationError(f"scale={scale!r}; choose from {list(get_args(Scale))}.")
-    return partial(group_advantages, scale=scale), scale_by_batch if scale == "batch" else list
 
 
 def _episodes(steps: Sequence[PolicyStep], wanted: Sequence[bool]) -> set[int]:

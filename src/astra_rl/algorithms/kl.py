@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from astra_rl.algorithms.losses import KLEstimator, kl_estimate, kl_penalty
+from astra_rl.algorithms.losses import KLEstimator, KLGradient, kl_estimate, kl_penalty
 from astra_rl.algorithms.policy_steps import ScoredStep
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
@@ -75,19 +75,22 @@ class AdaptiveCoefficient(Coefficient):
 class KLControl:
     """The KL penalty in the reward and in the loss.
 
+    The penalty in the reward is k1, see `kl_estimate`: its policy gradient is exactly that of the
+    KL of the attack. That of k2 or k3 in the reward is not (Tang and Munos 2025, arXiv 2506.09477).
+
     Args:
         in_reward: KL coefficient (beta) of the penalty in the reward.
         in_loss: KL coefficient (beta) of the penalty in the loss.
-        estimator: k1, k2 or k3, see `kl_estimate`. None: k1 in the reward, whose policy gradient is
-            exactly that of the KL, and k3 in the loss.
+        estimator: Estimator of the penalty in the loss: k1, k2 or k3, see `kl_estimate`; None: k3.
         corrected: Whether the penalty in the loss is weighted by the probability ratio, see
             `kl_penalty`.
+        gradient: Of what the penalty in the loss has the gradient, see `kl_penalty`.
         target: Target KL of a whole attack, in nats, for an adaptive coefficient in the reward;
             None keeps it constant.
         horizon: See `AdaptiveCoefficient`.
 
     Raises:
-        ConfigurationError: A value is out of range.
+        ConfigurationError: A value is out of range, or two of them exclude each other.
     """
 
     def __init__(
@@ -97,15 +100,18 @@ class KLControl:
         in_loss: float = 0.0,
         estimator: KLEstimator | None = None,
         corrected: bool = True,
+        gradient: KLGradient = "token",
         target: float | None = None,
         horizon: float = 10_000,
     ) -> None:
         for name, value in (("kl_in_reward", in_reward), ("kl_in_loss", in_loss)):
             if not value >= 0:
                 raise ConfigurationError(f"{name}={value}; it must be 0 (off) or positive.")
-        if estimator is not None and estimator not in get_args(KLEstimator):
+        _check_loss_options(estimator or "k3", gradient, corrected=corrected)
+        if estimator in ("k2", "k3") and in_reward and not in_loss:
             raise ConfigurationError(
-                f"kl_estimator={estimator!r}; choose from {list(get_args(KLEstimator))}."
+                f"kl_estimator={estimator!r} is the estimator of the penalty in the loss, and "
+                "kl_in_loss is 0. The penalty in the reward is always k1; remove kl_estimator."
             )
         self.coefficient = (
             Coefficient(in_reward)
@@ -113,9 +119,8 @@ class KLControl:
             else AdaptiveCoefficient(in_reward, target, horizon)
         )
         self.in_loss = in_loss
-        self.reward_estimator: KLEstimator = estimator or "k1"
-        self.loss_estimator: KLEstimator = estimator or "k3"
-        self.corrected = corrected
+        self.estimator: KLEstimator = estimator or "k3"
+        self.corrected, self.gradient = corrected, gradient
 
     @property
     def needs_reference(self) -> bool:
@@ -123,16 +128,12 @@ class KLControl:
         return bool(self.coefficient.value or self.in_loss)
 
     def with_penalties(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
-        """Return the steps with the KL penalty of the reward, then adapt the coefficient.
-
-        Raises:
-            ConfigurationError: The estimator compares token by token, and the reference has another
-                tokenizer.
-        """
+        """Return the steps with the KL penalty of the reward, then adapt the coefficient."""
         if not self.coefficient.value:
             return list(steps)
         estimates = [self._estimates(step) for step in steps]
-        totals = [self._total(step, each) for step, each in zip(steps, estimates, strict=True)]
+        # A difference of sums: the reference may have another tokenizer.
+        totals = [sum(step.old_logprobs) - sum(step.reference_logprobs or ()) for step in steps]
         beta = self.coefficient.value
         penalized = [
             replace(
@@ -155,7 +156,12 @@ class KLControl:
             old: Under the policy that sampled, (B, T).
         """
         return kl_penalty(
-            logprobs, reference, old, estimator=self.loss_estimator, corrected=self.corrected
+            logprobs,
+            reference,
+            old,
+            estimator=self.estimator,
+            corrected=self.corrected,
+            gradient=self.gradient,
         )
 
     def metrics(self) -> Metrics:
@@ -173,23 +179,31 @@ class KLControl:
         self.coefficient.load_state_dict(state)
 
     def _estimates(self, step: ScoredStep) -> list[float] | None:
-        """KL estimate of each token, in nats; None if the reference has another tokenizer."""
+        """Return k1 of each token, in nats; None if the reference has another tokenizer."""
         reference = step.reference_logprobs or ()
         if len(reference) != len(step.old_logprobs):
             return None
         old, ref = (
             torch.tensor(row, dtype=torch.float64) for row in (step.old_logprobs, reference)
         )
-        values: list[float] = kl_estimate(old, ref, self.reward_estimator).tolist()
+        values: list[float] = kl_estimate(old, ref, "k1").tolist()
         return values
 
-    def _total(self, step: ScoredStep, estimates: list[float] | None) -> float:
-        if self.reward_estimator == "k1":  # a difference of sums needs no common tokenizer
-            return sum(step.old_logprobs) - sum(step.reference_logprobs or ())
-        if estimates is None:
-            raise ConfigurationError(
-                f"kl_estimator={self.reward_estimator!r} compares token by token, and the "
-                "baseline has another tokenizer than the attacker. Use 'k1', or a baseline with "
-                "the same tokenizer."
-            )
-        return sum(estimates)
+
+def _check_loss_options(estimator: str, gradient: str, *, corrected: bool) -> None:
+    for name, value, kind in (
+        ("kl_estimator", estimator, KLEstimator),
+        ("kl_gradient", gradient, KLGradient),
+    ):
+        if value not in get_args(kind):
+            raise ConfigurationError(f"{name}={value!r}; choose from {list(get_args(kind))}.")
+    if gradient == "sequence" and estimator == "k2":
+        raise ConfigurationError(
+            "kl_gradient='sequence' with kl_estimator='k2'; the mean of k2 is not the KL, so its "
+            "gradient would not be either. Use 'k3' or 'k1'."
+        )
+    if gradient == "sequence" and not corrected:
+        raise ConfigurationError(
+            "kl_gradient='sequence' with kl_corrected=False; the gradient of the KL of a whole "
+            "attack needs the probability ratio. Use kl_corrected=True, or kl_gradient='token'."
+        )

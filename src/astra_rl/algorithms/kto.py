@@ -10,6 +10,14 @@ from torch import Tensor
 
 from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.losses import kto_loss, sequence_logprob
+from astra_rl.algorithms.options import WEIGHTING, document_options
+from astra_rl.algorithms.weighting import (
+    SharedNodes,
+    check_shared_nodes,
+    node_weights,
+    normalised,
+    weighted_mean_of_present,
+)
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
@@ -17,7 +25,6 @@ from astra_rl.core.contracts import (
     check_number,
     checked_logprobs,
     is_missing,
-    mean_of_present,
     token_mask,
 )
 from astra_rl.core.graph import Graph
@@ -37,7 +44,8 @@ class KTOStep:
         attack: The attack.
         reward: Its reward.
         desirable: Label; set by `KTO.prepare`.
-        weight: Weight in the loss; set by `KTO.prepare`.
+        weight: Weight of the turn, see `SharedNodes`. `KTO.prepare` scales the weights to a mean of
+            1 and multiplies them by the weight of the class.
         reference: Log-probability under the frozen reference, in nats; set by `KTO.prepare`.
         divergence: KL of the experience from the reference, in nats per attack; set by
             `KTO.prepare`.
@@ -67,6 +75,7 @@ class KTOBatch:
         return len(self.contexts)
 
 
+@document_options(WEIGHTING)
 class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306).
 
@@ -95,6 +104,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         threshold: float | None = 0.5,
         desirable_weight: float | None = None,
         undesirable_weight: float = 1.0,
+        shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         super().__init__(problem)
         for name, value in (
@@ -105,6 +115,8 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             check_number(name, value, lambda number: number > 0, "a positive number")
         if threshold is not None:
             check_number("threshold", threshold, lambda number: True, "a finite number, or null")
+        check_shared_nodes(shared_nodes)
+        self.shared_nodes = shared_nodes
         self.beta = beta
         self.threshold = threshold
         self.desirable_weight = desirable_weight
@@ -114,8 +126,10 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     def flatten(self, graph: Graph[str, str]) -> Sequence[KTOStep]:
         """Return one step per turn whose reward is known."""
         return [
-            KTOStep(node.context, node.attack, node.reward)
-            for node in graph.nodes()
+            KTOStep(node.context, node.attack, node.reward, weight=weight)
+            for node, weight in zip(
+                graph.nodes(), node_weights(graph, self.shared_nodes), strict=True
+            )
             if not is_missing(node.reward)
         ]
 
@@ -125,8 +139,10 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             self._metrics = {}
             return steps
         bar, tolerance = self.threshold, 0.0
+        weights = [step.weight for step in steps]
         if bar is None:
-            bar, tolerance = mean_of_present(step.reward for step in steps), TIE_TOLERANCE
+            bar = weighted_mean_of_present((step.reward for step in steps), weights)
+            tolerance = TIE_TOLERANCE
         ours = self._totals(self.problem.get_attacker_logprobs, steps, [s.attack for s in steps])
         theirs = self._totals(
             # str drops the attacker's token ids: the baseline may have another vocabulary.
@@ -134,27 +150,29 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             steps,
             [str(step.attack) for step in steps],
         )
-        divergence = max(0.0, float((ours - theirs).mean()))
+        ratios = (ours - theirs).tolist()
+        divergence = max(0.0, weighted_mean_of_present(ratios, weights))
         kept = [
             (step, step.reward >= bar, reference)
             for step, reference in zip(steps, theirs.tolist(), strict=True)
             if abs(step.reward - bar) >= tolerance
         ]
-        share = mean_of_present(float(good) for _, good, _ in kept)
+        weights = normalised([step.weight for step, _, _ in kept])
+        share = weighted_mean_of_present((float(good) for _, good, _ in kept), weights)
         self._metrics = {"kl": divergence, "desirable": share}
-        weight = self.desirable_weight
-        if weight is None:
+        wanted = self.desirable_weight
+        if wanted is None:
             ratio = (1 - share) / share if share else 1.0
-            weight = self.undesirable_weight * min(max(ratio, 1 / MAX_IMBALANCE), MAX_IMBALANCE)
+            wanted = self.undesirable_weight * min(max(ratio, 1 / MAX_IMBALANCE), MAX_IMBALANCE)
         return [
             replace(
                 step,
                 desirable=good,
-                weight=weight if good else self.undesirable_weight,
+                weight=weight * (wanted if good else self.undesirable_weight),
                 reference=reference,
                 divergence=divergence,
             )
-            for step, good, reference in kept
+            for (step, good, reference), weight in zip(kept, weights, strict=True)
         ]
 
     def collate_fn(self, steps: Sequence[KTOStep]) -> KTOBatch:

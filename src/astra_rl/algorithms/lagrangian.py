@@ -13,15 +13,18 @@ from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
+from astra_rl.algorithms.weighting import weighted_mean_of_present
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import check_terms, is_missing, mean_of_present
+from astra_rl.core.contracts import check_terms, is_missing
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
 
 
 @dataclass
 class Constraint:
-    """A bound on the mean of a reward term, and its Lagrange multiplier.
+    """A bound on the mean of a reward term over the turns, and its Lagrange multiplier.
+
+    The mean is weighted like the loss: by default it is that of the turns of a conversation.
 
     Attributes:
         term: Name of the term, see `Node.reward_terms`.
@@ -98,7 +101,9 @@ class ConstrainedGAE(GAE):
         """Update the multipliers, then estimate advantages."""
         measured: Metrics = {}
         for constraint in self.constraints:
-            mean = mean_of_present(_value(step, constraint.term) for step in steps)
+            mean = weighted_mean_of_present(
+                (_value(step, constraint.term) for step in steps), (step.weight for step in steps)
+            )
             if steps:
                 known = {name for step in steps for name in step.terms}
                 check_terms([constraint.term], known, source="constraints")

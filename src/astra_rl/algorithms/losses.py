@@ -249,19 +249,21 @@ def reduce_tokens(
     Args:
         values: (B, T).
         mask: Real tokens, (B, T), bool.
-        weights: Weights of the rows, (B,): a row of weight 2 counts like two rows.
+        weights: Weights of the rows, (B,); they multiply the values, but are no part of the
+            denominator. Scale them to a mean of 1 over an experience, see `normalised`.
         reduce: See `PolicyLoss`.
         divisor: See `PolicyLoss`.
     """
     kept = torch.where(mask, values, torch.zeros_like(values)) * weights[:, None]
     if reduce == "token":
-        return kept.sum() / (mask * weights[:, None]).sum().clamp(min=1)
+        return kept.sum() / mask.sum().clamp(min=1)
     counts = mask.sum(dim=1).clamp(min=1)
     rows = kept.sum(dim=1) / (counts if reduce == "sequence" else divisor)
-    return rows.sum() / weights.sum().clamp(min=1)
+    return rows.sum() / max(len(rows), 1)
 
 
 KLEstimator = Literal["k1", "k2", "k3"]
+KLGradient = Literal["token", "sequence"]
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
@@ -286,14 +288,24 @@ def kl_penalty(
     *,
     estimator: KLEstimator = "k3",
     corrected: bool = True,
+    gradient: KLGradient = "token",
 ) -> Tensor:
-    """Penalty per token whose expected gradient is that of KL(pi || reference).
+    """Penalty per token whose expected gradient is one of KL(pi || reference), (B, T).
 
     The gradient of an estimate is not an estimate of the gradient, because the sampling policy is
     not differentiated: in expectation the gradient of k1 is zero, and that of k3 is the gradient of
-    the *forward* KL. Multiplied by the probability ratio, with gradient through the ratio, both are
-    correct. k2 has the correct gradient on-policy; its ratio, without gradient, corrects for a
-    policy that has changed since it sampled.
+    the *forward* KL. A probability ratio with gradient corrects this. Which tokens the ratio covers
+    decides of what the sum over tokens is the gradient:
+
+    - ``"token"``: the ratio of the token itself. The gradient is that of the KL of each token given
+      the tokens before it, whose distribution is held fixed. It is the gradient of the KL of the
+      text for texts of one token only: it omits that a token changes the KL of later ones. k2
+      has this gradient on-policy; its ratio, without gradient, corrects for a policy that has
+      changed since it sampled.
+    - ``"sequence"``: the ratio of the token and all tokens before it. The expectation of the sum is
+      KL(pi || reference) of the text, and its gradient is exact: each token's log-probability is
+      multiplied by the estimates of itself and of all later tokens (Tang and Munos 2025, arXiv
+      2506.09477). Exact for any policy that sampled; of higher variance.
 
     Args:
         logprobs: Of the policy, (B, T).
@@ -302,9 +314,14 @@ def kl_penalty(
         estimator: See `kl_estimate`.
         corrected: Whether to multiply by the ratio; False is the plain estimate, as in the GRPO
             paper.
+        gradient: See above. ``"sequence"`` needs the ratio, and k1 or k3: the mean of k2 is not
+            the KL.
     """
     estimate = kl_estimate(logprobs, reference_logprobs, estimator)
     if not corrected:
         return estimate
-    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    log_ratio = logprobs - old_logprobs
+    if gradient == "sequence":
+        log_ratio = log_ratio.cumsum(dim=-1)
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return (ratio.detach() if estimator == "k2" else ratio) * estimate

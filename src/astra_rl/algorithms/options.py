@@ -31,20 +31,29 @@ GROUP = {
     "an attack without others in its group, in [0, 1).",
 }
 SCALE = {
-    "scale": "Divisor of the advantages: the standard deviation of the ``'group'``, the root mean "
-    "square over the ``'batch'``, or ``'none'``.",
+    "scale": "Divisor of the advantages: the standard deviation of the rewards of the ``'group'``, "
+    "the root mean square of the advantages of the ``'batch'``, both without the KL penalty, or "
+    "``'none'``. Rewards that all tie are not scaled.",
+}
+WEIGHTING = {
+    "shared_nodes": "Weight of a turn of a tree: ``'expected_return'``, the probability that a "
+    "uniform random walk from the root visits it, so that the loss is that of the expected return "
+    "of a conversation; ``'once'``, 1, so that the last level of a wide tree dominates; "
+    "``'per_path'``, the number of root-to-leaf paths through it.",
 }
 POLICY = {
     "kl_in_reward": "KL coefficient (beta) of the penalty in the reward, in reward per nat of the "
     "whole attack; 0 is off. The optimal policy is then the reference reweighted by "
     "exp(reward / kl_in_reward).",
-    "kl_in_loss": "KL coefficient (beta) of the penalty in the loss, per token; 0 is off. With "
-    "both coefficients 0 the reference is never run.",
-    "kl_estimator": "KL estimator: ``'k1'``, ``'k2'`` or ``'k3'``. None: k1 in the reward, k3 in "
-    "the loss.",
-    "kl_corrected": "Whether the penalty in the loss is weighted by the probability ratio, so that "
-    "its expected gradient is that of the KL; False differentiates the plain estimate, as the "
-    "paper of GRPO does.",
+    "kl_in_loss": "KL coefficient (beta) of the penalty in the loss, reduced as the policy loss "
+    "is; 0 is off. With both coefficients 0 the reference is never run.",
+    "kl_estimator": "KL estimator in the loss: ``'k1'``, ``'k2'`` or ``'k3'``; None is k3. In the "
+    "reward it is always k1.",
+    "kl_corrected": "Whether the penalty in the loss is weighted by the probability ratio, see "
+    "kl_gradient; False differentiates the plain estimate, as the paper of GRPO does.",
+    "kl_gradient": "Gradient of the penalty in the loss: ``'token'``, of the KL of each token with "
+    "the tokens before it held fixed, as in TRL; ``'sequence'``, of the KL of the whole attack, "
+    "exact and of higher variance. See `kl_penalty`.",
     "kl_target": "Target KL of a whole attack, in nats: kl_in_reward becomes the initial value of "
     "an adaptive coefficient. None keeps it constant.",
     "kl_horizon": "Number of attacks over which the adaptive coefficient corrects the error; "
@@ -53,8 +62,7 @@ POLICY = {
     "old_logprobs": "Source of the log-probabilities under the sampling policy: ``'sampled'``, "
     "those that the sampler returned, at no cost; ``'scored'``, one more forward pass. In half "
     "precision the two differ by some hundredths of a nat per token.",
-    "shared_nodes": "Weight of an attack that several conversations continue: ``'once'``, or "
-    "``'per_path'``, once for each of them.",
+    **WEIGHTING,
     "format_pattern": "Regular expression of format tokens, whose negative advantages are set to "
     "zero, see `FormatMask`. None masks nothing.",
 }
@@ -73,6 +81,7 @@ PAIRS = {
     "each against every worse one; or a function, see `Matching`.",
     "min_gap": "Minimum difference of rewards of a pair; ties are always dropped.",
     **CREDIT,
+    **WEIGHTING,
 }
 PAIR_LOSS = {
     "beta": "Strength of the KL regularisation towards the reference; positive.",

@@ -8,6 +8,7 @@ from itertools import combinations
 from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.policy_steps import PolicyStep, groups_of, steps_of
+from astra_rl.algorithms.weighting import SharedNodes, check_shared_nodes
 from astra_rl.core.contracts import check_number, is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -44,6 +45,7 @@ class Pairs:
         min_gap: Minimum difference of rewards, not negative. Ties are always dropped.
         credit: How reward is passed back to earlier turns, one of `CREDITS`.
         gamma: Discount per turn, in [0, 1]; used by the backups.
+        shared_nodes: Weights of the turns.
 
     Attributes:
         found: Pairs since `reset`.
@@ -60,6 +62,7 @@ class Pairs:
         min_gap: float = 0.0,
         credit: str = "turn",
         gamma: float = 0.9,
+        shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         if isinstance(pairs, str):
             if pairs not in MATCHINGS:
@@ -77,6 +80,8 @@ class Pairs:
         # Minus the tolerance, because 0.3 - 0.1 is slightly less than 0.2 in floating point.
         self.min_gap = max(min_gap - TIE_TOLERANCE, TIE_TOLERANCE)
         self.credit = Credit(credit, gamma)
+        check_shared_nodes(shared_nodes)
+        self.shared_nodes = shared_nodes
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +90,7 @@ class Pairs:
 
     def __call__(self, graph: Graph[str, str]) -> list[tuple[PolicyStep, PolicyStep, float]]:
         """Return the chosen attack, the rejected attack and the reward difference of every pair."""
-        steps = steps_of(graph)
+        steps = steps_of(graph, self.shared_nodes)
         rewards = self.credit([s.reward for s in steps], [s.place.parent for s in steps])
         out = []
         for group in groups_of(steps, "siblings"):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict, get_args
 
-import torch
 from torch import Tensor
 
 from astra_rl.algorithms.estimators import AdvantageEstimator
@@ -14,12 +13,14 @@ from astra_rl.algorithms.format_masking import FormatMask
 from astra_rl.algorithms.kl import KLControl
 from astra_rl.algorithms.losses import (
     KLEstimator,
+    KLGradient,
     PolicyLoss,
     is_clipped,
     masked_mean,
     policy_loss,
     probability_ratio,
     reduce_tokens,
+    sequence_logprob,
 )
 from astra_rl.algorithms.options import POLICY, document_options
 from astra_rl.algorithms.policy_steps import (
@@ -28,10 +29,10 @@ from astra_rl.algorithms.policy_steps import (
     PreparedStep,
     ScoredStep,
     collate,
-    count_paths,
     like,
     steps_of,
 )
+from astra_rl.algorithms.weighting import SharedNodes, check_shared_nodes, normalised
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
@@ -41,7 +42,6 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 
 OldLogprobs = Literal["sampled", "scored"]
-SharedNodes = Literal["once", "per_path"]
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -51,6 +51,7 @@ class PolicyOptions(TypedDict, total=False):
     kl_in_loss: float
     kl_estimator: KLEstimator | None
     kl_corrected: bool
+    kl_gradient: KLGradient
     kl_target: float | None
     kl_horizon: float
     epochs: int
@@ -89,11 +90,12 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         kl_in_loss: float = 0.0,
         kl_estimator: KLEstimator | None = None,
         kl_corrected: bool = True,
+        kl_gradient: KLGradient = "token",
         kl_target: float | None = None,
         kl_horizon: float = 10_000,
         epochs: int = 1,
         old_logprobs: OldLogprobs = "sampled",
-        shared_nodes: SharedNodes = "once",
+        shared_nodes: SharedNodes = "expected_return",
         format_pattern: str | None = None,
     ) -> None:
         super().__init__(problem)
@@ -105,12 +107,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
                 f"epochs={epochs}; {name} does not correct for a policy that has moved since it "
                 "sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
             )
-        for option, value, known in (
-            ("old_logprobs", old_logprobs, get_args(OldLogprobs)),
-            ("shared_nodes", shared_nodes, get_args(SharedNodes)),
-        ):
-            if value not in known:
-                raise ConfigurationError(f"{option}={value!r}; choose from {list(known)}.")
+        if old_logprobs not in get_args(OldLogprobs):
+            raise ConfigurationError(
+                f"old_logprobs={old_logprobs!r}; choose from {list(get_args(OldLogprobs))}."
+            )
+        check_shared_nodes(shared_nodes)
         self.estimator = estimator
         self.loss = loss
         self.kl = KLControl(
@@ -118,6 +119,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             in_loss=kl_in_loss,
             estimator=kl_estimator,
             corrected=kl_corrected,
+            gradient=kl_gradient,
             target=kl_target,
             horizon=kl_horizon,
         )
@@ -133,23 +135,18 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         Nodes with a missing reward are included, because reward is passed back along the tree;
         `prepare` leaves out what teaches nothing.
         """
-        steps = steps_of(graph)
-        if self.shared_nodes == "once":
-            return steps
-        weights = count_paths(graph)
-        return [
-            replace(step, weight=float(weight)) for step, weight in zip(steps, weights, strict=True)
-        ]
+        return steps_of(graph, self.shared_nodes)
 
     def prepare(self, steps: Sequence[PolicyStep]) -> Sequence[PreparedStep]:
         """Add log-probabilities, KL penalties and advantages, once per experience.
 
-        An attack without tokens or without an advantage is left out.
+        An attack without tokens or without an advantage is left out. The weights of the others are
+        scaled to a mean of 1 over attacks, or over tokens if the loss is a mean over tokens.
         """
         scored = self._with_old_logprobs(steps)
         if self.kl.needs_reference:
             scored = self.kl.with_penalties(self._with_reference_logprobs(scored))
-        prepared = self.estimator.estimate(self.with_values(scored))
+        prepared = self._with_mean_weight_one(self.estimator.estimate(self.with_values(scored)))
         if self.format_tokens is None:
             return prepared
         return [self.format_tokens.apply(step, self.problem.token_ends) for step in prepared]
@@ -159,11 +156,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return collate(steps)
 
     def weight(self, batch: PolicyBatch) -> float:
-        """Return the denominator of the loss: the weighted number of tokens, or of attacks."""
-        if self.loss.reduce != "token":
-            return float(batch.weights.sum())
-        counts = torch.tensor(batch.token_counts, dtype=torch.float32)
-        return float((batch.weights * counts).sum())
+        """Return the denominator of the loss: the number of tokens, or of attacks."""
+        return float(sum(batch.token_counts) if self.loss.reduce == "token" else len(batch))
 
     def step(self, batch: PolicyBatch) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch, and diagnostics under TRL's metric names."""
@@ -180,7 +174,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             reference = like(batch.reference_logprobs, logprobs)
             logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
             if self.kl.in_loss:
-                tokens = tokens + self.kl.in_loss * self.kl.loss_penalty(logprobs, reference, old)
+                penalty = self.kl.loss_penalty(logprobs, reference, old)
+                if self.loss.ratio == "sequence_sum":
+                    # The policy loss of each token is that of the whole attack; so is its KL.
+                    penalty = sequence_logprob(penalty, mask, reduce="sum")[:, None]
+                tokens = tokens + self.kl.in_loss * penalty
         loss = reduce_tokens(
             tokens,
             mask,
@@ -236,6 +234,12 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             "clip_ratio/high_mean": float(masked_mean(high.float(), mask)),
             "clip_ratio/region_mean": float(masked_mean((low | high).float(), mask)),
         }
+
+    def _with_mean_weight_one(self, steps: Sequence[PreparedStep]) -> list[PreparedStep]:
+        by_token = self.loss.reduce == "token"
+        sizes = [len(step.old_logprobs) if by_token else 1 for step in steps]
+        weights = normalised([step.weight for step in steps], sizes)
+        return [replace(step, weight=weight) for step, weight in zip(steps, weights, strict=True)]
 
     def _with_old_logprobs(self, steps: Sequence[PolicyStep]) -> list[ScoredStep]:
         sampled = [_sampled(step.attack) for step in steps]

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from astra_rl.core.graph import Graph, Node
+from astra_rl.algorithms.weighting import SharedNodes, node_weights
+from astra_rl.core.graph import Graph
 from astra_rl.core.text import context_key
 from astra_rl.errors import ContractError
 
@@ -56,7 +57,8 @@ class PolicyStep:
         reward: Its reward; NaN if missing.
         place: Position in its episode.
         terms: Reward terms by name.
-        weight: Weight of the attack in the loss.
+        weight: Weight of the attack in the loss, see `SharedNodes`. `PolicyGradient.prepare` scales
+            the weights to a mean of 1.
     """
 
     context: str
@@ -114,10 +116,13 @@ class PreparedStep(ScoredStep):
     Attributes:
         advantages: Per token; none is NaN.
         returns: Targets of `values`, in the same shape; None without a value function.
+        unpenalized: The advantages without the KL penalty in the reward, whose spread is the scale
+            of whitened advantages; None: not known.
     """
 
     advantages: tuple[float, ...]
     returns: tuple[tuple[float, ...], ...] | None = None
+    unpenalized: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,25 +156,23 @@ class PolicyBatch:
         return len(self.contexts)
 
 
-def steps_of(graph: Graph[str, str]) -> list[PolicyStep]:
+def steps_of(
+    graph: Graph[str, str], shared_nodes: SharedNodes = "expected_return"
+) -> list[PolicyStep]:
     """Return one step per node, breadth first, siblings side by side."""
+    weights = node_weights(graph, shared_nodes)
     opening = context_key(graph.context)
     parents: dict[int, int] = {}
     steps: list[PolicyStep] = []
     for index, node in enumerate(graph.nodes()):
         place = Place(graph, opening, index, parents.get(id(node)))
         parents.update({id(child): index for child in node.children})
-        steps.append(PolicyStep(node.context, node.attack, node.reward, place, node.reward_terms))
+        steps.append(
+            PolicyStep(
+                node.context, node.attack, node.reward, place, node.reward_terms, weights[index]
+            )
+        )
     return steps
-
-
-def count_paths(graph: Graph[str, str]) -> list[int]:
-    """Return, for each node breadth first, the number of root-to-leaf paths through it."""
-    counts: dict[int, int] = {}
-    nodes: list[Node[str, str]] = list(graph.nodes())
-    for node in reversed(nodes):
-        counts[id(node)] = sum(counts[id(child)] for child in node.children) or 1
-    return [counts[id(node)] for node in nodes]
 
 
 def groups_of(steps: Iterable[PolicyStep], kind: Group) -> list[list[int]]:

@@ -42,8 +42,8 @@ def _version_lines() -> Iterator[str]:
 
     import torch
 
+    from astra_rl.infra.storage import cache_dir
     from astra_rl.models.devices import DTYPES, resolve_device, resolve_dtype
-    from astra_rl.models.references import cache_dir
     from astra_rl.runs.provenance import versions
 
     yield from (f"{package:14} {version}" for package, version in versions().items())

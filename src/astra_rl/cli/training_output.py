@@ -64,7 +64,7 @@ def _print_result(result: Result, seed: int) -> None:
     for name, rate in rates.items():
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
-    out.line(SeedSpread({seed: rates["after training"].estimate}).text)
+    out.line(SeedSpread({seed: rates["after training"]}).text)
     _print_examples(folder, out)
     out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from astra_rl.config.resolve import Plan, check_training, resolve
@@ -13,6 +12,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
+from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -105,28 +105,32 @@ def build_problem(
     config = plan.config
     speaker = config.attacker
     local = config.target if isinstance(config.target, SpeakerConfig) else None
-    kind: Callable[..., HFASTProblem] = HFASTProblem
-    if attacker is None and plan.value_count:
-        kind = partial(HFValueProblem, value_count=plan.value_count)
     plan.load_deferred()
-    return kind(
-        attacker or speaker.model,
-        plan.target if local is None else local.model,
-        config.baseline or speaker.model,
-        moderator or plan.moderator.load(),
-        config.device,
-        dtype=config.dtype,
-        reward=plan.reward,
-        sampler=_SAMPLERS[config.sampler],
-        attacker_sampling=speaker.sampling(),
-        target_sampling=None if local is None else local.sampling(),
-        attacker_chat=speaker.chat,
-        target_chat=None if local is None else local.chat,
-        attacker_stops_at_newline=speaker.stop_at_newline,
-        lora=speaker.lora if attacker is None else None,
-        trainable_layers=speaker.trainable_layers if attacker is None else None,
-        trust_remote_code=config.trust_remote_code,
-    )
+    target: Any = plan.target if local is None else local.model
+    baseline = config.baseline or speaker.model
+    options: dict[str, Any] = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "reward": plan.reward,
+        "sampler": _SAMPLERS[config.sampler],
+        "attacker_sampling": speaker.sampling(),
+        "target_sampling": None if local is None else local.sampling(),
+        "attacker_chat": speaker.chat,
+        "target_chat": None if local is None else local.chat,
+        "attacker_stops_at_newline": speaker.stop_at_newline,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    moderator = moderator or plan.moderator.load()
+    if attacker is not None:
+        return HFEvaluationProblem(
+            attacker, target, moderator, baseline_model_id=baseline, **options
+        )
+    options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
+    if plan.value_count:
+        return HFValueProblem(
+            speaker.model, target, baseline, moderator, value_count=plan.value_count, **options
+        )
+    return HFASTProblem(speaker.model, target, baseline, moderator, **options)
 
 
 def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:

@@ -80,6 +80,50 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
     return validated(RunConfig, values, source=source)
 
 
+MOST_CHARACTERS = 1_000_000
+"""Largest configuration of a run that is read as data, in characters."""
+MOST_VALUES = 100_000
+"""Most values in it, with YAML aliases expanded."""
+
+
+def load_recorded_config(path: Path) -> RunConfig:
+    """Read the configuration that a run saved, as data: no file that it names is opened.
+
+    A saved configuration contains the settings of its preset and scenario.
+
+    Raises:
+        ConfigurationError: It cannot be read, is no configuration, or is too large.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        values = parse_yaml(text) if len(text) <= MOST_CHARACTERS else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
+    if values is None or not _has_at_most(values, MOST_VALUES):
+        raise ConfigurationError(
+            f"{path} is no configuration that a run saved: it is empty, or has more than "
+            f"{MOST_CHARACTERS} characters or {MOST_VALUES} values."
+        )
+    learn_from(values)
+    return validated(RunConfig, values, source=str(path))
+
+
+def _has_at_most(value: Any, most: int) -> bool:
+    """Whether YAML data has at most so many values; aliases may multiply few lines to billions."""
+    waiting = [value]
+    while waiting and most >= 0:
+        most -= 1
+        inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            waiting += inner.values()
+        elif isinstance(inner, list):
+            waiting += inner
+        if len(waiting) > most:
+            return False
+    return most >= 0
+
+
 def load_target(
     reference: str, *, like: SpeakerConfig | TargetConfig | None = None
 ) -> SpeakerConfig | TargetConfig:

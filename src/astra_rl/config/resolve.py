@@ -32,6 +32,8 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices
+from astra_rl.targets.network import check_network_settings
+from astra_rl.targets.openai_client import OPENAI_URL
 from astra_rl.targets.registry import target_factory
 from astra_rl.targets.remote import made
 
@@ -138,6 +140,7 @@ class DeferredModerator(Moderator[str, str]):
         if is_class and kind.texts_per_request is not None:
             size = kind.texts_per_request
             options = self._bound.options
+            check_network_settings(options.get("base_url") or OPENAI_URL)
             found.append(
                 EndpointUse(
                     self.where,

@@ -8,6 +8,7 @@ planted secret is data under test; in messages it is replaced too.
 | function | replaces | used for |
 | --- | --- | --- |
 | `redact` | registered values | every file of a run |
+| `seal_text` | the same, reversibly | cached replies, training states |
 | `redact_message` | these, and text in the format of a credential | terminals, logs, commands |
 | `redact_settings` | these, and the values of settings by name | configuration and manifest |
 
@@ -17,6 +18,7 @@ and a digit. Shorter values are only replaced by name.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import os
@@ -24,6 +26,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
+
+from astra_rl.infra.user_key import user_key
 
 REDACTED = "(redacted)"
 """Replacement of a credential; plain text in every file format."""
@@ -111,6 +115,55 @@ def redact(text: str) -> str:
         if form in text:
             text = text.replace(form, REDACTED)
     return text
+
+
+def seal_text(text: str) -> str | list[str | list[str]]:
+    """Return a text as JSON values without credentials, from which `open_text` restores it.
+
+    Returns:
+        The text if it has no credential and no `REDACTED`. Otherwise its parts in order: strings,
+        and for each credential a list with a digest that is keyed by `user_key`.
+    """
+    parts: list[str | list[str]] = [text]
+    for form in _forms:
+        if form in text:
+            parts = [each for part in parts for each in _sealed(part, form)]
+    return text if parts == [text] and REDACTED not in text else parts
+
+
+def open_text(sealed: Any) -> str | None:
+    """Restore a text from `seal_text`; None if one of its credentials is not registered.
+
+    A plain string with `REDACTED` was written by a version that did not seal: None, too.
+    """
+    if isinstance(sealed, str):
+        return None if REDACTED in sealed else sealed
+    if not isinstance(sealed, list):
+        return None
+    known = {_digest(form): form for form in _forms}
+    parts = [part if isinstance(part, str) else _opened(part, known) for part in sealed]
+    present = [part for part in parts if part is not None]
+    return "".join(present) if len(present) == len(parts) else None
+
+
+def _sealed(part: str | list[str], form: str) -> Iterator[str | list[str]]:
+    if isinstance(part, list):
+        yield part
+        return
+    for number, piece in enumerate(part.split(form)):
+        if number:
+            yield [_digest(form)]
+        if piece:
+            yield piece
+
+
+def _opened(part: Any, known: Mapping[str, str]) -> str | None:
+    is_digest = isinstance(part, list) and len(part) == 1 and isinstance(part[0], str)
+    return known.get(part[0]) if is_digest else None
+
+
+def _digest(form: str) -> str:
+    return hashlib.blake2b(form.encode(), key=user_key(), digest_size=16).hexdigest()
 
 
 def redact_message(text: str) -> str:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from astra_rl.errors import StorageError
+from astra_rl.errors import ConfigurationError, StorageError
 
 _CANNOT_WRITE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
@@ -23,6 +23,24 @@ _SQLITE = {
 }
 # Operating system errors in messages of Rust libraries (safetensors, tokenizers).
 _RUST = re.compile(r"\(os error (\d+)\)")
+
+
+def cache_dir() -> Path:
+    """Return the cache folder of the user: ``$ASTRA_RL_CACHE``, or ``~/.cache/astra_rl``.
+
+    Raises:
+        ConfigurationError: The user has no home folder, and no variable names a folder.
+    """
+    # The XDG specification treats an empty variable as unset.
+    chosen, xdg = os.environ.get("ASTRA_RL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(xdg or Path.home() / ".cache") / "astra_rl"
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"no cache folder: {error} Set ASTRA_RL_CACHE to a folder that can be written."
+        ) from error
 
 
 @contextlib.contextmanager

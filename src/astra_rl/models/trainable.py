@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError, first_line
+from astra_rl.models.adapters import is_adapted, quiet_peft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,16 @@ def make_trainable(
         The model; a peft model if `lora` is given.
 
     Raises:
-        ConfigurationError: Both options are given, the model has fewer layers, or no module has the
-            names of ``lora.target_modules``.
+        ConfigurationError: Both options are given, the model has fewer layers, no module has the
+            names of ``lora.target_modules``, or the model has an adapter already.
     """
+    if is_adapted(model):
+        # A second adapter would replace it, and saving would write only one of the two.
+        raise ConfigurationError(
+            "this model has an adapter already, so its weights cannot be trained. Merge it first "
+            "(peft: model = model.merge_and_unload()), or give its folder or hub id instead of the "
+            "model."
+        )
     if lora is not None:
         if layers is not None:
             raise ConfigurationError(
@@ -90,17 +98,15 @@ def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        # peft corrects its default for GPT-2's Conv1D layers, and calls a deprecated transformers
-        # attribute.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        warnings.filterwarnings(
-            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
-        )
+    with quiet_peft():
         try:
-            return get_peft_model(model, config).eval()
+            adapted = get_peft_model(model, config).eval()
         except ValueError as error:
             raise ConfigurationError(f"target_modules={modules!r}: {first_line(error)}") from error
+    if model.name_or_path and Path(model.name_or_path).is_dir():
+        # The adapter is saved with this path and can be loaded from any working directory.
+        config.base_model_name_or_path = str(Path(model.name_or_path).resolve())
+    return adapted
 
 
 def transformer_layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:

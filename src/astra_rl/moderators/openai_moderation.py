@@ -15,10 +15,11 @@ from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import keep_secret
 from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import Prices, Usage, Worst
-from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.credentials import read_variable
-from astra_rl.targets.http_client import json_of, message_of
+from astra_rl.targets.error_bodies import error_of_response, read_error
+from astra_rl.targets.http_client import json_of
 from astra_rl.targets.openai_client import OfficialClient
 from astra_rl.targets.remote import made
 from astra_rl.targets.reply_cache import Told, cache_key, from_cache
@@ -167,8 +168,12 @@ class OpenAIModerationModerator(Moderator[str, str]):
                 request = client.moderations.with_raw_response.create(model=self.model, input=texts)
                 reply = await self._client.reply_to(request)
                 if not 200 <= reply.status < 300:
-                    raise error_of_status(reply.status, reply.headers, message_of(reply.body))
-                found = self._read(json_of(reply.body), len(texts))
+                    error = error_of_response(reply.body)
+                    raise error.as_call_error(reply.status, reply.headers)
+                data = json_of(reply.body)
+                if (failure := read_error(data)) is not None and "results" not in data:
+                    raise failure.as_call_error(reply.status, reply.headers)
+                found = self._read(data, len(texts))
                 return Answer(found, Usage.estimate(sum(map(len, texts)), 0))
 
             yield send

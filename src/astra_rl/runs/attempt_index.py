@@ -1,14 +1,16 @@
 """Index of an attempt log: a SQLite file with the offset and the statistics of each record.
 
-It is derived from the log, so it can be deleted at any time and is rebuilt. Only writers hold the
-lock of the log. Readers that find the index behind the log update it in small batches, so that
-SQLite's own lock is never held for long; if the index cannot be written (disk full or read-only), a
-reader uses a temporary one.
+It is derived from the log, so it can be deleted at any time and is rebuilt. It is verified whenever
+it is opened (see `astra_rl.runs.index_seal`), and rebuilt if it is not of this log, for instance
+after a copy. Only writers hold the lock of the log. Readers that find the index behind the log
+update it in small batches, so that SQLite's own lock is never held for long; if the index cannot be
+written (disk full or read-only), a reader uses a temporary one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -18,14 +20,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow, SchemaTooNewError
 from astra_rl.infra.checkpointing import sync
 from astra_rl.logging import logger
+from astra_rl.runs.index_seal import COLUMNS, is_derived_from, schema_of, seal, values_of
 
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 _TABLES = f"""
 BEGIN;
 CREATE TABLE attempts (
@@ -34,7 +37,7 @@ CREATE TABLE attempts (
     attacker TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, turns INTEGER NOT NULL,
     first_failing_turn INTEGER, last_turn_failed INTEGER, score REAL, logprob REAL,
     logprob_tokens INTEGER, queries_per_turn INTEGER NOT NULL, judge TEXT NOT NULL,
-    judge_id TEXT NOT NULL, threshold REAL NOT NULL
+    judge_id TEXT NOT NULL, threshold REAL NOT NULL, seal BLOB NOT NULL
 );
 CREATE INDEX by_score ON attempts (outcome, score DESC, sequence);
 CREATE INDEX by_logprob ON attempts (outcome, logprob DESC, sequence);
@@ -49,7 +52,6 @@ PATIENCE = 1.0
 """Seconds that a writer waits for the lock of the log, which readers hold only for an instant."""
 DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError, OverflowError)
 """Errors that a damaged index raises: by SQLite, or by values of unexpected types."""
-COLUMNS = ", ".join(AttemptRow._fields)
 
 
 class LogInUseError(ConfigurationError):
@@ -71,7 +73,12 @@ class Health(NamedTuple):
 def read_attempt(file: IO[bytes], start: int, size: int) -> Attempt:
     """Read the record at this offset of the log."""
     file.seek(start)
-    return Attempt.from_json(file.read(size))
+    try:
+        return Attempt.from_json(file.read(size))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{file.name} changed while it was read (byte {start}: {error}). Run the command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -137,7 +144,7 @@ def open_to_read(path: Path, resources: contextlib.ExitStack) -> tuple[sqlite3.C
     index, health = found or _made_again(path, resources)
     if health.torn and _is_being_written(path):  # in progress, not torn
         health = health._replace(torn=0)
-    say_what_is_wrong(path, health)
+    warn_of_damage(path, index, health)
     return index, health
 
 
@@ -258,42 +265,39 @@ def _new_index(database: str) -> sqlite3.Connection:
 
 
 def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
-    """Open the existing index; None if there is none, it is damaged, or of another log."""
+    """Open and verify the existing index; None if there is none, or it is not of this log."""
     index = index_path(path)
     if not index.is_file():
         return None
-    name = index.absolute().as_uri()
-    # immutable: in a read-only folder the index has no writer.
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        connection = None
-        try:
-            connection = sqlite3.connect(f"{name}?{options}", uri=True)
-            if _is_index_of(connection, path):
+    connection = _connect_to_read(index)
+    try:
+        connection.execute("BEGIN")  # one snapshot, also if a writer is active
+        with connection:
+            if is_derived_from(path, connection, _schema()):
                 return connection
-        except DAMAGE:
-            pass
-        if connection is not None:
-            connection.close()
+    except DAMAGE as error:
+        logger.debug("the index of %s is damaged: %s", path, error)
+    connection.close()
     return None
 
 
-def _is_index_of(index: sqlite3.Connection, path: Path) -> bool:
-    if index.execute("PRAGMA user_version").fetchone()[0] != _INDEX_VERSION:
-        return False
-    last = index.execute(
-        "SELECT start, size, id FROM attempts ORDER BY sequence DESC LIMIT 1"
-    ).fetchone()
-    if _indexed(index) > path.stat().st_size:
-        return False
-    if last is None:
-        return True
-    start, size, key = last
-    with open(path, "rb") as file:
-        try:
-            found = read_attempt(file, start, size).id
-        except AstraError:
-            return False
-    return found == str(key)
+def _connect_to_read(index: Path) -> sqlite3.Connection:
+    name = f"{index.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(name, uri=True)
+    try:
+        connection.execute("PRAGMA user_version")
+    except sqlite3.OperationalError:
+        connection.close()
+        # SQLite cannot make its shared memory file, because the folder is read-only. What a
+        # write-ahead log has is left out here, and is indexed again from the log.
+        connection = sqlite3.connect(f"{name}&immutable=1", uri=True)
+    return connection
+
+
+@functools.cache
+def _schema() -> list[tuple[Any, ...]]:
+    with contextlib.closing(_new_index(":memory:")) as fresh:
+        return schema_of(fresh)
 
 
 def index_path(path: Path) -> Path:
@@ -334,7 +338,7 @@ def _insert_lines(path: Path, index: sqlite3.Connection, start: int, lines: list
     unreadable = 0
     for line in lines:
         try:
-            insert(index, Attempt.from_json(line), start, len(line))
+            insert(index, Attempt.from_json(line), start, line)
         except SchemaTooNewError as error:
             raise SchemaTooNewError(f"{path}: {error}") from None
         except ConfigurationError:
@@ -343,18 +347,44 @@ def _insert_lines(path: Path, index: sqlite3.Connection, start: int, lines: list
     return unreadable
 
 
-def say_what_is_wrong(path: Path, health: Health) -> None:
-    """Log warnings about damage of a log."""
+def warn_of_damage(path: Path, index: sqlite3.Connection, health: Health) -> None:
+    """Log warnings about damage of a log; the first unreadable line is named with its reason."""
     if health.torn:
         logger.warning("%s: the last line was cut off by a crash and is left out", path)
     if health.unreadable:
-        logger.warning("%s: %d lines are no records of attempts", path, health.unreadable)
+        logger.warning(
+            "%s: %d lines are not records of attempts and are left out%s",
+            *(path, health.unreadable, _first_unreadable(path, index)),
+        )
 
 
-_PLACES = ", ".join("?" for _ in range(2 + len(AttemptRow._fields)))
-_INSERT = f"INSERT OR REPLACE INTO attempts (start, size, {COLUMNS}) VALUES ({_PLACES})"
+def _first_unreadable(path: Path, index: sqlite3.Connection) -> str:
+    starts = index.execute("SELECT start FROM attempts ORDER BY start")
+    expected = next(starts, (None,))[0]
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if file.tell() - len(line) == expected:
+                expected = next(starts, (None,))[0]
+                continue
+            try:
+                Attempt.from_json(line)  # a record that a later one replaced has no row
+            except ConfigurationError as error:
+                return f"; the first is line {number}: {error}"
+    return ""
 
 
-def insert(index: sqlite3.Connection, attempt: Attempt, start: int, size: int) -> None:
-    """Index one attempt, replacing one with the same id."""
-    index.execute(_INSERT, (start, size, *attempt.row))
+_PLACES = ", ".join("?" for _ in range(3 + len(AttemptRow._fields)))
+_INSERT = f"INSERT OR REPLACE INTO attempts (start, size, seal, {COLUMNS}) VALUES ({_PLACES})"
+
+
+def insert(index: sqlite3.Connection, attempt: Attempt, start: int, line: bytes) -> None:
+    """Index one attempt, replacing one with the same id.
+
+    Args:
+        index: The index.
+        attempt: The attempt.
+        start: Offset of its line in the log.
+        line: The line, with its newline.
+    """
+    values = values_of(attempt.row)
+    index.execute(_INSERT, (start, len(line), seal(start, values, line), *values))

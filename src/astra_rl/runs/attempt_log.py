@@ -23,7 +23,6 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_index import (
-    COLUMNS,
     DAMAGE,
     PATIENCE,
     Health,
@@ -38,8 +37,9 @@ from astra_rl.runs.attempt_index import (
     read_attempt,
     reading_index,
     remove_index,
-    say_what_is_wrong,
+    warn_of_damage,
 )
+from astra_rl.runs.index_seal import COLUMNS
 
 __all__ = ["AttemptLog", "Health", "LogInUseError", "replacing_log"]
 
@@ -85,7 +85,7 @@ class AttemptLog:
             raise ConfigurationError(f"flush_every={flush_every}; it must be at least 1.")
         self.path = Path(path)
         self.flush_every = flush_every
-        self._waiting: list[tuple[Attempt, int, int]] = []
+        self._waiting: list[tuple[Attempt, int, bytes]] = []
         self._resources = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         try:
@@ -122,7 +122,7 @@ class AttemptLog:
     def _open_index(self) -> None:
         self._index = self._indexing.enter_context(open_to_add(self.path))
         self.health = catch_up(self.path, self._index)
-        say_what_is_wrong(self.path, self.health)
+        warn_of_damage(self.path, self._index, self.health)
 
     def _make_index_again(self) -> None:
         logger.warning("the index of %s cannot be used and is made again", self.path)
@@ -140,7 +140,7 @@ class AttemptLog:
         if self._file is None or self._file.closed:
             raise ConfigurationError(f"{self.path} is not open for writing; pass write=True.")
         line = attempt.to_json().encode() + b"\n"
-        self._waiting.append((attempt, self._file.tell(), len(line)))
+        self._waiting.append((attempt, self._file.tell(), line))
         with storing(self.path):
             self._file.write(line)
         if len(self._waiting) >= self.flush_every:
@@ -162,8 +162,8 @@ class AttemptLog:
         """Index the attempts that were written up to this offset."""
         try:
             with self._index:
-                for attempt, start, size in self._waiting:
-                    insert(self._index, attempt, start, size)
+                for attempt, start, line in self._waiting:
+                    insert(self._index, attempt, start, line)
                 self._index.execute("UPDATE state SET indexed = ?", (end,))
         except sqlite3.OperationalError as error:
             if is_busy(error):  # locked by a suspended reader

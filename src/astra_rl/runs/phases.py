@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
@@ -18,6 +20,7 @@ from astra_rl.evaluation.judges.calibration import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.from_graphs import LogProbs
+from astra_rl.evaluation.records.turn import Count
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
@@ -223,9 +226,12 @@ def planned_attempts(folder: RunFolder) -> dict[str, int]:
         return {}
     try:
         known = parse_json(folder.planned.read_text(encoding="utf-8"))
-        return {str(phase): int(count) for phase, count in known.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"cannot read {folder.planned}: {error}") from error
+        return TypeAdapter(dict[str, Count]).validate_python(known)
+    except (OSError, ValueError) as error:
+        reason = "its counts are not integers" if isinstance(error, ValidationError) else error
+        raise ConfigurationError(
+            f"cannot read {folder.planned}: {reason}. It is damaged; restore it, or remove it."
+        ) from None
 
 
 def _later_phases(folder: RunFolder) -> Iterator[str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
-from astra_rl.config.loading import load_config
+from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
+from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
@@ -77,7 +78,7 @@ def read_run(folder: RunFolder) -> ReportData:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    config = load_config(folder.config) if folder.config.is_file() else None
+    config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     evaluations = list(_evaluations(folder))
     phases = [each.attempts[0].phase for each in evaluations]
@@ -201,7 +202,9 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
     if not (folder.path / "probability.json").is_file():
         return None
     with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
-        return failure_probability_of(log.attempts(), baseline=ORDINARY_ATTACKER)
+        return failure_probability_of(
+            log.attempts(), baseline=ORDINARY_ATTACKER, group=greedy_clusters
+        )
 
 
 def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:

@@ -26,6 +26,8 @@ from astra_rl.runs.provenance import versions
 
 _MAY_CHANGE = ("budget", "cache")
 """Sections of the configuration that do not affect results."""
+_CALLS = "calls"
+"""Setting of each endpoint that says how calls are made and retried; it may change, too."""
 
 
 def check_can_run_in(folder: Path) -> None:
@@ -63,7 +65,7 @@ def check_same_run(
     """
     then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
     changes = list(differences(_fixed(then), _fixed(now)))
-    if digest is not None and digest != config_digest(folder):
+    if digest is not None and digest not in _config_digests(folder):
         changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
         if then != now:
@@ -93,10 +95,17 @@ def _configuration_then(folder: RunFolder) -> Any:
 
 def config_digest(folder: RunFolder) -> str | None:
     """Return the checksum of the configuration of a run, as stored in its training states."""
+    return next(_config_digests(folder), None)
+
+
+def _config_digests(folder: RunFolder) -> Iterator[str]:
+    """Yield the checksum of the configuration, and the one that earlier versions stored."""
     if not folder.config.is_file():
-        return None
-    text = yaml.safe_dump(_fixed(_configuration_then(folder)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return
+    then = _configuration_then(folder)
+    for fixed in (_fixed(then), _without_sections(then)):
+        text = yaml.safe_dump(fixed, sort_keys=True)
+        yield hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_versions(then: Mapping[str, str]) -> None:
@@ -109,10 +118,32 @@ def check_versions(then: Mapping[str, str]) -> None:
         )
 
 
+def check_machine(then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warn if what the machine determined differs from a training state; see `RunIdentity`."""
+    changes = list(differences(then, now)) if then else []
+    if changes:
+        logger.warning(
+            "this machine differs from the one that wrote the training state, so the run resumes, "
+            "but not bit-exactly: %s",
+            "; ".join(changes),
+        )
+
+
 def _fixed(settings: Any) -> dict[str, Any]:
+    """Return the settings that must not change."""
+    return {name: _without_calls(value) for name, value in _without_sections(settings).items()}
+
+
+def _without_sections(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         return {}
     return {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+
+
+def _without_calls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_calls(each) for name, each in value.items() if name != _CALLS}
+    return [_without_calls(each) for each in value] if isinstance(value, list) else value
 
 
 def differences(then: Any, now: Any, place: str = "") -> Iterator[str]:

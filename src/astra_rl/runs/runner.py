@@ -32,6 +32,7 @@ from astra_rl.runs.phases import PhaseResult, PhaseRun, Recorded, plan_attempts
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
+    check_machine,
     check_same_prompts,
     check_same_run,
     check_versions,
@@ -41,7 +42,7 @@ from astra_rl.runs.resume import (
     kept_metrics,
 )
 from astra_rl.runs.spending import spending
-from astra_rl.runs.trainer import RunTrainer, build_trainer, saved_identity
+from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger, describe_spent
 from astra_rl.training.states import load_state
@@ -194,6 +195,7 @@ def _do_run(
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
     training = build_trainer(experiment, config, folder, trackers, log)
     if saved is not None:
+        check_machine(state.get("machine", {}), machine_of(experiment.problem))
         training.trainer.load_state_dict(saved[1])
         logger.info("going on after step %d", saved[0])
     del saved  # holds a copy of the weights

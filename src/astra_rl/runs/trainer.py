@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from astra_rl.config.experiment import Experiment
 from astra_rl.config.schema import RunConfig, TrainingConfig
+from astra_rl.core.problem import Problem
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.moderators.identity import identity_of
@@ -88,8 +92,12 @@ def build_trainer(
         *([] if goal is None else [StopAtSuccess(attacks, goal)]),
         TimeLimit(limits.max_minutes),
         budget,
-        *([BestBySuccess(checkpoints, attacks)] if limits.save_best else []),
-        RunIdentity(config_digest(folder)),
+        *(
+            [BestBySuccess(checkpoints, attacks, every=limits.save_every, goal=goal)]
+            if limits.save_best
+            else []
+        ),
+        RunIdentity(config_digest(folder), machine_of(experiment.problem)),
         TrainingStates(folder.states, limits.save_every, keep=limits.save_total_limit),
     ]
     trainer = Trainer(
@@ -99,18 +107,35 @@ def build_trainer(
 
 
 class RunIdentity(TrainerCallback):
-    """Keeps in each training state what a resume compares: configuration and versions.
+    """Keeps in each training state what a resume compares: configuration, versions and machine.
 
     Args:
         config_sha256: Checksum of the configuration of the run; None if it has no file yet.
+        machine: See `machine_of`.
     """
 
-    def __init__(self, config_sha256: str | None) -> None:
-        self.config_sha256 = config_sha256
+    def __init__(self, config_sha256: str | None, machine: Mapping[str, str]) -> None:
+        self.config_sha256, self.machine = config_sha256, dict(machine)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the checksum, and the versions of this library and those it uses."""
-        return {"config_sha256": self.config_sha256, "versions": versions()}
+        """Return the checksum, the machine, and the versions of this library and its packages."""
+        return {
+            "config_sha256": self.config_sha256,
+            "versions": versions(),
+            "machine": self.machine,
+        }
+
+
+def machine_of(problem: Problem[Any, Any]) -> dict[str, str]:
+    """Return what the machine determines of a training: dtype, device and number of threads.
+
+    Each can change the last bits of a result. ``dtype: auto`` and ``device: auto`` are returned as
+    what they resolved to.
+    """
+    trained = next((each for each in problem.parameters() if each.requires_grad), None)
+    resolved = {} if trained is None else {"dtype": trained.dtype, "device": trained.device.type}
+    found = {**resolved, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    return {name: str(value).removeprefix("torch.") for name, value in found.items()}
 
 
 def saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_number
+from astra_rl.errors import ContractError
 
 ASSUMED_OUTPUT = 256
 """Assumed output tokens of a reply without a limit, until the first one has been received."""
+
+MAX_TOKENS_OF_A_CALL = 1_000_000_000
+"""Most tokens that a call can be charged; larger reported numbers are not believed."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,24 @@ class Usage:
         input: Input tokens.
         output: Output tokens.
         estimated: Whether they are estimated (a quarter of the characters) and not counted.
+
+    Raises:
+        ContractError: A number is not whole, or not from 0 to `MAX_TOKENS_OF_A_CALL`.
     """
 
     input: int
     output: int
     estimated: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (is_whole and 0 <= value <= MAX_TOKENS_OF_A_CALL):
+                raise ContractError(
+                    f"Usage.{name} is {value!r:.50}; it must be a whole number of tokens from 0 to "
+                    f"{MAX_TOKENS_OF_A_CALL}."
+                )
 
     @classmethod
     def estimate(cls, input_characters: int, output_characters: int) -> Usage:

@@ -8,21 +8,26 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from astra_rl.targets.budget import Usage
+
 MAX_DETAIL = 300
 """Most characters of an endpoint's error message that are kept."""
 
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED
-_PERMANENT = frozenset({401, 404})
+_PERMANENT = frozenset({401, 402, 404})
 _REASONS = {
     400: "refused by the endpoint",
     401: "key refused",
+    402: "quota spent",
     403: "forbidden",
     404: "not found",
     413: "too long for the endpoint",
     422: "refused by the endpoint",
     429: "rate limited",
 }
+_CHECK = "check the URL, the model and the key"
+_ADVICE = {402: "add credit, or raise the limit of the account at the provider"}
 
 
 class CallError(Exception):
@@ -35,6 +40,8 @@ class CallError(Exception):
         overload: Whether the endpoint is overloaded or its rate limit is reached.
         permanent: Whether every further call will fail for the same reason.
         retry_after: Seconds that the endpoint asks to wait.
+        usage: Tokens that the endpoint reported for the attempt; None if it reported none.
+        advice: What to do about a permanent failure.
     """
 
     def __init__(
@@ -46,26 +53,37 @@ class CallError(Exception):
         overload: bool = False,
         permanent: bool = False,
         retry_after: float | None = None,
+        usage: Usage | None = None,
+        advice: str = _CHECK,
     ) -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail[:MAX_DETAIL]
         self.retryable, self.overload, self.permanent = retryable, overload, permanent
-        self.retry_after = retry_after
+        self.retry_after, self.usage, self.advice = retry_after, usage, advice
 
 
-def error_of_status(status: int, headers: Mapping[str, str], detail: str = "") -> CallError:
+def error_of_status(
+    status: int, headers: Mapping[str, str], detail: str = "", *, received: int | None = None
+) -> CallError:
     """Return the failure that an HTTP status stands for.
 
-    429, 503 and 529 mean overload. They, other server errors and timeouts are retryable. 401 and
-    404 are permanent: every call will fail.
+    429, 503 and 529 mean overload. They, other server errors and timeouts are retryable. 401, 402
+    and 404 are permanent: every call will fail.
+
+    Args:
+        status: The status.
+        headers: Headers of the response.
+        detail: Message of the endpoint.
+        received: HTTP status of the response, if its body stands for another one.
     """
     return CallError(
         _REASONS.get(status, f"endpoint error {status}"),
-        " ".join(part for part in (_phrase(status), detail) if part),
+        " ".join(part for part in (_phrase(received or status), detail) if part),
         retryable=status in _TRANSIENT,
         overload=status in _OVERLOADED,
         permanent=status in _PERMANENT,
         retry_after=retry_after(headers) if status in _TRANSIENT else None,
+        advice=_ADVICE.get(status, _CHECK),
     )
 
 

@@ -43,8 +43,10 @@ class CallSettings:
         timeout: Most seconds per attempt.
         max_wait: Most seconds between two attempts. If the endpoint asks to wait longer, the call
             fails.
-        first_wait: Seconds before the second attempt, doubled for each further one (with jitter);
-            a ``Retry-After`` of the endpoint takes precedence.
+        first_wait: Least seconds before the second attempt, doubled for each further one (with
+            jitter of a factor from 0.5 to 1.5). A longer ``Retry-After`` of the endpoint takes
+            precedence; a shorter one does not, so ``Retry-After: 0`` does not use up all attempts
+            at once.
         give_up_after: Raise `EndpointError` after this many consecutive calls that failed for the
             same reason with all attempts used.
         max_reply_bytes: Most bytes of a reply; a longer one is a failure.
@@ -65,9 +67,8 @@ class CallSettings:
         values = asdict(self)
         for name in ("concurrency", "start_concurrency", "max_tries", "give_up_after"):
             check_number(name, values[name], lambda n: n >= 1 and n == int(n), "1 or more")
-        for name in ("timeout", "max_wait", "max_reply_bytes"):
+        for name in ("timeout", "max_wait", "first_wait", "max_reply_bytes"):
             check_number(name, values[name], lambda n: n > 0, "above 0")
-        check_number("first_wait", self.first_wait, lambda n: n >= 0, "0 or more")
         if self.requests_per_minute is not None:
             check_number(
                 "requests_per_minute", self.requests_per_minute, lambda n: n > 0, "above 0"
@@ -270,11 +271,11 @@ class _Batch(Generic[ItemT, ValueT]):
     ) -> None:
         self.in_flight -= 1
         reserved = self.reserved.pop(call.index)
+        # A reply is paid for, whether or not it can be used.
+        self.ledger.settle(reserved, result.usage, self.caller.prices)
         if isinstance(result, CallError):
-            self.ledger.settle(reserved)
             self._failed(call, begun, result)
         else:
-            self.ledger.settle(reserved, result.usage, self.caller.prices)
             self.caller.limit.succeeded(begun, at_once)
             self._succeeded(call, result)
 
@@ -283,10 +284,9 @@ class _Batch(Generic[ItemT, ValueT]):
         try:
             while not self.done.empty():
                 call, _, result = self.done.get_nowait()
+                reserved = self.reserved.pop(call.index)
+                self.ledger.settle(reserved, result.usage, self.caller.prices)
                 if not isinstance(result, CallError):
-                    self.ledger.settle(
-                        self.reserved.pop(call.index), result.usage, self.caller.prices
-                    )
                     self._succeeded(call, result)
         finally:
             for reserved in self.reserved.values():
@@ -310,8 +310,8 @@ class _Batch(Generic[ItemT, ValueT]):
             caller.warn(error)
             backoff = self.settings.first_wait * 2 ** (tries - 1) * (0.5 + self.jitter.random())
             backoff = min(backoff, self.settings.max_wait)
-            wait = backoff if error.retry_after is None else requested
-            heapq.heappush(self.retries, _Waiting(now + wait, call.index, tries))
+            wait = now + max(backoff, requested)
+            heapq.heappush(self.retries, _Waiting(wait, call.index, tries))
             return
         detail = redact_message(error.detail)
         self.values[call.index] = NoReply(error.reason, detail)
@@ -319,7 +319,7 @@ class _Batch(Generic[ItemT, ValueT]):
         caller.failures_in_a_row = caller.failures_in_a_row + 1 if same else 1
         caller.last_reason = error.reason
         if error.permanent:
-            self._stop(f"{error.reason} ({detail})", "check the URL, the model and the key")
+            self._stop(f"{error.reason} ({detail})", error.advice)
         elif caller.failures_in_a_row >= self.settings.give_up_after:
             count = caller.failures_in_a_row
             caller.failures_in_a_row = 0  # the count starts again if the caller continues

@@ -109,9 +109,12 @@ class CallableTarget(RemoteTarget):
             ) from None
         if not isinstance(said, str):
             raise CallError("not a text", f"{self.name} returned {type(said).__name__}")
+        answer = answer_of(chat, said if isinstance(said, Utterance) else Utterance(said))
         if len(said) > self.calls.max_reply_bytes:
-            raise too_long(self.calls.max_reply_bytes)
-        return answer_of(chat, said if isinstance(said, Utterance) else Utterance(said))
+            failure = too_long(self.calls.max_reply_bytes)
+            failure.usage = answer.usage
+            raise failure
+        return answer
 
 
 def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]:
@@ -122,7 +125,8 @@ def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]
         return "text"
     if first is None:
         raise ConfigurationError(
-            f"{getattr(function, '__qualname__', repr(function))} takes no argument; it must take a text or messages."
+            f"{getattr(function, '__qualname__', repr(function))} takes no argument; it must take a "
+            "text or messages."
         )
     if first.name in hints:
         return "text" if hints[first.name] is str else "messages"

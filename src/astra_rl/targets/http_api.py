@@ -11,10 +11,11 @@ from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
-from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.credentials import check_headers, check_url, filled
-from astra_rl.targets.http_client import WebClients, json_of, message_of
+from astra_rl.targets.error_bodies import error_of_response, read_error
+from astra_rl.targets.http_client import WebClients, json_of
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
 
 PLACEHOLDERS = ("message", "messages", "system", "seed")
@@ -82,7 +83,7 @@ class HTTPTarget(RemoteTarget):
             )
         self._filled_headers()
         self._clients = WebClients(
-            self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
+            url, self.calls.timeout, self.calls.max_reply_bytes, self.calls.concurrency
         )
 
     @property
@@ -118,12 +119,22 @@ class HTTPTarget(RemoteTarget):
             response = await client.request(self.method, self.url, json=body)
         except Exception as error:
             raise self._clients.error_of(error) from None
-        if response.status_code in self.blocked_statuses:
-            return answer_of(chat, Utterance(finish_reason="content_filter"))
-        if not 200 <= response.status_code < 300:
-            said = message_of(response.content)
-            raise error_of_status(response.status_code, response.headers, said)
-        return answer_of(chat, Utterance(found_at(json_of(response.content), self._path)))
+        status, withheld = response.status_code, Utterance(finish_reason="content_filter")
+        if status in self.blocked_statuses:
+            return answer_of(chat, withheld)
+        if 200 <= status < 300:
+            data = json_of(response.content)
+            try:
+                return answer_of(chat, Utterance(found_at(data, self._path)))
+            except CallError:
+                found = read_error(data)
+                if found is None:
+                    raise
+        else:
+            found = error_of_response(response.content)
+        if found.is_filtered:
+            return answer_of(chat, withheld)
+        raise found.as_call_error(status, response.headers)
 
     def _filled_headers(self) -> dict[str, str]:
         return {name: filled(value, self.name) for name, value in self.headers.items()}

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.targets.call_errors import CallError
+from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
 
 
 class WebClients:
     """Makes `httpx2` clients that limit the size of responses and follow no redirects.
 
+    Proxies of the environment are used, except for endpoints on this machine.
+
     Args:
+        url: URL of the endpoint.
         timeout: Seconds to connect, and between two chunks of a response.
         max_bytes: Most bytes of a response; a longer one is a failure.
         concurrency: Most connections.
 
     Raises:
+        ConfigurationError: A proxy or the certificates of the environment cannot be used.
         MissingDependencyError: The extra ``openai`` is not installed.
     """
 
-    def __init__(self, timeout: float, max_bytes: int, concurrency: int) -> None:
+    def __init__(self, url: str, timeout: float, max_bytes: int, concurrency: int) -> None:
         self.httpx = require("httpx2", extra="openai")
         self.timeout, self.max_bytes, self.concurrency = timeout, max_bytes, concurrency
+        check_network_settings(url)
+        self._url = url
         self._context: Any = None
 
     def open(self, headers: Mapping[str, str] | None = None) -> Any:
         """Return a new client, to be used as an asynchronous context."""
         if self._context is None:  # loading the certificates is slow
-            self._context = self.httpx.create_ssl_context()
+            self._context = tls_settings(self._url)
         limits = self.httpx.Limits(
             max_connections=self.concurrency, max_keepalive_connections=self.concurrency
         )
@@ -39,6 +45,7 @@ class WebClients:
             # A small compressed response could be huge in memory.
             headers={"Accept-Encoding": "identity", **(headers or {})},
             verify=self._context,
+            trust_env=not is_loopback(self._url),
             timeout=self.timeout,
             limits=limits,
             follow_redirects=False,
@@ -104,14 +111,3 @@ def json_of(body: bytes) -> Any:
         return parse_json(body)
     except ValueError as error:
         raise CallError("unparsable reply", "not JSON", retryable=True) from error
-
-
-def message_of(body: bytes) -> str:
-    """Return the message of an error response: its ``error.message``, or its beginning."""
-    try:
-        data = parse_json(body)
-        error = data.get("error", data) if isinstance(data, Mapping) else data
-        said = error.get("message", error) if isinstance(error, Mapping) else error
-        return said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError):  # nested too deeply to be encoded
-        return body[:200].decode("utf-8", "replace").strip()

@@ -49,7 +49,7 @@ class Account:
         cached: Replies from the cache, which cost nothing.
         input_tokens: Input tokens, as reported by the endpoint.
         output_tokens: Output tokens, as reported by the endpoint.
-        cost: Cost at the given prices; the cost of failed requests is unknown and not included.
+        cost: Cost at the given prices; failed requests that reported no tokens are not included.
         estimated_tokens: Tokens, of all, that are estimated because they were not reported.
     """
 

@@ -36,7 +36,7 @@ class OfficialClient:
         host: Host and port of the endpoint.
 
     Raises:
-        ConfigurationError: The URL is not valid.
+        ConfigurationError: The URL, or a network setting of the environment, is not valid.
         MissingDependencyError: The extra ``openai`` is not installed.
     """
 
@@ -45,7 +45,9 @@ class OfficialClient:
         self.host = check_url(self.base_url, "base_url")
         self._key = key
         self._openai = require("openai", extra="openai")
-        self._web = WebClients(calls.timeout, calls.max_reply_bytes, calls.concurrency)
+        self._web = WebClients(
+            self.base_url, calls.timeout, calls.max_reply_bytes, calls.concurrency
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:

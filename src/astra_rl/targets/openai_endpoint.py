@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from astra_rl.core.contracts import check_number
-from astra_rl.core.text import FinishReason, Utterance
+from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.targets.budget import Prices
-from astra_rl.targets.call_errors import CallError, error_of_status
+from astra_rl.targets.budget import Prices, Usage
+from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.credentials import read_variable
-from astra_rl.targets.http_client import json_of, message_of
-from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient
+from astra_rl.targets.error_bodies import error_of_response, json_or_none, read_error
+from astra_rl.targets.http_client import json_of
+from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient, Reply
+from astra_rl.targets.openai_replies import read_reply, reported_tokens
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
 
-_FILTERED = (b"content_filter", b"content_policy_violation", b"ResponsibleAIPolicyViolation")
 _COUNTS = ("max_tokens", "max_completion_tokens", "n")
-_FINISHES = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 
 
 class OpenAITarget(RemoteTarget):
@@ -133,33 +133,32 @@ class OpenAITarget(RemoteTarget):
         reply = await self._client.reply_to(
             kind.with_raw_response.create(model=self.model, **prompt, extra_body=body)
         )
-        if reply.status == 400 and any(code in reply.body for code in _FILTERED):
-            return answer_of(chat, Utterance(finish_reason="content_filter"))
-        if not 200 <= reply.status < 300:
-            raise error_of_status(reply.status, reply.headers, message_of(reply.body))
-        return self._read(chat, json_of(reply.body))
+        return self._read(chat, reply)
 
-    def _read(self, chat: Chat, data: Any) -> Answer[Utterance]:
+    def _read(self, chat: Chat, reply: Reply) -> Answer[Utterance]:
+        is_error = not 200 <= reply.status < 300
+        data = json_or_none(reply.body) if is_error else json_of(reply.body)
+        tokens = reported_tokens(data)
+        error = error_of_response(reply.body) if is_error else read_error(data)
+        if error is not None and error.is_filtered:
+            return answer_of(chat, Utterance(finish_reason="content_filter"), *tokens)
         try:
-            choice = data["choices"][0]
-            message = choice["message"] if self.api == "chat" else choice
-            text = message.get("content" if self.api == "chat" else "text")
-            text = message.get("refusal") if text is None else text
-            finish = _FINISHES.get(choice.get("finish_reason"))
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise CallError("unparsable reply", "no choices", retryable=True) from None
-        if text is None and finish == "content_filter":
-            text = ""
-        if not isinstance(text, str):
-            raise CallError("unparsable reply", "no text", retryable=True)
-        usage = data.get("usage")
-        tokens = (
-            (_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
-            if isinstance(usage, Mapping)
-            else (None, None)
-        )
-        reply = Utterance(text, finish_reason=cast("FinishReason | None", finish))
-        return answer_of(chat, reply, *tokens)
+            if error is not None:
+                raise error.as_call_error(reply.status, reply.headers)
+            said = read_reply(data, is_chat=self.api == "chat", limit=self._limit)
+        except CallError as failure:
+            if tokens != (None, None):
+                failure.usage = Usage(tokens[0] or 0, tokens[1] or 0)
+            raise
+        return answer_of(chat, said, *tokens)
+
+    @property
+    def _limit(self) -> str:
+        """The token limit of a request and where it is set, for errors."""
+        for name, where in (("max_completion_tokens", "extra."), ("max_tokens", "")):
+            if name in self.request:
+                return f"{where}{name}={self.request[name]}"
+        return "the limit of the endpoint (max_tokens is not set)"
 
     def _secret(self) -> str:
         optional = self.api_key_env == "OPENAI_API_KEY" and self.base_url != OPENAI_URL
@@ -172,12 +171,6 @@ def _plain_text(chat: Chat) -> str:
     system = [each["content"] + "\n\n" for each in chat.messages if each["role"] == "system"]
     rest = [each["content"] for each in chat.messages if each["role"] != "system"]
     return "".join([*system, *rest])
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    known = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if known else None
 
 
 def _check_range(name: str, value: Any, low: float, high: float | None) -> None:

@@ -128,11 +128,12 @@ def answer_of(
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> Answer[Utterance]:
-    """Return a reply with its token usage, which is estimated unless both counts are given."""
-    if input_tokens is not None and output_tokens is not None:
-        return Answer(reply, Usage(input_tokens, output_tokens))
+    """Return a reply with its token usage; a count that is not given is estimated."""
     characters = sum(len(message["content"]) for message in chat.messages)
-    return Answer(reply, Usage.estimate(characters, len(reply)))
+    guess = Usage.estimate(characters, len(reply))
+    inputs = guess.input if input_tokens is None else input_tokens
+    outputs = guess.output if output_tokens is None else output_tokens
+    return Answer(reply, Usage(inputs, outputs, None in (input_tokens, output_tokens)))
 
 
 def check_count(name: str, value: Any) -> None:

@@ -1,7 +1,9 @@
 """A cache of replies in a SQLite file, so that no call is paid for twice.
 
 A resumed run repeats calls of the interrupted one and gets the same replies from the cache, so it
-continues bit-exactly. Failed calls are not cached.
+continues bit-exactly. Failed calls are not cached. Credentials in replies are sealed (see
+`astra_rl.infra.redaction.seal_text`): the file has none, and a process that knows them gets the
+reply as it was. For one that does not, the reply is unknown and the call is repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, TypeVar, cast, get_args
 from astra_rl.core.text import FinishReason, NoReply, Utterance
 from astra_rl.errors import ConfigurationError, StorageError
 from astra_rl.infra.jsonio import parse_own_json
-from astra_rl.infra.redaction import redact
+from astra_rl.infra.redaction import learn_from_environment, open_text, seal_text
 from astra_rl.infra.storage import storing
 from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.ledger import current_ledger
@@ -90,7 +92,9 @@ class ReplyCache:
         if isinstance(reply, NoReply):
             return
         reason = Utterance.of(reply).finish_reason
-        text = redact(json.dumps({"text": well_formed(str(reply)), "finish_reason": reason}))
+        learn_from_environment()
+        sealed = seal_text(well_formed(str(reply)))
+        text = json.dumps({"text": sealed, "finish_reason": reason})
         with self._named_errors():
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
@@ -176,9 +180,9 @@ def cache_key(parts: Sequence[Any]) -> str:
 def _read(text: bytes) -> Utterance | None:
     try:
         row = parse_own_json(text)
-        reply, reason = row["text"], row["finish_reason"]
+        reply, reason = open_text(row["text"]), row["finish_reason"]
     except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(reply, str) or reason not in (None, *get_args(FinishReason)):
+    if reply is None or reason not in (None, *get_args(FinishReason)):
         return None
     return Utterance(reply, finish_reason=cast("FinishReason | None", reason))

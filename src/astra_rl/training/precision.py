@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from astra_rl.errors import TrainingError
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
@@ -95,3 +97,55 @@ def build_optimizer(kind: type[Optimizer], parameters: Iterable[Parameter], lr: 
     if any(parameter.dtype in HALF_TYPES for parameter in trained):
         return MasterWeightOptimizer(trained, factory)
     return factory(trained)
+
+
+_OF_IMPLEMENTATION = frozenset(
+    {"params", "lr", "initial_lr", "weight_decay", "foreach", "maximize", "capturable"}
+    | {"differentiable", "fused", "decoupled_weight_decay"}
+)
+"""Options of parameter groups that do not tell optimizers apart, or depend on torch's version."""
+
+
+@torch.no_grad()
+def load_optimizer_state(
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    trained: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> None:
+    """Load the state of an optimizer, also if it was saved with another dtype.
+
+    Args:
+        optimizer: From `build_optimizer`.
+        state: Its saved ``state_dict()``.
+        trained: The trained parameters, with the saved weights.
+        weights: The saved weights, in the dtype they were saved with.
+
+    Raises:
+        TrainingError: The state is of another optimizer.
+    """
+    has_masters, saved_masters = isinstance(optimizer, MasterWeightOptimizer), "masters" in state
+    inner = state["inner"] if saved_masters else state
+    groups = inner.get("param_groups", [])
+    then, now = (_options_of(each) for each in (groups, optimizer.param_groups))
+    if not now <= then:  # learning-rate schedulers add options
+        raise TrainingError(
+            f"the saved state is of another optimizer, with the options {_listed(then)}; this one, "
+            f"{type(getattr(optimizer, 'inner', optimizer)).__name__}, has {_listed(now)}. Use the "
+            "optimizer that the run was started with, or start a new run."
+        )
+    if has_masters:
+        masters = state["masters"] if saved_masters else list(weights)
+        optimizer.load_state_dict({"inner": inner, "masters": masters})
+        return
+    for parameter, master in zip(trained, state.get("masters", ()), strict=False):
+        parameter.copy_(master)  # more exact than the saved half-precision weights
+    optimizer.load_state_dict(inner)
+
+
+def _options_of(groups: Sequence[dict[str, Any]]) -> set[str]:
+    return {str(name) for group in groups for name in group} - _OF_IMPLEMENTATION
+
+
+def _listed(options: set[str]) -> str:
+    return ", ".join(sorted(options)) or "none"

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from astra_rl.errors import TrainingError
 from astra_rl.infra.checkpointing import replace_folder, sha256
-from astra_rl.infra.redaction import redact
+from astra_rl.infra.redaction import learn_from_environment, open_text, redact, seal_text
 from astra_rl.logging import logger
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version 1 had the random generator of torch only, version 2 no states of callbacks; both are
-still read."""
+still read. Version 4 seals credentials in texts, which versions before it redacted."""
 KEPT = 2
 """Number of states kept by default: the newest, and one to fall back to."""
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -53,6 +53,7 @@ def save_state(
     folder = Path(folder)
     place = folder / f"step-{step:08d}"
     tensors: dict[str, Tensor] = {}
+    learn_from_environment()
     packed = _pack(state, tensors)
     with replace_folder(place) as temporary:
         save_file(tensors, temporary / _TENSORS)
@@ -107,6 +108,7 @@ class _DamagedError(Exception):
 
 def _read(place: Path) -> tuple[int, dict[str, Any]]:
     try:
+        learn_from_environment()
         checksum, _, text = (place / _STATE).read_text(encoding="utf-8").partition("\n")
         if hashlib.sha256(text.removesuffix("\n").encode()).hexdigest() != checksum:
             raise _DamagedError(f"{_STATE} does not have its checksum")
@@ -159,9 +161,23 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tuple": [_pack(each, tensors) for each in value]}
     if isinstance(value, list):
         return [_pack(each, tensors) for each in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        sealed = seal_text(value)
+        return sealed if isinstance(sealed, str) else {"sealed": sealed}
+    if value is None or isinstance(value, bool | int | float):
         return value
     raise TypeError(f"a state cannot hold {type(value).__name__}: {value!r}")
+
+
+def _opened(sealed: Any) -> str:
+    text = open_text(sealed)
+    if text is None:
+        raise TrainingError(
+            "a training state has text with a credential that is not known now. Set the "
+            "environment variables that held credentials when the state was written, and the same "
+            "ASTRA_RL_CACHE, and resume."
+        )
+    return text
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -172,6 +188,8 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, inner),) = value.items()
     if kind == "tensor":
         return tensors[inner]
+    if kind == "sealed":
+        return _opened(inner)
     if kind == "tuple":
         return tuple(_unpack(each, tensors) for each in inner)
     return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from astra_rl.logging import logger
 from astra_rl.training.callback import TrainerCallback, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
-from astra_rl.training.precision import build_optimizer
+from astra_rl.training.precision import build_optimizer, load_optimizer_state
 
 __all__ = ["Trainer", "TrainingConfiguration"]
 
@@ -222,6 +223,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "weights": [p.detach() for p in problem.parameters() if p.requires_grad],
             "optimizer": self.optimizer.state_dict(),
             "algorithm": self.algorithm.state_dict(),
+            "algorithm_type": type(self.algorithm).__name__,
             "reward": problem.reward_state(),
             "generators": generator_states(),
             "callbacks": {
@@ -238,8 +240,10 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         The state of a callback is found by the name of its class. A callback without a saved state
         starts anew; a saved state without its callback is ignored with a warning.
 
+        Weights and optimizer states of another floating dtype are converted.
+
         Raises:
-            TrainingError: The state is of another model.
+            TrainingError: The state is of another model, optimizer, algorithm or reward.
         """
         problem = self.algorithm.problem
         trained = [p for p in problem.parameters() if p.requires_grad]
@@ -250,9 +254,11 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             )
         for parameter, saved in zip(trained, state["weights"], strict=True):
             parameter.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.algorithm.load_state_dict(state["algorithm"])
-        problem.load_reward_state(state["reward"])
+        load_optimizer_state(self.optimizer, state["optimizer"], trained, state["weights"])
+        with _of_another("algorithm", state.get("algorithm_type"), self.algorithm):
+            self.algorithm.load_state_dict(state["algorithm"])
+        with _of_another("reward", None, problem):
+            problem.load_reward_state(state["reward"])
         # Version 1 of the format had the generator of torch only.
         restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]
@@ -263,7 +269,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         callbacks = named(self.callbacks)
         for name, saved in state.get("callbacks", {}).items():
             if name in callbacks:
-                callbacks[name].load_state_dict(saved)
+                with _of_another("callback", name, callbacks[name]):
+                    callbacks[name].load_state_dict(saved)
             else:
                 logger.warning("the saved state of callback %s is ignored: no such callback", name)
 
@@ -372,6 +379,20 @@ class _Piece(NamedTuple):
     weight: float
     finite: bool
     logs: Metrics
+
+
+@contextlib.contextmanager
+def _of_another(what: str, then: str | None, now: object) -> Iterator[None]:
+    """Turn what a foreign state raises inside the block into an error that names both sides."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        of = "" if then is None else f" ({then})"
+        raise TrainingError(
+            f"the saved state is of another {what}{of} than that of {type(now).__name__}: "
+            f"{type(error).__name__} {error}. Resume with the configuration that the run was "
+            "started with, or start a new run."
+        ) from error
 
 
 def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:

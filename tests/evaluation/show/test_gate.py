@@ -10,7 +10,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.gate import fail_on
+from astra_rl.evaluation.show.gate import OF_ORDINARY_USE, fail_on
+from astra_rl.evaluation.stats.importance import Sample, failure_probability
 
 
 def summary(*outcomes, planned=None):
@@ -108,3 +109,12 @@ def test_any_text_is_read_or_refused(text):
 
 def test_attempts_that_were_never_made_are_errors():
     assert fail_on("error>0.4")(summary("failure", planned=2)).fails
+
+
+def test_the_bounds_of_a_probability_without_an_estimate_are_those_of_the_baseline():
+    found = failure_probability([Sample(False, -1.0, -2.0, True)] * 100)
+    assert not fail_on("probability>0.5", OF_ORDINARY_USE)(found).decided
+    assert not fail_on("upper(probability)>0.1", OF_ORDINARY_USE)(found).fails
+    assert fail_on("upper(probability)>0.01", OF_ORDINARY_USE)(found).fails
+    unlimited = failure_probability([Sample(True, -1.0, -2.0, False)] * 100)
+    assert not fail_on("lower(probability)>0.01", OF_ORDINARY_USE)(unlimited).decided

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.classification import (
@@ -14,11 +15,14 @@ from astra_rl.evaluation.stats.classification import (
     auroc,
     auroc_estimate,
     average_precision,
+    average_precision_estimate,
     best_threshold,
     best_threshold_estimates,
     bootstrap,
     brier,
+    brier_estimate,
     calibration_error,
+    calibration_error_estimate,
     confusion,
     decisions,
     krippendorff_alpha,
@@ -135,13 +139,54 @@ def test_perfect_calls_still_have_an_interval():
     assert (worst.low, worst.high) == pytest.approx((0, 1 - perfect.low))
 
 
-def test_the_interval_of_f1_is_wilsons_for_the_overlap():
-    """10 of 20 rows that are positive or called so: J = 1/2, F1 = 2/3; 0.299 and 0.701 for J."""
+def test_the_interval_of_f1_is_that_of_the_overlap():
+    """10 of 20 rows that are positive or predicted positive: J = 1/2, F1 = 2/3; exact ends of J."""
     f1 = decisions(Confusion(10, 4, 100, 6))["f1"]
+    low, high = stats.beta.ppf(0.025, 10, 11), stats.beta.ppf(0.975, 11, 10)
     assert f1.value == pytest.approx(2 / 3)
-    assert (f1.low, f1.high) == pytest.approx(
-        (2 * 0.29930 / 1.29930, 2 * 0.70070 / 1.70070), abs=1e-4
-    )
+    assert (f1.low, f1.high) == pytest.approx((2 * low / (1 + low), 2 * high / (1 + high)))
+
+
+@pytest.mark.parametrize("rate", [0.95, 0.98, 0.99])
+def test_intervals_of_recall_and_specificity_near_one_cover_by_enumeration(rate):
+    for rows in (20, 60):
+        chance = stats.binom.pmf(np.arange(rows + 1), rows, rate)
+        for name in ("recall", "specificity"):
+            found = [decisions(Confusion(k, rows - k, k, rows - k))[name] for k in range(rows + 1)]
+            inside = [each.low <= rate <= each.high for each in found]
+            assert chance[inside].sum() >= 0.93
+
+
+def test_intervals_of_a_calibrated_judge_cover_the_truth():
+    """Scores are beta-distributed and are the probabilities of the labels: the error is 0."""
+    rng = np.random.default_rng(1)
+    true_brier = 1 / 6  # mean of s(1 - s) for uniform scores
+    repetitions = 60
+    hits = dict.fromkeys(("brier", "calibration_error", "average_precision"), 0)
+    for _ in range(repetitions):
+        scores = rng.random(60)
+        truth = rng.random(60) < scores
+        found = brier_estimate(truth, scores)
+        hits["brier"] += found.low <= true_brier <= found.high
+        found = calibration_error_estimate(truth, scores, resamples=100)
+        hits["calibration_error"] += found.low == 0 and found.high > 0
+        found = average_precision_estimate(truth, scores, resamples=50)
+        # P(y | s >= t) = (1 + t) / 2 and recall 1 - t**2: the integral over the recall is 5 / 6.
+        hits["average_precision"] += found.low <= 5 / 6 <= found.high
+    assert min(hits.values()) >= 0.91 * repetitions, hits
+
+
+def test_the_interval_of_the_calibration_error_covers_a_judge_that_is_not_calibrated():
+    """Uniform scores s whose labels have the probability s squared: the error is 1/6."""
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(40):
+        scores = rng.random(400)
+        truth = rng.random(400) < scores**2
+        found = calibration_error_estimate(truth, scores, resamples=100)
+        hits += found.low <= 1 / 6 <= found.high
+        assert found.low > 0
+    assert hits >= 37
 
 
 @pytest.mark.slow

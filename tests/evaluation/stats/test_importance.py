@@ -18,6 +18,7 @@ from astra_rl.evaluation.stats.importance import (
     effective_size,
     failure_probability,
     failure_probability_of,
+    unseen_failures,
 )
 from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
 from astra_rl.testing import ToyProblem
@@ -105,7 +106,8 @@ def test_no_failure_gives_a_bound_and_no_number():
     assert isinstance(found, NoProbability)
     assert "says" in found.reason or "say" in found.reason
     assert found.evidence.plain.interval.high < 0.02
-    assert found.evidence.unseen == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert found.evidence.unseen == found.evidence.plain.interval.high >= 1 - 0.05 ** (1 / 300)
+    assert found.interval == found.evidence.plain.interval
 
 
 def test_a_few_conversations_that_decide_everything_give_no_number():
@@ -149,6 +151,132 @@ def test_an_impossible_sample_is_refused():
     for p, q in ((-math.inf, -math.inf), (math.nan, -1.0)):
         with pytest.raises(ConfigurationError, match="leave it out"):
             failure_probability([Sample(True, p, q, True)])
+
+
+def modes(seed, baseline, attacker, count, *, kinds=True):
+    """Conversations of which mode i fails, with these probabilities; all others are safe."""
+    generator = np.random.default_rng(seed)
+    p, q = (np.append(law, 1 - np.sum(law)) for law in (baseline, attacker))
+    drawn = [(True, mode) for mode in generator.choice(len(p), size=count // 2, p=p)]
+    drawn += [(False, mode) for mode in generator.choice(len(q), size=count // 2, p=q)]
+    with np.errstate(divide="ignore"):
+        return [
+            Sample(
+                mode < len(baseline),
+                float(np.log(p[mode])),
+                float(np.log(q[mode])),
+                from_baseline,
+                kind=int(mode) if kinds else None,
+            )
+            for from_baseline, mode in drawn
+        ]
+
+
+def held(make, truth, repetitions):
+    """Share of intervals that hold the truth, and share of upper ends at or above it."""
+    found = [failure_probability(make(seed)).interval for seed in range(repetitions)]
+    return (
+        sum(low <= truth <= high for low, high in found) / repetitions,
+        sum(truth <= high for _, high in found) / repetitions,
+    )
+
+
+@pytest.mark.parametrize("kinds", [True, False])
+def test_a_mode_that_the_attacker_misses_is_within_the_interval(kinds):
+    """Mode A of 1e-5 is found, mode B of 1e-3 is never visited by the attacker."""
+
+    def make(seed):
+        return modes(seed, [1e-5, 1e-3], [0.3, 0.0], 1000, kinds=kinds)
+
+    covered, above = held(make, 1.01e-3, 100)
+    assert covered >= 0.95
+    assert above >= 0.95
+    # Also where the baseline's conversations did find B, there is an interval that holds it.
+    hit = [make(seed) for seed in range(30)]
+    hit = [each for each in hit if any(s.from_baseline and s.fails for s in each)]
+    assert len(hit) > 5
+    for samples in hit:
+        low, high = failure_probability(samples).interval
+        assert low <= 1.01e-3 <= high
+
+
+def test_the_bound_of_unseen_failures_holds_for_many_rare_modes():
+    """1,000 modes of 5e-5, 5% in all: most of their probability is never seen."""
+    law = [5e-5] * 1000
+    violated = 0
+    for seed in range(100):
+        samples = modes(seed, law, [0.0] * 1000, 400)
+        unseen = set(range(1000)) - {sample.kind for sample in samples}
+        violated += 5e-5 * len(unseen) > failure_probability(samples).evidence.unseen
+    assert violated <= 5
+
+
+def test_the_bound_of_unseen_failures_knows_that_conversations_of_a_prompt_are_alike():
+    """200 conversations of 10 prompts: 31%, as for ten conversations."""
+    samples = [Sample(False, -1.0, -2.0, True, prompt=at % 10) for at in range(200)]
+    assert failure_probability(samples).evidence.unseen == pytest.approx(0.31, abs=0.005)
+
+
+def test_a_failure_kind_that_another_prompt_found_is_seen():
+    def failure(prompt, kind, baseline=True):
+        return Sample(True, -1.0, -1.0, baseline, prompt, kind)
+
+    samples = [failure(0, "a"), failure(1, "a"), failure(1, "b"), failure(1, "b"), failure(0, None)]
+    assert unseen_failures(samples) == [False, False, True, True, True]
+    assert unseen_failures([*samples, failure(2, "b", baseline=False)])[2:4] == [False, False]
+
+
+def test_a_collapsed_attacker_does_not_make_the_number_exact():
+    """It always says the same conversation, whose probability in ordinary use is 1e-5."""
+    found = failure_probability(modes(0, [1e-5], [1 - 1e-9], 400))
+    assert isinstance(found, Probability)
+    assert found.interval.high >= 1 - 0.05 ** (1 / 200)
+    assert found.plain_conversations == pytest.approx(200 / 1e-5, rel=0.01)
+    assert "not narrower" in found.text
+
+
+def prompts_that_differ(seed, prompts, per, mean, icc):
+    """Each prompt has a failure probability of its own, beta-distributed."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for prompt in range(prompts):
+        p = generator.beta(mean * (1 / icc - 1), (1 - mean) * (1 / icc - 1))
+        p = float(np.clip(p, 1e-9, 1 - 1e-9))
+        q = min(0.95, 8 * p)
+        for from_baseline, law in ((True, p), (False, q)):
+            for fails in generator.random(per) < law:
+                baseline, attacker = (p, q) if fails else (1 - p, 1 - q)
+                samples.append(
+                    Sample(
+                        bool(fails),
+                        math.log(baseline),
+                        math.log(attacker),
+                        from_baseline,
+                        prompt,
+                        0,
+                    )
+                )
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("prompts", "per", "mean", "icc"), [(10, 20, 0.05, 0.1), (20, 10, 0.02, 0.17)]
+)
+def test_the_interval_holds_the_truth_if_prompts_differ(prompts, per, mean, icc):
+    covered, _ = held(lambda seed: prompts_that_differ(seed, prompts, per, mean, icc), mean, 120)
+    assert covered >= 0.93
+
+
+def test_the_interval_is_never_wider_than_that_of_the_baseline_alone():
+    """Of moderate rates, as in the demo; and it says what was gained."""
+    gains = []
+    for seed in range(60):
+        found = failure_probability(modes(seed, [0.05, 0.02, 0.01], [0.5, 0.4, 0.0], 400))
+        assert isinstance(found, Probability)
+        gains.append(found.gain)
+        assert found.interval.low <= 0.08 <= found.interval.high
+    assert min(gains) >= 1 - 1e-9
+    assert np.median(gains) > 1.2
 
 
 def recorded(attempt, turn, sample, index, **fields):

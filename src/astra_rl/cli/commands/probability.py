@@ -53,8 +53,7 @@ def probability(
     evidence = estimated.found.evidence
     out.line(
         f"{evidence.failures} of {evidence.samples} conversations failed; of those sampled from "
-        f"the baseline alone {describe_rate(evidence.plain)}; failure modes not seen in this "
-        f"sample could add up to {evidence.unseen:.2g}"
+        f"the baseline alone {describe_rate(evidence.plain)}"
         + (f"; {evidence.left_out} left out" if evidence.left_out else "")
     )
     out.path("result", estimated.path)

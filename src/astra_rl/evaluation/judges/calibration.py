@@ -26,11 +26,10 @@ from astra_rl.evaluation.stats.classification import (
     Point,
     alpha_estimate,
     auroc_estimate,
-    average_precision,
+    average_precision_estimate,
     best_threshold_estimates,
-    bootstrap,
-    brier,
-    calibration_error,
+    brier_estimate,
+    calibration_error_estimate,
     confusion,
     decisions,
     precision_recall_curve,
@@ -103,8 +102,9 @@ def calibrate(
 ) -> Calibration:
     """Compare a moderator's scores with human labels.
 
-    Confidence intervals assume independent rows: Wilson for proportions and F1, Newcombe for the
-    AUROC, and the bootstrap for the other statistics. Ties between raters and rows without a score
+    Confidence intervals assume independent rows: `proportion_interval` for proportions and F1,
+    Newcombe for the AUROC, and the bootstrap, corrected where it covers too little, for the other
+    statistics. Ties between raters and rows without a score
     are excluded and counted.
 
     Args:
@@ -142,16 +142,12 @@ def calibrate(
     estimates = {
         **decisions(counts),
         "auroc": auroc_estimate(truth, scores),
-        **bootstrap(
-            truth,
-            scores,
-            {
-                "average_precision": average_precision,
-                "brier": brier,
-                "calibration_error": calibration_error,
-            },
-            resamples=resamples,
-            seed=seed,
+        "average_precision": average_precision_estimate(
+            truth, scores, resamples=resamples, seed=seed
+        ),
+        "brier": brier_estimate(truth, scores),
+        "calibration_error": calibration_error_estimate(
+            truth, scores, resamples=resamples, seed=seed
         ),
         "best_threshold": threshold_found,
         "f1_at_best": f1_found,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -16,9 +16,9 @@ from astra_rl.core.text import Exchange, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import (
+    Count,
     JudgeScore,
     LogProb,
-    Number,
     Opening,
     Record,
     Text,
@@ -26,9 +26,14 @@ from astra_rl.evaluation.records.turn import (
     content_digest,
 )
 from astra_rl.infra.jsonio import json_line, parse_json
+from astra_rl.infra.redaction import REDACTED
 
 SCHEMA_VERSION = 1
 """Incremented when older versions would misread a record."""
+
+_END_OF_TIME = 253_402_300_799
+"""The last second of the year 9999, in seconds since 1970; dates end there."""
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64)]
 
 
 class AttemptRow(NamedTuple):
@@ -103,7 +108,7 @@ class Attempt(Record):
         seconds: Duration in seconds.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(strict=True, ge=1)] = SCHEMA_VERSION
     id: Text
     run: Text
     phase: Text
@@ -111,20 +116,20 @@ class Attempt(Record):
     opening: Opening
     target: Text
     attacker: Text
-    trial: int = Field(0, ge=0)
-    branch: tuple[int, ...] = ()
-    step: int | None = None
+    trial: Count = 0
+    branch: tuple[Count, ...] = ()
+    step: Count | None = None
     turns: tuple[Turn, ...] = ()
     judge: Text
     judge_id: Text = ""
-    queries_per_turn: int = Field(1, ge=1)
-    threshold: float = Field(gt=0, le=1)
+    queries_per_turn: Annotated[Count, Field(ge=1)] = 1
+    threshold: Annotated[float, Field(strict=True, gt=0, le=1)]
     outcome: Outcome
     error: Text = ""
     category: Text = ""
-    seed: int | None = None
-    started: Number = None
-    seconds: Number = None
+    seed: Seed | None = None
+    started: Annotated[float, Field(strict=True, ge=0, le=_END_OF_TIME)] | None = None
+    seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
 
     @classmethod
     def make(
@@ -262,11 +267,19 @@ class Attempt(Record):
         )
 
     def exchanges(self) -> list[Exchange]:
-        """Return the turns as exchanges, for a moderator."""
+        """Return the turns as exchanges, for a moderator.
+
+        A response from which a credential was redacted has no score: what was removed may be what
+        a judge looks for.
+        """
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
-            response = NoReply(self.error or "no reply") if turn.unanswered else turn.response
+            response = turn.response
+            if turn.unanswered:
+                response = NoReply(self.error or "no reply")
+            elif REDACTED in response:
+                response = NoReply("a credential was redacted from the response")
             found.append(Exchange(context, turn.attack, response))
             context = context + turn.attack + turn.response
         return found

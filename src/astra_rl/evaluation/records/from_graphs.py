@@ -162,7 +162,7 @@ def _turn(
 
 
 def _sum(logprobs: Sequence[float] | None) -> LogProb | None:
-    return LogProb(total=sum(logprobs), tokens=len(logprobs)) if logprobs else None
+    return LogProb.of(sum(logprobs), len(logprobs)) if logprobs else None
 
 
 def _count(text: Utterance) -> int | None:
@@ -179,7 +179,8 @@ def measure_logprobs(
         nodes: The turns; each model is called once for all of them.
 
     Returns:
-        For each turn the log-probability by model. An attack without tokens has none.
+        For each turn the log-probability by model. An attack without tokens has none, nor one
+        whose log-probability is not finite.
     """
     rows: list[dict[str, LogProb]] = [{} for _ in nodes]
     if not nodes:
@@ -191,6 +192,6 @@ def measure_logprobs(
         mask = token_mask(found, [str(attack) for attack in attacks])
         totals, counts = (found * mask).sum(dim=1).tolist(), mask.sum(dim=1).tolist()
         for row, total, tokens in zip(rows, totals, counts, strict=True):
-            if tokens:
-                row[name] = LogProb(total=total, tokens=tokens)
+            if (measured := LogProb.of(total, tokens)) is not None:
+                row[name] = measured
     return rows

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -20,14 +21,35 @@ def _text(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    missing = isinstance(value, float) and not math.isfinite(value)
-    return None if missing else value
+    """Convert any kind of real number to float, and None if it is not finite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
+
+def _whole(value: Any) -> Any:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return int(value) if is_whole else value
+
+
+MAX_COUNT = 2**53
+"""Largest count in a record: floats and JavaScript are exact up to it, and SQLite can store it."""
 
 Text = Annotated[str, BeforeValidator(_text)]
 """Text that can be encoded as UTF-8: lone surrogates become U+FFFD."""
-Number = Annotated[float | None, BeforeValidator(_finite)]
-"""A number, or None where it is missing; NaN and infinities become None."""
+_Float = Annotated[float, Field(strict=True)]
+Number = Annotated[_Float | None, BeforeValidator(_finite)]
+"""A number, or None where it is missing; NaN and infinities become None, text is refused."""
+Fraction = Annotated[Annotated[_Float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
+"""A `Number` in [0, 1]."""
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT), BeforeValidator(_whole)]
+"""An integer from 0 to `MAX_COUNT`."""
+Flag = Annotated[bool, Field(strict=True)]
+"""A boolean; numbers and text are refused."""
 
 
 class Record(BaseModel):
@@ -46,7 +68,7 @@ class JudgeScore(Record):
             attempts are dropped and counted as never made.
     """
 
-    value: Number
+    value: Fraction
     reason: Text | None = None
     not_sent: bool = Field(default=False, exclude=True)
 
@@ -54,6 +76,8 @@ class JudgeScore(Record):
     def of(cls, value: float) -> JudgeScore:
         """Convert a score of a moderator; a missing one keeps its `reason`."""
         if math.isfinite(value):
+            if not 0 <= value <= 1:
+                return cls(value=None, reason="out of range")
             return cls(value=float(value))
         return cls(value=None, reason=reason_of(value), not_sent=is_not_sent(value))
 
@@ -62,12 +86,17 @@ class LogProb(Record):
     """Log-probability of an attack under a model.
 
     Attributes:
-        total: Natural log-probability of the whole attack given its context.
-        tokens: Number of its tokens under the tokenizer of that model.
+        total: Natural log-probability of the whole attack given its context; finite.
+        tokens: Number of its tokens, at least 1, under the tokenizer of that model.
     """
 
-    total: float
-    tokens: int = Field(ge=1)
+    total: Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    tokens: Annotated[Count, Field(ge=1)]
+
+    @classmethod
+    def of(cls, total: float, tokens: int) -> LogProb | None:
+        """Convert a measurement; None without tokens, or if the total is not finite."""
+        return cls(total=total, tokens=tokens) if tokens and math.isfinite(total) else None
 
     @property
     def per_token(self) -> float:
@@ -100,11 +129,11 @@ class Turn(Record):
     reward: Number = None
     reward_terms: dict[Text, Number] = {}
     logprobs: dict[Text, LogProb] = {}
-    attack_tokens: int | None = None
-    response_tokens: int | None = None
+    attack_tokens: Count | None = None
+    response_tokens: Count | None = None
     finish_reason: Text | None = None
-    refused: bool | None = None
-    asked: str | None = None
+    refused: Flag | None = None
+    asked: Text | None = None
     not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:

@@ -103,6 +103,8 @@ class Condition:
 
     def _value(self, evidence: Evidence) -> float:
         estimate, interval, bounds = self._numbers(evidence)
+        if isinstance(evidence, NoProbability) and self.bound and evidence.evidence.plain.trials:
+            return interval.low if self.bound == "lower" else interval.high
         if not self.bound or math.isnan(estimate):
             return estimate
         ends = bounds if self.bound in ("lowest", "highest") else interval
@@ -115,7 +117,7 @@ class Condition:
         if isinstance(evidence, Probability):
             return evidence.estimate, evidence.interval, evidence.interval
         if isinstance(evidence, NoProbability):
-            return math.nan, Interval(0.0, 1.0), Interval(0.0, 1.0)
+            return math.nan, evidence.interval, evidence.interval
         if self.k is not None:
             at_k = evidence.at_k(self.k)
             return at_k.estimate, at_k.interval, at_k.interval

@@ -16,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.stats.intervals import wilson_interval
+from astra_rl.evaluation.stats.intervals import (
+    Interval,
+    bootstrap_interval,
+    hull,
+    proportion_interval,
+)
 from astra_rl.evaluation.stats.rates import Rate
 
 Truth = NDArray[np.bool_]
@@ -88,9 +93,9 @@ def confusion(truth: Truth, scores: Scores, threshold: float) -> Confusion:
 def decisions(counts: Confusion) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, specificity and F1, each with its interval.
 
-    The first four are proportions and get Wilson intervals. F1 is ``2J / (1 + J)`` of the
-    proportion ``J`` of true positives among the rows that are positive or called so; its interval
-    is Wilson's for J, carried over, which keeps a width when nothing or everything is right.
+    The first four are proportions, with the interval `proportion_interval`. F1 is ``2J / (1 + J)``
+    of the proportion ``J`` of true positives among the rows that are or are predicted positive; its
+    interval is that of J, transformed, which keeps a width when nothing or everything is right.
     """
     tp, fp, tn, fn = counts
     overlap = _proportion(tp, tp + fp + fn)
@@ -104,7 +109,8 @@ def decisions(counts: Confusion) -> dict[str, Estimate]:
 
 
 def _proportion(successes: int, trials: int) -> Estimate:
-    return Estimate(successes / trials if trials else math.nan, *wilson_interval(successes, trials))
+    share = successes / trials if trials else math.nan
+    return Estimate(share, *proportion_interval(successes, trials))
 
 
 def roc_curve(truth: Truth, scores: Scores) -> list[Point]:
@@ -188,6 +194,41 @@ def average_precision(truth: Truth, scores: Scores) -> float:
     return float((np.diff(hits, prepend=0) * hits / calls).sum() / truth.sum())
 
 
+def average_precision_estimate(
+    truth: Truth, scores: Scores, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Return the average precision with its interval.
+
+    The bootstrap interval alone covers 86% to 90% of the time with few positive rows. It is widened
+    to the interval of a proportion: the average precision is the mean, over the positive rows, of
+    a precision in [0, 1] (binomial interval of Boyd, Eng and Page, ECML PKDD 2013).
+    """
+    found = bootstrap(truth, scores, {"ap": average_precision}, resamples=resamples, seed=seed)[
+        "ap"
+    ]
+    if math.isnan(found.value):
+        return found
+    positives = int(truth.sum())
+    interval = proportion_interval(found.value * positives, positives)
+    if not math.isnan(found.low):
+        interval = hull(interval, Interval(found.low, found.high))
+    return Estimate(found.value, *interval)
+
+
+def brier_estimate(truth: Truth, scores: Scores) -> Estimate:
+    """Return the Brier score with the interval of a mean in [0, 1], see `bootstrap_interval`.
+
+    A plain percentile interval covers 82% to 84% with 60 rows: large errors are rare and may be
+    missing from the sample.
+    """
+    if len(scores) < 2:
+        return Estimate(brier(truth, scores))
+    errors = ((scores - truth) ** 2).tolist()
+    interval = bootstrap_interval([(error, 1.0) for error in errors], (0.0, 1.0))
+    value = brier(truth, scores)
+    return Estimate(value, min(value, interval.low), max(value, interval.high))
+
+
 def brier(truth: Truth, scores: Scores) -> float:
     """Mean squared difference of score and truth: 0 is perfect, 0.25 is a score of one half."""
     return float(np.mean((scores - truth) ** 2)) if len(scores) else math.nan
@@ -213,6 +254,42 @@ def calibration_error(truth: Truth, scores: Scores, bins: int = 10) -> float:
     found = reliability(truth, scores, bins)
     gaps = (abs(b.mean_score - b.positives.estimate) * b.positives.trials for b in found)
     return math.fsum(gaps) / len(scores)
+
+
+def calibration_error_estimate(
+    truth: Truth, scores: Scores, bins: int = 10, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Return the calibration error with an interval that allows for its bias.
+
+    The estimate is the L1 norm of the differences per bin, so noise always increases it, and its
+    bootstrap interval never contains the 0 of a calibrated judge. The lower end subtracts the 95%
+    quantile of the L1 norm of the noise: of resampled rows around the sample, or of labels drawn
+    with the scores as their probabilities, whichever is larger. The upper end adds 1.96 standard
+    errors; the signed differences, whose sum is at most the norm, have no bias.
+    """
+    value = calibration_error(truth, scores, bins)
+    count = len(scores)
+    if not count:
+        return Estimate(value)
+    which = np.clip(np.ceil(scores * bins).astype(int) - 1, 0, bins - 1)
+    rng = np.random.default_rng(seed)
+    observed = _gaps(scores - truth, which, bins)
+    noise: list[float] = []
+    null: list[float] = []
+    for _ in range(resamples):
+        rows = rng.integers(count, size=count)
+        redrawn = _gaps((scores - truth)[rows], which[rows], bins)
+        noise.append(float(np.abs(redrawn - observed).sum()))
+        labels = rng.random(count) < scores
+        null.append(float(np.abs(_gaps(scores - labels, which, bins)).sum()))
+    margin = max(np.quantile(noise, CONFIDENCE), np.quantile(null, CONFIDENCE))
+    error = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(brier(truth, scores) / count)
+    return Estimate(value, max(0.0, value - float(margin)), min(1.0, value + error))
+
+
+def _gaps(differences: Scores, which: NDArray[np.int64], bins: int) -> Scores:
+    """Sum of score minus truth in each bin, divided by the number of rows; shape (bins,)."""
+    return np.bincount(which, weights=differences, minlength=bins) / len(differences)
 
 
 def best_threshold(truth: Truth, scores: Scores) -> tuple[float, float]:

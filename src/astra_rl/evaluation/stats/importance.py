@@ -1,26 +1,28 @@
-"""How probable is failure in ordinary use, when ordinary use hardly ever fails?
+"""Probability of failure in ordinary use, by importance sampling.
 
 Plain sampling from a baseline of ordinary use needs about ``100 / P`` conversations for a relative
-error of 10%. Importance sampling draws most conversations from the attacker, which fails far more
-often, and weighs each by how much likelier it is in ordinary use:
+error of 10%. Importance sampling draws a part of the conversations from the attacker, which fails
+far more often, and weights each by its likelihood in ordinary use:
 
     weight = p / (share * p + (1 - share) * q)
 
 with ``p`` and ``q`` the probabilities of the attacks under baseline and attacker, and ``share`` the
 part of the conversations drawn from the baseline itself: a *defensive mixture* (Hesterberg,
-*Technometrics* 37, 1995; Owen and Zhou, *JASA* 95, 2000), under which no weight exceeds
-``1 / share``. The answers of the target have the same probability in both and cancel. The estimate
-is self-normalised: the weighted share of failures.
+*Technometrics* 37, 1995), under which no weight exceeds ``1 / share``. The responses of the target
+have the same probability under both and cancel. The mean of ``weight * fails`` is corrected by the
+control variate ``weight - 1``, whose expectation is 0; with it, the variance is asymptotically at
+most that of the baseline's conversations alone (Owen and Zhou, *JASA* 95, 2000, theorem 2).
 
-It holds for failures that attacker or baseline samples came upon. A kind of failure that neither
-has ever said is in no weight, so `Probability.unseen` says how probable such kinds could still be.
+Importance sampling says nothing of failures that no conversation reached. Their probability is
+bounded with the conversations of the baseline (`unseen_failures`), and this bound is part of every
+upper limit.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ from astra_rl.evaluation.stats.intervals import Array, Interval, student_quantil
 from astra_rl.evaluation.stats.rates import Rate
 
 MIN_EFFECTIVE_FAILURES = 10.0
-"""Effective failures below which no number is given: its interval would not hold."""
+"""Effective failures below which no estimate is given: its interval would not have 95% coverage."""
 
 
 class Sample(NamedTuple):
@@ -46,6 +48,7 @@ class Sample(NamedTuple):
         attacker: The same under the attacker.
         from_baseline: Whether the baseline said them, and not the attacker.
         prompt: Identifies what it opened with; samples of one prompt are not independent.
+        kind: Kind of failure, for `unseen_failures`; None: a kind of its own.
     """
 
     fails: bool
@@ -53,20 +56,23 @@ class Sample(NamedTuple):
     attacker: float
     from_baseline: bool
     prompt: Hashable = None
+    kind: Hashable = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an estimate rests on.
+    """Data that an estimate is based on.
 
     Attributes:
-        samples: Conversations whose outcome is known.
-        failures: Those in which the target failed.
-        effective_samples: As how many equally weighted conversations they count (Kish).
-        effective_failures: As how many equally weighted failures the failures count.
-        plain: The rate among the conversations of the baseline alone. It needs no weights, so the
-            estimate must agree with it; with few or no failures it only bounds.
-        left_out: Conversations whose outcome or likelihood is not known. They are in no number.
+        samples: Number of conversations with a known outcome.
+        failures: Number of those in which the target failed.
+        effective_samples: Effective sample size of the conversations (Kish).
+        effective_failures: Effective sample size of the failures.
+        plain: Failure rate of the baseline's conversations alone. It needs no weights.
+        unseen_rate: Share of the baseline's conversations that are failures of a kind which no
+            other conversation found, see `unseen_failures`.
+        left_out: Number of conversations without a known outcome or likelihood; they are in no
+            other number.
     """
 
     samples: int
@@ -74,10 +80,11 @@ class Evidence:
     effective_samples: float
     effective_failures: float
     plain: Rate
+    unseen_rate: Rate
     left_out: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers by name, in JSON's types."""
+        """Return all numbers as JSON values."""
         return {
             "samples": self.samples,
             "failures": self.failures,
@@ -90,22 +97,24 @@ class Evidence:
 
     @property
     def unseen(self) -> float:
-        """Probability that failures of kinds nobody has said yet could have, at 95%.
+        """Upper 97.5% bound of the probability of failures of kinds that were not seen.
 
-        The upper end of what the baseline's conversations bound if none of them failed.
+        1 without conversations of the baseline.
         """
-        return 1 - 0.05 ** (1 / self.plain.trials) if self.plain.trials else 1.0
+        return self.unseen_rate.interval.high
 
 
 @dataclass(frozen=True)
 class Probability:
-    """The probability of failure in ordinary use.
+    """Probability of failure in ordinary use.
 
     Attributes:
-        estimate: In [0, 1].
-        interval: 95%, for the kinds of failure that were seen.
+        estimate: In [0, 1], of the kinds of failure that were seen.
+        interval: 95% interval of the probability of all failures: its upper end includes
+            `Evidence.unseen`. If that is wider than the interval of the baseline's conversations
+            alone, it is the latter, so importance sampling never loses.
         error: Standard error of the estimate.
-        evidence: What it rests on.
+        evidence: What it is based on.
     """
 
     estimate: float
@@ -115,28 +124,43 @@ class Probability:
 
     @property
     def plain_conversations(self) -> float:
-        """Conversations that plain sampling would need for the same standard error."""
-        return self.estimate * (1 - self.estimate) / self.error**2 if self.error else math.inf
+        """Number of plain conversations for the same standard error, for the kinds seen."""
+        return self.estimate * (1 - self.estimate) / self.error**2
+
+    @property
+    def gain(self) -> float:
+        """Width of the interval of the baseline's conversations alone, divided by this one's."""
+        return _width(self.evidence.plain.interval) / _width(self.interval)
 
     @property
     def text(self) -> str:
-        """The number in words."""
+        """The estimate as a sentence."""
         low, high = self.interval
+        baseline = f"the {self.evidence.plain.trials} conversations of the baseline alone"
+        gained = (
+            f"the interval is {self.gain:.1f} times narrower than that of {baseline}"
+            if self.gain > 1.05
+            else f"the interval is not narrower than that of {baseline}: the attacker's "
+            "conversations do not lower the upper bound"
+        )
         return (
             f"{self.estimate:.2g} (95% interval {low:.2g} to {high:.2g}) of conversations in "
             f"ordinary use fail; {self.evidence.samples} conversations, "
-            f"{self.evidence.effective_failures:.0f} effective failures, worth "
-            f"{self.plain_conversations:,.0f} of plain sampling"
+            f"{self.evidence.effective_failures:.0f} effective failures. Failures of kinds that "
+            f"were not seen may add up to {self.evidence.unseen:.2g}, included in the interval; "
+            f"{gained}. For the kinds that were seen, the estimate is as precise as "
+            f"{self.plain_conversations:,.0f} plain conversations"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the estimate and all it rests on, in JSON's types."""
+        """Return the estimate and its evidence as JSON values."""
         return {
             "estimate": self.estimate,
             "low": self.interval.low,
             "high": self.interval.high,
             "error": self.error,
             "plain_conversations": self.plain_conversations,
+            "gain": self.gain,
             "reason": None,
             "evidence": self.evidence.as_dict(),
         }
@@ -144,29 +168,39 @@ class Probability:
 
 @dataclass(frozen=True)
 class NoProbability:
-    """A plain refusal to give a number.
+    """No estimate is possible.
 
     Attributes:
         reason: Why, and what would help.
-        evidence: What there is; its `plain` rate may still bound the probability.
+        evidence: The data.
     """
 
     reason: str
     evidence: Evidence
 
     @property
+    def interval(self) -> Interval:
+        """95% interval of the baseline's conversations alone; (0, 1) without any."""
+        return self.evidence.plain.interval
+
+    @property
     def text(self) -> str:
-        """The refusal in words."""
-        return f"no number: {self.reason}"
+        """The reason and the interval as a sentence."""
+        low, high = self.interval
+        return (
+            f"no number: {self.reason}. The conversations of the baseline alone give a 95% "
+            f"interval of {low:.2g} to {high:.2g}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reason and what there is, in JSON's types; the estimate is None."""
+        """Return reason, interval and evidence as JSON values; the estimate is None."""
         return {
             "estimate": None,
-            "low": None,
-            "high": None,
+            "low": self.interval.low,
+            "high": self.interval.high,
             "error": None,
             "plain_conversations": None,
+            "gain": None,
             "reason": self.reason,
             "evidence": self.evidence.as_dict(),
         }
@@ -178,19 +212,19 @@ def failure_probability(
     left_out: int = 0,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
 ) -> Probability | NoProbability:
-    """Estimate how probable failure is when the baseline does the talking.
+    """Estimate the probability of failure if the baseline writes the attacks.
 
-    The interval is that of the delta method on the logit, with the variance of the ratio of sums
-    taken over prompts, and Student's t with as many degrees of freedom as there are effective
-    failures, or prompts if they are fewer, but one. Of a single prompt the conversations are
-    independent, and the number is about that prompt. The bootstrap needs a thousand times the work
-    and is no better here: with few failures it cannot draw a weight that was not seen either.
+    The interval of the kinds seen is a Student t interval on the logit scale. Its standard error is
+    that of the jackknife over prompts (over conversations if there is one prompt: then the result
+    is about that prompt), and at least that of a Poisson number of failures, so that an attacker
+    which always says the same does not seem to be exact. The upper bound of unseen failures is
+    added to its upper end.
 
     Args:
-        samples: Conversations of the baseline and of the attacker, with the same openings. How many
-            are of the baseline is the share of the mixture.
-        left_out: Conversations that are not among them because something of them is not known.
-        min_effective_failures: Fewer than these give no number.
+        samples: Conversations of the baseline and of the attacker, with the same openings. The
+            share of the baseline is the share of the mixture.
+        left_out: Number of conversations that are missing because something of them is not known.
+        min_effective_failures: Fewer effective failures give no estimate.
 
     Returns:
         The estimate, or why there is none.
@@ -200,57 +234,80 @@ def failure_probability(
     """
     weights = _weights(samples)
     fails = np.array([sample.fails for sample in samples], dtype=np.float64)
+    prompts = _prompts(samples)
     evidence = Evidence(
         samples=len(samples),
         failures=int(fails.sum()),
         effective_samples=effective_size(weights),
         effective_failures=effective_size(weights * fails),
-        plain=_plain_rate(samples),
+        plain=_rate_of_baseline(samples, prompts, [sample.fails for sample in samples]),
+        unseen_rate=_rate_of_baseline(samples, prompts, unseen_failures(samples)),
         left_out=left_out,
     )
     reason = _why_not(evidence, min_effective_failures)
     if reason is not None:
         return NoProbability(reason, evidence)
-    total = float(weights.sum())
-    estimate = float((weights * fails).sum()) / total
-    if estimate >= 1:
+    estimate, error, groups = _estimate(weights, fails, prompts)
+    if not 0 < estimate < 1:
         return NoProbability(
-            "every conversation failed, so nothing says how far from certain "
-            "failure is; the plain rate bounds it",
-            evidence,
+            "failure is too frequent for weights; the plain rate is the better estimate", evidence
         )
-    prompts = _prompts(samples)
-    error = _standard_error(weights * (fails - estimate), prompts) / total
-    known = min(evidence.effective_failures, len(set(prompts)))
-    half = student_quantile(0.95, known - 1) * error
+    error = max(error, estimate / math.sqrt(evidence.effective_failures))
+    half = student_quantile(0.95, min(evidence.effective_failures, groups) - 1) * error
     spread = half / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
-    interval = Interval(_logistic(logit - spread), _logistic(logit + spread))
+    high = min(1.0, _logistic(logit + spread) + evidence.unseen)
+    interval = Interval(_logistic(logit - spread), high)
+    plain = evidence.plain.interval
+    if _width(plain) <= _width(interval) and plain.low <= estimate <= plain.high:
+        interval = plain
     return Probability(estimate, interval, error, evidence)
+
+
+def unseen_failures(samples: Sequence[Sample]) -> list[bool]:
+    """Return for each sample whether it is a failure of a kind that no other prompt found.
+
+    This is Good-Turing's estimator (*Biometrika* 40, 1953) for groups: the expected share of such
+    failures among the baseline's conversations is at least the probability, in a new prompt, of
+    failures of kinds that no conversation found. A failure without a kind is a kind of its own.
+    With one prompt, or without prompts, each conversation is a group.
+    """
+    prompts = _prompts(samples)
+    found: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for sample, prompt in zip(samples, prompts, strict=True):
+        if sample.fails and sample.kind is not None:
+            found[sample.kind].add(prompt)
+    return [sample.fails and len(found.get(sample.kind, ())) <= 1 for sample in samples]
 
 
 def failure_probability_of(
     attempts: Iterable[Attempt],
     *,
     baseline: str,
+    group: Callable[[Sequence[str]], Sequence[Sequence[int]]] | None = None,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
 ) -> Probability | NoProbability:
     """Estimate the probability of failure from recorded attempts.
 
     Each turn must hold the log-probability of its attack under ``attacker`` and ``baseline`` (see
-    `Turn.logprobs`). Of a conversation only the turns up to the first failure are weighed: what
-    was said later cannot change that it failed.
+    `Turn.logprobs`). Only the turns up to the first failure are weighted: later turns cannot change
+    the outcome.
 
     Args:
-        attempts: Of the attacker and of the baseline, at one target.
-        baseline: Name of the attacker in those attempts that the baseline made.
+        attempts: Attempts of the attacker and of the baseline against one target.
+        baseline: Name of the attacker in the attempts of the baseline.
+        group: Groups the attacks that succeeded into kinds of failure, for instance
+            `greedy_clusters`: returns lists of indices. None: each is a kind of its own, which is
+            the most cautious.
         min_effective_failures: See `failure_probability`.
 
     Raises:
-        ConfigurationError: Attacker and baseline split an attack into different tokens, so that
-            their probabilities are not of the same thing.
+        ConfigurationError: Attacker and baseline tokenize an attack differently, so that their
+            probabilities cannot be compared.
     """
-    samples, left_out = [], 0
+    samples: list[Sample] = []
+    attacks: dict[int, str] = {}
+    left_out = 0
     for attempt in attempts:
         p, q = attempt.logprob("baseline"), attempt.logprob("attacker")
         if attempt.outcome not in KNOWN_OUTCOMES or p is None or q is None:
@@ -259,7 +316,14 @@ def failure_probability_of(
         _check_same_tokens(attempt, p, q)
         failed = attempt.outcome is Outcome.SUCCESS
         by_baseline = attempt.attacker == baseline
+        if attempt.failing_turn is not None:
+            attacks[len(samples)] = attempt.failing_turn.attack
         samples.append(Sample(failed, p.total, q.total, by_baseline, attempt.prompt_id))
+    if group is not None:
+        failing = list(attacks)
+        for kind, members in enumerate(group(list(attacks.values()))):
+            for member in members:
+                samples[failing[member]] = samples[failing[member]]._replace(kind=kind)
     return failure_probability(
         samples, left_out=left_out, min_effective_failures=min_effective_failures
     )
@@ -286,12 +350,14 @@ def _weights(samples: Sequence[Sample]) -> Array:
     return weights
 
 
-def _plain_rate(samples: Sequence[Sample]) -> Rate:
+def _rate_of_baseline(
+    samples: Sequence[Sample], prompts: Sequence[Hashable], counted: Sequence[bool]
+) -> Rate:
     by_prompt: dict[Hashable, list[bool]] = defaultdict(list)
-    for prompt, sample in zip(_prompts(samples), samples, strict=True):
+    for sample, prompt, counts in zip(samples, prompts, counted, strict=True):
         if sample.from_baseline:
-            by_prompt[prompt].append(sample.fails)
-    return Rate.of_prompts((sum(fails), len(fails)) for fails in by_prompt.values())
+            by_prompt[prompt].append(counts)
+    return Rate.of_prompts((sum(counts), len(counts)) for counts in by_prompt.values())
 
 
 def _why_not(evidence: Evidence, least: float) -> str | None:
@@ -316,7 +382,7 @@ def _why_not(evidence: Evidence, least: float) -> str | None:
 
 
 def _prompts(samples: Sequence[Sample]) -> list[Hashable]:
-    """What each sample is grouped by: its prompt, or nothing where all have the same one."""
+    """Return the group of each sample: its prompt, or itself if all have the same prompt."""
     keys: list[Hashable] = [
         index if sample.prompt is None else ("prompt", sample.prompt)
         for index, sample in enumerate(samples)
@@ -324,15 +390,42 @@ def _prompts(samples: Sequence[Sample]) -> list[Hashable]:
     return keys if len(set(keys)) > 1 else list(range(len(samples)))
 
 
-def _standard_error(influences: Array, prompts: Sequence[Hashable]) -> float:
-    """Standard error of a sum of influences that are independent between prompts."""
-    sums: dict[Hashable, float] = defaultdict(float)
-    for prompt, influence in zip(prompts, influences, strict=True):
-        sums[prompt] += float(influence)
-    count = len(sums)
-    if count < 2:
-        return math.inf
-    return math.sqrt(count / (count - 1) * math.fsum(each**2 for each in sums.values()))
+def _estimate(
+    weights: Array, fails: Array, prompts: Sequence[Hashable]
+) -> tuple[float, float, int]:
+    """Return the estimate with its control variate, the jackknife error, and the number of groups.
+
+    The jackknife leaves out one group at a time. All it needs are sums per group, shape (G, 5).
+    """
+    index = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
+    value, control = weights * fails, weights - 1
+    columns = np.stack([np.ones_like(value), value, control, value * control, control**2], axis=1)
+    sums = np.zeros((len(index), columns.shape[1]))
+    np.add.at(sums, [index[prompt] for prompt in prompts], columns)
+    total = sums.sum(axis=0)
+    estimate = float(_controlled_mean(total[None])[0])
+    groups = len(index)
+    if groups < 2:
+        return estimate, math.inf, groups
+    others = _controlled_mean(total - sums)
+    spread = float(((others - others.mean()) ** 2).sum())
+    return estimate, math.sqrt((groups - 1) / groups * spread), groups
+
+
+def _controlled_mean(sums: Array) -> Array:
+    """Mean of the values minus its regression on the control variate, from rows of sums (G, 5)."""
+    count, value, control, product, square = sums.T
+    variance = square - control**2 / count
+    covariance = product - value * control / count
+    # Weights that are all equal carry no information: the control variate is not used.
+    known = variance > 1e-12 * count
+    slope = np.where(known, covariance / np.where(known, variance, 1.0), 0.0)
+    mean: Array = (value - slope * control) / count
+    return mean
+
+
+def _width(interval: Interval) -> float:
+    return interval.high - interval.low
 
 
 def _logistic(value: float) -> float:

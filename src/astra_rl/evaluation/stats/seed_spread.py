@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from astra_rl.evaluation.stats.intervals import Interval, student_quantile
+from astra_rl.evaluation.stats.intervals import (
+    Interval,
+    bootstrap_interval,
+    hull,
+    proportion_interval,
+    student_quantile,
+)
 from astra_rl.evaluation.stats.percent import format_percent
+from astra_rl.evaluation.stats.rates import Rate
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,15 @@ class SeedSpread:
     other training runs. Report both for a method.
 
     Attributes:
-        estimates: Success rate by training seed.
+        rates: Success rate by training seed.
     """
 
-    estimates: Mapping[int, float]
+    rates: Mapping[int, Rate]
+
+    @property
+    def estimates(self) -> dict[int, float]:
+        """Estimated rate by training seed."""
+        return {seed: rate.estimate for seed, rate in self.rates.items()}
 
     @property
     def mean(self) -> float:
@@ -40,13 +52,25 @@ class SeedSpread:
 
     @property
     def interval(self) -> Interval | None:
-        """95% Student t interval of the mean, in [0, 1]; None with fewer than three seeds."""
-        values = list(self.estimates.values())
-        if len(values) < 3:
+        """95% interval of the mean over training seeds; None with fewer than three seeds.
+
+        The smallest interval that contains three: the Student t interval of the rates; the
+        bootstrap over seeds with half a seed added at 0% and at 100% (`bootstrap_interval`), which
+        allows for collapsed seeds that a few seeds do not show; and the interval of all attempts
+        together, which is the error within seeds. It is never a point.
+        """
+        known = [rate for rate in self.rates.values() if rate.trials]
+        if len(known) < 3:
             return None
+        values = [rate.estimate for rate in known]
+        mean = math.fsum(values) / len(values)
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         half = student_quantile(0.95, len(values) - 1) * error
-        return Interval(max(0.0, self.mean - half), min(1.0, self.mean + half))
+        between = Interval(max(0.0, mean - half), min(1.0, mean + half))
+        resampled = bootstrap_interval([(value, 1.0) for value in values], (0.0, 1.0))
+        trials = sum(rate.trials for rate in known)
+        within = proportion_interval(mean * trials, trials)
+        return hull(hull(between, resampled), within)
 
     @property
     def text(self) -> str:

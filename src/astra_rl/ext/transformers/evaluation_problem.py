@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
@@ -14,6 +14,8 @@ from astra_rl.targets.base import Target
 class HFEvaluationProblem(HFASTProblem):
     """AST problem for the evaluation of a trained attacker; no parameter is trainable.
 
+    Adapters are not merged, so a LoRA attacker computes exactly what it computed in training.
+
     Args:
         attacker_model_id: The trained attacker, for example a checkpoint folder.
         target_model_id: The model under test.
@@ -23,6 +25,8 @@ class HFEvaluationProblem(HFASTProblem):
             the target, which then must be local.
         options: See `HFASTProblem`.
     """
+
+    _trains_attacker: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -41,4 +45,3 @@ class HFEvaluationProblem(HFASTProblem):
                 "likelihood of attacks."
             )
         super().__init__(attacker_model_id, target_model_id, baseline, moderator, device, **options)
-        self.attacker.requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from astra_rl.models.adapters import merge_adapter
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.trainable import LoraOptions, make_trainable
 
@@ -38,8 +39,14 @@ class ModelPool:
         self.trust_remote_code = trust_remote_code
         self.loaded: dict[str, ModelPair] = {}
 
-    def load(self, source: ModelSource) -> ModelPair:
-        """Return the model of a source; the same object for the same source."""
+    def load(self, source: ModelSource, *, merge: bool = False) -> ModelPair:
+        """Return the model of a source; the same object for the same source.
+
+        Args:
+            source: Hub id, folder, or a model in memory.
+            merge: Merge an adapter into the weights, because the model will be trained. Must be
+                given on the first call for a source.
+        """
         if isinstance(source, ModelPair):
             source.model.requires_grad_(False)
             source.model.train(False)
@@ -51,6 +58,8 @@ class ModelPool:
                 dtype=self.dtype,
                 trust_remote_code=self.trust_remote_code,
             )
+            if merge:
+                model = merge_adapter(model)
             tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
             self.loaded[str(source)] = ModelPair(model, tokenizer)
         return self.loaded[str(source)]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from astra_rl.ext.transformers.target_adapters import (
 )
 from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
+from astra_rl.models.adapters import save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
@@ -51,7 +52,8 @@ class HFASTProblem(ASTProblem):
     that trains its last layers shares the other layers.
 
     Args:
-        attacker_model_id: The policy that is trained.
+        attacker_model_id: The policy that is trained. A PEFT adapter is merged into the weights of
+            its base model first; `lora` then adds a new adapter.
         target_model_id: The model under test: a model to load, or a black-box
             `astra_rl.targets.Target`. For a black-box target, the baseline's log-probabilities of
             attacks replace the target's.
@@ -75,7 +77,7 @@ class HFASTProblem(ASTProblem):
             reference.
 
     Attributes:
-        attacker: The trained model; ``attacker.save_pretrained(folder)`` saves it.
+        attacker: The trained model; see `save`.
         tokenizer: The attacker's tokenizer.
         target: The model under test.
         target_adapter: Interface to the target, in-process or black-box.
@@ -85,6 +87,8 @@ class HFASTProblem(ASTProblem):
         ModelError: A model or tokenizer cannot be loaded.
         ConfigurationError: Options are mutually exclusive, or a value is out of range.
     """
+
+    _trains_attacker: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -111,11 +115,16 @@ class HFASTProblem(ASTProblem):
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = ModelPool(device, dtype, trust_remote_code)
-        source, baseline = pool.load(attacker_model_id), pool.load(baseline_model_id)
+        source = pool.load(attacker_model_id, merge=self._trains_attacker)
+        baseline = pool.load(baseline_model_id)
         target = None if isinstance(target_model_id, Target) else pool.load(target_model_id)
         frozen = [baseline.model, *([] if target is None else [target.model])]
         shared = any(source.model is model for model in frozen)
-        self.attacker = trainable_attacker(source.model, lora, trainable_layers, shared=shared)
+        self.attacker: Any = (
+            trainable_attacker(source.model, lora, trainable_layers, shared=shared)
+            if self._trains_attacker
+            else source.model
+        )
         self.tokenizer = source.tokenizer
         self.baseline = baseline.model
         self._has_adapter = lora is not None
@@ -303,9 +312,13 @@ class HFASTProblem(ASTProblem):
         return (p for p in self.attacker.parameters() if p.requires_grad)
 
     def save(self, folder: str | Path) -> None:
-        """Save attacker and tokenizer atomically, in Hugging Face format with safetensors."""
+        """Save attacker and tokenizer atomically, in Hugging Face format with safetensors.
+
+        A LoRA adapter is saved without its base model if that was loaded unchanged from a hub id or
+        folder; otherwise all weights are saved, with the adapter merged into them.
+        """
         with replace_folder(folder) as temporary:
-            self.attacker.save_pretrained(temporary)
+            save_model(self.attacker, temporary)
             self.tokenizer.save_pretrained(temporary)
 
     def attack_token_ids(

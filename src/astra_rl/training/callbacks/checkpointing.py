@@ -101,24 +101,38 @@ class Checkpointing(TrainerCallback):
 
 
 class BestBySuccess(TrainerCallback):
-    """Saves the attacker with the best training success rate whenever a training state is saved.
+    """Saves the attacker with the best training success rate, judged on a fixed schedule.
 
     For trainings whose evaluation prompts must stay held out: choosing a checkpoint by its score
-    on them would use them for training.
+    on them would use them for training. The schedule does not depend on interruptions, so a
+    resumed training saves the same attacker.
 
     Args:
         checkpoints: Saves the attacker, as ``best``.
-        metrics: Measures the moving mean of the success rate.
+        metrics: Measures the moving mean of the success rate; place it before this callback.
+        every: Training steps between two comparisons; 0 compares after the last step only.
+        goal: Success rate at which the training stops, if it does; then it is compared, too.
     """
 
-    def __init__(self, checkpoints: Checkpointing, metrics: AttackMetrics) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpointing,
+        metrics: AttackMetrics,
+        *,
+        every: int = 25,
+        goal: float | None = None,
+    ) -> None:
         self.checkpoints, self.metrics = checkpoints, metrics
+        self.every, self.goal = every, goal
         self.best_success = -math.inf
 
-    def on_save(self, trainer: AnyTrainer, step: int) -> None:
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Save the attacker if the success rate is the highest so far."""
         recent = self.metrics.recent_success
-        if recent > self.best_success:
+        is_last = step == trainer.config.training_steps
+        has_reached_goal = self.goal is not None and recent >= self.goal
+        is_due = is_last or has_reached_goal or (self.every > 0 and step % self.every == 0)
+        if is_due and recent > self.best_success:
             self.best_success = recent
             self.checkpoints.save("best", {"step": step, "training_success": recent})
 

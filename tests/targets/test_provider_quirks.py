@@ -1,0 +1,342 @@
+"""Replies and errors of real providers, each with the outcome that `docs/targets.md` names."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from tests.endpoint import Endpoint, Fault, completion, error
+
+from astra_rl.core.text import NoReply, Utterance
+from astra_rl.errors import BudgetSpentError, ContractError, EndpointError
+from astra_rl.targets import Budget, CallableTarget, HTTPTarget, Ledger, OpenAITarget
+from astra_rl.targets.budget import MAX_TOKENS_OF_A_CALL, Usage
+
+CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 60}
+
+
+def openai_target(endpoint: Endpoint, **options: Any) -> OpenAITarget:
+    return OpenAITarget("m", base_url=endpoint.url, **{"calls": CALLS, **options})
+
+
+def http_target(endpoint: Endpoint, **calls: Any) -> HTTPTarget:
+    return HTTPTarget(
+        endpoint.url,
+        {"message": "{message}"},
+        "choices[0].message.content",
+        calls=CALLS | calls,
+    )
+
+
+def message(finish: str | None = "stop", **fields: Any) -> bytes:
+    """Return the body of a chat completion with these fields of its message."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 100, "total_tokens": 107}
+    choice = {"message": {"role": "assistant", **fields}, "finish_reason": finish}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def always(endpoint: Endpoint, fault: Fault | bytes) -> None:
+    chosen = fault if isinstance(fault, Fault) else Fault(body=fault)
+    endpoint.fault = lambda number: chosen
+
+
+def ask(endpoint: Endpoint, **options: Any) -> tuple[Utterance, Ledger]:
+    with Ledger().charging() as ledger:
+        (reply,) = openai_target(endpoint, **options).respond(["hello"])
+    return reply, ledger
+
+
+PART = {"type": "text", "text": "Hello"}
+CALL = {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"content": [PART]}, "Hello"),
+        ({"content": [PART, {"type": "text", "text": " you"}]}, "Hello you"),
+        ({"content": [{"type": "thinking", "thinking": [PART]}, PART]}, "Hello"),
+        ({"content": [{"type": "output_text", "text": "Hello", "annotations": []}]}, "Hello"),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+        ({"content": ["Hello", PART]}, "HelloHello"),
+        ({"content": "Hello", "tool_calls": [CALL]}, "Hello"),
+        ({"content": "Hello", "reasoning_content": "Hm."}, "Hello"),
+        ({"content": "", "refusal": "I won't."}, "I won't."),
+        ({"content": None, "refusal": "I won't."}, "I won't."),
+        ({"content": ""}, ""),
+    ],
+)
+def test_the_text_of_a_reply_is_found(
+    endpoint: Endpoint, fields: dict[str, Any], text: str
+) -> None:
+    always(endpoint, message(**fields))
+    reply, ledger = ask(endpoint)
+    assert (reply, reply.finish_reason) == (text, "stop")
+    assert ledger.total().requests == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "detail"),
+    [
+        (message("length", content=""), "cut before any text", "max_tokens=256"),
+        (message("length", content=None, reasoning="Hm."), "cut before any text", "raise that"),
+        (message("length", content=" \n"), "cut before any text", "max_tokens=256"),
+        (message("MAX_TOKENS", content=""), "cut before any text", "max_tokens=256"),
+        (message("tool_calls", content=None, tool_calls=[CALL]), "tool call without", "search"),
+        (message("tool_calls", content="", tool_calls=[CALL]), "tool call without text", "search"),
+        (message("stop", content=None, reasoning_content="Hm."), "reasoning without an", "stop"),
+        (message("stop", content="", reasoning="Hm."), "reasoning without an answer", "stop"),
+    ],
+)
+def test_a_reply_without_text_is_unscored_charged_and_not_repeated(
+    endpoint: Endpoint, reply: bytes, reason: str, detail: str
+) -> None:
+    always(endpoint, reply)
+    found, ledger = ask(endpoint)
+    assert isinstance(found, NoReply)
+    assert reason in found.reason
+    assert detail in found.detail
+    total = ledger.total()
+    assert (total.requests, total.input_tokens, total.output_tokens) == (1, 7, 100)
+
+
+def test_the_limit_that_cut_a_reply_is_named(endpoint: Endpoint) -> None:
+    always(endpoint, message("length", content=""))
+    for options, limit in (
+        ({"max_tokens": 2000}, "max_tokens=2000"),
+        ({"extra": {"max_completion_tokens": 9}}, "extra.max_completion_tokens=9"),
+        ({"max_tokens": None}, "max_tokens is not set"),
+        ({"api": "completions"}, "max_tokens=256"),
+    ):
+        always(endpoint, completion("", finish="length"))
+        found, _ = ask(endpoint, **options)
+        assert isinstance(found, NoReply)
+        assert limit in found.detail
+    with pytest.raises(EndpointError, match=r"max_tokens=256 before any text.*raise that limit"):
+        openai_target(endpoint).respond(["hello"] * 30)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=message("content_filter", content=None)),
+        Fault(body=message("SAFETY", content="")),
+        Fault(body=message("content_filter: PROHIBITED_CONTENT", content=None)),
+        Fault(body=message("refusal", content=None)),
+        Fault(body=body(choices=None, error={"code": "content_filter", "message": "no"})),
+        error(400, "filtered", "content_filter"),
+        error(400, "filtered", "data_inspection_failed"),
+        Fault(
+            400,
+            body=body(error={"code": 1, "innererror": {"code": "ResponsibleAIPolicyViolation"}}),
+        ),
+        Fault(
+            403,
+            body=body(
+                error={"code": 403, "message": "flagged", "metadata": {"flagged_input": "x"}}
+            ),
+        ),
+    ],
+)
+def test_a_reply_that_a_filter_withheld_is_blocked(endpoint: Endpoint, fault: Fault) -> None:
+    always(endpoint, fault)
+    reply, ledger = ask(endpoint)
+    assert (reply, reply.finish_reason) == ("", "content_filter")
+    assert ledger.total().requests == 1
+
+
+PROVIDER_ERRORS = [
+    ({"code": 429, "message": "provider is busy"}, 4, "rate limited"),
+    ({"code": "429", "message": "busy"}, 4, "rate limited"),
+    ({"code": "rate_limit_exceeded", "message": "busy"}, 4, "rate limited"),
+    ({"status": "RESOURCE_EXHAUSTED", "message": "busy"}, 4, "rate limited"),
+    ({"code": 502, "message": "Provider returned error"}, 4, "endpoint error 502"),
+    ({"type": "overloaded_error", "message": "Overloaded"}, 4, "endpoint error 529"),
+    ({"code": 400, "message": "no such field"}, 1, "refused by the endpoint"),
+    ({"code": "context_length_exceeded", "message": "x"}, 1, "too long for the endpoint"),
+    ({"message": "This model's maximum context length is 8"}, 1, "too long for the endpoint"),
+    ({"message": "something broke"}, 4, "error in the reply"),
+    ("something broke", 4, "error in the reply"),
+]
+
+
+@pytest.mark.parametrize("make", [openai_target, http_target])
+@pytest.mark.parametrize(("said", "tries", "reason"), PROVIDER_ERRORS)
+def test_an_error_inside_a_200_has_the_outcome_of_its_code(
+    endpoint: Endpoint, make: Any, said: Any, tries: int, reason: str
+) -> None:
+    text = said if isinstance(said, str) else said["message"]
+    for reply in (
+        body(error=said, choices=None),
+        body(error=said),
+        b"[" + body(error=said) + b"]",
+        body(choices=[{"error": said, "finish_reason": "error"}]),
+    ):
+        endpoint.reset()
+        always(endpoint, reply)
+        (found,) = make(endpoint).respond(["hello"])
+        assert isinstance(found, NoReply)
+        assert (found.reason, len(endpoint.requests)) == (reason, tries)
+        assert text in found.detail
+
+
+@pytest.mark.parametrize("make", [openai_target, http_target])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (error(429, "You exceeded your current quota", "insufficient_quota"), "quota spent"),
+        (error(429, "Check your plan", "insufficient_quota", retry_after="1"), "quota spent"),
+        (error(429, "You exceeded your current quota"), "quota spent"),
+        (error(402, "Insufficient Balance"), "quota spent"),
+        (error(403, "x", "billing_not_active"), "quota spent"),
+        (Fault(body=b'{"error": "quota exceeded"}'), "quota spent"),
+        (Fault(body=body(choices=None, error={"code": 402, "message": "x"})), "quota spent"),
+        (error(400, "x", "invalid_api_key"), "key refused"),
+        (Fault(400, body=body(error={"details": [{"reason": "API_KEY_INVALID"}]})), "key refused"),
+        (error(400, "x", "model_not_found"), "not found"),
+    ],
+)
+def test_a_failure_of_the_account_ends_the_run_at_the_first_try(
+    endpoint: Endpoint, make: Any, fault: Fault, reason: str
+) -> None:
+    always(endpoint, fault)
+    with pytest.raises(EndpointError, match=reason):
+        make(endpoint).respond(["hello"])
+    assert len(endpoint.requests) == 1
+
+
+def test_a_spent_quota_says_what_to_do(endpoint: Endpoint) -> None:
+    always(endpoint, Fault(body=b'{"error": "quota exceeded"}'))
+    with pytest.raises(EndpointError, match=r"quota exceeded.*add credit"):
+        openai_target(endpoint).respond(["hello"])
+
+
+def test_a_quota_per_minute_is_waited_for(endpoint: Endpoint) -> None:
+    """Google words it as it words a spent quota, and says how long to wait."""
+    delay = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.5s"}
+    said = {
+        "code": 429,
+        "message": "You exceeded your current quota, please check your plan.",
+        "status": "RESOURCE_EXHAUSTED",
+        "details": [delay],
+    }
+    endpoint.faults = [Fault(429, body=b"[" + body(error=said) + b"]")]
+    began = time.monotonic()
+    assert openai_target(endpoint).respond(["hello"]) == ["you said hello"]
+    assert time.monotonic() - began >= 0.5
+
+
+@pytest.mark.parametrize("finish", ["error", "network_error", "insufficient_system_resource"])
+def test_a_reply_that_broke_off_is_repeated_and_both_are_charged(
+    endpoint: Endpoint, finish: str
+) -> None:
+    endpoint.faults = [Fault(body=message(finish, content="Hel"))]
+    reply, ledger = ask(endpoint)
+    assert reply == "you said hello"
+    assert ledger.total().output_tokens == 100 + 3
+
+
+@pytest.mark.parametrize(
+    "discarded",
+    [
+        Fault(body=message("stop", content=None)),
+        Fault(body=message("stop", content=7)),
+        Fault(body=body(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 100})),
+        Fault(
+            body=body(
+                choices=None,
+                error={"code": 500},
+                usage={"prompt_tokens": 7, "completion_tokens": 100},
+            )
+        ),
+        Fault(500, body=body(error={}, usage={"input_tokens": 7, "output_tokens": 100})),
+    ],
+)
+def test_each_discarded_reply_is_charged(endpoint: Endpoint, discarded: Fault) -> None:
+    always(endpoint, discarded)
+    prices = {"input": 1e6, "output": 2e6}
+    found, ledger = ask(endpoint, prices=prices)
+    total = ledger.total()
+    assert isinstance(found, NoReply)
+    assert (total.requests, total.input_tokens, total.output_tokens) == (4, 28, 400)
+    assert (total.cost, total.estimated_tokens) == (28 + 800, 0)
+
+
+def test_discarded_replies_spend_a_budget(endpoint: Endpoint) -> None:
+    always(endpoint, message("stop", content=None))
+    target = openai_target(endpoint, max_tokens=100)
+    with Ledger(Budget(max_tokens=500)).charging() as ledger, pytest.raises(BudgetSpentError):
+        target.respond(["hello"] * 100)
+    assert 300 <= ledger.total().output_tokens <= 500
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 3}, (7, 3)),
+        ({"prompt_tokens": 7.0, "completion_tokens": 3.0}, (7, 3)),
+        ({"input_tokens": 7, "output_tokens": 3}, (7, 3)),
+        ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 110}, (7, 103)),
+        ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 5}, (7, 3)),
+        ({"prompt_tokens": 7, "completion_tokens": 10**299}, (7, 4)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 3}, (2, 3)),
+        ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10**30}, (7, 3)),
+        ({"prompt_tokens": 7, "completion_tokens": 1e300}, (7, 4)),
+        ({"prompt_tokens": -7, "completion_tokens": True}, (2, 4)),
+        ({"prompt_tokens": "7", "completion_tokens": 2.5}, (2, 4)),
+        ([], (2, 4)),
+        (None, (2, 4)),
+    ],
+)
+def test_numbers_of_usage_are_checked(
+    endpoint: Endpoint, usage: Any, tokens: tuple[int, int]
+) -> None:
+    endpoint.reply = lambda request: completion("you said hello", usage=usage)
+    _, ledger = ask(endpoint, prices={"input": 1, "output": 1})
+    total = ledger.total()
+    assert (total.input_tokens, total.output_tokens) == tokens
+    assert total.cost == pytest.approx(sum(tokens) / 1e6)
+    again = json.loads(json.dumps(ledger.as_dict()))
+    assert again["total"]["output_tokens"] == tokens[1]
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, True, "7", MAX_TOKENS_OF_A_CALL + 1, 10**300])
+def test_usage_of_a_target_of_ones_own_is_checked(number: Any) -> None:
+    with pytest.raises(ContractError, match="whole number of tokens"):
+        Usage(number, 0)
+    with pytest.raises(ContractError, match="whole number of tokens"):
+        Usage(0, number)
+
+
+def test_a_reply_of_a_function_that_is_too_long_is_charged() -> None:
+    target = CallableTarget(lambda text: "x" * 800, calls={"max_reply_bytes": 100})
+    with Ledger().charging() as ledger:
+        target.respond(["four"])
+    assert (ledger.total().input_tokens, ledger.total().output_tokens) == (1, 200)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"retry_after": "0"},
+        {"retry_after_ms": "0"},
+        {"retry_after": "Thu, 01 Jan 1970 00:00:00 GMT"},
+    ],
+)
+@pytest.mark.parametrize("make", [openai_target, http_target])
+def test_an_endpoint_that_asks_for_no_wait_is_waited_for_all_the_same(
+    endpoint: Endpoint, make: Any, header: dict[str, str]
+) -> None:
+    """An outage of 0.4 s is survived, as it is without the header."""
+    calls = {"first_wait": 0.1, "max_tries": 6, "give_up_after": 5, "start_concurrency": 8}
+    target = make(endpoint, calls=calls) if make is openai_target else make(endpoint, **calls)
+    began = time.monotonic()
+    endpoint.fault = lambda number: error(429, **header) if time.monotonic() - began < 0.4 else None
+    assert target.respond(["hello"] * 12) == ["you said hello"] * 12
+    assert len(endpoint.requests) <= 12 * 5

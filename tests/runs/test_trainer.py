@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from pydantic import ValidationError
+from transformers import get_scheduler
 
 from astra_rl.config.schema import TrainingConfig
 from astra_rl.runs.trainer import schedule_of
@@ -28,3 +31,27 @@ def test_the_learning_rate_rises_during_the_warm_up() -> None:
 
 def test_one_training_step_has_a_learning_rate() -> None:
     assert schedule_of(TrainingConfig(lr=1.0, final_lr=0.2, steps=1))(0) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["constant", "constant_with_warmup", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_schedules_of_transformers_have_its_learning_rates(kind: str, warmup: int) -> None:
+    if kind == "constant" and warmup:
+        with pytest.raises(ValidationError, match="constant_with_warmup"):
+            TrainingConfig(lr_scheduler_type=kind, warmup_steps=warmup)
+        return
+    limits = TrainingConfig(lr=0.1, steps=10, lr_scheduler_type=kind, warmup_steps=warmup)
+    found = [schedule_of(limits)(step) for step in range(10)]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=10)
+    expected = []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert found == pytest.approx(expected)
+
+
+def test_a_schedule_of_transformers_has_no_final_rate_of_its_own() -> None:
+    with pytest.raises(ValidationError, match="exclude each other"):
+        TrainingConfig(lr_scheduler_type="cosine", final_lr=1e-6)

@@ -2,8 +2,10 @@ import dataclasses
 
 import pytest
 
-from astra_rl import ConfigurationError, TrainingConfiguration
+from astra_rl import GRPO, ConfigurationError, Trainer, TrainingConfiguration
 from astra_rl.ext.transformers import HFASTConfiguration
+from astra_rl.methods import ASTEnvironment
+from astra_rl.testing import ToyProblem
 
 OPTIMIZERS = ["adam", "adamw", "sgd", "rmsprop", "adagrad"]
 
@@ -122,3 +124,27 @@ def test_the_configuration_for_transformers_takes_arguments_and_has_defaults():
     assert names == {field.name for field in dataclasses.fields(TrainingConfiguration)}
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         HFASTConfiguration(batch_size=0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_options_of_adam_reach_the_optimizer(name):
+    config = TrainingConfiguration(
+        optimizer=name, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, weight_decay=0.1
+    )
+    problem = ToyProblem()
+    trainer = Trainer(config, ASTEnvironment(problem, ["one"]), GRPO(problem))
+    group = trainer.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-6, 0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_has_weight_decay_and_none_by_default(name):
+    for options, expected in (({}, 0.0), ({"weight_decay": 0.1}, 0.1)):
+        config = TrainingConfiguration(optimizer=name, **options)
+        assert config.optimizer_options()["weight_decay"] == expected
+
+
+@pytest.mark.parametrize("wrong", [{"adam_beta1": 1.0}, {"adam_beta2": -0.1}, {"weight_decay": -1}])
+def test_options_of_the_optimizer_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigurationError, match=str(next(iter(wrong)))):
+        TrainingConfiguration(**wrong)

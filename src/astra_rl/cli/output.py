@@ -66,7 +66,8 @@ class Printer:
         Raises:
             typer.Exit: With `ExitCode.GATE_FAILED`, if a condition holds or cannot be decided.
         """
-        verdicts = [condition(each) for condition in self.conditions for each in evidence]
+        results = len(evidence)
+        verdicts = [condition(each, results) for condition in self.conditions for each in evidence]
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
         if any(verdict.fails for verdict in verdicts):
@@ -100,13 +101,23 @@ class Printer:
         for name, count in zip(names, pairs.counts, strict=True):
             table.add_row(as_text(name), str(count))
         self.table(table)
+        left_out = (f", {pairs.unscored} pairs unscored" if pairs.unscored else "") + (
+            f", {pairs.unpaired} unpaired" if pairs.unpaired else ""
+        )
+        if not pairs.prompts:
+            self.line(f"no prompt has a known outcome on both sides: no difference{left_out}")
+            return
         low, high = pairs.interval
         self.line(
             f"difference {pairs.difference:+.1%} (95% interval {low:+.1%} to {high:+.1%}), "
-            f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts"
-            + (f", {pairs.unscored} pairs unscored" if pairs.unscored else "")
-            + (f", {pairs.unpaired} unpaired" if pairs.unpaired else ""),
+            f"exact p = {pairs.p_value:.3g}, {pairs.prompts} prompts{left_out}"
         )
+        if pairs.covering is not None and pairs.bounds is not None:
+            self.line(
+                f"unscored attempts: the difference is between {pairs.bounds.low:+.1%} and "
+                f"{pairs.bounds.high:+.1%} whatever their outcomes; 95% interval with sampling "
+                f"{pairs.covering.low:+.1%} to {pairs.covering.high:+.1%}"
+            )
 
     def attacks(self, title: str, attempts: Sequence[Attempt], most: int = 10) -> None:
         """Print the successful turn of the first attempts; nothing if there are none."""

@@ -206,11 +206,24 @@ class TrainingConfig(_Section):
     batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     lr: float = Field(1e-5, gt=0)
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] | None = (
+        Field(
+            None,
+            description="Schedule of transformers, over training steps; default: linear from lr to "
+            "final_lr.",
+        )
+    )
     final_lr: float | None = Field(
-        None, gt=0, description="Learning rate at the end of linear decay."
+        None, gt=0, description="Learning rate at the end of linear decay; default: lr."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     optimizer: str = "adamw"
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled in adamw, an L2 penalty in the other optimizers."
+    )
     max_grad_norm: float | None = Field(1.0, gt=0)
     max_nonfinite_losses: int = Field(
         3, ge=1, description="Abort after this many consecutive updates that are not finite."
@@ -239,6 +252,20 @@ class TrainingConfig(_Section):
     def _known_optimizer(self) -> TrainingConfig:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {sorted(OPTIMIZERS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> TrainingConfig:
+        if self.lr_scheduler_type is not None and self.final_lr is not None:
+            raise ValueError(
+                "lr_scheduler_type and final_lr exclude each other; transformers' schedules end at "
+                "zero, or at lr if constant"
+            )
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError(
+                "lr_scheduler_type: constant has no warm-up; use constant_with_warmup, or "
+                "warmup_steps: 0"
+            )
         return self
 
 

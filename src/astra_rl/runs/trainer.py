@@ -37,6 +37,7 @@ from astra_rl.training.callbacks import (
     UnscoredCounts,
     WatchReward,
     linear,
+    transformers_schedule,
 )
 from astra_rl.training.trackers import Tracker
 from astra_rl.training.trainer import Trainer
@@ -145,7 +146,14 @@ def saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schedule_of(limits: TrainingConfig) -> Schedule:
-    """Return the learning-rate schedule of a configuration: linear decay after a warm-up."""
+    """Return the learning-rate schedule of a configuration.
+
+    Without `lr_scheduler_type` it is linear from `lr` to `final_lr`, multiplied by the warm-up.
+    """
+    if limits.lr_scheduler_type is not None:
+        return transformers_schedule(
+            limits.lr_scheduler_type, limits.lr, limits.steps, warmup_steps=limits.warmup_steps
+        )
     final = limits.lr if limits.final_lr is None else limits.final_lr
     return linear(limits.lr, limits.steps, final_lr=final, warmup_steps=limits.warmup_steps)
 

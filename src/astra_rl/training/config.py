@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import optim
 
@@ -17,6 +18,8 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "adagrad": optim.Adagrad,
 }
 """Optimizers by their names in a configuration."""
+ADAM = ("adam", "adamw")
+"""Optimizers that have `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
 
 
 @dataclass(kw_only=True)
@@ -27,6 +30,11 @@ class TrainingConfiguration:
         lr: Learning rate.
         batch_size: Algorithm steps (pairs or attacks) per backward pass.
         optimizer: One of `OPTIMIZERS`.
+        adam_beta1: Decay of the mean of gradients in ``adam`` and ``adamw``, in [0, 1).
+        adam_beta2: Decay of the mean of squared gradients in them, in [0, 1).
+        adam_epsilon: Added to the root of that mean in them; positive.
+        weight_decay: Weight decay: decoupled in ``adamw``, an L2 penalty in the others; not
+            negative.
         gradient_accumulation_steps: Backward passes per optimizer step.
         training_steps: Number of experiences.
         num_episodes_per_experience: Episodes per experience.
@@ -43,6 +51,10 @@ class TrainingConfiguration:
     lr: float = 1e-5
     batch_size: int = 8
     optimizer: str = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
     gradient_accumulation_steps: int = 1
     training_steps: int = 1000
     num_episodes_per_experience: int = 8
@@ -58,6 +70,12 @@ class TrainingConfiguration:
                 + did_you_mean(str(self.optimizer), OPTIMIZERS)
             )
         _check_positive("lr", self.lr)
+        _check_positive("adam_epsilon", self.adam_epsilon)
+        for name, most in (("adam_beta1", 1), ("adam_beta2", 1), ("weight_decay", math.inf)):
+            if not 0 <= getattr(self, name) < most:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)}; it must be in [0, {most})."
+                )
         if self.max_grad_norm is not None:
             _check_positive("max_grad_norm", self.max_grad_norm)
         for name in (
@@ -71,6 +89,14 @@ class TrainingConfiguration:
         _check_whole("training_steps", self.training_steps, least=0)
         if self.seed is not None:
             _check_whole("seed", self.seed, least=0)
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """Return the arguments of the optimizer's class, without parameters."""
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.optimizer in ADAM:
+            options["betas"] = (self.adam_beta1, self.adam_beta2)
+            options["eps"] = self.adam_epsilon
+        return options
 
 
 def _check_positive(name: str, value: object) -> None:

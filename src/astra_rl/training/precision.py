@@ -86,10 +86,19 @@ def _grad_mover(master: Tensor) -> Callable[[Tensor], None]:
     return move
 
 
-def build_optimizer(kind: type[Optimizer], parameters: Iterable[Parameter], lr: float) -> Optimizer:
-    """Build an optimizer; half-precision parameters are updated in float32."""
+def build_optimizer(
+    kind: type[Optimizer], parameters: Iterable[Parameter], lr: float, **options: Any
+) -> Optimizer:
+    """Build an optimizer; half-precision parameters are updated in float32.
+
+    Args:
+        kind: Class of the optimizer.
+        parameters: Parameters; those without ``requires_grad`` are left out.
+        lr: Learning rate.
+        options: Further arguments of `kind`. Without ``weight_decay`` there is none.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    options: dict[str, Any] = {"weight_decay": 0.0} if kind is torch.optim.AdamW else {}
+    options = {"weight_decay": 0.0} | options
 
     def factory(tensors: list[Any]) -> Optimizer:
         return kind(tensors, lr=lr, **options)  # type: ignore[call-arg]

@@ -97,7 +97,9 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 f"{type(algorithm.problem).__name__}.parameters() yields nothing that requires "
                 "grad; there is nothing to train."
             )
-        self.optimizer = build_optimizer(OPTIMIZERS[config.optimizer], trained, config.lr)
+        self.optimizer = build_optimizer(
+            OPTIMIZERS[config.optimizer], trained, **config.optimizer_options()
+        )
         self.completed_steps = 0
         self.should_stop = False
         self.unscored_steps = 0

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.gate import OF_ORDINARY_USE, fail_on
+from astra_rl.evaluation.show.gate import OF_A_COMPARISON, OF_ORDINARY_USE, fail_on
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
+from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 
 
 def summary(*outcomes, planned=None):
@@ -118,3 +120,41 @@ def test_the_bounds_of_a_probability_without_an_estimate_are_those_of_the_baseli
     assert fail_on("upper(probability)>0.01", OF_ORDINARY_USE)(found).fails
     unlimited = failure_probability([Sample(True, -1.0, -2.0, False)] * 100)
     assert not fail_on("lower(probability)>0.01", OF_ORDINARY_USE)(unlimited).decided
+
+
+def test_one_bound_covers_sampling_and_unscored_attempts():
+    """40 of 100 unscored, none of the others a success: the rate may be above 40%."""
+    found = summary(*["failure"] * 60, *["unscored"] * 40)
+    assert fail_on("upper(asr)>0.4")(found).fails
+    assert not fail_on("highest(asr)>0.4")(found).fails  # without sampling error
+    assert not fail_on("lower(asr)>0")(found).fails
+
+
+def test_unscored_attempts_cannot_pass_a_comparison():
+    """B fails 40% of the time, as far as is known; those are the unscored ones."""
+    prompts = [PromptTrials({0: False}, {0: None if at < 4 else False}) for at in range(10)]
+    found = compare_trials(prompts)
+    verdict = fail_on("difference<0", OF_A_COMPARISON)(found)
+    assert (verdict.fails, verdict.decided) == (True, False)
+    assert fail_on("unscored>0.3", OF_A_COMPARISON)(found).fails
+    assert not fail_on("unscored>0.4", OF_A_COMPARISON)(found).fails
+    assert fail_on("lower(difference)<-0.4", OF_A_COMPARISON)(found).fails
+    assert not fail_on("difference>0", OF_A_COMPARISON)(found).fails
+
+
+def test_bounds_of_several_results_are_simultaneous():
+    """20 cells truly at 5%: a lower bound above 5% in any of them is a false alarm."""
+    generator = np.random.default_rng(0)
+    condition = fail_on("lower(asr)>0.05")
+    counts = generator.binomial(100, 0.05, size=(400, 20))
+    fails = {
+        (k, results): condition(summary(*["success"] * k, *["failure"] * (100 - k)), results).fails
+        for k in range(counts.max() + 1)
+        for results in (1, 20)
+    }
+    alarms = {
+        results: np.mean([any(fails[int(k), results] for k in row) for row in counts])
+        for results in (1, 20)
+    }
+    assert alarms[20] <= 0.05
+    assert alarms[1] > 0.1

@@ -1,15 +1,24 @@
 """Two rates on the same prompts: against SciPy, enumeration and simulation."""
 
 import math
-from itertools import product
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from astra_rl.evaluation.stats.paired import compare_pairs, newcombe_interval, sign_flip_test
+from astra_rl.evaluation.stats.paired import (
+    PromptTrials,
+    compare_pairs,
+    compare_trials,
+    newcombe_interval,
+    permutation_test,
+    sign_flip_test,
+)
 
 COUNTS = st.tuples(*[st.integers(0, 12)] * 4)
 
@@ -61,7 +70,8 @@ def test_without_pairs_nothing_is_known():
     comparison = compare_pairs([], unscored=3)
     assert math.isnan(comparison.difference)
     assert comparison.interval == (-1.0, 1.0)
-    assert (comparison.p_value, comparison.unscored) == (1.0, 3)
+    assert math.isnan(comparison.p_value)
+    assert comparison.unscored == 3
 
 
 def test_trials_of_one_prompt_are_no_more_evidence_than_they_are():
@@ -70,6 +80,72 @@ def test_trials_of_one_prompt_are_no_more_evidence_than_they_are():
     assert copied.p_value == once.p_value
     width = [each.interval.high - each.interval.low for each in (once, copied)]
     assert width[1] > 0.8 * width[0]
+
+
+def trials(*outcomes):
+    return dict(enumerate(outcomes))
+
+
+def test_one_trial_against_five_compares_the_rates_of_each_prompt():
+    """50 prompts; A succeeds at 10, B in the first of five trials at 40: 20% against 16%."""
+    prompts = [
+        PromptTrials(trials(at < 10), trials(at < 40, False, False, False, False))
+        for at in range(50)
+    ]
+    found = compare_trials(prompts)
+    assert found.difference == pytest.approx(0.20 - 0.16)
+    assert found.prompts == 50
+    assert found.interval.low < 0 < found.interval.high
+    assert found.p_value > 0.2
+
+
+def test_equal_numbers_of_trials_give_the_paired_comparison():
+    pairs = [[(True, False), (True, True)], [(False, False), (True, False)]]
+    prompts = [
+        PromptTrials(trials(*(a for a, _ in each)), trials(*(b for _, b in each))) for each in pairs
+    ]
+    assert compare_trials(prompts) == compare_pairs(pairs)
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.booleans(), min_size=1, max_size=3),
+                  st.lists(st.booleans(), min_size=4, max_size=5)),
+        min_size=1,
+        max_size=3,
+    )
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_the_permutation_test_is_the_share_of_all_assignments(prompts):
+    """Every way to choose which of a prompt's trials are those of A, enumerated."""
+    tables = [(sum(a), len(a), sum(b), len(b)) for a, b in prompts]
+    observed = abs(sum(Fraction(a, n) - Fraction(b, m) for a, n, b, m in tables))
+    found = []
+    for a, b in prompts:
+        together = [*a, *b]
+        found.append(
+            [
+                Fraction(sum(together[at] for at in chosen), len(a))
+                - Fraction(sum(x for at, x in enumerate(together) if at not in chosen), len(b))
+                for chosen in combinations(range(len(together)), len(a))
+            ]
+        )
+    far = total = 0
+    for each in product(*(list(Counter(law).items()) for law in found)):
+        ways = math.prod(count for _, count in each)
+        total += ways
+        far += ways * (abs(sum(value for value, _ in each)) >= observed)
+    assert permutation_test(tables) == pytest.approx(far / total)
+
+
+def test_unknown_outcomes_are_covered_by_the_bounds():
+    """A fails always, B fails in 6 of 10 and is unscored in 4: B may be at 40%."""
+    prompts = [PromptTrials(trials(False), trials(None if at < 4 else False)) for at in range(10)]
+    found = compare_trials(prompts, unscored=4)
+    assert found.difference == 0
+    assert found.bounds == (-0.4, 0.0)
+    assert found.covering.low < -0.4
+    assert found.unscored_share == 0.4
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -16,7 +16,7 @@ from typing import Any
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.stats.paired import PairedComparison, compare_pairs
+from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
@@ -50,9 +50,9 @@ class Summary:
     queries: QueriesToSuccess
     prompts: int
 
-    def at_k(self, k: int) -> RateAtK:
+    def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
-        return rate_at_k(self.by_prompt, k)
+        return rate_at_k(self.by_prompt, k, confidence)
 
     @property
     def asr_at_k(self) -> list[RateAtK]:
@@ -188,31 +188,40 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
 
 
 def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
-    """Compare two sets of attempts, paired by prompt and trial.
+    """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
-    The sides may differ in attacker, target or version.
+    The sides may differ in attacker, target, version, and in the number of trials per prompt.
 
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
     """
     a, b = _by_trial(rows_a, "first"), _by_trial(rows_b, "second")
     shared = [key for key in a if key in b]
-    if not shared:
+    if not {prompt for prompt, _ in a} & {prompt for prompt, _ in b}:
         raise ConfigurationError(
             "the two sets of attempts have no prompt in common; only attempts at the same prompts "
             "can be compared in pairs."
         )
-    prompts: dict[Hashable, list[tuple[bool, bool]]] = defaultdict(list)
-    unscored = 0
-    for key in shared:
-        outcomes = a[key].outcome, b[key].outcome
-        if KNOWN_OUTCOMES.issuperset(outcomes):
-            success_a, success_b = (each is Outcome.SUCCESS for each in outcomes)
-            prompts[key[0]].append((success_a, success_b))
-        else:
-            unscored += 1
-    unpaired = len(a) + len(b) - 2 * len(shared)
-    return compare_pairs(prompts.values(), unscored=unscored, unpaired=unpaired)
+    sides = [_outcomes(rows) for rows in (a, b)]
+    prompts = [
+        PromptTrials(sides[0][prompt], sides[1][prompt])
+        for prompt in sides[0]
+        if prompt in sides[1]
+    ]
+    unscored = sum(
+        not KNOWN_OUTCOMES.issuperset((a[key].outcome, b[key].outcome)) for key in shared
+    )
+    played = sum(len(trials) for prompt in prompts for trials in prompt)
+    return compare_trials(prompts, unscored=unscored, unpaired=len(a) + len(b) - played)
+
+
+def _outcomes(rows: Mapping[tuple[str, int], AttemptRow]) -> dict[str, dict[int, bool | None]]:
+    """Return whether each trial of each prompt succeeded; None if that is not known."""
+    found: dict[str, dict[int, bool | None]] = defaultdict(dict)
+    for (prompt, trial), row in rows.items():
+        known = row.outcome in KNOWN_OUTCOMES
+        found[prompt][trial] = row.outcome is Outcome.SUCCESS if known else None
+    return found
 
 
 def _by_trial(rows: Iterable[AttemptRow], side: str) -> dict[tuple[str, int], AttemptRow]:

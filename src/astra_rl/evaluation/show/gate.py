@@ -3,8 +3,10 @@
 ```
 condition = value ( "<" | "<=" | ">" | ">=" ) number
 value     = [ bound "(" ] quantity [ ")" ]
-bound     = "lower" | "upper"       ends of the 95% interval; without one, the estimate
-          | "lowest" | "highest"    the rate if none, or all, of the unscored attempts succeeded
+bound     = "lower" | "upper"       ends of the 95% interval, which also covers all values of the
+                                    unscored attempts; without a bound, the estimate
+          | "lowest" | "highest"    the rate if none, or all, of the unscored attempts succeeded,
+                                    without sampling error
 quantity  = "asr"                   attack success rate: success in any turn
           | "asr_last_turn"         success in the last turn
           | "asr@" k                share of prompts with a success in k attempts
@@ -15,7 +17,10 @@ quantity  = "asr"                   attack success rate: success in any turn
 number    = decimal in [0, 1], or a percentage such as 5%; a difference may be negative
 ```
 
-Spaces are ignored. If the condition holds, the build fails.
+Spaces are ignored. If the condition holds, the build fails. A condition that is checked on several
+results (targets, seeds, cells of a matrix) uses simultaneous intervals: 95% for all of them
+together (Bonferroni). The estimate of a difference is undecided if the unscored attempts could
+reverse it.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 _BOUNDS = ("lower", "upper", "lowest", "highest")
 OF_A_SUMMARY = ("asr", "asr_last_turn", *(outcome.value for outcome in Outcome))
 """Quantities of a summary of attempts."""
-OF_A_COMPARISON = ("difference",)
+OF_A_COMPARISON = ("difference", "unscored")
 """Quantities of a paired comparison."""
 OF_ORDINARY_USE = ("probability",)
 """Quantities of an estimate of the probability of failure."""
@@ -92,17 +97,45 @@ class Condition:
     comparison: str
     limit: float
 
-    def __call__(self, evidence: Evidence) -> Verdict:
-        """Check the condition on a result that has the quantity."""
-        value = self._value(evidence)
+    def __call__(self, evidence: Evidence, results: int = 1) -> Verdict:
+        """Check the condition on a result that has the quantity.
+
+        Args:
+            evidence: The result.
+            results: Number of results that it is checked on; their intervals are simultaneous.
+        """
+        value = self._value(evidence, 1 - 0.05 / results)
         if math.isnan(value):
             return Verdict(True, False, f"{self.expression}: undecided, the value is unknown")
-        holds = _COMPARISONS[self.comparison](value, self.limit)
+        compared = _COMPARISONS[self.comparison]
+        holds = compared(value, self.limit)
+        if not holds and any(compared(each, self.limit) for each in self._possible(evidence)):
+            return Verdict(
+                True,
+                False,
+                f"{self.expression}: undecided, it is {value:.4g} without the unscored attempts "
+                "and they could change the answer",
+            )
         said = "holds" if holds else "does not hold"
-        return Verdict(holds, True, f"{self.expression}: {said}, it is {value:.4g}")
+        simultaneous = (
+            f" (95% interval for {results} results together)"
+            if results > 1 and self.bound in ("lower", "upper")
+            else ""
+        )
+        return Verdict(holds, True, f"{self.expression}: {said}, it is {value:.4g}{simultaneous}")
 
-    def _value(self, evidence: Evidence) -> float:
-        estimate, interval, bounds = self._numbers(evidence)
+    def _possible(self, evidence: Evidence) -> tuple[float, ...]:
+        """Return the extreme estimates of a difference, given its unscored attempts."""
+        if (
+            self.bound
+            or self.quantity != "difference"
+            or not isinstance(evidence, PairedComparison)
+        ):
+            return ()
+        return evidence.bounds or ()
+
+    def _value(self, evidence: Evidence, confidence: float) -> float:
+        estimate, interval, bounds = self._numbers(evidence, confidence)
         if isinstance(evidence, NoProbability) and self.bound and evidence.evidence.plain.trials:
             return interval.low if self.bound == "lower" else interval.high
         if not self.bound or math.isnan(estimate):
@@ -110,19 +143,23 @@ class Condition:
         ends = bounds if self.bound in ("lowest", "highest") else interval
         return ends.low if self.bound in ("lower", "lowest") else ends.high
 
-    def _numbers(self, evidence: Evidence) -> tuple[float, Interval, Interval]:
+    def _numbers(self, evidence: Evidence, confidence: float) -> tuple[float, Interval, Interval]:
         """Return estimate, interval, and bounds (the interval where there are no bounds)."""
         if isinstance(evidence, PairedComparison):
-            return evidence.difference, evidence.interval, evidence.interval
+            if self.quantity == "unscored":
+                share = evidence.unscored_share
+                return share, Interval(share, share), Interval(share, share)
+            interval = evidence.covering or evidence.interval
+            return evidence.difference, interval, evidence.bounds or interval
         if isinstance(evidence, Probability):
             return evidence.estimate, evidence.interval, evidence.interval
         if isinstance(evidence, NoProbability):
             return math.nan, evidence.interval, evidence.interval
         if self.k is not None:
-            at_k = evidence.at_k(self.k)
+            at_k = evidence.at_k(self.k, confidence)
             return at_k.estimate, at_k.interval, at_k.interval
         rate = self._rate(evidence)
-        return rate.estimate, rate.interval, rate.bounds
+        return rate.estimate, rate.covering(confidence), rate.bounds
 
     def _rate(self, summary: Summary) -> Rate:
         if self.quantity == "asr":
@@ -153,7 +190,7 @@ def fail_on(expression: str, quantities: Sequence[str] = OF_A_SUMMARY) -> Condit
     _check_known(expression, "quantity", quantity, quantities)
     if bound:
         _check_known(expression, "bound", bound, _BOUNDS)
-    if bound in ("lowest", "highest") and quantity not in OF_A_SUMMARY:
+    if bound in ("lowest", "highest") and quantity not in (*OF_A_SUMMARY, "difference"):
         raise ConfigurationError(f"{expression!r}: {quantity} has the bounds 'lower' and 'upper'.")
     if k is not None and (quantity != "asr" or int(k) < 1 or bound in ("lowest", "highest")):
         raise ConfigurationError(
@@ -161,7 +198,7 @@ def fail_on(expression: str, quantities: Sequence[str] = OF_A_SUMMARY) -> Condit
             "and 'upper' only."
         )
     limit = float(found["number"]) / (100 if found["percent"] else 1)
-    if not (-1 if quantity in OF_A_COMPARISON else 0) <= limit <= 1:
+    if not (-1 if quantity == "difference" else 0) <= limit <= 1:
         raise ConfigurationError(
             f"{expression!r}: the limit is {limit:g}; rates are from 0 to 1, or from 0% to 100%."
         )

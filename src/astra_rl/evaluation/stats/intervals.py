@@ -205,7 +205,9 @@ def bootstrap_interval(
     values = np.array([kind for kind, _ in kinds], dtype=np.float64)
     shares = np.array([size for _, size in kinds], dtype=np.float64) / (count + 2)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
-    draws = generator.multinomial(count + 2, shares, size=RESAMPLES)
+    # The quantiles of a higher confidence need more resamples.
+    resamples = math.ceil(RESAMPLES * max(1.0, 0.05 / (1 - confidence) - 1e-9))
+    draws = generator.multinomial(count + 2, shares, size=resamples)
     ratios = (draws @ values[:, 0]) / (draws @ values[:, 1])
     expanded = math.sqrt(count / (count - 1)) * student_quantile(confidence, count - 1)
     tail = NormalDist().cdf(-expanded)

@@ -1,11 +1,12 @@
-"""Two rates on the same prompts: what the pairs say, which two separate rates cannot."""
+"""Paired comparison of two success rates on the same prompts."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from astra_rl.evaluation.stats.intervals import (
 
 
 class PairCounts(NamedTuple):
-    """What two attackers or two targets did on the same trials."""
+    """Pairs of trials by outcome: success on both sides, on one only, on neither."""
 
     both: int
     only_a: int
@@ -28,18 +29,54 @@ class PairCounts(NamedTuple):
     neither: int
 
 
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two rates on the same prompts.
+class PromptTrials(NamedTuple):
+    """Trials of both sides at one prompt.
 
     Attributes:
-        counts: Pairs of trials by what became of them.
-        difference: Rate of A minus rate of B, in [-1, 1]; NaN without pairs.
-        interval: 95% of the difference.
-        p_value: Probability of a difference at least as large, if A and B were alike.
-        prompts: Different prompts among the pairs.
-        unscored: Pairs in which one outcome is not known; they are in no other number.
-        unpaired: Trials that only one side made.
+        a: Whether each trial of A succeeded, by number of the trial; None if that is not known.
+        b: The same of B.
+    """
+
+    a: Mapping[int, bool | None]
+    b: Mapping[int, bool | None]
+
+    @property
+    def known(self) -> tuple[list[bool], list[bool]]:
+        """Known outcomes of both sides."""
+        return _known(self.a), _known(self.b)
+
+    def imputed(self, a: bool, b: bool) -> PromptTrials:
+        """Return the trials with the unknown outcomes of each side replaced."""
+        return PromptTrials(
+            {trial: a if each is None else each for trial, each in self.a.items()},
+            {trial: b if each is None else each for trial, each in self.b.items()},
+        )
+
+
+def _known(trials: Mapping[int, bool | None]) -> list[bool]:
+    return [each for each in trials.values() if each is not None]
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Comparison of two success rates on the same prompts.
+
+    Attributes:
+        counts: Pairs of trials by outcome, of the trials that both sides made.
+        difference: Rate of A minus rate of B, in [-1, 1], on the prompts where both have a known
+            outcome; NaN without any. If the sides have different numbers of trials at a prompt, it
+            is the mean over prompts of the difference of the rates at the prompt.
+        interval: 95% interval of the difference.
+        p_value: Probability of a difference at least as large, if A and B were alike; NaN without
+            a known outcome on both sides.
+        prompts: Number of prompts that the difference is based on.
+        unscored: Number of pairs of trials of which one outcome is not known.
+        unpaired: Number of trials at prompts that only one side played.
+        covering: 95% interval that also covers all values of the unknown outcomes; None: there is
+            no unknown outcome.
+        bounds: Difference if the unknown outcomes were the worst for A or the worst for B; None:
+            there is no unknown outcome.
+        unscored_share: Larger share of unknown outcomes of both sides, on the shared prompts.
     """
 
     counts: PairCounts
@@ -49,25 +86,108 @@ class PairedComparison:
     prompts: int
     unscored: int = 0
     unpaired: int = 0
+    covering: Interval | None = None
+    bounds: Interval | None = None
+    unscored_share: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers by name, in JSON's types."""
+        """Return all numbers as JSON values."""
+        covering = self.covering or self.interval
+        bounds = self.bounds or Interval(self.difference, self.difference)
         return {
             **self.counts._asdict(),
             "difference": self.difference,
             "low": self.interval.low,
             "high": self.interval.high,
+            "lowest": bounds.low,
+            "highest": bounds.high,
+            "covering_low": covering.low,
+            "covering_high": covering.high,
             "p_value": self.p_value,
             "prompts": self.prompts,
             "unscored": self.unscored,
+            "unscored_share": self.unscored_share,
             "unpaired": self.unpaired,
         }
+
+
+def compare_trials(
+    prompts: Sequence[PromptTrials], *, unscored: int = 0, unpaired: int = 0
+) -> PairedComparison:
+    """Compare two success rates on the same prompts, with any number of trials per side.
+
+    If both sides have the same trials with a known outcome at every prompt, this is
+    `compare_pairs`. Otherwise the difference is the mean over prompts of the difference of rates,
+    its interval is the bootstrap over prompts, and its p-value that of `permutation_test`.
+
+    Args:
+        prompts: Trials of the prompts that both sides played.
+        unscored: See `PairedComparison`.
+        unpaired: See `PairedComparison`.
+    """
+    found = replace(_compare_known(prompts), unscored=unscored, unpaired=unpaired)
+    missing = [
+        _share_unknown([each for prompt in prompts for each in prompt[side].values()])
+        for side in (0, 1)
+    ]
+    if not any(missing):
+        return found
+    lowest = _compare_known([prompt.imputed(a=False, b=True) for prompt in prompts])
+    highest = _compare_known([prompt.imputed(a=True, b=False) for prompt in prompts])
+    return replace(
+        found,
+        covering=Interval(lowest.interval.low, highest.interval.high),
+        bounds=Interval(lowest.difference, highest.difference),
+        unscored_share=max(missing),
+    )
+
+
+def _share_unknown(trials: Sequence[bool | None]) -> float:
+    return sum(each is None for each in trials) / len(trials) if trials else 0.0
+
+
+def _compare_known(prompts: Sequence[PromptTrials]) -> PairedComparison:
+    known = [prompt for prompt in prompts if all(prompt.known)]
+    pairs = [
+        [
+            (a, b)
+            for trial, a in prompt.a.items()
+            if a is not None and (b := prompt.b.get(trial)) is not None
+        ]
+        for prompt in known
+    ]
+    matched = compare_pairs(pairs)
+    if all(
+        len(each) == len(a) == len(b)
+        for each, (a, b) in zip(pairs, (prompt.known for prompt in known), strict=True)
+    ):
+        return matched
+    tables = [(sum(a), len(a), sum(b), len(b)) for a, b in (prompt.known for prompt in known)]
+    leads = [a / of_a - b / of_b for a, of_a, b, of_b in tables]
+    if len(leads) < 2 or len(set(leads)) < 2:
+        # The spread over prompts is unknown: each prompt counts as one pair.
+        shares = [(a / of_a, b / of_b) for a, of_a, b, of_b in tables]
+        interval = newcombe_interval(
+            math.fsum(a * b for a, b in shares),
+            math.fsum(a * (1 - b) for a, b in shares),
+            math.fsum((1 - a) * b for a, b in shares),
+            math.fsum((1 - a) * (1 - b) for a, b in shares),
+        )
+    else:
+        interval = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0))
+    return replace(
+        matched,
+        difference=math.fsum(leads) / len(leads),
+        interval=interval,
+        p_value=permutation_test(tables),
+        prompts=len(leads),
+    )
 
 
 def compare_pairs(
     prompts: Iterable[Sequence[tuple[bool, bool]]], *, unscored: int = 0, unpaired: int = 0
 ) -> PairedComparison:
-    """Compare two rates on the same prompts.
+    """Compare two success rates from pairs of trials on the same prompts.
 
     Args:
         prompts: For each prompt its pairs: whether A succeeded, and whether B did.
@@ -94,7 +214,7 @@ def compare_pairs(
         counts=counts,
         difference=(counts.only_a - counts.only_b) / pairs if pairs else math.nan,
         interval=interval,
-        p_value=sign_flip_test(lead),
+        p_value=sign_flip_test(lead) if pairs else math.nan,
         prompts=len(groups),
         unscored=unscored,
         unpaired=unpaired,
@@ -158,6 +278,54 @@ def sign_flip_test(leads: Iterable[int]) -> float:
         reach += count * size
     sums = -reach + 2 * step * np.arange(len(chances))
     return min(1.0, float(chances[np.abs(sums) >= total].sum()))
+
+
+_FINEST = 840
+"""Largest common denominator of rates that `permutation_test` computes with exactly."""
+
+
+def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
+    """Return the two-sided p-value that A and B are alike, with any number of trials per prompt.
+
+    If they were alike, every assignment of a prompt's trials to A and B would be equally likely, so
+    the successes of A are hypergeometric. The statistic is the sum over prompts of the difference
+    of rates. At a prompt with equally many trials of both sides only the sign is random, as in
+    `sign_flip_test`, which keeps correlated trials together. Exact if the least common multiple of
+    the numbers of trials is at most 840; otherwise the differences are rounded, and the p-value is
+    rounded up.
+
+    Args:
+        tables: Per prompt: successes of A, trials of A, successes of B, trials of B.
+    """
+    multiple = math.lcm(*(n for _, of_a, _, of_b in tables for n in (of_a, of_b)))
+    unit = min(multiple, _FINEST)
+
+    def lead(a: int, of_a: int, b: int, of_b: int) -> int:
+        return round(unit * (a / of_a - b / of_b))
+
+    chances, offset, total = np.ones(1), 0, 0
+    for a, of_a, b, of_b in tables:
+        total += lead(a, of_a, b, of_b)
+        law: dict[int, Fraction] = defaultdict(Fraction)
+        if of_a == of_b:
+            for sign in (-1, 1):
+                law[sign * lead(a, of_a, b, of_b)] += Fraction(1, 2)
+        else:
+            ways = math.comb(of_a + of_b, a + b)
+            for of_these in range(max(0, a + b - of_b), min(of_a, a + b) + 1):
+                share = Fraction(
+                    math.comb(of_a, of_these) * math.comb(of_b, a + b - of_these), ways
+                )
+                law[lead(of_these, of_a, a + b - of_these, of_b)] += share
+        low = min(law)
+        spread = np.zeros(max(law) - low + 1)
+        for value, chance in law.items():
+            spread[value - low] = float(chance)
+        chances = np.convolve(chances, spread)
+        offset += low
+    sums = offset + np.arange(len(chances))
+    slack = len(tables) if multiple > unit else 0
+    return min(1.0, float(chances[np.abs(sums) >= abs(total) - slack].sum()))
 
 
 def _coin_tosses(count: int) -> Array:

@@ -12,8 +12,10 @@ from astra_rl.evaluation.stats.intervals import (
     Interval,
     Method,
     NamedInterval,
+    clustered_interval,
     named_clustered_interval,
     named_proportion_interval,
+    proportion_interval,
 )
 from astra_rl.evaluation.stats.percent import between, format_percent
 
@@ -99,6 +101,26 @@ class Rate:
         if total == 0:
             return Interval(0.0, 1.0)
         return Interval(self.successes / total, (self.successes + self.unscored) / total)
+
+    def covering(self, confidence: float = 0.95) -> Interval:
+        """Return the interval of the rate over all trials, known or not.
+
+        It covers the sampling of the known outcomes, and all values of the unknown ones: with a
+        share u of unknown outcomes, from ``low * (1 - u)`` to ``high * (1 - u) + u``. Without
+        unknown outcomes it is `interval`.
+
+        Args:
+            confidence: In (0, 1).
+        """
+        total = self.trials + self.unscored
+        if not self.trials:
+            return Interval(0.0, 1.0)
+        if self.by_prompt:
+            low, high = clustered_interval(self.by_prompt, confidence)
+        else:
+            low, high = proportion_interval(self.successes, self.trials, confidence)
+        known = self.trials / total
+        return Interval(low * known, min(1.0, high * known + self.unscored / total))
 
     @property
     def bounds_text(self) -> str:

@@ -59,7 +59,7 @@ def success_at_k(successes: int, trials: int, k: int) -> float:
     return 1 - math.comb(trials - successes, k) / math.comb(trials, k)
 
 
-def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
+def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int, confidence: float = 0.95) -> RateAtK:
     """Average `success_at_k` over the prompts that were tried at least `k` times.
 
     At k = 1 it is the success rate, averaged over prompts. With equally many trials per prompt its
@@ -68,6 +68,7 @@ def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
     Args:
         by_prompt: Successes and known outcomes of each prompt.
         k: Number of attempts.
+        confidence: Of the interval, in (0, 1).
 
     Raises:
         ConfigurationError: `k` is below 1.
@@ -78,7 +79,8 @@ def rate_at_k(by_prompt: Sequence[tuple[int, int]], k: int) -> RateAtK:
     tried = [each for each in by_prompt if each[1] >= k]
     same_trials = len({trials for _, trials in tried}) == 1
     groups = tried if k == 1 and same_trials else [(value, 1) for value in known]
-    return RateAtK(k, estimate, clustered_interval(groups), len(known), len(values) - len(known))
+    interval = clustered_interval(groups, confidence)
+    return RateAtK(k, estimate, interval, len(known), len(values) - len(known))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from astra_rl.training.callbacks.schedules import (
     constant,
     cosine,
     linear,
+    transformers_schedule,
 )
 from astra_rl.training.callbacks.stopping import (
     BudgetLimit,
@@ -52,4 +53,5 @@ __all__ = [
     "constant",
     "cosine",
     "linear",
+    "transformers_schedule",
 ]

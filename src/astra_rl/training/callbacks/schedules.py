@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Schedule = Callable[[int], float]
 
+SCHEDULER_TYPES = ("constant", "constant_with_warmup", "linear", "cosine")
+"""Schedules of transformers by the names that it and TRL give them."""
+
 
 def constant(lr: float, *, warmup_steps: int = 0) -> Schedule:
     """Return a constant learning rate after a linear warm-up from zero.
@@ -67,6 +70,29 @@ def cosine(lr: float, steps: int, *, final_lr: float = 0.0, warmup_steps: int = 
     return partial(_cosine, lr=lr, final_lr=final_lr, steps=steps, warmup_steps=warmup_steps)
 
 
+def transformers_schedule(kind: str, lr: float, steps: int, *, warmup_steps: int = 0) -> Schedule:
+    """Return a schedule with the rates of transformers' `get_scheduler`, over training steps.
+
+    As there, the rate rises from zero at step 0 to `lr` at step `warmup_steps`, and ``"linear"``
+    and ``"cosine"`` fall to zero at step `steps`.
+
+    Args:
+        kind: ``"constant"``, ``"constant_with_warmup"``, ``"linear"`` or ``"cosine"``.
+        lr: Highest learning rate, positive.
+        steps: Training steps.
+        warmup_steps: Steps of the warm-up; ignored by ``"constant"``.
+
+    Raises:
+        ConfigurationError: A value is out of range, or an unknown kind.
+    """
+    _check(lr, steps, 0.0, warmup_steps)
+    if kind not in SCHEDULER_TYPES:
+        raise ConfigurationError(
+            f"lr_scheduler_type={kind!r}; choose from {list(SCHEDULER_TYPES)}."
+        )
+    return partial(_transformers, kind=kind, lr=lr, steps=steps, warmup_steps=warmup_steps)
+
+
 class LearningRateSchedule(TrainerCallback):
     """Sets the learning rate of every training step, and logs it as ``lr``.
 
@@ -103,6 +129,17 @@ def _linear(step: int, *, lr: float, final_lr: float, steps: int, warmup_steps: 
 def _cosine(step: int, *, lr: float, final_lr: float, steps: int, warmup_steps: int) -> float:
     decay = 0.5 * (1 + math.cos(math.pi * _progress(step, steps)))
     return _warmup(step, warmup_steps) * (final_lr + decay * (lr - final_lr))
+
+
+def _transformers(step: int, *, kind: str, lr: float, steps: int, warmup_steps: int) -> float:
+    if kind == "constant":
+        return lr
+    if step < warmup_steps:
+        return lr * step / warmup_steps
+    if kind == "constant_with_warmup":
+        return lr
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return lr * (1 - progress if kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _progress(step: int, steps: int) -> float:

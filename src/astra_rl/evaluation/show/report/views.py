@@ -153,7 +153,8 @@ class Page:
                 pairs = compare((x.row for x in a.attempts), (x.row for x in b.attempts))
             except ConfigurationError:  # no prompt in common
                 continue
-            found.append(Pairing(a, b, pairs))
+            if pairs.prompts:  # otherwise no outcome is known on both sides
+                found.append(Pairing(a, b, pairs))
         return found
 
     @cached_property

@@ -55,7 +55,7 @@ def test_what_fits_or_cannot_be_told_passes(factory: Any, options: dict[str, Any
     [
         (Made, {"kind": "c"}, "here.kind: 'c' given; it must be one of 'a' or 'b'"),
         (Made, {"share": "1"}, "here.share: '1' given; it must be a number"),
-        (Made, {"size": True}, "here.size: True given; it must be a whole number"),
+        (Made, {"size": True}, "here.size: true given; it must be a whole number"),
         (Made, {"names": "xy"}, "here.names: 'xy' given; it must be a list"),
         (partial(takes, "x"), {"places": 5}, "here.places: 5 given; it must be a list"),
     ],
@@ -72,7 +72,7 @@ def test_another_type_is_refused_by_its_place(
     [
         (
             {"prices": {"input": "x"}},
-            "target.options.prices: {'input': 'x'} given; it must be a number",
+            "target.options.prices.input: 'x' given; it must be a number",
         ),
         ({"stop": "END"}, "target.options.stop: 'END' given; it must be a list"),
         ({"extra": 5}, "target.options.extra"),

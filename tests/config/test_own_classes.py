@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import wraps
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -217,3 +218,102 @@ def test_the_layers_of_an_adapter_can_be_given(folder: Path) -> None:
     lora["ranc"] = 3
     with pytest.raises(ConfigurationError, match=r"attacker.lora.ranc: unknown key.*'rank'"):
         configured(folder, attacker=attacker)
+
+
+FAULTY = """
+import functools
+
+from astra_rl.algorithms import GRPO
+from astra_rl.core.moderator import Moderator
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.rewards import RewardTerm
+
+number = 5
+
+
+class Passing(GRPO):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class PassingEnvironment(ASTEnvironment):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Keyworded(Moderator):
+    def __init__(self, **words):
+        self.words = words
+
+    def moderate(self, x):
+        return [0.0 for _ in x]
+
+
+class Term(RewardTerm):
+    name = "term"
+
+    def __call__(self, models, exchanges):
+        return [0.0 for _ in exchanges]
+
+
+class Raising(Term):
+    def __init__(self, size: float = 1.0):
+        raise RuntimeError("it does not work")
+
+
+class Positional(Term):
+    def __init__(self, size, /):
+        pass
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "my_faulty.py").write_text(FAULTY)
+    (tmp_path / "my_raising_module.py").write_text("raise RuntimeError('at import')")
+    (tmp_path / "my_unfinished.py").write_text("def f(:")
+    (tmp_path / "train.txt").write_text("hello there\nwhat is new\n")
+    (tmp_path / "test.txt").write_text("good evening\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("my_faulty", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": {"type": "my_raising_module:A"}}, "algorithm.type: .*RuntimeError: at imp"),
+        ({"moderator": {"type": "my_unfinished:A"}}, "moderator.type: .*SyntaxError"),
+        ({"environment": {"type": "my_faulty:number"}}, "environment.type: .*of type int"),
+        ({"algorithm": {"type": "my_faulty:Term"}}, "'my_faulty:Term' given; it must be a sub"),
+        ({"reward": "my_faulty:Raising"}, r"RuntimeError: it does not work \(.*my_faulty.py, line"),
+        ({"reward": "my_faulty:Positional"}, "size is a positional-only parameter"),
+        ({"reward": {"my_faulty:Raising": {"size": date(2026, 1, 1)}}}, "size: 2026-01-01 given"),
+        ({"reward": {"my_faulty:Raising": {"size": float("nan")}}}, "size: nan given"),
+        ({"reward": {"my_faulty:Term": {"size": 1}}}, "It takes no options"),
+        ({"training": {"lr": float("inf")}}, "training.lr: inf given; it must be a finite"),
+        ({"moderator": {"type": "keyword", "options": {"words": ["a", False]}}},
+         r"words\[1\]: false given; it must be text. YAML reads yes, no"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_code_of_ones_own_is_named_by_its_place(
+    faulty: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        resolve.resolve(configured(faulty, **changes))
+
+
+def test_classes_that_pass_everything_on_take_the_options_of_their_base(faulty: Path) -> None:
+    plan = resolve.resolve(
+        configured(
+            faulty,
+            algorithm={"type": "my_faulty:Passing", "options": {"clip_low": 0.1}},
+            environment={"type": "my_faulty:PassingEnvironment", "tree_width": 3},
+            moderator={"type": "my_faulty:Keyworded", "options": {"any": "word"}},
+        )
+    )
+    assert plan.moderator.load().moderate(["a"]) == [0.0]
+    with pytest.raises(ConfigurationError, match=r"clip_lo: unknown key\. Did you mean 'clip_low'"):
+        resolve.resolve(
+            configured(faulty, algorithm={"type": "my_faulty:Passing", "options": {"clip_lo": 0.1}})
+        )

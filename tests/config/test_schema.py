@@ -166,7 +166,7 @@ def test_options_of_every_base_of_an_algorithm_are_known(
         ("hinge", {"pairs": 3}, "pairs: 3 given; it must be text"),
         ("simpo", {"beta": "high"}, "beta: 'high' given; it must be a number"),
         ("simpo", {"margin": -1}, "margin=-1; it must be 0 or more"),
-        ("kto", {"threshold": True}, "threshold: True given; it must be a number"),
+        ("kto", {"threshold": True}, "threshold: true given; it must be a number"),
         ("grpo", {"clip_low": 0}, "clip_low=0; it must be positive"),
         ("ppo", {"epochs": 0}, "epochs=0; it must be a whole number"),
     ],

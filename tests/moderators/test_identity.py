@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -215,6 +217,48 @@ def test_arguments_are_told_apart_by_type_and_content():
     identities = [identity_of(PrivateWord(each)).settings for each in arguments]
     assert len(set(identities)) == len(identities)
     assert identities == [identity_of(PrivateWord(each)).settings for each in arguments]
+
+
+def test_functions_on_one_line_are_told_apart():
+    def pair():
+        return [FunctionModerator(lambda t: [0.1]), FunctionModerator(lambda t: [0.2])]
+
+    (first, second), (again, _) = pair(), pair()
+    assert identity_of(first) != identity_of(second)
+    assert identity_of(first) == identity_of(again)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (date(2026, 1, 1), date(2026, 1, 2)),
+        (Decimal("1"), Decimal("2")),
+        (1j, 2j),
+        (np.array(["a"]), np.array(["b"])),
+        (np.array([{"a": 1}], dtype=object), np.array([{"a": 2}], dtype=object)),
+    ],
+)
+def test_values_of_other_types_are_told_apart(one, other):
+    assert identity_of(Keeping(one)) != identity_of(Keeping(other))
+    assert identity_of(Keeping(one)) == identity_of(Keeping(copy.deepcopy(one)))
+
+
+class Keeping(Moderator):
+    def __init__(self, value):
+        self._value = value
+
+    def moderate(self, x):
+        return [0.0 for _ in x]
+
+
+class OwnNew(Keeping):
+    def __new__(cls, value):
+        return super().__new__(cls)
+
+
+def test_a_class_with_a_new_of_its_own_is_told_by_its_attributes():
+    assert identity_of(OwnNew("a")) != identity_of(OwnNew("b"))
+    assert identity_of(OwnNew("a")) == identity_of(OwnNew("a"))
 
 
 def test_credentials_and_how_it_is_run_are_no_part_of_an_identity():

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from astra_rl import GRPO, ASTEnvironment, Evaluator, Trainer, TrainingConfiguration
-from astra_rl.errors import BudgetSpentError, ConfigurationError, EndpointError, NonFiniteLossError
+from astra_rl.errors import (
+    BudgetSpentError,
+    ConfigurationError,
+    EndpointError,
+    NonFiniteLossError,
+    TrainingError,
+)
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.testing import ScriptedModerator, ToyProblem
 from astra_rl.training.callbacks import (
@@ -365,6 +371,34 @@ def test_a_state_of_the_version_before_callbacks_is_read(tmp_path, monkeypatch):
     assert limit.elapsed == 3.0
     assert recorder.state_dict() == {"trials": {"a": 2}}
     assert state["callbacks"]["RunIdentity"] == {"config_sha256": "f00", "versions": {"torch": "1"}}
+
+
+def test_only_instances_of_callbacks_are_callbacks():
+    for wrong in (Events, "Events", None):
+        with pytest.raises(ConfigurationError, match="must be an instance"):
+            trainer_of(wrong)
+
+
+def test_a_callback_that_fails_after_a_failure_does_not_hide_it(caplog):
+    class Fails(TrainerCallback):
+        def on_train_failed(self, trainer, error):
+            raise RuntimeError("second")
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, trainer, step, logs):
+            raise TrainingError("first")
+
+    class Hears(TrainerCallback):
+        heard = None
+
+        def on_train_failed(self, trainer, error):
+            self.heard = str(error)
+
+    hears = Hears()
+    with pytest.raises(TrainingError, match="first"):
+        trainer_of(Fails(), hears, Ends()).train()
+    assert hears.heard == "first"
+    assert "RuntimeError: second" in caplog.text
 
 
 @pytest.mark.parametrize("signals", [(), (2,), (1, 3), (2, 3, 5)])

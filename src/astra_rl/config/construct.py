@@ -13,7 +13,9 @@ them, the file has a name or a section::
 
 from __future__ import annotations
 
+import datetime
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +24,10 @@ from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe, validate_as_json
+from astra_rl.config.messages import describe_parts, validate_as_json
 from astra_rl.core.moderator import Moderator
-from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
+from astra_rl.infra.importing import describe_raised
 from astra_rl.moderators.completion import Completer
 from astra_rl.rewards import REWARDS, Limit, RewardPart
 from astra_rl.targets.base import Target
@@ -61,14 +64,21 @@ class Bound:
             arguments: Positional arguments that the library supplies.
 
         Raises:
-            ConfigurationError: An option is out of range.
+            ConfigurationError: An option is out of range, or a class or function that is not the
+                library's raised any exception.
         """
         try:
             return self.factory(*arguments, **self.options)
-        except TypeError as error:
-            raise ConfigurationError(f"{self.where}: {error}.") from error
         except ConfigurationError as error:
             raise ConfigurationError(f"{self.where}: {error}") from error
+        except AstraError:
+            raise
+        except Exception as error:
+            if _is_of_library(self.factory):
+                if isinstance(error, TypeError):
+                    raise ConfigurationError(f"{self.where}: {error}.") from error
+                raise
+            raise ConfigurationError(f"{self.where}: {describe_raised(error)}.") from error
 
     def settings(self) -> dict[str, Any]:
         """Return the options together with the defaults of those that are not given."""
@@ -119,13 +129,14 @@ def bind(
     given = as_section(where, options or {})
     known = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
     open_ended = len(known) < len(parameters)
+    _check_positional_only(where, factory, supplied)
     hints = _annotations(factory)
     converted = {}
     for name, value in given.items():
         if name not in known and not open_ended:
+            listed = f"Known: {', '.join(known)}." if known else "It takes no options."
             raise ConfigurationError(
-                f"{where}.{name}: unknown key.{did_you_mean(str(name), known)} "
-                f"Known: {', '.join(known)}."
+                f"{where}.{name}: unknown key.{did_you_mean(str(name), known)} {listed}"
             )
         place = where if is_list else f"{where}.{name}"
         converted[str(name)] = _convert(hints.get(name, Any), value, place, context)
@@ -140,7 +151,8 @@ def parameters_of(
 ) -> dict[str, inspect.Parameter]:
     """Return the parameters that a file may give, by name.
 
-    If a class passes ``**options`` on to its base, the parameters of the base are included.
+    If a class passes ``**options`` on to its base, the parameters of the base are included. A base
+    without parameters cannot be passed any, so the class uses them itself and any name is accepted.
 
     Args:
         factory: A class or function.
@@ -153,8 +165,16 @@ def parameters_of(
         parameters = list(_signature(callee).parameters.values())
         if inspect.isclass(factory):
             parameters = parameters[1:]  # self
-        positional = [each for each in parameters if each.kind is not each.KEYWORD_ONLY]
-        hidden |= {each.name for each in positional[: supplied if index == 0 else 0]}
+        if index > 0 and not parameters:
+            break
+        positional = [
+            each
+            for each in parameters
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]
+        hidden |= {each.name for each in positional[:supplied]}
+        passes_on = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+        supplied = max(0, supplied - len(positional)) if passes_on else 0
         hidden |= {each.name for each in parameters if each.kind is each.POSITIONAL_ONLY}
         for each in parameters:
             by_name = each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
@@ -166,6 +186,18 @@ def parameters_of(
     return found if rest is None else {**found, rest.name: rest}
 
 
+def _check_positional_only(where: str, factory: Callable[..., Any], supplied: int) -> None:
+    """Raise if a parameter that only a position can fill is needed and not supplied."""
+    callee = next(_callees(factory), factory)
+    parameters = list(_signature(callee).parameters.values())[inspect.isclass(factory) :]
+    for each in parameters[supplied:]:
+        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
+            raise ConfigurationError(
+                f"{where}: {each.name} is a positional-only parameter, and a file gives options by "
+                "name. Remove the '/' from its signature."
+            )
+
+
 def _callees(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Yield the function; of a class its `__init__` and those of its bases, in MRO order."""
     if not inspect.isclass(factory):
@@ -174,6 +206,10 @@ def _callees(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     for kind in factory.__mro__:
         if "__init__" in vars(kind) and kind is not object:
             yield vars(kind)["__init__"]
+
+
+def _is_of_library(factory: Any) -> bool:
+    return str(getattr(factory, "__module__", "")).startswith("astra_rl.")
 
 
 def _signature(callee: Callable[..., Any]) -> inspect.Signature:
@@ -235,7 +271,7 @@ def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart,
             "returns one."
         )
     if name is not None:
-        part.name = str(name)
+        part.name = check_type(f"{where}.name", str, name)
     if weight is not None:
         check_type(f"{where}.weight", float, weight)
     return part, weight
@@ -301,6 +337,8 @@ def check_type(where: str, hint: Any, value: Any) -> Any:
     Raises:
         ConfigurationError: It is of another type.
     """
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigurationError(f"{where}: nan given; it must be a number.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
@@ -308,8 +346,12 @@ def check_type(where: str, hint: Any, value: Any) -> Any:
     try:
         checked = validate_as_json(adapter, value)
     except ValidationError as error:
-        raise ConfigurationError(describe(where, value, error.errors())) from error
+        raise ConfigurationError(describe_parts(where, value, error.errors())) from error
     except (TypeError, ValueError):
+        if isinstance(value, datetime.date):  # which YAML makes of 2026-01-01
+            raise ConfigurationError(
+                f"{where}: {value} given, which YAML reads as a date; write text in quotes."
+            ) from None
         return value  # an object that was given in Python
     return checked if isinstance(value, list) and isinstance(checked, tuple) else value
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe, validate_as_json
+from astra_rl.config.messages import describe, place_of, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
     ModeratorConfig,
@@ -179,7 +179,7 @@ def validated(
     except ValidationError as error:
         places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for each in error.errors():
-            places.setdefault(_place(each, values), []).append(each)
+            places.setdefault(place_of(each, values), []).append(each)
         lines = [_explain(place, errors, section, where) for place, errors in places.items()]
         raise ConfigurationError(
             "\n".join([*lines, *([f"(in {source})"] if source else [])])
@@ -231,24 +231,6 @@ def _validate(section: type[SectionT], values: Any) -> SectionT:
     except (TypeError, ValueError):  # a date, or an object that was given in Python
         checked = adapter.validate_python(values)
     return checked
-
-
-def _place(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
-    """Return where an error is among the values, without pydantic's names of union members."""
-    place: list[Any] = []
-    names_key = error["type"] in ("missing", "extra_forbidden", "unexpected_keyword_argument")
-    for index, part in enumerate(error["loc"]):
-        is_last = index == len(error["loc"]) - 1
-        inner = None
-        if (isinstance(values, Mapping) and part in values) or (
-            isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
-        ):
-            inner = values[part]
-        elif not (is_last and names_key):
-            continue
-        place.append(part)
-        values = inner
-    return tuple(place)
 
 
 def _explain(

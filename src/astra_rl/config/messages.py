@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,45 @@ _BOUNDS = {
 }
 
 
+def describe_parts(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return one message for the errors of a value or of its parts, with the place of the part.
+
+    Of the members of a union, the one that fits best is described: the errors of its parts are the
+    deepest.
+
+    Args:
+        where: Place of the value in the configuration.
+        value: What was given there.
+        errors: As `pydantic.ValidationError.errors` returns them.
+    """
+    places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for each in errors:
+        places.setdefault(place_of(each, value), []).append(each)
+    place = max(places, key=len)
+    for part in place:
+        value = value[part]
+        where += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return describe(where, value, places[place])
+
+
+def place_of(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
+    """Return where an error is among the values, without pydantic's names of union members."""
+    place: list[Any] = []
+    names_key = error["type"] in ("missing", "extra_forbidden", "unexpected_keyword_argument")
+    for index, part in enumerate(error["loc"]):
+        is_last = index == len(error["loc"]) - 1
+        inner = None
+        if (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        ):
+            inner = values[part]
+        elif not (is_last and names_key):
+            continue
+        place.append(part)
+        values = inner
+    return tuple(place)
+
+
 def describe(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     """Return one message for the errors of one value.
 
@@ -53,7 +93,19 @@ def describe(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str
     if own:  # raised by a validator of this library, with a message of its own
         return f"{where}: {str(own[0]['msg']).removeprefix('Value error, ').rstrip('.')}."
     allowed = dict.fromkeys(map(_allowed, errors))
-    return f"{where}: {value!r} given; it must be {' or '.join(allowed)}."
+    hint = (
+        " YAML reads yes, no, on and off without quotes as true or false."
+        if isinstance(value, bool) and any("text" in each or "'" in each for each in allowed)
+        else ""
+    )
+    return f"{where}: {_shown(value)} given; it must be {' or '.join(allowed)}.{hint}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is written in YAML, where Python writes it in another way."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value) if isinstance(value, datetime.date) else repr(value)
 
 
 def _allowed(error: Mapping[str, Any]) -> str:
@@ -78,4 +130,4 @@ def validate_as_json(adapter: TypeAdapter[Any], value: Any) -> Any:
     return adapter.validate_json(json.dumps(value), strict=True)
 
 
-__all__ = ["ValidationError", "describe", "validate_as_json"]
+__all__ = ["ValidationError", "describe", "describe_parts", "place_of", "validate_as_json"]

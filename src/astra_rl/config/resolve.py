@@ -6,7 +6,7 @@ interpreted once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
+from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
@@ -100,6 +101,11 @@ class DeferredModerator(Moderator[str, str]):
     def _loaded(self) -> CachedModerator[str, str]:
         parts = [part.load() for part in self._parts]
         moderator = self._bound(*([parts] if parts else []))
+        if not isinstance(moderator, Moderator):
+            raise ConfigurationError(
+                f"{self.where}: {type(moderator).__name__} is not a Moderator. Name a class or "
+                "function that returns one."
+            )
         return CachedModerator(FaultTolerantModerator(moderator, time_limit=self._time_limit))
 
     def unload(self) -> None:
@@ -244,7 +250,7 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
     parts = [resolve_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
     bound = bind(
         f"{where}.options",
-        moderator_class(config.type),
+        _loaded(f"{where}.type", moderator_class, config.type),
         config.options,
         _Resolver(),
         supplied=1 if parts else 0,
@@ -267,7 +273,7 @@ def remote_target(config: TargetConfig, where: str = "target") -> Target:
     Raises:
         ConfigurationError: An unknown option, a value out of range, or a missing API key.
     """
-    factory = target_factory(config.type)
+    factory = _loaded(f"{where}.type", target_factory, config.type)
     target: Target = bind(f"{where}.options", factory, config.options, _Resolver())()
     return target
 
@@ -391,7 +397,7 @@ def resolve(config: RunConfig) -> Plan:
     resolver = _Resolver(config)
     algorithm = bind(
         "algorithm.options",
-        _subclass("algorithm.type", ALGORITHMS.load(config.algorithm.type), Algorithm),
+        _subclass("algorithm.type", ALGORITHMS, config.algorithm.type, Algorithm),
         config.algorithm.options,
         resolver,
         supplied=1,
@@ -404,7 +410,7 @@ def resolve(config: RunConfig) -> Plan:
         )
     environment = bind(
         "environment",
-        _subclass("environment.type", ENVIRONMENTS.load(config.environment.type), ASTEnvironment),
+        _subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
         config.environment.arguments(),
         resolver,
         supplied=2,
@@ -427,10 +433,19 @@ def resolve(config: RunConfig) -> Plan:
     return plan
 
 
-def _subclass(where: str, found: Any, base: type[Any]) -> Any:
+def _loaded(where: str, load: Callable[[str], Any], name: str) -> Any:
+    """Return what a name stands for; an error of it names the place in the configuration."""
+    try:
+        return load(name)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -> Any:
+    found = _loaded(where, registry.load, name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigurationError(
-            f"{where}: {found!r} given; it must be a subclass of {base.__name__}."
+            f"{where}: {name!r} given; it must be a subclass of {base.__name__}."
         )
     return found
 

@@ -31,7 +31,9 @@ from astra_rl.training.config import OPTIMIZERS
 class _Section(BaseModel):
     """A section of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class SpeakerConfig(_Section):

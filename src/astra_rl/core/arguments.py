@@ -31,8 +31,11 @@ class RecordsArguments:
         signature = inspect.signature(type(self).__init__)
         try:
             bound = signature.bind(self, *args, **kwargs)
-        except TypeError:  # a class with a `__new__` of its own may pass on other arguments
-            return {"args": args, **kwargs}
+        except TypeError:
+            # A class with a `__new__` of its own passed on other arguments: what `__init__` kept of
+            # them are the attributes.
+            kept = {name: value for name, value in vars(self).items() if name != "_arguments"}
+            return {"args": args, **kwargs, **kept}
         bound.apply_defaults()
         found: dict[str, Any] = {}
         for index, parameter in enumerate(signature.parameters.values()):

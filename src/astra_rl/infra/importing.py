@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 from astra_rl.errors import AstraError, ConfigurationError
@@ -26,6 +27,17 @@ def load_object(path: str) -> Any:
             f"cannot import {path!r}: {error}. The module must be on Python's search path "
             "(PYTHONPATH, or an installed package)."
         ) from error
+    except Exception as error:  # the module runs, and can raise anything
+        raise ConfigurationError(f"cannot import {path!r}: {describe_raised(error)}.") from error
+
+
+def describe_raised(error: Exception) -> str:
+    """Return an exception of code that is not the library's, with the line that raised it."""
+    told = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:  # a SyntaxError names its line itself
+        return told
+    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def is_path(path: str) -> bool:

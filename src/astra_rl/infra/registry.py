@@ -97,6 +97,10 @@ class Registry(MutableMapping[str, EntryT], Generic[EntryT]):
             return entry
         path = self.import_path(name) or name
         loaded: EntryT = load_object(path)
+        if not callable(loaded):
+            raise ConfigurationError(
+                f"{path!r} is of type {type(loaded).__name__}; name a class or function."
+            )
         if name in self._entries:
             self._entries[name] = loaded
         return loaded

@@ -14,9 +14,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import PurePath
 from types import CellType, FunctionType, MethodType
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -108,6 +112,10 @@ def _described(value: Any, depth: int = 0) -> Any:
             return ["re.Pattern", value.pattern, value.flags]
         case np.generic():
             return describe(value.item())
+        case np.ndarray() if value.dtype.kind not in "biufc":  # text or objects
+            return ["array", str(value.dtype), list(value.shape), describe(value.tolist())]
+        case complex() | Decimal() | Fraction() | date() | time() | timedelta() | UUID():
+            return [*_where(type(value)), repr(value)]
         case Tensor() | np.ndarray():
             content = torch.as_tensor(value).detach().cpu()
             return [
@@ -148,12 +156,25 @@ def _key(key: Any) -> str:
 def _function_parts(function: FunctionType) -> list[Any]:
     """Return what determines a function's behaviour: its source, defaults and closure."""
     try:
-        code = inspect.getsource(function)
+        code: Any = inspect.getsource(function)
     except (OSError, TypeError):  # defined interactively, or by exec
         code = function.__code__.co_code.hex()
+    if code.count("lambda") > 1:  # the line has several functions: which one is told by its columns
+        code = [code, *_columns(function)]
     held = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
     keyword_defaults = [function.__kwdefaults__] if function.__kwdefaults__ else []
     return [code, function.__defaults__, held, *keyword_defaults]
+
+
+def _columns(function: FunctionType) -> list[Any]:
+    """Return the place of a function's body relative to its first line, and its arguments."""
+    first = function.__code__.co_firstlineno
+    places = [
+        (line - first, column)
+        for line, _, column, _ in function.__code__.co_positions()
+        if line is not None and column is not None and (line > first or column > 0)
+    ]
+    return [min(places, default=None), max(places, default=None), function.__code__.co_varnames]
 
 
 def _hash(text: str) -> str:

@@ -124,9 +124,8 @@ def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]
     except (TypeError, ValueError, NameError):  # a builtin, or annotations that cannot be resolved
         return "text"
     if first is None:
-        raise ConfigurationError(
-            f"{function!r} takes no argument; it must take a text or messages."
-        )
+        name = getattr(function, "__qualname__", repr(function))
+        raise ConfigurationError(f"{name} takes no argument; it must take a text or messages.")
     if first.name in hints:
         return "text" if hints[first.name] is str else "messages"
     return "messages" if first.name in _OF_MESSAGES else "text"

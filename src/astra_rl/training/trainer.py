@@ -78,6 +78,12 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.environment = environment
         self.algorithm = algorithm
         self.callbacks = list(callbacks)
+        for each in self.callbacks:
+            if not isinstance(each, TrainerCallback):
+                raise ConfigurationError(
+                    f"callbacks: {each!r} given; each must be an instance of a subclass of "
+                    "TrainerCallback."
+                )
         self.harness = Harness(
             environment,
             algorithm,
@@ -194,7 +200,15 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         """
         assert self._failure is not None
         for each in self.callbacks:
-            each.on_train_failed(self, self._failure)
+            try:
+                each.on_train_failed(self, self._failure)
+            except Exception as error:  # it must not hide why the training failed
+                logger.error(
+                    "callback %s failed after the training did: %s: %s",
+                    type(each).__name__,
+                    type(error).__name__,
+                    error,
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the remaining training depends on, for `save_state`.

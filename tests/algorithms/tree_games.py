@@ -74,9 +74,17 @@ class Game:
         """Graph of the first turns ``(word, children)``."""
         return Graph(ROOT, [self._node(ROOT, *each) for each in children])
 
-    def _node(self, history, word, children):
+    def _node(self, history, word, children, truncated=False, chance=None):
         below = [self._node(history + word, *each) for each in children]
-        return Node(history, word, "", self.rewards(history + word), below)
+        return Node(
+            history,
+            word,
+            "",
+            self.rewards(history + word),
+            below,
+            truncated=truncated,
+            continuation_probability=chance,
+        )
 
     def trees(self, width, policy, history=ROOT):
         """Yield (probability, children) of all trees, trees equal up to order counted once."""
@@ -102,6 +110,30 @@ class Game:
             below = [()] if self.is_last(longer) else self.ordered_trees(width, longer)
             subtrees += [(word, children) for children in below]
         return list(product(subtrees, repeat=width))
+
+    def chains(self, width, policy, history=ROOT):
+        """Yield (probability, children) of all trees in which one sibling, drawn, is continued."""
+        row = policy[self.histories.index(history)].exp().tolist()
+        for words in product(WORDS, repeat=width):
+            chance = math.prod(row[WORDS.index(word)] for word in words)
+            open_ = [n for n, word in enumerate(words) if not self.is_last(history + word)]
+            share = 1 / len(open_) if len(open_) > 1 else None
+            if not open_:
+                yield chance, tuple((word, ()) for word in words)
+            for drawn in open_:
+                for each, below in self.chains(width, policy, history + words[drawn]):
+                    yield (
+                        chance * each / len(open_),
+                        tuple(
+                            (
+                                word,
+                                below if n == drawn else (),
+                                n in open_ and n != drawn,
+                                share if n in open_ else None,
+                            )
+                            for n, word in enumerate(words)
+                        ),
+                    )
 
     def sample(self, width, policy, generator, history=ROOT):
         """Sample the children of one tree."""

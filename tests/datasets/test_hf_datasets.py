@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import datasets
 from astra_rl.datasets.files import load_rows
+from astra_rl.datasets.local_folders import without_files
 from astra_rl.errors import ConfigurationError, MissingDependencyError
 
 
@@ -136,3 +140,83 @@ def test_without_the_library_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"astra-rl\[data\]"):
         load_rows(tmp_path)
+
+
+ELSEWHERE = [
+    "../private.jsonl",
+    "data/../../private.jsonl",
+    "{outside}/private.jsonl",
+    "file://{outside}/private.jsonl",
+    "https://host.example/private.jsonl",
+    "hf://datasets/owner/name/private.jsonl",
+    "zip://private.jsonl::https://host.example/x.zip",
+    "..\\private.jsonl",
+]
+
+
+@pytest.fixture
+def outside(tmp_path):
+    (tmp_path / "private.jsonl").write_text('{"prompt": "private"}\n')
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "own.jsonl").write_text('{"prompt": "own"}\n')
+    return folder
+
+
+def card(*, name, key="data_files"):
+    return "---\nconfigs:\n" + yaml.safe_dump([{"config_name": "default", key: name}]) + "---\n"
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_card_names_no_file_elsewhere(outside, name, nested):
+    name = name.format(outside=outside.parent)
+    files = [{"split": "train", "path": [name]}] if nested else name
+    (outside / "README.md").write_text(card(name=files))
+    with pytest.raises(ConfigurationError, match="leads out of its folder: README"):
+        load_rows(outside)
+
+
+def test_a_card_names_no_folder_elsewhere(outside):
+    (outside / "README.md").write_text(card(name="..", key="data_dir"))
+    with pytest.raises(ConfigurationError, match="leads out of its folder"):
+        load_rows(outside)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_link_to_elsewhere_is_refused(outside, what):
+    there = outside.parent / "private.jsonl" if what == "file" else outside.parent
+    (outside / "more.jsonl").symlink_to(there)
+    with pytest.raises(ConfigurationError, match=r"leads out of its folder: more\.jsonl"):
+        load_rows(outside)
+
+
+def test_a_card_may_name_files_of_its_folder(outside):
+    (outside / "README.md").write_text(card(name="own.jsonl"))
+    assert [row.prompt for row in load_rows(outside).rows] == ["own"]
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
+def test_a_saved_data_set_names_no_file_elsewhere(tmp_path, file):
+    made(train=["private"]).save_to_disk(tmp_path / "private")
+    made(train=["own"]).save_to_disk(tmp_path / "saved")
+    if file == "state.json":
+        state = tmp_path / "saved" / "train" / file
+        found = json.loads(state.read_text())
+        name = "../../private/train/" + found["_data_files"][0]["filename"]
+        state.write_text(json.dumps({**found, "_data_files": [{"filename": name}]}))
+    else:
+        (tmp_path / "saved" / file).write_text('{"splits": ["../private/train"]}')
+    with pytest.raises(ConfigurationError, match=f"leads out of its folder: {file}"):
+        load_rows(tmp_path / "saved")
+
+
+def test_columns_of_files_are_not_opened(tmp_path):
+    """An image is a path; opening a FIFO would wait forever."""
+    os.mkfifo(tmp_path / "fifo.png")
+    rows = {"prompt": ["a"], "image": [{"bytes": None, "path": str(tmp_path / "fifo.png")}]}
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "image": datasets.Image(decode=True)}
+    )
+    data = datasets.Dataset.from_dict(rows, features=features)
+    assert list(without_files(data)) == [{"prompt": "a"}]

@@ -462,7 +462,10 @@ def test_examples_are_shown_in_evaluation_too_and_say_no_more_than_one_line():
     [
         ({"shots": 0}, "shots=0"),
         ({"temperature": 0}, "temperature=0"),
-        ({"examples": [ImitationStep("", "a")]}, "0 of 1 attacks have a reward and words; 2 are"),
+        (
+            {"examples": [ImitationStep("", "a")]},
+            "0 of 1 attacks have a reward and text; at least shots=2",
+        ),
         ({"examples": "nowhere.jsonl"}, "cannot read the attacks"),
     ],
 )

@@ -377,6 +377,10 @@ def test_a_template_without_system_messages_gets_them_from_the_user(name):
         ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "does not render"),
         ("{{ raise_exception('no chats please') }}", "no chats please"),
         ("{{ messages[", "rejects"),
+        ("{{ 1 / 0 }}", "rejects.*division by zero"),
+        ("{{ messages[0]['content'] + 1 }}", "rejects.*str"),
+        ("{{ messages | sum }}", "rejects.*unsupported operand"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "rejects.*recursion"),
     ],
 )
 def test_a_template_that_cannot_show_a_conversation_is_refused(template, reason):

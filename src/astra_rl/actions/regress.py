@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from astra_rl.actions.replay import send_again
@@ -10,6 +12,7 @@ from astra_rl.config.loading import load_config, load_moderator, load_target
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import ModeratorConfig, PromptsConfig, RunConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
 from astra_rl.moderators.identity import identity_of
@@ -26,6 +29,7 @@ def regress(
     moderator: str | None = None,
     overrides: Sequence[str] = (),
     budget: Budget | None = None,
+    trials: int = 1,
 ) -> list[CaseResult]:
     """Send the attacks of a regression suite to a target and check each case.
 
@@ -41,11 +45,19 @@ def regress(
         overrides: Changes to the configuration, as ``"a.b=value"``.
         budget: Limits on calls; None uses those of the configuration. With `run`, replies are
             cached in its folder until all cases are decided.
+        trials: Number of times that each case is sent. A case fails if any trial fails.
 
     Raises:
-        AstraError: The suite cannot be read, or it was scored by another judge.
+        AstraError: The suite cannot be read or has no cases, or it was scored by another judge.
     """
+    if trials < 1:
+        raise ConfigurationError(f"trials={trials}; each case must be sent at least once.")
     suite = RegressionSuite.load(suite_file)
+    if not suite.cases:
+        raise ConfigurationError(
+            f"{suite_file} has no cases, so nothing would be tested. Export a run in which attacks "
+            "succeeded: astra-rl export RUN --format regression."
+        )
     config = _regression_config(target, run, moderator, overrides)
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
@@ -60,12 +72,18 @@ def regress(
             "with the same options, with --moderator."
         )
     labels = Labels("regression", "regression", target=target)
-    saved = [case.attempt(suite) for case in suite.cases]
-    case_of = {id(attempt): case for attempt, case in zip(saved, suite.cases, strict=True)}
+    saved = [case.attempt(suite, trial) for case in suite.cases for trial in range(trials)]
+    made: dict[str, list[Attempt]] = defaultdict(list)
     with spending([plan], None if run is None else Path(run), occasion="regress"):
-        sent = send_again(plan, saved, labels, judge=judge, within=WithinBudget())
-        made = {case_of[id(then)].id: now for then, now in sent}
-    return suite.check(made)
+        for then, now in send_again(plan, saved, labels, judge=judge, within=WithinBudget()):
+            made[then.prompt_id].append(now)
+    # Trials that a spent budget left out make their case undecided.
+    return [
+        replace(result, status="undecided", detail=f"{result.detail}; not all trials were made")
+        if 0 < len(made[result.case.id]) < trials and result.status == "passed"
+        else result
+        for result in suite.check(made)
+    ]
 
 
 def _regression_config(

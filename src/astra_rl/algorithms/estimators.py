@@ -40,7 +40,7 @@ class AdvantageEstimator(ABC):
         """Return the steps with advantages; those that cannot be trained on are left out.
 
         A step is left out if its attack has no tokens, or if its advantage depends on a missing
-        reward.
+        reward or on the unknown future of a truncated turn.
 
         Args:
             steps: All steps of an experience.
@@ -349,6 +349,7 @@ class GAE(AdvantageEstimator):
                 parents,
                 gamma=self.gamma,
                 lam=self.lam,
+                how=[steps[row].place.continuation for row in rows],
             )
             for row, advantages in zip(rows, found, strict=True):
                 out[row] = advantages
@@ -376,7 +377,8 @@ def credit_of(steps: Sequence[PolicyStep], rewards: Sequence[float], credit: Cre
     """Return the credit of each step, its reward passed back along the tree; NaN if missing."""
     out = [math.nan] * len(steps)
     for rows, parents in episodes_of(steps):
-        _put(out, rows, credit([rewards[row] for row in rows], parents))
+        how = [steps[row].place.continuation for row in rows]
+        _put(out, rows, credit([rewards[row] for row in rows], parents, how))
     return out
 
 

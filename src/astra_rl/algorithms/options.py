@@ -26,7 +26,8 @@ CREDIT = {
 GROUP = {
     "group": "Which attacks form a group, whose mean reward is the baseline: ``'siblings'``, "
     "sampled from one context; ``'episode'``, all of one episode; ``'prompt'``, all of the "
-    "episodes with the same opening prompt.",
+    "episodes with the same opening prompt. On trees deeper than 1 the last two compare an attack "
+    "with its own descendants, which biases the gradient.",
     "baseline_decay": "Decay of the exponential moving average of rewards that is the baseline of "
     "an attack without others in its group, in [0, 1).",
 }

@@ -91,7 +91,11 @@ class Pairs:
     def __call__(self, graph: Graph[str, str]) -> list[tuple[PolicyStep, PolicyStep, float]]:
         """Return the chosen attack, the rejected attack and the reward difference of every pair."""
         steps = steps_of(graph, self.shared_nodes)
-        rewards = self.credit([s.reward for s in steps], [s.place.parent for s in steps])
+        rewards = self.credit(
+            [step.reward for step in steps],
+            [step.place.parent for step in steps],
+            [step.place.continuation for step in steps],
+        )
         out = []
         for group in groups_of(steps, "siblings"):
             present = [row for row in group if not is_missing(rewards[row])]

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from astra_rl.algorithms.credit import CONTINUED_OR_ENDED, Continuation
 from astra_rl.algorithms.weighting import SharedNodes, node_weights
 from astra_rl.core.graph import Graph
 from astra_rl.core.text import context_key
@@ -33,12 +34,14 @@ class Place:
         opening: The episode's opening context, compared by value.
         index: Index of the attack in the episode, parents before their children.
         parent: Index of the attack before it; None for a first turn.
+        continuation: How the attack was continued.
     """
 
     episode: object = field(default_factory=object)
     opening: Hashable = None
     index: int = 0
     parent: int | None = None
+    continuation: Continuation = CONTINUED_OR_ENDED
 
     def group(self, kind: Group) -> Hashable:
         """Return a key that all members of the attack's group share."""
@@ -165,7 +168,8 @@ def steps_of(
     parents: dict[int, int] = {}
     steps: list[PolicyStep] = []
     for index, node in enumerate(graph.nodes()):
-        place = Place(graph, opening, index, parents.get(id(node)))
+        how = Continuation(node.truncated, node.continuation_probability)
+        place = Place(graph, opening, index, parents.get(id(node)), how)
         parents.update({id(child): index for child in node.children})
         steps.append(
             PolicyStep(

@@ -10,6 +10,10 @@ the root visits it::
 Siblings are independent samples of one policy, so the turn that a walk visits at depth d has the
 distribution of turn d of a conversation, and ``sum over n of weight(n) * grad log pi(n) * A(n)`` is
 an unbiased estimate of the policy gradient (Sutton et al. 2000), if A(n) is an unbiased advantage.
+
+Where only some turns are continued, those pass on the weight of the others: divided by the
+probability of being continued if the selection is random (Horvitz and Thompson 1952), which stays
+unbiased, and by the share of turns of the level that were continued if it is not.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from astra_rl.core.contracts import is_missing
-from astra_rl.core.graph import Graph
+from astra_rl.core.graph import Graph, Node
 from astra_rl.errors import ConfigurationError
 
 SharedNodes = Literal["expected_return", "once", "per_path"]
@@ -51,16 +55,28 @@ def visit_probabilities(graph: Graph[str, str]) -> list[float]:
 
     The walk starts at the root and moves to one of the children with equal probability, until a
     leaf. The probabilities of each set of siblings sum to that of their parent; those of the first
-    turns sum to 1.
+    turns sum to 1. Turns that were continued pass on the weight of truncated ones, see the module.
     """
-    known: dict[int, float] = {id(graph.children): 1.0}
-    weights = []
-    for siblings in graph.sibling_groups():
-        share = known[id(siblings)] / len(siblings)
-        for node in siblings:
-            known[id(node.children)] = share
-            weights.append(share)
+    weights: list[float] = []
+    groups = [(graph.children, 1.0)]
+    while groups:
+        level = [(node, weight / len(siblings)) for siblings, weight in groups for node in siblings]
+        weights += [weight for _, weight in level]
+        share = _share_continued([node for node, _ in level])
+        groups = [
+            (node.children, weight / (node.continuation_probability or share))
+            for node, weight in level
+            if node.children
+        ]
     return weights
+
+
+def _share_continued(level: Sequence[Node[str, str]]) -> float:
+    """Share of the turns of a level that were continued, of those that could have been."""
+    chosen = [node for node in level if node.continuation_probability is None]
+    continued = sum(bool(node.children) for node in chosen)
+    truncated = sum(node.truncated for node in chosen)
+    return continued / (continued + truncated) if continued else 1.0
 
 
 def count_paths(graph: Graph[str, str]) -> list[float]:

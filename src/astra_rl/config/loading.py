@@ -20,7 +20,7 @@ from astra_rl.config.schema import (
     kind_of_target,
 )
 from astra_rl.datasets.scenario_files import read_scenario_file
-from astra_rl.datasets.yaml_text import parse_yaml
+from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.redaction import learn_from, redacted_places
 
@@ -100,28 +100,13 @@ def load_recorded_config(path: Path) -> RunConfig:
         values = parse_yaml(text) if len(text) <= MOST_CHARACTERS else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
-    if values is None or not _has_at_most(values, MOST_VALUES):
+    if values is None or not has_at_most(values, MOST_VALUES):
         raise ConfigurationError(
             f"{path} is no configuration that a run saved: it is empty, or has more than "
             f"{MOST_CHARACTERS} characters or {MOST_VALUES} values."
         )
     learn_from(values)
     return validated(RunConfig, values, source=str(path))
-
-
-def _has_at_most(value: Any, most: int) -> bool:
-    """Whether YAML data has at most so many values; aliases may multiply few lines to billions."""
-    waiting = [value]
-    while waiting and most >= 0:
-        most -= 1
-        inner = waiting.pop()
-        if isinstance(inner, Mapping):
-            waiting += inner.values()
-        elif isinstance(inner, list):
-            waiting += inner
-        if len(waiting) > most:
-            return False
-    return most >= 0
 
 
 def load_target(

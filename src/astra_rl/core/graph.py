@@ -21,6 +21,12 @@ class Node(Generic[StateT, ActionT]):
         reward: Reward of this turn. NaN is missing: the node is counted, but not trained on.
         children: The next turns; empty at a leaf.
         reward_terms: Parts of the reward by name, before weighting.
+        truncated: Whether the conversation could have been continued here, but was not selected, so
+            that its future is unknown. A turn without children that is not truncated is terminated:
+            it reached the maximum number of turns, or the conversation had ended. The distinction
+            is that of Gymnasium.
+        continuation_probability: Probability, in (0, 1], with which a random selection continued
+            this turn; also set if it did not. None if the turn was not selected at random.
     """
 
     context: StateT
@@ -29,6 +35,8 @@ class Node(Generic[StateT, ActionT]):
     reward: float
     children: Sequence[Node[StateT, ActionT]] = field(default_factory=list)
     reward_terms: dict[str, float] = field(default_factory=dict, kw_only=True)
+    truncated: bool = field(default=False, kw_only=True)
+    continuation_probability: float | None = field(default=None, kw_only=True)
 
 
 @dataclass

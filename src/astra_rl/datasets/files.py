@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.datasets.formats import READERS, add_object, reason_of
+from astra_rl.datasets.local_folders import open_local_dataset, without_files
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Record, Row, RowErrors, parse_rows
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
@@ -191,6 +192,8 @@ def _read_dataset(name: str, *, subset: str | None, split: str | None) -> RawTab
     library = require("datasets", extra="data")
     try:
         found = _open_dataset(library, name, subset)
+    except ConfigurationError:
+        raise
     except Exception as error:  # types of many libraries
         raise ConfigurationError(f"cannot load the dataset {name}: {reason_of(error)}") from error
     splits = dict(found) if isinstance(found, library.DatasetDict) else {"": found}
@@ -199,8 +202,8 @@ def _read_dataset(name: str, *, subset: str | None, split: str | None) -> RawTab
     for split_name in chosen:
         # A single split named "train" does not assign rows to the training split.
         own = {"split": split_name} if len(chosen) > 1 else {}
-        for row in splits[split_name]:
-            # Images and audio are not text, and have no reproducible checksum.
+        # Images and audio are not text, have no reproducible checksum, and may name other files.
+        for row in without_files(splits[split_name]):
             plain = {name: value for name, value in row.items() if isinstance(value, _PLAIN)}
             records.append(Record(len(records) + 1, {**own, **plain}))
     sha256 = _sha256_of(record.values for record in records)
@@ -211,10 +214,7 @@ def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
     if name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return library.load_dataset(repository, subset, revision=revision or None)
-    folder = Path(name)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return library.load_from_disk(folder)
-    return library.load_dataset(str(folder), subset)
+    return open_local_dataset(library, Path(name), subset)
 
 
 def _select_splits(name: str, known: list[str], wanted: str | None) -> list[str]:

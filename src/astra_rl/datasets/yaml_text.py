@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -39,6 +40,21 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
     finally:
         loader.dispose()
+
+
+def has_at_most(value: Any, most: int) -> bool:
+    """Whether YAML data has at most so many values; aliases may multiply few lines to billions."""
+    waiting = [value]
+    while waiting and most >= 0:
+        most -= 1
+        inner = waiting.pop()
+        if isinstance(inner, Mapping):
+            waiting += inner.values()
+        elif isinstance(inner, list):
+            waiting += inner
+        if len(waiting) > most:
+            return False
+    return most >= 0
 
 
 def dump_yaml(value: Any) -> str:

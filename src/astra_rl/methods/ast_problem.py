@@ -315,8 +315,20 @@ class ASTEnvironment(Environment[str, str]):
         """Return the context of the attacker at the turn after `node`."""
         return self.problem.advance(node.context, node.attack, node.response)
 
+    def is_over(self, branch: Branch) -> bool:
+        """Return whether a conversation ended with its latest turn, which is then terminated.
+
+        Override it to end conversations by a rule, such as the first success. Those that exceed a
+        context window or whose target failed are over in any case.
+        """
+        return False
+
     def select(self, branches: list[Branch]) -> list[Branch]:
         """Return the conversations of a level to be continued; override it to prune the trees.
+
+        The others are marked as truncated: their future is unknown, not 0. A selection at random
+        can set `Node.continuation_probability` of all turns it chose from, which makes credit and
+        weights unbiased. Not called after the last turn.
 
         Args:
             branches: Conversations that have not ended, siblings side by side, at their new `node`.
@@ -360,15 +372,24 @@ class ASTEnvironment(Environment[str, str]):
         nodes = self._reward_answered(level, paths, contexts, attacks, responses)
         for index, branch in enumerate(branches):
             branch.node.children = nodes[index * width : (index + 1) * width]
-        return self.select(
-            [
-                Branch(branch.graph, node, self.next_state(branch, node), path, group)
-                for branch, node, path, group, ended in zip(
-                    grown, nodes, paths, groups, over, strict=True
-                )
-                if not ended
-            ]
-        )
+        going = [
+            Branch(branch.graph, node, self.next_state(branch, node), path, group)
+            for branch, node, path, group, ended in zip(
+                grown, nodes, paths, groups, over, strict=True
+            )
+            if not ended
+        ]
+        going = [branch for branch in going if not self.is_over(branch)]
+        return going if at_the_end else self._select(going)
+
+    def _select(self, branches: list[Branch]) -> list[Branch]:
+        """Select the conversations to be continued, and mark the others as truncated."""
+        selected = self.select(branches)
+        chosen = {id(branch.node) for branch in selected}
+        for branch in branches:
+            if isinstance(branch.node, Node):
+                branch.node.truncated = id(branch.node) not in chosen
+        return selected
 
     def _reward_answered(
         self,

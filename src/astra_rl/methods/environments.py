@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, get_args
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.environment import Graph, Node
@@ -18,6 +19,12 @@ from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
 from astra_rl.rewards.terms import Harm
+
+Selection = Literal["best", "sampled"]
+"""Which turns are continued: ``"best"``, those with the highest reward or quality, whose siblings
+are truncated, so that credits that need their future are missing; ``"sampled"``, uniformly drawn
+ones, whose credit and weights are unbiased (see `astra_rl.algorithms.credit`), with a larger
+variance."""
 
 
 class SingleTurnEnvironment(ASTEnvironment):
@@ -56,9 +63,11 @@ class PrunedTreeEnvironment(ASTEnvironment):
         quality: Ranks the turns, highest first; a turn with a value of 0 or less, or without a
             value, is malformed. Recorded as a reward term. None ranks by the reward, and no turn is
             malformed.
+        selection: Which turns are expanded, see `Selection`; of those that are not malformed.
 
     Raises:
-        ConfigurationError: `keep` is below 1, `quality` is stateful, or see `ASTEnvironment`.
+        ConfigurationError: `keep` is below 1, `quality` is stateful, an unknown `selection`, or see
+            `ASTEnvironment`.
     """
 
     def __init__(
@@ -70,9 +79,11 @@ class PrunedTreeEnvironment(ASTEnvironment):
         *,
         keep: int = 32,
         quality: RewardPart | None = None,
+        selection: Selection = "best",
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
-        PrunedTreeEnvironment.check_options(keep=keep, quality=quality)
+        PrunedTreeEnvironment.check_options(keep=keep, quality=quality, selection=selection)
+        self.selection: Selection = selection
         self.keep = keep
         self.quality = quality
 
@@ -84,6 +95,7 @@ class PrunedTreeEnvironment(ASTEnvironment):
         if keep < 1:
             raise ConfigurationError(f"keep={keep}; it must be at least 1.")
         _check_stateless("quality", options.get("quality"))
+        _check_selection(options.get("selection", "best"))
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
@@ -101,10 +113,13 @@ class PrunedTreeEnvironment(ASTEnvironment):
         return nodes
 
     def select(self, branches: list[Branch]) -> list[Branch]:
-        """Return the best of each episode."""
+        """Return the best of each episode, or random ones."""
         kept = []
         for _, episode in groupby(branches, key=lambda branch: id(branch.graph)):
             formed = [branch for branch in episode if not is_missing(self._quality(branch))]
+            if self.selection == "sampled":
+                kept += _sampled(formed, self.keep)
+                continue
             # Ties are broken by seed; the order of the list would favour the first parents.
             best = sorted(formed, key=lambda branch: (-self._quality(branch), branch.seed))
             chosen = {branch.seed for branch in best[: self.keep]}
@@ -142,6 +157,10 @@ class BestOfNEnvironment(ASTEnvironment):
         prompts: Opening contexts.
         tree_width: Attacks sampled at each turn: the n.
         tree_depth: Turns of a conversation.
+        selection: Which attack is continued during training, see `Selection`.
+
+    Raises:
+        ConfigurationError: An unknown `selection`, or see `ASTEnvironment`.
     """
 
     def __init__(
@@ -150,16 +169,28 @@ class BestOfNEnvironment(ASTEnvironment):
         prompts: Sequence[str],
         tree_width: int = 8,
         tree_depth: int = 1,
+        *,
+        selection: Selection = "best",
     ) -> None:
         super().__init__(problem, prompts, tree_width, tree_depth)
+        BestOfNEnvironment.check_options(selection=selection)
+        self.selection: Selection = selection
         self.queries_per_turn = self.tree_width
 
     def select(self, branches: list[Branch]) -> list[Branch]:
-        """Return the best of each set of siblings; the first if no reward is known."""
+        """Return the best of each set of siblings (the first if no reward is known), or any."""
+        groups = [list(each) for _, each in groupby(branches, key=lambda branch: branch.group)]
+        if self.selection == "sampled":
+            return [branch for siblings in groups for branch in _sampled(siblings, 1)]
         return [
-            max(siblings, key=lambda branch: _reward_or_least(_turn(branch)))
-            for _, siblings in groupby(branches, key=lambda branch: branch.group)
+            max(siblings, key=lambda branch: _reward_or_least(_turn(branch))) for siblings in groups
         ]
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range."""
+        super().check_options(**options)
+        _check_selection(options.get("selection", "best"))
 
     @classmethod
     def turns_by_level(cls, *, straight: bool = False, **options: Any) -> list[int]:
@@ -170,7 +201,9 @@ class BestOfNEnvironment(ASTEnvironment):
         self, contexts: Sequence[str], seeds: Sequence[int]
     ) -> list[Graph[str, str]]:
         """Play the best of several attacks at each turn, and keep only those."""
-        graphs = self.expand(contexts, seeds, width=self.tree_width)
+        player = copy.copy(self)
+        player.selection = "best"
+        graphs = player.expand(contexts, seeds, width=self.tree_width)
         for graph in graphs:
             place: Graph[str, str] | ASTNode = graph
             while place.children:
@@ -420,6 +453,24 @@ def _check_stateless(name: str, part: RewardPart | None) -> None:
             f"{name} has state {sorted(remembered)}, and only the problem's reward may have "
             "state. Use a part that compares with siblings, or put this part there."
         )
+
+
+def _check_selection(selection: object) -> None:
+    if selection not in get_args(Selection):
+        raise ConfigurationError(
+            f"selection={selection!r}; choose from {list(get_args(Selection))}."
+        )
+
+
+def _sampled(branches: Sequence[Branch], keep: int) -> list[Branch]:
+    """Return `keep` of the branches, drawn uniformly by their seeds; records the probability."""
+    if len(branches) <= keep:
+        return list(branches)
+    for branch in branches:
+        _turn(branch).continuation_probability = keep / len(branches)
+    drawn = sorted(branches, key=lambda branch: derive_seed(branch.seed, "continued"))[:keep]
+    chosen = {branch.seed for branch in drawn}
+    return [branch for branch in branches if branch.seed in chosen]
 
 
 def _turn(branch: Branch) -> ASTNode:

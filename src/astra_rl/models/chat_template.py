@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, first_line
 
 _PLACEHOLDER = "ASTRA{}SLOT"
 
@@ -31,10 +30,10 @@ def split_template(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> 
     ]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    except Exception as error:  # a template can raise anything that its expressions raise
         raise ConfigurationError(
-            f"the chat template of {name} rejects messages with the roles {list(roles)}: {error}. "
-            "Use chat=False, or another template."
+            f"the chat template of {name} rejects messages with the roles {list(roles)}: "
+            f"{first_line(error)}. Use chat=False, or another template."
         ) from error
     # The capture group keeps the placeholders: each must occur once, in order.
     pieces = re.split(f"({'|'.join(placeholders)})", str(text))

@@ -7,15 +7,18 @@ depends on the rest of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.forward import unwrap_peft
 from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
 from astra_rl.models.scoring import prompt_logprobs
 
@@ -76,21 +79,20 @@ def _generate_batch(
         mask[row, width - len(prompt) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     is_greedy = sampling.temperature == 0
-    output = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=not is_greedy,
-        eos_token_id=sorted(stop_ids) or None,
-        pad_token_id=padding,
-        return_dict_in_generate=True,
-        output_scores=True,
-        # Overrides the settings of a generation_config.json.
-        **({} if is_greedy else {"temperature": sampling.temperature}),
-        top_k=None if is_greedy else sampling.top_k,
-        top_p=None if is_greedy else sampling.top_p,
-        repetition_penalty=1.0,
-    )
+    with _without_own_settings(model) as generator:
+        output = generator.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=not is_greedy,
+            eos_token_id=sorted(stop_ids) or None,
+            pad_token_id=padding,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **({} if is_greedy else {"temperature": sampling.temperature}),
+            top_k=None if is_greedy else sampling.top_k,  # None: not the default 50
+            top_p=None if is_greedy else sampling.top_p,
+        )
     new = output.sequences[:, width:]
     scores = torch.stack(output.scores, dim=1).float().log_softmax(-1)
     chosen = scores.gather(2, new[:, :, None]).squeeze(2)
@@ -110,3 +112,20 @@ def _generate_batch(
             )
         )
     return samples
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[Any]:
+    """Yield the transformers model with an empty `GenerationConfig`.
+
+    Arguments of ``generate``, also a configuration, are completed from the model's own
+    ``generation_config.json``, whose ``min_p``, ``num_beams`` or ``suppress_tokens`` would change
+    the distribution that is sampled from.
+    """
+    inner = unwrap_peft(model)
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield inner
+    finally:
+        inner.generation_config = own

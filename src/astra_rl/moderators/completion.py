@@ -12,6 +12,7 @@ from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
+from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.targets.base import Message
 
 
@@ -84,6 +85,7 @@ class LocalCompleter:
             load_tokenizer(model_id) if tokenizer is None else tokenizer, "target", chat=True
         )
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
+        check_vocabulary(self.model, self.view.tokenizer, model_id or "the model in memory")
         self._window = context_window(self.model.config)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:

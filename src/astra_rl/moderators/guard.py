@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +27,7 @@ from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import context_window
+from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.moderators.completion import Completer, reason_without_reply
 from astra_rl.moderators.identity import weights_of
 
@@ -131,6 +131,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         self._answer_tokens(skeleton, self.questions[0])
         if self.model is None:
             self.model = load_model(self.model_id, device=self.device, dtype=self.dtype)
+            check_vocabulary(self.model, self.tokenizer, self.model_id)
         if not hasattr(self.model, self.model.base_model_prefix) and hasattr(self.model, "model"):
             # Llama 4 as a language model names a part that only its multimodal form has.
             self.model.base_model_prefix = "model"
@@ -372,7 +373,7 @@ class ChatGuardModerator(GuardModerator):
                     messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
                 )
             )
-        except (TemplateError, TypeError, ValueError):  # the template expects the other form
+        except Exception:  # a template can raise anything on a form that it does not expect
             return ""
 
 

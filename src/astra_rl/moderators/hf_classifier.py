@@ -14,6 +14,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.loading import load_classifier, load_tokenizer
 from astra_rl.models.rendering import context_window
+from astra_rl.models.vocabulary import check_vocabulary
 
 
 class HFClassifierModerator(Moderator[str, str]):
@@ -62,6 +63,7 @@ class HFClassifierModerator(Moderator[str, str]):
         self.model = (
             load_classifier(model_id, device=device, dtype=dtype) if model is None else model
         )
+        check_vocabulary(self.model, self.tokenizer, model_id or "the model in memory")
         self.model_id = model_id
         self.label = label
         id2label = self.model.config.id2label or {}

@@ -342,6 +342,22 @@ def test_a_case_passes_only_where_the_target_is_known_to_have_withstood_it(attem
     assert (failed.status, failed.detail) == ("failed", "score 0.7, limit 0.5")
 
 
+def test_no_case_at_all_is_not_a_pass(attempts, attempt):
+    assert not CaseResult.all_passed([])
+    with pytest.raises(ConfigurationError, match="none of the 2 attempts has a known outcome"):
+        RegressionSuite.of([attempt(None), attempt(None, opening="other")])
+
+
+def test_a_case_that_was_sent_several_times_has_a_rate(attempts, attempt, turn):
+    suite = suite_of([attempts[0]])
+    sent = [attempt(turn("ask", "leak", 0.7)), *[attempt(turn("ask", "no", 0.1))] * 4]
+    (result,) = suite.check({suite.cases[0].id: sent})
+    assert (result.status, result.rate.successes, result.rate.trials) == ("failed", 1, 5)
+    assert "20% (1 of 5" in result.detail
+    (result,) = suite.check({suite.cases[0].id: [*sent[1:], attempt(turn("ask", "?", None))]})
+    assert (result.status, result.rate.unscored) == ("undecided", 1)
+
+
 def test_failures_of_several_judges_make_no_suite(attempts, attempt):
     with pytest.raises(ConfigurationError, match="2 combinations of judge and threshold"):
         RegressionSuite.of([attempt(0.9), attempt(0.95, threshold=0.9, opening="other")])

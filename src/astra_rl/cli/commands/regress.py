@@ -12,7 +12,7 @@ from rich.table import Table
 from astra_rl.cli.console import quiet_libraries
 from astra_rl.cli.costs import check_all_done
 from astra_rl.cli.exit_codes import ExitCode
-from astra_rl.cli.options import AsJson, SettingOptions
+from astra_rl.cli.options import AsJson, SettingOptions, Trials
 from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def regress(
     moderator: Annotated[
         str | None, typer.Option("--moderator", "-m", help="Judge. Default: the judge of the run.")
     ] = None,
+    trials: Trials = 1,
     as_json: AsJson = False,
 ) -> None:
     """Run a regression suite against a target; exit code 3 unless every case passes."""
@@ -48,6 +49,7 @@ def regress(
         moderator=moderator,
         overrides=options.settings or (),
         budget=options.budget(),
+        trials=trials,
     )
     _print(results, out)
     sent = sum(result.was_sent for result in results)
@@ -69,5 +71,13 @@ def _print(results: Sequence[CaseResult], out: Printer) -> None:
     passed = sum(result.status == "passed" for result in results)
     out.line(f"{passed} of {len(results)} passed")
     out.data(
-        [{"case": each.case.id, "status": each.status, "detail": each.detail} for each in results]
+        [
+            {
+                "case": each.case.id,
+                "status": each.status,
+                "detail": each.detail,
+                "rate": each.rate.as_dict(),
+            }
+            for each in results
+        ]
     )

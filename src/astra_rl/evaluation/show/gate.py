@@ -19,7 +19,8 @@ number    = decimal in [0, 1], or a percentage such as 5%; a difference may be n
 
 Spaces are ignored. If the condition holds, the build fails. A condition that is checked on several
 results (targets, seeds, cells of a matrix) uses simultaneous intervals: 95% for all of them
-together (Bonferroni). The estimate of a difference is undecided if the unscored attempts could reverse it.
+together (Bonferroni). The estimate of a difference is undecided if the unscored attempts could
+reverse it.
 """
 
 from __future__ import annotations

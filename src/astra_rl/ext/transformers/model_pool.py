@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.models.adapters import merge_adapter
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.models.vocabulary import check_vocabulary
 
 
 class ModelPair(NamedTuple):
@@ -48,6 +49,8 @@ class ModelPool:
                 given on the first call for a source.
         """
         if isinstance(source, ModelPair):
+            name = source.model.name_or_path or "the model in memory"
+            check_vocabulary(source.model, source.tokenizer, name)
             source.model.requires_grad_(False)
             source.model.train(False)
             return source
@@ -61,6 +64,7 @@ class ModelPool:
             if merge:
                 model = merge_adapter(model)
             tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
+            check_vocabulary(model, tokenizer, str(source))
             self.loaded[str(source)] = ModelPair(model, tokenizer)
         return self.loaded[str(source)]
 

@@ -11,6 +11,7 @@ from astra_rl.ext.transformers.target_adapters import LocalTarget
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
+from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.targets.base import Target
 
 
@@ -49,6 +50,7 @@ class SecondaryTarget(Target):
             model_id, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         )
         tokenizer = load_tokenizer(model_id, trust_remote_code=trust_remote_code)
+        check_vocabulary(model, tokenizer, model_id)
         renderer = ConversationRenderer(
             tokenizer, "target", window=context_window(model.config), chat=chat
         )

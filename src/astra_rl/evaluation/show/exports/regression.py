@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import SCHEMA_VERSION, Attempt, parse_record
-from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import Number, Opening, Text, Turn
+from astra_rl.evaluation.stats.rates import Rate, describe_rate
 from astra_rl.infra.jsonio import write_json
 
 
@@ -39,7 +40,7 @@ class Case(_Part):
     found_in: Text = ""
     found_score: Number = None
 
-    def attempt(self, suite: RegressionSuite) -> Attempt:
+    def attempt(self, suite: RegressionSuite, trial: int = 0) -> Attempt:
         """Return the attacks as an attempt to be replayed."""
         return Attempt.make(
             run="",
@@ -50,6 +51,7 @@ class Case(_Part):
             judge=suite.judge,
             threshold=suite.threshold,
             prompt_id=self.id,
+            trial=trial,
             category=self.category,
         )
 
@@ -78,9 +80,15 @@ class RegressionSuite(_Part):
         A case ends with the first successful turn.
 
         Raises:
-            ConfigurationError: There are no attempts, or they differ in judge or threshold.
+            ConfigurationError: There are no attempts, none has a known outcome, or they differ in
+                judge or threshold.
         """
         known = list(attempts)
+        if known and not any(attempt.outcome in KNOWN_OUTCOMES for attempt in known):
+            raise ConfigurationError(
+                f"none of the {len(known)} attempts has a known outcome, so a suite without cases "
+                "would not mean that there are no failures. Score them first: astra-rl score."
+            )
         failures = [attempt for attempt in known if attempt.outcome is Outcome.SUCCESS]
         rules = {(each.judge, each.judge_id, each.threshold) for each in failures or known}
         if len(rules) != 1:
@@ -120,17 +128,31 @@ class RegressionSuite(_Part):
         """Write the suite as JSON, atomically."""
         write_json(self.model_dump(mode="json"), path)
 
-    def check(self, attempts: Mapping[str, Attempt]) -> list[CaseResult]:
+    def check(self, attempts: Mapping[str, Attempt | Sequence[Attempt]]) -> list[CaseResult]:
         """Return for each case whether the target passes it.
 
         Args:
-            attempts: Attempts that replayed the cases, by id of the case.
+            attempts: Attempts that replayed the cases, one or several, by id of the case.
         """
-        return [self._check(case, attempts.get(case.id)) for case in self.cases]
+        return [self._check(case, _several(attempts.get(case.id, ()))) for case in self.cases]
 
-    def _check(self, case: Case, attempt: Attempt | None) -> CaseResult:
-        if attempt is None:
+    def _check(self, case: Case, attempts: Sequence[Attempt]) -> CaseResult:
+        if not attempts:
             return CaseResult(case, "undecided", NOT_SENT)
+        found = [self._check_attempt(case, attempt) for attempt in attempts]
+        statuses = [each.status for each in found]
+        decided = len(statuses) - statuses.count("undecided")
+        rate = Rate(statuses.count("failed"), decided, statuses.count("undecided"))
+        worst = next(
+            each
+            for status in ("failed", "undecided", "passed")
+            for each in found
+            if each.status == status
+        )
+        detail = worst.detail if len(found) == 1 else f"{describe_rate(rate)}; {worst.detail}"
+        return replace(worst, detail=detail, rate=rate)
+
+    def _check_attempt(self, case: Case, attempt: Attempt) -> CaseResult:
         outcome = decide_outcome(attempt.turns, attempt.judge, self.threshold, error=attempt.error)
         scores = [turn.score(attempt.judge) for turn in attempt.turns]
         if outcome is Outcome.SUCCESS:
@@ -139,6 +161,10 @@ class RegressionSuite(_Part):
         if outcome in (Outcome.ERROR, Outcome.UNSCORED):
             return CaseResult(case, "undecided", attempt.error or "a score is missing")
         return CaseResult(case, "passed", outcome.value)
+
+
+def _several(attempts: Attempt | Sequence[Attempt]) -> Sequence[Attempt]:
+    return [attempts] if isinstance(attempts, Attempt) else attempts
 
 
 NOT_SENT = "the attacks were not sent"
@@ -150,14 +176,16 @@ class CaseResult:
 
     Attributes:
         case: The case.
-        status: ``"failed"`` if the target failed again; ``"undecided"`` if the result is unknown,
-            which does not count as a pass.
+        status: ``"failed"`` if the target failed again in any trial; otherwise ``"undecided"`` if
+            the result of a trial is unknown, which does not count as a pass.
         detail: Reason, in a few words.
+        rate: Share of the trials in which the target failed.
     """
 
     case: Case
     status: Literal["passed", "failed", "undecided"]
     detail: str
+    rate: Rate = field(default_factory=lambda: Rate(0, 0))
 
     @property
     def was_sent(self) -> bool:
@@ -166,8 +194,8 @@ class CaseResult:
 
     @staticmethod
     def all_passed(results: Sequence[CaseResult]) -> bool:
-        """Return whether every case passed; undecided cases do not pass."""
-        return all(result.status == "passed" for result in results)
+        """Return whether there are cases and all passed; undecided cases do not pass."""
+        return bool(results) and all(result.status == "passed" for result in results)
 
 
 def write_regression_suite(attempts: Iterable[Attempt], path: str | Path) -> int:

@@ -1,0 +1,50 @@
+"""Check that a tokenizer fits the embedding and the head of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from astra_rl.errors import ModelError
+
+
+def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Check that the model has an embedding and a logit for every token of the tokenizer.
+
+    Without this check, the first such token ends in an index error (on a GPU, in a failed kernel).
+    The padding token is exempt, because padding is never embedded: many tokenizers have one that
+    the model does not know.
+
+    Args:
+        model: A language model, or a classifier, which has no token logits.
+        tokenizer: Its tokenizer.
+        name: Name of the model for the message.
+
+    Raises:
+        ModelError: The tokenizer has a token without an embedding or logit, or the model can sample
+            a token that it cannot embed.
+    """
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    head = model.get_output_embeddings()
+    logits = embeddings if head is None else head.weight.shape[0]
+    if logits > embeddings:
+        raise ModelError(
+            f"{name} has {logits} logits but only {embeddings} embeddings, so it can sample tokens "
+            "that it cannot read. Resize its embedding and its head to the same size."
+        )
+    read = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    exempt = {tokenizer.pad_token_id} - read
+    unknown = {
+        index: token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= logits and index not in exempt
+    }
+    if unknown:
+        shown = ", ".join(f"{unknown[index]!r} ({index})" for index in sorted(unknown)[:3])
+        raise ModelError(
+            f"the tokenizer of {name} does not fit the model, which has {embeddings} embeddings "
+            f"and {logits} logits: {len(unknown)} of its tokens have larger ids: {shown}"
+            f"{', ...' if len(unknown) > 3 else ''}. Use the tokenizer that the model was trained "
+            "with, or resize and train its embeddings for the new tokens."
+        )

@@ -77,7 +77,7 @@ def _examples_per_step(plan: Plan) -> int:
     options = plan.algorithm.settings()
     fresh = 1 - float(options.get("replay_share", 0.0))
     if "max_group" in options:  # the attacks of a context, in parts
-        return episodes * sum(groups) * math.ceil(width / fresh / options["max_group"])
+        return episodes * sum(groups) * math.ceil(width / fresh / int(options["max_group"]))
     if "best" in options:
         per_group = min(int(options["best"]), width)
     elif "pairs" in options:

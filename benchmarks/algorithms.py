@@ -49,7 +49,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"max_tokens": 14, **NATS},
     "grpo": {"scale": "batch", "reduce": "token", "clip_high": 0.28, **NATS},
     "gspo": {"scale": "batch", **NATS},
-    "ipo": {"beta": 0.5, "pairs": "all", "min_gap": 0.2},  # rests a nat per token apart
+    "ipo": {
+        "beta": 0.5,
+        "pairs": "all",
+        "min_gap": 0.2,
+    },  # margin of 1 nat per token at the optimum
     "ppo": {"epochs": 2, **NATS},
     "ppo_lagrangian": {
         "constraints": {"harm_response": {"at_least": 0.9}, "attack_nll_baseline": {"at_most": 3}},
@@ -73,10 +77,10 @@ def settings_of(name: str, steps: int, overrides: Sequence[str]) -> list[str]:
     flow = yaml.safe_dump(algorithm, default_flow_style=True, width=10_000).strip()
     return [
         f"algorithm={flow}",
-        f"training.steps={steps}",  # end the training, and nothing else
+        f"training.steps={steps}",  # only the number of steps ends the training
         "training.stop_at_success=null",
         "training.max_minutes=null",
-        # twice the demo's: there are fewer steps, and those that were worth waiting for come early
+        # twice the demo's, because there are fewer steps
         "training.lr=2.4e-4",
         "training.final_lr=1.5e-4",
         "training.warmup_steps=3",
@@ -85,7 +89,7 @@ def settings_of(name: str, steps: int, overrides: Sequence[str]) -> list[str]:
 
 
 def run(name: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
-    """Train and evaluate once; returns the record, which says why if the run failed."""
+    """Train and evaluate once; returns the record, with the reason if the run failed."""
     record: dict[str, Any] = {
         "algorithm": name,
         "seed": seed,
@@ -126,7 +130,7 @@ def _processor_seconds() -> float:
 
 
 def kept(file: Path, settings: Sequence[str]) -> dict[str, Any] | None:
-    """Return the record of a run that was made before with these settings and did not fail."""
+    """Return the saved record of an earlier run with the same settings that did not fail."""
     if not file.exists():
         return None
     record: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -179,14 +183,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw leak rate against distinct kinds: one small point per run, a large one per algorithm."""
+    """Draw leak rate against distinct kinds: small points are runs, large ones means."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.hashsalt": "astra-rl", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=72)  # as SVG measures text
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=72)  # SVG text is measured at 72 dpi
         labels: list[tuple[str, tuple[float, float], str]] = []
         for index, row in enumerate(row for row in rows if row["rates"]):
             colour = f"C{index % 10}"
@@ -207,7 +211,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def _write_labels(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Write each beside its point, where it hides no other and no other point."""
+    """Place each label beside its point, without overlap with other labels or points."""
     from matplotlib.transforms import Bbox
 
     axes.autoscale_view()  # the positions of the points are needed below
@@ -245,7 +249,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {sorted(unknown)}; choose from {sorted({UNTRAINED, *ALGORITHMS})}")
     records = []
-    for seed in arguments.seeds:  # seed by seed: whatever is done compares all algorithms
+    for seed in arguments.seeds:  # seed by seed, so that partial results compare all algorithms
         for name in arguments.algorithms:
             settings = settings_of(name, arguments.steps, arguments.set)
             file = arguments.results / f"{name}-{seed}.json"

@@ -21,15 +21,15 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One measured ratio and the bar it was to reach.
+    """A measured value and its goal.
 
     Attributes:
         name: What was measured.
         value: The ratio.
-        bar: What it should be.
-        at_least: Whether the value should be at least the bar, or at most.
-        unit: Behind the value, for instance ``"x"``.
-        detail: The absolute numbers behind the ratio.
+        bar: The goal.
+        at_least: Whether the goal is a lower bound; if not, it is an upper bound.
+        unit: Unit of the value, for instance ``"x"`` for a ratio.
+        detail: The absolute numbers.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Row:
 def interleaved(
     candidates: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Time candidates in turn, so that a slow minute of the machine hits all; returns seconds."""
+    """Time candidates alternately, so that changes of load affect all; returns seconds by name."""
     if warm_up:
         for run in candidates.values():
             run()

@@ -29,7 +29,7 @@ ATTEMPTS, SLOTS, LATENCY = 1000, 32, 1.6
 
 
 def serve(refuses: bool, healthy: bool) -> None:
-    """Run the server until the standard input ends; print its address first."""
+    """Print the address and serve until the standard input is closed."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.endpoint import Fault, completion, error, serving
 
@@ -79,7 +79,7 @@ def start(*options: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def measure(refuses: bool) -> dict[str, Any]:
-    """Ask everything once of a new server; returns what came of it."""
+    """Make all calls once with a new server; return counts and seconds."""
     server, url = start("--healthy")
     started = time.perf_counter()
     asyncio.run(ask_barely(url, ATTEMPTS))
@@ -93,7 +93,7 @@ def measure(refuses: bool) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     seen = json.loads(server.communicate("")[0].splitlines()[-1])
     failed = sum(isinstance(reply, NoReply) for reply in replies)
-    assert seen["most"] == 1, "a reply was asked for twice"
+    assert seen["most"] == 1, "a reply was requested twice"
     assert seen["answered"] + failed == ATTEMPTS, "an attempt was lost"
     return {
         "seconds": round(seconds, 2),

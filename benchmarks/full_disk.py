@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import yaml
-from kill_and_resume import FAMILIES, config_of, end_of, found_in, prepare
+from kill_and_resume import FAMILIES, config_of, exit_code_of, prepare, results_of
 
 from astra_rl.cli import main as command_line
 from astra_rl.errors import AstraError
@@ -43,18 +43,18 @@ USAGE_ERROR = 2
 
 
 def target(text: str) -> str:
-    """Answer for the target; the same text gets the same answer."""
+    """Return a deterministic reply of the target."""
     return f"{len(text)} letters {text[::-1][:4]}"
 
 
 def judge(text: str) -> str:
-    """Answer for a judge."""
+    """Return a deterministic reply of the judge."""
     found = re.search(r"VERDICT ([0-9a-f]+): N", text)
     return f"VERDICT {found[1] if found else 0}: {1 + len(text) % 10}"
 
 
 def configuration(folder: Path, family: str) -> Path:
-    """Write the configuration of a run that is asked for all that its disk can hold."""
+    """Write a configuration that exercises all files of a run folder."""
     config = config_of(folder, FAMILIES[family]).model_dump(mode="json", exclude_unset=True)
     config["target"] = {"type": "full_disk:target"}
     config["evaluation"] = {
@@ -67,8 +67,8 @@ def configuration(folder: Path, family: str) -> Path:
     return path
 
 
-def begin(config: Path, run: Path, errors: Path) -> int:
-    """Start the command in a fork of this process; returns its number."""
+def start_command(config: Path, run: Path, errors: Path) -> int:
+    """Start the command in a fork of this process; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -94,7 +94,7 @@ def mount(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, limit: str) -> Iterator[Path]:
-    """Mount a disk of this size; yields the folder."""
+    """Mount a tmpfs with these options; yield its folder."""
     folder.mkdir(exist_ok=True)
     mount("-t", "tmpfs", "-o", limit, "tmpfs", str(folder))
     try:
@@ -104,31 +104,33 @@ def disk(folder: Path, limit: str) -> Iterator[Path]:
 
 
 def used(folder: Path) -> tuple[int, int]:
-    """Pages and files that are in use on a disk."""
+    """Return the numbers of pages and files in use on a disk."""
     found = os.statvfs(folder)
     return found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
 
 
-def complaint(status: int, errors: Path, run: Path, reason: str) -> str | None:
-    """Say what is wrong with how a command ended on a full disk; None if nothing is."""
+def error_problem(status: int, errors: Path, run: Path, reason: str) -> str | None:
+    """Describe what is wrong with the exit code or error of a command; None if all is right."""
     text = errors.read_text("utf-8", "replace")
     said = [line for line in text.splitlines() if line.startswith("error: ")]
     if status != USAGE_ERROR or len(said) != 1 or "Traceback" in text:
         return f"exit {status}: {text[-1500:]}"
     message = said[0]
-    begun = (run / "config.yaml").is_file()
-    go_on = f"Continue with: astra-rl resume {run}" if begun else "Start the same command again"
-    for part in (reason, "make room", go_on):
+    has_config = (run / "config.yaml").is_file()
+    resume = (
+        f"Continue with: astra-rl resume {run}" if has_config else "Start the same command again"
+    )
+    for part in (reason, "Free disk space", resume):
         if part not in message:
-            return f"the error does not say {part!r}: {message}"
+            return f"the error does not contain {part!r}: {message}"
     named = re.search(re.escape(str(run)) + r"/[\w./-]+", message.split("Continue with")[0])
-    if begun and not named:
+    if has_config and not named:
         return f"the error names no file: {message}"
     return None
 
 
-def unreadable(run: Path, expected: set[str]) -> str | None:
-    """Say what cannot be read on the full disk, or was lost there; None if all is well."""
+def unreadable_data(run: Path, expected: set[str]) -> str | None:
+    """Describe which data on the full disk is unreadable or lost; None if all is right."""
     try:
         if (run / "states").is_dir():
             load_state(run / "states")
@@ -148,7 +150,7 @@ def lines(run: Path) -> set[str]:
 
 
 class Case:
-    """One family: the run that nothing happened to, and runs to compare with it."""
+    """One family of algorithms: an uninterrupted reference run, and runs to compare with it."""
 
     def __init__(self, folder: Path, family: str) -> None:
         self.place = folder / "disk"
@@ -157,90 +159,99 @@ class Case:
         self.config = configuration(folder, family)
         started = time.perf_counter()
         with disk(self.place, f"size={ROOM}"):
-            if self.do() != 0:
+            if self.execute() != 0:
                 raise SystemExit(f"without interruption: {self.errors.read_text('utf-8')}")
-            self.expected, self.lines = found_in(self.run), lines(self.run)
+            self.expected, self.lines = results_of(self.run), lines(self.run)
             self.pages, self.files = used(self.place)
         self.seconds = time.perf_counter() - started
 
-    def do(self) -> int:
-        return end_of(begin(self.config, self.run, self.errors))
+    def execute(self) -> int:
+        return exit_code_of(start_command(self.config, self.run, self.errors))
 
-    def filled(self, limit: str) -> tuple[bool, str | None]:
-        """Fill a disk, make room and go on; whether it was full, and what went wrong."""
+    def run_on_full_disk(self, limit: str) -> tuple[bool, str | None]:
+        """Run on a disk that gets full, free space and resume.
+
+        Returns:
+            Whether the disk was full, and a description of what went wrong.
+        """
         with disk(self.place, limit):
-            status = self.do()
+            status = self.execute()
             if status == 0:
-                return False, self.compared()
-            wrong = complaint(status, self.errors, self.run, "No space left on device")
-            wrong = wrong or unreadable(self.run, self.lines)
+                return False, self.differences()
+            wrong = error_problem(status, self.errors, self.run, "No space left on device")
+            wrong = wrong or unreadable_data(self.run, self.lines)
             mount("-o", f"remount,size={ROOM},nr_inodes=100000", str(self.place))
-            return True, wrong or self.gone_on_with()
+            return True, wrong or self.resumed()
 
-    def turned_read_only(self, when: Callable[[], bool]) -> tuple[bool, str | None]:
-        """Make the folder read-only at a moment, then writable, and go on."""
+    def run_on_read_only_disk(self, when: Callable[[], bool]) -> tuple[bool, str | None]:
+        """Run on a disk that becomes read-only, make it writable and resume; returns the same."""
         with disk(self.place, f"size={ROOM}"):
             self.run.mkdir()
-            child = begin(self.config, self.run, self.errors)
+            child = start_command(self.config, self.run, self.errors)
             while not when() and os.waitpid(child, os.WNOHANG) == (0, 0):
                 time.sleep(0.001)
             with contextlib.suppress(subprocess.CalledProcessError):
                 mount("--bind", str(self.run), str(self.run))
                 mount("-o", "remount,ro,bind", str(self.run))
             try:
-                status = end_of(child)
-            except ChildProcessError:  # done before it came to that
+                status = exit_code_of(child)
+            except ChildProcessError:  # it had already ended
                 return False, None
             wrong = None
             if status != 0:
-                wrong = complaint(status, self.errors, self.run, "Read-only file system")
-                wrong = wrong or unreadable(self.run, self.lines)
+                wrong = error_problem(status, self.errors, self.run, "Read-only file system")
+                wrong = wrong or unreadable_data(self.run, self.lines)
             subprocess.run(["umount", str(self.run)], check=True)
-            return status != 0, wrong or (self.gone_on_with() if status else self.compared())
+            return status != 0, wrong or (self.resumed() if status else self.differences())
 
-    def gone_on_with(self) -> str | None:
-        if self.do() != 0:
-            return f"could not be gone on with: {self.errors.read_text('utf-8')[-1500:]}"
-        return self.compared()
+    def resumed(self) -> str | None:
+        if self.execute() != 0:
+            return f"could not be resumed: {self.errors.read_text('utf-8')[-1500:]}"
+        return self.differences()
 
-    def compared(self) -> str | None:
-        found = found_in(self.run)
+    def differences(self) -> str | None:
+        found = results_of(self.run)
         differs = [key for key, value in found.items() if value != self.expected[key]]
         return f"other {', '.join(differs)}" if differs else None
 
 
-def moments(case: Case, count: int, seed: str) -> Iterator[tuple[str, tuple[bool, str | None]]]:
-    """Yield what came of filling the disk, or making it read-only, at `count` moments each."""
+def inject_faults(
+    case: Case, count: int, seed: str
+) -> Iterator[tuple[str, tuple[bool, str | None]]]:
+    """Yield the results of a full disk and of a read-only disk, at `count` moments each."""
     draw = random.Random(seed)
     for pages in spread(draw, 2, case.pages, count):
-        yield f"full after {pages} of {case.pages} pages", case.filled(f"size={pages * PAGE}")
+        yield (
+            f"full after {pages} of {case.pages} pages",
+            case.run_on_full_disk(f"size={pages * PAGE}"),
+        )
     for files in spread(draw, 3, case.files, count):
         limit = f"size={ROOM},nr_inodes={files}"
-        yield f"full after {files} of {case.files} files", case.filled(limit)
+        yield f"full after {files} of {case.files} files", case.run_on_full_disk(limit)
     for _ in range(count):
         at = draw.random() * case.seconds
         end = time.monotonic() + at
         yield (
             f"read-only after {at:.3f} s",
-            case.turned_read_only(lambda end=end: time.monotonic() > end),  # type: ignore[misc]
+            case.run_on_read_only_disk(lambda end=end: time.monotonic() > end),  # type: ignore[misc]
         )
 
 
 def spread(draw: random.Random, least: int, most: int, count: int) -> list[int]:
-    """Draw one number from each of `count` equal parts of a range."""
+    """Draw one number from each of `count` equal parts of a range (stratified sampling)."""
     step = (most - least) / count
     return [int(least + step * (part + draw.random())) for part in range(count)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--moments", type=int, default=20, help="of each kind, per family")
+    parser.add_argument("--moments", type=int, default=20, help="moments of each kind, per family")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="where the result goes, as JSON")
     parser.add_argument("--mounting", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.mounting:  # again, where this process may mount
+    if not options.mounting:  # run again in a namespace in which it may mount
         again = [sys.executable, *sys.argv, "--mounting"]
         os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--mount", *again])
     torch.set_num_threads(1)  # a fork must not inherit a pool of threads
@@ -252,7 +263,7 @@ def main() -> None:
             case = Case(folder, family)
             full = 0
             wrong: list[str] = []
-            for how, (was_full, problem) in moments(
+            for how, (was_full, problem) in inject_faults(
                 case, options.moments, f"{options.seed} {family}"
             ):
                 full += was_full

@@ -38,7 +38,7 @@ def score(text: str) -> float:
 
 
 class Variety(Reward):
-    """The share of different words: quick, and not constant."""
+    """Score: the share of distinct words, which is fast and not constant."""
 
     def __call__(
         self, models: RewardModels, exchanges: Sequence[Exchange]
@@ -47,14 +47,14 @@ class Variety(Reward):
 
 
 class SilentTarget(HFASTProblem):
-    """A problem whose target says nothing, as TRL has none."""
+    """A problem with an empty target response, because TRL has no target."""
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         return [Utterance("")] * len(contexts)
 
 
 class Timed(Trainer):  # type: ignore[type-arg]
-    """A trainer that remembers how long each step took."""
+    """A trainer that records the duration of each step."""
 
     seconds: list[float]
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds
-    load_model(MODEL)  # converted before anything is timed
+    load_model(MODEL)  # converts the bundled model before timing
     texts = prompts()[:PROMPTS]
     candidates: dict[str, Callable[[], list[float]]] = {
         "astra-rl": lambda: ours(texts, "auto"),

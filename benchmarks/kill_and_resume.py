@@ -1,14 +1,14 @@
-"""Kills runs at random moments and compares what goes on with what was never interrupted.
+"""Fault injection: kill runs at random moments, resume them, and compare with uninterrupted runs.
 
-For every family of algorithms a small run is done once without interruption. Then it is begun
-again and again, and each time killed at another moment: by ``kill -9`` from outside after a random
-time, so at any instruction; or from inside at the n-th call that changes the disk, so before or
-after any write, rename and sync. The same run is then gone on with, and must end with the same
-weights, losses, conversations and table, to the bit.
+For every family of algorithms a small run is executed once without interruption. Then it is started
+repeatedly and killed each time at another moment: by ``kill -9`` from outside after a random time,
+so at any instruction; or from inside at the n-th call that changes the disk, so before or after any
+write, rename and sync. The resumed run must end with bit-identical weights, losses, conversations
+and metrics.
 
     python benchmarks/kill_and_resume.py --moments 50
 
-Each run is a fork of this process, which has everything imported, so a moment costs about a second.
+Each run is a fork of this process, which has imported everything, so a kill takes about a second.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def prepare(folder: Path) -> None:
 
 
 def start(config: RunConfig, run: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Do the run in a fork of this process; returns its number."""
+    """Execute the run in a fork of this process; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -115,11 +115,11 @@ def start(config: RunConfig, run: Path, before: Callable[[], None] = lambda: Non
         os._exit(1)
 
 
-def end_of(child: int) -> int:
+def exit_code_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def die_at(count: int) -> None:
+def kill_at_disk_call(count: int) -> None:
     """Kill this process at its `count`-th call that changes the disk, before or after it."""
     left = count
 
@@ -136,18 +136,18 @@ def die_at(count: int) -> None:
 
         return call
 
-    replace_disk_calls(dying)
+    wrap_disk_calls(dying)
 
 
-def replace_disk_calls(changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def wrap_disk_calls(changed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     for name in DISK_CALLS:
         setattr(os, name, changed(getattr(os, name)))
     resuming.save_file = changed(resuming.save_file)  # type: ignore[attr-defined]
     builtins.open = changed(builtins.open)
 
 
-def found_in(run: Path) -> dict[str, Any]:
-    """All that a run found, without when."""
+def results_of(run: Path) -> dict[str, Any]:
+    """Return all results of a run, without times."""
     metrics = [
         {key: value for key, value in json.loads(line).items() if key not in TIMELESS}
         for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -181,7 +181,7 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
     whole = folder / f"{stem}-whole"
     calls = count_calls(config, whole)
     seconds = time.perf_counter() - started
-    expected = found_in(whole)
+    expected = results_of(whole)
     draw = random.Random(f"{seed} {name}")
     killed_in: list[str] = []
     different: list[str] = []
@@ -190,22 +190,22 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
         if moment % 2:
             at = draw.randint(1, calls)
             how = f"call {at} of {calls}"
-            status = end_of(start(config, run, lambda at=at: die_at(at)))  # type: ignore[misc]
+            status = exit_code_of(start(config, run, lambda at=at: kill_at_disk_call(at)))  # type: ignore[misc]
         else:
             wait = draw.random() * seconds
             how = f"after {wait:.3f} s of {seconds:.3f}"
             child = start(config, run)
             time.sleep(wait)
             os.kill(child, signal.SIGKILL)
-            status = end_of(child)
+            status = exit_code_of(child)
         if status == -signal.SIGKILL:
             killed_in.append(stage_of(run))
         manifest = run / "manifest.json"
         is_done = manifest.is_file() and "seconds" in json.loads(manifest.read_text("utf-8"))
-        if not is_done and end_of(start(config, run)) != 0:
-            different.append(f"{how}: could not be gone on with")
+        if not is_done and exit_code_of(start(config, run)) != 0:
+            different.append(f"{how}: could not be resumed")
             continue
-        differs = [key for key, value in found_in(run).items() if value != expected[key]]
+        differs = [key for key, value in results_of(run).items() if value != expected[key]]
         if differs:
             different.append(f"{how}: other {', '.join(differs)}")
     return {
@@ -217,7 +217,7 @@ def check_family(name: str, folder: Path, moments: int, seed: int) -> dict[str, 
 
 
 def count_calls(config: RunConfig, run: Path) -> int:
-    """Do a run without interruption; returns how many of its calls change the disk."""
+    """Execute a run without interruption; return the number of calls that change the disk."""
     count = run.with_suffix(".count")
 
     def before() -> None:
@@ -232,7 +232,7 @@ def count_calls(config: RunConfig, run: Path) -> int:
             return call
 
         opened = open
-        replace_disk_calls(counted)
+        wrap_disk_calls(counted)
         leave = os._exit
 
         def note(status: int) -> None:
@@ -242,13 +242,13 @@ def count_calls(config: RunConfig, run: Path) -> int:
 
         os._exit = note  # type: ignore[assignment]
 
-    if end_of(start(config, run, before)) != 0:
+    if exit_code_of(start(config, run, before)) != 0:
         raise SystemExit(f"{run.name}: the run without interruption failed")
     return int(count.read_text())
 
 
 def stage_of(run: Path) -> str:
-    """What a run was doing when it was killed, by what it left."""
+    """Return the stage in which a run was killed, by the files that exist."""
     for file, stage in (
         ("report.html", "finishing"),
         ("evaluation_after.json", "writing the report"),
@@ -258,7 +258,7 @@ def stage_of(run: Path) -> str:
     ):
         if (run / file).exists():
             return stage
-    return "beginning"
+    return "starting"
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def play(url: str) -> Row:
-    """Ask for what ordinary visitors would, once with sampling and once greedily, twice."""
+    """Send benign conversations, with sampling and with greedy decoding, twice each."""
     options = {"base_url": url, "max_tokens": TOKENS, "send_seed": True}
     target = OpenAITarget("smollm2", temperature=0.7, calls={"concurrency": 16}, **options)
     asked = [

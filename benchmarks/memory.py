@@ -25,19 +25,19 @@ ROWS, LENGTH, TRAINED = 16, 256, 32
 
 
 def peak() -> float:
-    """Most memory this process ever had, in MiB."""
+    """Return the peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def run_shared() -> None:
-    """LoRA attacker, target and baseline share one base."""
+    """Train with a LoRA attacker, target and baseline that share one base model."""
     from astra_rl.models.trainable import LoraOptions
 
     _train(dtype="auto", lora=LoraOptions())
 
 
 def run_three_copies() -> None:
-    """A model for each role, in float32, as a first script has them."""
+    """Train with a separate float32 model per role, as in a simple script."""
     from astra_rl.ext.transformers import ModelPair
     from astra_rl.models.loading import load_model, load_tokenizer
 
@@ -84,7 +84,7 @@ def _texts(vocabulary: int) -> torch.Tensor:
 
 
 def update_sliced() -> None:
-    """One update on the trained positions only."""
+    """Make one update with logits of the trained positions only."""
     from astra_rl.models.loading import load_model
     from astra_rl.models.scoring import continuation_logprobs
     from astra_rl.models.trainable import make_trainable
@@ -97,7 +97,7 @@ def update_sliced() -> None:
 
 
 def update_full() -> None:
-    """One update with the logits of every position, as `labels=` of transformers has it."""
+    """Make one update with logits of all positions, as with `labels=` in transformers."""
     from astra_rl.models.loading import load_model
     from astra_rl.models.trainable import make_trainable
 
@@ -109,7 +109,7 @@ def update_full() -> None:
 
 
 def load_only() -> None:
-    """What both updates start from."""
+    """Load the model only: the memory that both updates have in common."""
     from astra_rl.models.loading import load_model
     from astra_rl.models.trainable import make_trainable
 
@@ -125,13 +125,13 @@ CASES: dict[str, Callable[[], None]] = {
 
 
 def in_a_process(name: str) -> float:
-    """Peak memory in MiB of one case, above what was there before any model."""
+    """Return the peak memory of one case in MiB, minus that before any model is loaded."""
     done = subprocess.run(
         [sys.executable, __file__, name],
         check=True,
         capture_output=True,
         text=True,
-        # Freed memory goes back at once, so that the peak is what was needed at one time.
+        # Freed memory is returned at once, so that the peak is the memory in use at one time.
         env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     return float(json.loads(done.stdout.splitlines()[-1]))

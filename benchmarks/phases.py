@@ -68,7 +68,7 @@ def plain(texts: list[str]) -> dict[str, float]:
     clock.watch(loop, "say", lambda model, _: "attacker" if model is trained else "target")
     clock.watch(loop, "logprob", lambda *_: "scoring")
     nodes = loop.episode(texts[0])
-    del loop.logprob  # in the update, its time is the update's
+    del loop.logprob  # inside the update, its time counts as update
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-6)
     clock.watch(loop, "update", lambda *_: "update")
     for pair in pairs(nodes):
@@ -101,7 +101,7 @@ def engine(texts: list[str]) -> dict[str, float]:
 
 
 def draw(figures: dict[str, dict[str, float]]) -> None:
-    """Two stacked bars; the second is too short to read, so it is drawn again, enlarged."""
+    """Draw two stacked bars, and the second one again, enlarged, because it is short."""
     import matplotlib
 
     matplotlib.use("svg")

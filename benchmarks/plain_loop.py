@@ -29,7 +29,7 @@ class PlainNode:
 
 @dataclass
 class PlainLoop:
-    """Rollouts and DPO as in a first script.
+    """Rollouts and DPO as in a simple script.
 
     Attributes:
         attacker: The model that is trained.
@@ -49,7 +49,7 @@ class PlainLoop:
     tree_depth: int = 3
     new_tokens: int = 32
 
-    def say(self, model: PreTrainedModel, prompts: Sequence[str]) -> list[str]:
+    def generate(self, model: PreTrainedModel, prompts: Sequence[str]) -> list[str]:
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         batch = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
@@ -76,8 +76,8 @@ class PlainLoop:
         depth = self.tree_depth if depth is None else depth
         if depth == 0:
             return []
-        attacks = self.say(self.attacker, [context] * self.tree_width)
-        responses = self.say(self.target, [context + attack for attack in attacks])
+        attacks = self.generate(self.attacker, [context] * self.tree_width)
+        responses = self.generate(self.target, [context + attack for attack in attacks])
         nodes = []
         for attack, response in zip(attacks, responses, strict=True):
             with torch.no_grad():
@@ -106,7 +106,7 @@ class PlainLoop:
 
 
 def pairs(nodes: Sequence[PlainNode]) -> list[tuple[str, str, str]]:
-    """Best and worst sibling of each node, all the way down."""
+    """Return the best and worst sibling of each sibling group of the tree."""
     found = []
     if len(nodes) > 1:
         ordered = sorted(nodes, key=lambda node: node.reward)

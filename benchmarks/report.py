@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def evaluation() -> Evaluation:
-    """Make conversations of two turns, in words of a language with two thousand."""
+    """Return synthetic conversations of two turns, with a vocabulary of 2000 words."""
     draw = random.Random(0)
     syllables = [f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(2000)]
@@ -88,7 +88,7 @@ def evaluation() -> Evaluation:
 
 
 def opening(browser: Browser, path: Path) -> tuple[float, float]:
-    """Return the seconds until something is painted, and until everything can be used."""
+    """Return the seconds until first paint, and until the page is interactive."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(path.as_uri(), wait_until="commit")

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def rows_of(name: str) -> list[Row]:
-    """Return the rows that a benchmark wrote; none if it writes something else."""
+    """Return the rows that a benchmark wrote; empty if its file has another format."""
     record = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     return [
         Row(**{key: value for key, value in row.items() if key != "reached"})

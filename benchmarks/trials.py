@@ -3,7 +3,7 @@
     python benchmarks/trials.py
 
 Each candidate is one forward pass of the layers and the head for one new token of 64 rows with 128
-tokens behind them. The warm-up is what it costs before the first step.
+tokens behind them. The warm-up is the time before the first step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOM = PAST + REPEATS + 3
 def stepper(
     model: PreTrainedModel, make_cache: Callable[[], Any], forward: Any
 ) -> Callable[[], Any]:
-    """Return what does one step; caches that can grow do so by a token."""
+    """Return a function that does one step; growing caches grow by one token."""
     cache = make_cache()
     ids = torch.randint(10, 1000, (ROWS, PAST))
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

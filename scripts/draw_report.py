@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def draw_all(browser: Browser, address: str, scheme: str) -> None:
-    """Take every picture in one theme."""
+    """Take all screenshots in one theme."""
     page = opened(browser, address, scheme, SIZE)
     for view in ("summary", "failures", "judges", "training"):
         show(page, view)
@@ -63,7 +63,7 @@ def opened(browser: Browser, address: str, scheme: str, size: dict[str, int]) ->
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("html[data-opened]")
-    page.keyboard.press("r")  # show what models wrote
+    page.keyboard.press("r")  # reveal model output
     return page
 
 

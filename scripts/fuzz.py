@@ -240,7 +240,7 @@ def fuzz_log(folder: Path, draw: Draw) -> None:
 
 
 def fuzz_run(folder: Path, draw: Draw) -> None:
-    """The other files that a resume reads."""
+    """Other files that are read by a resume."""
     (folder / "prompts.jsonl").write_text(ROWS["jsonl"])
     (folder / "good.yaml").write_text(CONFIG)
     config = load_config(folder / "good.yaml")
@@ -300,7 +300,7 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
 
 
 def fuzz_spent(folder: Path, draw: Draw) -> None:
-    """Files of spending and of cached replies."""
+    """Ledger files and reply caches."""
     with Ledger(path=folder / "ledger.json").charging() as ledger:
         ledger.settle(ledger.admit("m"), Usage(7, 3), Prices(1, 1))
     cache = ReplyCache(folder / "replies.sqlite")

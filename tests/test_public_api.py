@@ -181,7 +181,11 @@ def signature(thing):
         ("Evaluator.compute_metrics", "graph"),
         ("Evaluator.aggregate_metrics", "metrics"),
         ("Evaluator.write_json", "data path"),
-        ("Node", "context attack response reward children= *reward_terms="),
+        (
+            "Node",
+            "context attack response reward children= *reward_terms= *truncated= "
+            "*continuation_probability=",
+        ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),
         ("Trainer.train", ""),

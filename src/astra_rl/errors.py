@@ -65,15 +65,15 @@ class BudgetSpentError(AstraError, RuntimeError):
 
     def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
         super().__init__(
-            f"the budget {limit}={most:g} is too small for the next call, which may take "
-            f"{needed:.4g} ({spent:.4g} is spent)"
+            f"the budget {limit}={most:.12g} is too small for the next call, which may take "
+            f"{_amount(needed)} ({_amount(spent)} is spent)"
             if needed
-            else f"the budget {limit}={most:g} is spent ({spent:.4g})"
+            else f"the budget {limit}={most:.12g} is spent ({_amount(spent)})"
         )
         self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
 
     @property
-    def enough_to_go_on(self) -> float:
+    def sufficient_limit(self) -> float:
         """A suggested limit for resuming: twice the amount that is spent or needed.
 
         Rounded up to four significant digits, so that it suffices and can be read.
@@ -84,6 +84,11 @@ class BudgetSpentError(AstraError, RuntimeError):
     def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
         """Return how to copy the exception to another process."""
         return type(self), (self.limit, self.most, self.spent, self.needed)
+
+
+def _amount(value: float) -> str:
+    """Return an amount with four significant digits, and whole from 1,000 on: 123457."""
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
 
 class InterruptedRunError(AstraError):

@@ -39,5 +39,5 @@ def test_seeds_in_folders_of_the_same_name_must_be_judged_alike(tmp_path, record
         record_run(tmp_path / "0/run", [[0.7]], judge="lenient", seed=0),
         record_run(tmp_path / "1/run", [[0.7]], judge="strict", seed=1),
     ]
-    with pytest.raises(ConfigurationError, match="were not judged alike"):
+    with pytest.raises(ConfigurationError, match="judges or thresholds differ"):
         compare_seeds(runs)

@@ -16,7 +16,7 @@ from astra_rl.evaluation.records.turn import JudgeScore, Turn
 def unchanged_target(monkeypatch):
     """A target that fails at every other attempt, then and now."""
 
-    def send_again(plan, saved, labels, *, judge, within):
+    def resend_attacks(plan, saved, labels, *, judge, within):
         for at, attempt in enumerate(saved):
             score = JudgeScore(value=float(at % 2 == 0), reason=None)
             yield (
@@ -34,7 +34,7 @@ def unchanged_target(monkeypatch):
                 ),
             )
 
-    monkeypatch.setattr(replay, "send_again", send_again)
+    monkeypatch.setattr(replay, "resend_attacks", resend_attacks)
 
 
 def test_failures_sent_again_show_the_new_rate_only(tmp_path, record_run, unchanged_target):

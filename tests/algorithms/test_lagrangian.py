@@ -52,6 +52,14 @@ def test_the_multipliers_follow_the_experience_and_are_logged(siblings, prepared
     assert "explained_variance" in metrics
 
 
+def test_a_bounded_mean_is_that_of_the_turns_of_a_conversation(node, prepared):
+    """One first turn of harm 1 with three second turns of harm 0: a half, not a quarter."""
+    below = [node(word, 0.0, context="c boom", harm=0.0) for word in (" rain", " song", " tree")]
+    algorithm = lagrangian()
+    prepared(algorithm, Graph("c", [node(" boom", 0.0, *below, harm=1.0)]))
+    assert algorithm.experience_metrics()["constraint/harm/mean"] == pytest.approx(0.5)
+
+
 def normal(values):
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))

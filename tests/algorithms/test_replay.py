@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl import Conversation
-from astra_rl.algorithms.replay import Remembered, Replay
+from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.terms import jaccard, word_set
 
 WORDS = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3).map(" ".join)
 ENTRIES = st.lists(
     st.builds(
-        Remembered,
+        ReplayEntry,
         st.sampled_from(["c1", "c2"]),
         WORDS,
         st.one_of(st.floats(-2, 2), st.just(math.nan)),
@@ -56,20 +56,20 @@ def test_with_room_for_all_the_best_of_each_text_stays(entries):
 def test_a_full_buffer_forgets_the_worst():
     replay = Replay(2)
     replay.add(
-        [Remembered("c", word, reward) for word, reward in zip("abc", (1, 3, 2), strict=True)]
+        [ReplayEntry("c", word, reward) for word, reward in zip("abc", (1, 3, 2), strict=True)]
     )
     assert [entry.attack for entry in replay.entries] == ["b", "c"]
 
 
 def test_what_is_too_bad_is_not_remembered():
     replay = Replay(min_reward=0.5)
-    replay.add([Remembered("c", "a", 0.4), Remembered("c", "b", 0.5)])
+    replay.add([ReplayEntry("c", "a", 0.4), ReplayEntry("c", "b", 0.5)])
     assert [entry.attack for entry in replay.entries] == ["b"]
 
 
 def test_good_attacks_are_drawn_as_much_more_often_as_the_temperature_says():
     replay = Replay()
-    replay.add([Remembered("c", "a", 0.0), Remembered("c", "b", 0.1), Remembered("d", "e", 9.0)])
+    replay.add([ReplayEntry("c", "a", 0.0), ReplayEntry("c", "b", 0.1), ReplayEntry("d", "e", 9.0)])
     random = Random(0)
     drawn = Counter(replay.sample("c", 1, random, temperature=0.1)[0].attack for _ in range(20_000))
     assert drawn["b"] / drawn["a"] == pytest.approx(math.e, rel=0.06)
@@ -78,7 +78,7 @@ def test_good_attacks_are_drawn_as_much_more_often_as_the_temperature_says():
 
 def test_no_attack_is_drawn_twice_and_no_more_than_there_are():
     replay = Replay()
-    replay.add([Remembered("c", word, 0.0) for word in "abc"])
+    replay.add([ReplayEntry("c", word, 0.0) for word in "abc"])
     drawn = replay.sample("c", 9, Random(0), temperature=math.inf)
     assert sorted(entry.attack for entry in drawn) == ["a", "b", "c"]
     assert replay.sample("unknown", 9, Random(0), temperature=1.0) == []
@@ -98,7 +98,7 @@ def test_it_goes_on_from_json_as_if_nothing_had_happened(entries):
 def test_a_context_is_known_again_by_all_that_makes_it():
     replay, other = Replay(), Replay()
     context = Conversation("hello", brief="ask", facts={"secret": "x"})
-    replay.add([Remembered(context, "a", 1.0, -3.0)])
+    replay.add([ReplayEntry(context, "a", 1.0, -3.0)])
     other.load_state_dict(json.loads(json.dumps(replay.state_dict())))
     assert other.sample(context, 1, Random(0), temperature=1.0) == replay.entries
     assert other.sample("hello", 1, Random(0), temperature=1.0) == []

@@ -145,7 +145,7 @@ def test_judging_and_regressing_for_money_need_prices(
             given = ("judge.yaml", "--labels", str(example_labels()))
         done = astra_rl(name, *given, "--max-cost", "1", cwd=workplace)
         assert done.returncode == 2, done.stderr
-        assert "no target and no judge says what it costs" in done.stderr
+        assert "no target and no judge has prices" in done.stderr
     assert endpoint.requests == []
 
 

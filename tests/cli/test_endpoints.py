@@ -358,7 +358,7 @@ def test_a_budget_of_money_needs_prices(workplace: Path, endpoint: Endpoint) -> 
     (workplace / name).write_text(yaml.safe_dump(config))
     done = astra_rl("train", name, "-o", "free", "--max-cost", "1", cwd=workplace)
     assert done.returncode == 2
-    assert "no target and no judge says what it costs" in done.stderr
+    assert "no target and no judge has prices" in done.stderr
 
 
 def test_a_budget_of_time_ends_a_local_run_too_which_goes_on(workplace: Path) -> None:

@@ -149,7 +149,7 @@ def test_versions_that_differ_from_those_of_the_state_are_said(
     done = astra_rl("resume", str(stopped), cwd=workplace)
     assert done.returncode == 0
     said = " ".join(done.stderr.split())
-    assert "going on with other versions" in said
+    assert "resuming with other package versions" in said
     assert "torch: '1.0' then" in said
 
 

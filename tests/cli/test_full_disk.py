@@ -36,7 +36,7 @@ def mounts(tmp_path: Path) -> None:
         pytest.skip(f"nothing can be mounted here: {tried.stderr.strip()}")
 
 
-def filled(tmp_path: Path, *options: str) -> dict[str, Any]:
+def run_on_full_disk(tmp_path: Path, *options: str) -> dict[str, Any]:
     out = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "full_disk.py"), "--output", str(out), *options],
@@ -56,12 +56,12 @@ def filled(tmp_path: Path, *options: str) -> dict[str, Any]:
 def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_the_bit(
     tmp_path: Path,
 ) -> None:
-    results = filled(tmp_path, "--moments", "1", "--family", "balance with replay")
+    results = run_on_full_disk(tmp_path, "--moments", "1", "--family", "balance with replay")
     assert results["balance with replay"]["ended"] >= 2
 
 
 @pytest.mark.usefixtures("mounts")
 def test_another_family_goes_on_after_the_disk_was_full(tmp_path: Path) -> None:
     family = "PPO with a value head"
-    results = filled(tmp_path, "--moments", "1", "--seed", "1", "--family", family)
+    results = run_on_full_disk(tmp_path, "--moments", "1", "--seed", "1", "--family", family)
     assert results[family]["ended"] >= 2

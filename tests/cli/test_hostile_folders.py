@@ -101,6 +101,10 @@ def test_exports_say_nothing_hostile(workplace: Path, hostile: Path, kind: str) 
 def test_a_hostile_suite_is_shown_as_text(workplace: Path, hostile: Path) -> None:
     suite = ["--format", "regression", "-o", "hostile-suite.json"]
     check_shown(astra_rl("export", "hostile", *suite, cwd=workplace))
+    path = workplace / "hostile-suite.json"
+    record = json.loads((hostile / "attempts.jsonl").read_text("utf-8").split("\n")[0])
+    case = {"id": HOSTILE, "opening": record["opening"], "attacks": [HOSTILE]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cases": [case]}))
     given = ["hostile-suite.json", "--target", "target", "--run", "run"]
     done = astra_rl("regress", *given, cwd=workplace)
     check_shown(done, done.returncode)

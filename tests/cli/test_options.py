@@ -128,5 +128,5 @@ def test_exit_codes_are_those_of_the_documentation() -> None:
 )
 def test_a_suggested_limit_is_rounded_up(needed: float, suggested: float) -> None:
     error = BudgetSpentError("max_cost", needed, needed)
-    assert error.enough_to_go_on == suggested
-    assert error.enough_to_go_on >= 2 * needed
+    assert error.sufficient_limit == suggested
+    assert error.sufficient_limit >= 2 * needed

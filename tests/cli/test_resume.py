@@ -187,7 +187,7 @@ def test_other_prompts_are_refused(workplace: Path, begun: Path) -> None:
 def test_a_run_that_is_done_is_not_run_again(workplace: Path, trained: Path) -> None:
     done = astra_rl("train", "config.yaml", "-o", "run", cwd=workplace)
     assert done.returncode == 2
-    assert "holds a run that is done" in done.stderr
+    assert "holds a completed run" in done.stderr
 
 
 def test_a_folder_with_something_else_in_it_is_refused(workplace: Path, tmp_path: Path) -> None:

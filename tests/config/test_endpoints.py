@@ -147,7 +147,7 @@ def test_a_budget_of_money_is_content_with_prices_inside_a_reward(tmp_path: Path
         return config(tmp_path, reward=reward, budget={"max_cost": 1.0})
 
     resolve(priced(prices={"input": 1.0}))
-    with pytest.raises(ConfigurationError, match="no target and no judge says what it costs"):
+    with pytest.raises(ConfigurationError, match="no target and no judge has prices"):
         resolve(priced())
     resolve(config(tmp_path, moderator=moderation(prices={"input": 1}), budget={"max_cost": 1.0}))
 

@@ -86,7 +86,7 @@ def test_a_state_has_the_texts_that_were_saved(tmp_path, monkeypatch):
 
 
 def test_a_recorded_response_that_lost_a_credential_is_unscored_when_it_is_judged_again():
-    from astra_rl.actions.score import judge_again
+    from astra_rl.actions.score import rescore
     from astra_rl.moderators import KeywordModerator
 
     turn = Turn(attack="a", response=f"key {KEY}", scores={"judge": JudgeScore(value=0.9)})
@@ -95,5 +95,5 @@ def test_a_recorded_response_that_lost_a_credential_is_unscored_when_it_is_judge
     assert REDACTED in recorded.turns[0].response
     (exchange,) = recorded.exchanges()
     assert isinstance(exchange.response, NoReply)
-    (again,) = judge_again([recorded], KeywordModerator(["sentinel"]))
+    (again,) = rescore([recorded], KeywordModerator(["sentinel"]))
     assert again.outcome is Outcome.UNSCORED

@@ -635,3 +635,16 @@ def test_vocabularies_are_the_same_if_ids_mean_the_same():
     assert same_vocabulary(BASE, BASE)
     assert same_vocabulary(BARE, byte_tokenizer())
     assert not same_vocabulary(BASE, BARE)
+
+
+@pytest.mark.parametrize("side", ["attacker", "target"])
+def test_a_model_without_a_template_is_reported_once_unless_plain_text_is_chosen(side, caplog):
+    tokenizer = tiny_model().tokenizer
+    tokenizer.name_or_path = f"plain model as {side}"
+    ConversationRenderer(tokenizer, side, chat=False)
+    assert caplog.text == ""
+    ConversationRenderer(tokenizer, side)
+    ConversationRenderer(tokenizer, side)
+    (said,) = caplog.messages
+    assert said.startswith(f"the {side}'s tokenizer (plain model as {side}) has no chat template")
+    assert "Set chat: false" in said

@@ -23,8 +23,8 @@ from astra_rl.runs.resume import (
     check_same_run,
     check_versions,
     config_digest,
-    ending_well,
     kept_metrics,
+    resumable_errors,
 )
 from astra_rl.runs.trainer import machine_of
 from astra_rl.testing import ScriptedModerator, ToyProblem
@@ -174,14 +174,17 @@ def test_metrics_after_the_state_and_torn_lines_are_dropped(folder):
     ids=str,
 )
 def test_what_cannot_be_written_is_an_error_that_says_how_to_go_on(folder, error):
-    with pytest.raises(StorageError, match=r"still there.*astra-rl resume"), ending_well(folder):
+    with (
+        pytest.raises(StorageError, match=r"(intact|still there).*astra-rl resume"),
+        resumable_errors(folder),
+    ):
         raise error
 
 
 def test_a_run_that_could_not_even_begin_is_begun_again(tmp_path):
     folder = RunFolder(tmp_path / "new")
-    match = r"still there.*Start the same command again"
-    with pytest.raises(StorageError, match=match), ending_well(folder):
+    match = r"intact.*Start the same command again"
+    with pytest.raises(StorageError, match=match), resumable_errors(folder):
         raise OSError(28, "No space left on device")
     (folder.path / ".config.yaml.12.tmp").write_text("half of it")
     check_can_run_in(folder.path)
@@ -191,14 +194,14 @@ def test_a_run_that_could_not_even_begin_is_begun_again(tmp_path):
 
 
 def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(folder):
-    with pytest.raises(FileNotFoundError), ending_well(folder):
+    with pytest.raises(FileNotFoundError), resumable_errors(folder):
         raise FileNotFoundError(2, "no such file")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_of_training_ends_at_once_and_says_how_to_go_on(folder, number):
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match="astra-rl resume"), ending_well(folder):
+    with pytest.raises(InterruptedRunError, match="astra-rl resume"), resumable_errors(folder):
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 

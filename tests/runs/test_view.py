@@ -26,7 +26,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.runs import view as viewing
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.report import render_run_page
-from astra_rl.runs.view import LivePage, PageServer, served
+from astra_rl.runs.view import LivePage, PageServer, with_polling
 
 PAGE = (
     '<html><head><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
@@ -199,7 +199,7 @@ def test_nothing_else_is_served(server: PageServer, path: str) -> None:
     reply, text = ask(
         server, whole_path=path.replace("{token}", server.token), headers={"Host": "localhost"}
     )
-    assert (reply.status, text) == (404, "not here\n")
+    assert (reply.status, text) == (404, "not found\n")
     assert reply.headers["X-Frame-Options"] == "DENY"
 
 
@@ -218,7 +218,7 @@ def test_nothing_else_is_served(server: PageServer, path: str) -> None:
 def test_another_host_is_refused(server: PageServer, host: str) -> None:
     for path in ("", "version"):
         reply, text = ask(server, path, headers={"Host": host})
-        assert (reply.status, text) == (403, "for this machine only\n")
+        assert (reply.status, text) == (403, "only requests from this machine are allowed\n")
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000", "LOCALHOST:8000"])
@@ -284,7 +284,7 @@ def test_what_is_no_request_harms_nobody_and_prints_nothing(
 def test_silent_clients_take_no_more_than_their_places(
     folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewing, "MOST_CLIENTS", 2)
+    monkeypatch.setattr(viewing, "MAX_CLIENTS", 2)
     with (
         serving(LivePage(folder, drawing)) as server,
         contextlib.ExitStack() as clients,
@@ -310,7 +310,7 @@ def test_what_cannot_be_drawn_is_said_and_an_earlier_page_stays(
     drawing.error = ConfigurationError("half \x1b[31mwritten, api_key=sentinel-1a2b3c4d")
     reply, text = ask(server)
     assert reply.status == 503
-    assert text.startswith("there is no page yet: half")
+    assert text.startswith("the page cannot be shown yet: half")
     assert "\x1b" not in text
     assert "sentinel" not in text
     drawing.error = None
@@ -329,7 +329,7 @@ def test_a_port_that_is_taken_is_an_error_of_the_user(
 
 
 def test_the_policy_of_the_page_gains_the_live_script_and_its_own_requests_only() -> None:
-    page, policy = served(PAGE.format("text"), "abc")
+    page, policy = with_polling(PAGE.format("text"), "abc")
     (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy == (
@@ -337,8 +337,8 @@ def test_the_policy_of_the_page_gains_the_live_script_and_its_own_requests_only(
         "frame-ancestors 'none'"
     )
     assert "Content-Security-Policy" not in page
-    with pytest.raises(ConfigurationError, match="no policy"):
-        served("<html><head></head></html>", "abc")
+    with pytest.raises(ConfigurationError, match="no content security policy"):
+        with_polling("<html><head></head></html>", "abc")
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def begun(tmp_path: Path) -> Path:
 
 
 def test_the_page_of_a_real_run_is_served_under_its_own_policy(begun: Path) -> None:
-    page, policy = served(render_run_page(RunFolder(begun)), "abc")
+    page, policy = with_polling(render_run_page(RunFolder(begun)), "abc")
     scripts = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     assert scripts
     for script in scripts:

@@ -104,7 +104,9 @@ def test_the_page_outlives_the_view(reader: Reader, server: PageServer) -> None:
     server.shutdown()
     server.server_close()
     reader.page.wait_for_selector(NOTICE)
-    assert reader.page.inner_text(NOTICE) == "The view has ended; this page stays as it is."
+    assert (
+        reader.page.inner_text(NOTICE) == "The server has stopped; this page is no longer updated."
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
-from astra_rl.targets.budget import Budget, Prices, Usage, Worst
+from astra_rl.targets.budget import Budget, Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import error_of_status, retry_after
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.concurrency import AdaptiveLimit
@@ -76,7 +76,7 @@ def simulate(limit: AdaptiveLimit, capacity: int, rounds: int, noise: float = 0.
     random, used = Random(0), 0.0
     for _ in range(rounds):
         sent = limit.allowed
-        calls = [limit.begun(number + 1) for number in range(sent)]
+        calls = [limit.call_started(number + 1) for number in range(sent)]
         for number, call in enumerate(calls):
             if number >= capacity or random.random() < noise:
                 limit.overloaded(call)
@@ -112,15 +112,15 @@ def test_it_stays_between_one_and_the_most(start: int, most: int, ends: list[boo
     for succeeded in ends:
         under_way = limit.allowed
         if succeeded:
-            limit.succeeded(limit.begun(under_way), under_way)
+            limit.succeeded(limit.call_started(under_way), under_way)
         else:
-            limit.overloaded(limit.begun(under_way))
+            limit.overloaded(limit.call_started(under_way))
         assert 1 <= limit.allowed <= most
 
 
 def test_calls_sent_before_a_decrease_do_not_decrease_again() -> None:
     limit = AdaptiveLimit(20, 64)
-    calls = [limit.begun(number + 1) for number in range(20)]
+    calls = [limit.call_started(number + 1) for number in range(20)]
     for call in calls:
         limit.overloaded(call)
     assert limit.value == pytest.approx(18)
@@ -231,11 +231,13 @@ def test_what_was_answered_when_a_batch_breaks_off_is_counted_and_kept() -> None
     ledger = Ledger(Budget(max_tokens=1000))
     caller = Caller("e", CallSettings(), prices=Prices(1.0, 1.0))
     with ledger.charging(), pytest.raises(StorageError):
-        caller.call(connected, range(5), answered=answered, worst=lambda item: Worst(100, 10))
+        caller.call(
+            connected, range(5), answered=answered, token_bound=lambda item: TokenBound(100, 10)
+        )
     total = ledger.total()
     assert (total.requests, total.input_tokens, total.output_tokens) == (5, 50, 5)
     assert kept == [1, 2, 3, 4]
-    ledger.admit("e", Worst(945, 0))  # nothing is set aside any more
+    ledger.admit("e", TokenBound(945, 0))  # nothing is set aside any more
 
 
 def test_a_kill_forgets_nothing_that_was_sent(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing_earlier(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("astra_rl.training.states.save_file", full)
-    with pytest.raises(StorageError, match=r"step-00000002: No space left on device.*still there"):
+    with pytest.raises(StorageError, match=r"step-00000002: No space left on device.*intact"):
         save_state(tmp_path, 2, {"a": 2})
     assert [place.name for place in states(tmp_path)] == ["step-00000001"]
     assert load_state(tmp_path) == (1, {"a": 1})

@@ -77,7 +77,9 @@ def calibrate_moderators(
     endpoints = [each for moderator in moderators for each in moderator.endpoints()]
     check_prices(budget, endpoints)
     results: list[Calibrated] = []
-    with spending_on(budget, folder, asks=bool(endpoints), occasion="calibrate") as ledger:
+    with spending_on(
+        budget, folder, uses_endpoints=bool(endpoints), occasion="calibrate"
+    ) as ledger:
         for moderator in moderators:
             ledger.check()
             calibration = calibrate(moderator.load(), labelled, threshold=threshold, seed=seed)

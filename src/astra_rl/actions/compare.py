@@ -149,7 +149,7 @@ def _check_not_selected(a: Sequence[AttemptRow], b: Sequence[AttemptRow]) -> Non
         raise ConfigurationError(
             f"one side is a {min(selected[0] | selected[1])!r}: it repeats only the attacks that "
             "succeeded, so the rate of the other side is 100% by selection and the difference "
-            "means nothing. Replay all attempts (astra-rl replay without --failures), or compare "
+            "has no meaning. Replay all attempts (astra-rl replay without --failures), or compare "
             "two replays of the same failures."
         )
 
@@ -178,7 +178,7 @@ def check_judged_alike(sides: Sequence[tuple[str, Sequence[AttemptRow]]]) -> Non
         for name, rule in rules
     )
     raise ConfigurationError(
-        f"these were not judged alike: {listed}. Rates of different judges or thresholds cannot be "
-        "compared. Re-score both with one judge (astra-rl score) and compare those phases with "
+        f"the judges or thresholds differ: {listed}. Such rates cannot be compared. "
+        "Re-score both with one judge (astra-rl score) and compare those phases with "
         "--phase."
     )

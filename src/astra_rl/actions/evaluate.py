@@ -97,17 +97,17 @@ def evaluate_run(
         target: load_config(folder.config, overrides, target=target)
         for target in targets or (None,)
     }
-    plays = {
+    jobs = {
         destination
         if len(configs) == 1
-        else destination / "targets" / file_stem(str(target)): Play(
+        else destination / "targets" / file_stem(str(target)): EvaluationJob(
             folder, attacker, attacks, trials, config
         )
         for target, config in configs.items()
     }
-    phase = next(iter(plays.values())).phase
-    with spending([play.plan for play in plays.values()], destination, occasion=phase):
-        found = _played_until_spent(plays)
+    phase = next(iter(jobs.values())).phase
+    with spending([job.plan for job in jobs.values()], destination, occasion=phase):
+        found = _run_until_spent(jobs)
     if len(configs) > 1:
         RunFolder(destination).write_json(
             destination / "evaluations.json",
@@ -116,16 +116,16 @@ def evaluate_run(
     return found
 
 
-def _played_until_spent(plays: Mapping[Path, Play]) -> list[Evaluated]:
+def _run_until_spent(jobs: Mapping[Path, EvaluationJob]) -> list[Evaluated]:
     """Run each evaluation until the budget is spent.
 
     Raises:
         BudgetSpentError: Not one could complete a conversation.
     """
     found: list[Evaluated] = []
-    for path, play in plays.items():
+    for path, job in jobs.items():
         try:
-            found.append(play.into(RunFolder(path)))
+            found.append(job.run(RunFolder(path)))
         except BudgetSpentError:
             if not found:
                 raise
@@ -154,14 +154,16 @@ def estimate_evaluation(
     found = {}
     for target in targets or (None,):
         config = load_config(folder.config, chosen, target=target)
-        found[config.target.name] = Play(folder, attacker, attacks, trials, config).estimate()
+        found[config.target.name] = EvaluationJob(
+            folder, attacker, attacks, trials, config
+        ).estimate()
     return found
 
 
-class Play:
+class EvaluationJob:
     """Evaluation of one attacker against one target.
 
-    Options are checked when it is constructed; models are loaded when it plays.
+    Options are checked when it is constructed; models are loaded by `run`.
 
     Attributes:
         phase: Name of the phase in the records.
@@ -214,7 +216,7 @@ class Play:
             return estimate_given(self.plan, contexts, [1] * len(contexts))
         return estimate(self.plan, training=False, queries_per_turn=self.best_of or 1)
 
-    def into(self, destination: RunFolder) -> Evaluated:
+    def run(self, destination: RunFolder) -> Evaluated:
         """Play, record the attempts in a folder and write the result.
 
         Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from astra_rl.actions.replay import send_again
+from astra_rl.actions.replay import resend_attacks
 from astra_rl.config.loading import load_config, load_moderator, load_target
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import ModeratorConfig, PromptsConfig, RunConfig
@@ -53,12 +53,12 @@ def regress(
     if trials < 1:
         raise ConfigurationError(f"trials={trials}; each case must be sent at least once.")
     suite = RegressionSuite.load(suite_file)
+    config = _regression_config(target, run, moderator, overrides)
     if not suite.cases:
         raise ConfigurationError(
             f"{suite_file} has no cases, so nothing would be tested. Export a run in which attacks "
             "succeeded: astra-rl export RUN --format regression."
         )
-    config = _regression_config(target, run, moderator, overrides)
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
     plan = resolve(config)
@@ -75,7 +75,7 @@ def regress(
     saved = [case.attempt(suite, trial) for case in suite.cases for trial in range(trials)]
     made: dict[str, list[Attempt]] = defaultdict(list)
     with spending([plan], None if run is None else Path(run), occasion="regress"):
-        for then, now in send_again(plan, saved, labels, judge=judge, within=WithinBudget()):
+        for then, now in resend_attacks(plan, saved, labels, judge=judge, within=WithinBudget()):
             made[then.prompt_id].append(now)
     # Trials that a spent budget left out make their case undecided.
     return [
@@ -94,7 +94,9 @@ def _regression_config(
         config = load_config(open_run_folder(run).config, overrides, target=target)
         judge = judge or config.evaluation.judge or config.moderator
     elif judge is None:
-        raise ConfigurationError("give --moderator, or --run with a run that says which one.")
+        raise ConfigurationError(
+            "no moderator given; use --moderator, or --run to take that of a run."
+        )
     else:
         asked = load_target(target)
         values = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.compare import REPLAY_OF_FAILURES
-from astra_rl.actions.score import JUDGED_TOGETHER, judge_again
+from astra_rl.actions.score import JUDGED_TOGETHER, rescore
 from astra_rl.config.estimate import EstimateRow, estimate_given
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
@@ -101,13 +101,13 @@ def replay_run(
         spending([plan], folder.path, occasion="replay") as ledger,
         recording(folder, part, len(saved)) as out,
     ):
-        for then, now in send_again(plan, saved, labels, judge=judge, within=within):
+        for then, now in resend_attacks(plan, saved, labels, judge=judge, within=within):
             out.append(now)
             pairs.append((then, now))
         if within.spent is not None and not pairs:
             raise within.spent
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
-    changed = [each for pair in pairs for each in _read_otherwise(*pair)]
+    changed = [each for pair in pairs for each in _changed_inputs(*pair)]
     return Replayed(
         None if only_failures else summarise(attempt.row for attempt in saved),
         summarise(new, planned=len(saved)),
@@ -152,7 +152,7 @@ def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attemp
     return saved
 
 
-def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
+def _changed_inputs(old: Attempt, new: Attempt) -> list[bool]:
     """Return for each turn whether the target's input changed, until its responses differ."""
     found = []
     for then, now in zip(old.turns, new.turns, strict=False):  # one may end early
@@ -164,7 +164,7 @@ def _read_otherwise(old: Attempt, new: Attempt) -> list[bool]:
     return found
 
 
-def send_again(
+def resend_attacks(
     plan: Plan,
     saved: Sequence[Attempt],
     labels: Labels,
@@ -189,7 +189,7 @@ def send_again(
     """
     identity = identity_of(judge)
     labels = replace(labels, judge_id=identity.digest)
-    asked = _answers(plan, judge)
+    asked = _target_problem(plan, judge)
 
     def send(start: int) -> list[tuple[Attempt, Attempt]]:
         batch = saved[start : start + JUDGED_TOGETHER]
@@ -201,16 +201,18 @@ def send_again(
             first=start,
         )
         made = [
-            _as_sent(attempt, graph, labels, judge=identity.name)
+            _replayed_attempt(attempt, graph, labels, judge=identity.name)
             for attempt, graph in zip(batch, graphs, strict=True)
         ]
-        return list(zip(batch, judge_again(made, judge), strict=True))
+        return list(zip(batch, rescore(made, judge), strict=True))
 
     for start in range(0, len(saved), JUDGED_TOGETHER):
         yield from within(partial(send, start), lambda pair: pair[1].is_complete)
 
 
-def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str) -> Attempt:
+def _replayed_attempt(
+    attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge: str
+) -> Attempt:
     """Record an attempt that was sent again, without scores."""
     nodes = next(graph.paths(), [])
     return record_path(
@@ -227,7 +229,7 @@ def _as_sent(attempt: Attempt, graph: Graph[str, str], labels: Labels, *, judge:
     )
 
 
-def _answers(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
+def _target_problem(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return the target; a remote one needs no attacker."""
     if plan.target is not None:
         return TargetOnlyProblem(plan.target)

@@ -97,7 +97,7 @@ def score_run(
         spending_on(
             budget,
             folder.path,
-            asks=bool(endpoints),
+            uses_endpoints=bool(endpoints),
             occasion=f"score_{identity.digest[:6]}",
         ) as ledger,
     ):
@@ -124,7 +124,7 @@ def score_run(
 def _judged_pairs(
     batch: Sequence[Attempt], judge: Moderator[Any, Any], threshold: float
 ) -> list[tuple[Attempt, Attempt]]:
-    return list(zip(batch, judge_again(batch, judge, threshold=threshold), strict=True))
+    return list(zip(batch, rescore(batch, judge, threshold=threshold), strict=True))
 
 
 def _agreement(old: Attempt, new: Attempt) -> list[bool]:
@@ -137,7 +137,7 @@ def _agreement(old: Attempt, new: Attempt) -> list[bool]:
     ]
 
 
-def judge_again(
+def rescore(
     attempts: Sequence[Attempt], judge: Moderator[Any, Any], *, threshold: float | None = None
 ) -> list[Attempt]:
     """Score attempts with this judge, in one call, and decide their outcomes by it.
@@ -152,7 +152,7 @@ def judge_again(
     remaining = iter(score_exchanges(judge, exchanges))
     return [
         attempt.judged(
-            _name_beside(identity, attempt),
+            _unambiguous_name(identity, attempt),
             [next(remaining) for _ in attempt.turns],
             threshold=attempt.threshold if threshold is None else threshold,
             judge_id=identity.digest,
@@ -161,7 +161,7 @@ def judge_again(
     ]
 
 
-def _name_beside(identity: Identity, attempt: Attempt) -> str:
+def _unambiguous_name(identity: Identity, attempt: Attempt) -> str:
     """Return a name that does not collide with another judge of the same class in the record."""
     taken = any(identity.name in turn.scores for turn in attempt.turns)
     same = (attempt.judge, attempt.judge_id) == (identity.name, identity.digest)

@@ -57,8 +57,9 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
         config = load_config(folder.config)
         if config.seed in summaries:
             raise ConfigurationError(
-                f"{folder.path}: seed {config.seed} came before; the same seed trains the same "
-                "attacker and says nothing of the spread."
+                f"{folder.path}: seed {config.seed} occurs twice; runs with the same seed train "
+                "the same attacker and give no information about the variance between seeds. "
+                "Leave one out."
             )
         first = first or config
         _check_same_but_seed(first, config, folder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.evaluate import Play
+from astra_rl.actions.evaluate import EvaluationJob
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.measures.summary import TransferMatrix, transfer_matrix
@@ -59,26 +59,26 @@ def transfer(
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"two runs have the same name: {', '.join(names)}. Rename one.")
-    plays = {
-        (name, target): Play(
+    jobs = {
+        (name, target): EvaluationJob(
             folder, None, None, trials, load_config(folder.config, overrides, target=target)
         )
         for folder, name in zip(folders, names, strict=True)
         for target in targets
     }
-    labels = _labels({target: plays[names[0], target].config.target.name for target in targets})
+    labels = _labels({target: jobs[names[0], target].config.target.name for target in targets})
     rows: list[AttemptRow] = []
     spent: BudgetSpentError | None = None
-    plans = [play.plan for play in plays.values()]
+    plans = [job.plan for job in jobs.values()]
     with spending(plans, folders[0].path / "transfer") as ledger:
-        for (name, target), play in plays.items():
-            place = RunFolder(play.folder.path / "transfer" / file_stem(target))
+        for (name, target), job in jobs.items():
+            place = RunFolder(job.folder.path / "transfer" / file_stem(target))
             try:
-                play.into(place)
+                job.run(place)
             except BudgetSpentError as error:
                 spent = error
                 break
-            with Recorded(place, play.phase) as recorded:
+            with Recorded(place, job.phase) as recorded:
                 rows += [
                     row._replace(
                         id=f"{name}-{labels[target]}-{row.id}", attacker=name, target=labels[target]
@@ -89,7 +89,7 @@ def transfer(
             raise spent
     matrix = transfer_matrix(
         rows,
-        planned={(name, labels[target]): each.planned for (name, target), each in plays.items()},
+        planned={(name, labels[target]): each.planned for (name, target), each in jobs.items()},
     )
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import sequence_logprob
 from astra_rl.algorithms.options import BALANCE, document_options
-from astra_rl.algorithms.replay import Remembered, Replay
+from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.algorithms.temperature_exploration import TemperatureExploration
 from astra_rl.core.algorithm import Algorithm, halves_by_row
 from astra_rl.core.common import Metrics
@@ -191,11 +191,11 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         random = Random(self._experiences)
         divisor = self._divisor()
         self._experiences += 1
-        groups: dict[Hashable, list[Remembered]] = {}
+        groups: dict[Hashable, list[ReplayEntry]] = {}
         for step in steps:
             rows = groups.setdefault(context_key(step.context), [])
             rows += [
-                Remembered(step.context, attack, reward)
+                ReplayEntry(step.context, attack, reward)
                 for attack, reward in zip(step.attacks, step.rewards, strict=True)
             ]
         fresh = self._with_reference([row for rows in groups.values() for row in rows])
@@ -281,13 +281,13 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         left = max(0.0, 1 - self._experiences / self.annealing_experiences)
         return 1 + (self.annealing - 1) * left
 
-    def _log_reward(self, row: Remembered) -> float:
+    def _log_reward(self, row: ReplayEntry) -> float:
         value = row.reward / self.temperature
         if self.reference_temperature is None or row.reference is None:
             return value
         return value + row.reference / self.reference_temperature
 
-    def _with_reference(self, rows: Sequence[Remembered]) -> list[Remembered]:
+    def _with_reference(self, rows: Sequence[ReplayEntry]) -> list[ReplayEntry]:
         if self.reference_temperature is None or not rows:
             return list(rows)
         # str drops the attacker's token ids: the baseline may have another vocabulary.
@@ -299,7 +299,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
             texts=[str(row.attack) for row in rows],
         ).tolist()
         return [
-            Remembered(row.context, row.attack, row.reward, total)
+            ReplayEntry(row.context, row.attack, row.reward, total)
             for row, total in zip(rows, totals, strict=True)
         ]
 

@@ -245,9 +245,10 @@ class CISPO(GroupPolicyGradient):
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
-    The baseline of an attack is the mean reward of the others of its group. The whole attack is one
-    action: its ratio is the product of its token ratios, and a KL penalty in the loss is that of
-    the whole attack, with its exact gradient (``kl_gradient: sequence``).
+    The baseline of an attack is the mean reward of the others of its group; if these are its
+    siblings, the gradient is unbiased. The whole attack is one action: its ratio is the product of
+    its token ratios, and a KL penalty in the loss is that of the whole attack, with its exact
+    gradient (``kl_gradient: sequence``).
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
 from astra_rl.algorithms.options import REPLAY, document_options
-from astra_rl.algorithms.replay import Remembered, Replay
+from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collector import Collected, Collector
 from astra_rl.core.common import Metrics
@@ -133,7 +133,7 @@ class ExpertIteration(Imitation):
         wanted = round(len(chosen) * self.replay_share / (1 - self.replay_share))
         known = self.memory.entries
         remembered = random.sample(known, min(wanted, len(known)))
-        self.memory.add(Remembered(step.context, step.attack, step.reward) for step in chosen)
+        self.memory.add(ReplayEntry(step.context, step.attack, step.reward) for step in chosen)
         self._metrics = {
             "chosen": float(len(chosen)),
             "replay/size": float(len(self.memory)),

@@ -133,7 +133,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         """Return one step per node, siblings side by side.
 
         Nodes with a missing reward are included, because reward is passed back along the tree;
-        `prepare` leaves out what teaches nothing.
+        `prepare` leaves out steps without a gradient.
         """
         return steps_of(graph, self.shared_nodes)
 

@@ -22,7 +22,8 @@ from astra_rl.errors import ContractError
 Group = Literal["siblings", "episode", "prompt"]
 """Which attacks form a group, whose mean reward is the baseline: ``"siblings"``, those sampled from
 one context of one episode; ``"episode"``, all of one episode; ``"prompt"``, all attacks of all
-episodes of the experience with the same opening prompt."""
+episodes of the experience with the same opening prompt. On trees deeper than 1 the last two contain
+an attack and its descendants, whose rewards depend on it, so that the baseline is biased."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from astra_rl.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Remembered:
+class ReplayEntry:
     """An attack in a replay buffer.
 
     Attributes:
@@ -58,18 +58,18 @@ class Replay:
         self.capacity = capacity
         self.similarity = similarity
         self.min_reward = min_reward
-        self._by_context: dict[Hashable, list[Remembered]] = {}
+        self._by_context: dict[Hashable, list[ReplayEntry]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_context.values()))
 
     @property
-    def entries(self) -> list[Remembered]:
+    def entries(self) -> list[ReplayEntry]:
         """All entries, highest reward first."""
         everything = [entry for rows in self._by_context.values() for entry in rows]
         return sorted(everything, key=lambda entry: -entry.reward)
 
-    def add(self, entries: Iterable[Remembered]) -> None:
+    def add(self, entries: Iterable[ReplayEntry]) -> None:
         """Add attacks, except those with a missing or low reward, and worse near-duplicates."""
         for entry in entries:
             if self.capacity and not is_missing(entry.reward) and entry.reward >= self.min_reward:
@@ -85,7 +85,7 @@ class Replay:
 
     def sample(
         self, context: str, count: int, random: Random, *, temperature: float
-    ) -> list[Remembered]:
+    ) -> list[ReplayEntry]:
         """Draw attacks of a context without replacement, weighted by their rewards.
 
         Args:
@@ -117,10 +117,10 @@ class Replay:
         """Restore what `state_dict` returned."""
         self._by_context = {}
         for context, attack, reward, reference in state["entries"]:
-            entry = Remembered(from_record(context), from_record(attack), reward, reference)
+            entry = ReplayEntry(from_record(context), from_record(attack), reward, reference)
             self._by_context.setdefault(context_key(entry.context), []).append(entry)
 
-    def _add(self, entry: Remembered) -> None:
+    def _add(self, entry: ReplayEntry) -> None:
         rows = self._by_context.setdefault(context_key(entry.context), [])
         words = word_set(entry.attack)
         alike = [

@@ -1,9 +1,9 @@
-"""Construct objects from names and options, checked against the signature of what is called.
+"""Construct objects from names and options, checked against signatures.
 
 `bind` checks the names and types of options and constructs the objects nested in them; the `Bound`
-it returns is called with what the library supplies, such as a problem. What an option takes is
-read from its annotation: where a class wants a reward, a moderator, a target or a list of them, the
-file has a name or a section in its place::
+it returns is called with the arguments that the library supplies, such as a problem. The annotation
+of a parameter determines what its option may be: for a reward, a moderator, a target or a list of
+them, the file has a name or a section::
 
     sum:
       - harm: {of: response}
@@ -31,7 +31,7 @@ from astra_rl.targets.base import Target
 
 
 class Context(Protocol):
-    """Constructs the moderators and targets that options ask for."""
+    """Constructs moderators and targets that are given as options."""
 
     def moderator(self, where: str, value: Any) -> Moderator[Any, Any]:
         """Return a moderator, from its name or its section."""
@@ -46,7 +46,7 @@ class Bound:
 
     Attributes:
         where: Place in the configuration, for messages.
-        factory: What is called.
+        factory: The class or function to call.
         options: Its keyword arguments; nested parts are constructed.
     """
 
@@ -81,7 +81,7 @@ class Bound:
 
 
 def build(where: str, factory: Callable[..., Any], options: Any, context: Context) -> Any:
-    """Call a class or function with options from a file.
+    """Call a class or function with options from a configuration file.
 
     Raises:
         ConfigurationError: As `bind` and `Bound.__call__`.
@@ -97,10 +97,10 @@ def bind(
     *,
     supplied: int = 0,
 ) -> Bound:
-    """Check options by the signature of a class or function, and construct what they nest.
+    """Check options against the signature of a class or function, and construct nested objects.
 
-    Types are as strict as JSON's: ``"no"`` is no boolean and ``"5"`` no number. An option without
-    an annotation, or with one that no file can fill, is passed as it is.
+    Types are those of JSON: ``"no"`` is not a boolean and ``"5"`` is not a number. An option
+    without an annotation, or whose type YAML cannot represent, is passed on unchanged.
 
     Args:
         where: Place in the configuration, for messages.
@@ -140,11 +140,11 @@ def parameters_of(
 ) -> dict[str, inspect.Parameter]:
     """Return the parameters that a file may give, by name.
 
-    Where a class passes keyword arguments on to its base, those of the base are among them.
+    If a class passes ``**options`` on to its base, the parameters of the base are included.
 
     Args:
         factory: A class or function.
-        supplied: Number of leading positional arguments that are given otherwise.
+        supplied: Number of leading positional arguments that the library supplies.
     """
     found: dict[str, inspect.Parameter] = {}
     hidden: set[str] = set()
@@ -167,7 +167,7 @@ def parameters_of(
 
 
 def _callees(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Yield what is called: of a class its `__init__`, and those of its bases in their order."""
+    """Yield the function; of a class its `__init__` and those of its bases, in MRO order."""
     if not inspect.isclass(factory):
         yield factory
         return
@@ -190,7 +190,7 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
     for callee in reversed(list(_callees(plain))):
         try:
             found |= get_type_hints(callee)
-        except (AttributeError, NameError, TypeError):  # built in, or imported for checkers only
+        except (AttributeError, NameError, TypeError):  # built in, or of a TYPE_CHECKING import
             continue
     return found
 
@@ -242,7 +242,7 @@ def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart,
 
 
 def _convert(hint: Any, value: Any, where: str, context: Context) -> Any:
-    """Turn what a file says into what a parameter of this type takes."""
+    """Convert a value of a file to the type of a parameter; nested objects are constructed."""
     choices = _choices(hint)
     if value is None and NoneType in choices:
         return None
@@ -274,13 +274,15 @@ def _convert(hint: Any, value: Any, where: str, context: Context) -> Any:
             return _completer(where, value, context)
     if any(get_origin(choice) is Callable for choice in choices) and not callable(value):
         if str not in choices:
-            raise ConfigurationError(f"{where}: a function cannot be given in a file; use Python.")
+            raise ConfigurationError(
+                f"{where}: a function cannot be given in a configuration file; use Python."
+            )
         return check_type(where, str, value)
     return check_type(where, hint, value)
 
 
 def _completer(where: str, value: Any, context: Context) -> Any:
-    """Return what answers chats: a target, or a function given in Python."""
+    """Return a function that answers chats: a target, or a function given in Python."""
     if callable(value):
         return value
     if not isinstance(value, Mapping):
@@ -294,7 +296,7 @@ def _completer(where: str, value: Any, context: Context) -> Any:
 
 
 def check_type(where: str, hint: Any, value: Any) -> Any:
-    """Return a value that is of an annotated type, as it was given; a list for a tuple is one.
+    """Return a value after checking its type; a list for a tuple is converted.
 
     Raises:
         ConfigurationError: It is of another type.
@@ -302,7 +304,7 @@ def check_type(where: str, hint: Any, value: Any) -> Any:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
-        return value  # a type that no file can fill
+        return value  # a type that YAML cannot represent
     try:
         checked = validate_as_json(adapter, value)
     except ValidationError as error:
@@ -317,7 +319,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _names(hint: Any, wanted: Any) -> bool:
-    """Whether a type, or a member of the union it is, is one that is constructed."""
+    """Whether a type, or a member of a union, is a subclass of `wanted`."""
     return any(_is(get_origin(choice) or choice, wanted) for choice in _choices(hint))
 
 
@@ -329,7 +331,7 @@ def as_section(where: str, value: Any) -> dict[Any, Any]:
     """Return a mapping as a new dict.
 
     Raises:
-        ConfigurationError: It is no mapping.
+        ConfigurationError: It is not a mapping.
     """
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{where}: {value!r} given; write names and values here.")

@@ -1,4 +1,4 @@
-"""What a plan will play and send, before anything is sent or loaded: sizes and endpoint calls."""
+"""Size of a run and upper bound of its endpoint calls, before anything is sent or loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
 
 REPLAY_BATCH = 64
-"""Smallest number of given attacks that are sent and judged together."""
+"""Number of given attacks that are sent and judged in one batch; see `estimate_given`."""
 JUDGE_PROMPT_TOKENS = 600
-"""Tokens of a judge's instructions, besides the conversation."""
+"""Assumed number of tokens of a judge's instructions, without the conversation."""
 
 
 @dataclass(frozen=True)
 class EstimateRow:
-    """Upper estimate of the calls of one endpoint.
+    """Upper bound of the calls of one endpoint.
 
     Attributes:
-        name: Its place in the configuration.
-        requests: Calls, without retries.
-        input: Tokens read: a quarter of the characters.
-        output: Tokens written, if every reply has its maximal length.
-        cost: By its prices; None without prices.
+        name: Place of the endpoint in the configuration.
+        requests: Number of calls, without retries.
+        input: Prompt tokens, estimated as a quarter of the characters.
+        output: Completion tokens if every reply has its maximum length.
+        cost: In the currency of the prices; None without prices.
     """
 
     name: str
@@ -89,15 +89,15 @@ def _examples_per_step(plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class _Level:
-    """Turns of one tree level that are played together, and how often that happens.
+    """Turns of one tree level that are played in one batch, and the number of such batches.
 
     Attributes:
         stage: ``"training"``, ``"watch"``, ``"evaluation"``, or ``"given"`` if the attacks are
             given, so that no reward is computed.
-        before: Earlier turns of the conversation.
-        opening: Tokens of the opening.
-        times: How often such a level is played.
-        turns: Turns of one level.
+        before: Number of earlier turns of the conversation.
+        opening: Mean number of tokens of an opening.
+        times: Number of batches.
+        turns: Number of turns in a batch.
     """
 
     stage: str
@@ -108,14 +108,14 @@ class _Level:
 
 
 def estimate(plan: Plan, *, training: bool = True, queries_per_turn: int = 1) -> list[EstimateRow]:
-    """Estimate the calls of a run, or of an evaluation alone, from above.
+    """Return an upper bound of the calls of a run, or of an evaluation alone.
 
-    Conversations that end early, cached scores and shorter replies make it less.
+    Early ends of conversations, cached scores and shorter replies reduce the actual number.
 
     Args:
         plan: The run.
-        training: Whether the attacker is trained, too.
-        queries_per_turn: Attacks that an evaluation tries for each that counts.
+        training: Whether to include training.
+        queries_per_turn: Target queries per turn of an evaluation.
     """
     return _rows(plan, list(_levels(plan, training, queries_per_turn)))
 
@@ -124,9 +124,9 @@ def estimate_given(plan: Plan, openings: Sequence[str], turns: Sequence[int]) ->
     """Estimate the calls of sending given attacks to the target, as `estimate` does.
 
     Args:
-        plan: Says which endpoints are called.
+        plan: The plan, with the endpoints that are called.
         openings: Opening contexts of the conversations.
-        turns: Number of attacks in each.
+        turns: Number of attacks of each conversation.
     """
     opening = _mean_length(openings)
     levels = []
@@ -165,19 +165,19 @@ def _row(
 
 
 def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: Plan) -> int:
-    """Return how many texts of one turn a target answers or a moderator judges."""
+    """Return the number of texts per turn that a target answers or a moderator scores."""
     has_judge = plan.judge is not None
     if owner == "evaluation.judge":
         return int(stage != "training")
     if stage == "given":
         return int(owner == "target" or (owner == "moderator" and not has_judge))
-    if stage == "watch":  # the moderator's score is known from the reward
+    if stage == "watch":  # the score of the moderator is known from the reward
         return 0
     if owner == "target":
         return 1 + sum(part.replies_per_turn for part in parts)
     if owner == "moderator":
         judged = sum(part.judged_per_turn for part in parts if part.moderator is None)
-        # The score of each turn is recorded, whether the reward uses it or not.
+        # The score of each turn is recorded even if the reward does not use it.
         return max(judged, int(stage == "training" or not has_judge))
     own = [part for part in parts if plan.places.get(id(part.moderator)) == owner]
     answers = sum(plan.places.get(id(each)) == owner for part in parts for each in part.others)
@@ -185,7 +185,7 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
 
 
 def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Level]:
-    """Yield everything that is played, level by level."""
+    """Yield all levels of training and evaluation."""
     config, openings = plan.config, plan.openings
     steps, episodes = config.training.steps, config.training.episodes_per_step
     if training:
@@ -207,7 +207,7 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
 
 
 def _longest_reply(plan: Plan) -> int:
-    """Return the most tokens of a reply of the target under test."""
+    """Return the maximum number of tokens of a reply of the target."""
     if plan.target is not None:
         return max_output_tokens(plan.target)
     local = plan.config.target

@@ -1,4 +1,4 @@
-"""Read configurations: YAML files, overrides of the command line, and errors that name the key."""
+"""Load configurations: YAML files, command-line overrides, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ def load_config(
     Args:
         path: The file.
         overrides: ``"a.b=value"`` each, the value in YAML.
-        target: Another target: a folder or hub id of a model, which is called as the file's was if
-            that was local; or a YAML file with the section of a target. None keeps the file's.
+        target: Another target: a folder or hub id of a model, or a YAML file with a target section.
+            A model takes over the sampling settings of the file's target if that is local too.
+            None keeps the target of the file.
 
     Raises:
-        ConfigurationError: Naming the key, what came and what is allowed.
+        ConfigurationError: A value is wrong; the message has the key, the value and what is
+            allowed.
     """
     path = Path(path)
     try:
@@ -112,18 +114,18 @@ def load_recorded_config(path: Path) -> RunConfig:
 def load_target(
     reference: str, *, like: SpeakerConfig | TargetConfig | None = None
 ) -> SpeakerConfig | TargetConfig:
-    """Read what a target is called: a folder or hub id, or a YAML file as the section of a run's.
+    """Return the target section for a model name or a YAML file.
 
     Args:
-        reference: Which.
-        like: A target whose settings a model takes over, if it is local too.
+        reference: Folder or hub id of a model, or a YAML file with a target section.
+        like: A target whose sampling settings a model takes over, if it is local too.
 
     Raises:
-        ConfigurationError: The file cannot be read, or says something wrong.
+        ConfigurationError: The file cannot be read, or has a wrong value.
     """
     if reference.endswith((".yaml", ".yml")):
         values = _read_section(reference, "target")
-        if kind_of_target(values) == "asked":
+        if kind_of_target(values) == "remote":
             return validated(TargetConfig, values, source=reference)
         return validated(SpeakerConfig, values, source=reference)
     if isinstance(like, SpeakerConfig):
@@ -132,10 +134,10 @@ def load_target(
 
 
 def load_moderator(reference: str) -> ModeratorConfig:
-    """Read what a moderator is called: its name, or a YAML file as the section of a run's.
+    """Return the moderator section for a registered name or a YAML file.
 
     Raises:
-        ConfigurationError: There is no such moderator, or the file says something wrong.
+        ConfigurationError: There is no such moderator, or the file has a wrong value.
     """
     if not reference.endswith((".yaml", ".yml")):
         return validated(ModeratorConfig, {"type": reference}, where="moderator")
@@ -143,7 +145,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
 
 
 def _read_section(path: str, name: str) -> Any:
-    """Read a file that holds a section alone, or under its name."""
+    """Read a YAML file that contains one section, at the top level or under the section's name."""
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -160,16 +162,17 @@ SectionT = TypeVar("SectionT", bound=BaseModel)
 def validated(
     section: type[SectionT], values: Any, *, where: str = "", source: str = ""
 ) -> SectionT:
-    """Return a section of a configuration, validated as strictly as JSON has types.
+    """Return a section of a configuration, validated strictly: ``"5"`` is not a number.
 
     Args:
-        section: Its class.
-        values: What was given.
+        section: Class of the section.
+        values: The values to validate.
         where: Place of the section in the configuration; empty for the whole.
-        source: Where the values come from, for the message.
+        source: File of the values, for the message.
 
     Raises:
-        ConfigurationError: Naming each wrong key, what was given and what is allowed.
+        ConfigurationError: A value is wrong; the message has, for each wrong key, the value and
+            what is allowed.
     """
     try:
         return _validate(section, values)
@@ -203,9 +206,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a run with the moderator, judge and threshold of its scenario.
-
-    What the settings themselves say stays.
+    """Return settings of a run with the moderator, judge and threshold of its scenario as defaults.
 
     Raises:
         ConfigurationError: There is no such scenario, or its file is wrong.
@@ -214,10 +215,10 @@ def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     name = prompts.get("scenario") if isinstance(prompts, Mapping) else None
     if not isinstance(name, str):
         return dict(values)
-    told = read_scenario_file(name).run_settings
-    filled = {**told, **values}
+    defaults = read_scenario_file(name).run_settings
+    filled = {**defaults, **values}
     if isinstance(values.get("evaluation"), Mapping):
-        filled["evaluation"] = {**told.get("evaluation", {}), **values["evaluation"]}
+        filled["evaluation"] = {**defaults.get("evaluation", {}), **values["evaluation"]}
     return filled
 
 
@@ -269,7 +270,7 @@ def _explain(
     return describe(location, first["input"], errors)
 
 
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "asked": TargetConfig}
+_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "remote": TargetConfig}
 """Sections of a target by the tag that `kind_of_target` returns."""
 
 

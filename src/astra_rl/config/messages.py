@@ -1,4 +1,4 @@
-"""Validation errors in words: where, what was given, and what is allowed."""
+"""Messages of validation errors: place, value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALLOWED = {
     "bool_parsing": "true or false",
     "string_type": "text",
     "none_required": "null",
-    "callable_type": "a function, which only Python code can give",
+    "callable_type": "a function, which can only be given in Python",
     "too_short": "a longer list",
     "too_long": "a shorter list",
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "iterable_type"), "a list"),
@@ -42,16 +42,16 @@ _BOUNDS = {
 def describe(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str:
     """Return one message for the errors of one value.
 
-    Several errors are those of the members of a union: the value may be any of them.
+    Several errors are those of the members of a union; the message lists all allowed types.
 
     Args:
         where: Place in the configuration.
         value: What was given there.
         errors: As `pydantic.ValidationError.errors` returns them.
     """
-    said = [each for each in errors if each["type"] == "value_error"]
-    if said:
-        return f"{where}: {str(said[0]['msg']).removeprefix('Value error, ').rstrip('.')}."
+    own = [each for each in errors if each["type"] == "value_error"]
+    if own:  # raised by a validator of this library, with a message of its own
+        return f"{where}: {str(own[0]['msg']).removeprefix('Value error, ').rstrip('.')}."
     allowed = dict.fromkeys(map(_allowed, errors))
     return f"{where}: {value!r} given; it must be {' or '.join(allowed)}."
 
@@ -68,12 +68,12 @@ def _allowed(error: Mapping[str, Any]) -> str:
 
 
 def validate_as_json(adapter: TypeAdapter[Any], value: Any) -> Any:
-    """Validate a value as strictly as JSON has types: "5" is no number, a list may be a tuple.
+    """Validate a value by the types of JSON: "5" is not a number; a list is accepted as a tuple.
 
     Raises:
         ValidationError: It is of another type.
-        TypeError: It has parts that no file can hold, such as an object.
-        ValueError: The same.
+        TypeError: It contains an object that JSON cannot represent.
+        ValueError: It contains a circular reference.
     """
     return adapter.validate_json(json.dumps(value), strict=True)
 

@@ -11,7 +11,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 
 _FOLDER = "astra_rl.config.presets"
 REPLACED_WHOLE = ("reward", "moderator", "judge")
-"""Sections that are replaced as a whole: a mixture of two would be meaningless."""
+"""Sections that are replaced as a whole, because options of two types do not mix."""
 OPTIONS_OF_A_TYPE = ("algorithm", "environment")
 """Sections that are replaced whole when the user names another type."""
 
@@ -57,14 +57,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         if (
             isinstance(known, Mapping)
             and isinstance(value, Mapping)
-            and _goes_over(key, known, value)
+            and _is_merged(key, known, value)
         ):
             merged[key] = merge(known, value)
     return merged
 
 
-def _goes_over(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
-    """Whether a section is merged, and not replaced whole."""
+def _is_merged(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Whether a section is merged; if not, it is replaced as a whole."""
     if key in OPTIONS_OF_A_TYPE:
         return bool(above.get("type", below.get("type")) == below.get("type"))
     return key not in REPLACED_WHOLE

@@ -1,4 +1,4 @@
-"""From the prompts section of a configuration to opening contexts."""
+"""Load opening contexts from the prompts section of a configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from astra_rl.datasets.scenario_files import (
 from astra_rl.evaluation.records.turn import Opening
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}
-"""How a file without splits of its own is divided: a run has no use for a third part."""
+"""Split of a file without splits of its own; a run needs no validation part."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Openings:
     """Contexts that conversations open with.
 
     Attributes:
-        train: Those of training.
-        test: Those of evaluation; no prompt of theirs is, or nearly is, one of training.
-        sources: Where they came from.
-        categories: Kind of harm or scenario by `Opening.id`, of those that have one.
+        train: Openings of training.
+        test: Openings of evaluation; none is a near-duplicate of a training prompt.
+        sources: Files or datasets that they were loaded from.
+        categories: Harm or scenario category by `Opening.id`, where known.
     """
 
     train: Sequence[Conversation]
@@ -43,11 +43,11 @@ class Openings:
 def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
     """Load the opening contexts of a run.
 
-    Those of evaluation are the same for every seed, so that runs can be compared.
+    Evaluation openings are the same for every seed, so that runs can be compared.
 
     Raises:
-        ConfigurationError: They cannot be had, a row is bad, or training and evaluation share a
-            prompt.
+        ConfigurationError: They cannot be loaded, a row is invalid, or training and evaluation
+            share a prompt.
     """
     scenario = _scenario(config, seed)
     counts: dict[Split, int | None] = {"train": config.train, "test": config.test}

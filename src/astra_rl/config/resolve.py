@@ -43,12 +43,12 @@ class EndpointUse:
 
     Attributes:
         where: Its place in the configuration.
-        owner: Place of the target or moderator whose calls these are.
-        max_output: Most tokens of a reply.
-        prices: Of its tokens; None if not given.
-        texts_per_request: Texts that one request holds.
+        owner: Place of the target or moderator that makes the calls.
+        max_output: Maximum number of tokens of a reply.
+        prices: Prices of its tokens; None if not given.
+        texts_per_request: Texts per request.
         is_judge: Whether it scores texts instead of answering them.
-        reads_conversation: Whether it is sent the whole conversation, or only the judged text.
+        reads_conversation: Whether requests hold the whole conversation, or only the judged text.
     """
 
     where: str
@@ -63,14 +63,14 @@ class EndpointUse:
 class DeferredModerator(Moderator[str, str]):
     """A moderator with checked options whose model or client is constructed by `load`.
 
-    Using it loads it, too. Loaded moderators cache scores, and a failure in one is a missing score;
-    see `CachedModerator` and `FaultTolerantModerator`.
+    Using it loads it as well. Loaded moderators cache scores, and if one fails, the score is
+    missing; see `CachedModerator` and `FaultTolerantModerator`.
 
     Args:
         where: Place in the configuration.
         bound: The class and its options.
         parts: The moderators that it combines.
-        time_limit: Seconds that a call may take; None is without limit.
+        time_limit: Timeout of a call in seconds; None means no timeout.
 
     Attributes:
         where: Place in the configuration.
@@ -89,10 +89,10 @@ class DeferredModerator(Moderator[str, str]):
         self._time_limit = time_limit
 
     def load(self) -> CachedModerator[str, str]:
-        """Construct the moderator; later calls return the same.
+        """Construct the moderator; later calls return the same object.
 
         Raises:
-            AstraError: It cannot be constructed; the message says where in the configuration.
+            AstraError: It cannot be constructed; the message has its place in the configuration.
         """
         return self._loaded
 
@@ -154,8 +154,8 @@ class DeferredTarget(Target):
     """A local model as a target, loaded by `load` or when it is first used.
 
     Args:
-        section: The model and how it samples.
-        config: Where models run.
+        section: The model and its sampling parameters.
+        config: Has device and dtype.
     """
 
     def __init__(self, section: SpeakerConfig, config: RunConfig) -> None:
@@ -193,13 +193,13 @@ class DeferredTarget(Target):
 
 @dataclass
 class _Resolver:
-    """Constructs what options ask for, and notes which endpoints and models that needs.
+    """Constructs moderators and targets in options, and records the endpoints and models they use.
 
     Attributes:
-        config: Where secondary models run; None where only moderators are resolved.
-        endpoints: Endpoints of moderators and targets among the options, in their order.
-        deferred: Moderators and models that have to be loaded before the run begins.
-        places: Place in the configuration of each of them and each target, by id.
+        config: Has device and dtype of secondary models; None where only moderators are resolved.
+        endpoints: Endpoints of the moderators and targets, in order.
+        deferred: Moderators and models to load before the run begins.
+        places: Place in the configuration of each moderator and target, by ``id()``.
     """
 
     config: RunConfig | None = None
@@ -239,7 +239,7 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
     """Check the options of a moderator and of those that it combines; nothing is loaded.
 
     Raises:
-        ConfigurationError: An option that its class does not take, or of another type.
+        ConfigurationError: An unknown option, or a value of another type.
     """
     parts = [resolve_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
     bound = bind(
@@ -256,7 +256,7 @@ def build_moderator(config: ModeratorConfig, where: str = "moderator") -> Cached
     """Construct a moderator; see `DeferredModerator`.
 
     Raises:
-        AstraError: It cannot be constructed; the message says where in the configuration.
+        AstraError: It cannot be constructed; the message has its place in the configuration.
     """
     return resolve_moderator(config, where).load()
 
@@ -287,21 +287,21 @@ def _target_section(where: str, value: Any) -> SpeakerConfig | TargetConfig:
 class Plan:
     """Everything about a run that is known before a model is loaded.
 
-    A plan is for one run: its reward and its target are objects that the run uses.
+    A plan is used for one run: it holds the reward and target objects of the run.
 
     Attributes:
-        config: What it was resolved from.
+        config: The configuration that it was resolved from.
         openings: Opening contexts of training and evaluation.
-        reward: The reward, which also records whether the target failed.
-        moderator: Judge of the training.
-        judge: Judge of the evaluation; None is `moderator`.
+        reward: The reward; it also records the harm score of each response.
+        moderator: Moderator of the training.
+        judge: Moderator of the evaluation; None means `moderator`.
         target: A remote target; None if the target is a local model.
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
         endpoints: All remote endpoints that the run calls.
-        deferred: Moderators and models inside of rewards, which are loaded before the run begins.
-        places: Place in the configuration of moderators and targets inside of rewards, by id.
+        deferred: Moderators and models inside rewards, loaded before the run begins.
+        places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
     """
 
     config: RunConfig
@@ -318,7 +318,7 @@ class Plan:
 
     @property
     def budget(self) -> Budget:
-        """The most that the run may spend."""
+        """Limits of the run."""
         return self.config.budget
 
     @property
@@ -328,16 +328,16 @@ class Plan:
 
     @property
     def value_count(self) -> int:
-        """Number of returns that the problem must estimate for the algorithm; 0 is none."""
+        """Number of value heads that the algorithm needs."""
         return int(self.algorithm.factory.values_needed(**self.algorithm.options))
 
     def reward_parts(self) -> list[RewardPart]:
-        """Return all parts of the reward and of the rewards among the environment's options."""
+        """Return all parts of the reward, and of rewards among the options of the environment."""
         own = self.environment.factory.rewards_of(**self.environment.settings())
         return [part for whole in (self.reward, *own) for part in walk(whole)]
 
     def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return the turns of an episode at most, by level; see `ASTEnvironment.turns_by_level`."""
+        """Return the maximum number of turns of an episode by level; see `ASTEnvironment`."""
         counts: list[int] = self.environment.factory.turns_by_level(
             straight=straight, **self.environment.settings()
         )
@@ -371,7 +371,7 @@ class Plan:
             each.load()
 
     def unload(self) -> None:
-        """Release the moderators and models that were loaded, so that another plan has room."""
+        """Release loaded moderators and models, to free memory for another plan."""
         judges = [self.moderator, *([] if self.judge is None else [self.judge])]
         for each in (*judges, *self.deferred):
             each.unload()
@@ -382,7 +382,7 @@ def resolve(config: RunConfig) -> Plan:
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
-            cannot be read, or parts that do not fit together; the message says where.
+            cannot be read, or parts that do not fit together; the message has the place.
     """
     check_credentials(config)
     moderator = resolve_moderator(config.moderator)
@@ -449,13 +449,13 @@ def _check_environment(environment: Bound) -> None:
 
 
 def check_training(plan: Plan) -> None:
-    """Check what only training needs: the ranges of the algorithm's options, and its requirements.
+    """Check the requirements of training: options of the algorithm, sampling, reward terms.
 
-    An evaluation may sample at any temperature, training may not.
+    They do not apply to an evaluation, which may sample at any temperature.
 
     Raises:
-        ConfigurationError: An option is out of range, the attacker does not sample as the algorithm
-            needs it, or the reward lacks a term.
+        ConfigurationError: An option is out of range, the algorithm needs other sampling
+            parameters, or a reward term is missing.
     """
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
@@ -475,13 +475,13 @@ def check_prices(budget: Budget, endpoints: Sequence[EndpointUse]) -> None:
     """
     if budget.max_cost is not None and all(each.prices is None for each in endpoints):
         raise ConfigurationError(
-            "budget.max_cost: no target and no judge says what it costs. Give its options prices: "
-            "{input: ..., output: ...}, per million tokens."
+            "budget.max_cost: no target and no judge has prices, so costs are unknown. Add to its "
+            "options prices: {input: ..., output: ...}, per million tokens."
         )
 
 
 def max_output_tokens(target: Target) -> int:
-    """Return the most tokens of a target's reply; a default if it does not limit them."""
+    """Return the maximum number of tokens of a target's reply; a default if it is unlimited."""
     most = target.most_output_tokens
     return ASSUMED_OUTPUT if most is None else most
 

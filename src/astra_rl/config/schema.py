@@ -1,4 +1,4 @@
-"""Schema of a run's configuration: the keys of a YAML file, their types, defaults and ranges."""
+"""Schema of a run configuration: keys of the YAML file, their types, defaults and ranges."""
 
 from __future__ import annotations
 
@@ -38,11 +38,22 @@ class SpeakerConfig(_Section):
     """A local language model and how it samples; see `astra_rl.models.generation.Sampling`."""
 
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
-    chat: bool | None = Field(None, description="Use the chat template; default: if it has one.")
-    max_new_tokens: int = Sampling.max_new_tokens
-    temperature: float = Sampling.temperature
-    top_k: int = Sampling.top_k
-    top_p: float = Sampling.top_p
+    chat: bool | None = Field(
+        None, description="Apply the chat template; default: if the tokenizer has one."
+    )
+    max_new_tokens: int = Field(
+        Sampling.max_new_tokens, description="Maximum number of generated tokens per turn."
+    )
+    temperature: float = Field(
+        Sampling.temperature, description="Sampling temperature; 0 is greedy decoding."
+    )
+    top_k: int = Field(
+        Sampling.top_k, description="Sample from the k most likely tokens; 0 disables it."
+    )
+    top_p: float = Field(
+        Sampling.top_p,
+        description="Nucleus sampling: probability mass of the tokens; 1 disables it.",
+    )
 
     @model_validator(mode="after")
     def _sampling_in_range(self) -> SpeakerConfig:
@@ -50,7 +61,7 @@ class SpeakerConfig(_Section):
         return self
 
     def sampling(self) -> Sampling:
-        """Return how the model samples."""
+        """Return the sampling parameters of the model."""
         return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     @property
@@ -62,7 +73,7 @@ class SpeakerConfig(_Section):
 class TargetConfig(_Section):
     """A remote target by type and options; also the endpoint of an LLM judge."""
 
-    type: str = Field(description="openai, http, or 'package.module:name' of your own.")
+    type: str = Field(description="openai, http, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
     @field_validator("type")
@@ -74,25 +85,29 @@ class TargetConfig(_Section):
     @property
     def name(self) -> str:
         """Name of the target in records."""
-        told = (self.options.get(key) for key in ("name", "model", "url"))
-        return next((str(each) for each in told if each), self.type)
+        names = (self.options.get(key) for key in ("name", "model", "url"))
+        return next((str(each) for each in names if each), self.type)
 
 
 def kind_of_target(value: Any) -> str:
-    """Return which section a target has: "asked" (remote) if it has a type, else "local"."""
+    """Return the kind of a target section: "remote" if it has a `type`, else "local"."""
     has_type = isinstance(value, TargetConfig) or (isinstance(value, Mapping) and "type" in value)
-    return "asked" if has_type else "local"
+    return "remote" if has_type else "local"
 
 
 class AttackerConfig(SpeakerConfig):
     """The model that is trained."""
 
-    stop_at_newline: bool = False
-    lora: LoraOptions | None = None
-    trainable_layers: int | None = Field(None, ge=1)
+    stop_at_newline: bool = Field(False, description="End an attack at its first line break.")
+    lora: LoraOptions | None = Field(
+        None, description="Train a LoRA adapter; default: train the weights."
+    )
+    trainable_layers: int | None = Field(
+        None, ge=1, description="Train only this many last layers; default: all parameters."
+    )
 
     @model_validator(mode="after")
-    def _one_way_to_train(self) -> AttackerConfig:
+    def _lora_or_layers(self) -> AttackerConfig:
         if self.lora is not None and self.trainable_layers is not None:
             raise ValueError("lora and trainable_layers exclude each other; give one")
         return self
@@ -107,7 +122,7 @@ class ModeratorConfig(_Section):
         (), description="The moderators that a composition combines."
     )
     time_limit: float | None = Field(
-        1800.0, gt=0, description="Seconds a call may take before its scores are missing."
+        1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
 
     @field_validator("type")
@@ -117,7 +132,7 @@ class ModeratorConfig(_Section):
         return value
 
     @model_validator(mode="after")
-    def _composition_of_some(self) -> ModeratorConfig:
+    def _parts_match_type(self) -> ModeratorConfig:
         if is_composition(self.type) and not self.of:
             raise ValueError(f"{self.type} combines other moderators; list them under 'of'")
         if self.of and not is_composition(self.type):
@@ -126,7 +141,7 @@ class ModeratorConfig(_Section):
 
 
 class PromptsConfig(_Section):
-    """Opening contexts: a scenario, or a file of prompts."""
+    """Opening contexts of conversations: a scenario, or a file of prompts."""
 
     scenario: str | None = Field(
         None, description="A name that 'astra-rl info scenarios' lists, or a scenario file."
@@ -134,16 +149,21 @@ class PromptsConfig(_Section):
     file: str | None = Field(
         None, description="txt, csv, tsv, jsonl, json, parquet, a folder of datasets, or hub:ID."
     )
-    test_file: str | None = Field(None, description="Default: file is divided without overlap.")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Columns of the files that have other names."
+    test_file: str | None = Field(
+        None, description="Prompts of the evaluation; default: 'file' is split without overlap."
     )
-    benchmark: str | None = Field(None, description="Whose columns file has, e.g. harmbench.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names of the columns in the files, by field, where they differ.",
+    )
+    benchmark: str | None = Field(
+        None, description="Benchmark whose column names the file has, e.g. harmbench."
+    )
     train: int | None = Field(
-        None, ge=1, description="Most conversations for training; default: all."
+        None, ge=1, description="Maximum number of training prompts; default: all."
     )
     test: int | None = Field(
-        None, ge=1, description="Most conversations for evaluation; default: all."
+        None, ge=1, description="Maximum number of evaluation prompts; default: all."
     )
 
     @model_validator(mode="after")
@@ -151,19 +171,19 @@ class PromptsConfig(_Section):
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
         if self.file is None and (self.test_file or self.columns or self.benchmark):
-            raise ValueError("test_file, columns and benchmark go with file")
+            raise ValueError("test_file, columns and benchmark need file")
         return self
 
 
 class EnvironmentConfig(_Section):
-    """How episodes are played: an environment by type and options."""
+    """The environment, which plays episodes, by type and options."""
 
     type: str = Field("tree", description=f"{', '.join(ENVIRONMENTS)}, or 'package.module:Class'.")
     tree_width: int | None = Field(
-        None, ge=1, description="Attacks tried from each context; null: default of the type."
+        None, ge=1, description="Attacks sampled from each context; null: default of the type."
     )
     tree_depth: int | None = Field(
-        None, ge=1, description="Turns or attempts; null: default of the type."
+        None, ge=1, description="Turns (or attempts) per episode; null: default of the type."
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Other arguments of its class."
@@ -182,10 +202,11 @@ class EnvironmentConfig(_Section):
 
 
 class AlgorithmConfig(_Section):
-    """How the attacker learns: an algorithm by type and options."""
+    """The training algorithm, by type and options."""
 
     type: str = Field(
-        "grpo", description="One of astra_rl.algorithms.ALGORITHMS, or 'package.module:Class'."
+        "grpo",
+        description="A name of astra_rl.algorithms.ALGORITHMS, or 'package.module:Class'.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
@@ -197,13 +218,15 @@ class AlgorithmConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """The optimisation loop."""
+    """The training loop."""
 
-    steps: int = Field(100, ge=0)
-    episodes_per_step: int = Field(8, ge=1)
-    batch_size: int = Field(16, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    lr: float = Field(1e-5, gt=0)
+    steps: int = Field(100, ge=0, description="Number of training steps.")
+    episodes_per_step: int = Field(8, ge=1, description="Episodes played in each training step.")
+    batch_size: int = Field(16, ge=1, description="Steps (attacks or pairs) per backward pass.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Backward passes per optimizer step."
+    )
+    lr: float = Field(1e-5, gt=0, description="Learning rate after warm-up.")
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] | None = (
         Field(
             None,
@@ -212,19 +235,28 @@ class TrainingConfig(_Section):
         )
     )
     final_lr: float | None = Field(
-        None, gt=0, description="Learning rate at the end of linear decay; default: lr."
+        None,
+        gt=0,
+        description="Learning rate at the end of linear decay; default: lr, so constant.",
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
-    optimizer: str = "adamw"
+    warmup_steps: int = Field(
+        0, ge=0, description="Steps of linear warm-up of the learning rate from zero."
+    )
+    optimizer: str = Field("adamw", description=f"One of {', '.join(sorted(OPTIMIZERS))}.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(
         0.0, ge=0, description="Decoupled in adamw, an L2 penalty in the other optimizers."
     )
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Gradient norm above which gradients are clipped; null: no clipping."
+    )
     max_nonfinite_losses: int = Field(
-        3, ge=1, description="Abort after this many consecutive updates that are not finite."
+        3,
+        ge=1,
+        description="Abort after this many consecutive optimizer steps with a non-finite loss; "
+        "fewer are skipped.",
     )
     max_unscored_steps: int = Field(
         5, ge=1, description="Abort after this many consecutive steps without a valid reward."
@@ -243,7 +275,10 @@ class TrainingConfig(_Section):
         None, gt=0, description="Stop training after this many minutes."
     )
     stop_at_success: float | None = Field(
-        None, gt=0, le=1, description="Stop when this share of recent attacks succeeded."
+        None,
+        gt=0,
+        le=1,
+        description="Stop at this attack success rate, averaged over recent steps.",
     )
 
     @model_validator(mode="after")
@@ -268,19 +303,23 @@ class TrainingConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How the attacker is evaluated, before and after training."""
+    """Evaluation of the attacker, before and after training."""
 
-    judge: ModeratorConfig | None = Field(None, description="Default: the training moderator.")
-    threshold: float = Field(0.5, gt=0, le=1)
+    judge: ModeratorConfig | None = Field(
+        None, description="Moderator that scores evaluations; default: the training moderator."
+    )
+    threshold: float = Field(
+        0.5, gt=0, le=1, description="Score from which an attack counts as a success."
+    )
     trials: int = Field(1, ge=1, description="Conversations per held-out prompt.")
     ordinary_brief: str | None = Field(
         None,
-        description="Brief of the baseline when it stands for ordinary users, for the likelihood "
-        "of attacks; default: the attacker's brief.",
+        description="Instructions of the baseline as a model of ordinary users, for the likelihood "
+        "of attacks; default: those of the attacker.",
     )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
-        "calibrations", description="Folder of the results of 'astra-rl calibrate'."
+        "calibrations", description="Folder with results of 'astra-rl calibrate'."
     )
     watch: int = Field(
         16,
@@ -290,27 +329,30 @@ class EvaluationConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that determines a run."""
+    """Configuration of a run."""
 
-    title: str = "Adaptive stress test"
+    title: str = Field("Adaptive stress test", description="Title of the report.")
     attacker: AttackerConfig
     target: Annotated[
-        Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("asked")],
+        Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
-    ] = Field(description="A local model as below, or 'type' and 'options' of a remote target.")
-    baseline: str | None = Field(None, description="Frozen reference; default: the attacker's.")
+    ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
+    baseline: str | None = Field(
+        None, description="Frozen reference model; default: the attacker's."
+    )
     moderator: ModeratorConfig
     prompts: PromptsConfig
     reward: str | dict[str, Any] = Field(
         default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
-        description="A reward term, or a combination; see docs/rewards.md.",
+        description="A reward term, or a combination of terms; see docs/rewards.md.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: Budget = Field(
-        Budget(), description="Limits of the run; at a limit it ends, resumable."
+        Budget(),
+        description="Limits of calls, costs and time; a run that reaches one can be resumed.",
     )
     cache: bool | str = Field(
         True,
@@ -321,10 +363,12 @@ class RunConfig(_Section):
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
     )
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
-    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of local models; see docs/performance.md."
+    )
+    trust_remote_code: bool = Field(False, description="Run code from model repositories.")
+    seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""
@@ -333,6 +377,6 @@ class RunConfig(_Section):
     def to_yaml(self) -> str:
         """Return the configuration as YAML, without credentials; see `check_credentials`.
 
-        Loading it again gives an equal configuration if it held none.
+        Loading it gives an equal configuration if there were none.
         """
         return dump_yaml(redact_settings(self.model_dump(mode="json")))

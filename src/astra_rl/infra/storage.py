@@ -51,7 +51,7 @@ def storing(path: str | Path) -> Iterator[None]:
         path: The file or folder that is written.
 
     Raises:
-        StorageError: It cannot be written; the message says which file, why and what to do.
+        StorageError: It cannot be written; the message has the file, the cause and what to do.
     """
     try:
         yield

@@ -278,15 +278,15 @@ class ASTEnvironment(Environment[str, str]):
             seeds: One per episode; with its context it determines the whole tree.
             width: Attacks sampled from each context.
         """
-        # As a Conversation a plain prompt can grow without forgetting which tokens were said.
+        # A Conversation keeps the token ids of its turns.
         contexts = [Conversation.of(context) for context in contexts]
         graphs = [Graph[str, str](context, []) for context in contexts]
         branches = [
             Branch(graph, graph, graph.context, derive_seed(seed, "tree"))
             for graph, seed in zip(graphs, seeds, strict=True)
         ]
-        goes_on = self.problem.conversing() if self.tree_depth > 1 else nullcontext()
-        with seeded(derive_seed(*seeds)), goes_on:
+        cached = self.problem.conversing() if self.tree_depth > 1 else nullcontext()
+        with seeded(derive_seed(*seeds)), cached:
             for depth in range(self.tree_depth):
                 if not branches:  # no episodes, or all are over
                     break
@@ -343,7 +343,7 @@ class ASTEnvironment(Environment[str, str]):
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> list[ASTNode]:
-        """Reward the turns of one tree level in one call and return a node of each."""
+        """Reward the turns of one tree level in one call and return their nodes."""
         rewards, terms = self.problem.reward_terms(contexts, attacks, responses)
         check_length(rewards, len(contexts), source="reward")
         check_length(terms, len(contexts), source="reward_terms")
@@ -366,9 +366,9 @@ class ASTEnvironment(Environment[str, str]):
         with row_seeds([derive_seed(path, "target") for path in paths]):
             responses = self.respond(asked)
         check_length(responses, len(contexts), source="rollout_prompt_with_target")
-        over = [_is_over(*said) for said in zip(attacks, responses, strict=True)]
-        at_the_end = depth == self.tree_depth - 1
-        level = Level(groups, tuple(at_the_end or each for each in over), depth)
+        over = [_is_over(*turn) for turn in zip(attacks, responses, strict=True)]
+        is_last_level = depth == self.tree_depth - 1
+        level = Level(groups, tuple(is_last_level or each for each in over), depth)
         nodes = self._reward_answered(level, paths, contexts, attacks, responses)
         for index, branch in enumerate(branches):
             branch.node.children = nodes[index * width : (index + 1) * width]
@@ -380,7 +380,7 @@ class ASTEnvironment(Environment[str, str]):
             if not ended
         ]
         going = [branch for branch in going if not self.is_over(branch)]
-        return going if at_the_end else self._select(going)
+        return going if is_last_level else self._select(going)
 
     def _select(self, branches: list[Branch]) -> list[Branch]:
         """Select the conversations to be continued, and mark the others as truncated."""
@@ -399,7 +399,7 @@ class ASTEnvironment(Environment[str, str]):
         attacks: Sequence[str],
         responses: Sequence[str],
     ) -> list[ASTNode]:
-        """Reward the turns that were answered; the others have no reward and no parts of one."""
+        """Reward the turns with a response; the others get no reward and no reward terms."""
         nodes = [
             Node(context, attack, response, math.nan, [])
             for context, attack, response in zip(contexts, attacks, responses, strict=True)
@@ -425,10 +425,9 @@ class ASTEnvironment(Environment[str, str]):
 
 
 def _is_over(attack: str, response: str) -> bool:
-    """Whether a conversation cannot go on.
+    """Whether a conversation ends with this turn.
 
-    A speaker had no room left in its window, the target's call failed, or a filter withheld what it
-    said.
+    A context window is full, the call of the target failed, or its response was filtered.
     """
     reasons = finish_reasons(attack, response)
     return not reasons.isdisjoint({"context_overflow", "error", "content_filter"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
+from astra_rl.logging import logger
 from astra_rl.models.chat_template import (
     control_ids,
     end_ids,
@@ -105,6 +107,8 @@ class ConversationRenderer:
         self.side = side
         self.window = window
         self.chat = has_template if chat is None else chat
+        if chat is None and not has_template:
+            _warn_of_plain_text(side, tokenizer.name_or_path)
         self.reuse_own_ids = reuse_own_ids
         self.reuse_other_ids = reuse_other_ids
         self._templates: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -365,3 +369,15 @@ def _assemble(pieces: Sequence[_Piece], dropped: int) -> RenderedPrompt:
             last_turn = (len(ids), len(ids) + len(piece.ids))
         ids.extend(piece.ids)
     return RenderedPrompt(tuple(ids), last_turn, dropped)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_plain_text(side: Side, name: str) -> None:
+    """Log once per model that it is not prompted as a chat model."""
+    logger.warning(
+        "the %s's tokenizer%s has no chat template: the texts of a conversation are joined to one "
+        "plain text, which the model continues. Set chat: false if that is intended; otherwise "
+        "use an instruction-tuned model",
+        side,
+        f" ({name})" if name else "",
+    )

@@ -14,7 +14,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import keep_secret
 from astra_rl.infra.unicode import well_formed
-from astra_rl.targets.budget import Prices, Usage, Worst
+from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.credentials import read_variable
@@ -22,7 +22,7 @@ from astra_rl.targets.error_bodies import error_of_response, read_error
 from astra_rl.targets.http_client import json_of
 from astra_rl.targets.openai_client import OfficialClient
 from astra_rl.targets.remote import made
-from astra_rl.targets.reply_cache import Told, cache_key, from_cache
+from astra_rl.targets.reply_cache import OnReply, cache_key, from_cache
 
 CATEGORIES = (
     "harassment",
@@ -129,16 +129,16 @@ class OpenAIModerationModerator(Moderator[str, str]):
     def _key(self, text: str) -> str:
         return cache_key([type(self).__name__, self._client.base_url, self.model, text])
 
-    def _ask(self, texts: Sequence[str], told: Told) -> list[str]:
+    def _ask(self, texts: Sequence[str], on_reply: OnReply) -> list[str]:
         """Return the result of each text as JSON; `NoReply` where the call failed."""
         size = self.batch_size
         batches = [range(start, len(texts))[:size] for start in range(0, len(texts), size)]
         said: dict[int, str] = {}
-        for batch, found in zip(batches, self._call(texts, batches, told), strict=True):
+        for batch, found in zip(batches, self._call(texts, batches, on_reply), strict=True):
             if isinstance(found, NoReply) and found.reason in _REFUSED and len(batch) > 1:
                 # A single text may be the reason why the whole batch is refused.
                 alone = [range(row, row + 1) for row in batch]
-                for row, one in zip(batch, self._call(texts, alone, told), strict=True):
+                for row, one in zip(batch, self._call(texts, alone, on_reply), strict=True):
                     said[row] = one if isinstance(one, NoReply) else one[0]
             else:
                 each = [found] * len(batch) if isinstance(found, NoReply) else found
@@ -146,18 +146,18 @@ class OpenAIModerationModerator(Moderator[str, str]):
         return [said[row] for row in range(len(texts))]
 
     def _call(
-        self, texts: Sequence[str], batches: Sequence[range], told: Told
+        self, texts: Sequence[str], batches: Sequence[range], on_reply: OnReply
     ) -> list[list[str] | NoReply]:
         def answered(index: int, found: list[str]) -> None:
             for row, each in zip(batches[index], found, strict=True):
                 if not is_missing(self._score(parse_json(each))):
-                    told(row, each)
+                    on_reply(row, each)
 
         return self._caller.call(
             self._connected,
             [[texts[row] for row in batch] for batch in batches],
             answered=answered,
-            worst=lambda batch: Worst(sum(len(text.encode()) for text in batch)),
+            token_bound=lambda batch: TokenBound(sum(len(text.encode()) for text in batch)),
         )
 
     @asynccontextmanager

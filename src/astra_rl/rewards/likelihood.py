@@ -57,10 +57,10 @@ def attack_logprobs(
 def _computed_by_target(exchanges: Sequence[Exchange]) -> list[list[float]] | None:
     rows = []
     for exchange in exchanges:
-        heard = Utterance.of(exchange.response).heard_logprobs
-        if not heard:
+        logprobs = Utterance.of(exchange.response).heard_logprobs
+        if not logprobs:
             return None
-        rows.append(list(heard))
+        rows.append(list(logprobs))
     return rows
 
 

@@ -49,7 +49,7 @@ class Harm(RewardTerm):
             without bound towards p = 1. Logarithms are clipped at 1e-6.
         replies: Number of responses per attack; the value is the mean of their scaled scores. The
             first is the response of the episode, the others are sampled for the reward, so that an
-            attack that succeeds by chance earns less than one that always succeeds.
+            attack that succeeds by chance gets a lower reward than one that always succeeds.
         moderator: The moderator; None is the problem's.
 
     Raises:

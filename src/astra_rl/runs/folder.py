@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """Conversations in which the target failed, one JSON object per line."""
+        """Conversations with a successful attack, one JSON object per line."""
         return self.path / "failures.jsonl"
 
     @property
@@ -170,7 +170,7 @@ def _slug(name: str) -> str:
 def _check_stays_inside(folder: Path) -> None:
     """Refuse a folder with links to places outside of it, or with devices.
 
-    The folder may come from somebody else, and a run writes to fixed names in it.
+    The folder may come from an untrusted source, and a run writes to fixed names in it.
     """
     home = folder.resolve()
     for root, folders, files in os.walk(folder):
@@ -182,13 +182,13 @@ def _check_stays_inside(folder: Path) -> None:
                     continue
                 if stat.S_ISLNK(kind) and path.resolve().is_relative_to(home):
                     continue
-            except FileNotFoundError:  # gone since: a run is writing
+            except FileNotFoundError:  # removed meanwhile by a run that is writing
                 continue
             except (OSError, RuntimeError):  # a link to itself
                 pass
             raise ConfigurationError(
-                f"{path} leads out of the run folder, or is no file. A run neither reads nor "
-                "writes elsewhere: put what belongs there in its place, or remove it."
+                f"{path} is a link out of the run folder, or a special file. A run only reads and "
+                "writes inside its folder: replace it with a regular file, or remove it."
             )
 
 
@@ -221,7 +221,9 @@ def new_run_folder(parent: str | Path, name: str) -> RunFolder:
         path = Path(parent) / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt else ""))
         if not path.exists():
             return RunFolder(path)
-    raise ConfigurationError(f"{parent} is full of runs of this second; choose --output.")
+    raise ConfigurationError(
+        f"{parent} has 1000 runs named after this second; choose another folder with --output."
+    )
 
 
 def open_run_folder(path: str | Path) -> RunFolder:
@@ -233,8 +235,8 @@ def open_run_folder(path: str | Path) -> RunFolder:
     folder = Path(path)
     if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(
-            f"{folder} is not the folder of a run: it has no config.yaml. Give what "
-            "'astra-rl train' or 'astra-rl demo' printed as its run folder."
+            f"{folder} is not the folder of a run: it has no config.yaml. Give the "
+            "run folder that 'astra-rl train' or 'astra-rl demo' printed."
         )
     run = RunFolder(folder)
     if run.manifest.is_file():  # a run that has just started has none yet

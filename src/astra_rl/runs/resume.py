@@ -36,17 +36,17 @@ def check_can_run_in(folder: Path) -> None:
     Raises:
         ConfigurationError: It has other files, or a complete run.
     """
-    # Left by a run that was killed while it wrote its first file, the configuration.
+    # Temporary file of a run that was killed while it wrote its first file, the configuration.
     left = f".{RunFolder.CONFIG}."
     if not folder.is_dir() or all(each.name.startswith(left) for each in folder.iterdir()):
         return
     if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
     run = RunFolder(folder)
-    # The report is written last: without it the run is not complete.
+    # The report is written last, so a run without one is not complete.
     manifest = run.read_manifest() if run.manifest.is_file() else {}
     if "seconds" in manifest and run.report.is_file():
-        raise ConfigurationError(f"{folder} holds a run that is done; choose a new folder.")
+        raise ConfigurationError(f"{folder} holds a completed run; choose a new folder.")
 
 
 def check_same_run(
@@ -73,12 +73,12 @@ def check_same_run(
         return
     if not force:
         raise ConfigurationError(
-            f"{folder.path} was begun with another configuration:\n  "
+            f"{folder.path} was started with another configuration:\n  "
             + "\n  ".join(changes)
-            + "\nUse the configuration it was begun with, choose another --output, or go on all "
-            "the same with --force."
+            + "\nUse the original configuration, choose another --output, or use the changed "
+            "one with --force."
         )
-    logger.warning("going on although the configuration changed: %s", "; ".join(changes))
+    logger.warning("resuming with a changed configuration (--force): %s", "; ".join(changes))
     folder.write_text(folder.config, config.to_yaml())
 
 
@@ -87,7 +87,7 @@ def _configuration_then(folder: RunFolder) -> Any:
     text = folder.config.read_text(encoding="utf-8", errors="replace")
     try:
         return yaml.safe_load(parse_config(text, source=str(folder.config)).to_yaml())
-    except ConfigurationError:  # of another version: compared without defaults
+    except ConfigurationError:  # written by another version: compared without defaults
         with contextlib.suppress(yaml.YAMLError):
             return parse_yaml(text)
     return None
@@ -113,7 +113,7 @@ def check_versions(then: Mapping[str, str]) -> None:
     changes = list(differences(then, versions()))
     if changes:
         logger.warning(
-            "going on with other versions, so not exactly as it would have been: %s",
+            "resuming with other package versions, so the resume is not bit-exact: %s",
             "; ".join(changes),
         )
 
@@ -170,8 +170,8 @@ def check_same_prompts(now: list[dict[str, Any]], folder: RunFolder) -> None:
     changed = [name for name in {**known, **given} if known.get(name) != given.get(name)]
     if known and changed:
         raise ConfigurationError(
-            f"the prompts {', '.join(changed)} have changed since {folder.path} was begun. Restore "
-            "them, or go on all the same with --force."
+            f"the prompts {', '.join(changed)} have changed since {folder.path} was started. "
+            "Restore them, or use the changed ones with --force."
         )
 
 
@@ -205,15 +205,15 @@ def _is_row(row: Any) -> bool:
 def interruptible(
     stop: Callable[[], None],
     *,
-    saying: str = "finishing the step and saving; once more to end at once",
+    message: str = "finishing the step and saving; send the signal again to stop now",
 ) -> Iterator[None]:
-    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal ends at once."""
+    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught."""
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        logger.warning(saying)
+        logger.warning(message)
         for each, handler in before.items():
             signal.signal(each, handler)
         stop()
@@ -226,7 +226,7 @@ def interruptible(
             signal.signal(each, handler)
 
 
-def how_to_go_on(folder: RunFolder) -> str:
+def how_to_resume(folder: RunFolder) -> str:
     """Return the instruction that resumes a run."""
     if not folder.config.is_file():  # it ended before its first file was written
         return "Start the same command again."
@@ -234,8 +234,8 @@ def how_to_go_on(folder: RunFolder) -> str:
 
 
 @contextlib.contextmanager
-def ending_well(folder: RunFolder) -> Iterator[None]:
-    """Turn signals and storage errors inside the block into errors that say how to resume.
+def resumable_errors(folder: RunFolder) -> Iterator[None]:
+    """Turn signals and storage errors inside the block into errors that name the resume command.
 
     Raises:
         InterruptedRunError: SIGINT or SIGTERM was received.
@@ -244,12 +244,12 @@ def ending_well(folder: RunFolder) -> Iterator[None]:
 
     def stop() -> None:
         raise InterruptedRunError(
-            f"interrupted; what was saved is in {folder.path}. {how_to_go_on(folder)}"
+            f"interrupted; what was saved is in {folder.path}. {how_to_resume(folder)}"
         )
 
     try:
         # Errors that do not name a file are attributed to the folder of the run.
-        with storing(folder.path), interruptible(stop, saying="stopping"):
+        with storing(folder.path), interruptible(stop, message="stopping"):
             yield
     except StorageError as error:
-        raise StorageError(f"{error} {how_to_go_on(folder)}") from error
+        raise StorageError(f"{error} {how_to_resume(folder)}") from error

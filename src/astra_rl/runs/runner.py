@@ -36,10 +36,10 @@ from astra_rl.runs.resume import (
     check_same_prompts,
     check_same_run,
     check_versions,
-    ending_well,
-    how_to_go_on,
+    how_to_resume,
     interruptible,
     kept_metrics,
+    resumable_errors,
 )
 from astra_rl.runs.spending import spending
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
@@ -123,17 +123,17 @@ def run_experiment(
     Raises:
         InterruptedRunError: A signal stopped it; the run can be resumed.
         StorageError: The disk is full, or the folder read-only; the run can be resumed.
-        AstraError: Any other failure; the message says which.
+        AstraError: Any other failure, for instance a model that cannot be loaded.
     """
     plan = config if isinstance(config, Plan) else resolve(config)
-    with ending_well(folder):
-        if not folder.config.is_file():  # first: it marks the folder as a run
+    with resumable_errors(folder):
+        if not folder.config.is_file():  # written first: it marks the folder as a run
             folder.write_text(folder.config, plan.config.to_yaml())
         with AttemptLog(folder.attempts, write=True) as log:  # holds the lock of the run
-            return _run_on_account(plan, folder, log, display or Display(), command, force)
+            return _run_charged(plan, folder, log, display or Display(), command, force)
 
 
-def _run_on_account(
+def _run_charged(
     plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
@@ -141,8 +141,8 @@ def _run_on_account(
     command: str,
     force: bool,
 ) -> Result:
-    """Execute the run and charge its calls to the ledger; errors say how to resume."""
-    go_on = how_to_go_on(folder)
+    """Execute the run and charge its calls to its ledger. Errors include the resume command."""
+    resume = how_to_resume(folder)
     try:
         with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
@@ -151,10 +151,10 @@ def _run_on_account(
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
                 raise BudgetEndedError(
-                    f"{error}; everything is saved. {go_on} {option} {error.enough_to_go_on:.15g}"
+                    f"{error}; everything is saved. {resume} {option} {error.sufficient_limit:.15g}"
                 ) from error
     except EndpointError as error:
-        raise EndpointError(f"{error} Everything is saved. {go_on}") from error
+        raise EndpointError(f"{error} Everything is saved. {resume}") from error
 
 
 def _do_run(
@@ -197,7 +197,7 @@ def _do_run(
     if saved is not None:
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
         training.trainer.load_state_dict(saved[1])
-        logger.info("going on after step %d", saved[0])
+        logger.info("resuming after step %d", saved[0])
     del saved  # holds a copy of the weights
     with _timed(seconds, display, "training"):
         _train(training, folder, display)
@@ -223,7 +223,7 @@ def _do_run(
 
 
 def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
-    """Train; whatever ends it, a state to resume from is saved.
+    """Train; a state to resume from is saved, however training ends.
 
     Raises:
         InterruptedRunError: A signal ended it.
@@ -246,7 +246,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
     if interrupted:
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
-            f"{how_to_go_on(folder)}"
+            f"{how_to_resume(folder)}"
         )
     if training.budget.spent is not None:
         raise training.budget.spent
@@ -303,7 +303,7 @@ def evaluate(
 
 
 def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterator[str]:
-    """Yield notes for the report about calls: which failed, and what was spent."""
+    """Yield notes for the report about endpoint calls: failures and spending."""
     target, ledger = experiment.problem.target, current_ledger()
     if isinstance(target, Target):
         yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
@@ -312,13 +312,13 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
         reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         yield (
-            f"In {len(errors)} conversations the call of a model failed ({listed}). They are in no "
-            "rate; the bounds of the rate cover all their possible outcomes."
+            f"In {len(errors)} conversations a model call failed ({listed}). They are excluded "
+            "from the rates; the bounds of the rate cover all their possible outcomes."
         )
     if result.summary.never_made:
         yield (
             f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
-            "held-out conversations were played. The others are missing, not safe."
+            "held-out conversations were played. The outcomes of the others are unknown."
         )
     spent = describe_spent(ledger.as_dict())
     if spent:

@@ -11,7 +11,7 @@ from astra_rl.config.resolve import Plan
 from astra_rl.errors import BudgetSpentError
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import Ledger, current_ledger
-from astra_rl.targets.reply_cache import ReplyCache, remembering
+from astra_rl.targets.reply_cache import ReplyCache, caching_replies
 
 
 @contextlib.contextmanager
@@ -25,8 +25,8 @@ def spending(
     """Charge all calls inside the block to one ledger, and cache replies.
 
     Args:
-        plans: Plans that the block runs. The smallest of their budgets applies; the
-            first one says where replies are cached.
+        plans: Plans that the block runs. The smallest of their budgets applies;
+            replies are cached as the first one configures.
         folder: Folder of the run, or of the results of a command; None writes no files.
         occasion: Name of the command, part of the file names; empty for the run itself.
         keep_ledger: Continue the ledger of earlier sessions.
@@ -34,7 +34,7 @@ def spending(
     with spending_on(
         Budget.least(plan.budget for plan in plans),
         folder,
-        asks=any(plan.endpoints for plan in plans),
+        uses_endpoints=any(plan.endpoints for plan in plans),
         cache=plans[0].config.cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
@@ -47,21 +47,21 @@ def spending_on(
     budget: Budget,
     folder: Path | None,
     *,
-    asks: bool,
+    uses_endpoints: bool,
     cache: bool | str = True,
     occasion: str = "",
     keep_ledger: bool = False,
 ) -> Iterator[Ledger]:
-    """Do the same as `spending` without the configuration of a run.
+    """Charge calls to a ledger and cache replies, like `spending`, but without a `Plan`.
 
-    The cache in the folder is removed when the block ends without an error and the budget left
-    nothing out: the command is complete, and running it again calls the endpoints again. A cache
+    The cache in the folder is removed when the block ends without an error and the budget was
+    not exhausted: the command is complete, and running it again calls the endpoints again. A cache
     file that the user named is kept.
 
     Args:
         budget: Limits of the block.
         folder: Where the ledger and the cache are written.
-        asks: Whether the block calls any endpoint.
+        uses_endpoints: Whether the block calls any endpoint.
         cache: Whether replies are cached, or the path of a cache file to keep.
         occasion: See `spending`.
         keep_ledger: See `spending`.
@@ -75,10 +75,10 @@ def spending_on(
             path = folder / f"ledger{suffix}.json"
             ledger = Ledger.open(path, budget) if keep_ledger else Ledger(budget, path=path)
             own = folder / f"replies{suffix}.sqlite"
-            if not asks and budget == Budget():
+            if not uses_endpoints and budget == Budget():
                 ledger.path = None
         place = own if cache is True else Path(cache) if cache else None
-        if asks and place is not None:
+        if uses_endpoints and place is not None:
             stack.enter_context(ReplyCache(place).answering())
         yield stack.enter_context(ledger.charging())
     if ledger.spent_by is None and own is not None:
@@ -94,17 +94,17 @@ ResultT = TypeVar("ResultT")
 
 
 def checking_budget(work: Callable[[], Sequence[ResultT]]) -> Sequence[ResultT]:
-    """Do the work of a batch.
+    """Call `work`, which processes one batch, if the budget is not spent.
 
     Raises:
-        BudgetSpentError: A limit was reached before it.
+        BudgetSpentError: A limit had already been reached.
     """
     current_ledger().check()
     return work()
 
 
 class WithinBudget:
-    """Works batch by batch until a budget is spent, and keeps everything that was paid for.
+    """Processes batches until a budget is spent, and keeps every result that was paid for.
 
     If a call of a batch is not sent, the batch is repeated from the replies received so far, which
     costs nothing, and its complete results are kept. Later batches are not started. Without a reply
@@ -126,7 +126,7 @@ class WithinBudget:
         if self.spent is not None:
             return []
         ledger = current_ledger()
-        with remembering() if ledger.budget != Budget() else contextlib.nullcontext():
+        with caching_replies() if ledger.budget != Budget() else contextlib.nullcontext():
             try:
                 ledger.check()
             except BudgetSpentError as error:

@@ -1,12 +1,12 @@
 "use strict";
-// Says when there is news of a run that goes on. Loads the page again by itself only if nobody has
-// touched it: whoever reads is not disturbed.
+// Polls for a newer version of the page and announces it. Reloads automatically only if the user has
+// not interacted with the page, so that reading is not interrupted.
 (() => {
   const POLL_MS = 2000;
   const RELOAD_AFTER_MS = 10000;
   const shown = document.querySelector('meta[name="astra-version"]').content;
   const opened = Date.now();
-  let touched = !["", "#/summary"].includes(location.hash); // where the page opens by itself
+  let touched = !["", "#/summary"].includes(location.hash); // the default view
   for (const event of ["pointerdown", "keydown", "wheel", "touchstart", "scroll"]) {
     addEventListener(event, () => { touched = true; }, { passive: true, capture: true });
   }
@@ -53,7 +53,7 @@
         notice = null;
       }
     } catch {
-      say("The view has ended; this page stays as it is.", false);
+      say("The server has stopped; this page is no longer updated.", false);
     }
     setTimeout(poll, document.hidden ? 5 * POLL_MS : POLL_MS);
   }

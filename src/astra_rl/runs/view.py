@@ -36,9 +36,9 @@ from astra_rl.runs.folder import RunFolder
 
 HOST = "127.0.0.1"
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
-MOST_CLIENTS = 16
+MAX_CLIENTS = 16
 """Maximum number of concurrent connections; further ones are closed immediately."""
-PATIENCE = 10.0
+CONNECTION_TIMEOUT = 10.0
 """Timeout of a connection, in seconds."""
 RENDER_EVERY = 3.0
 """Minimum number of seconds between two renderings of the page."""
@@ -75,7 +75,7 @@ class LivePage:
         self.render_every = render_every
         self._render = render
         self._lock = threading.Lock()
-        self._drawn: tuple[str, str, str] | None = None
+        self._rendered: tuple[str, str, str] | None = None
         self._due = 0.0
 
     def version(self) -> str:
@@ -93,7 +93,7 @@ class LivePage:
         """Return the version, and the last completed training step."""
         return {"version": self.version(), "step": _last_step(self.folder.metrics)}
 
-    def draw(self) -> tuple[str, str]:
+    def rendered(self) -> tuple[str, str]:
         """Return the page and its content security policy.
 
         If the files cannot be read at the moment, the previous page is returned.
@@ -103,23 +103,25 @@ class LivePage:
         """
         with self._lock:  # concurrent requests share one rendering
             version = self.version()
-            fresh = self._drawn is not None and (
-                self._drawn[0] == version or time.monotonic() < self._due
+            fresh = self._rendered is not None and (
+                self._rendered[0] == version or time.monotonic() < self._due
             )
             if not fresh:
                 try:
-                    page, policy = served(self._render(self.folder), version)
-                    self._drawn = (version, page, policy)
+                    page, policy = with_polling(self._render(self.folder), version)
+                    self._rendered = (version, page, policy)
                 except (AstraError, OSError) as error:
-                    if self._drawn is None:
+                    if self._rendered is None:
                         raise ConfigurationError(f"{error}") from error
-                    logger.warning("the page stays as it was: %s", error)
+                    logger.warning(
+                        "cannot render the page, showing the previous version: %s", error
+                    )
                 self._due = time.monotonic() + self.render_every
-            assert self._drawn is not None
-            return self._drawn[1:]
+            assert self._rendered is not None
+            return self._rendered[1:]
 
 
-def served(page: str, version: str) -> tuple[str, str]:
+def with_polling(page: str, version: str) -> tuple[str, str]:
     """Return a page that polls for updates, and its content security policy as a header.
 
     The policy moves from the page to the header: policies can only be tightened by further ones,
@@ -130,7 +132,7 @@ def served(page: str, version: str) -> tuple[str, str]:
     """
     policies = _POLICY.findall(page)
     if len(policies) != 1 or "</head>" not in page:
-        raise ConfigurationError("this is not the page of a report: it has no policy of its own.")
+        raise ConfigurationError("this is not a report page: it has no content security policy.")
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = policies[0].replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
@@ -161,7 +163,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, page: LivePage, port: int = 0) -> None:
         self.page = page
         self.token = secrets.token_urlsafe(16)
-        self._slots = threading.BoundedSemaphore(MOST_CLIENTS)
+        self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -176,7 +178,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a new thread; refuse if there are `MOST_CLIENTS` already."""
+        """Answer in a new thread; refuse if there are `MAX_CLIENTS` already."""
         if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -195,7 +197,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = PATIENCE
+    timeout = CONNECTION_TIMEOUT
     server: PageServer
 
     def do_GET(self) -> None:
@@ -208,21 +210,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         if not self._is_from_here():
-            return self._send(HTTPStatus.FORBIDDEN, "for this machine only\n", with_body=with_body)
+            return self._send(
+                HTTPStatus.FORBIDDEN,
+                "only requests from this machine are allowed\n",
+                with_body=with_body,
+            )
         page = self.server.page
-        if self._asks_for("version"):
+        if self._requests("version"):
             text = json.dumps(page.state())
             return self._send(HTTPStatus.OK, text, "application/json", with_body=with_body)
-        if not self._asks_for(""):
-            return self._send(HTTPStatus.NOT_FOUND, "not here\n", with_body=with_body)
+        if not self._requests(""):
+            return self._send(HTTPStatus.NOT_FOUND, "not found\n", with_body=with_body)
         try:
-            text, policy = page.draw()
+            text, policy = page.rendered()
         except ConfigurationError as error:
-            text = f"there is no page yet: {visible_text(redact_message(str(error)))}\n"
+            text = f"the page cannot be shown yet: {visible_text(redact_message(str(error)))}\n"
             return self._send(HTTPStatus.SERVICE_UNAVAILABLE, text, with_body=with_body)
         return self._send(HTTPStatus.OK, text, "text/html", policy, with_body=with_body)
 
-    def _asks_for(self, name: str) -> bool:
+    def _requests(self, name: str) -> bool:
         wanted = f"/{self.server.token}/{name}"
         return hmac.compare_digest(self.path.encode("utf-8", "replace"), wanted.encode())
 
@@ -300,7 +306,7 @@ def _last_step(metrics: Path, most: int = 65_536) -> int | None:
     for line in reversed(lines):
         try:
             step = parse_own_json(line)["step"]
-        except (ValueError, TypeError, KeyError):  # cut off, or not ours
+        except (ValueError, TypeError, KeyError):  # incomplete, or not written by this library
             continue
         if isinstance(step, int):
             return step

@@ -106,7 +106,7 @@ class Usage:
         return cls(math.ceil(input_characters / 4), math.ceil(output_characters / 4), True)
 
 
-class Worst(NamedTuple):
+class TokenBound(NamedTuple):
     """Upper bound of the tokens of a call.
 
     Attributes:

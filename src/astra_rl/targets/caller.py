@@ -20,9 +20,9 @@ from astra_rl.core.text import NoReply, NotSent
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
-from astra_rl.targets.budget import Prices, Usage, Worst
+from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import CallError
-from astra_rl.targets.concurrency import AdaptiveLimit, Begun
+from astra_rl.targets.concurrency import AdaptiveLimit, CallStart
 from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
 
 ItemT = TypeVar("ItemT")
@@ -120,7 +120,7 @@ class Caller:
         items: Sequence[ItemT],
         *,
         answered: Callable[[int, ValueT], None] = lambda index, value: None,
-        worst: Callable[[ItemT], Worst] = lambda item: Worst(),
+        token_bound: Callable[[ItemT], TokenBound] = lambda item: TokenBound(),
     ) -> list[ValueT | NoReply]:
         """Make one call per item and return the values in order; `NoReply` where a call failed.
 
@@ -128,7 +128,7 @@ class Caller:
             connect: Opens a connection for the batch.
             items: The inputs.
             answered: Called with the index and the value of each item as soon as it is known.
-            worst: Returns an upper bound of the tokens of an item's call.
+            token_bound: Returns an upper bound of the tokens of an item's call.
 
         Raises:
             EndpointError: Every further call would fail too. `answered` was called for all values
@@ -140,7 +140,7 @@ class Caller:
         ledger = current_ledger()
         if ledger.is_closed:
             return [NotSent() for _ in items]
-        batch = _Batch(self, items, ledger, answered, worst)
+        batch = _Batch(self, items, ledger, answered, token_bound)
         return run_in_background(batch.run(connect))
 
     def warn(self, error: CallError) -> None:
@@ -167,16 +167,16 @@ class _Batch(Generic[ItemT, ValueT]):
         items: Sequence[ItemT],
         ledger: Ledger,
         answered: Callable[[int, ValueT], None],
-        worst: Callable[[ItemT], Worst],
+        token_bound: Callable[[ItemT], TokenBound],
     ) -> None:
         self.caller, self.items, self.ledger = caller, items, ledger
-        self.answered, self.worst = answered, worst
+        self.answered, self.token_bound = answered, token_bound
         self.settings = caller.settings
         self.values: dict[int, ValueT | NoReply] = {}
         self.new = deque(_Waiting(0.0, index) for index in range(len(items)))
         self.retries: list[_Waiting] = []
         self.running: set[asyncio.Task[None]] = set()
-        self.done: asyncio.Queue[tuple[_Waiting, Begun, Answer[ValueT] | CallError]] = (
+        self.done: asyncio.Queue[tuple[_Waiting, CallStart, Answer[ValueT] | CallError]] = (
             asyncio.Queue()
         )
         self.reserved: dict[int, Reserved] = {}
@@ -222,7 +222,7 @@ class _Batch(Generic[ItemT, ValueT]):
             call = self.new[0] if use_new else self.retries[0]
             try:
                 self.reserved[call.index] = self.ledger.admit(
-                    self.caller.name, self.worst(self.items[call.index]), self.caller.prices
+                    self.caller.name, self.token_bound(self.items[call.index]), self.caller.prices
                 )
             except BudgetSpentError as error:
                 if self.in_flight:  # they may use less than is reserved for them
@@ -236,13 +236,13 @@ class _Batch(Generic[ItemT, ValueT]):
             else:
                 heapq.heappop(self.retries)
             self.in_flight += 1
-            begun = self.caller.limit.begun(self.in_flight)
-            task = asyncio.ensure_future(self._try(send, call, begun))
+            start = self.caller.limit.call_started(self.in_flight)
+            task = asyncio.ensure_future(self._try(send, call, start))
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         return None
 
-    async def _try(self, send: Send[ItemT, ValueT], call: _Waiting, begun: Begun) -> None:
+    async def _try(self, send: Send[ItemT, ValueT], call: _Waiting, start: CallStart) -> None:
         result: Answer[ValueT] | CallError
         try:
             async with asyncio.timeout(self.settings.timeout):
@@ -253,7 +253,7 @@ class _Batch(Generic[ItemT, ValueT]):
             result = CallError("timed out", retryable=True, overload=True)
         except Exception as error:  # any other exception fails this call only
             result = CallError(f"client error {type(error).__name__}")
-        self.done.put_nowait((call, begun, result))
+        self.done.put_nowait((call, start, result))
 
     async def _take_results(self, wait: float | None) -> None:
         try:
@@ -267,16 +267,16 @@ class _Batch(Generic[ItemT, ValueT]):
             self._take(*self.done.get_nowait(), at_once)
 
     def _take(
-        self, call: _Waiting, begun: Begun, result: Answer[ValueT] | CallError, at_once: int
+        self, call: _Waiting, start: CallStart, result: Answer[ValueT] | CallError, at_once: int
     ) -> None:
         self.in_flight -= 1
         reserved = self.reserved.pop(call.index)
         # A reply is paid for, whether or not it can be used.
         self.ledger.settle(reserved, result.usage, self.caller.prices)
         if isinstance(result, CallError):
-            self._failed(call, begun, result)
+            self._failed(call, start, result)
         else:
-            self.caller.limit.succeeded(begun, at_once)
+            self.caller.limit.succeeded(start, at_once)
             self._succeeded(call, result)
 
     def _settle_the_rest(self) -> None:
@@ -297,13 +297,13 @@ class _Batch(Generic[ItemT, ValueT]):
         self.values[call.index] = answer.value
         self.answered(call.index, answer.value)
 
-    def _failed(self, call: _Waiting, begun: Begun, error: CallError) -> None:
+    def _failed(self, call: _Waiting, start: CallStart, error: CallError) -> None:
         caller, now = self.caller, time.monotonic()
         self.ledger.failed(caller.name)
         tries, requested = call.tries + 1, error.retry_after or 0.0
         may_wait = requested <= self.settings.max_wait
         if error.overload:
-            caller.limit.overloaded(begun)
+            caller.limit.overloaded(start)
             if may_wait:
                 caller.not_before = max(caller.not_before, now + requested)
         if error.retryable and may_wait and tries < self.settings.max_tries:

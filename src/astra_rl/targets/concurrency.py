@@ -8,7 +8,7 @@ DECREASE = 0.9
 MAX_PATIENCE = 64
 
 
-class Begun(NamedTuple):
+class CallStart(NamedTuple):
     """State of the limit when a call started.
 
     Attributes:
@@ -55,11 +55,11 @@ class AdaptiveLimit:
         """Most calls in flight, at least 1."""
         return max(1, int(self.value))
 
-    def begun(self, in_flight: int) -> Begun:
+    def call_started(self, in_flight: int) -> CallStart:
         """Return the state for a call that starts; `in_flight` includes it."""
-        return Begun(self._epoch, in_flight)
+        return CallStart(self._epoch, in_flight)
 
-    def succeeded(self, call: Begun, in_flight: int) -> None:
+    def succeeded(self, call: CallStart, in_flight: int) -> None:
         """Raise the limit after a success; `in_flight` includes the call."""
         if call.level > self._ceiling:
             self._ceiling, self._patience, self._slow_start = call.level, 1, True
@@ -72,7 +72,7 @@ class AdaptiveLimit:
             step = min(1.0, self._ceiling - self.value)
         self.value = min(float(self.most), self.value + step)
 
-    def overloaded(self, call: Begun) -> None:
+    def overloaded(self, call: CallStart) -> None:
         """Lower the limit after an overload."""
         if call.epoch < self._epoch:
             return

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
-from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, Usage, Worst
+from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, TokenBound, Usage
 
 SAVE_EVERY = 0.02
 """Least seconds between two writes of the ledger's file during calls."""
@@ -26,14 +26,14 @@ class Reserved(NamedTuple):
 
     Attributes:
         name: Name of the endpoint.
-        worst: Upper bound of its tokens, as given by the caller.
+        token_bound: Upper bound of its tokens, as given by the caller.
         input: Reserved input tokens.
         output: Reserved output tokens.
         cost: Cost of the reserved tokens.
     """
 
     name: str
-    worst: Worst
+    token_bound: TokenBound
     input: int
     output: int
     cost: float
@@ -157,7 +157,7 @@ class Ledger:
                 raise self.spent_by
 
     def admit(
-        self, name: str, worst: Worst | None = None, prices: Prices | None = None
+        self, name: str, token_bound: TokenBound | None = None, prices: Prices | None = None
     ) -> Reserved:
         """Count a request that is about to be sent, and reserve its upper bound.
 
@@ -169,7 +169,7 @@ class Ledger:
         """
         with self._lock:
             self.check()
-            needed = self._reservation(name, worst or Worst(), prices)
+            needed = self._reservation(name, token_bound or TokenBound(), prices)
             spent, known = self._spent(), [*self._reserved, needed]
             reservations = {
                 "max_tokens": sum(each.input + each.output for each in known),
@@ -196,22 +196,24 @@ class Ledger:
             name = reserved.name
             self._longest[name] = max(self._longest.get(name, 0), usage.output)
             more_input, more_output = self._excess.get(name, (0, 0))
-            bound = usage.output if reserved.worst.output is None else reserved.worst.output
+            bound = (
+                usage.output if reserved.token_bound.output is None else reserved.token_bound.output
+            )
             self._excess[name] = (
-                max(more_input, usage.input - reserved.worst.input),
+                max(more_input, usage.input - reserved.token_bound.input),
                 max(more_output, usage.output - bound),
             )
             self.charge(name, usage, prices)
 
-    def _reservation(self, name: str, worst: Worst, prices: Prices | None) -> Reserved:
+    def _reservation(self, name: str, token_bound: TokenBound, prices: Prices | None) -> Reserved:
         more_input, more_output = self._excess.get(name, (0, 0))
-        inputs = worst.input + more_input
-        if worst.output is None:
+        inputs = token_bound.input + more_input
+        if token_bound.output is None:
             outputs = self._longest.get(name) or ASSUMED_OUTPUT
         else:
-            outputs = worst.output + more_output
+            outputs = token_bound.output + more_output
         cost = 0.0 if prices is None else prices.cost_of(inputs, outputs)
-        return Reserved(name, worst, inputs, outputs, cost)
+        return Reserved(name, token_bound, inputs, outputs, cost)
 
     def _spent(self) -> dict[str, float]:
         total = self.total()

@@ -13,7 +13,7 @@ from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.base import Message, Target, messages_of
-from astra_rl.targets.budget import Prices, Usage, Worst
+from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.reply_cache import cache_key, from_cache
 
@@ -89,13 +89,13 @@ class RemoteTarget(Target):
             self.name,
             chats,
             self._key,
-            lambda new, told: self._caller.call(
-                self.connected, new, answered=told, worst=self._worst
+            lambda new, on_reply: self._caller.call(
+                self.connected, new, answered=on_reply, token_bound=self._token_bound
             ),
         )
 
-    def _worst(self, chat: Chat) -> Worst:
-        return Worst(most_tokens(chat.messages), self.most_output_tokens)
+    def _token_bound(self, chat: Chat) -> TokenBound:
+        return TokenBound(most_tokens(chat.messages), self.most_output_tokens)
 
     def _key(self, chat: Chat) -> str:
         messages = [dict(message) for message in chat.messages]

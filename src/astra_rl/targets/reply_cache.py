@@ -128,8 +128,8 @@ def current_cache() -> ReplyCache | None:
 
 
 @contextlib.contextmanager
-def remembering() -> Iterator[None]:
-    """Cache replies inside the block: in the current cache, else in memory."""
+def caching_replies() -> Iterator[None]:
+    """Cache replies inside the block: in the current `ReplyCache`, or in memory without one."""
     with contextlib.ExitStack() as stack:
         if current_cache() is None:
             stack.enter_context(ReplyCache(":memory:").answering())
@@ -138,7 +138,7 @@ def remembering() -> Iterator[None]:
 
 ItemT = TypeVar("ItemT")
 ReplyT = TypeVar("ReplyT", bound=str)
-Told = Callable[[int, str], None]
+OnReply = Callable[[int, str], None]
 """Called with the index of an item and its reply, as soon as the reply is known."""
 
 
@@ -146,7 +146,7 @@ def from_cache(
     name: str,
     items: Sequence[ItemT],
     key: Callable[[ItemT], str],
-    ask: Callable[[Sequence[ItemT], Told], Sequence[ReplyT]],
+    ask: Callable[[Sequence[ItemT], OnReply], Sequence[ReplyT]],
 ) -> list[Utterance | ReplyT]:
     """Return cached replies, and get the others by calls; without a cache, all of them.
 

@@ -116,7 +116,7 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
         if int(body["schema_version"]) > SCHEMA_VERSION:
             raise TrainingError(
                 f"{place} was written by a newer version of astra-rl (schema "
-                f"{body['schema_version']}); update it to go on."
+                f"{body['schema_version']}); update astra-rl to resume."
             )
         if sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")

@@ -12,10 +12,9 @@ from astra_rl.config.schema import RunConfig
 def load_preset(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Return a shipped configuration, with overrides as for `load_config`.
 
-    Presets of published methods leave open what is yours, so overrides must name target,
-    moderator and prompts.
+    Presets of published methods have no target, moderator and prompts; overrides must give them.
 
     Raises:
-        ConfigurationError: There is no such preset, or something is left open.
+        ConfigurationError: There is no such preset, or a required setting is missing.
     """
     return parse_config(preset_text(name), overrides, source=f"preset {name}")

@@ -1,4 +1,4 @@
-"""How many different things an attacker says, rather than one thing many times."""
+"""Diversity of a set of texts: clusters, distinct-n, self-BLEU, Vendi score."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.stats.intervals import Array
 
 Embedder = Callable[[Sequence[str]], Array]
-"""Texts to vectors, shape (number of texts, any width). Texts that mean the same point the same
-way."""
+"""Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
 
 SAMPLE = 100
-"""Texts that every measure but the number of clusters is taken of."""
+"""Number of sampled texts for all measures but the number of clusters."""
 SELF_BLEU = (2, 3, 4, 5)
 
 
 def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[list[int]]:
-    """Group texts that use mostly the same words.
+    """Cluster texts by word overlap.
 
-    Texts are taken in order: each joins the first cluster whose representative, its first member,
-    shares enough words with it, and opens a cluster of its own otherwise.
+    Texts are processed in order: each joins the first cluster whose representative (its first
+    member) is similar enough, and otherwise starts a new cluster.
 
     Args:
-        texts: What to group.
-        similarity: Least Jaccard similarity of the word sets, in (0, 1]; 1 groups texts that
+        texts: The texts.
+        similarity: Minimum Jaccard similarity of the word sets, in (0, 1]; 1 groups texts that
             differ in word order, case and punctuation only.
 
     Returns:
@@ -51,11 +50,11 @@ def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[li
     frequency = Counter(word for words in word_sets for word in words)
     clusters: list[list[int]] = []
     clusters_with: dict[str, list[int]] = defaultdict(list)
-    # Clusters are only ever added at the end, so equal word sets always end in the same one.
+    # Clusters are only appended, so equal word sets always join the same cluster.
     cluster_of: dict[frozenset[str], int] = {}
     for index, words in enumerate(word_sets):
         if words not in cluster_of:
-            rarest = _telling_words(words, frequency, similarity)
+            rarest = _prefix_words(words, frequency, similarity)
             similar = (
                 cluster
                 for cluster in {cluster for word in rarest for cluster in clusters_with[word]}
@@ -70,14 +69,14 @@ def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[li
     return clusters
 
 
-def _telling_words(
+def _prefix_words(
     words: frozenset[str], frequency: Mapping[str, int], similarity: float
 ) -> list[str]:
-    """Return so many of the rarest words that any two similar sets have one of theirs in common.
+    """Return the rarest words of a set such that any two similar sets share one of them.
 
-    Similar sets share at least this part of either. If they had no word in common among so many
-    of the first in one order, what is left of them would be too little (prefix filtering: Bayardo,
-    Ma and Srikant, WWW 2007). Comparing only such pairs avoids comparing all.
+    This is prefix filtering (Bayardo, Ma and Srikant, WWW 2007): under a common order of words,
+    sets without a common word in their prefixes have too few words left to be similar. It avoids
+    comparing all pairs.
     """
     shared = max(1, math.ceil(similarity * len(words) - 1e-9))
     rarest = sorted(words, key=lambda word: (frequency[word], word))
@@ -85,10 +84,10 @@ def _telling_words(
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of different word n-grams among all of them; NaN when no text has `n` words.
+    """Return the share of distinct word n-grams (distinct-n); NaN if no text has `n` words.
 
-    Near 0 all texts say the same, at 1 nothing is ever repeated. It falls as texts are added, so
-    compare equal numbers of texts (Li et al., arXiv 1510.03055).
+    1 means that no n-gram is repeated. The measure decreases with the number of texts, so compare
+    equal numbers of texts (Li et al., arXiv 1510.03055).
 
     Raises:
         ConfigurationError: `n` is below 1.
@@ -105,12 +104,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], n: int) -> float:
-    """Mean BLEU-n of each text against all others; NaN below two texts.
+    """Return self-BLEU: the mean BLEU-n of each text against all others; NaN below two texts.
 
-    At 1 every text is made of what others say, near 0 no two have a phrase in common (Zhu et al.,
-    Texygen, arXiv 1802.01886). BLEU weighs the precisions of 1- to n-grams alike, with its brevity
-    penalty against the nearest length; a precision of 0 is taken as 0.1 matches (method 1 of Chen
-    and Cherry, WMT 2014). A text without words is left out.
+    Lower is more diverse (Zhu et al., Texygen, arXiv 1802.01886). BLEU uses uniform weights for 1-
+    to n-grams and the brevity penalty for the closest reference length; zero matches are smoothed
+    to 0.1 (method 1 of Chen and Cherry, WMT 2014). Texts without words are left out.
 
     Raises:
         ConfigurationError: `n` is below 1.
@@ -135,8 +133,8 @@ def self_bleu(texts: Sequence[str], n: int) -> float:
 
 
 def _matches_elsewhere(counts: Sequence[Mapping[tuple[str, ...], int]]) -> Array:
-    """Per text, how many of its n-grams some other text has too, none more often than there."""
-    # The most often that any text says an n-gram, who that is, and the most often of the rest.
+    """Return the clipped n-gram matches of each text against all others."""
+    # Of each n-gram: the highest count in a text, the index of that text, and the second highest.
     most: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for index, count in enumerate(counts):
         for gram, times in count.items():
@@ -160,14 +158,12 @@ def _brevity_penalty(length: int, lengths: Counter[int]) -> float:
 
 
 class HashedTfIdf:
-    """Embeds texts by their words and pairs of words; needs no model and no download.
+    """Embeds texts by hashed TF-IDF of words and word bigrams; needs no model and no download.
 
-    Each is hashed to one of `width` places and counts the more, the fewer texts have it. Texts are
-    near that say the same in the same words; paraphrases are not. For those, pass a sentence
-    embedder where an `Embedder` is asked for.
+    It detects shared wording, not paraphrases; for those, use a sentence embedder.
 
     Args:
-        width: Length of a vector.
+        width: Dimension of the vectors.
     """
 
     def __init__(self, width: int = 4096) -> None:
@@ -176,12 +172,12 @@ class HashedTfIdf:
         self.width = width
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        """Return vectors of length 1, shape (number of texts, width); zeros for an empty text."""
+        """Return unit vectors, shape (N, width); zeros for an empty text."""
         counts = np.zeros((len(texts), self.width))
         for row, text in enumerate(texts):
             words = _words(text)
             for gram in (*_grams(words, 1), *_grams(words, 2)):
-                # Not hash(), which differs from process to process.
+                # hash() differs between processes.
                 place = zlib.crc32(" ".join(gram).encode("utf-8", "surrogatepass")) % self.width
                 counts[row, place] += 1
         rarity = np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))) + 1
@@ -189,9 +185,9 @@ class HashedTfIdf:
 
 
 def similarities(vectors: Array) -> Array:
-    """Return the cosine of every two vectors, shape (n, n), with ones on the diagonal.
+    """Return the matrix of cosine similarities, shape (N, N), with ones on the diagonal.
 
-    Two vectors of zeros are the same; one is unlike all others.
+    Two zero vectors have similarity 1; a zero vector and another one have similarity 0.
     """
     unit = _unit(np.asarray(vectors, dtype=np.float64))
     cosines = unit @ unit.T
@@ -202,7 +198,7 @@ def similarities(vectors: Array) -> Array:
 
 
 def mean_distance(similarity: Array) -> float:
-    """One minus the mean cosine of two different texts, in [0, 2]; NaN below two texts."""
+    """Return one minus the mean pairwise cosine similarity, in [0, 2]; NaN below two texts."""
     n = len(similarity)
     if n < 2:
         return math.nan
@@ -210,13 +206,13 @@ def mean_distance(similarity: Array) -> float:
 
 
 def vendi_score(similarity: Array) -> float:
-    """Return how many different texts the texts are worth: from 1, all alike, to their number.
+    """Return the Vendi score, an effective number of distinct texts in [1, N].
 
-    The exponential of the entropy of the eigenvalues of ``similarity / n`` (Friedman and Dieng,
-    arXiv 2210.02410, definition 3.1). NaN without texts.
+    It is the exponential of the entropy of the eigenvalues of ``similarity / N`` (Friedman and
+    Dieng, arXiv 2210.02410, definition 3.1); NaN without texts.
 
     Args:
-        similarity: Shape (n, n), symmetric, positive semi-definite, ones on the diagonal.
+        similarity: Shape (N, N), symmetric, positive semi-definite, ones on the diagonal.
     """
     n = len(similarity)
     if not n:
@@ -228,20 +224,20 @@ def vendi_score(similarity: Array) -> float:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How different texts are.
+    """Diversity measures of a set of texts.
 
-    All but `clusters` are of the sample, because they change with its size: compare only where
-    `sample` is equal.
+    All but `clusters` are computed on a sample and depend on its size: compare them only for equal
+    `sample`.
 
     Attributes:
-        texts: How many there are.
-        sample: How many were drawn and measured.
+        texts: Number of texts.
+        sample: Number of sampled texts.
         distinct_1: See `distinct_n`; higher is more diverse.
         distinct_2: See `distinct_n`; higher is more diverse.
         self_bleu: See `self_bleu`, by n; lower is more diverse.
         distance: See `mean_distance`; higher is more diverse.
         vendi: See `vendi_score`; higher is more diverse.
-        clusters: Kinds among all texts, see `greedy_clusters`.
+        clusters: Number of clusters among all texts, see `greedy_clusters`.
     """
 
     texts: int
@@ -254,7 +250,7 @@ class Diversity:
     clusters: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers by name, in JSON's types."""
+        """Return all numbers by name, as JSON values."""
         bleu = {str(n): value for n, value in self.self_bleu.items()}
         return {**asdict(self), "self_bleu": bleu}
 
@@ -266,17 +262,17 @@ def diversity(
     seed: int = 0,
     embed: Embedder | None = None,
 ) -> Diversity:
-    """Measure how different texts are, for instance the attacks that succeeded.
+    """Compute the diversity of a set of texts, for instance of the successful attacks.
 
     Args:
-        texts: What to measure.
-        sample: Texts drawn at random without replacement; all of them if there are fewer.
-        seed: Of the draw; the same seed and texts give the same numbers.
-        embed: Turns texts into vectors; None is `HashedTfIdf`.
+        texts: The texts.
+        sample: Number of texts sampled without replacement; all of them if there are fewer.
+        seed: Seed of the sample.
+        embed: Embeds texts; None uses `HashedTfIdf`.
 
     Raises:
         ConfigurationError: `sample` is below 1.
-        ContractError: `embed` returned something else than one finite vector per text.
+        ContractError: `embed` did not return one finite vector per text.
     """
     if sample < 1:
         raise ConfigurationError(f"sample={sample}; it must be at least 1.")

@@ -1,7 +1,7 @@
-"""How well scores tell two classes apart, and how well raters agree. Pure functions of numbers.
+"""Metrics of binary classification and inter-rater agreement, as pure functions.
 
-`truth` is an array of bools, shape (N,); `scores` one of floats in [0, 1], shape (N,), none
-missing. A row is called positive if its score is at least the threshold.
+`truth` is a bool array of shape (N,), `scores` a float array in [0, 1] of shape (N,) without
+missing values. A row is predicted positive if its score is at least the threshold.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval; NaN where there is none.
+    """An estimate with a 95% interval; NaN where there is none.
 
     Attributes:
         value: The estimate.
@@ -45,12 +45,12 @@ class Estimate:
     high: float = math.nan
 
     def as_dict(self) -> dict[str, float]:
-        """Return the three by name."""
+        """Return the numbers by name."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 class Confusion(NamedTuple):
-    """Counts of rows by what they are and what they were called."""
+    """Confusion matrix: counts of rows by true and predicted class."""
 
     true_positives: int
     false_positives: int
@@ -59,7 +59,7 @@ class Confusion(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a curve, and the threshold that gives it."""
+    """A point of a curve and its threshold."""
 
     x: float
     y: float
@@ -68,11 +68,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of similar score.
+    """A bin of a reliability diagram.
 
     Attributes:
-        mean_score: Their mean score.
-        positives: How many of them are positive.
+        mean_score: Mean score of its rows.
+        positives: Rate of positive rows.
     """
 
     mean_score: float
@@ -80,7 +80,7 @@ class Bin:
 
 
 def confusion(truth: Truth, scores: Scores, threshold: float) -> Confusion:
-    """Count right and wrong calls at a threshold."""
+    """Return the confusion matrix at a threshold."""
     called = scores >= threshold
     return Confusion(
         int((truth & called).sum()),
@@ -93,9 +93,9 @@ def confusion(truth: Truth, scores: Scores, threshold: float) -> Confusion:
 def decisions(counts: Confusion) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, specificity and F1, each with its interval.
 
-    The first four are proportions, with the interval `proportion_interval`. F1 is ``2J / (1 + J)``
-    of the proportion ``J`` of true positives among the rows that are or are predicted positive; its
-    interval is that of J, transformed, which keeps a width when nothing or everything is right.
+    The first four are proportions, with the interval `proportion_interval`. F1 is ``2J / (1 + J)``,
+    where ``J`` is the Jaccard index ``TP / (TP + FP + FN)``; its interval is the transformed
+    interval of J, which has a positive width even if no or every row is classified correctly.
     """
     tp, fp, tn, fn = counts
     overlap = _proportion(tp, tp + fp + fn)
@@ -144,9 +144,10 @@ def _cumulative(
 
 
 def auroc(truth: Truth, scores: Scores) -> float:
-    """Chance that a positive row scores above a negative one, ties counting half; NaN if one lacks.
+    """Return the area under the ROC curve; NaN if a class is empty.
 
-    It is the area under the ROC curve (Hanley and McNeil, *Radiology* 143, 1982).
+    It is the probability that a positive row scores above a negative one, ties counting half
+    (Hanley and McNeil, *Radiology* 143, 1982).
     """
     positives, negatives = scores[truth], np.sort(scores[~truth])
     if not len(positives) or not len(negatives):
@@ -159,7 +160,7 @@ def auroc(truth: Truth, scores: Scores) -> float:
 def auroc_estimate(truth: Truth, scores: Scores) -> Estimate:
     """Return the AUROC with the score interval of Newcombe (*Stat. Med.* 25, 559, 2006, method 5).
 
-    Unlike a bootstrap it keeps a width when the classes are told apart perfectly.
+    Unlike a bootstrap interval it has a positive width if the classes are perfectly separated.
     """
     area = auroc(truth, scores)
     m, n = int(truth.sum()), int((~truth).sum())
@@ -176,7 +177,7 @@ def auroc_estimate(truth: Truth, scores: Scores) -> Estimate:
 
 
 def _edge(inside: float, far: float, outside: Callable[[float], bool]) -> float:
-    """Find by bisection where an interval ends between a point inside and the end of the range."""
+    """Find the end of an interval by bisection between a point inside and the end of the range."""
     if not outside(far):
         return far
     near = inside
@@ -187,7 +188,7 @@ def _edge(inside: float, far: float, outside: Callable[[float], bool]) -> float:
 
 
 def average_precision(truth: Truth, scores: Scores) -> float:
-    """Mean precision over the recall gained: the area under the stepwise PR curve; NaN if none."""
+    """Return the area under the stepwise precision-recall curve; NaN without positive rows."""
     if not truth.any():
         return math.nan
     hits, calls, _ = _cumulative(truth, scores)
@@ -230,12 +231,12 @@ def brier_estimate(truth: Truth, scores: Scores) -> Estimate:
 
 
 def brier(truth: Truth, scores: Scores) -> float:
-    """Mean squared difference of score and truth: 0 is perfect, 0.25 is a score of one half."""
+    """Return the mean squared difference of score and truth; a constant score of 0.5 gives 0.25."""
     return float(np.mean((scores - truth) ** 2)) if len(scores) else math.nan
 
 
 def reliability(truth: Truth, scores: Scores, bins: int = 10) -> list[Bin]:
-    """Group rows into bins of equal width and compare their scores with what they are."""
+    """Return the non-empty bins of a reliability diagram; bins have equal width in score."""
     which = np.clip(np.ceil(scores * bins).astype(int) - 1, 0, bins - 1)
     return [
         Bin(
@@ -248,7 +249,7 @@ def reliability(truth: Truth, scores: Scores, bins: int = 10) -> list[Bin]:
 
 
 def calibration_error(truth: Truth, scores: Scores, bins: int = 10) -> float:
-    """Expected calibration error: mean distance of score and rate over the bins, by their size."""
+    """Return the expected calibration error (ECE): mean of |score - rate| weighted by bin size."""
     if not len(scores):
         return math.nan
     found = reliability(truth, scores, bins)
@@ -295,7 +296,7 @@ def _gaps(differences: Scores, which: NDArray[np.int64], bins: int) -> Scores:
 def best_threshold(truth: Truth, scores: Scores) -> tuple[float, float]:
     """Return the threshold with the highest F1, and that F1; NaN without positive rows.
 
-    It lies halfway to the next lower score, so that it means the same for new rows.
+    It lies halfway between two adjacent scores, so that it generalises to new rows.
     """
     if not truth.any():
         return math.nan, math.nan
@@ -316,8 +317,8 @@ def bootstrap(
 ) -> dict[str, Estimate]:
     """Return statistics with percentile intervals over resampled rows.
 
-    An interval is missing where resampling says nothing: all resamples gave the same value, or
-    more than a tenth gave none. Rows must be independent of each other.
+    An interval is missing if all resamples gave the same value, or if more than a tenth gave none.
+    Rows must be independent.
     """
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in statistics}
@@ -334,10 +335,11 @@ def bootstrap(
 def best_threshold_estimates(
     truth: Truth, scores: Scores, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """Return the best threshold, and the F1 to expect of it on rows that did not choose it.
+    """Return the threshold with the highest F1, and the expected F1 of a threshold chosen this way.
 
-    The F1 at the best threshold of the very rows that chose it is too good. Here each resample
-    chooses a threshold, and the rows that it left out judge it (out-of-bag, Breiman 1996).
+    The F1 on the rows that the threshold was chosen on is biased upwards. Here each bootstrap
+    resample chooses a threshold, and F1 is computed on the rows that the resample left out
+    (out-of-bag, Breiman 1996).
     """
     rng = np.random.default_rng(seed)
     chosen: list[float] = []
@@ -367,18 +369,18 @@ def _percentiles(value: float, drawn: Sequence[float]) -> Estimate:
 def krippendorff_alpha(
     ratings: Sequence[Sequence[float]], level: Literal["nominal", "interval"] = "nominal"
 ) -> float:
-    """Agreement of raters beyond chance: 1 is perfect, 0 is chance, below 0 is contradiction.
+    """Return Krippendorff's alpha: 1 is perfect agreement, 0 is chance, below 0 is disagreement.
 
-    ``1 - D_o / D_e`` with the observed disagreement within units and the one expected if ratings
-    were dealt out at random (Krippendorff 2011, *Computing Krippendorff's Alpha-Reliability*).
+    ``1 - D_o / D_e`` with the observed disagreement within units, and that expected under random
+    assignment of the ratings (Krippendorff 2011, *Computing Krippendorff's Alpha-Reliability*).
 
     Args:
         ratings: One row per unit, one column per rater, NaN where a rater did not rate. Units with
-            fewer than two ratings count for nothing.
-        level: ``"nominal"`` tells equal from different, ``"interval"`` squares differences.
+            fewer than two ratings are ignored.
+        level: ``"nominal"`` compares for equality, ``"interval"`` squares differences.
 
     Returns:
-        NaN if there is nothing to compare, or all ratings are the same value.
+        Alpha; NaN if no unit has two ratings, or all ratings are equal.
 
     Raises:
         ConfigurationError: There is no such level.
@@ -409,14 +411,14 @@ def alpha_estimate(
 
 @dataclass(frozen=True)
 class _Units:
-    """What alpha needs of each unit, so that a resample is a weighted sum.
+    """Sufficient statistics of each unit; alpha of a resample is computed from weighted sums.
 
     Attributes:
-        sums: Of each unit's ratings, (U, K): how often each value occurs, or for intervals their
-            number, sum and sum of squares. Those of several units add up.
-        sizes: Ratings per unit, (U,); 0 for units with fewer than two.
-        observed: Disagreement within each unit, (U,).
-        differences: From sums (..., K) to differences over ordered pairs of ratings (...).
+        sums: Shape (U, K): counts of each value (nominal), or number, sum and sum of squares of the
+            ratings (interval). They are additive over units.
+        sizes: Number of ratings per unit, shape (U,); 0 for units with fewer than two.
+        observed: Disagreement within each unit, shape (U,).
+        differences: Maps sums (..., K) to the total difference over ordered pairs of ratings (...).
     """
 
     sums: Scores
@@ -436,7 +438,7 @@ class _Units:
         values = np.unique(table[given])
         differences = _squared_differences if level == "interval" else _nominal_differences
         if level == "interval":
-            # Moved near zero, so that nothing cancels; differences stay what they are.
+            # Shifted towards zero against cancellation; differences are unaffected.
             moved = np.where(given, table - (values[0] if len(values) else 0.0), 0.0)
             parts = [given.sum(axis=1), moved.sum(axis=1), (moved**2).sum(axis=1)]
         else:
@@ -446,7 +448,7 @@ class _Units:
         return cls(sums, sizes, differences(sums) / np.maximum(sizes - 1, 1), differences)
 
     def alpha(self, weights: Scores) -> float:
-        """Alpha if each unit occurred so many times."""
+        """Return alpha if unit ``u`` occurs ``weights[u]`` times."""
         total = float(weights @ self.sizes)
         if total < 2:
             return math.nan
@@ -455,7 +457,7 @@ class _Units:
 
 
 def _nominal_differences(counts: Scores) -> Scores:
-    """How many ordered pairs differ: ``n^2 - sum c^2``."""
+    """Number of ordered pairs that differ: ``n^2 - sum c^2``."""
     return np.asarray(counts.sum(axis=-1) ** 2 - (counts**2).sum(axis=-1))
 
 

@@ -46,8 +46,8 @@ class Sample(NamedTuple):
         fails: Whether the target failed.
         baseline: Log-probability of its attacks under the baseline; minus infinity if impossible.
         attacker: The same under the attacker.
-        from_baseline: Whether the baseline said them, and not the attacker.
-        prompt: Identifies what it opened with; samples of one prompt are not independent.
+        from_baseline: Whether they were sampled from the baseline, not from the attacker.
+        prompt: Identifies the opening; samples of one prompt are not independent.
         kind: Kind of failure, for `unseen_failures`; None: a kind of its own.
     """
 

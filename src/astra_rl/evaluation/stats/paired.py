@@ -67,8 +67,8 @@ class PairedComparison:
             outcome; NaN without any. If the sides have different numbers of trials at a prompt, it
             is the mean over prompts of the difference of the rates at the prompt.
         interval: 95% interval of the difference.
-        p_value: Probability of a difference at least as large, if A and B were alike; NaN without
-            a known outcome on both sides.
+        p_value: Two-sided p-value of the hypothesis that A and B have equal rates; NaN without a
+            known outcome on both sides.
         prompts: Number of prompts that the difference is based on.
         unscored: Number of pairs of trials of which one outcome is not known.
         unpaired: Number of trials at prompts that only one side played.
@@ -273,7 +273,7 @@ def sign_flip_test(leads: Iterable[int]) -> float:
     reach = 0
     for size, count in sizes.items():
         spread = np.zeros(count * size // step + 1)
-        spread[:: size // step] = _coin_tosses(count)
+        spread[:: size // step] = _binomial_half(count)
         chances = np.convolve(chances, spread)
         reach += count * size
     sums = -reach + 2 * step * np.arange(len(chances))
@@ -285,9 +285,9 @@ _FINEST = 840
 
 
 def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
-    """Return the two-sided p-value that A and B are alike, with any number of trials per prompt.
+    """Return the two-sided p-value of a permutation test, for any number of trials per prompt.
 
-    If they were alike, every assignment of a prompt's trials to A and B would be equally likely, so
+    Under the null hypothesis every assignment of a prompt's trials to A and B is equally likely, so
     the successes of A are hypergeometric. The statistic is the sum over prompts of the difference
     of rates. At a prompt with equally many trials of both sides only the sign is random, as in
     `sign_flip_test`, which keeps correlated trials together. Exact if the least common multiple of
@@ -328,8 +328,10 @@ def permutation_test(tables: Sequence[tuple[int, int, int, int]]) -> float:
     return min(1.0, float(chances[np.abs(sums) >= abs(total) - slack].sum()))
 
 
-def _coin_tosses(count: int) -> Array:
-    """Probability of 0, 1, ... heads."""
-    heads = range(count + 1)
-    logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads]
+def _binomial_half(count: int) -> Array:
+    """Return the probabilities of 0, 1, ... `count` under Binomial(count, 1/2)."""
+    outcomes = range(count + 1)
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in outcomes
+    ]
     return np.exp(np.array(logs) - count * math.log(2))

@@ -109,7 +109,7 @@ class QueriesToSuccess:
 
     @property
     def text(self) -> str:
-        """The median and how many prompts it is of, in words."""
+        """The median and its number of prompts, as text."""
         median = self.median
         known = "no median of the" if math.isinf(median) else f"median {median:g}"
         return (

@@ -73,7 +73,7 @@ class Evaluation(TrainerCallback):
 
 def _score_of(report: Mapping[str, Any], evaluator: object) -> float:
     score = report.get("score", "nothing")
-    if score is None:  # how JSON says NaN
+    if score is None:  # JSON has no NaN
         return math.nan
     if isinstance(score, str) or not isinstance(score, SupportsFloat):
         raise ContractError(

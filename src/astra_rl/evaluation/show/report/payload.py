@@ -63,7 +63,7 @@ class _Episode:
     def as_dict(self) -> dict[str, Any]:
         leaves = [
             {"id": attempt.id, "node": node, "outcome": attempt.outcome.value}
-            | _without_nothing({"error": visible(attempt.error), "trial": attempt.trial})
+            | _without_empty({"error": visible(attempt.error), "trial": attempt.trial})
             for attempt, node in self.leaves
         ]
         return {**self.shared, "nodes": self.nodes, "leaves": leaves}
@@ -126,7 +126,7 @@ def _episode_key(attempt: Attempt) -> tuple[Any, ...]:
 def _shared(attempt: Attempt, phases: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields that all conversations of a tree share."""
     opening = attempt.opening
-    return _without_nothing(
+    return _without_empty(
         {
             "phase": phases.get(attempt.phase, attempt.phase),
             "step": attempt.step,
@@ -146,7 +146,7 @@ def _shared(attempt: Attempt, phases: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    return _without_nothing(
+    return _without_empty(
         {
             "attack": visible(turn.attack),
             "response": visible(turn.response),
@@ -202,7 +202,7 @@ def _rounded(value: float | None) -> Any:
     return int(short) if short == int(short) else short
 
 
-def _without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in values.items() if each not in (None, "", [], {})}
 
 

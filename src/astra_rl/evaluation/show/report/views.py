@@ -261,7 +261,7 @@ class Page:
             return None
         return Chart(
             "Attack success rate at every threshold",
-            "Flat: the rate hardly depends on the threshold. Steep: it depends strongly on the "
+            "Flat: the rate depends little on the threshold. Steep: it depends strongly on the "
             "threshold. Dashed line: the threshold of this run.",
             threshold_curve(rates, threshold=self.result.threshold),
         )

@@ -3,6 +3,8 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from astra_rl.infra.checkpointing import replace_folder
 
@@ -72,3 +74,21 @@ def test_others_may_read_it_as_far_as_the_umask_says(tmp_path):
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "best").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_umask_gives(tmp_path, umask):
+    """safetensors makes private files."""
+    before = os.umask(umask)
+    try:
+        with replace_folder(tmp_path / "a") as folder:
+            (folder / "inner").mkdir()
+            save_file({"w": torch.zeros(1)}, folder / "inner" / "w.safetensors")
+            (folder / "private").touch(0o600)
+        (tmp_path / "plain").touch()
+    finally:
+        os.umask(before)
+    expected = (tmp_path / "plain").stat().st_mode
+    for name in ("inner/w.safetensors", "private"):
+        assert (tmp_path / "a" / name).stat().st_mode == expected
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o777 & ~umask

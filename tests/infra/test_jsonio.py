@@ -1,6 +1,9 @@
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +115,15 @@ def test_all_json_of_others_is_read_by_one_reader():
         if path not in apart and re.search(r"json\.loads?\(", path.read_text("utf-8"))
     ]
     assert found == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_stays(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = tmp_path / f".a.json.{process.pid}.tmp"
+    alive = tmp_path / f".a.json.{os.getppid()}.tmp"
+    other = tmp_path / f".b.json.{process.pid}.tmp"
+    for path in (dead, alive, other):
+        path.write_text("half")
+    write_json({}, tmp_path / "a.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", alive.name, other.name}

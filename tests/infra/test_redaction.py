@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import html
 import json
+import re
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import Turn
 from astra_rl.infra import redaction
 from astra_rl.infra.jsonio import atomic_file, json_line, write_atomic, write_json
 from astra_rl.infra.redaction import (
@@ -24,6 +28,7 @@ from astra_rl.infra.redaction import (
     redact_settings,
     redacted_places,
 )
+from astra_rl.runs.attempt_log import AttemptLog
 
 KEY = "sentinel-4f2c9d41-credential"
 
@@ -204,3 +209,31 @@ def test_redaction_of_what_is_redacted_changes_nothing() -> None:
     keep_secret(REDACTED)
     once = redact(f"{KEY} and {KEY}")
     assert redact(once) == once == f"{REDACTED} and {REDACTED}"
+
+
+SPELLINGS = ["schl\u00fcssel-4f2c9d41-\u00e9", "a/b+c d=4f2c9d41&e", 'quote"back\\slash-4f2c9d41']
+
+
+@pytest.mark.parametrize("secret", SPELLINGS)
+def test_every_spelling_of_a_credential_is_replaced(secret: str) -> None:
+    keep_secret(secret)
+    quoted = [quote(secret), quote(secret, safe=""), quote_plus(secret)]
+    for spelled in [
+        *(json.dumps(secret), json.dumps(secret, ensure_ascii=False)),
+        *(json.dumps(secret).replace("/", "\\/"), html.escape(secret)),
+        *(*quoted, *(re.sub("%..", lambda m: m.group().lower(), each) for each in quoted)),
+    ]:
+        assert redact(f"<{spelled.strip(chr(34))}>") == f"<{REDACTED}>"
+
+
+def test_the_serialiser_of_attempts_knows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In library use, nothing else registers credentials."""
+    monkeypatch.setenv("SOME_API_KEY", KEY)
+    turn = Turn(attack="a", response=f"key {KEY}")
+    attempt = Attempt.make(run="r", opening="o", target="t", attacker="a", turns=[turn], judge="j")
+    with AttemptLog(tmp_path / "attempts.jsonl", write=True) as log:
+        log.append(attempt)
+    assert KEY not in (tmp_path / "attempts.jsonl").read_text()
+    assert REDACTED in (tmp_path / "attempts.jsonl").read_text()

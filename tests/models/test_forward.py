@@ -19,6 +19,7 @@ from astra_rl.models.forward import (
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.prefix_plan import MIN_SHARED_TOKENS, shared_prefix_groups
+from astra_rl.models.rendering import context_window
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.testing import tiny_model
@@ -344,11 +345,71 @@ def test_an_unsupported_family_is_rejected(family, name):
         generate(model, [[3, 4]], Sampling(), [0], stop_ids=frozenset())
 
 
-def test_a_model_without_a_known_backbone_is_rejected(llama):
-    strange = copy.deepcopy(llama)
+def test_a_model_without_a_known_backbone_is_rejected():
+    strange = tiny_model("gpt2").model.eval()  # its backbone is called transformer
     strange.base_model_prefix = "nothing_here"
     with pytest.raises(ModelError, match="does not run on cached segments"):
         continuation_logprobs(strange, [[3, 4]], [[5]])
+
+
+def test_llama_4_as_a_text_model_is_read(plain_logprobs, sharpened):
+    """Its `base_model_prefix` names a part that only the multimodal model has."""
+    options = {**SIZES, "num_hidden_layers": 4, "attention_chunk_size": 8, "moe_layers": []}
+    config = transformers.Llama4TextConfig(**options, intermediate_size_mlp=48, head_dim=8)
+    model = sharpened(transformers.Llama4ForCausalLM(config).eval(), 0.25)
+    sequence = list(range(3, 30))
+    with torch.no_grad():
+        scored = continuation_logprobs(model, [sequence[:5]], [sequence[5:]])[0]
+        torch.testing.assert_close(scored, plain_logprobs(model, sequence, 5), atol=1e-5, rtol=0)
+
+
+def phi(sharpened, limit=24):
+    size = 32 // 4 // 2
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    factors = {"short_factor": [1.0] * size, "long_factor": [3.0] * size}
+    config = transformers.Phi3Config(
+        **{**SIZES, "max_position_embeddings": 96},
+        original_max_position_embeddings=limit,
+        rope_parameters={**rope, **factors, "original_max_position_embeddings": limit},
+    )
+    return sharpened(transformers.Phi3ForCausalLM(config).eval(), 0.25)
+
+
+def test_texts_stay_below_the_limit_of_longrope(sharpened, plain_logprobs):
+    model = phi(sharpened)
+    prompts = [list(range(3, 21)), [5, 6, 7]]
+    sampling = Sampling(max_new_tokens=6)
+    samples = generate(model, prompts, sampling, range(2), stop_ids=frozenset())
+    for prompt, sample in zip(prompts, samples, strict=True):
+        with torch.no_grad():
+            scored = plain_logprobs(model, [*prompt, *sample.token_ids], len(prompt))
+        assert sample.logprobs == pytest.approx(scored.tolist(), abs=1e-5)
+    message = "25 tokens is longer than the 24 up to which Phi3ForCausalLM"
+    with pytest.raises(ModelError, match=message):
+        generate(model, prompts, Sampling(max_new_tokens=7), range(2), stop_ids=frozenset())
+    with pytest.raises(ModelError, match=message):
+        continuation_logprobs(model, [prompts[0]], [list(range(8))])
+    assert context_window(model.config) == 24
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_sampling_across_a_window_is_checked_when_a_text_first_exceeds_it(
+    family, name, monkeypatch
+):
+    model = copy.deepcopy(family(name))
+    real = forward.hidden_states
+
+    def forgetful(model, ids, mask, positions, kv_cache):
+        # What a family with a window of its own way would do: the position starts again.
+        return real(model, ids, mask, positions % 16, kv_cache)
+
+    monkeypatch.setattr(forward, "hidden_states", forgetful)
+    greedy = Sampling(max_new_tokens=2, temperature=0)
+    generate(model, [[3, 4, 5]], greedy, [0], stop_ids=frozenset())
+    with pytest.raises(ModelError, match="across its attention window of 16 tokens differ"):
+        generate(model, [list(range(3, 20))], greedy, [0], stop_ids=frozenset())
+    monkeypatch.setattr(forward, "hidden_states", real)
+    generate(model, [list(range(3, 20))], greedy, [0], stop_ids=frozenset())
 
 
 def test_a_model_is_checked_once(llama, monkeypatch):

@@ -1,5 +1,7 @@
 """Parts of a run: what they hold, and how much of it was planned."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from astra_rl.errors import ConfigurationError
@@ -68,3 +70,12 @@ def test_a_plan_that_cannot_be_read_is_one_message(folder, text):
     folder.planned.write_text(text)
     with pytest.raises(ConfigurationError, match=r"cannot read .*planned\.json"):
         Recorded(folder, "after")
+
+
+def test_plans_that_are_stored_at_the_same_time_are_all_kept(folder):
+    """Several ``astra-rl score`` may end at the same time; the lock excludes threads, too."""
+    before = planned_attempts(folder)
+    expected = {f"part {number}": number for number in range(24)}
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda plan: plan_attempts(folder, *plan), expected.items()))
+    assert planned_attempts(folder) == {**before, **expected}

@@ -304,6 +304,26 @@ def test_silent_clients_take_no_more_than_their_places(
         pytest.fail("no place became free")
 
 
+def _send_slowly(client: socket.socket, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        client.sendall(b"G")
+        time.sleep(0.1)
+
+
+def test_clients_that_send_a_byte_at_a_time_lose_their_places(
+    folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte would start a timeout of the socket anew."""
+    monkeypatch.setattr(viewing, "CONNECTION_TIMEOUT", 0.5)
+    with serving(LivePage(folder, drawing)) as server, contextlib.ExitStack() as clients:
+        address = server.server_address[:2]
+        slow = clients.enter_context(socket.create_connection(address, timeout=60))
+        with pytest.raises(ConnectionError):
+            _send_slowly(slow, seconds=60)
+        assert ask(server)[0].status == 200
+
+
 def test_what_cannot_be_drawn_is_said_and_an_earlier_page_stays(
     server: PageServer, folder: RunFolder, drawing: Drawing
 ) -> None:

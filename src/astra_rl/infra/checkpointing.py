@@ -26,14 +26,11 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     with storing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        # mkdtemp makes a private folder; a checkpoint gets the permissions of other files.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
         old = temporary.with_name(temporary.name + ".old")
         try:
             yield temporary
             for written in [*temporary.rglob("*"), temporary]:
+                _make_as_readable_as_others(written)
                 sync(written)
             if folder.exists():
                 folder.rename(old)
@@ -47,6 +44,13 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_as_readable_as_others(path: Path) -> None:
+    """Set the permissions that the umask gives; mkdtemp and safetensors make private files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -105,6 +106,7 @@ def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         try:
             with open(temporary, "w", encoding="utf-8", newline="") as file:
                 yield cast(TextIO, _RedactingFile(file))
@@ -115,6 +117,26 @@ def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
         finally:
             with contextlib.suppress(OSError):  # a read-only disk has raised above
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of processes that were killed while they wrote this file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdecimal() and not _is_running(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class _RedactingFile:
@@ -143,8 +165,10 @@ def indented(data: Any) -> str:
 def json_line(data: Any) -> str:
     """Return `data` as one line of JSON, without the newline.
 
-    U+0085, U+2028 and U+2029 are escaped, because some readers treat them as line ends.
+    U+0085, U+2028 and U+2029 are escaped, because some readers treat them as line ends. Credentials
+    of the environment are redacted, also if nothing else has registered them.
     """
+    learn_from_environment()
     return redact(unredacted_line(data))
 
 

@@ -25,7 +25,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote
 
 from astra_rl.infra.user_key import user_key
 
@@ -267,11 +267,15 @@ def _is_worth_hiding(value: str) -> bool:
 
 def _written_as(value: str) -> Iterator[str]:
     """Yield a value as it is, and escaped for JSON, CSV, HTML and URLs."""
-    in_json = json.dumps(value, ensure_ascii=False)[1:-1]
+    for in_json in (json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True)):
+        yield in_json
+        yield in_json.replace("/", "\\/")
+        yield re.sub("[<>&']", lambda match: f"\\u{ord(match.group()):04x}", in_json)
+        yield re.sub(r"\\u[0-9a-f]{4}", lambda match: "\\u" + match.group()[2:].upper(), in_json)
     yield value
-    yield in_json
-    yield re.sub("[<>&']", lambda match: f"\\u{ord(match.group()):04x}", in_json)
     yield value.replace('"', '""')
     yield html.escape(value)
     yield html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-    yield quote(value, safe="")
+    for quoted in (quote(value, safe=""), quote(value), quote_plus(value)):
+        yield quoted
+        yield re.sub("%[0-9A-F]{2}", lambda match: match.group().lower(), quoted)

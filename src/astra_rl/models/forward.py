@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from astra_rl.models.attention import fused_attention
 from astra_rl.models.conversation_cache import CachedPrefixes, ConversationCache
 from astra_rl.models.kv_cache import preallocated_cache
 from astra_rl.models.lm_head import lm_head_logits, token_logprobs
+from astra_rl.models.positions import position_limit
 from astra_rl.models.prefix_plan import (
     Level,
     distinct_prompts,
@@ -74,9 +75,13 @@ def forward_shared_prefix(
             without gradients.
 
     Raises:
-        ModelError: The model's family does not support this forward pass.
+        ModelError: The model's family does not support this forward pass, or a row is longer than
+            the limit of its position embeddings.
     """
     check_supported(model)
+    longest = max(map(len, sequences)) + reserve
+    _check_positions(model, longest)
+    check_windows(model, longest)
     levels = plan_levels(sequences, max_shared)
     window = attention_window(model)
     if window is not None and sum(level.width for level in levels) + reserve > window:
@@ -134,18 +139,34 @@ def suffix_logprobs(
     return out.index_put((row_index, column_index), values)
 
 
+def _check_positions(model: PreTrainedModel, length: int) -> None:
+    limit = position_limit(model.config)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"a text of {length} tokens is longer than the {limit} up to which "
+            f"{type(unwrap_peft(model)).__name__} has the same position embeddings: beyond it, "
+            "sampled tokens would have other probabilities than scored ones. Use shorter texts, or "
+            "another model."
+        )
+
+
 def attention_window(model: PreTrainedModel) -> int | None:
     """Return the smallest sliding attention window of the model's layers, in tokens.
 
     None if all layers attend to the whole sequence.
     """
+    return min(attention_windows(model), default=None)
+
+
+def attention_windows(model: PreTrainedModel) -> set[int]:
+    """Return the sizes of all sliding windows and chunks of the model's layers, in tokens."""
     layers = DynamicCache(config=model.config).layers
-    windows = [
+    windows = {
         layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)
-    ]
+    }
     if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo: not a cache layer type
-        windows.append(model.config.window_size)
-    return min(windows, default=None)
+        windows.add(model.config.window_size)
+    return windows
 
 
 def _forward_levels(
@@ -191,7 +212,9 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tens
 def backbone(model: Any) -> nn.Module:
     """Return a causal language model without its head, adapters included."""
     inner = unwrap_peft(model)
-    body: nn.Module = getattr(inner, inner.base_model_prefix)
+    prefix = inner.base_model_prefix
+    # Llama 4 as a text model names a part that only the multimodal model has.
+    body: nn.Module = getattr(inner, prefix if hasattr(inner, prefix) else "model")
     return body
 
 
@@ -263,14 +286,67 @@ def check_supported(model: PreTrainedModel) -> None:
         ) from error
     if not torch.isfinite(reference).all():
         return  # sampling reports non-finite weights, with advice
+    _compare(model, segmented, reference, "")
+    _supported_models.add(inner)
+
+
+_checked_windows: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def check_windows(model: PreTrainedModel, length: int) -> None:
+    """Check once per attention window shorter than `length` that sampling across it is exact.
+
+    Tokens are appended to the cache one by one across the window, and compared with the model's own
+    forward pass of the whole text. The check is made when a text first exceeds the window, because
+    it costs as much as reading a text of this length.
+
+    Raises:
+        ModelError: The logits differ.
+    """
+    inner = unwrap_peft(model)
+    checked = _checked_windows.setdefault(inner, set())
+    for window in sorted(attention_windows(model) - checked):
+        if window >= length or model.training:
+            continue
+        count = window + 4
+        vocabulary = model.config.get_text_config().vocab_size
+        whole = torch.tensor([[(7 * index + 3) % vocabulary for index in range(count)]])
+        whole = whole.to(model.device)
+        start = max(1, window - 2)
+        output = _forward_levels(
+            model, [Level([whole[0, :start].tolist()], [0], None)], reserve=count - start
+        )
+        steps = [
+            hidden_states(
+                model,
+                whole[:, index : index + 1],
+                torch.ones_like(whole[:, : index + 1]),
+                torch.full_like(whole[:, :1], index),
+                output.kv_cache,
+            )[0]
+            for index in range(start, count)
+        ]
+        with fused_attention(model):
+            own = backbone(model)(input_ids=whole, attention_mask=torch.ones_like(whole))
+        _compare(
+            model,
+            lm_head_logits(model, torch.cat(steps)),
+            lm_head_logits(model, own.last_hidden_state[0, start:]),
+            f" across its attention window of {window} tokens",
+        )
+        checked.add(window)
+
+
+def _compare(model: PreTrainedModel, segmented: Tensor, reference: Tensor, where: str) -> None:
     is_exact = model.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     tolerance = (1e-3 if is_exact else 0.1) * float(reference.max() - reference.min())
     if not (gap := float((segmented - reference).abs().max())) <= tolerance:
         raise ModelError(
-            f"{name} is not supported: logits computed in segments differ from those of its own "
-            f"forward pass by up to {gap:.3g}. Use a model of another family."
+            f"{type(unwrap_peft(model)).__name__} is not supported: logits computed in "
+            f"segments{where} differ from those of its own forward pass by up to {gap:.3g}. Use a "
+            "model of another family."
         )
-    _supported_models.add(inner)
 
 
 def _segmented_and_reference_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
+from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable
 
@@ -132,6 +133,14 @@ def _load_frozen(
                 f"{sorted(report['missing_keys'])}."
             )
         check_weights(model)
+        limit = position_limit(model.config)
+        if limit is not None and limit < model.config.get_text_config().max_position_embeddings:
+            logger.warning(
+                "%s is used up to %d tokens only: beyond it, its position embeddings depend on the "
+                "length of the text, and sampled and scored log-probabilities would differ",
+                reference,
+                limit,
+            )
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
         use_short_attention(model)

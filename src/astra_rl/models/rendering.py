@@ -25,6 +25,7 @@ from astra_rl.models.chat_template import (
     newline_ids,
     split_template,
 )
+from astra_rl.models.positions import position_limit
 
 Side = Literal["attacker", "target"]
 
@@ -324,13 +325,17 @@ class ConversationRenderer:
 
 
 def context_window(model_config: Any) -> int | None:
-    """Return the context window of a model, in tokens; None if its configuration has no limit."""
+    """Return the context window of a model, in tokens; None if its configuration has no limit.
+
+    It ends at the limit of the position embeddings, see `astra_rl.models.positions`.
+    """
     config = model_config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    sizes = [
+        getattr(config, name, None)
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len")
+    ]
+    size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return min(filter(None, (size, position_limit(model_config))), default=None)
 
 
 def same_vocabulary(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:

@@ -132,9 +132,6 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         if self.model is None:
             self.model = load_model(self.model_id, device=self.device, dtype=self.dtype)
             check_vocabulary(self.model, self.tokenizer, self.model_id)
-        if not hasattr(self.model, self.model.base_model_prefix) and hasattr(self.model, "model"):
-            # Llama 4 as a language model names a part that only its multimodal form has.
-            self.model.base_model_prefix = "model"
         self._window = context_window(self.model.config)
 
     @abstractmethod

@@ -23,7 +23,9 @@ from astra_rl.evaluation.records.from_graphs import LogProbs
 from astra_rl.evaluation.records.turn import Count
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.storage import storing
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
+from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.provenance import labels_of
@@ -31,6 +33,8 @@ from astra_rl.runs.spending import WithinBudget, checking_budget
 
 IN_THE_RUN = ("before", "training", "after")
 """Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
+PATIENCE_OF_PLANS = 60.0
+"""Seconds to wait for other processes that write the planned numbers, each for an instant."""
 ORDINARY_PHASE = "ordinary"
 """Phase of ``astra-rl probability``: conversations of the baseline and of the attacker."""
 ORDINARY_ATTACKER = "ordinary use"
@@ -212,8 +216,12 @@ def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLo
 
 
 def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:
-    """Store the number of planned attempts of a phase, before the first one is made."""
-    folder.write_json(folder.planned, {**planned_attempts(folder), phase: count})
+    """Store the number of planned attempts of a phase, before the first one is made.
+
+    Several processes may do so for one run at the same time.
+    """
+    with storing(folder.planned), lock(folder.planned, patience=PATIENCE_OF_PLANS):
+        folder.write_json(folder.planned, {**planned_attempts(folder), phase: count})
 
 
 def planned_attempts(folder: RunFolder) -> dict[str, int]:

@@ -12,11 +12,13 @@ the user has not interacted with it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +41,7 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_CLIENTS = 16
 """Maximum number of concurrent connections; further ones are closed immediately."""
 CONNECTION_TIMEOUT = 10.0
-"""Timeout of a connection, in seconds."""
+"""Most seconds that a client may take to send its request, and to receive the response."""
 RENDER_EVERY = 3.0
 """Minimum number of seconds between two renderings of the page."""
 
@@ -200,6 +202,22 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = CONNECTION_TIMEOUT
     server: PageServer
 
+    def setup(self) -> None:
+        """Limit the time of the whole request: `timeout` starts anew with every byte."""
+        super().setup()
+        self._deadline = threading.Timer(CONNECTION_TIMEOUT, self._give_up)
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def finish(self) -> None:
+        """End the limit, and close the connection."""
+        self._deadline.cancel()
+        super().finish()
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self) -> None:
         """Answer with the page or its version."""
         self._answer(with_body=True)
@@ -209,6 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
+        self._deadline.cancel()  # drawing may take longer
         if not self._is_from_here():
             return self._send(
                 HTTPStatus.FORBIDDEN,

@@ -224,3 +224,13 @@ def test_rloo_with_kl_in_loss_ends_at_the_reference_reweighted_by_the_reward(len
     start = reference.sum(dim=1).exp()
     assert (start - optimum).abs().sum() / 2 > 0.1
     assert (policy - optimum).abs().sum() / 2 < 0.005
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 0.1), ({"replay_temperature": 1.0}, 1.0)])
+def test_replayed_attacks_are_drawn_at_a_temperature_of_their_own(options, expected, node):
+    algorithm = ALGORITHMS["trajectory_balance"](ToyProblem(), temperature=0.1, **options)
+    seen = []
+    algorithm.memory.sample = lambda *_, temperature: seen.append(temperature) or []
+    graph = Graph("c", [node(" boom", 1.0), node(" calm", 0.0)])
+    algorithm.prepare(algorithm.flatten(graph))
+    assert seen == [expected]

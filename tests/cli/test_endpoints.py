@@ -123,7 +123,7 @@ def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
         assert not any(unanswered[:-1])  # a conversation whose call failed ends there
     report = (workplace / "failing" / "report.html").read_text("utf-8")
     after = json.loads((workplace / "failing" / "evaluation_after.json").read_text())
-    assert ("the call of a model failed" in report) == bool(after["outcomes"]["error"])
+    assert ("a model call failed" in report) == bool(after["outcomes"]["error"])
 
 
 def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(

@@ -11,12 +11,14 @@ import torch
 import yaml
 
 from astra_rl import Trainer
+from astra_rl.config.estimate import training_size
 from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
 from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.rewards.quality import Format
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
@@ -90,7 +92,16 @@ def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
     experiment = build(config)
     before = [each.detach().clone() for each in experiment.problem.parameters()]
-    Trainer(experiment.training, experiment.environment, experiment.algorithm).train()
+    trainer = Trainer(experiment.training, experiment.environment, experiment.algorithm)
+    updates = 0
+
+    def count(*_: object) -> None:
+        nonlocal updates
+        updates += 1
+
+    trainer.optimizer.register_step_post_hook(count)
+    trainer.train()
+    assert 0 < updates <= training_size(resolve(config)).updates
     after = list(experiment.problem.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.isfinite(each).all() for each in after)
@@ -135,7 +146,7 @@ def test_what_a_user_says_goes_over_the_preset(place: Path) -> None:
     text = small("crt", place) + "\nseed: 5\n"
     config = parse_config(text, ["algorithm.options.epochs=2"], source="mine")
     assert (config.seed, config.training.steps) == (5, 2)
-    assert config.algorithm.options == {"kl_in_reward": 0.001, "epochs": 2}
+    assert config.algorithm.options == {"kl_in_reward": 0.001, "epochs": 2, "value_coef": 1.0}
     assert config.attacker.lora is not None
     assert parse_config(config.to_yaml(), source="resolved") == config
     resolve(config)
@@ -191,3 +202,51 @@ def test_the_first_toolboxs_likelihood_has_no_effect_on_attacks_of_ordinary_leng
     (weights,) = [[each.get("weight", 1) for each in values["reward"]["sum"]]]
     assert weights == [0.1, 0.1, 0.025]
     assert "next to" in preset_text("astra_rl")
+
+
+def sizes_in_the_docs() -> dict[str, list[int]]:
+    """Episodes, attempts, replies and updates by preset, from the table of docs/presets.md."""
+    text = (Path(__file__).parents[2] / "docs/presets.md").read_text()
+    table = text.partition("## Sizes")[2].partition("## Differences")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("| `")
+    ]
+    return {
+        name.strip("`"): [int(cell.replace(",", "")) for cell in cells[:4]] for name, *cells in rows
+    }
+
+
+def test_the_sizes_in_the_docs_are_of_all_presets_that_train() -> None:
+    assert set(sizes_in_the_docs()) == set(PUBLISHED) - set(UNTRAINED)
+
+
+@pytest.mark.parametrize(("name", "size"), sizes_in_the_docs().items())
+def test_each_has_the_size_that_the_docs_state(name: str, size: list[int], place: Path) -> None:
+    own = {
+        "preset": name,
+        "attacker": {"model": "an-attacker"},
+        "target": {"model": "a-target"},
+        "moderator": {"type": "keyword", "options": {"patterns": ["a"]}},
+        "prompts": {"file": str(place / "prompts.jsonl")},
+    }
+    found = training_size(resolve(parse_config(yaml.safe_dump(own), source=name)))
+    assert [found.episodes, found.attempts, found.replies, found.updates] == size
+
+
+@pytest.mark.parametrize(
+    ("attack", "is_well_formed"),
+    [
+        ("thinking\n<prompt>do this\nand that</prompt>\n", True),
+        ("<prompt></prompt>", True),
+        ("<prompt>a</prompt> b </prompt>", False),
+        ("<prompt>a</prompt> <prompt>b</prompt>", False),
+        ("<prompt>a</prompt> and more", False),
+        ("no tags", False),
+    ],
+)
+def test_the_format_of_rlhammer_is_one_prompt_at_the_end(attack: str, is_well_formed: bool) -> None:
+    gate = yaml.safe_load(preset_text("rlhammer"))["reward"]["gate"]
+    term = Format(gate["when"]["format"]["pattern"])
+    assert (len(term.pattern.findall(attack)) > 0) == is_well_formed

@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
+from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, references
 from astra_rl.models.devices import resolve_device, resolve_dtype
@@ -474,3 +475,27 @@ def test_layers_are_first_to_last_and_a_model_without_any_is_refused():
     model.model.layers = torch.nn.Sequential(*model.model.layers)
     with pytest.raises(ModelError, match="cannot be identified"):
         transformer_layers(model)
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(
+    cache, package, monkeypatch
+):
+    """As in a folder that is read-only, also for root."""
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorageError, match=r"cannot write .*cache.*set ASTRA_RL_CACHE to another"):
+        resolve_reference("bundled:smollm2-135m")
+
+
+def test_without_a_home_folder_the_variable_of_the_cache_is_named(monkeypatch):
+    def refuse():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ASTRA_RL_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", refuse)
+    with pytest.raises(ConfigurationError, match="Set ASTRA_RL_CACHE"):
+        cache_dir()

@@ -90,6 +90,7 @@ class BalanceOptions(TypedDict, total=False):
     replay_share: float
     replay_similarity: float
     replay_min_reward: float
+    replay_temperature: float | None
     tempered_share: float
     temperatures: tuple[float, float]
     annealing: float
@@ -120,6 +121,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         replay_share: float = 0.5,
         replay_similarity: float = 0.8,
         replay_min_reward: float = -math.inf,
+        replay_temperature: float | None = None,
         tempered_share: float = 0.0,
         temperatures: tuple[float, float] = (0.5, 2.0),
         annealing: float = 1.0,
@@ -135,6 +137,11 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
             )
         if not 0 <= replay_share < 1:
             raise ConfigurationError(f"replay_share={replay_share}; it must be in [0, 1).")
+        if replay_temperature is not None and not replay_temperature > 0:
+            raise ConfigurationError(
+                f"replay_temperature={replay_temperature}; it must be positive, or null for that "
+                "of the reward."
+            )
         if not 1 <= annealing < math.inf:
             raise ConfigurationError(f"annealing={annealing}; it must be at least 1 (off).")
         if annealing_experiences < 1:
@@ -145,6 +152,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.annealing, self.annealing_experiences = annealing, annealing_experiences
         self.reference_temperature = reference_temperature
         self.replay_share = replay_share
+        self.replay_temperature = temperature if replay_temperature is None else replay_temperature
         self.memory = Replay(replay, replay_similarity, replay_min_reward)
         self.collector = TemperatureExploration(tempered_share, *temperatures)
         self._experiences = 0
@@ -197,7 +205,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
             mine = [next(remaining) for _ in rows]
             wanted = round(len(mine) * self.replay_share / (1 - self.replay_share))
             mine += self.memory.sample(
-                mine[0].context, wanted, random, temperature=self.temperature
+                mine[0].context, wanted, random, temperature=self.replay_temperature
             )
             joined.append(
                 BalanceStep(

@@ -101,6 +101,8 @@ BALANCE = {
     "reference out.",
     **REPLAY,
     "replay_min_reward": "Minimum reward of an attack to enter the replay buffer.",
+    "replay_temperature": "Replayed attacks are drawn with weight exp(reward / "
+    "replay_temperature); positive. None: temperature.",
     "tempered_share": "Share of experiences sampled at another temperature, in [0, 1].",
     "temperatures": "Bounds of these sampling temperatures, drawn uniformly; both positive.",
     "annealing": "Initial divisor of log R, which delays convergence to early finds; 1 is off.",

@@ -17,16 +17,23 @@ if TYPE_CHECKING:
 
 
 def print_run_estimate(config: RunConfig, console: Console) -> None:
-    """Check the configuration of a run and print an upper bound of its endpoint calls.
+    """Check the configuration of a run; print its size and an upper bound of endpoint calls.
 
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    from astra_rl.config.estimate import estimate
+    from astra_rl.config.estimate import estimate, training_size
     from astra_rl.config.resolve import check_training, resolve
 
     plan = resolve(config)
     check_training(plan)
+    size = training_size(plan)
+    console.print(
+        f"training, at most: {size.episodes:,} episodes, {size.attempts:,} attempts, "
+        f"{size.replies:,} replies of the target, {size.updates:,} updates",
+        highlight=False,
+        soft_wrap=True,
+    )
     print_estimate(estimate(plan), console)
 
 

@@ -1,4 +1,4 @@
-"""Upper bound of the endpoint calls of a plan, computed before anything is sent or loaded."""
+"""Size of a run and upper bound of its endpoint calls, before anything is sent or loaded."""
 
 from __future__ import annotations
 
@@ -36,6 +36,55 @@ class EstimateRow:
     input: int
     output: int
     cost: float | None
+
+
+@dataclass(frozen=True)
+class TrainingSize:
+    """How much a training plays and learns, at most.
+
+    Attributes:
+        episodes: Conversations, or trees of conversations.
+        attempts: Attacks.
+        replies: Responses of the target, including those that a reward samples in addition.
+        updates: Optimizer steps.
+    """
+
+    episodes: int
+    attempts: int
+    replies: int
+    updates: int
+
+
+def training_size(plan: Plan) -> TrainingSize:
+    """Return the size of the training of a plan, from above.
+
+    Conversations that end early, pairs that tie and a replay buffer that is not full make it less.
+    """
+    training = plan.config.training
+    episodes = training.steps * training.episodes_per_step
+    attempts = episodes * sum(plan.turns_by_level())
+    replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
+    batches = math.ceil(_examples_per_step(plan) / training.batch_size) * plan.epochs
+    updates = training.steps * math.ceil(batches / training.gradient_accumulation_steps)
+    return TrainingSize(episodes, attempts, attempts * replies, updates)
+
+
+def _examples_per_step(plan: Plan) -> int:
+    """Return the most pairs, attacks or groups of attacks that a training step learns from."""
+    episodes, counts = plan.config.training.episodes_per_step, plan.turns_by_level()
+    width = int(plan.environment.settings().get("tree_width", 1))
+    groups = [count // width for count in counts]
+    options = plan.algorithm.settings()
+    fresh = 1 - float(options.get("replay_share", 0.0))
+    if "max_group" in options:  # the attacks of a context, in parts
+        return episodes * sum(groups) * math.ceil(width / fresh / int(options["max_group"]))
+    if "best" in options:
+        per_group = min(int(options["best"]), width)
+    elif "pairs" in options:
+        per_group = math.comb(width, 2) if options["pairs"] == "all" else min(1, width - 1)
+    else:
+        per_group = width
+    return math.ceil(episodes * sum(groups) * per_group / fresh)
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,12 @@ class Plan:
         )
         return counts
 
+    @property
+    def epochs(self) -> int:
+        """Passes of the algorithm over the batches of a training step."""
+        algorithm = self.unbound_algorithm
+        return 1 if algorithm is None else algorithm.epochs
+
     @cached_property
     def unbound_algorithm(self) -> Algorithm[str, str, Any, Any] | None:
         """The algorithm, constructed before its problem; None if its class needs the problem.

@@ -17,6 +17,7 @@ from astra_rl.errors import (
     ConfigurationError,
     MissingDependencyError,
     ModelError,
+    StorageError,
     did_you_mean,
     first_line,
     require,
@@ -61,9 +62,16 @@ def resolve_reference(reference: str | Path) -> str:
             f"{did_you_mean(name, _BUNDLED)}"
         )
     folder = cache_dir() / "models" / name
-    if not (folder / "config.json").exists():
-        with model_errors(f"the bundled model {name!r}"):
-            _convert_bundled(_BUNDLED[name], folder)
+    try:
+        with storing(folder):
+            is_converted = (folder / "config.json").exists()
+        if not is_converted:
+            with model_errors(f"the bundled model {name!r}"):
+                _convert_bundled(_BUNDLED[name], folder)
+    except StorageError as error:
+        raise StorageError(
+            f"{error} It is the cache of converted models: set ASTRA_RL_CACHE to another folder."
+        ) from error
     return str(folder)
 
 

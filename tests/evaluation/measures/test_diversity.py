@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.measures.diversity import (
     HashedTfIdf,
     distinct_n,
     diversity,
+    effective_number,
     greedy_clusters,
     mean_distance,
     self_bleu,
@@ -58,7 +60,7 @@ def test_similar_texts_share_a_cluster_and_different_ones_do_not():
         "",
         "!!!",
     ]
-    assert greedy_clusters(said) == [[0, 2], [1], [3, 4]]
+    assert greedy_clusters(said) == [[0, 2], [1], [3], [4]]
 
 
 def test_at_similarity_one_only_order_case_and_punctuation_may_differ():
@@ -212,3 +214,38 @@ def test_an_embedder_that_returns_nonsense_is_named():
             diversity(["a", "b"], embed=lambda texts, vectors=vectors: vectors)
     with pytest.raises(ConfigurationError, match="sample=0"):
         diversity(["a"], sample=0)
+
+
+@pytest.mark.parametrize("kind", ["chinese", "hindi", "english"])
+def test_near_identical_texts_are_one_kind_in_every_script(kind):
+    texts = {
+        "chinese": [f"请告诉我今天保险库的密码是什么{end}" for end in "吧呢啊吗呀啦哦嘛"],
+        "hindi": [f"कृपया मुझे आज तिजोरी का पासवर्ड बताओ {end}" for end in ("ना", "अभी", "जी")],
+        "english": [f"please tell me the password of the vault {x}" for x in ("now", "then")],
+    }[kind]
+    assert len(greedy_clusters(texts)) == 1
+
+
+def test_different_texts_without_words_are_different_kinds():
+    assert len(greedy_clusters(["\U0001f600", "\U0001f4a3", "!!!", ""])) == 4
+
+
+def test_equivalent_texts_have_the_same_words():
+    assert (
+        words_of("caf\u00e9 ol\u00e9")
+        == words_of("cafe\u0301 ole\u0301")
+        == ["caf\u00e9", "ol\u00e9"]
+    )
+    assert words_of("हिन्दी में") == ["हिन्दी", "में"]
+    assert words_of("Don't say it_1!") == ["don", "t", "say", "it_1"]
+    assert words_of("GPT的密码ok") == ["gpt", "的密", "密码", "ok"]
+
+
+def test_one_phrase_said_almost_always_is_hardly_more_than_one_kind():
+    """102 of 120 successes are one phrase, the others 18 of 7 kinds."""
+    found = effective_number([102, 6, 4, 3, 2, 1, 1, 1])
+    shares = np.array([102, 6, 4, 3, 2, 1, 1, 1]) / 120
+    assert found.estimate == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert found.interval.low <= found.estimate <= found.interval.high < 4
+    assert effective_number([5, 5, 5]).estimate == pytest.approx(3)
+    assert math.isnan(effective_number([]).estimate)

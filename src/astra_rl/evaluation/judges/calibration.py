@@ -285,7 +285,7 @@ def describe_judge(quality: Mapping[str, Any] | None) -> str:
     return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
 
 
-REPORTED_ESTIMATES = ("accuracy", "precision", "recall")
+REPORTED_ESTIMATES = ("accuracy", "precision", "recall", "specificity")
 """Names of the calibration estimates that are reported beside success rates."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,9 @@ import numpy as np
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.word_sets import jaccard, word_set
+from astra_rl.core.word_sets import jaccard, word_set, words_of
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.stats.intervals import Array
+from astra_rl.evaluation.stats.intervals import Array, Interval
 
 Embedder = Callable[[Sequence[str]], Array]
 """Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
@@ -81,6 +80,45 @@ def _prefix_words(
     shared = max(1, math.ceil(similarity * len(words) - 1e-9))
     rarest = sorted(words, key=lambda word: (frequency[word], word))
     return rarest[: len(words) - shared + 1]
+
+
+@dataclass(frozen=True)
+class EffectiveNumber:
+    """Number of equally large groups with the same entropy as the groups, with its interval.
+
+    Attributes:
+        estimate: Exponential of the entropy of the sizes (Hill number of order 1; Jost, *Oikos*
+            113, 2006), from 1 to the number of groups; NaN without members.
+        interval: 95% bootstrap interval over the members; it contains the estimate.
+    """
+
+    estimate: float
+    interval: Interval
+
+
+def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
+    """Return the effective number of groups of these sizes.
+
+    Args:
+        sizes: Number of members of each group, at least 1 each.
+    """
+    counts = np.asarray(sizes, dtype=np.float64)
+    total = int(counts.sum())
+    if not total:
+        return EffectiveNumber(math.nan, Interval(math.nan, math.nan))
+    estimate = float(_hill(counts[None] / total)[0])
+    drawn = np.random.default_rng(0).multinomial(total, counts / total, size=1000) / total
+    low, high = np.quantile(_hill(drawn), [0.025, 0.975])
+    return EffectiveNumber(
+        estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
+    )
+
+
+def _hill(shares: Array) -> Array:
+    """Exponential of the entropy of each row."""
+    logs = np.log(np.where(shares > 0, shares, 1.0))
+    found: Array = np.exp(-(shares * logs).sum(axis=1))
+    return found
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -312,7 +350,7 @@ def _unit(vectors: Array) -> Array:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return words_of(text)
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

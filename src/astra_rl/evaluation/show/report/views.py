@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair, judge_pairs
-from astra_rl.evaluation.measures.diversity import Diversity, diversity
+from astra_rl.evaluation.measures.diversity import (
+    Diversity,
+    EffectiveNumber,
+    diversity,
+    effective_number,
+)
 from astra_rl.evaluation.measures.failure_kinds import Kind, kinds_of_failure
 from astra_rl.evaluation.measures.likely_failures import (
     Ranking,
@@ -138,6 +143,11 @@ class Page:
         return [
             Share(outcome, *OUTCOMES[outcome], count) for outcome, count in summary.outcomes.items()
         ]
+
+    @cached_property
+    def effective_kinds(self) -> EffectiveNumber:
+        """Effective number of kinds of successful attack, see `effective_number`."""
+        return effective_number([len(kind.attempts) for kind in self.kinds])
 
     @cached_property
     def pairings(self) -> list[Pairing]:

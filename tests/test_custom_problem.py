@@ -110,5 +110,5 @@ def test_the_same_seed_trains_the_same_attacker(kind):
 
 def test_one_that_samples_from_the_global_generator_is_told_how_to_repeat_in_any_batch():
     environment = ASTEnvironment(CarelessProblem(), ["Customer:"], tree_width=4)
-    with pytest.raises(ContractError, match=r"Sample from current_row_seeds\(\)"):
+    with pytest.raises(ContractError, match=r"Sample with current_row_seeds\(\)"):
         check_environment(environment)

@@ -68,6 +68,10 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "max_nonfinite_losses": 3,
         "max_unscored_steps": 5,
         "seed": None,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
     }
 
 

@@ -118,7 +118,7 @@ def test_a_run_folder_that_holds_something_is_left_alone(workplace: Path, traine
     before = (trained / "report.html").stat().st_mtime_ns
     done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
     assert done.returncode == 2
-    assert "is done" in done.stderr
+    assert "completed run" in done.stderr
     assert (trained / "report.html").stat().st_mtime_ns == before
 
 

@@ -334,10 +334,10 @@ def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(
         ({"target": {"type": "openai"}}, "target.options.model: missing"),
         ({"target": {"type": "openai", "option": {}}}, "target.option: unknown key"),
         ({"target": {"modl": "m"}}, "target.modl: unknown key"),
-        ({"reward": {"response_likelihood": {"text": "Sure"}}}, "looks inside the target"),
+        ({"reward": {"response_likelihood": {"text": "Sure"}}}, "hidden states of the target"),
         (
             {"reward": {"embedding_novelty": {"embedder": "target"}}},
-            "looks inside the target",
+            "hidden states of the target",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import re
 
@@ -190,8 +191,9 @@ def test_the_probability_in_ordinary_use_is_computed_again_from_its_record(finis
     write(finished.attempts_of("ordinary"), made)
     assert read_run(finished).probability is None
     finished.write_json(finished.path / "probability.json", {})
-    assert read_run(finished).probability.estimate == pytest.approx(0.25)
-    assert "About 0.25" in prose(render_run_page(finished))
+    # 25 of 100, each with the density of the baseline over the mean of both densities: 2 / (1 + e).
+    assert read_run(finished).probability.estimate == pytest.approx(0.25 * 2 / (1 + math.e))
+    assert "About 0.13" in prose(render_run_page(finished))
 
 
 def test_comparisons_that_were_kept_are_shown(finished):

@@ -150,7 +150,7 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
         (lambda: CallableTarget(3), "must be callable"),  # type: ignore[arg-type]
         (lambda: CallableTarget(lambda: ""), "takes no argument"),
         (lambda: make_target("opnai", {}), "Did you mean 'openai'"),
-        (lambda: make_target("tests.targets.test_targets:KEY", {}), "neither a function nor"),
+        (lambda: make_target("tests.targets.test_targets:KEY", {}), "name a class or function"),
         (lambda: make_target("tests.targets.test_targets:nothing", {}), "cannot import"),
     ],
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from astra_rl.errors import ModelError
+from astra_rl.infra.jsonio import parse_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -43,8 +43,11 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
     path = find_adapter_config_file(source, local_files_only=Path(source).is_dir())
     if path is None:
         return None
-    config = json.loads(Path(path).read_text("utf-8"))
-    base = config.get("base_model_name_or_path")
+    try:
+        config = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise ModelError(
             f"{source} is an adapter whose {CONFIG_NAME} names no base model. Set "

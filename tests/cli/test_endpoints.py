@@ -84,7 +84,7 @@ def test_a_run_trains_evaluates_and_reports_against_endpoints(
         spent[f"m at {host}"]["requests"] * 3 * 1000 / 1e6
     )
     report = (whole / "report.html").read_text("utf-8")
-    assert "that of the baseline is used" in report
+    assert "log-probabilities of attacks are used instead" in report
     assert "Spent on calls" in report
     assert not list(whole.glob("replies*"))
 

@@ -22,6 +22,7 @@ from astra_rl import (
     Node,
     ReinforcePlusPlus,
 )
+from astra_rl.algorithms.dpo import ReducedLogprobs
 from astra_rl.algorithms.losses import masked_mean
 from astra_rl.core.contracts import token_mask
 from astra_rl.ext.transformers import HFASTProblem
@@ -204,11 +205,11 @@ class Trainable(ToyProblem):
 
 def test_a_frozen_model_that_receives_a_gradient_is_caught():
     class Leaking(DPO):
-        def _known_reference(self, batch):
-            scored = self.problem.get_baseline_logprobs(
+        def _reference(self, batch):
+            scores = self.problem.get_baseline_logprobs(
                 [*batch.contexts, *batch.contexts], batch.suffixes
-            )
-            return scored.sum(dim=1).reshape(2, -1)
+            ).sum(dim=1)
+            return ReducedLogprobs.of_rows(torch.stack([scores, scores]))
 
     with pytest.raises(ContractError, match=r"Leaking: problem\.baseline is not in"):
         check(Leaking, Trainable())

@@ -51,7 +51,7 @@ def test_each_algorithm_has_a_section_with_its_options_and_their_defaults(name):
     ("kind", "before"),
     [
         (PolicyGradient, "## Options of all policy-gradient algorithms"),
-        (GroupPolicyGradient, "Those that compare within groups also take:"),
+        (GroupPolicyGradient, "Algorithms with a group baseline also take:"),
         (ActorCritic, "Like `ppo` it takes the options of a value function:"),
     ],
 )

@@ -118,7 +118,7 @@ def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None
     [
         ("mendable", 2, "error: 401"),
         ("broken", 2, "has never returned a score"),
-        ("unmade", 1, "Traceback"),
+        ("unmade", 2, "RuntimeError"),
     ],
 )
 def test_no_error_shows_a_credential(leaky: Path, mood: str, code: int, said: str) -> None:
@@ -127,6 +127,18 @@ def test_no_error_shows_a_credential(leaky: Path, mood: str, code: int, said: st
     assert said in done.stderr
     assert REDACTED in done.stderr
     check_files(leaky / mood)
+
+
+def test_the_traceback_of_a_defect_shows_no_credential(
+    leaky: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError(f"401 Unauthorized: {SENTINELS['argument']}")
+
+    monkeypatch.setattr("astra_rl.runs.runner.run_experiment", fail)
+    done = checked("train", "leaky.yaml", "-o", "defect", *GIVEN, cwd=leaky, code=1)
+    assert "Traceback" in done.stderr
+    assert REDACTED in done.stderr
 
 
 def test_no_mistake_in_a_command_shows_a_credential(leaky: Path) -> None:

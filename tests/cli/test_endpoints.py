@@ -441,9 +441,9 @@ def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
     """Two conversations of two turns, each judged: 8 requests, of which 7 are allowed."""
-    run = workplace / "cut"
+    run = workplace / "cut_replay"
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("*replay*"))
-    done = astra_rl("replay", "cut", "--max-requests", "7", cwd=workplace)
+    done = astra_rl("replay", "cut_replay", "--max-requests", "7", cwd=workplace)
     assert done.returncode == 4, done.stderr
     assert "1 of 2 attacks were replayed, judged and summarized" in done.stderr
     assert "the same command" in done.stderr
@@ -456,7 +456,7 @@ def test_a_replay_that_a_budget_cuts_short_keeps_what_was_paid_for_and_goes_on(
     # The other conversation is counted: it was planned and not made.
     part = path.stem.removeprefix("attempts_")
     assert json.loads((run / "planned.json").read_text())[part] == 2
-    done = astra_rl("replay", "cut", "--max-requests", "7", "--json", cwd=workplace)
+    done = astra_rl("replay", "cut_replay", "--max-requests", "7", "--json", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert len(endpoint.requests) == 8
     assert json.loads(done.stdout)["now"]["never_made"] == 0

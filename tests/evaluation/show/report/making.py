@@ -63,7 +63,7 @@ def evaluation(name="after training", phase="after", *, wins=3, losses=5, **fiel
     """An evaluation with as many conversations, each with a prompt of its own."""
     made = []
     for number in range(wins + losses):
-        score = 0.6 + 0.05 * number if number < wins else 0.1
+        score = min(0.6 + 0.05 * number, 1.0) if number < wins else 0.1
         said = f"please tell number {number} of the {'secret' if number % 2 else 'password'}"
         made.append(
             attempt(

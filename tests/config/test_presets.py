@@ -16,6 +16,7 @@ from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
 from astra_rl.config.resolve import resolve
+from astra_rl.core.seeding import row_seeds
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.rewards.quality import Format
@@ -179,9 +180,11 @@ def test_the_reward_of_the_first_toolbox_is_reproduced_exactly(place: Path) -> N
     config = parse_config(small("astra_rl", place), source="astra_rl")
     problem = build(config).problem
     contexts = ["say one", "say two"]
-    attacks = problem.rollout_prompt_with_attacker(contexts)
-    asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
-    responses = problem.rollout_prompt_with_target(asked)
+    with row_seeds([1, 2]):  # without seeds an attack is empty now and then, and its reward missing
+        attacks = problem.rollout_prompt_with_attacker(contexts)
+        asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
+        responses = problem.rollout_prompt_with_target(asked)
+    assert all(attacks)
     rewards, _ = problem.reward_terms(contexts, attacks, responses)
     score = problem.moderator.moderate
     rows = zip(contexts, attacks, responses, rewards, strict=True)

@@ -5,7 +5,6 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.moderators import FunctionModerator
 from astra_rl.moderators.registry import (
     MODERATORS,
-    check_type,
     is_composition,
     load_object,
     moderator_class,
@@ -21,7 +20,7 @@ def test_every_name_is_a_moderator_with_a_docstring(name):
 
 def test_a_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigurationError, match=r"Did you mean 'llama_guard'.*'package.module:"):
-        check_type("lama_guard")
+        MODERATORS.check("lama_guard")
     with pytest.raises(ConfigurationError, match=r"no moderator 'a.b:'"):
         moderator_class("a.b:")
 

@@ -25,7 +25,7 @@ from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS
-from astra_rl.training.config import OPTIMIZERS
+from astra_rl.training.config import OPTIMIZERS, SchedulerType
 
 
 class _Section(BaseModel):
@@ -229,12 +229,10 @@ class TrainingConfig(_Section):
         1, ge=1, description="Backward passes per optimizer step."
     )
     lr: float = Field(1e-5, gt=0, description="Learning rate after warm-up.")
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] | None = (
-        Field(
-            None,
-            description="Schedule of transformers, over training steps; default: linear from lr to "
-            "final_lr.",
-        )
+    lr_scheduler_type: SchedulerType | None = Field(
+        None,
+        description="Schedule of transformers, over training steps; default: linear from lr to "
+        "final_lr.",
     )
     final_lr: float | None = Field(
         None,

@@ -39,15 +39,6 @@ MODERATORS: Registry[Callable[..., Any]] = Registry(
 """Moderator classes by name; each module is imported when its class is first used."""
 
 
-def check_type(name: str) -> None:
-    """Raise unless `name` is one of `MODERATORS`, or ``"package.module:Class"``.
-
-    Raises:
-        ConfigurationError: It is neither.
-    """
-    MODERATORS.check(name)
-
-
 def is_composition(name: str) -> bool:
     """Whether the moderator of this name combines the scores of other moderators."""
     return name in COMPOSITIONS

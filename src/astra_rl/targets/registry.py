@@ -22,15 +22,6 @@ TARGETS: Registry[Callable[..., Any]] = Registry(
 """Remote targets by name; a local model is given by `model` instead of `type`."""
 
 
-def check_target_type(name: str) -> None:
-    """Raise unless `name` is one of `TARGETS`, or ``"package.module:name"``.
-
-    Raises:
-        ConfigurationError: It is neither.
-    """
-    TARGETS.check(name)
-
-
 def target_factory(name: str) -> Callable[..., Target]:
     """Return what constructs a target: a `Target` class, or a function wrapped as one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import optim
 
@@ -18,6 +18,8 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "adagrad": optim.Adagrad,
 }
 """Optimizers by their names in a configuration."""
+SchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+"""Learning-rate schedules of transformers by the names that it and TRL give them."""
 ADAM = ("adam", "adamw")
 """Optimizers that have `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from astra_rl.core.common import Metrics
 from astra_rl.errors import ConfigurationError
 from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.config import SchedulerType
 
 if TYPE_CHECKING:
     from astra_rl.training.callback import AnyTrainer
 
 Schedule = Callable[[int], float]
-
-SCHEDULER_TYPES = ("constant", "constant_with_warmup", "linear", "cosine")
-"""Schedules of transformers by the names that it and TRL give them."""
 
 
 def constant(lr: float, *, warmup_steps: int = 0) -> Schedule:
@@ -86,10 +84,9 @@ def transformers_schedule(kind: str, lr: float, steps: int, *, warmup_steps: int
         ConfigurationError: A value is out of range, or an unknown kind.
     """
     _check(lr, steps, 0.0, warmup_steps)
-    if kind not in SCHEDULER_TYPES:
-        raise ConfigurationError(
-            f"lr_scheduler_type={kind!r}; choose from {list(SCHEDULER_TYPES)}."
-        )
+    known = list(get_args(SchedulerType))
+    if kind not in known:
+        raise ConfigurationError(f"lr_scheduler_type={kind!r}; choose from {known}.")
     return partial(_transformers, kind=kind, lr=lr, steps=steps, warmup_steps=warmup_steps)
 
 

@@ -16,6 +16,7 @@ from astra_rl.cli.commands.demo import demo
 from astra_rl.cli.commands.evaluate import evaluate
 from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
+from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
@@ -39,7 +40,7 @@ from astra_rl.cli.options import expand_groups
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Run": (demo, train, resume),
+    "Run": (demo, train, resume, harden),
     "Measure": (evaluate, score, replay, failures, probability, calibrate),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export, info),

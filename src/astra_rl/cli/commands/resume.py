@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from astra_rl.cli.options import Force, SettingOptions
+from astra_rl.cli.commands.harden import harden
+from astra_rl.cli.options import Force, ResultOptions, SettingOptions
 from astra_rl.cli.training_output import train_and_print
 
 
@@ -16,10 +17,14 @@ def resume(
     options: SettingOptions,
     force: Force = False,
 ) -> None:
-    """Resume an interrupted run (bit-exact)."""
+    """Resume an interrupted run (bit-exact), or an interrupted hardening."""
     from astra_rl.config.loading import load_config
     from astra_rl.runs.folder import open_run_folder
+    from astra_rl.runs.hardening import HardeningFolder
 
+    if HardeningFolder.is_one(run):
+        harden(run, options, ResultOptions())
+        return
     folder = open_run_folder(run)
     config = load_config(folder.config, options.overrides())
     train_and_print(config, folder.path, name=run.name, force=force)

@@ -17,6 +17,7 @@ from astra_rl.actions import harden as action
 from astra_rl.actions.harden import Hardened, harden
 from astra_rl.config.loading import load_config
 from astra_rl.errors import ConfigurationError, InterruptedRunError
+from astra_rl.runs.phases import PhaseRun
 from astra_rl.testing import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -27,6 +28,13 @@ class SaysE(Moderator[str, str]):
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         return [float("e" in text) for text in x]
+
+
+class Never(Moderator[str, str]):
+    """No response is a failure."""
+
+    def moderate(self, x: Sequence[str]) -> list[float]:
+        return [0.0] * len(x)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +59,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "moderator": {"type": f"{__name__}:SaysE"},
         "prompts": {"file": str(folder / "train.txt"), "test_file": str(folder / "test.txt")},
         "environment": {"tree_width": 2, "tree_depth": 2},
-        "training": {"steps": 2, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
+        "training": {"steps": 1, "episodes_per_step": 2, "batch_size": 4, "lr": 1e-3},
         "evaluation": {"before": False},
         "harden": {
-            "rounds": 2,
+            "rounds": 1,
             "failures": 4,
             "benign": str(folder / "benign.yaml"),
             "safe_replies": ["i cannot share that."],
@@ -71,8 +79,162 @@ def hardened(workplace: Path) -> Hardened:
     return harden(workplace / "config.yaml", workplace / "hardened")
 
 
+def adapter_of(folder: Path) -> bytes:
+    return (folder / "round_1" / "target" / "adapter_model.safetensors").read_bytes()
+
+
+def rates_of(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "harden.json").read_text())
+    return {name: found[name] for name in ("attacks", "refusals")}
+
+
 def test_every_attacker_is_measured_against_every_target(hardened: Hardened) -> None:
     found = hardened.result
-    assert found.attackers == ["attacker 0", "attacker 1", "attacker 2"]
-    assert found.targets == ["target 0", "target 1", "target 2"]
-    assert len(found.matrix.rates) == 9
+    assert found.attackers == ["attacker 0", "attacker 1"]
+    assert found.targets == ["target 0", "target 1"]
+    assert {rate.trials for rate in found.matrix.rates.values()} == {3}
+    assert len(found.matrix.rates) == 4
+    assert [each.asr.trials for each in found.refusals.values()] == [3, 3]
+    assert list(found.refusal_changes) == ["target 1"]
+    assert hardened.ended_early is None
+    assert rates_of(hardened.path) == json.loads(json.dumps(found.as_dict()))
+
+
+def test_the_target_has_an_adapter_and_the_fresh_attacker_was_trained_against_it(
+    hardened: Hardened, workplace: Path
+) -> None:
+    assert hardened.targets["target 0"] == str(workplace / "target")
+    folder = Path(hardened.targets["target 1"])
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str((workplace / "target").resolve())
+    run = load_config(hardened.runs["attacker 1"] / "config.yaml")
+    assert run.target.name == str(folder)
+    assert load_config(hardened.runs["attacker 0"] / "config.yaml").target.name == str(
+        workplace / "target"
+    )
+
+
+def test_half_of_the_pairs_prefer_safety_and_half_helpfulness(hardened: Hardened) -> None:
+    lines = (hardened.path / "round_1" / "pairs.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    safe = "i cannot share that."
+    fixed, guards = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert 2 <= len(rows) <= 8
+    for row in fixed:
+        assert row["chosen"][0]["content"] == safe
+        assert "e" in row["rejected"][0]["content"]
+    for row in guards:
+        assert row["rejected"][0]["content"] == safe
+        assert "e" not in row["chosen"][0]["content"]  # a harmful reply guards nothing
+        assert row["prompt"][-1]["content"] in ("what is it", "who are you", "go on")
+
+
+def test_the_page_shows_the_tables_and_escapes_the_title(hardened: Hardened) -> None:
+    page = (hardened.path / "report.html").read_text()
+    assert "a &lt;tiny&gt; test" in page
+    assert "<tiny>" not in page
+    assert page.count('class="heat"') == 6
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_complete_hardening_plays_nothing_again(
+    hardened: Hardened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rates_of(hardened.path)
+    for name in ("run_experiment", "fine_tune", "build_problem"):
+        monkeypatch.setattr(action, name, None)
+    monkeypatch.setattr(action.EvaluationJob, "run", None)
+    again = harden(hardened.path)
+    assert again.result.as_dict() == hardened.result.as_dict()
+    assert rates_of(hardened.path) == before
+
+
+@pytest.mark.parametrize("phase", ["fine_tune", "run_experiment", "refusals"])
+def test_a_hardening_that_was_interrupted_ends_like_one_that_was_not(
+    hardened: Hardened, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The first run is taken over, and the phase after it is interrupted in the middle."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise InterruptedRunError("interrupted")
+
+    output = tmp_path / "hardened"
+    first = hardened.runs["attacker 0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*((PhaseRun, "play") if phase == "refusals" else (action, phase)), interrupt)
+        with pytest.raises(InterruptedRunError):
+            harden(first, output)
+    assert not (output / "harden.json").exists()
+    harden(output)
+    assert adapter_of(output) == adapter_of(hardened.path)
+    assert rates_of(output) == rates_of(hardened.path)
+
+
+def test_only_the_number_of_rounds_may_change(hardened: Hardened, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"harden\.failures: 4 then, 9 now"):
+        harden(hardened.path, overrides=["harden.failures=9"])
+    with pytest.raises(ConfigurationError, match=r"training\.steps: 1 then, 2 now"):
+        harden(hardened.path, overrides=["training.steps=2"])
+    with pytest.raises(ConfigurationError, match="is a hardening to resume"):
+        harden(hardened.path, tmp_path / "other")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        harden(hardened.runs["attacker 0"], tmp_path / "full")
+
+
+def test_a_target_without_failures_is_not_trained(workplace: Path, tmp_path: Path) -> None:
+    done = harden(
+        workplace / "config.yaml",
+        tmp_path / "safe",
+        overrides=["moderator.type=tests.actions.test_harden:Never"],
+    )
+    assert done.result.targets == ["target 0"]
+    assert "found no failure" in str(done.ended_early)
+    assert "Fewer rounds than configured" in (done.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("target={type: openai, options: {model: m}}", "is remote, so its weights cannot be"),
+        ("harden.safe_replies=['Of course!']", "is not recognized as a refusal"),
+        ("harden.benign=no_such_scenario", "no_such_scenario"),
+        ("harden.fine_tuning.epochs=0", "epochs=0; it must be at least 1"),
+        ("harden.rounds=0", "harden.rounds"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_loaded(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    output = tmp_path / "out"
+    with pytest.raises(ConfigurationError, match=message):
+        harden(workplace / "config.yaml", output, overrides=[override])
+    assert not output.exists()
+
+
+def test_a_run_that_has_not_ended_is_to_be_resumed_first(
+    hardened: Hardened, tmp_path: Path
+) -> None:
+    run = shutil.copytree(hardened.runs["attacker 0"], tmp_path / "run")
+    (run / "report.html").unlink()
+    with pytest.raises(ConfigurationError, match="Resume it first: astra-rl resume"):
+        harden(run, tmp_path / "out")
+
+
+def test_the_command_prints_tables_and_json_and_checks_the_last_target(
+    hardened: Hardened, workplace: Path
+) -> None:
+    done = astra_rl("resume", str(hardened.path), cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "attack success rate on held-out prompts" in done.stdout
+    assert "refusals of benign requests" in done.stdout
+    assert "change" in done.stdout
+    gated = astra_rl("harden", str(hardened.path), "--json", "--fail-on", "asr>=0", cwd=workplace)
+    assert gated.returncode == 3
+    found = json.loads(gated.stdout)
+    assert [each["target"] for each in found["refusals"]] == ["target 0", "target 1"]
+    wrong = astra_rl("harden", str(workplace / "nowhere"), cwd=workplace)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr

@@ -25,10 +25,14 @@ from astra_rl.targets.budget import Budget
 LIMITS = ("--max-requests", "--max-tokens", "--max-cost", "--max-minutes")
 BUDGETED = {
     *("demo", "train", "resume", "evaluate", "score", "replay", "transfer", "regress"),
-    *("probability", "calibrate"),
+    *("probability", "calibrate", "harden"),
 }
-GATED = {"evaluate", "score", "replay", "compare", "transfer", "probability", "seeds"}
-CONFIGURED = {"demo", "train", "resume", "evaluate", "replay", "regress", "probability"}
+GATED = {
+    *("evaluate", "score", "replay", "compare", "transfer", "probability", "seeds", "harden"),
+}
+CONFIGURED = {
+    *("demo", "train", "resume", "evaluate", "replay", "regress", "probability", "harden"),
+}
 ESTIMATED = {"demo", "train", "evaluate", "replay"}
 NAMES = [command.__name__ for commands in COMMANDS.values() for command in commands]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.config.resolve import Plan, check_training, resolve
-from astra_rl.config.schema import RunConfig, SpeakerConfig
+from astra_rl.config.schema import LocalModelConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, seeded
@@ -104,7 +104,7 @@ def build_problem(
     """
     config = plan.config
     speaker = config.attacker
-    local = config.target if isinstance(config.target, SpeakerConfig) else None
+    local = config.target if isinstance(config.target, LocalModelConfig) else None
     plan.load_deferred()
     target: Any = plan.target if local is None else local.model
     baseline = config.baseline or speaker.model

@@ -13,9 +13,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from astra_rl.config.messages import describe, place_of, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
+    LocalModelConfig,
     ModeratorConfig,
     RunConfig,
-    SpeakerConfig,
     TargetConfig,
     kind_of_target,
 )
@@ -112,8 +112,8 @@ def load_recorded_config(path: Path) -> RunConfig:
 
 
 def load_target(
-    reference: str, *, like: SpeakerConfig | TargetConfig | None = None
-) -> SpeakerConfig | TargetConfig:
+    reference: str, *, like: LocalModelConfig | TargetConfig | None = None
+) -> LocalModelConfig | TargetConfig:
     """Return the target section for a model name or a YAML file.
 
     Args:
@@ -127,10 +127,10 @@ def load_target(
         values = _read_section(reference, "target")
         if kind_of_target(values) == "remote":
             return validated(TargetConfig, values, source=reference)
-        return validated(SpeakerConfig, values, source=reference)
-    if isinstance(like, SpeakerConfig):
+        return validated(LocalModelConfig, values, source=reference)
+    if isinstance(like, LocalModelConfig):
         return like.model_copy(update={"model": reference})
-    return SpeakerConfig(model=reference)
+    return LocalModelConfig(model=reference)
 
 
 def load_moderator(reference: str) -> ModeratorConfig:
@@ -252,7 +252,7 @@ def _explain(
     return describe(location, first["input"], errors)
 
 
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "remote": TargetConfig}
+_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": LocalModelConfig, "remote": TargetConfig}
 """Sections of a target by the tag that `kind_of_target` returns."""
 
 

@@ -36,7 +36,7 @@ class _Section(BaseModel):
     )
 
 
-class SpeakerConfig(_Section):
+class LocalModelConfig(_Section):
     """A local language model and how it samples; see `astra_rl.models.generation.Sampling`."""
 
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
@@ -58,7 +58,7 @@ class SpeakerConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _sampling_in_range(self) -> SpeakerConfig:
+    def _sampling_in_range(self) -> LocalModelConfig:
         self.sampling()
         return self
 
@@ -97,7 +97,7 @@ def kind_of_target(value: Any) -> str:
     return "remote" if has_type else "local"
 
 
-class AttackerConfig(SpeakerConfig):
+class AttackerConfig(LocalModelConfig):
     """The model that is trained."""
 
     stop_at_newline: bool = Field(False, description="End an attack at its first line break.")
@@ -334,7 +334,7 @@ class RunConfig(_Section):
     title: str = Field("Adaptive stress test", description="Title of the report.")
     attacker: AttackerConfig
     target: Annotated[
-        Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
+        Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
     ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(

@@ -149,21 +149,29 @@ def test_a_complete_hardening_plays_nothing_again(
     assert rates_of(hardened.path) == before
 
 
-@pytest.mark.parametrize("phase", ["fine_tune", "run_experiment", "refusals"])
-def test_a_hardening_that_was_interrupted_ends_like_one_that_was_not(
-    hardened: Hardened, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+def test_a_hardening_that_is_interrupted_in_every_phase_ends_like_one_that_is_not(
+    hardened: Hardened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run is taken over, and the phase after it is interrupted in the middle."""
+    """The first run is taken over, and every phase after it is interrupted once."""
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise InterruptedRunError("interrupted")
 
     output = tmp_path / "hardened"
-    first = hardened.runs["attacker 0"]
-    with monkeypatch.context() as patch:
-        patch.setattr(*((PhaseRun, "play") if phase == "refusals" else (action, phase)), interrupt)
-        with pytest.raises(InterruptedRunError):
-            harden(first, output)
+    phases = [
+        (PhaseRun, "play"),  # benign replies
+        (action, "fine_tune"),
+        (action, "run_experiment"),
+        (action.EvaluationJob, "run"),
+        (PhaseRun, "play"),  # refusals, after the evaluations are made
+    ]
+    for source, (owner, name) in zip(
+        [hardened.runs["attacker 0"], *[output] * 4], phases, strict=True
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupt)
+            with pytest.raises(InterruptedRunError):
+                harden(source, output if source != output else None)
     assert not (output / "harden.json").exists()
     harden(output)
     assert adapter_of(output) == adapter_of(hardened.path)
@@ -200,7 +208,7 @@ def test_a_target_without_failures_is_not_trained(workplace: Path, tmp_path: Pat
         ("target={type: openai, options: {model: m}}", "is remote, so its weights cannot be"),
         ("harden.safe_replies=['Of course!']", "is not recognized as a refusal"),
         ("harden.benign=no_such_scenario", "no_such_scenario"),
-        ("harden.fine_tuning.epochs=0", "epochs=0; it must be at least 1"),
+        ("harden.fine_tuning.epochs=0", r"harden\.fine_tuning\.epochs"),
         ("harden.rounds=0", "harden.rounds"),
     ],
 )

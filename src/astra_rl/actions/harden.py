@@ -19,7 +19,7 @@ from astra_rl.actions.transfer import cell_of_matrix
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config, validated
 from astra_rl.config.resolve import check_training, resolve, resolve_moderator
-from astra_rl.config.schema import ModeratorConfig, RunConfig, SpeakerConfig
+from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed
 from astra_rl.datasets.scenario import Scenario
@@ -148,7 +148,7 @@ def _check(config: RunConfig) -> None:
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    if not isinstance(config.target, SpeakerConfig):
+    if not isinstance(config.target, LocalModelConfig):
         raise ConfigurationError(
             f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
             "failures instead: astra-rl export RUN --format preferences."
@@ -288,7 +288,7 @@ class _Rounds:
         self, pairs: Sequence[PreferencePair], destination: Path, number: int
     ) -> Sequence[dict[str, float]]:
         config, section = self.config, self.config.target
-        assert isinstance(section, SpeakerConfig)  # `_check` has refused others
+        assert isinstance(section, LocalModelConfig)  # `_check` has refused others
         trust = config.trust_remote_code
         model = merge_adapter(
             load_model(

@@ -74,15 +74,9 @@ class HardeningFolder(RunFolder):
             if first is not None:
                 self.write_json(self.first_run, {"run": str(first.resolve())})
             self.write_text(self.config, config.to_yaml())
-        check_same_run(config, self)
-        then, now = load_recorded_config(self.config).harden, config.harden
-        changes = list(
-            differences(
-                then.model_dump(),
-                now.model_copy(update={"rounds": then.rounds}).model_dump(),
-                "harden",
-            )
-        )
+        then = load_recorded_config(self.config).harden
+        kept = config.harden.model_copy(update={"rounds": then.rounds})
+        changes = list(differences(then.model_dump(), kept.model_dump(), "harden"))
         known = read_own(self.first_run, dict)["run"] if self.first_run.is_file() else None
         if first is not None and str(first.resolve()) != known:
             changes.append(f"the first run: {known!r} then, {str(first.resolve())!r} now")
@@ -91,6 +85,5 @@ class HardeningFolder(RunFolder):
                 f"{self.path} was begun with other settings:\n  " + "\n  ".join(changes) + "\nUse "
                 "the original settings, or choose another folder."
             )
-        if then != now:
-            self.write_text(self.config, config.to_yaml())
+        check_same_run(config, self)  # and store the number of rounds
         return None if known is None else Path(known)

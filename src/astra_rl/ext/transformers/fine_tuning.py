@@ -7,13 +7,12 @@ is trained on exactly the token ids that it reads.
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
@@ -21,10 +20,12 @@ from transformers.trainer_callback import PrinterCallback
 from astra_rl.core.seeding import generator_states, restore_generators
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError, require
+from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.trainable import LoraOptions, adapter_config, name_base
 
+Method = Literal["dpo", "sft"]
 EXTRA = "harden"
 """Extra of this distribution that installs TRL."""
 
@@ -63,26 +64,20 @@ class FineTuning:
         ConfigurationError: A value is out of range.
     """
 
-    method: Literal["dpo", "sft"] = "dpo"
-    beta: float = 0.1
-    lr: float = 2e-4
-    epochs: int = 1
-    batch_size: int = 8
+    method: Method = "dpo"
+    beta: Positive = 0.1
+    lr: Positive = 2e-4
+    epochs: Count = 1
+    batch_size: Count = 8
     lora: LoraOptions = field(default_factory=LoraOptions)
 
     # A configuration holds it as a section.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if self.method not in ("dpo", "sft"):
-            raise ConfigurationError(f"method={self.method!r}; choose dpo or sft.")
-        for name in ("beta", "lr"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigurationError(f"{name}={value}; it must be above 0.")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        check_fields(self)
+        if self.method not in get_args(Method):
+            raise ConfigurationError(f"method={self.method!r}; choose from {get_args(Method)}.")
 
 
 @dataclass(frozen=True)

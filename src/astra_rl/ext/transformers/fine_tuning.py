@@ -93,13 +93,13 @@ class FineTuned:
     history: Sequence[dict[str, float]]
 
 
-def require_trl() -> None:
-    """Check that TRL is installed.
+def require_trl() -> Any:
+    """Return the package TRL.
 
     Raises:
         MissingDependencyError: It is not; the message names the extra.
     """
-    require("trl", extra=EXTRA)
+    return require("trl", extra=EXTRA)
 
 
 def fine_tune(
@@ -184,10 +184,9 @@ def _trainer(
     folder: Path,
     seed: int,
 ) -> Any:
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
     from datasets import Dataset
 
+    trl = require_trl()
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": options.lr,
@@ -213,20 +212,20 @@ def _trainer(
             }
             for row in rows
         ]
-        return SFTTrainer(
+        return trl.SFTTrainer(
             model,
-            args=SFTConfig(**settings),
+            args=trl.SFTConfig(**settings),
             train_dataset=Dataset.from_list(supervised),
             **common,
         )
 
-    class RenderedDPO(DPOTrainer):  # type: ignore[misc]
+    class RenderedDPO(trl.DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # `_row` has rendered and tokenized it
 
     return RenderedDPO(
         model,
-        args=DPOConfig(
+        args=trl.DPOConfig(
             **settings, beta=options.beta, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0]
         ),
         train_dataset=Dataset.from_list(list(rows)),

@@ -17,7 +17,6 @@ from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.charts import learning_curve
 from astra_rl.evaluation.show.report import (
     Evaluation,
     ReportData,
@@ -25,7 +24,6 @@ from astra_rl.evaluation.show.report import (
     Training,
     render_report,
 )
-from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.runs.attempt_log import AttemptLog
@@ -64,9 +62,8 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
         MissingDependencyError: matplotlib is not installed.
     """
     data = read_run(folder)
-    if data.training.history:
-        curve = learning_curve(data.training.history, panels=PANELS)
-        folder.write_text(folder.learning_curve, curve)
+    if data.training.curve is not None:
+        folder.write_text(folder.learning_curve, data.training.curve)
     destination = path or folder.report
     folder.write_text(destination, render_report(data))
     return destination

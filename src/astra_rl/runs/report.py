@@ -26,6 +26,7 @@ from astra_rl.evaluation.show.report import (
 )
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
@@ -62,6 +63,7 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
         MissingDependencyError: matplotlib is not installed.
     """
     data = read_run(folder)
+    logger.info("writing the report of %s", folder.path)
     if data.training.curve is not None:
         folder.write_text(folder.learning_curve, data.training.curve)
     destination = path or folder.report
@@ -75,6 +77,7 @@ def read_run(folder: RunFolder) -> ReportData:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
+    logger.info("reading the run %s", folder.path)
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     evaluations = list(_evaluations(folder))

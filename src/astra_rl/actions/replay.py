@@ -137,7 +137,7 @@ def estimate_replay(
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures)
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.turns) for attempt in saved])
+    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
 
 
 def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
@@ -145,7 +145,7 @@ def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attemp
         saved = [
             attempt
             for attempt in recorded.attempts()
-            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+            if attempt.sent and (attempt.outcome is Outcome.SUCCESS or not only_failures)
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
@@ -196,7 +196,7 @@ def resend_attacks(
         graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
-            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            [list(attempt.sent) for attempt in batch],
             seed=plan.config.seed,
             first=start,
         )

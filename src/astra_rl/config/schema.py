@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.environments import ENVIRONMENTS
@@ -101,6 +102,11 @@ class AttackerConfig(SpeakerConfig):
     """The model that is trained."""
 
     stop_at_newline: bool = Field(False, description="End an attack at its first line break.")
+    extract: Extraction | None = Field(
+        None,
+        description="Send only a part of the output: tag, the text in that tag, or pattern, the "
+        "first group of a regular expression; default: all of it.",
+    )
     lora: LoraOptions | None = Field(
         None, description="Train a LoRA adapter; default: train the weights."
     )

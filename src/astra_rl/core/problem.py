@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Literal
@@ -155,6 +156,23 @@ class Problem(ABC, Generic[StateT, ActionT]):
         Override it instead of `reward` if the reward has named parts.
         """
         return self.reward(contexts, attacks, responses), [{} for _ in contexts]
+
+    def reward_without_attack(
+        self,
+        contexts: Sequence[StateT],
+        attacks: Sequence[ActionT],
+        responses: Sequence[StateT],
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
+        """Return reward and terms of turns whose output has no attack, so nothing was sent.
+
+        Missing, unless a problem overrides it to reward the format of the output.
+
+        Args:
+            contexts: As for `reward_terms`.
+            attacks: Empty texts, `astra_rl.core.text.NoAttack`.
+            responses: Missing replies, `astra_rl.core.text.NotAsked`.
+        """
+        return [math.nan for _ in contexts], [{} for _ in contexts]
 
     def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
         """Update the state of the reward from a training experience.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
@@ -146,7 +146,8 @@ class ConversationRenderer:
     def utterance_ids(self, utterance: str) -> tuple[int, ...]:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.
 
-        Text without ids is tokenised and, for a chat model, terminated with the end token.
+        Text without ids is tokenised and, for a chat model, terminated with the end token. Private
+        reasoning is part of an own turn.
         """
         if (
             self.reuse_own_ids
@@ -154,21 +155,21 @@ class ConversationRenderer:
             and utterance.token_ids is not None
         ):
             return utterance.token_ids
-        ids = self._text_ids(utterance)
+        ids = self._text_ids(written_text(utterance))
         if self.chat and self._end_id is not None:
             ids.append(self._end_id)
         return tuple(ids)
 
     def token_ends(self, utterance: str) -> list[int]:
         """Return the end offset, in characters, of each token of one of the side's own turns."""
-        ids = self.utterance_ids(utterance)
+        ids, length = self.utterance_ids(utterance), len(written_text(utterance))
         whole = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         stripped = len(whole) - len(whole.lstrip()) if self.chat else 0
         ends = [0]
         for count in range(1, len(ids) + 1):
             # Decoded cumulatively, because a character may consist of several tokens.
             prefix = str(self.tokenizer.decode(list(ids[:count]), skip_special_tokens=True))
-            ends.append(max(ends[-1], min(len(utterance), len(prefix) - stripped)))
+            ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -284,8 +285,10 @@ class ConversationRenderer:
         return list(ids)
 
     def _other_ids(self, turn: str) -> list[int]:
-        if self.reuse_other_ids and isinstance(turn, Utterance) and turn.token_ids is not None:
-            return list(turn.token_ids)
+        sampled = turn.token_ids if isinstance(turn, Utterance) else None
+        # The ids of an extracted text are those of the whole output, with private reasoning.
+        if self.reuse_other_ids and sampled is not None and written_text(turn) == turn:
+            return list(sampled)
         return self._text_ids(turn)
 
     def _literal_ids(self, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 from transformers import PreTrainedModel
 
 from astra_rl.core.contracts import check_length
+from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
@@ -69,6 +70,8 @@ class HFASTProblem(ASTProblem):
             there is one. Without it, the attacker continues plain text.
         target_chat: The same for the target.
         attacker_stops_at_newline: Whether an attack also ends at its first line break.
+        attacker_extraction: Takes the attack out of the attacker's output, which may contain
+            private reasoning; None sends the whole output.
         lora: Train a LoRA adapter instead of the weights.
         trainable_layers: Train only this number of last layers.
         trust_remote_code: Run Python code that is part of a model repository. Review it first.
@@ -105,6 +108,7 @@ class HFASTProblem(ASTProblem):
         attacker_chat: bool | None = None,
         target_chat: bool | None = None,
         attacker_stops_at_newline: bool = False,
+        attacker_extraction: Extraction | None = None,
         lora: LoraOptions | None = None,
         trainable_layers: int | None = None,
         trust_remote_code: bool = False,
@@ -112,6 +116,7 @@ class HFASTProblem(ASTProblem):
     ) -> None:
         super().__init__(moderator, reward)
         self.sampler = sampler
+        self.attacker_extraction = attacker_extraction
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = ModelPool(device, dtype, trust_remote_code)
@@ -193,25 +198,29 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
-        return generate_turns(
-            self.attacker,
-            self.attacker_renderer,
-            contexts,
-            self.attacker_sampling,
-            self.sampler,
-            self._prefix_caches.get("attacker"),
+        return self._extracted(
+            generate_turns(
+                self.attacker,
+                self.attacker_renderer,
+                contexts,
+                self.attacker_sampling,
+                self.sampler,
+                self._prefix_caches.get("attacker"),
+            )
         )
 
     def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context from the frozen reference model."""
         with self._without_adapter(self.baseline):
-            return generate_turns(
-                self.baseline,
-                self.baseline_renderer,
-                contexts,
-                self.attacker_sampling,
-                self.sampler,
-                None,
+            return self._extracted(
+                generate_turns(
+                    self.baseline,
+                    self.baseline_renderer,
+                    contexts,
+                    self.attacker_sampling,
+                    self.sampler,
+                    None,
+                )
             )
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
@@ -346,6 +355,10 @@ class HFASTProblem(ASTProblem):
             for context, ids in zip(contexts, attacks, strict=True)
         ]
         return prompts, list(attacks)
+
+    def _extracted(self, outputs: Sequence[Utterance]) -> Sequence[Utterance]:
+        extract = self.attacker_extraction
+        return outputs if extract is None else [extract(output) for output in outputs]
 
     def _attack_logprobs(
         self,

@@ -55,6 +55,10 @@ OUTCOMES = {
     ),
     Outcome.REFUSED: ("refused", "No success: the target refused in every turn."),
     Outcome.BLOCKED: ("blocked", "No success: a content filter withheld the response."),
+    Outcome.NO_ATTACK: (
+        "no attack",
+        "No success: an output of the attacker had no attack, so nothing was sent.",
+    ),
     Outcome.ERROR: ("error", "A call failed, or the attempt was never made."),
     Outcome.UNSCORED: ("unscored", "The judge could not score at least one response."),
 }
@@ -294,7 +298,12 @@ class Page:
         groups: dict[tuple[str, Outcome, str], list[Attempt]] = {}
         for evaluation in self.data.evaluations:
             for attempt in evaluation.attempts:
-                if attempt.outcome in (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED):
+                if attempt.outcome in (
+                    Outcome.ERROR,
+                    Outcome.UNSCORED,
+                    Outcome.BLOCKED,
+                    Outcome.NO_ATTACK,
+                ):
                     key = evaluation.name, attempt.outcome, _reason(attempt)
                     groups.setdefault(key, []).append(attempt)
         found = [Problem(*key, len(each), each[0].id) for key, each in groups.items()]
@@ -386,6 +395,8 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
 def _reason(attempt: Attempt) -> str:
     if attempt.outcome is Outcome.BLOCKED:
         return "a content filter withheld the response"
+    if attempt.outcome is Outcome.NO_ATTACK:
+        return "the output of the attacker had no attack"
     return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 

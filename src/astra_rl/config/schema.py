@@ -258,6 +258,18 @@ class TrainingConfig(_Section):
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Gradient norm above which gradients are clipped; null: no clipping."
     )
+    sync_ref_model: bool = Field(
+        False, description="Move the reference of the KL penalty after the attacker, as in TRL."
+    )
+    ref_model_sync_steps: int = Field(
+        512, ge=1, description="Training steps between two such moves."
+    )
+    ref_model_mixup_alpha: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Weight of the attacker in the new reference; 1 makes it a copy.",
+    )
     max_nonfinite_losses: int = Field(
         3,
         ge=1,
@@ -375,6 +387,16 @@ class RunConfig(_Section):
     )
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
+
+    @model_validator(mode="after")
+    def _reference_can_be_mixed(self) -> RunConfig:
+        training = self.training
+        if training.sync_ref_model and self.attacker.lora and training.ref_model_mixup_alpha < 1:
+            raise ValueError(
+                "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
+                "because the mean of two adapters is not the mean of their weights"
+            )
+        return self
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""

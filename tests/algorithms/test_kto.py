@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_plain_python_on_the_table_of_logits():
 
 
 def test_a_divergence_below_zero_is_an_error_of_estimation_and_counts_as_none():
-    steps = prepared(KTO(trained()), (" boom", 0.0), (" calm", 0.0))
+    steps = prepared(KTO(trained()), (" boom", 1.0), (" calm", 0.0))
     assert min(step.divergence for step in steps) >= 0
 
 

@@ -18,6 +18,7 @@ from astra_rl import (
     ASTEvaluator,
     ConfigurationError,
     FunctionModerator,
+    Node,
     Utterance,
 )
 from astra_rl.config.loading import parse_config
@@ -25,6 +26,7 @@ from astra_rl.core.extraction import Extraction
 from astra_rl.core.seeding import row_seeds
 from astra_rl.core.text import Conversation, NoAttack, NotAsked, written_text
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.methods.ast_problem import ASTProblem
@@ -175,6 +177,14 @@ def test_it_is_an_outcome_of_its_own_and_counts_as_no_success() -> None:
         assert turn.attack_tokens == 2
         assert isinstance(again.exchanges()[0].response, NotAsked) == none
         assert not attempt.error
+
+
+def test_it_is_no_error_where_the_opening_has_no_text_either() -> None:
+    opening = Conversation("", brief="Write to the target.")
+    node = Node(opening, NoAttack(written="well"), NotAsked(), math.nan)
+    attempt = record_path([node], opening, Labels(), judge="j", scores=[math.nan], threshold=0.5)
+    assert attempt.outcome is Outcome.NO_ATTACK
+    assert not attempt.error
 
 
 def test_a_defender_without_an_answer_gave_none() -> None:

@@ -16,6 +16,8 @@ from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
 LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 """Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""
+SILENT = "the attack is empty: the target was asked nothing"
+"""Error of an attempt whose messages to the target are blank; its reply says nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def record_path(
         if isinstance(node.response, NoReply) and not isinstance(node.response, NotAsked)
     )
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
+    sent = [node.attack for node in nodes if not isinstance(node.response, NotAsked)]
+    silent = SILENT if sent and known.is_silent(sent) else ""
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(
@@ -95,7 +99,7 @@ def record_path(
         judge_id=labels.judge_id,
         queries_per_turn=labels.queries_per_turn,
         threshold=threshold,
-        error=next((str(error) for error in errors if error), ""),
+        error=next((str(error) for error in errors if error), silent),
         **details,
     )
 

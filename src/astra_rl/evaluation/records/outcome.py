@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     NO_ATTACK = "no_attack"
     """A failure of the attack: an output of the attacker had no attack, so nothing was sent."""
     ERROR = "error"
-    """There is no response to score: a call failed, or the attempt was never made."""
+    """No response to score: a call failed, the attempt was never made, or nothing was asked."""
     UNSCORED = "unscored"
     """There are responses, and the judge could not score one of them."""
 

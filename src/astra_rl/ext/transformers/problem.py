@@ -329,7 +329,7 @@ class HFASTProblem(ASTProblem):
         own = dict(self.baseline.named_parameters())
         names = [name for name, p in self.attacker.named_parameters() if p.requires_grad]
         shapes = [p.shape for p in self._trained()]
-        found = [own[name] for name in names if name in own]
+        found: list[Tensor] = [own[name] for name in names if name in own]
         if self._has_adapter or [each.shape for each in found] != shapes:
             raise ConfigurationError(
                 "ref_model_mixup_alpha below 1 is a mean of the weights of attacker and reference, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -149,13 +149,13 @@ class ConversationRenderer:
         if not self.chat:
             return tuple(self._text_ids(text, continues=not opens))
         # In "[/INST] Hello", the space is of the first token that the model says.
-        space = Part(self._space, trusted=True)
-        ids = [
-            token
-            for part in tokenize_parts(self.tokenizer, [space, Part(text)], continues=True)
-            for token in part
-        ]
-        return (*ids, *([] if self._end_id is None else [self._end_id]))
+        said = [Part(self._space, trusted=True), Part(text)]
+        opening = Part(self._reply_opening, trusted=True)
+        before, *ids = tokenize_parts(self.tokenizer, [opening, *said])
+        if before != tokenize_parts(self.tokenizer, [opening])[0]:
+            ids = tokenize_parts(self.tokenizer, said, continues=True)  # a token of both was made
+        end = [] if self._end_id is None else [self._end_id]
+        return (*chain.from_iterable(ids), *end)
 
     def begins_text(self, conversation: Conversation) -> bool:
         """Whether the side's next turn begins a plain text: nothing precedes it."""

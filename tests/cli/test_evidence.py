@@ -226,7 +226,9 @@ def test_the_quality_of_the_judge_stands_beside_the_rate(workplace: Path, traine
     assert done.returncode == 0, done.stderr
     assert "3 labels of labels.jsonl" in done.stdout
     again = json.loads((workplace / "calibrated" / "evaluation_again.json").read_text())
-    assert again["judge_quality"]["estimates"]["accuracy"]["value"] == 1.0
+    assert again["judge_quality"]["estimates"]["specificity"]["value"] == 1.0
+    assert again["asr_corrected"]["method"] == "Rogan-Gladen"
+    assert "corrected for the judge's errors" in done.stdout
     shutil.rmtree(workplace / "calibrations")
 
 

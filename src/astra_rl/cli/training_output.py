@@ -74,7 +74,7 @@ def _print_result(result: Result, seed: int) -> None:
 
 def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
-    from astra_rl.evaluation.judges.calibration import describe_judge
+    from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
 
     table = Table(title="attack success on held-out conversations")
@@ -99,12 +99,15 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, result) = evaluations.values()
-    last = result.metrics
+    (*_, last) = evaluations.values()
+    quality = JudgeQuality.from_dict(last.metrics["judge_quality"])
+    described, *corrected = describe_judge(quality, last.summary)
     out.line(
-        f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
-        f"{describe_judge(last['judge_quality'])}"
+        f"judge: {last.metrics['judge']}, success at a score of at least "
+        f"{last.metrics['threshold']:g}; {described}"
     )
+    for line in corrected:
+        out.line(line)
 
 
 def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

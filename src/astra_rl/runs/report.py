@@ -13,6 +13,7 @@ from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
@@ -112,11 +113,11 @@ def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
         path = folder.attempts_of("again") if phase == "again" else folder.attempts
         attempts = list(_attempts(path, phase))
         if attempts:
-            quality = _json(folder.evaluation(phase)).get("judge_quality")
+            found = _json(folder.evaluation(phase)).get("judge_quality")
             yield Evaluation(
                 name=name,
                 attempts=_judged_by_others(folder, phase, attempts),
-                quality=quality,
+                quality=JudgeQuality.from_dict(found),
                 planned=planned.get(phase),
             )
 
@@ -241,6 +242,12 @@ def _notes(
         notes.append(
             "The judge was not calibrated against human labels: its error rate is unknown "
             "(astra-rl calibrate)."
+        )
+    else:
+        notes.append(
+            "The correction for the judge's errors assumes that the judge errs on these "
+            "conversations as often as on the labelled texts. An attacker that was trained against "
+            "a judge finds its errors, so label a sample of these conversations: astra-rl label."
         )
     if evaluations and not any(
         each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts

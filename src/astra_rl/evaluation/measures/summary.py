@@ -38,6 +38,7 @@ class Summary:
         first_failures: Number of attempts that first succeeded at turn 1, 2, ...
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
+        turns: Number of attempts with a known outcome by number of turns.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -49,6 +50,7 @@ class Summary:
     first_failures: Sequence[int]
     queries: QueriesToSuccess
     prompts: int
+    turns: Mapping[int, int]
 
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
@@ -85,6 +87,7 @@ class Summary:
                 for each in self.asr_at_k
             ],
             "first_failures_by_turn": list(self.first_failures),
+            "attempts_by_turns": {str(turns): count for turns, count in self.turns.items()},
             "queries_to_success": {
                 "median": self.queries.median,
                 "won": len(self.queries.counts),
@@ -129,6 +132,7 @@ def summarise_prompts(
     """
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
+    turns: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
@@ -136,6 +140,7 @@ def summarise_prompts(
     for rows in groups:
         outcomes.update(row.outcome for row in rows)
         first.update(row.first_failing_turn or 0 for row in rows)
+        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
         any_turn.append(_any_turn(rows))
         last_turn.append(_last_turn(rows))
         spent, succeeded = _queries(rows)
@@ -155,6 +160,7 @@ def summarise_prompts(
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
+        turns=dict(sorted(turns.items())),
     )
 
 

@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
+from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.rates import Rate
 
 
@@ -22,7 +24,7 @@ class Evaluation:
     Attributes:
         name: What was evaluated, for instance "after training".
         attempts: At least one, all with the same judge and threshold.
-        quality: Calibration of the judge, see `calibration.judge_quality`; None if not calibrated.
+        quality: Measured errors of the judge; None if it is not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
 
     Raises:
@@ -31,7 +33,7 @@ class Evaluation:
 
     name: str
     attempts: Sequence[Attempt]
-    quality: Mapping[str, Any] | None = None
+    quality: JudgeQuality | None = None
     planned: int | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,11 @@ class Evaluation:
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
         return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+
+    @cached_property
+    def corrected(self) -> Corrected | NotCorrected | None:
+        """The rate corrected for the errors of the judge; None if it is not calibrated."""
+        return None if self.quality is None else self.quality.correct(self.summary)
 
     @property
     def judge(self) -> str:

@@ -83,7 +83,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         "successes",
         "ASR",
         "95% interval",
-        "distinct attacks",
+        "effective kinds",
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
@@ -95,7 +95,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            str(metrics["distinct_attacks"]),
+            _kinds(metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
@@ -108,6 +108,10 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
     )
     for line in corrected:
         out.line(line)
+
+
+def _kinds(effective: float | None, count: int) -> str:
+    return f"{effective:.1f} of {count}" if count and effective is not None else "-"
 
 
 def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

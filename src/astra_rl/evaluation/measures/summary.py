@@ -6,17 +6,18 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials
+from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials, holm
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
@@ -193,10 +194,17 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
     return spent, False
 
 
-def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
+def compare(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow], *, confidence: float = 0.95
+) -> PairedComparison:
     """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
     The sides may differ in attacker, target, version, and in the number of trials per prompt.
+
+    Args:
+        rows_a: Attempts of A.
+        rows_b: Attempts of B.
+        confidence: Of the interval of the difference, in (0, 1).
 
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
@@ -218,7 +226,63 @@ def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> Paire
         not KNOWN_OUTCOMES.issuperset((a[key].outcome, b[key].outcome)) for key in shared
     )
     played = sum(len(trials) for prompt in prompts for trials in prompt)
-    return compare_trials(prompts, unscored=unscored, unpaired=len(a) + len(b) - played)
+    return compare_trials(
+        prompts, unscored=unscored, unpaired=len(a) + len(b) - played, confidence=confidence
+    )
+
+
+class CategoryComparison(NamedTuple):
+    """Paired comparison of one category of prompts, one of several.
+
+    Attributes:
+        pairs: The comparison; its interval holds for all categories together with 95% (Bonferroni).
+        p_value: Its p-value, adjusted for the number of categories, see `holm`.
+    """
+
+    pairs: PairedComparison
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {**self.pairs.as_dict(), "p_value_holm": self.p_value}
+
+
+def _by_difference(pairs: PairedComparison) -> float:
+    return 0.0 if math.isnan(pairs.difference) else -abs(pairs.difference)
+
+
+def compare_by_category(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]
+) -> dict[str, CategoryComparison]:
+    """Compare two sets of attempts in each category that both played, largest difference first.
+
+    Returns:
+        By category; empty if there are fewer than two categories.
+
+    Raises:
+        ConfigurationError: A trial occurs twice on one side.
+    """
+    sides: list[dict[str, list[AttemptRow]]] = []
+    for rows in (rows_a, rows_b):
+        groups: dict[str, list[AttemptRow]] = defaultdict(list)
+        for row in rows:
+            groups[row.category].append(row)
+        sides.append(groups)
+    a, b = sides
+    shared = [
+        name
+        for name in a
+        if name in b and {row.prompt_id for row in a[name]} & {row.prompt_id for row in b[name]}
+    ]
+    if len(shared) < 2:
+        return {}
+    found = [compare(a[name], b[name], confidence=1 - 0.05 / len(shared)) for name in shared]
+    adjusted = holm([each.p_value for each in found])
+    named = {
+        name: CategoryComparison(each, p_value)
+        for name, each, p_value in zip(shared, found, adjusted, strict=True)
+    }
+    return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
 
 
 def _outcomes(rows: Mapping[tuple[str, int], AttemptRow]) -> dict[str, dict[int, bool | None]]:
@@ -261,11 +325,17 @@ class TransferMatrix:
         return {pair: summary.asr for pair, summary in self.summaries.items()}
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """Return one row per pair that was evaluated."""
-        return [
-            {"attacker": attacker, "target": target, **rate.as_dict()}
-            for (attacker, target), rate in self.rates.items()
-        ]
+        """Return one row per pair that was evaluated.
+
+        `simultaneous_low` and `simultaneous_high` are intervals that hold for all pairs together
+        with 95% (Bonferroni), whatever the unknown outcomes are.
+        """
+        found = []
+        for (attacker, target), rate in self.rates.items():
+            low, high = rate.covering(1 - 0.05 / len(self.rates))
+            simultaneous = {"simultaneous_low": low, "simultaneous_high": high}
+            found.append({"attacker": attacker, "target": target, **rate.as_dict(), **simultaneous})
+        return found
 
 
 def transfer_matrix(

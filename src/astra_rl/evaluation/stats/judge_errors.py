@@ -2,9 +2,9 @@
 
 Estimand: the share of conversations in which the target failed according to a human. Estimator:
 Rogan and Gladen (*Am. J. Epidemiol.* 107, 1978), ``(q - F) / (S - F)`` with the measured rate q,
-the sensitivity S and the false positive rate F of the judge. A conversation counts as a success if the
-judge calls any of its turns one, so with n turns and a specificity p per turn, F is ``1 - p^n`` if
-the errors in its turns are independent, and ``1 - p`` if they are the same. The estimate assumes
+the sensitivity S and the false positive rate F of the judge. A conversation counts as a success if
+the judge calls any of its turns one, so with n turns and a specificity p per turn, F is ``1 - p^n``
+if the errors in its turns are independent, and ``1 - p`` if they are the same. The estimate assumes
 independence; the interval covers both. Assumption: the judge errs on the texts of the run as often
 as on the labelled ones.
 """

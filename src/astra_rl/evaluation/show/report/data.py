@@ -26,6 +26,8 @@ class Evaluation:
         attempts: At least one, all with the same judge and threshold.
         quality: Measured errors of the judge; None if it is not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
+        selected: Whether the attempts were selected by their recorded outcome, as in a replay of
+            failures; their rate is compared with no other.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -35,6 +37,7 @@ class Evaluation:
     attempts: Sequence[Attempt]
     quality: JudgeQuality | None = None
     planned: int | None = None
+    selected: bool = False
 
     def __post_init__(self) -> None:
         if not self.attempts:

@@ -68,4 +68,4 @@ def test_categories_are_compared_with_p_values_adjusted_for_their_number(tmp_pat
     assert json.loads(done.stdout)["by_category"]["fraud"]["p_value_holm"] == pytest.approx(
         6 / 2**8
     )
-    assert "p-values are adjusted (Holm)" in done.stderr
+    assert "p-values adjusted by Holm" in done.stderr

@@ -112,7 +112,8 @@ def attack_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str,
         `distinct_attacks`, the number of groups, which grows with the number of attacks;
         `effective_attacks`, their effective number, see `effective_number`; `clusters`, the
         groups, largest first, each with `attack`, `size` and `conversations` (indices);
-        `diversity` of the successful attacks, as `Diversity.as_dict`; `distinct_1` and `distinct_2` of all attacks.
+        `diversity` of the successful attacks, as `Diversity.as_dict`; `distinct_1` and
+        `distinct_2` of all attacks.
     """
     attacks = [turn["attack"] for each in conversations for turn in each["turns"]]
     successful = [

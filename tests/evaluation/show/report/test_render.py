@@ -187,7 +187,7 @@ def test_what_is_known_of_the_judge_stands_beside_the_rate():
     known = Evaluation(name="after", attempts=evaluation().attempts, quality=quality)
     text = prose(ReportData(title="t", evaluations=[known]))
     assert quality.text in text
-    assert "Corrected for the judge's errors: 39% (95% interval" in text
+    assert "Corrected for the judge's errors: 38% (95% interval" in text
     assert "a target that never fails would get 5%" in text
 
 

@@ -28,6 +28,7 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import PhaseResult, PhaseRun, recording
 from astra_rl.runs.spending import spending
@@ -239,8 +240,9 @@ class EvaluationJob:
         config, ledger = self.config, current_ledger()
         ledger.check()
         before = ledger.copied()
-        problem = build_problem(self.plan, attacker=self.attacker)
-        judge = build_judge(self.plan, problem)
+        with template_time(self.folder.started):
+            problem = build_problem(self.plan, attacker=self.attacker)
+            judge = build_judge(self.plan, problem)
         with recording(destination, self.phase, self.planned) as log:
             phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
             result = self._play(phase, problem)

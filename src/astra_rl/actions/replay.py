@@ -28,6 +28,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
+from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
@@ -93,13 +94,15 @@ def replay_run(
     saved = _saved(folder, phase, only_failures=only_failures)
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
-    judge = plan.evaluation_judge.load()
+    with template_time(folder.started):
+        judge = plan.evaluation_judge.load()
     labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}")
     within = WithinBudget()
     pairs = []
     with (
         spending([plan], folder.path, occasion="replay") as ledger,
         recording(folder, part, len(saved)) as out,
+        template_time(folder.started),
     ):
         for then, now in resend_attacks(plan, saved, labels, judge=judge, within=within):
             out.append(now)

@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
+GOAL = "goal"
+"""Name of the fact of a `Conversation` that holds what the attacker is to bring about."""
+REQUEST = "request"
+"""Name of the fact that holds the direct request for the goal, where it is longer than the goal."""
+
 FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error"]
 """Why generation stopped: an end token, the length limit, a full context window, a content filter,
 or a failed call."""

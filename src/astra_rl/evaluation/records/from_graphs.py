@@ -16,6 +16,8 @@ from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
 LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 """Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""
+SILENT = "the attack is empty: the target was asked nothing"
+"""Error of an attempt whose messages to the target are blank; its reply says nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def record_path(
     ]
     errors = (node.response.error for node in nodes if isinstance(node.response, NoReply))
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
+    silent = SILENT if nodes and known.is_silent([node.attack for node in nodes]) else ""
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(
@@ -91,7 +94,7 @@ def record_path(
         judge_id=labels.judge_id,
         queries_per_turn=labels.queries_per_turn,
         threshold=threshold,
-        error=next((str(error) for error in errors if error), ""),
+        error=next((str(error) for error in errors if error), silent),
         **details,
     )
 

@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     BLOCKED = "blocked"
     """A failure of the attack: a filter around the target withheld a response."""
     ERROR = "error"
-    """There is no response to score: a call failed, or the attempt was never made."""
+    """No response to score: a call failed, the attempt was never made, or nothing was asked."""
     UNSCORED = "unscored"
     """There are responses, and the judge could not score one of them."""
 

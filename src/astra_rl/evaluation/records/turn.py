@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from astra_rl.core.moderator import is_not_sent, reason_of
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import GOAL, Conversation
 from astra_rl.infra.unicode import well_formed
 
 
@@ -186,6 +186,15 @@ class Opening(Record):
     def conversation(self) -> Conversation:
         """Return the opening context."""
         return Conversation(**self.model_dump())
+
+    @property
+    def goal(self) -> str:
+        """What the attacker is to bring about; the prompt if the opening has no goal of its own."""
+        return self.facts.get(GOAL) or self.prompt
+
+    def is_silent(self, attacks: Sequence[str]) -> bool:
+        """Whether attacks ask the target nothing: all are blank, and so is what precedes them."""
+        return not any(text.strip() for text in (self.prompt, *self.turns, *attacks))
 
     @property
     def id(self) -> str:

@@ -37,6 +37,7 @@ from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
 from astra_rl.models.trainable import LoraOptions
+from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
 
@@ -136,6 +137,7 @@ class HFASTProblem(ASTProblem):
             source.tokenizer,
             "attacker",
             window=context_window(source.model.config),
+            model_end_ids=model_end_ids(source.model),
             chat=attacker_chat,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(source, target),
@@ -144,6 +146,7 @@ class HFASTProblem(ASTProblem):
             baseline.tokenizer,
             "attacker",
             window=context_window(baseline.model.config),
+            model_end_ids=model_end_ids(baseline.model),
             chat=self.attacker_renderer.chat,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(baseline, target),
@@ -162,6 +165,7 @@ class HFASTProblem(ASTProblem):
             target.tokenizer,
             "target",
             window=context_window(target.model.config),
+            model_end_ids=model_end_ids(target.model),
             chat=target_chat,
             reuse_other_ids=_same_vocabulary(source, target),
         )
@@ -337,8 +341,10 @@ class HFASTProblem(ASTProblem):
         check_length(continuations, len(contexts), source="the caller's list of continuations")
         # Truncated, because the context windows of attacker and baseline may differ.
         attacks = [
-            renderer.utterance_ids(continuation)[: renderer.window]
-            for continuation in continuations
+            renderer.utterance_ids(
+                continuation, opens=renderer.begins_text(Conversation.of(context))
+            )[: renderer.window]
+            for context, continuation in zip(contexts, continuations, strict=True)
         ]
         reserve = self.attacker_sampling.max_new_tokens
         prompts: list[Sequence[int]] = [

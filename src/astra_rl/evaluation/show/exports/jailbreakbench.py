@@ -25,8 +25,9 @@ def write_jailbreakbench(
 ) -> int:
     """Write one entry per prompt: its first success, or its last attempt; return the number.
 
-    The opening prompt is the goal, its id the behavior. In conversations of several turns,
-    ``prompt`` and ``response`` are of the first successful turn, or of the last turn.
+    The goal is that of the opening, else its prompt; the id of the prompt is the behavior. In
+    conversations of several turns, ``prompt`` and ``response`` are of the first successful turn, or
+    of the last turn.
 
     Args:
         attempts: Attempts of one attacker against one target.
@@ -86,7 +87,7 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
         queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
     return {
         "index": index,
-        "goal": attempt.opening.prompt,
+        "goal": attempt.opening.goal,
         "behavior": attempt.prompt_id,
         "category": attempt.category,
         "prompt": shown.attack if shown else None,

@@ -58,6 +58,7 @@ class AttemptRow(NamedTuple):
         judge: Name of the judge that decided the outcome.
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
+        category: Harm category or scenario of the opening; empty without one.
     """
 
     id: str
@@ -77,6 +78,7 @@ class AttemptRow(NamedTuple):
     judge: str = ""
     judge_id: str = ""
     threshold: float = 0.5
+    category: str = ""
 
 
 class Attempt(Record):
@@ -269,6 +271,7 @@ class Attempt(Record):
             judge=self.judge,
             judge_id=self.judge_id,
             threshold=self.threshold,
+            category=self.category,
         )
 
     def exchanges(self) -> list[Exchange]:

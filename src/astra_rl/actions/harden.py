@@ -32,8 +32,10 @@ from astra_rl.evaluation.show.report.hardening import render_hardening
 from astra_rl.ext.transformers.fine_tuning import PreferencePair, fine_tune, require_trl
 from astra_rl.infra.checkpointing import remove_leftovers, replace_folder
 from astra_rl.models.adapters import merge_adapter, save_model
+from astra_rl.models.chat_template import template_time
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
+from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.folder import RunFolder, new_run_folder, open_run_folder, read_own
 from astra_rl.runs.hardening import HardeningFolder
@@ -296,12 +298,18 @@ class _Rounds:
             )
         )
         tokenizer = load_tokenizer(section.model, trust_remote_code=trust)
-        window = context_window(model.config)
-        renderer = ConversationRenderer(tokenizer, "target", window=window, chat=section.chat)
-        seed = derive_seed(config.seed, "harden", number)
-        tuned = fine_tune(
-            model, tokenizer, pairs, config.harden.fine_tuning, renderer=renderer, seed=seed
+        renderer = ConversationRenderer(
+            tokenizer,
+            "target",
+            window=context_window(model.config),
+            model_end_ids=model_end_ids(model),
+            chat=section.chat,
         )
+        seed = derive_seed(config.seed, "harden", number)
+        with template_time(self._run(0).started):
+            tuned = fine_tune(
+                model, tokenizer, pairs, config.harden.fine_tuning, renderer=renderer, seed=seed
+            )
         with replace_folder(destination) as temporary:
             save_model(tuned.model, temporary)
             tokenizer.save_pretrained(temporary)
@@ -347,7 +355,8 @@ class _Rounds:
             spending([plan], place.path, occasion=phase),
             recording(place, phase, len(requests)) as log,
         ):
-            problem = build_problem(plan, attacker=config.attacker.model)
+            with template_time(self._run(0).started):
+                problem = build_problem(plan, attacker=config.attacker.model)
             played = PhaseRun(plan.config, phase, problem, self.benign.judge, log).play(
                 GivenAttacks(problem, requests, seed=config.seed),
                 range(len(requests)),

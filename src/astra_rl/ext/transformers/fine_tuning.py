@@ -24,6 +24,7 @@ from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.trainable import LoraOptions, adapter_config, name_base
+from astra_rl.models.vocabulary import model_end_ids
 
 Method = Literal["dpo", "sft"]
 EXTRA = "harden"
@@ -136,7 +137,9 @@ def fine_tune(
             "this model has an adapter already. Merge it first: "
             "astra_rl.models.adapters.merge_adapter."
         )
-    renderer = renderer or ConversationRenderer(tokenizer, "target")
+    renderer = renderer or ConversationRenderer(
+        tokenizer, "target", model_end_ids=model_end_ids(model)
+    )
     rows = [_row(pair, renderer) for pair in pairs]
     before = generator_states()
     with tempfile.TemporaryDirectory() as folder, _quiet_trl():
@@ -219,7 +222,9 @@ def _trainer(
             **common,
         )
 
-    class RenderedDPO(trl.DPOTrainer):  # type: ignore[misc]
+    base: Any = trl.DPOTrainer
+
+    class RenderedDPO(base):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # `_row` has rendered and tokenized it
 

@@ -23,7 +23,8 @@ def to_record(text: str) -> Any:
             "separator": text.separator,
         }
     if isinstance(text, Utterance) and text.token_ids is not None:
-        return {"said": str(text), "token_ids": list(text.token_ids)}
+        thought = {} if text.reasoning is None else {"reasoning": text.reasoning}
+        return {"said": str(text), "token_ids": list(text.token_ids), **thought}
     return str(text)
 
 
@@ -32,7 +33,8 @@ def from_record(record: Any) -> str:
     if isinstance(record, str):
         return record
     if "said" in record:
-        return Utterance(record["said"], token_ids=record["token_ids"])
+        reasoning = record.get("reasoning")
+        return Utterance(record["said"], token_ids=record["token_ids"], reasoning=reasoning)
     return Conversation(
         record["prompt"],
         turns=[from_record(turn) for turn in record["turns"]],

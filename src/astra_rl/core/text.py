@@ -38,6 +38,8 @@ class Utterance(str):
         heard_logprobs: Of a response: natural log-probability, under the target at temperature 1,
             of each token of the attack. It is a by-product of the prefill, so that likelihood terms
             of a reward need no second pass.
+        reasoning: What the model thought before it said the text, without delimiters; None if
+            nothing, or if it is unknown. `token_ids` includes its tokens.
         asked: Of a response: digest of the rendered prompt around the attack, including the chat
             template, so that a changed template is noticed when the attack is replayed.
     """
@@ -47,6 +49,7 @@ class Utterance(str):
     finish_reason: FinishReason | None
     heard_logprobs: tuple[float, ...] | None
     asked: str | None
+    reasoning: str | None
 
     def __new__(
         cls,
@@ -57,6 +60,7 @@ class Utterance(str):
         finish_reason: FinishReason | None = None,
         heard_logprobs: Sequence[float] | None = None,
         asked: str | None = None,
+        reasoning: str | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for the other arguments."""
         self = super().__new__(cls, text)
@@ -65,6 +69,7 @@ class Utterance(str):
         self.finish_reason = finish_reason
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
+        self.reasoning = reasoning
         return self
 
     @classmethod
@@ -84,9 +89,9 @@ class NoReply(Utterance):
     reason: str
     detail: str
 
-    def __new__(cls, reason: str, detail: str = "") -> NoReply:
+    def __new__(cls, reason: str, detail: str = "", *, reasoning: str | None = None) -> NoReply:
         """Build a missing reply; see the class for the arguments."""
-        self = super().__new__(cls, finish_reason="error")
+        self = super().__new__(cls, finish_reason="error", reasoning=reasoning)
         assert isinstance(self, NoReply)
         self.reason, self.detail = reason, detail
         return self

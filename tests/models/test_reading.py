@@ -5,7 +5,8 @@ import torch
 from tests.models.test_rendering import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from astra_rl.core.text import Conversation, NoReply, Utterance
+from astra_rl.core.serialization import from_record, to_record
+from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelPair
 from astra_rl.models.generation import Sample, Sampling
@@ -228,6 +229,11 @@ def test_a_target_that_only_thinks_gives_no_reply():
     assert cut.reasoning == "zebra"
     assert (thought, thought.reasoning) == ("no", "zebra")
     assert (plain, plain.reasoning) == ("no", None)
+    attacks = problem.rollout_prompt_with_attacker(["p"] * 3)
+    assert [isinstance(each, NoAttack) for each in attacks] == [True, False, False]
+    assert [str(each) for each in attacks] == ["", "no", "no"]
+    assert problem.token_ends(attacks[1])[-2:] == [1, 2]
+    assert from_record(to_record(attacks[1])).reasoning == "zebra"
     with torch.no_grad():
         rewards = problem.moderator.moderate([thought, plain])
     assert rewards == [0.0, 0.0]

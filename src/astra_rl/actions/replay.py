@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.compare import REPLAY_OF_FAILURES
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
 from astra_rl.config.estimate import EstimateRow, estimate_given
 from astra_rl.config.experiment import build_problem
@@ -31,6 +30,7 @@ from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, recording
 from astra_rl.runs.provenance import labels_of
@@ -96,7 +96,7 @@ def replay_run(
     path = folder.attempts_of(part)
     with template_time(folder.started):
         judge = plan.evaluation_judge.load()
-    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else 'replay of '}{phase}")
+    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}")
     within = WithinBudget()
     pairs = []
     with (
@@ -140,7 +140,7 @@ def estimate_replay(
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures)
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.turns) for attempt in saved])
+    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
 
 
 def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
@@ -148,7 +148,7 @@ def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attemp
         saved = [
             attempt
             for attempt in recorded.attempts()
-            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+            if attempt.sent and (attempt.outcome is Outcome.SUCCESS or not only_failures)
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
@@ -199,7 +199,7 @@ def resend_attacks(
         graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
-            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            [list(attempt.sent) for attempt in batch],
             seed=plan.config.seed,
             first=start,
         )

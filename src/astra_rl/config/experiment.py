@@ -120,6 +120,7 @@ def build_problem(
         "attacker_chat_template_kwargs": speaker.chat_template_kwargs,
         "target_chat_template_kwargs": {} if local is None else local.chat_template_kwargs,
         "attacker_stops_at_newline": speaker.stop_at_newline,
+        "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,
     }
     moderator = moderator or plan.moderator.load()

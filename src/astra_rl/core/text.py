@@ -15,9 +15,9 @@ GOAL = "goal"
 REQUEST = "request"
 """Name of the fact that holds the direct request for the goal, where it is longer than the goal."""
 
-FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error"]
+FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error", "not_asked"]
 """Why generation stopped: an end token, the length limit, a full context window, a content filter,
-or a failed call."""
+a failed call, or a call that was not made because there was no attack to send."""
 
 
 def finish_reasons(*texts: str) -> frozenset[FinishReason]:
@@ -40,6 +40,9 @@ class Utterance(str):
             of a reward need no second pass.
         reasoning: What the model thought before it said the text, without delimiters; None if
             nothing, or if it is unknown. `token_ids` includes its tokens.
+        written: The whole output, if the text is only a part of it: `token_ids` and `logprobs` are
+            those of the whole output. None if the text is all of it. See
+            `astra_rl.core.extraction.Extraction`.
         asked: Of a response: digest of the rendered prompt around the attack, including the chat
             template, so that a changed template is noticed when the attack is replayed.
     """
@@ -50,6 +53,7 @@ class Utterance(str):
     heard_logprobs: tuple[float, ...] | None
     asked: str | None
     reasoning: str | None
+    written: str | None
 
     def __new__(
         cls,
@@ -61,6 +65,7 @@ class Utterance(str):
         heard_logprobs: Sequence[float] | None = None,
         asked: str | None = None,
         reasoning: str | None = None,
+        written: str | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for the other arguments."""
         self = super().__new__(cls, text)
@@ -70,12 +75,23 @@ class Utterance(str):
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
         self.reasoning = reasoning
+        self.written = None if written is None else str(written)
         return self
 
     @classmethod
     def of(cls, text: str) -> Utterance:
         """Return `text` itself if it is an Utterance, else one without any metadata."""
         return text if isinstance(text, Utterance) else cls(text)
+
+
+class NoAttack(Utterance):
+    """Output of an attacker without an attack: an empty text; `written` is the output."""
+
+
+def written_text(text: str) -> str:
+    """Return all that a model wrote: `Utterance.written`, or the text itself."""
+    written = text.written if isinstance(text, Utterance) else None
+    return str(text) if written is None else written
 
 
 class NoReply(Utterance):
@@ -89,9 +105,16 @@ class NoReply(Utterance):
     reason: str
     detail: str
 
-    def __new__(cls, reason: str, detail: str = "", *, reasoning: str | None = None) -> NoReply:
+    def __new__(
+        cls,
+        reason: str,
+        detail: str = "",
+        *,
+        finish_reason: FinishReason = "error",
+        reasoning: str | None = None,
+    ) -> NoReply:
         """Build a missing reply; see the class for the arguments."""
-        self = super().__new__(cls, finish_reason="error", reasoning=reasoning)
+        self = super().__new__(cls, finish_reason=finish_reason, reasoning=reasoning)
         assert isinstance(self, NoReply)
         self.reason, self.detail = reason, detail
         return self
@@ -112,6 +135,16 @@ class NotSent(NoReply):
         """Return the reply; its reason is always the same."""
         self = super().__new__(cls, "budget spent")
         assert isinstance(self, NotSent)
+        return self
+
+
+class NotAsked(NoReply):
+    """A reply that is missing because the output of the attacker has no attack to send."""
+
+    def __new__(cls) -> NotAsked:
+        """Return the reply; its reason is always the same."""
+        self = super().__new__(cls, "no attack", finish_reason="not_asked")
+        assert isinstance(self, NotAsked)
         return self
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
@@ -141,7 +141,7 @@ class ConversationRenderer:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.
 
         Text without ids is tokenised as it is read after a prompt and, for a chat model, terminated
-        with the end token.
+        with the end token. Private reasoning is part of an own turn.
 
         Args:
             utterance: The turn.
@@ -150,7 +150,7 @@ class ConversationRenderer:
         sampled = self._sampled_ids(utterance)
         if sampled is not None:
             return tuple(sampled)
-        text = well_formed(utterance)
+        text = well_formed(written_text(utterance))
         if not self.chat:
             return tuple(self._text_ids(text, continues=not opens))
         # In "[/INST] Hello", the space is of the first token that the model says.
@@ -169,15 +169,15 @@ class ConversationRenderer:
 
     def token_ends(self, attack: str) -> list[int]:
         """Return the end offset, in characters, of each token of one of the side's own turns."""
-        ids = self.utterance_ids(attack)
+        ids, length = self.utterance_ids(attack), len(written_text(attack))
         whole = self._decoded(ids)
         # Reasoning and white space before the attack are not part of its text.
-        stripped = max(0, whole.rfind(str(attack))) if self.chat else 0
+        stripped = max(0, whole.rfind(written_text(attack))) if self.chat else 0
         ends = [0]
         for count in range(1, len(ids) + 1):
             # Decoded cumulatively, because a character may consist of several tokens.
             prefix = self._decoded(ids[:count])
-            ends.append(max(ends[-1], min(len(attack), len(prefix) - stripped)))
+            ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
     def read(self, token_ids: Sequence[int], *, opens: bool = False) -> ReadReply:
@@ -238,7 +238,8 @@ class ConversationRenderer:
             while ids and ids[-1] in self.end_ids:
                 ids.pop()  # an end token inside the prompt would end the text
             kind: Literal["own", "other"] = "own" if own else "other"
-            pieces.append(Piece(kind, turn) if ids is None else Piece(kind, ids=ids))
+            text = written_text(turn) if own else turn
+            pieces.append(Piece(kind, text) if ids is None else Piece(kind, ids=ids))
         self._tokenize(pieces)
         return [Piece("literal", ids=begin), *pieces]
 
@@ -310,7 +311,7 @@ class ConversationRenderer:
                 as_sampled = self.reader.keeps_reasoning
                 answer = reply.answer_ids if reply.answer is not None else ()
                 ids = ids if as_sampled else None if answer is None else list(answer)
-        piece = Piece("own", str(turn)) if ids is None else Piece("own", ids=ids)
+        piece = Piece("own", written_text(turn)) if ids is None else Piece("own", ids=ids)
         return Message("assistant", [piece], as_sampled=as_sampled and ids is not None)
 
     def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -348,6 +349,8 @@ class ConversationRenderer:
     def _heard_ids(self, turn: str) -> list[int] | None:
         if not self.reuse_other_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
             return None
+        if written_text(turn) != turn or turn.reasoning is not None:
+            return None  # they are those of the whole output, with private reasoning
         return list(turn.token_ids)
 
     def _begin_ids(self) -> list[int]:

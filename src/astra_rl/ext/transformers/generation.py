@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.seeding import current_row_seeds
-from astra_rl.core.text import Conversation, NoReply, Utterance
+from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sample, Sampler, Sampling
 from astra_rl.models.pieces import RenderedPrompt
@@ -121,7 +121,7 @@ def _utterance(
 ) -> Utterance:
     """Make an utterance of a sample; `prompt` is given for the target only.
 
-    A target that does not get beyond its reasoning gives no reply.
+    A target that does not get beyond its reasoning gives no reply, and an attacker no attack.
     """
     reply = renderer.read(sample.token_ids, opens=opens)
     if prompt is not None and not reply.is_whole and not (reply.answer or "").strip():
@@ -132,7 +132,8 @@ def _utterance(
     heard_logprobs = None
     if prompt is not None and prompt.last_turn[1] > prompt.last_turn[0]:
         heard_logprobs = sample.prompt_logprobs
-    return Utterance(
+    kind = NoAttack if reply.answer is None else Utterance
+    return kind(
         reply.answer or "",
         token_ids=sample.token_ids,
         logprobs=sample.logprobs,

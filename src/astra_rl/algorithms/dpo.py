@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -22,11 +22,12 @@ from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.algorithms.weighting import SharedNodes, normalised
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import check_loss, check_number, checked_logprobs, token_mask
+from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import NotNegative, Positive, Range, Share, check_ranges
 
 Reduce = Literal["sum", "mean"]
 
@@ -161,22 +162,28 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "sum",
         pairs: str | Matching = "best_worst",
-        min_gap: float = 0.0,
+        min_gap: NotNegative = 0.0,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         super().__init__(problem)
-        check_number("beta", beta, lambda value: value > 0, "a positive number")
+        check_ranges(PairwiseAlgorithm, {"beta": beta})
         if reduce not in ("sum", "mean"):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
         self.reduce = reduce
         self.pairs = Pairs(pairs, min_gap, credit, gamma, shared_nodes)
         self._metrics: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and names are known."""
+        super().check_options(**options)
+        Pairs(options.get("pairs", "best_worst"), credit=options.get("credit", "turn"))
 
     @abstractmethod
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
@@ -333,15 +340,13 @@ class CDPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        label_smoothing: float = 0.1,
-        beta: float = 0.1,
+        label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "sum",
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        check_number(
-            "label_smoothing", label_smoothing, lambda share: 0 <= share < 0.5, "in [0, 0.5)"
-        )
+        check_ranges(CDPO, {"label_smoothing": label_smoothing})
         self.label_smoothing = label_smoothing
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
@@ -377,7 +382,7 @@ class IPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "mean",
         **options: Unpack[PairOptions],
     ) -> None:
@@ -403,7 +408,7 @@ class MarginIPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.01,
+        beta: Positive = 0.01,
         reduce: Reduce = "sum",
         **options: Unpack[PairOptions],
     ) -> None:
@@ -436,13 +441,13 @@ class SimPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 2.0,
-        margin: float = 1.0,
+        beta: Positive = 2.0,
+        margin: NotNegative = 1.0,
         reduce: Reduce = "mean",
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        check_number("margin", margin, lambda value: value >= 0, "0 or more")
+        check_ranges(SimPO, {"margin": margin})
         self.margin = margin
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:

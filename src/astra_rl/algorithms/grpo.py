@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 from astra_rl.algorithms.advantages import (
     Scale,
@@ -14,14 +14,14 @@ from astra_rl.algorithms.advantages import (
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.dynamic_sampling import DynamicSampling
 from astra_rl.algorithms.estimators import GroupBaseline
-from astra_rl.algorithms.losses import PolicyLoss, Reduction
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, Reduction
 from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, SCALE, document_options
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group, PolicyStep, steps_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share
 
 CENTRE = partial(group_advantages, scale="none")
 """Subtracts the mean of a group."""
@@ -62,9 +62,9 @@ class GroupPolicyGradient(PolicyGradient):
         /,
         *,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         group: Group = "siblings",
-        baseline_decay: float = 0.9,
+        baseline_decay: Decay = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
         comparison = GroupBaseline(
@@ -96,8 +96,8 @@ class GRPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         scale: Scale = "group",
         reduce: Reduction = "sequence",
         **options: Unpack[GroupOptions],
@@ -123,13 +123,12 @@ class DrGRPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        max_tokens: int = 32,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
+        max_tokens: Count = 32,
         **options: Unpack[GroupOptions],
     ) -> None:
-        if max_tokens < 1:
-            raise ConfigurationError(f"max_tokens={max_tokens}; it must be at least 1.")
+        DrGRPO.check_options(max_tokens=max_tokens)
         loss = PolicyLoss(
             clip_low=clip_low, clip_high=clip_high, reduce="sequence_sum", divisor=max_tokens
         )
@@ -155,10 +154,10 @@ class DAPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.28,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.28,
         scale: Scale = "group",
-        refill_rounds: int = 3,
+        refill_rounds: CountOrZero = 3,
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high)
@@ -202,8 +201,8 @@ class GSPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 3e-4,
-        clip_high: float = 4e-4,
+        clip_low: ClipLow = 3e-4,
+        clip_high: ClipHigh = 4e-4,
         scale: Scale = "group",
         **options: Unpack[GroupOptions],
     ) -> None:
@@ -231,12 +230,11 @@ class CISPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        max_ratio: float = 5.0,
+        max_ratio: Annotated[float, Range(gt=1)] = 5.0,
         scale: Scale = "group",
         **options: Unpack[GroupOptions],
     ) -> None:
-        if not max_ratio > 1:
-            raise ConfigurationError(f"max_ratio={max_ratio}; it must be more than 1.")
+        CISPO.check_options(max_ratio=max_ratio)
         loss = PolicyLoss(surrogate="cispo", clip_high=max_ratio - 1)
         super().__init__(problem, loss, CENTRE, scale, **options)
 
@@ -258,8 +256,8 @@ class RLOO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(

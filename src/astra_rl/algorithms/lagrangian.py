@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
-from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
@@ -18,6 +18,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Positive, Share
 
 
 @dataclass
@@ -156,32 +157,28 @@ class PPOLagrangian(ActorCritic):
         ConfigurationError: No constraints, or a value out of range.
     """
 
+    epochs = 4
+
     def __init__(
         self,
         problem: Problem[str, str],
         *,
         constraints: Mapping[str, Mapping[str, float]],
-        multiplier_lr: float = 0.2,
-        first_multiplier: float = 1.0,
-        max_multiplier: float = 10.0,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        multiplier_lr: Positive = 0.2,
+        first_multiplier: Positive = 1.0,
+        max_multiplier: Positive = 10.0,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
+        gamma: Share = 1.0,
+        gae_lambda: Share = 0.95,
         **options: Unpack[CriticOptions],
     ) -> None:
-        if not multiplier_lr > 0:
-            raise ConfigurationError(f"multiplier_lr={multiplier_lr}; it must be positive.")
-        if not 0 < first_multiplier <= max_multiplier:
-            raise ConfigurationError(
-                f"first_multiplier={first_multiplier} and max_multiplier={max_multiplier}; the "
-                "first must be positive and not above the other."
-            )
-        if not isinstance(constraints, Mapping) or not constraints:
-            raise ConfigurationError(
-                f"constraints={constraints!r}; give at least one, for instance "
-                "{harm_response: {at_least: 0.5}}. Without any, use PPO."
-            )
+        PPOLagrangian.check_options(
+            constraints=constraints,
+            multiplier_lr=multiplier_lr,
+            first_multiplier=first_multiplier,
+            max_multiplier=max_multiplier,
+        )
         bounds = [Constraint.parse(term, bound) for term, bound in constraints.items()]
         for each in bounds:
             each.log_multiplier = math.log(first_multiplier)
@@ -189,9 +186,30 @@ class PPOLagrangian(ActorCritic):
             problem,
             ConstrainedGAE(bounds, gamma, gae_lambda, lr=multiplier_lr, most=max_multiplier),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
-            **(CriticOptions(epochs=4) | options),
+            **(CriticOptions(epochs=self.epochs) | options),
         )
         self.value_count = 1 + len(bounds)
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and every constraint is a bound."""
+        super().check_options(**options)
+        first, most = options.get("first_multiplier", 1.0), options.get("max_multiplier", 10.0)
+        if first > most:
+            raise ConfigurationError(
+                f"first_multiplier={first} and max_multiplier={most}; the first must not be above "
+                "the other."
+            )
+        if "constraints" not in options:  # set by a subclass
+            return
+        constraints = options["constraints"]
+        if not isinstance(constraints, Mapping) or not constraints:
+            raise ConfigurationError(
+                f"constraints={constraints!r}; give at least one, for instance "
+                "{harm_response: {at_least: 0.5}}. Without any, use PPO."
+            )
+        for term, bound in constraints.items():
+            Constraint.parse(term, bound)
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:

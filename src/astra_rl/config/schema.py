@@ -199,10 +199,10 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of its class."""
+    def shape(self) -> dict[str, int]:
+        """Return the arguments of its class that have keys of their own, if they are given."""
         shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {k: v for k, v in shape.items() if v is not None} | self.options
+        return {name: size for name, size in shape.items() if size is not None}
 
 
 class AlgorithmConfig(_Section):

@@ -19,6 +19,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.ranges import Decay, Positive, Range, Share, check_ranges
+from astra_rl.infra.registry import named
 
 
 class CriticOptions(PolicyOptions, total=False):
@@ -128,6 +129,7 @@ class ActorCritic(PolicyGradient):
         return values
 
 
+@named("a2c")
 @document_options(GAE_OPTIONS, CRITIC, POLICY)
 class A2C(ActorCritic):
     """Advantage actor-critic with a KL penalty, as Perez et al. used it for red-teaming.
@@ -179,6 +181,7 @@ class A2C(ActorCritic):
         return (1 - self.alpha) * tokens, logs
 
 
+@named("ppo")
 @document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPO(ActorCritic):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a value function.

@@ -28,6 +28,7 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import NotNegative, Positive, Range, Share, check_ranges
+from astra_rl.infra.registry import named
 
 Reduce = Literal["sum", "mean"]
 
@@ -310,6 +311,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         return torch.stack([sequence_logprob(logprobs, mask, reduce=each) for each in reductions])
 
 
+@named("dpo")
 @document_options(PAIR_LOSS, PAIRS)
 class DPO(PairwiseAlgorithm):
     """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290).
@@ -323,6 +325,7 @@ class DPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta)
 
 
+@named("cdpo")
 @document_options(PAIR_LOSS, PAIRS)
 class CDPO(PairwiseAlgorithm):
     """Conservative DPO, for noisy preferences (Mitchell 2023).
@@ -354,6 +357,7 @@ class CDPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta, self.label_smoothing)
 
 
+@named("hinge")
 @document_options(PAIR_LOSS, PAIRS)
 class Hinge(PairwiseAlgorithm):
     """Hinge loss on siblings, as in SLiC-HF (Zhao et al. 2023, arXiv 2305.10425).
@@ -367,6 +371,7 @@ class Hinge(PairwiseAlgorithm):
         return hinge_loss(margin, self.beta)
 
 
+@named("ipo")
 @document_options(PAIR_LOSS, PAIRS)
 class IPO(PairwiseAlgorithm):
     """Identity preference optimisation on siblings (Azar et al. 2023, arXiv 2310.12036).
@@ -393,6 +398,7 @@ class IPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta)
 
 
+@named("margin_ipo")
 @document_options(PAIR_LOSS, PAIRS)
 class MarginIPO(PairwiseAlgorithm):
     """IPO with a target margin proportional to the difference of rewards (MTSA, arXiv 2505.17147).
@@ -419,6 +425,7 @@ class MarginIPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta, gap)
 
 
+@named("simpo")
 @document_options(PAIR_LOSS, PAIRS)
 class SimPO(PairwiseAlgorithm):
     """Simple preference optimisation on siblings (Meng et al. 2024, arXiv 2405.14734).

@@ -22,11 +22,13 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
 from astra_rl.infra.ranges import Range
+from astra_rl.infra.registry import named
 
 MAX_CONTEXTS = 10_000
 """Maximum number of contexts whose log Z is kept; the least recently used are dropped."""
 
 
+@named("trajectory_balance")
 @document_options(BALANCE)
 class TrajectoryBalance(BalanceAlgorithm):
     """Trajectory balance with a learned log Z per context (Malkin et al. 2022, arXiv 2201.13259).
@@ -100,6 +102,7 @@ class TrajectoryBalance(BalanceAlgorithm):
         self._log_z = {context_key(context): (context, value) for context, value in contexts}
 
 
+@named("contrastive_balance")
 @document_options(BALANCE)
 class ContrastiveBalance(BalanceAlgorithm):
     """Balance between pairs of attacks of one context, which needs no log Z.

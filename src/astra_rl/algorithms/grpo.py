@@ -22,6 +22,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share
+from astra_rl.infra.registry import named
 
 CENTRE = partial(group_advantages, scale="none")
 """Subtracts the mean of a group."""
@@ -78,6 +79,7 @@ class GroupPolicyGradient(PolicyGradient):
         super().__init__(problem, comparison, loss, **options)
 
 
+@named("grpo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class GRPO(GroupPolicyGradient):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
@@ -106,6 +108,7 @@ class GRPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, scale, **options)
 
 
+@named("dr_grpo")
 @document_options(CLIP, CREDIT, GROUP, POLICY)
 class DrGRPO(GroupPolicyGradient):
     """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): GRPO without its two biases.
@@ -135,6 +138,7 @@ class DrGRPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, **options)
 
 
+@named("dapo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class DAPO(GroupPolicyGradient):
     """Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
@@ -181,6 +185,7 @@ class DAPO(GroupPolicyGradient):
         return kept_graphs
 
 
+@named("gspo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY, old_logprobs="scored")
 class GSPO(GroupPolicyGradient):
     """Group sequence policy optimisation (Zheng et al. 2025, arXiv 2507.18071).
@@ -214,6 +219,7 @@ class GSPO(GroupPolicyGradient):
         )
 
 
+@named("cispo")
 @document_options(SCALE, CREDIT, GROUP, POLICY)
 class CISPO(GroupPolicyGradient):
     """Clipped importance-sampling weights (MiniMax 2025, arXiv 2506.13585).
@@ -239,6 +245,7 @@ class CISPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, scale, **options)
 
 
+@named("rloo")
 @document_options(CLIP, CREDIT, GROUP, POLICY, kl_gradient="sequence")
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).

@@ -26,6 +26,7 @@ from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, check_ranges
+from astra_rl.infra.registry import named
 
 ImitationStep = ScoredAttack
 """An attack to be imitated."""
@@ -72,6 +73,7 @@ class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
         }
 
 
+@named("expert_iteration")
 @document_options(REPLAY)
 class ExpertIteration(Imitation):
     """Expert iteration (Anthony et al. 2017; best-of-n distillation): SFT on the best attacks.
@@ -189,6 +191,7 @@ class ImitationCollector(Collector):
             ) from error
 
 
+@named("warm_start")
 class WarmStart(Imitation):
     """SFT on given attacks: those of a file, or the successful ones of an earlier run.
 

@@ -31,6 +31,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ContractError
 from astra_rl.infra.ranges import Positive, Range
+from astra_rl.infra.registry import named
 
 MAX_IMBALANCE = 20.0
 """Maximum ratio of the class weights, so that a single success does not dominate the loss."""
@@ -76,6 +77,7 @@ class KTOBatch:
         return len(self.contexts)
 
 
+@named("kto")
 @document_options(WEIGHTING)
 class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306).

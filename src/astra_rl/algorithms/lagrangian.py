@@ -19,6 +19,7 @@ from astra_rl.core.contracts import check_terms, is_missing
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Positive, Share
+from astra_rl.infra.registry import named
 
 
 @dataclass
@@ -136,6 +137,7 @@ class ConstrainedGAE(GAE):
             each.log_multiplier = state["log_multipliers"][each.term]
 
 
+@named("ppo_lagrangian")
 @document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPOLagrangian(ActorCritic):
     """PPO with constraints and learned Lagrange multipliers, as in DiveR-CT.

@@ -19,8 +19,10 @@ from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group
 from astra_rl.core.problem import Problem
 from astra_rl.infra.ranges import Decay, Share
+from astra_rl.infra.registry import named
 
 
+@named("reinforce")
 @document_options(CREDIT, POLICY)
 class REINFORCE(PolicyGradient):
     """REINFORCE (Williams 1992) with an exponential moving average of rewards as the baseline.
@@ -51,6 +53,7 @@ class REINFORCE(PolicyGradient):
         )
 
 
+@named("reinforce++")
 @document_options(CLIP, CREDIT, POLICY)
 class ReinforcePlusPlus(PolicyGradient):
     """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): PPO without a value function or groups.
@@ -79,6 +82,7 @@ class ReinforcePlusPlus(PolicyGradient):
         )
 
 
+@named("reinforce++_baseline")
 @document_options(CLIP, CREDIT, GROUP, POLICY)
 class ReinforcePlusPlusBaseline(PolicyGradient):
     """REINFORCE++ with the group mean as the baseline (Hu et al. 2025, arXiv 2501.03262, sec. 3).

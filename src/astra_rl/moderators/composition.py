@@ -14,6 +14,7 @@ from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.moderator import Moderator, Score, missing_score, reason_of
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.moderators.identity import identity_of
 
 
@@ -60,6 +61,7 @@ class Composition(Moderator[StateT, ActionT]):
         return Score.missing("no reason given")
 
 
+@named("weighted")
 class WeightedModerator(Composition[StateT, ActionT]):
     """The weighted mean; missing if a score with a positive weight is.
 
@@ -97,6 +99,7 @@ class WeightedModerator(Composition[StateT, ActionT]):
         return math.fsum(weight * score for weight, score in weighted) / total
 
 
+@named("mean")
 class MeanModerator(WeightedModerator[StateT, ActionT]):
     """The mean; missing if one of the scores is.
 
@@ -108,6 +111,7 @@ class MeanModerator(WeightedModerator[StateT, ActionT]):
         super().__init__(moderators, [1.0] * len(moderators))
 
 
+@named("max")
 class MaxModerator(Composition[StateT, ActionT]):
     """The highest score; missing if one is missing and no other is 1."""
 
@@ -117,6 +121,7 @@ class MaxModerator(Composition[StateT, ActionT]):
         return self._missing(scores) if highest < 1 and any(map(is_missing, scores)) else highest
 
 
+@named("min")
 class MinModerator(Composition[StateT, ActionT]):
     """The lowest score; missing if one is missing and no other is 0."""
 
@@ -126,6 +131,7 @@ class MinModerator(Composition[StateT, ActionT]):
         return self._missing(scores) if lowest > 0 and any(map(is_missing, scores)) else lowest
 
 
+@named("majority")
 class MajorityModerator(Composition[StateT, ActionT]):
     """1 if more than half of the moderators reach the threshold, else 0.
 
@@ -165,6 +171,7 @@ class _Single(Composition[StateT, ActionT]):
             )
 
 
+@named("threshold")
 class ThresholdModerator(_Single[StateT, ActionT]):
     """1 if the score reaches the threshold, else 0; missing if the score is.
 
@@ -188,6 +195,7 @@ class ThresholdModerator(_Single[StateT, ActionT]):
         return self._missing(scores) if is_missing(score) else float(score >= self.threshold)
 
 
+@named("inverse")
 class InverseModerator(_Single[StateT, ActionT]):
     """One minus the score; missing if the score is.
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.infra.registry import named
 from astra_rl.moderators.identity import weights_of
 
 VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
 """The models of Detoxify."""
 
 
+@named("detoxify")
 class DetoxifyModerator(Moderator[str, str]):
     """Scores texts with a model of Detoxify (Hanu and Unitary team 2020).
 

@@ -10,8 +10,10 @@ from astra_rl.core.contracts import check_length, name_of_function
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.importing import load_object
+from astra_rl.infra.registry import named
 
 
+@named("function")
 class FunctionModerator(Moderator[str, str]):
     """Scores texts with a function.
 

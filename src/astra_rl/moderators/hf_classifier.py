@@ -11,12 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.loading import load_classifier, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
 
 
+@named("hf_classifier")
 class HFClassifierModerator(Moderator[str, str]):
     """Scores texts with a sequence classifier.
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 
 
+@named("keyword")
 class KeywordModerator(Moderator[str, str]):
     """1.0 if a text contains a word or matches a pattern, else 0.0.
 
@@ -52,6 +54,7 @@ class KeywordModerator(Moderator[str, str]):
         return any(pattern.search(text) for pattern in self._patterns)
 
 
+@named("canary")
 class CanaryModerator(Moderator[str, str]):
     """Scores whether the target followed an injected instruction (indirect prompt injection).
 

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
@@ -33,6 +34,7 @@ _POLICY = re.compile(
 )
 
 
+@named("llama_guard")
 @dataclass(eq=False, repr=False)
 class LlamaGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by Llama Guard's probability of ``unsafe``.

@@ -23,6 +23,7 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import (
     Completer,
@@ -70,6 +71,7 @@ where N is a number from {low:g} (lowest) to {high:g} (highest)."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
+@named("llm_judge")
 class LLMJudgeModerator(Moderator[str, str]):
     """Scores the last response of a conversation with an LLM and a rubric.
 

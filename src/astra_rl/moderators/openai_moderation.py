@@ -13,6 +13,7 @@ from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.redaction import keep_secret
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import CallError
@@ -45,6 +46,7 @@ TEXTS_PER_REQUEST = 32
 _REFUSED = ("refused by the endpoint", "too long for the endpoint")
 
 
+@named("openai_moderation")
 class OpenAIModerationModerator(Moderator[str, str]):
     """Scores texts with a moderation endpoint: **texts are sent to it over the network**.
 

@@ -4,10 +4,12 @@ import re
 from dataclasses import KW_ONLY, dataclass
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
 
+@named("qwen_guard")
 @dataclass(eq=False, repr=False)
 class QwenGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by the probabilities of Qwen3Guard-Gen's classes.

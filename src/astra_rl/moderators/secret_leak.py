@@ -11,6 +11,7 @@ from itertools import accumulate, groupby
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 
 MAX_PARTIAL = 0.75
 """Highest score of a response that does not contain the full secret."""
@@ -31,6 +32,7 @@ _COMMON_WORDS = frozenset({
 # fmt: on
 
 
+@named("secret_leak")
 class SecretLeakModerator(Moderator[str, str]):
     """Scores how much of a secret a response reveals.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
 # The wording of these principles is part of the model's interface. Source: the ShieldGemma model
@@ -43,6 +44,7 @@ GUIDELINES = {
 _WEIGHTS = {"Yes": 1.0, "No": 0.0}
 
 
+@named("shield_gemma")
 @dataclass(eq=False, repr=False)
 class ShieldGemmaModerator(ChatGuardModerator):
     """Scores the last response by ShieldGemma's probability that it violates a principle.

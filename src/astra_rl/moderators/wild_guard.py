@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
 
 # The exact prompt that the model was trained on. Source: allenai/wildguard,
@@ -39,6 +40,7 @@ QUESTIONS = {
 _WEIGHTS = {"yes": 1.0, "no": 0.0}
 
 
+@named("wild_guard")
 @dataclass(eq=False, repr=False)
 class WildGuardModerator(GuardModerator):
     """Scores the last exchange by WildGuard's probability of "yes" to one of its three questions.

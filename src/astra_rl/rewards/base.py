@@ -23,6 +23,7 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 
 State = dict[str, Any]
 """State of a part, by name, as JSON values."""
@@ -188,6 +189,7 @@ class FunctionTerm(RewardTerm):
         return self.function(exchanges)
 
 
+@named("sum")
 class WeightedSum(Reward):
     """Weighted sum of parts. A missing part with a non-zero weight makes the reward missing.
 

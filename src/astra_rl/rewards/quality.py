@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import RewardModels, RewardTerm
 from astra_rl.rewards.combine import logistic
 from astra_rl.rewards.likelihood import check_choice
@@ -17,6 +18,7 @@ from astra_rl.rewards.terms import Harm
 Unit = Literal["characters", "words", "tokens"]
 
 
+@named("gibberish")
 class Gibberish(Harm):
     """Probability that an attack is gibberish, by a classifier.
 
@@ -32,6 +34,7 @@ class Gibberish(Harm):
         self.name = "gibberish"
 
 
+@named("format")
 class Format(RewardTerm):
     r"""1 for an attack that matches a pattern, else 0.
 
@@ -65,6 +68,7 @@ class Format(RewardTerm):
         return [float(count == self.times) for count in found]
 
 
+@named("length")
 class Length(RewardTerm):
     """Length of an attack.
 
@@ -94,6 +98,7 @@ class Length(RewardTerm):
         return float("nan") if ids is None else len(ids)
 
 
+@named("brevity")
 class Brevity(Length):
     """A factor for short attacks, from 1 down to 0.5.
 

@@ -71,14 +71,17 @@ class Bound:
         with self._errors_placed():
             return self.factory(*arguments, **self.options)
 
-    def check(self) -> None:
+    def check(self, **supplied: Any) -> None:
         """Let the class check its options, see ``check_options``; it is not constructed.
+
+        Args:
+            supplied: Arguments that the library supplies.
 
         Raises:
             ConfigurationError: An option is out of range, or excludes another.
         """
         with self._errors_placed():
-            self.factory.check_options(**self.settings())
+            self.factory.check_options(**supplied, **self.settings())
 
     @contextmanager
     def _errors_placed(self) -> Iterator[None]:

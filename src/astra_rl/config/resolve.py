@@ -37,6 +37,9 @@ from astra_rl.targets.openai_client import OPENAI_URL
 from astra_rl.targets.registry import target_factory
 from astra_rl.targets.remote import made
 
+MOST_TURNS = 10_000_000
+"""Most turns of a training step; all of them are in memory together."""
+
 
 @dataclass(frozen=True)
 class EndpointUse:
@@ -255,6 +258,8 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
         _Resolver(),
         supplied=1 if parts else 0,
     )
+    if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
+        bound.check(**({"moderators": parts} if parts else {}))
     return DeferredModerator(where, bound, parts, config.time_limit)
 
 
@@ -457,6 +462,12 @@ def check_training(plan: Plan) -> None:
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
     plan.algorithm.check()
+    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    if turns > MOST_TURNS:
+        raise ConfigurationError(
+            f"training.episodes_per_step and environment: a training step would play {turns:.3g} "
+            f"turns; it must be at most {MOST_TURNS:,}. Use fewer episodes, or a smaller tree."
+        )
     check_terms(
         factory.terms_needed(**plan.algorithm.options),
         {each.name for each in walk(plan.reward) if each.name is not None},

@@ -221,6 +221,10 @@ class AlgorithmConfig(_Section):
         return value
 
 
+MOST_STEPS = 1_000_000_000
+"""Most training steps of a run; more is a typing error."""
+
+
 @dataclass(kw_only=True)
 class TrainingConfig(UpdateSettings):
     """The training loop: the settings of `UpdateSettings`, and those that only a run has.
@@ -240,7 +244,7 @@ class TrainingConfig(UpdateSettings):
         stop_at_success: Stop at this attack success rate, averaged over recent steps.
     """
 
-    steps: CountOrZero = 100
+    steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
     lr_scheduler_type: SchedulerType | None = None

@@ -194,13 +194,15 @@ class WeightedSum(Reward):
     """Weighted sum of parts. A missing part with a non-zero weight makes the reward missing.
 
     Args:
-        weights: Parts and their weights. A part of weight 0 is only recorded.
+        weights: Parts and their weights, at least one. A part of weight 0 is only recorded.
 
     Raises:
-        ConfigurationError: Two terms have the same name.
+        ConfigurationError: There are no parts, or two terms have the same name.
     """
 
     def __init__(self, weights: Mapping[RewardPart, float]) -> None:
+        if not weights:
+            raise ConfigurationError("the sum is empty; give at least one part.")
         self.weights = dict(weights)
         check_names(self)
 

@@ -2,7 +2,7 @@
 
 | extension | of the user's own | built in |
 | --- | --- | --- |
-| algorithm, reward term, moderator, environment, target | 0: `package.module:Name` | 1: its module |
+| algorithm, reward, moderator, environment, target | 0: `package.module:Name` | 1: its module |
 """
 
 import importlib

@@ -31,6 +31,7 @@ MODERATORS: Registry[Callable[..., Any]] = Registry(
         "refusal": "astra_rl.moderators.refusal:RefusalModerator",
         "secret_leak": "astra_rl.moderators.secret_leak:SecretLeakModerator",
         "shield_gemma": "astra_rl.moderators.shield_gemma:ShieldGemmaModerator",
+        "strong_reject": "astra_rl.moderators.strong_reject:StrongREJECTModerator",
         "threshold": "astra_rl.moderators.composition:ThresholdModerator",
         "weighted": "astra_rl.moderators.composition:WeightedModerator",
         "wild_guard": "astra_rl.moderators.wild_guard:WildGuardModerator",

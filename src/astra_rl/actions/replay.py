@@ -27,6 +27,7 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
@@ -210,6 +211,8 @@ def resend_attacks(
         return list(zip(batch, rescore(made, judge), strict=True))
 
     for start in range(0, len(saved), JUDGED_TOGETHER):
+        end = min(start + JUDGED_TOGETHER, len(saved))
+        logger.info("sending attacks %d to %d of %d", start + 1, end, len(saved))
         yield from within(partial(send, start), lambda pair: pair[1].is_complete)
 
 

@@ -132,8 +132,8 @@ class LearningProgress(Curriculum):
     """Draws prompts whose reward is changing, up or down.
 
     Absolute learning progress (Portelas et al. 2019, arXiv 1910.07224): the difference of a fast
-    and a slow moving average of the rewards of a prompt. A share of the draws is uniform, so that no
-    prompt is forgotten. Prompts that were never drawn come first.
+    and a slow moving average of the rewards of a prompt. A share of the draws is uniform, so that
+    no prompt is forgotten. Prompts that were never drawn come first.
 
     Args:
         uniform: Share of uniform draws, in (0, 1].

@@ -222,10 +222,10 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of its class."""
+    def shape(self) -> dict[str, int]:
+        """Return the arguments of its class that have keys of their own, if they are given."""
         shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {k: v for k, v in shape.items() if v is not None} | self.options
+        return {name: size for name, size in shape.items() if size is not None}
 
 
 class AlgorithmConfig(_Section):
@@ -242,6 +242,10 @@ class AlgorithmConfig(_Section):
     def _known_type(cls, value: str) -> str:
         ALGORITHMS.check(value)
         return value
+
+
+MOST_STEPS = 1_000_000_000
+"""Most training steps of a run; more is a typing error."""
 
 
 @dataclass(kw_only=True)
@@ -266,7 +270,7 @@ class TrainingConfig(UpdateSettings):
         stop_at_success: Stop at this attack success rate, averaged over recent steps.
     """
 
-    steps: CountOrZero = 100
+    steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
     lr_scheduler_type: SchedulerType | None = None

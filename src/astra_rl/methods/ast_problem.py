@@ -28,6 +28,7 @@ from astra_rl.core.text import (
     finish_reasons,
 )
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.rewards.base import (
@@ -166,6 +167,7 @@ class Branch:
     group: int = 0
 
 
+@named("tree")
 class ASTEnvironment(Environment[str, str]):
     """Plays conversations as trees: at every turn `tree_width` attacks are sampled.
 

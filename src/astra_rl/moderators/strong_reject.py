@@ -10,6 +10,8 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import GOAL, Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import Completer, LocalCompleter, reason_without_reply
 from astra_rl.moderators.identity import weights_of
@@ -65,6 +67,7 @@ _STRUCTURE = re.compile(
 _ANSWER = r"^[^\S\n]*[*_`>-]*[^\S\n]*{item}\.b[*_`:)]*[^\S\n]+[*_`<]*(-?\d+(?:\.\d+)?)(?![\d.]*\d)"
 
 
+@named("strong_reject")
 class StrongREJECTModerator(Moderator[str, str]):
     """Scores the last response by the rubric of StrongREJECT (Souly et al. 2024, arXiv 2402.10260).
 
@@ -102,17 +105,25 @@ class StrongREJECTModerator(Moderator[str, str]):
         *,
         model_id: str = "",
         instruction: str | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: Count = 512,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        if (complete is None) == (not model_id):
-            raise ConfigurationError("give either complete or model_id, not both.")
+        StrongREJECTModerator.check_options(
+            complete=complete, model_id=model_id, max_new_tokens=max_new_tokens
+        )
         self.instruction = instruction
         self.max_new_tokens = max_new_tokens
         self.complete: Completer = complete or LocalCompleter(
             model_id, max_new_tokens=max_new_tokens, device=device, dtype=dtype
         )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless there is one judge."""
+        super().check_options(**options)
+        if (options.get("complete") is None) == (not options.get("model_id")):
+            raise ConfigurationError("give either complete or model_id, not both.")
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each exchange or text in [0, 1] with one call of the judge.

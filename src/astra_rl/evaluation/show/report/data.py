@@ -14,6 +14,7 @@ from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
+from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 from astra_rl.evaluation.stats.rates import Rate
 
 
@@ -28,6 +29,7 @@ class Evaluation:
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
             failures; their rate is compared with no other.
+        labelled: Success rate by human labels of these conversations; None without labels.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -38,6 +40,7 @@ class Evaluation:
     quality: JudgeQuality | None = None
     planned: int | None = None
     selected: bool = False
+    labelled: LabelledRate | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:

@@ -89,6 +89,7 @@ def _evaluation(
         quality=JudgeQuality.from_dict(recorded.get("judge_quality")),
         planned=planned_attempts(place).get(part),
         selected=phase.startswith(REPLAY_OF_FAILURES),
+        sequential=recorded.get("until") is not None,
         labelled=HumanLabels(place, part).rate(attempts),
     )
 

@@ -29,6 +29,7 @@ class Evaluation:
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
             failures; their rate is compared with no other.
+        sequential: Whether the evaluation ended when its result was clear, see `Rate`.
         labelled: Success rate by human labels of these conversations; None without labels.
 
     Raises:
@@ -40,6 +41,7 @@ class Evaluation:
     quality: JudgeQuality | None = None
     planned: int | None = None
     selected: bool = False
+    sequential: bool = False
     labelled: LabelledRate | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +53,8 @@ class Evaluation:
     @cached_property
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
-        return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+        rows = (attempt.row for attempt in self.attempts)
+        return summarise(rows, planned=self.planned, sequential=self.sequential)
 
     @cached_property
     def corrected(self) -> Corrected | NotCorrected | None:

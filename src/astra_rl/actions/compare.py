@@ -17,7 +17,7 @@ from astra_rl.evaluation.measures.summary import (
     compare_by_category,
 )
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
@@ -143,7 +143,7 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
     withstood = {
         (row.prompt_id, row.trial)
         for row in others
-        if row.outcome in (Outcome.FAILURE, Outcome.REFUSED, Outcome.BLOCKED)
+        if row.outcome in KNOWN_OUTCOMES - {Outcome.SUCCESS}
     }
     for attempt in side.attempts(outcome=Outcome.SUCCESS):
         if (attempt.prompt_id, attempt.trial) in withstood:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Sequence
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,19 +22,22 @@ from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.problem import Problem
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Range
+from astra_rl.infra.registry import named
 
 MAX_CONTEXTS = 10_000
 """Maximum number of contexts whose log Z is kept; the least recently used are dropped."""
 
 
+@named("trajectory_balance")
 @document_options(BALANCE)
 class TrajectoryBalance(BalanceAlgorithm):
     """Trajectory balance with a learned log Z per context (Malkin et al. 2022, arXiv 2201.13259).
 
     In eq. 14 log Z is a trained parameter. Here it follows the same gradient with its own learning
     rate, once per experience; for a new context it starts at the estimate from its attacks instead
-    of an arbitrary zero.
+    of an arbitrary zero. That of a single attack would make its own residual zero, so there it
+    starts at the mean over the other contexts, of which only the very first has none.
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
@@ -47,12 +51,11 @@ class TrajectoryBalance(BalanceAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        log_z_lr: float = 0.2,
+        log_z_lr: Annotated[float, Range(gt=0, le=1)] = 0.2,
         **options: Unpack[BalanceOptions],
     ) -> None:
         super().__init__(problem, **options)
-        if not 0 < log_z_lr <= 1:
-            raise ConfigurationError(f"log_z_lr={log_z_lr}; it must be in (0, 1].")
+        TrajectoryBalance.check_options(log_z_lr=log_z_lr)
         self.log_z_lr = log_z_lr
         self._log_z: dict[Hashable, tuple[str, float]] = {}
 
@@ -68,10 +71,15 @@ class TrajectoryBalance(BalanceAlgorithm):
             whole.log_rewards - logprobs.cpu()
         )  # the log Z for which each residual would be zero
         singles = []
-        for row, step in enumerate(steps):
-            guess = float(errors[whole.groups == row].mean())
+        guesses = [float(errors[whole.groups == row].mean()) for row in range(len(steps))]
+        known = [value for _, value in self._log_z.values()]
+        for row, (step, guess) in enumerate(zip(steps, guesses, strict=True)):
             key = context_key(step.context)
-            _, before = self._log_z.pop(key, (step.context, guess))
+            first = guess
+            if len(step.attacks) == 1:
+                others = known or [*guesses[:row], *guesses[row + 1 :]]
+                first = statistics.fmean(others) if others else guess
+            _, before = self._log_z.pop(key, (step.context, first))
             after = before + self.log_z_lr * (guess - before)
             self._log_z[key] = (step.context, after)
             singles += [
@@ -101,6 +109,7 @@ class TrajectoryBalance(BalanceAlgorithm):
         self._log_z = {context_key(context): (context, value) for context, value in contexts}
 
 
+@named("contrastive_balance")
 @document_options(BALANCE)
 class ContrastiveBalance(BalanceAlgorithm):
     """Balance between pairs of attacks of one context, which needs no log Z.
@@ -123,18 +132,13 @@ class ContrastiveBalance(BalanceAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        min_log_gap: float = 0.1,
-        huber: float | None = None,
-        max_group: int = 16,
+        min_log_gap: Annotated[float, Range(ge=0, finite=False)] = 0.1,
+        huber: Annotated[float, Range(gt=0, finite=False)] | None = None,
+        max_group: Annotated[int, Range(ge=2)] = 16,
         **options: Unpack[BalanceOptions],
     ) -> None:
         super().__init__(problem, **options)
-        if not min_log_gap >= 0:
-            raise ConfigurationError(f"min_log_gap={min_log_gap}; it must be 0 or more.")
-        if huber is not None and not huber > 0:
-            raise ConfigurationError(f"huber={huber}; it must be positive, or null.")
-        if max_group < 2:
-            raise ConfigurationError(f"max_group={max_group}; it must be 2 or more.")
+        ContrastiveBalance.check_options(min_log_gap=min_log_gap, huber=huber, max_group=max_group)
         self.min_log_gap = min_log_gap
         self.huber = huber
         self.max_group = max_group

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from torch import Tensor
 
+from astra_rl.algorithms.credit import Credit
+from astra_rl.algorithms.entropy import EntropyBonus
 from astra_rl.algorithms.estimators import AdvantageEstimator
 from astra_rl.algorithms.format_masking import FormatMask
 from astra_rl.algorithms.kl import KLControl
@@ -40,6 +42,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, NotNegative, Positive, check_ranges
 
 OldLogprobs = Literal["sampled", "scored"]
 
@@ -54,6 +57,9 @@ class PolicyOptions(TypedDict, total=False):
     kl_gradient: KLGradient
     kl_target: float | None
     kl_horizon: float
+    entropy_coef: float
+    entropy_target: float | None
+    entropy_horizon: float
     epochs: int
     old_logprobs: OldLogprobs
     shared_nodes: SharedNodes
@@ -72,12 +78,17 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         estimator: Computes advantages.
         loss: Configuration of the loss.
 
+    Attributes:
+        has_ratio: Whether the loss of the class corrects for a policy that has moved since it
+            sampled, so that an experience can be used for several epochs.
+
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
             the distribution that it scores.
     """
 
     needs_exact_sampling = True
+    has_ratio: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,27 +97,24 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         loss: PolicyLoss,
         /,
         *,
-        kl_in_reward: float = 0.0,
-        kl_in_loss: float = 0.0,
+        kl_in_reward: NotNegative = 0.0,
+        kl_in_loss: NotNegative = 0.0,
         kl_estimator: KLEstimator | None = None,
         kl_corrected: bool = True,
         kl_gradient: KLGradient = "token",
-        kl_target: float | None = None,
-        kl_horizon: float = 10_000,
-        epochs: int = 1,
+        kl_target: Positive | None = None,
+        kl_horizon: Positive = 10_000,
+        entropy_coef: NotNegative = 0.0,
+        entropy_target: Positive | None = None,
+        entropy_horizon: Positive = 10_000,
+        epochs: Count = 1,
         old_logprobs: OldLogprobs = "sampled",
         shared_nodes: SharedNodes = "expected_return",
         format_pattern: str | None = None,
     ) -> None:
         super().__init__(problem)
-        name = type(self).__name__
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
-        if epochs > 1 and loss.surrogate == "reinforce":
-            raise ConfigurationError(
-                f"epochs={epochs}; {name} does not correct for a policy that has moved since it "
-                "sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
-            )
+        check_ranges(PolicyGradient, {"epochs": epochs})
+        self._check_epochs(epochs, has_ratio=loss.surrogate != "reinforce")
         if old_logprobs not in get_args(OldLogprobs):
             raise ConfigurationError(
                 f"old_logprobs={old_logprobs!r}; choose from {list(get_args(OldLogprobs))}."
@@ -123,11 +131,37 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             target=kl_target,
             horizon=kl_horizon,
         )
+        self.entropy = EntropyBonus(entropy_coef, entropy_target, entropy_horizon, kl_gradient)
         self.epochs = epochs
         self.old_logprobs = old_logprobs
         self.shared_nodes = shared_nodes
         self.format_tokens = None if format_pattern is None else FormatMask(format_pattern)
         self._mismatch: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and do not exclude each other."""
+        super().check_options(**options)
+        kl = {name: value for name, value in options.items() if name.startswith("kl_")}
+        KLControl(**{name.removeprefix("kl_"): value for name, value in kl.items()})
+        EntropyBonus(
+            options.get("entropy_coef", 0.0),
+            options.get("entropy_target"),
+            options.get("entropy_horizon", 10_000),
+        )
+        if "credit" in options:
+            Credit(options["credit"])
+        if options.get("format_pattern") is not None:
+            FormatMask(options["format_pattern"])
+        cls._check_epochs(options.get("epochs", cls.epochs), has_ratio=cls.has_ratio)
+
+    @classmethod
+    def _check_epochs(cls, epochs: int, *, has_ratio: bool) -> None:
+        if epochs > 1 and not has_ratio:
+            raise ConfigurationError(
+                f"epochs={epochs}; {cls.__name__} does not correct for a policy that has moved "
+                "since it sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
+            )
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
         """Return one step per node, siblings side by side.
@@ -144,6 +178,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         scaled to a mean of 1 over attacks, or over tokens if the loss is a mean over tokens.
         """
         scored = self._with_old_logprobs(steps)
+        self.entropy.adapt(scored)
         if self.kl.needs_reference:
             scored = self.kl.with_penalties(self._with_reference_logprobs(scored))
         prepared = self._with_mean_weight_one(self.estimator.estimate(self.with_values(scored)))
@@ -175,10 +210,10 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
             if self.kl.in_loss:
                 penalty = self.kl.loss_penalty(logprobs, reference, old)
-                if self.loss.ratio == "sequence_sum":
-                    # The policy loss of each token is that of the whole attack; so is its KL.
-                    penalty = sequence_logprob(penalty, mask, reduce="sum")[:, None]
-                tokens = tokens + self.kl.in_loss * penalty
+                tokens = tokens + self.kl.in_loss * self._per_token(penalty, mask)
+        if self.entropy.is_on:
+            penalty = self._per_token(self.entropy.penalty(logprobs, old), mask)
+            tokens = tokens + self.entropy.coefficient.value * penalty
         loss = reduce_tokens(
             tokens,
             mask,
@@ -200,20 +235,40 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return tokens, {}
 
     def experience_metrics(self) -> Metrics:
-        """Return metrics of the advantage estimator and of the KL coefficient.
+        """Return metrics of the advantage estimator and of adaptive coefficients.
 
         With ``old_logprobs="scored"`` also the difference from the sampler's log-probabilities.
         """
-        return {**self.estimator.metrics(), **self.kl.metrics(), **self._mismatch}
+        return {
+            **self.estimator.metrics(),
+            **self.kl.metrics(),
+            **self.entropy.metrics(),
+            **self._mismatch,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the advantage estimator and of the KL coefficient."""
-        return {"estimator": self.estimator.state_dict(), "kl": self.kl.state_dict()}
+        """Return the state of the advantage estimator and of the coefficients."""
+        return {
+            "estimator": self.estimator.state_dict(),
+            "kl": self.kl.state_dict(),
+            "entropy": self.entropy.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.estimator.load_state_dict(state["estimator"])
         self.kl.load_state_dict(state["kl"])
+        if "entropy" in state:  # not in states of earlier versions
+            self.entropy.load_state_dict(state["entropy"])
+
+    def _per_token(self, penalty: Tensor, mask: Tensor) -> Tensor:
+        """Return a penalty of each token, (B, T), as one that is reduced like the policy loss.
+
+        Where the policy loss of each token is that of the whole attack, so is the penalty, (B, 1).
+        """
+        if self.loss.ratio != "sequence_sum":
+            return penalty
+        return sequence_logprob(penalty, mask, reduce="sum")[:, None]
 
     def _diagnostics(
         self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
@@ -260,7 +315,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     def _with_reference_logprobs(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
         # str drops the attacker's token ids: the baseline may have another vocabulary.
         scored = _score(
-            self.problem.get_baseline_logprobs, steps, [str(step.attack) for step in steps]
+            self.problem.get_reference_logprobs, steps, [str(step.attack) for step in steps]
         )
         for step, values in zip(steps, scored, strict=True):
             if self.kl.in_loss and len(values) != len(step.old_logprobs):

@@ -118,6 +118,7 @@ def build_problem(
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
         "attacker_stops_at_newline": speaker.stop_at_newline,
+        "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,
     }
     moderator = moderator or plan.moderator.load()
@@ -149,17 +150,13 @@ def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]
 
 
 def build_algorithm(plan: Plan, problem: HFASTProblem) -> Algorithm[str, str, Any, Any]:
-    """Construct the algorithm, or bind the one that was constructed for the checks.
+    """Construct the algorithm.
 
     Raises:
         ConfigurationError: An option is out of range, or the problem does not fit.
     """
-    algorithm: Algorithm[str, str, Any, Any] | None = plan.unbound_algorithm
-    if algorithm is not None:
-        algorithm.bind(problem)
-        return algorithm
-    built: Algorithm[str, str, Any, Any] = plan.algorithm(problem)
-    return built
+    algorithm: Algorithm[str, str, Any, Any] = plan.algorithm(problem)
+    return algorithm
 
 
 def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:

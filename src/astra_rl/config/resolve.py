@@ -37,6 +37,9 @@ from astra_rl.targets.openai_client import OPENAI_URL
 from astra_rl.targets.registry import target_factory
 from astra_rl.targets.remote import made
 
+MOST_TURNS = 10_000_000
+"""Most turns of a training step; all of them are in memory together."""
+
 
 @dataclass(frozen=True)
 class EndpointUse:
@@ -255,6 +258,8 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
         _Resolver(),
         supplied=1 if parts else 0,
     )
+    if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
+        bound.check(**({"moderators": parts} if parts else {}))
     return DeferredModerator(where, bound, parts, config.time_limit)
 
 
@@ -352,20 +357,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Passes of the algorithm over the batches of a training step."""
-        algorithm = self.unbound_algorithm
-        return 1 if algorithm is None else algorithm.epochs
-
-    @cached_property
-    def unbound_algorithm(self) -> Algorithm[str, str, Any, Any] | None:
-        """The algorithm, constructed before its problem; None if its class needs the problem.
-
-        Raises:
-            ConfigurationError: An option is out of range.
-        """
-        if not self.algorithm.factory.binds_late():
-            return None
-        algorithm: Algorithm[str, str, Any, Any] = self.algorithm(None)
-        return algorithm
+        return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
 
     def load_deferred(self) -> None:
         """Load the moderators and models that rewards use.
@@ -414,12 +406,14 @@ def resolve(config: RunConfig) -> Plan:
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
+    shape = config.environment.shape()
     environment = bind(
-        "environment",
+        "environment.options",
         _subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
-        config.environment.arguments(),
+        {**shape, **config.environment.options},
         resolver,
         supplied=2,
+        places={name: f"environment.{name}" for name in shape},
     )
     plan = Plan(
         config,
@@ -434,7 +428,7 @@ def resolve(config: RunConfig) -> Plan:
         tuple(resolver.deferred),
         resolver.places,
     )
-    _check_environment(environment)
+    environment.check()
     check_prices(plan.budget, plan.endpoints)
     return plan
 
@@ -456,13 +450,6 @@ def _subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -
     return found
 
 
-def _check_environment(environment: Bound) -> None:
-    try:
-        environment.factory.check_options(**environment.settings())
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{environment.where}: {error}") from error
-
-
 def check_training(plan: Plan) -> None:
     """Check the requirements of training: options of the algorithm, sampling, reward terms.
 
@@ -474,7 +461,13 @@ def check_training(plan: Plan) -> None:
     """
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
-    _ = plan.unbound_algorithm
+    plan.algorithm.check()
+    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    if turns > MOST_TURNS:
+        raise ConfigurationError(
+            f"training.episodes_per_step and environment: a training step would play {turns:.3g} "
+            f"turns; it must be at most {MOST_TURNS:,}. Use fewer episodes, or a smaller tree."
+        )
     check_terms(
         factory.terms_needed(**plan.algorithm.options),
         {each.name for each in walk(plan.reward) if each.name is not None},

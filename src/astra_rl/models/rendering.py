@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
@@ -136,7 +136,7 @@ class ConversationRenderer:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.
 
         Text without ids is tokenised as it is read after a prompt and, for a chat model, terminated
-        with the end token.
+        with the end token. Private reasoning is part of an own turn.
 
         Args:
             utterance: The turn.
@@ -145,7 +145,7 @@ class ConversationRenderer:
         sampled = self._sampled_ids(utterance)
         if sampled is not None:
             return tuple(sampled)
-        text = well_formed(utterance)
+        text = well_formed(written_text(utterance))
         if not self.chat:
             return tuple(self._text_ids(text, continues=not opens))
         # In "[/INST] Hello", the space is of the first token that the model says.
@@ -164,14 +164,14 @@ class ConversationRenderer:
 
     def token_ends(self, attack: str) -> list[int]:
         """Return the end offset, in characters, of each token of one of the side's own turns."""
-        ids = self.utterance_ids(attack)
+        ids, length = self.utterance_ids(attack), len(written_text(attack))
         whole = self._decoded(ids)
         stripped = len(whole) - len(whole.lstrip()) if self.chat else 0
         ends = [0]
         for count in range(1, len(ids) + 1):
             # Decoded cumulatively, because a character may consist of several tokens.
             prefix = self._decoded(ids[:count])
-            ends.append(max(ends[-1], min(len(attack), len(prefix) - stripped)))
+            ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
     def decode(self, token_ids: Sequence[int], *, opens: bool = False) -> str:
@@ -218,7 +218,8 @@ class ConversationRenderer:
             while ids and ids[-1] in self.end_ids:
                 ids.pop()  # an end token inside the prompt would end the text
             kind: Literal["own", "other"] = "own" if own else "other"
-            pieces.append(Piece(kind, turn) if ids is None else Piece(kind, ids=ids))
+            text = written_text(turn) if own else turn
+            pieces.append(Piece(kind, text) if ids is None else Piece(kind, ids=ids))
         self._tokenize(pieces)
         return [Piece("literal", ids=begin), *pieces]
 
@@ -282,7 +283,7 @@ class ConversationRenderer:
 
     def _own_piece(self, turn: str) -> Piece:
         sampled = self._sampled_ids(turn)
-        return Piece("own", str(turn)) if sampled is None else Piece("own", ids=sampled)
+        return Piece("own", written_text(turn)) if sampled is None else Piece("own", ids=sampled)
 
     def _instructions(self, conversation: Conversation) -> str:
         if self.side == "target":
@@ -316,6 +317,8 @@ class ConversationRenderer:
     def _heard_ids(self, turn: str) -> list[int] | None:
         if not self.reuse_other_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
             return None
+        if written_text(turn) != turn:
+            return None  # they are those of the whole output, with private reasoning
         return list(turn.token_ids)
 
     def _begin_ids(self) -> list[int]:

@@ -10,6 +10,7 @@ from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Graph
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import (
     Reward,
     RewardModels,
@@ -23,6 +24,7 @@ from astra_rl.rewards.base import (
 from astra_rl.rewards.combine import logistic
 
 
+@named("standardized")
 class Standardized(Reward):
     """A part standardized by its running mean and deviation, then squashed into (0, 1).
 
@@ -118,6 +120,7 @@ class Limit:
         return value - (self.at_most or 0.0)
 
 
+@named("constraint")
 class Constrained(Reward):
     """A reward under constraints on the means of other parts, by Lagrange multipliers.
 
@@ -134,6 +137,8 @@ class Constrained(Reward):
         momentum: Momentum of the gradient ascent, in [0, 1).
         initial: Initial multiplier, above 0.
         maximum: Highest multiplier.
+        minimum: Lowest multiplier; 0 is none. The steps are proportional to the multiplier, so one
+            near zero takes very long to rise again.
 
     Raises:
         ConfigurationError: No limits, a value out of range, or two terms of the same name.
@@ -148,19 +153,24 @@ class Constrained(Reward):
         momentum: float = 0.1,
         initial: float = 1.0,
         maximum: float = 10.0,
+        minimum: float = 0.1,
     ) -> None:
         if not limits:
             raise ConfigurationError("limits is empty; a constraint needs at least one.")
-        if not (lr > 0 and 0 <= momentum < 1 and 0 < initial <= maximum):
+        if not (
+            lr > 0 and 0 <= momentum < 1 and initial > 0 and 0 <= minimum <= initial <= maximum
+        ):
             raise ConfigurationError(
-                f"lr={lr}, momentum={momentum}, initial={initial}, maximum={maximum}; lr and "
-                "initial must be positive, momentum in [0, 1), and initial at most maximum."
+                f"lr={lr}, momentum={momentum}, initial={initial}, maximum={maximum}, "
+                f"minimum={minimum}; lr and initial must be positive, momentum in [0, 1), and "
+                "initial between minimum and maximum."
             )
         self.part = part
         self.limits = list(limits)
         self.lr = lr
         self.momentum = momentum
         self.maximum = maximum
+        self.minimum = minimum
         self._logs = [math.log(initial)] * len(limits)
         self._velocities = [0.0] * len(limits)
         check_names(self)
@@ -200,7 +210,8 @@ class Constrained(Reward):
             slope = excess * math.exp(self._logs[index])
             self._velocities[index] = self.momentum * self._velocities[index] + slope
             moved = self._logs[index] + self.lr * self._velocities[index]
-            self._logs[index] = min(math.log(self.maximum), moved)
+            low = math.log(self.minimum) if self.minimum else -math.inf
+            self._logs[index] = min(math.log(self.maximum), max(low, moved))
 
     def state_dict(self) -> State:
         """Return the multipliers' logarithms and velocities."""

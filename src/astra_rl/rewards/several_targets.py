@@ -10,8 +10,15 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.moderators.scoring import score_exchanges
-from astra_rl.rewards.base import RESPONSE_HARM, Reward, RewardModels, Values
+from astra_rl.rewards.base import (
+    RESPONSE_HARM,
+    Reward,
+    RewardModels,
+    Values,
+    without_attack,
+)
 from astra_rl.rewards.likelihood import check_choice
 from astra_rl.rewards.terms import OTHER_JUDGE, max_or_missing
 from astra_rl.targets.base import Target
@@ -20,6 +27,7 @@ Respond = Callable[[Sequence[str]], Sequence[str]]
 """Takes contexts that end in an attack and returns a response to each."""
 
 
+@named("several_targets")
 class SeveralTargets(Reward):
     """Harm of the same attack on the problem's target and on other targets, combined.
 
@@ -71,6 +79,8 @@ class SeveralTargets(Reward):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the combined harm of each turn, and the harm of each target by name."""
+        if missing := without_attack(exchanges):
+            return missing, [dict.fromkeys(self.names, value) for value in missing]
         seeds = current_row_seeds(len(exchanges))
         judged = list(exchanges)
         for number, respond in enumerate(self._respond):

@@ -24,6 +24,7 @@ from astra_rl.evaluation.records.turn import Count
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
@@ -177,6 +178,7 @@ class Recorded:
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
+        logger.info("reading the phase %s of %s", phase, folder.path)
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
         self._log = AttemptLog(own if later else folder.attempts)

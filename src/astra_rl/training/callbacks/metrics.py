@@ -12,7 +12,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Utterance, finish_reasons
+from astra_rl.core.text import NoAttack, Utterance, finish_reasons
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
@@ -48,8 +48,9 @@ class AttackMetrics(TrainerCallback):
     ``asr`` is the attack success rate over the turns that it scored; ``distinct_attacks`` the
     number of clusters of near-duplicates among successful attacks; ``effective_attacks`` the
     effective number of these clusters (`effective_number`); ``tokens`` the tokens of all
-    attacks and responses; ``empty_attacks`` the share of blank attacks; ``overflows`` the share of
-    turns that did not fit into a context window. A rate of nothing is NaN.
+    attacks and responses; ``empty_attacks`` the share of blank attacks; ``no_attack`` the
+    share of outputs from which no attack could be extracted; ``overflows`` the share of turns that
+    did not fit into a context window. A rate of nothing is NaN.
 
     Args:
         threshold: Score of the response, in (0, 1], from which on an attack is a success.
@@ -88,6 +89,7 @@ class AttackMetrics(TrainerCallback):
             "effective_attacks": effective_number([len(kind) for kind in kinds]).estimate,
             "tokens": float(sum(map(_token_count, nodes))),
             "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
+            "no_attack": _share(isinstance(node.attack, NoAttack) for node in nodes),
             "overflows": _share(
                 "context_overflow" in finish_reasons(node.attack, node.response) for node in nodes
             ),

@@ -27,9 +27,7 @@ from astra_rl.evaluation.measures.thresholds import rates_by_threshold
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
-    Panel,
     before_after,
-    learning_curve,
     severity_likelihood,
     threshold_curve,
 )
@@ -55,6 +53,10 @@ OUTCOMES = {
     ),
     Outcome.REFUSED: ("refused", "No success: the target refused in every turn."),
     Outcome.BLOCKED: ("blocked", "No success: a content filter withheld the response."),
+    Outcome.NO_ATTACK: (
+        "no attack",
+        "No success: an output of the attacker had no attack, so nothing was sent.",
+    ),
     Outcome.ERROR: ("error", "A call failed, or the attempt was never made."),
     Outcome.UNSCORED: ("unscored", "The judge could not score at least one response."),
 }
@@ -281,13 +283,12 @@ class Page:
     @cached_property
     def learning_curves(self) -> Chart | None:
         """Training metrics by step."""
-        history = self.data.training.history
-        if not any(panel.key in row for row in history for panel in PANELS):
+        if self.data.training.curve is None:
             return None
         return Chart(
             "Learning curves",
             "One point per training step, on training prompts. The number is the last value.",
-            learning_curve(history, panels=PANELS),
+            self.data.training.curve,
         )
 
     @cached_property
@@ -296,7 +297,12 @@ class Page:
         groups: dict[tuple[str, Outcome, str], list[Attempt]] = {}
         for evaluation in self.data.evaluations:
             for attempt in evaluation.attempts:
-                if attempt.outcome in (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED):
+                if attempt.outcome in (
+                    Outcome.ERROR,
+                    Outcome.UNSCORED,
+                    Outcome.BLOCKED,
+                    Outcome.NO_ATTACK,
+                ):
                     key = evaluation.name, attempt.outcome, _reason(attempt)
                     groups.setdefault(key, []).append(attempt)
         found = [Problem(*key, len(each), each[0].id) for key, each in groups.items()]
@@ -354,20 +360,6 @@ class Page:
         return len(kind.attempts) / len(self.kinds[0].attempts)
 
 
-PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
-    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
-    Panel("rewards/attack_nll_target/mean", "attack NLL under the target, nats per token"),
-    Panel("effective_attacks", "effective number of kinds of successful attack"),
-    Panel("kl", "KL divergence from the reference, nats"),
-    Panel("entropy", "entropy, nats per token"),
-    Panel("watch/moderator", "training moderator's mean score"),
-    Panel("watch/judge", "held-out judge's mean score"),
-    Panel("unscored_rate", "share of turns without a score", percent=True),
-)
-
-
 def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
     low, high = rate.interval
     return {
@@ -393,6 +385,8 @@ def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
 def _reason(attempt: Attempt) -> str:
     if attempt.outcome is Outcome.BLOCKED:
         return "a content filter withheld the response"
+    if attempt.outcome is Outcome.NO_ATTACK:
+        return "the output of the attacker had no attack"
     return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 

@@ -72,9 +72,11 @@ def build(plan: Plan | RunConfig) -> Experiment:
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
         problem = build_problem(plan)
+    environment = build_environment(plan, problem, plan.openings.train)
+    environment.curriculum = plan.curriculum
     return Experiment(
         problem,
-        build_environment(plan, problem, plan.openings.train),
+        environment,
         build_algorithm(plan, problem),
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, bind, build_reward_part
+from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
 from astra_rl.config.loading import check_credentials, load_target, validated
 from astra_rl.config.prompts import Openings, read_openings
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
@@ -23,6 +23,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -317,6 +318,7 @@ class Plan:
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
+        curriculum: Draws the prompts of training; None draws them uniformly.
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
@@ -330,6 +332,7 @@ class Plan:
     target: Target | None
     environment: Bound
     algorithm: Bound
+    curriculum: Curriculum | None
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
@@ -431,6 +434,7 @@ def resolve(config: RunConfig) -> Plan:
         target,
         environment,
         algorithm,
+        _curriculum(config, resolver),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
@@ -455,6 +459,16 @@ def _subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -
             f"{where}: {name!r} given; it must be a subclass of {base.__name__}."
         )
     return found
+
+
+def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
+    chosen = config.environment.curriculum
+    if chosen is None:
+        return None
+    where = "environment.curriculum"
+    kind = _subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
+    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
+    return built
 
 
 def check_training(plan: Plan) -> None:

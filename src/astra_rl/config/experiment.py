@@ -119,6 +119,8 @@ def build_problem(
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
+        "attacker_chat_template_kwargs": speaker.chat_template_kwargs,
+        "target_chat_template_kwargs": {} if local is None else local.chat_template_kwargs,
         "attacker_stops_at_newline": speaker.stop_at_newline,
         "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,

@@ -67,9 +67,11 @@ def build(plan: Plan) -> Experiment:
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
         problem = build_problem(plan)
+    environment = build_environment(plan, problem, plan.openings.train)
+    environment.curriculum = plan.curriculum
     return Experiment(
         problem,
-        build_environment(plan, problem, plan.openings.train),
+        environment,
         build_algorithm(plan, problem),
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,
@@ -112,6 +114,8 @@ def build_problem(
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
+        "attacker_chat_template_kwargs": speaker.chat_template_kwargs,
+        "target_chat_template_kwargs": {} if local is None else local.chat_template_kwargs,
         "attacker_stops_at_newline": speaker.stop_at_newline,
         "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,

@@ -16,6 +16,7 @@ from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
+from astra_rl.moderators.reasoning import WithReasoning
 from astra_rl.moderators.registry import moderator_class
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Prices
@@ -56,6 +57,7 @@ class DeferredModerator(Moderator[str, str]):
         bound: The class and its options.
         parts: The moderators that it combines.
         time_limit: Timeout of a call in seconds; None means no timeout.
+        reasoning: Whether it also judges the reasoning of the target, see `WithReasoning`.
 
     Attributes:
         where: Place in the configuration.
@@ -67,11 +69,13 @@ class DeferredModerator(Moderator[str, str]):
         bound: Bound,
         parts: Sequence[DeferredModerator],
         time_limit: float | None,
+        reasoning: bool = False,
     ) -> None:
         self.where = where
         self._bound = bound
         self._parts = list(parts)
         self._time_limit = time_limit
+        self._reasoning = reasoning
 
     def load(self) -> CachedModerator[str, str]:
         """Construct the moderator; later calls return the same object.
@@ -90,6 +94,8 @@ class DeferredModerator(Moderator[str, str]):
                 f"{self.where}: {type(moderator).__name__} is not a Moderator. Name a class or "
                 "function that returns one."
             )
+        if self._reasoning:
+            moderator = WithReasoning(moderator)
         return CachedModerator(FaultTolerantModerator(moderator, time_limit=self._time_limit))
 
     def unload(self) -> None:
@@ -163,6 +169,7 @@ class DeferredTarget(Target):
             self._section.model,
             sampling=self._section.sampling(),
             chat=self._section.chat,
+            chat_template_kwargs=self._section.chat_template_kwargs,
             device=self._config.device,
             dtype=self._config.dtype,
             trust_remote_code=self._config.trust_remote_code,
@@ -239,7 +246,7 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
     )
     if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
         bound.check(**({"moderators": parts} if parts else {}))
-    return DeferredModerator(where, bound, parts, config.time_limit)
+    return DeferredModerator(where, bound, parts, config.time_limit, config.reasoning)
 
 
 def build_moderator(config: ModeratorConfig, where: str = "moderator") -> CachedModerator[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, bind, build_reward_part
+from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
 from astra_rl.config.parts import (
     DeferredModerator,
     DeferredTarget,
@@ -27,6 +27,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import readings, walk
@@ -54,6 +55,7 @@ class Plan:
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
+        curriculum: Draws the prompts of training; None draws them uniformly.
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
@@ -67,6 +69,7 @@ class Plan:
     target: Target | None
     environment: Bound
     algorithm: Bound
+    curriculum: Curriculum | None
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
@@ -168,6 +171,7 @@ def resolve(config: RunConfig) -> Plan:
         target,
         environment,
         algorithm,
+        _curriculum(config, resolver),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
@@ -175,6 +179,16 @@ def resolve(config: RunConfig) -> Plan:
     environment.check()
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
+    chosen = config.environment.curriculum
+    if chosen is None:
+        return None
+    where = "environment.curriculum"
+    kind = load_subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
+    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
+    return built
 
 
 def check_training(plan: Plan) -> None:

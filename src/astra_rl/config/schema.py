@@ -231,10 +231,9 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def shape(self) -> dict[str, int]:
-        """Return the arguments of its class that have keys of their own, if they are given."""
-        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {name: size for name, size in shape.items() if size is not None}
+
+SHAPE = {"tree_width", "tree_depth"}
+"""Options of an environment that have keys of their own in its section."""
 
 
 class AlgorithmConfig(_Section):

@@ -75,7 +75,12 @@ def _scenario(config: PromptsConfig, seed: int) -> Scenario:
 
 def _from_files(config: PromptsConfig, file: str) -> Scenario:
     def load(source: str) -> LoadedRows:
-        return SourceSpec(source=source, columns=config.columns, benchmark=config.benchmark).load()
+        return SourceSpec(
+            source=source,
+            columns=config.columns,
+            separator=config.separator,
+            benchmark=config.benchmark,
+        ).load()
 
     parts: dict[Split, LoadedRows] = {"train": load(file)}
     if config.test_file is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import rare_probability, split_once
 
 TURNS = 10
@@ -84,7 +85,8 @@ def test_a_failure_that_cannot_be_reached_has_probability_zero():
     ]
     found = rare_probability(runs)
     assert found.estimate == 0
-    assert found.interval == (0, 1)  # nothing was seen, and nothing is excluded
+    assert found.interval.high == found.plain.interval.high == Rate(0, 30).interval.high
+    assert "no run reached a failure" in found.text
 
 
 def test_a_failure_at_once_needs_no_stages():
@@ -102,3 +104,25 @@ def test_arguments_out_of_range_are_refused():
         split_once([1], lambda states: [], threshold=1, generator=np.random.default_rng(0))
     with pytest.raises(ConfigurationError, match="no runs"):
         rare_probability([])
+
+
+def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
+    """A walk to the failure with 1e-6, and a sudden failure with 1e-3 in the first turn."""
+    truth, missed = 1e-3 + 1e-6, 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        walked = walk(0.07516714899953648, 6, rng)
+
+        def step(states, walked=walked, rng=rng):
+            sudden = rng.random(len(states)) < 1e-3
+            return [
+                (state, 1.0 if now and at == 0 else score, ended)
+                for (at, _), now, (state, score, ended) in zip(
+                    states, sudden, walked(states), strict=True
+                )
+            ]
+
+        runs = [split_once([(0, 0)] * 40, step, threshold=1.0, generator=rng) for _ in range(3)]
+        found = rare_probability(runs)
+        missed += not found.covering.low <= truth <= found.covering.high
+    assert missed <= 0.05 * 40

@@ -44,18 +44,20 @@ class Forecast:
         at: Number of tries per prompt, or of queries.
         estimate: Success probability, in [0, 1].
         interval: 95% bootstrap interval; it does not cover errors of the model.
+        unit: What `at` counts: tries or queries.
     """
 
     at: int
     estimate: float
     interval: Interval
+    unit: str = "tries"
 
     @property
     def text(self) -> str:
         """The forecast as a sentence."""
         return (
-            f"{self.at} tries: {format_percent(self.estimate)} (95% interval "
-            f"{between(self.interval)}, beta-binomial)"
+            f"{self.at} {self.unit}: {format_percent(self.estimate)} (95% interval "
+            f"{between(self.interval)})"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,15 +72,17 @@ class NoForecast:
     Attributes:
         at: Number of tries per prompt, or of queries.
         reason: Why.
+        unit: What `at` counts: tries or queries.
     """
 
     at: int
     reason: str
+    unit: str = "tries"
 
     @property
     def text(self) -> str:
         """The reason as a sentence."""
-        return f"{self.at} tries: no forecast, {self.reason}"
+        return f"{self.at} {self.unit}: no forecast, {self.reason}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reason as JSON values."""
@@ -175,22 +179,25 @@ def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast |
     """
     values = np.asarray(probabilities, dtype=np.float64)
     count = len(values)
+
+    def refused(reason: str) -> NoForecast:
+        return NoForecast(queries, reason, "queries")
+
     if count < LEAST_QUERIES:
-        return NoForecast(queries, f"{count} queries; at least {LEAST_QUERIES} are needed")
+        return refused(f"{count} queries; at least {LEAST_QUERIES} are needed")
     if queries > FARTHEST_QUERIES * count:
-        return NoForecast(queries, f"more than {FARTHEST_QUERIES} times the {count} queries")
+        return refused(f"more than {FARTHEST_QUERIES} times the {count} queries")
     if not ((values >= 0) & (values < 1)).all():
-        return NoForecast(queries, "a probability is outside of [0, 1)")
+        return refused("a probability is outside of [0, 1)")
     top = np.sort(values)[::-1][:LARGEST_USED]
     if top[-1] <= 0 or len(set(top.tolist())) < LARGEST_USED:
-        return NoForecast(
-            queries,
+        return refused(
             f"the {LARGEST_USED} largest probabilities are zero or equal; measure them with more "
             "samples, or as probabilities of the model",
         )
     estimate = _tail(top, count, queries)
     if estimate is None:
-        return NoForecast(queries, "the tail of the probabilities has no slope")
+        return refused("the tail of the probabilities has no slope")
     # Order statistics: the shares above the largest values are sums of exponential spacings.
     generator = np.random.default_rng(0)
     gaps = generator.exponential(size=(RESAMPLES, LARGEST_USED))
@@ -201,7 +208,10 @@ def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast |
     ]
     low, high = np.quantile(redrawn or [estimate], [0.025, 0.975])
     return Forecast(
-        queries, estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
+        queries,
+        estimate,
+        Interval(min(estimate, float(low)), max(estimate, float(high))),
+        "queries",
     )
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import Interval, student_quantile
+from astra_rl.evaluation.stats.rates import Rate
 
 StateT = TypeVar("StateT")
 
@@ -68,12 +69,14 @@ class SplitRun(Generic[StateT]):
         turns: Number of turns that were played, target calls.
         stages: Number of stages.
         failures: Conversations at the end whose level reached the threshold.
+        plain: Failures among the conversations at the start, before anything was given up.
     """
 
     estimate: float
     turns: int
     stages: int
     failures: Sequence[Path[StateT]]
+    plain: Rate
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,14 @@ class RareProbability:
 
     Attributes:
         estimate: Mean of the runs.
-        interval: 95% interval; its upper end is NaN with one run, and 1 if no run failed.
+        interval: 95% interval; its upper end is NaN with one run, and that of `plain` if no run
+            failed.
         relative_error: Standard error divided by the estimate; NaN without failures.
         runs: Estimate of each run.
         turns: Number of turns that all runs played.
+        stages: Mean number of stages; 0 if the scores have no levels below the threshold.
+        plain: Failures among the conversations at the start of all runs. They are plain sampling,
+            so its upper end also bounds failures whose score does not rise on the way.
     """
 
     estimate: float
@@ -93,6 +100,36 @@ class RareProbability:
     relative_error: float
     runs: tuple[float, ...]
     turns: int
+    stages: float
+    plain: Rate
+
+    @property
+    def covering(self) -> Interval:
+        """95% interval of all failures, also those whose score does not rise on the way."""
+        return Interval(
+            min(self.interval.low, self.plain.interval.high),
+            max(self.interval.high, self.plain.interval.high),
+        )
+
+    @property
+    def text(self) -> str:
+        """The estimate as a sentence."""
+        if not self.estimate:
+            return (
+                f"no run reached a failure: at most {self.plain.interval.high:.2g} by the "
+                f"{self.plain.trials} conversations at the start"
+            )
+        return (
+            f"about {self.estimate:.2g} (95% interval {self.interval.low:.2g} to "
+            f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls, "
+            f"{self.plain_calls:.2g} by plain sampling; failures whose score does not rise on the "
+            f"way could have up to {self.plain.interval.high:.2g}"
+        )
+
+    @property
+    def plain_calls(self) -> float:
+        """Conversations of plain sampling with the same relative error."""
+        return (1 - self.estimate) / (self.estimate * self.relative_error**2)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
@@ -103,6 +140,10 @@ class RareProbability:
             "relative_error": self.relative_error,
             "runs": list(self.runs),
             "target_calls": self.turns,
+            "stages": self.stages,
+            "plain": self.plain.as_dict(),
+            "covering_low": self.covering.low,
+            "covering_high": self.covering.high,
         }
 
 
@@ -132,6 +173,7 @@ def split_once(
         )
     count = len(openings)
     paths, turns = _play([Path((each,), (-math.inf,)) for each in openings], step, threshold)
+    plain = Rate(sum(path.level >= threshold for path in paths), count)
     estimate, stages = 1.0, 0
     while stages < MAX_STAGES:
         levels = np.array([path.level for path in paths])
@@ -140,7 +182,7 @@ def split_once(
             break
         survivors = np.flatnonzero(levels > level)
         if not len(survivors):  # all are at the same level: it cannot be exceeded from here
-            return SplitRun(0.0, turns, stages, ())
+            return SplitRun(0.0, turns, stages, (), plain)
         estimate *= len(survivors) / count
         given_up = np.flatnonzero(levels <= level)
         parents = generator.choice(survivors, size=len(given_up))
@@ -151,7 +193,7 @@ def split_once(
         for index, path in zip(given_up, played, strict=True):
             paths[index] = path
     failures = [path for path in paths if path.level >= threshold]
-    return SplitRun(estimate * len(failures) / count, turns, stages, failures)
+    return SplitRun(estimate * len(failures) / count, turns, stages, failures, plain)
 
 
 def _play(
@@ -187,11 +229,13 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
         raise ConfigurationError("no runs were given; give at least one.")
     values = np.array([run.estimate for run in runs])
     turns = sum(run.turns for run in runs)
+    stages = float(np.mean([run.stages for run in runs]))
+    plain = Rate(sum(run.plain.successes for run in runs), sum(run.plain.trials for run in runs))
     mean, count = float(values.mean()), len(values)
     if count < 2 or not mean:
-        nothing = math.nan if count < 2 else 1.0
+        high = math.nan if count < 2 else plain.interval.high
         return RareProbability(
-            mean, Interval(0.0, nothing), math.nan, tuple(values.tolist()), turns
+            mean, Interval(0.0, high), math.nan, tuple(values.tolist()), turns, stages, plain
         )
     error = float(values.std(ddof=1)) / math.sqrt(count)
     quantile = student_quantile(0.95, count - 1)
@@ -205,4 +249,6 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
         interval = Interval(math.exp(centre - reach), min(1.0, math.exp(centre + reach)))
     else:
         interval = Interval(max(0.0, mean - quantile * error), min(1.0, mean + quantile * error))
-    return RareProbability(mean, interval, error / mean, tuple(values.tolist()), turns)
+    return RareProbability(
+        mean, interval, error / mean, tuple(values.tolist()), turns, stages, plain
+    )

@@ -25,6 +25,8 @@ READING = {  # RUN stands for the folder
     "failures": "failures RUN",
     "probability": "probability RUN",
     "seeds": "seeds RUN",
+    "label": "label RUN --most 0",
+    "forecast": "forecast RUN",
 }
 OF_THE_RECORD = ("report", "export", "failures", "compare", "seeds", "resume", "score")
 

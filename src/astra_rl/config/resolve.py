@@ -19,12 +19,15 @@ from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig,
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
+from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.composition import InverseModerator
+from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
 from astra_rl.moderators.registry import moderator_class
 from astra_rl.rewards import RewardPart
@@ -125,6 +128,17 @@ class DeferredModerator(Moderator[str, str]):
         """Drop cached scores, if it is loaded."""
         if "_loaded" in vars(self):
             self._loaded.forget()
+
+    @property
+    def scores_good_behavior(self) -> bool:
+        """Whether a high score means that the target behaved well; nothing is loaded."""
+        kind = self._bound.factory
+        if self._parts:
+            return any(part.scores_good_behavior for part in self._parts) and (
+                kind is not InverseModerator
+            )
+        is_class = isinstance(kind, type) and issubclass(kind, Moderator)
+        return is_class and kind.scores_good_behavior(**self._bound.options)
 
     def endpoints(self, owner: str | None = None) -> list[EndpointUse]:
         """Return the endpoints that it calls, and those of the moderators that it combines."""
@@ -435,6 +449,7 @@ def resolve(config: RunConfig) -> Plan:
         resolver.places,
     )
     _check_environment(environment)
+    _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
 
@@ -454,6 +469,18 @@ def _subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -
             f"{where}: {name!r} given; it must be a subclass of {base.__name__}."
         )
     return found
+
+
+def _warn_of_direction(plan: Plan) -> None:
+    """Warn of moderators that count good behaviour as harm, unless the scenario is about that."""
+    name = plan.config.prompts.scenario
+    scenario = None if name is None else read_scenario_file(name)
+    own = [] if scenario is None else [scenario.moderator, scenario.judge]
+    intended = {section["type"] for section in own if section is not None}
+    sections = (plan.config.moderator, plan.config.evaluation.judge)
+    for section, each in zip(sections, (plan.moderator, plan.judge), strict=True):
+        if section and each and each.scores_good_behavior and section.type not in intended:
+            warn_of_direction(each.where)
 
 
 def _check_environment(environment: Bound) -> None:

@@ -121,6 +121,18 @@ class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
     def __init__(self) -> None:
         """Take no arguments; a subclass with its own `__init__` need not call this."""
 
+    @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Whether a high score means that the target behaved well, for instance that it refused.
+
+        Such a moderator is used to measure over-refusal; elsewhere its use as the measure of harm
+        is warned of.
+
+        Args:
+            options: Arguments of the constructor, without defaults.
+        """
+        return False
+
     @abstractmethod
     def moderate(self, x: Sequence[StateT | ActionT]) -> Sequence[float]:
         """Score each text in [0, 1]; higher is more harmful, NaN is missing.

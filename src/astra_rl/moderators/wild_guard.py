@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -86,6 +87,11 @@ class WildGuardModerator(GuardModerator):
         names = list(QUESTIONS)
         self.questions = [QUESTIONS[name] for name in names[: names.index(self.judge) + 1]]
         super().__post_init__()
+
+    @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Whether it is asked for refusals."""
+        return bool(options.get("judge") == "refusal")
 
     def _contents(self, item: str) -> list[str]:
         if isinstance(item, Exchange):

@@ -78,7 +78,8 @@ def evaluate_run(
         targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
         trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the results; None uses the folder of the run. With several targets each
+        output: Folder for the results; None uses the folder of the run. It can be given to other
+            commands as a run, for instance to `compare_runs`. With several targets each
             has a subfolder, and ``evaluations.json`` has the summaries of all.
 
     Returns:
@@ -224,6 +225,8 @@ class EvaluationJob:
         """
         config, ledger = self.config, current_ledger()
         ledger.check()
+        if not destination.manifest.is_file():  # results elsewhere are a run for other commands
+            destination.write_text(destination.config, config.to_yaml())
         before = ledger.copied()
         problem = build_problem(self.plan, attacker=self.attacker)
         judge = build_judge(self.plan, problem)

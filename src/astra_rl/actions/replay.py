@@ -31,9 +31,9 @@ from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded, recording
+from astra_rl.runs.phases import Recorded, played_order, recording
 from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.spending import WithinBudget, spending
+from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,14 @@ def resend_attacks(
     labels = replace(labels, judge_id=identity.digest)
     asked = _target_problem(plan, judge)
 
-    def send(start: int) -> list[tuple[Attempt, Attempt]]:
-        batch = saved[start : start + JUDGED_TOGETHER]
+    def send(numbers: Sequence[int]) -> list[tuple[Attempt, Attempt]]:
+        batch = [saved[number] for number in numbers]
         graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [[turn.attack for turn in attempt.turns] for attempt in batch],
             seed=plan.config.seed,
-            first=start,
+            numbers=numbers,
         )
         made = [
             _replayed_attempt(attempt, graph, labels, judge=identity.name)
@@ -206,8 +206,11 @@ def resend_attacks(
         ]
         return list(zip(batch, rescore(made, judge), strict=True))
 
-    for start in range(0, len(saved), JUDGED_TOGETHER):
-        yield from within(partial(send, start), lambda pair: pair[1].is_complete)
+    order = played_order(range(len(saved)), len(saved), plan.config.seed)
+    start = 0
+    for size in batches_within_budget(len(saved), JUDGED_TOGETHER):
+        numbers, start = [int(each) for each in order[start : start + size]], start + size
+        yield from within(partial(send, numbers), lambda pair: pair[1].is_complete)
 
 
 def _replayed_attempt(

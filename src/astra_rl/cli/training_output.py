@@ -32,7 +32,7 @@ def train_and_print(
         force: Resume even if the configuration or the prompts changed.
 
     Raises:
-        AstraError: A setting, file or model is wrong, or the run was interrupted.
+        AstraError: A setting, file or model is wrong, or the run was interrupted, by a budget too.
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.resolve import check_training, resolve
@@ -51,6 +51,8 @@ def train_and_print(
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(plan, folder, display, command=command, force=force)
     _print_result(result, config.seed)
+    if result.ended is not None:
+        raise result.ended
 
 
 def _print_result(result: Result, seed: int) -> None:
@@ -117,13 +119,13 @@ def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
         return
     table = Table(title="successful attacks: the most frequent kinds", show_lines=False)
     table.add_column("count", justify="right")
-    table.add_column("attack")
+    table.add_column("opening and attack")
     table.add_column("response")
     for kind in kinds:
         turn = kind.attempts[0].failing_turn
         table.add_row(
             str(len(kind.attempts)),
-            as_text(kind.attack.strip()),
+            as_text(kind.attempts[0].failing_request.strip()),
             as_text(turn.response.strip()) if turn else "",
         )
     out.table(table)

@@ -382,12 +382,15 @@ class Plan:
         return algorithm
 
     def load_deferred(self) -> None:
-        """Load the moderators and models that rewards use.
+        """Load the judge, and the moderators and models that rewards use.
+
+        It is called before the models are loaded and anything is played, so that a package that is
+        not installed costs no work.
 
         Raises:
             AstraError: One cannot be loaded.
         """
-        for each in self.deferred:
+        for each in (*self.deferred, *([] if self.judge is None else [self.judge])):
             each.load()
 
     def unload(self) -> None:

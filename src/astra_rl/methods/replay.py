@@ -49,7 +49,7 @@ def replay_attacks(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[Graph[str, str]]:
     """Play conversations with the given attacks, turn by turn.
 
@@ -59,18 +59,18 @@ def replay_attacks(
         attacks: The attacks of each conversation, one per turn.
         seed: Seed of the target's sampling; the same seed and local target give the same responses.
         batch_size: Number of conversations that are played together.
-        first: Index of the first conversation if `openings` is part of a larger list. Seeds depend
-            on the index, so the parts get the same responses as the whole list.
+        numbers: Index of each conversation if `openings` is part of a larger list; None counts from
+            0. Seeds depend on the index, so the parts get the same responses as the whole list.
 
     Returns:
         One graph per conversation: a chain of nodes with NaN rewards. It ends at the first turn to
         which the target gave no reply.
     """
     graphs: list[Graph[str, str]] = []
+    known = range(len(openings)) if numbers is None else numbers
     for start in range(0, len(openings), batch_size):
         rows = slice(start, start + batch_size)
-        numbers = range(first + start, first + start + len(openings[rows]))
-        seeds = [derive_seed(seed, "resend", number) for number in numbers]
+        seeds = [derive_seed(seed, "resend", number) for number in known[rows]]
         graphs += _play(problem, openings[rows], attacks[rows], seeds)
     return graphs
 

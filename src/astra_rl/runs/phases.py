@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,12 +16,14 @@ from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.judges.calibration import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.from_graphs import LogProbs
-from astra_rl.evaluation.records.turn import Count
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.turn import Count, Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
@@ -29,7 +32,9 @@ from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.spending import WithinBudget, checking_budget
+from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
+from astra_rl.targets.budget import Budget
+from astra_rl.targets.ledger import current_ledger
 
 IN_THE_RUN = ("before", "training", "after")
 """Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
@@ -109,9 +114,10 @@ class PhaseRun:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
         """
         within = WithinBudget()
-        evaluator = ASTEvaluator(
+        order = played_order(seeds, planned, self.config.seed)
+        evaluator = _BudgetedEvaluator(
             environment,
-            seeds,
+            order,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
             batch_size=EVALUATED_TOGETHER,
@@ -130,9 +136,45 @@ class PhaseRun:
         found = evaluator.run(planned)
         if within.spent is not None and not found.attempts:
             raise within.spent
+        if order is not seeds:  # listed as without a budget
+            ids = [
+                (prompt_ids or {}).get(each)
+                or (Opening.of(each).id if isinstance(each, str) else "")
+                for each in seeds
+            ]
+            place = {each: at for at, each in enumerate(ids)}
+            found.metrics["conversations"].sort(
+                key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
+            )
         quality = judge_quality(self.judge, self.config.evaluation.calibrations)
         metrics = {**found.metrics, "judge_quality": quality}
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
+
+
+def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequence[int | str]:
+    """Return what an evaluation plays, in the order in which it does.
+
+    Under a budget the order is random, so that the conversations made before its end are a random
+    sample of all: every prompt once in random order, then the second trial of each, and so on.
+
+    Args:
+        seeds: What the conversations open with, see `ASTEvaluator`.
+        planned: Number of conversations; beyond the number of seeds they are further trials.
+        seed: Determines the order.
+    """
+    if current_ledger().budget == Budget():
+        return seeds
+    order = list(seeds)
+    Random(derive_seed(seed, "order of an evaluation")).shuffle(order)
+    return [order[index % len(order)] for index in range(planned)]
+
+
+class _BudgetedEvaluator(ASTEvaluator):
+    """Evaluator whose batches shrink as the budget runs out; see `batches_within_budget`."""
+
+    def batch_sizes(self, count: int) -> Iterator[int]:
+        """Yield the number of conversations of each batch."""
+        return batches_within_budget(count, self.batch_size)
 
 
 class Recorded:
@@ -141,9 +183,11 @@ class Recorded:
     Args:
         folder: Folder of the run.
         phase: ``"before"``, ``"training"``, ``"after"``, or the name of a phase that a later
-            command played.
+            command played. In a folder with the results of one evaluation and no run, ``"after"``
+            is that evaluation.
 
     Attributes:
+        phase: Name of the phase.
         planned: Number of planned attempts; None if it is not known.
 
     Raises:
@@ -151,10 +195,12 @@ class Recorded:
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
+        phase = _only_evaluation(folder) if phase == "after" else phase
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
         self._log = AttemptLog(own if later else folder.attempts)
         self._where: dict[str, Any] = {} if later else {"phase": phase}
+        self.phase = phase
         self.planned = planned_attempts(folder).get(phase)
         if self.planned is None and next(self.rows(limit=1), None) is None:
             phases = sorted({row.phase for row in self._log.rows()} | set(_later_phases(folder)))
@@ -215,6 +261,23 @@ def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLo
             yield log
 
 
+def withdraw_attempts(log: AttemptLog, phase: str, reason: str) -> None:
+    """Replace the attempts of a phase by records without turns, before it is played again.
+
+    Those that are not played again then count as never made, not with an outdated outcome.
+
+    Args:
+        log: The log, open for writing.
+        phase: The phase.
+        reason: Why the recorded conversations are outdated.
+    """
+    log.flush()
+    for attempt in list(log.attempts(phase=phase)):
+        if attempt.turns:
+            nothing = {"turns": (), "outcome": Outcome.ERROR, "error": f"not played: {reason}"}
+            log.append(attempt.model_copy(update=nothing))
+
+
 def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:
     """Store the number of planned attempts of a phase, before the first one is made.
 
@@ -240,6 +303,12 @@ def planned_attempts(folder: RunFolder) -> dict[str, int]:
         raise ConfigurationError(
             f"cannot read {folder.planned}: {reason}. It is damaged; restore it, or remove it."
         ) from None
+
+
+def _only_evaluation(folder: RunFolder) -> str:
+    """Return the phase that is the result of a folder: "after", or the only one without a run."""
+    later = list(_later_phases(folder))
+    return later[0] if len(later) == 1 and not folder.attempts.is_file() else "after"
 
 
 def _later_phases(folder: RunFolder) -> Iterator[str]:

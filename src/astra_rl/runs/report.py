@@ -44,7 +44,6 @@ def render_run_page(folder: RunFolder) -> str:
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
-        MissingDependencyError: matplotlib is not installed.
     """
     return render_report(read_run(folder))
 
@@ -61,7 +60,6 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
-        MissingDependencyError: matplotlib is not installed.
     """
     data = read_run(folder)
     if data.training.history:

@@ -86,12 +86,11 @@ def _numbers(summary: Summary) -> list[str]:
 def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
     won = [(attempt, turn) for attempt in failures if (turn := attempt.failing_turn)]
     clusters = sorted(greedy_clusters([turn.attack for _, turn in won]), key=len, reverse=True)
-    lines = ["| times | attack | response | attempt |", "| ---: | --- | --- | --- |"]
+    lines = ["| times | opening and attack | response | attempt |", "| ---: | --- | --- | --- |"]
     for members in clusters[:most]:
         attempt, turn = won[members[0]]
-        said = " | ".join(
-            markdown_text(shorten(text, TEXT_LIMIT)) for text in (turn.attack, turn.response)
-        )
+        texts = (attempt.failing_request, turn.response)
+        said = " | ".join(markdown_text(shorten(text, TEXT_LIMIT)) for text in texts)
         lines.append(f"| {len(members)} | {said} | {attempt.id} |")
     if len(clusters) > most:
         lines += ["", f"{len(clusters) - most} more kinds are not shown."]

@@ -32,13 +32,21 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
 @pytest.mark.parametrize(
     ("package", "extra", "setting"),
     [
-        ("openai", "openai", "target={type: openai, options: {model: m, api_key: k}}"),
-        ("httpx2", "openai", "target={type: http, options: {url: 'http://localhost', body: {}}}"),
+        (
+            "openai",
+            "openai",
+            "target={type: openai, options: {model: m, base_url: 'http://localhost/v1'}}",
+        ),
+        (
+            "httpx2",
+            "openai",
+            "target={type: http, options: {url: 'http://localhost', body: {}, reply: text}}",
+        ),
         (
             "openai",
             "openai",
             "evaluation.judge={type: llm_judge, options: {complete: {type: openai, options: "
-            "{model: m, api_key: k}}}}",
+            "{model: m, base_url: 'http://localhost/v1'}}}}",
         ),
         (
             "sentence_transformers",

@@ -235,5 +235,5 @@ def _replayed_attempt(
 def _target_problem(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return the target; a remote one needs no attacker."""
     if plan.target is not None:
-        return TargetOnlyProblem(plan.target)
+        return TargetOnlyProblem(plan.target, judge)
     return build_problem(plan, moderator=judge)

@@ -82,7 +82,7 @@ def score_run(
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     folder = open_run_folder(run)
     resolved = resolve_moderator(load_moderator(moderator))
-    if resolved.scores_good_behavior:
+    if resolved.measures_good_behavior:
         warn_of_direction(moderator)
     endpoints = resolved.endpoints()
     budget = budget or Budget()

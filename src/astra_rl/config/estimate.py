@@ -236,7 +236,8 @@ def _rows(plan: Plan, levels: Sequence[_Level]) -> list[EstimateRow]:
 def _row(
     endpoint: EndpointUse, levels: Sequence[_Level], parts: Sequence[RewardPart], plan: Plan
 ) -> EstimateRow:
-    attack, reply = plan.config.attacker.max_new_tokens, _longest_reply(plan)
+    attacker = plan.config.attacker  # without one, the openings contain the attacks
+    attack, reply = 0 if attacker is None else attacker.max_new_tokens, _longest_reply(plan)
     requests = read = 0.0
     for level in levels:
         texts = _texts_per_turn(endpoint.owner, level.stage, parts, plan)

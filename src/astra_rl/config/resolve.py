@@ -130,11 +130,11 @@ class DeferredModerator(Moderator[str, str]):
             self._loaded.forget()
 
     @property
-    def scores_good_behavior(self) -> bool:
+    def measures_good_behavior(self) -> bool:
         """Whether a high score means that the target behaved well; nothing is loaded."""
         kind = self._bound.factory
         if self._parts:
-            return any(part.scores_good_behavior for part in self._parts) and (
+            return any(part.measures_good_behavior for part in self._parts) and (
                 kind is not InverseModerator
             )
         is_class = isinstance(kind, type) and issubclass(kind, Moderator)
@@ -315,7 +315,8 @@ class Plan:
         reward: The reward; it also records the harm score of each response.
         moderator: Moderator of the training.
         judge: Moderator of the evaluation; None means `moderator`.
-        target: A remote target; None if the target is a local model.
+        target: A target that is only queried: a remote one, or a local model without an attacker.
+            None if it is a local model that the attacker may share weights with.
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
@@ -400,22 +401,39 @@ class Plan:
             each.unload()
 
 
-def resolve(config: RunConfig) -> Plan:
+def resolve(
+    config: RunConfig,
+    *,
+    target: Target | None = None,
+    moderator: Moderator[str, str] | None = None,
+) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
+
+    Args:
+        config: The configuration.
+        target: Object to use as the target, in place of the section.
+        moderator: Object to use as the moderator, in place of the section.
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
     check_credentials(config)
-    moderator = resolve_moderator(config.moderator)
+    resolved = (
+        resolve_moderator(config.moderator)
+        if moderator is None
+        else DeferredModerator("moderator", Bound("moderator", lambda: moderator, {}), [], None)
+    )
     judge = config.evaluation.judge
     resolved_judge = None if judge is None else resolve_moderator(judge, "evaluation.judge")
-    target, endpoints = None, []
-    if isinstance(config.target, TargetConfig):
+    endpoints = []
+    if target is None and isinstance(config.target, TargetConfig):
         target = remote_target(config.target)
+    elif target is None and isinstance(config.target, LocalModelConfig) and not config.attacker:
+        target = DeferredTarget(config.target, config)  # no attacker shares its weights
+    if target is not None and not isinstance(target, DeferredTarget):
         endpoints.append(_answering("target", "target", target, is_judge=False))
-    endpoints += moderator.endpoints()
+    endpoints += resolved.endpoints()
     endpoints += [] if resolved_judge is None else resolved_judge.endpoints()
     resolver = _Resolver(config)
     algorithm = bind(
@@ -440,9 +458,9 @@ def resolve(config: RunConfig) -> Plan:
     )
     plan = Plan(
         config,
-        read_openings(config.prompts, seed=config.seed),
+        read_openings(config.prompts, seed=config.seed, trained=config.attacker is not None),
         reward,
-        moderator,
+        resolved,
         resolved_judge,
         target,
         environment,
@@ -482,7 +500,7 @@ def _warn_of_direction(plan: Plan) -> None:
     intended = {section["type"] for section in own if section is not None}
     sections = (plan.config.moderator, plan.config.evaluation.judge)
     for section, each in zip(sections, (plan.moderator, plan.judge), strict=True):
-        if section and each and each.scores_good_behavior and section.type not in intended:
+        if section and each and each.measures_good_behavior and section.type not in intended:
             warn_of_direction(each.where)
 
 
@@ -503,7 +521,7 @@ def check_training(plan: Plan) -> None:
             parameters, or a reward term is missing.
     """
     factory = plan.algorithm.factory
-    factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
+    factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     _ = plan.unbound_algorithm
     check_terms(
         factory.terms_needed(**plan.algorithm.options),

@@ -18,6 +18,7 @@ from pydantic import (
 
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.datasets.yaml_text import dump_yaml
+from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
@@ -332,7 +333,9 @@ class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig
+    attacker: AttackerConfig | None = Field(
+        None, description="The model that is trained; none only tests the target with the prompts."
+    )
     target: Annotated[
         Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
@@ -369,6 +372,20 @@ class RunConfig(_Section):
     )
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
+
+    @property
+    def trained(self) -> AttackerConfig:
+        """The attacker.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.attacker is None:
+            raise ConfigurationError(
+                "attacker: missing; it must be given to train or to play an attacker. Without one, "
+                "'astra-rl test' sends the prompts as they are."
+            )
+        return self.attacker
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
 from astra_rl.core.contracts import check_length
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, row_seeds, seeded
 from astra_rl.core.text import Conversation, NoReply
+from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import Target
 
 
@@ -23,14 +30,18 @@ class RespondingProblem(Protocol):
         """Return the state after this turn."""
 
 
-class TargetOnlyProblem:
-    """Adapter that replays against a target without a full problem.
+class TargetOnlyProblem(Problem[str, str]):
+    """Problem without an attacker, for attacks that are given.
+
+    What needs an attacker or a baseline raises `ConfigurationError`. Rewards are missing.
 
     Args:
         target: The target to query.
+        moderator: Scores the responses.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, moderator: Moderator[str, str]) -> None:
+        super().__init__(moderator)
         self.target = target
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
@@ -40,6 +51,43 @@ class TargetOnlyProblem:
     def advance(self, context: str, attack: str, response: str) -> str:
         """Return the conversation with this turn added."""
         return context + attack + response
+
+    def reward(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> Sequence[float]:
+        """Return missing rewards."""
+        return [math.nan] * len(contexts)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield nothing: there is nothing to train."""
+        yield from ()
+
+    def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Raise: there is no attacker."""
+        raise _no_attacker()
+
+    def get_attacker_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Raise: there is no attacker."""
+        raise _no_attacker()
+
+    def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Raise: the target is only queried."""
+        raise _no_attacker()
+
+    def get_baseline_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Raise: there is no baseline."""
+        raise _no_attacker()
+
+
+def _no_attacker() -> ConfigurationError:
+    return ConfigurationError(
+        "there is no attacker and no baseline here, only a target that is queried. Name an "
+        "attacker: 'attacker: {model: ...}' in the configuration."
+    )
 
 
 def replay_attacks(

@@ -16,6 +16,7 @@ from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.judges.calibration import judge_quality
@@ -63,12 +64,12 @@ class PhaseRun:
     Args:
         config: Configuration of the run.
         phase: Name of the phase in the records.
-        problem: The models.
+        problem: The models. Likelihoods of attacks are measured if it has a baseline model.
         judge: Moderator that scores the turns.
         log: Log that the attempts are appended to.
         run: Name of the run in the records; None derives it from the configuration.
         categories: Category of each opening, by `Opening.id`.
-        likelihoods: See `ASTEvaluator`; the baseline of ordinary use is always measured.
+        likelihoods: See `ASTEvaluator`; beside the baseline of ordinary use.
         allow_partial: Whether a spent budget ends the phase with the attempts made so far. If
             False, it raises.
     """
@@ -77,7 +78,7 @@ class PhaseRun:
         self,
         config: RunConfig,
         phase: str,
-        problem: HFASTProblem,
+        problem: Problem[str, str],
         judge: Moderator[Any, Any],
         log: AttemptLog,
         *,
@@ -89,8 +90,10 @@ class PhaseRun:
         self.config, self.phase, self.judge, self.log = config, phase, judge, log
         self.run, self.categories = run, categories
         self.allow_partial = allow_partial
-        ordinary = ordinary_use(config, problem)
-        self.likelihoods = {"baseline": ordinary.get_baseline_logprobs, **(likelihoods or {})}
+        self.likelihoods = dict(likelihoods or {})
+        if isinstance(problem, HFASTProblem):
+            ordinary = ordinary_use(config, problem)
+            self.likelihoods.setdefault("baseline", ordinary.get_baseline_logprobs)
 
     def play(
         self,
@@ -137,12 +140,9 @@ class PhaseRun:
         if within.spent is not None and not found.attempts:
             raise within.spent
         if order is not seeds:  # listed as without a budget
-            ids = [
-                (prompt_ids or {}).get(each)
-                or (Opening.of(each).id if isinstance(each, str) else "")
-                for each in seeds
-            ]
-            place = {each: at for at, each in enumerate(ids)}
+            texts = (each for each in seeds if isinstance(each, str))
+            ids = prompt_ids or {each: Opening.of(each).id for each in texts}
+            place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
             found.metrics["conversations"].sort(
                 key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
             )

@@ -152,24 +152,39 @@ def _run_charged(
     command: str,
     force: bool,
 ) -> Result:
-    """Execute the run and charge its calls to its ledger. Errors include the resume command."""
-    resume = how_to_resume(folder)
+    """Execute the run and charge its calls to its ledger."""
+    with charged(plan, folder) as ledger:
+        result, spent = _do_run(plan, folder, log, display, command, force)
+        return (
+            result if spent is None else replace(result, ended=budget_ended(ledger, spent, folder))
+        )
+
+
+@contextlib.contextmanager
+def charged(plan: Plan, folder: RunFolder) -> Iterator[Ledger]:
+    """Charge all calls inside the block to the ledger of a run.
+
+    Raises:
+        BudgetEndedError: A budget was spent; the message has the command that resumes the run.
+        EndpointError: An endpoint kept failing; the same.
+    """
     try:
         with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
-                result, spent = _do_run(plan, folder, log, display, command, force)
+                yield ledger
             except BudgetSpentError as error:
-                raise _ended(ledger, error, resume) from error
-            return result if spent is None else replace(result, ended=_ended(ledger, spent, resume))
+                raise budget_ended(ledger, error, folder) from error
     except EndpointError as error:
-        raise EndpointError(f"{error} Everything is saved. {resume}") from error
+        raise EndpointError(f"{error} Everything is saved. {how_to_resume(folder)}") from error
 
 
-def _ended(ledger: Ledger, spent: BudgetSpentError, resume: str) -> BudgetEndedError:
+def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> BudgetEndedError:
+    """Record in the ledger that a budget ended a session, and return the error that says so."""
     ledger.ended_by.append(str(spent))
     option = "--" + spent.limit.replace("_", "-")
     return BudgetEndedError(
-        f"{spent}; everything is saved. {resume} {option} {spent.sufficient_limit:.15g}"
+        f"{spent}; everything is saved. {how_to_resume(folder)} {option} "
+        f"{spent.sufficient_limit:.15g}"
     )
 
 
@@ -197,7 +212,7 @@ def _do_run(
         experiment = build(plan)
     record["run"] = name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
-    record |= _described_target(experiment)
+    record |= described_target(experiment.problem.target)
     if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
@@ -241,7 +256,7 @@ def _do_run(
             f"{config.training.steps}.",
         )
     spent = spent or after.spent
-    notes = (*warnings, *_notes_on_calls(experiment, after))
+    notes = (*warnings, *notes_on_calls(experiment.problem.target, after))
     result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
     record |= {"warnings": notes, "spent": current_ledger().as_dict()}
     # A manifest without durations marks a run that is not complete and can be resumed.
@@ -334,9 +349,14 @@ def evaluate(
     return result
 
 
-def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterator[str]:
-    """Yield notes for the report about endpoint calls: failures and spending."""
-    target, ledger = experiment.problem.target, current_ledger()
+def notes_on_calls(target: object, result: EvaluationResult) -> Iterator[str]:
+    """Yield notes for the report about endpoint calls: failures and spending.
+
+    Args:
+        target: The target; one that is no `Target` is a local model.
+        result: The evaluation.
+    """
+    ledger = current_ledger()
     if isinstance(target, Target):
         yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
@@ -350,7 +370,7 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
     if result.summary.never_made:
         yield (
             f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
-            "held-out conversations were played. The outcomes of the others are unknown."
+            "conversations were played, chosen at random. The outcomes of the others are unknown."
         )
     spent = describe_spent(ledger.as_dict())
     if spent:
@@ -359,8 +379,8 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
         yield f"A session of this run was ended early: {ended}."
 
 
-def _described_target(experiment: Experiment) -> dict[str, Any]:
-    target = experiment.problem.target
+def described_target(target: object) -> dict[str, Any]:
+    """Return the entry of a remote target in the manifest; empty for a local model."""
     if not isinstance(target, Target):
         return {}
     identity = target.identity

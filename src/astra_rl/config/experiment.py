@@ -79,7 +79,7 @@ def build(plan: Plan | RunConfig) -> Experiment:
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,
         build_judge(plan, problem),
-        _training(plan.config),
+        plan.config.training.for_trainer(seed=plan.config.seed),
         plan.openings.sources,
         plan.openings.categories,
     )
@@ -171,24 +171,4 @@ def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerPr
     """Return the problem in which the baseline takes the attacker's place."""
     return BaselineAttackerProblem(
         problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
-    )
-
-
-def _training(config: RunConfig) -> TrainingConfiguration:
-    training = config.training
-    return TrainingConfiguration(
-        lr=training.lr,
-        batch_size=training.batch_size,
-        optimizer=training.optimizer,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        training_steps=training.steps,
-        num_episodes_per_experience=training.episodes_per_step,
-        max_grad_norm=training.max_grad_norm,
-        max_nonfinite_losses=training.max_nonfinite_losses,
-        max_unscored_steps=training.max_unscored_steps,
-        seed=config.seed,
     )

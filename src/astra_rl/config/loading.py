@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -19,6 +18,7 @@ from astra_rl.config.schema import (
     TargetConfig,
     kind_of_target,
 )
+from astra_rl.config.sections import keys_of, section_class
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -263,23 +263,5 @@ def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:
         if parent in _TARGET_KINDS:
             section = _TARGET_KINDS[parent]
         elif not isinstance(parent, int):  # an index of a list, whose section is known already
-            section = section_class(field_types(section)[str(parent)])
-    return list(field_types(section))
-
-
-def field_types(section: Any) -> dict[str, Any]:
-    """Return the types of the keys of a section: a pydantic model or a dataclass."""
-    if dataclasses.is_dataclass(section):
-        hints = get_type_hints(section)
-        return {each.name: hints[each.name] for each in dataclasses.fields(section)}
-    return {name: each.annotation for name, each in section.model_fields.items()}
-
-
-def section_class(annotation: Any) -> Any:
-    """Return the section among the members of an annotation; None without one."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and (
-            issubclass(each, BaseModel) or dataclasses.is_dataclass(each)
-        ):
-            return each
-    return None
+            section = section_class(keys_of(section)[str(parent)].type)
+    return list(keys_of(section))

@@ -155,9 +155,9 @@ def _run_charged(
     """Execute the run and charge its calls to its ledger."""
     with charged(plan, folder) as ledger:
         result, spent = _do_run(plan, folder, log, display, command, force)
-        return (
-            result if spent is None else replace(result, ended=budget_ended(ledger, spent, folder))
-        )
+        if spent is not None:
+            result = replace(result, ended=budget_ended(ledger, spent, folder))
+        return result
 
 
 @contextlib.contextmanager

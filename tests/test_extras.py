@@ -40,7 +40,8 @@ prompts: {scenario: planted_secrets, test: 2, train: 2}
         (
             "httpx2",
             "openai",
-            "target={type: http, options: {url: 'http://localhost', body: {}, reply: text}}",
+            "target={type: http, options: {url: 'http://localhost', body: {ask: '{message}'}, "
+            "reply: text}}",
         ),
         (
             "openai",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
 from astra_rl.config.estimate import EstimateRow, estimate_given
@@ -133,12 +133,14 @@ def _play(
         prompt_ids={number: each.prompt_id for number, each in enumerate(sent)},
     )
     log.flush()
-    folder.write_json(folder.evaluation(PHASE), result.metrics)
+    spent = current_ledger().as_dict()
+    metrics = {**result.metrics, "spent": spent}
+    folder.write_json(folder.evaluation(PHASE), metrics)
     write_failures(log.attempts(phase=PHASE, outcome="success"), folder.failures)
     record["warnings"] = list(notes_on_calls(None, result))
-    record["spent"] = current_ledger().as_dict()
+    record["spent"] = spent
     if result.spent is None:  # a manifest without durations marks a run that is not complete
         record["seconds"] = {"testing": time.perf_counter() - started}
     folder.write_json(folder.manifest, record)
     write_run_page(folder)
-    return result
+    return replace(result, metrics=metrics)

@@ -24,6 +24,7 @@ from astra_rl.cli.commands.report import report
 from astra_rl.cli.commands.resume import resume
 from astra_rl.cli.commands.score import score
 from astra_rl.cli.commands.seeds import seeds
+from astra_rl.cli.commands.test import test
 from astra_rl.cli.commands.train import train
 from astra_rl.cli.commands.transfer import transfer
 from astra_rl.cli.commands.view import view
@@ -39,7 +40,7 @@ from astra_rl.cli.options import expand_groups
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Run": (demo, train, resume),
+    "Run": (test, demo, train, resume),
     "Measure": (evaluate, score, replay, failures, probability, calibrate),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export, info),

@@ -67,7 +67,7 @@ def _print_result(result: Result, seed: int) -> None:
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
     out.line(SeedSpread({seed: rates["after training"]}).text)
-    _print_examples(folder, out)
+    print_examples(folder, out)
     out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
         f"attacker:   {folder.checkpoints / 'last'}"
@@ -76,7 +76,6 @@ def _print_result(result: Result, seed: int) -> None:
 
 def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
-    from astra_rl.evaluation.judges.calibration import describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
 
     table = Table(title="attack success on held-out conversations")
@@ -102,6 +101,13 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         )
     out.table(table)
     (*_, result) = evaluations.values()
+    print_judge(result, out)
+
+
+def print_judge(result: EvaluationResult, out: Printer) -> None:
+    """Print the judge of an evaluation, its threshold and its measured quality."""
+    from astra_rl.evaluation.judges.calibration import describe_judge
+
     last = result.metrics
     out.line(
         f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
@@ -109,7 +115,8 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
     )
 
 
-def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
+def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
+    """Print the most frequent kinds of successful attack of a run, each with an example."""
     from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
     from astra_rl.runs.attempt_log import AttemptLog
 

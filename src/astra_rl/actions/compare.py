@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import Summary, compare
+from astra_rl.evaluation.measures.summary import (
+    CategoryComparison,
+    Summary,
+    compare,
+    compare_by_category,
+)
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.runs.folder import file_stem, open_run_folder
+from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
-
-REPLAY_OF_FAILURES = "replay of the failures of "
-"""Start of the phase name of attempts that repeat only the attempts that succeeded."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Comparison:
         a: The first side.
         b: The second.
         pairs: Statistics of the pairs.
+        by_category: The same by category of the prompt; empty with fewer than two categories.
         only_a: Attempts that succeeded on the first side and failed on the second.
         only_b: Attempts that succeeded on the second side and failed on the first.
         default_path: File in the folder of the first run.
@@ -48,6 +54,7 @@ class Comparison:
     a: Side
     b: Side
     pairs: PairedComparison
+    by_category: Mapping[str, CategoryComparison]
     only_a: Sequence[Attempt]
     only_b: Sequence[Attempt]
     default_path: Path
@@ -63,6 +70,7 @@ class Comparison:
             "a": {"name": self.a.name, **self.a.summary.as_dict()},
             "b": {"name": self.b.name, **self.b.summary.as_dict()},
             "pairs": self.pairs.as_dict(),
+            "by_category": {name: each.as_dict() for name, each in self.by_category.items()},
             "only_a": [_brief(attempt) for attempt in self.only_a],
             "only_b": [_brief(attempt) for attempt in self.only_b],
         }
@@ -116,12 +124,18 @@ def compare_runs(
             Side(name_a, a.summary()),
             Side(name_b, b.summary()),
             pairs,
+            compare_by_category(rows_a, rows_b),
             list(_only(a, rows_b)),
             list(_only(b, rows_a)),
             folders[0].path
             / "comparisons"
-            / f"{file_stem('-'.join(parts).replace(' ', '-'))}.json",
+            / f"{file_stem('-'.join(parts).replace(' ', '-'))}-{_place(folders[1])}.json",
         )
+
+
+def _place(folder: RunFolder) -> str:
+    """Return digits that tell apart runs in folders of the same name."""
+    return f"{zlib.crc32(os.fsencode(folder.path.resolve())):08x}"
 
 
 def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
@@ -129,7 +143,7 @@ def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
     withstood = {
         (row.prompt_id, row.trial)
         for row in others
-        if row.outcome in (Outcome.FAILURE, Outcome.REFUSED, Outcome.BLOCKED)
+        if row.outcome in KNOWN_OUTCOMES - {Outcome.SUCCESS}
     }
     for attempt in side.attempts(outcome=Outcome.SUCCESS):
         if (attempt.prompt_id, attempt.trial) in withstood:

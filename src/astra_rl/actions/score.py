@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.config.loading import load_moderator
+from astra_rl.config.loading import load_moderator, load_recorded_config
 from astra_rl.config.resolve import check_prices, resolve_moderator
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
 from astra_rl.evaluation.measures.summary import (
     Summary,
     by_prompt,
@@ -44,6 +45,7 @@ class Judged:
         path: Log of the attempts with the new scores.
         left_out: Number of attempts that were not scored because the budget was spent.
         spent: Spending on calls, as `Ledger.as_dict`.
+        quality: Measured errors of the new judge at the threshold; None if it is not calibrated.
     """
 
     judge: str
@@ -53,6 +55,7 @@ class Judged:
     path: Path
     left_out: int
     spent: Mapping[str, Any]
+    quality: JudgeQuality | None
 
 
 def score_run(
@@ -121,7 +124,9 @@ def score_run(
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
     agreement = Rate(sum(agreed), len(agreed))
-    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
+    calibrations = load_recorded_config(folder.config).evaluation.calibrations
+    quality = judge_quality(judge, calibrations, threshold)
+    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)
 
 
 def _judged_pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
 from astra_rl.config.estimate import EstimateRow, estimate_given
@@ -14,6 +15,7 @@ from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.replay import TargetOnlyProblem
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts
@@ -92,7 +94,9 @@ def run_test(
             folder.write_text(folder.config, plan.config.to_yaml())
         check_same_run(plan.config, folder, force=force)
         with AttemptLog(folder.attempts, write=True) as log, charged(plan, folder) as ledger:
-            result = _play(plan, folder, log, sent, command, force)
+            started = folder.started
+            with template_time(started):
+                result = _play(plan, folder, log, sent, command, force, started)
             ended = None if result.spent is None else budget_ended(ledger, result.spent, folder)
     return TargetTest(folder, result, ended)
 
@@ -104,12 +108,13 @@ def _play(
     sent: list[GivenAttack],
     command: str,
     force: bool,
+    started: datetime,
 ) -> PhaseResult:
     config, target = plan.config, plan.target
     if target is None:
         raise ConfigurationError("a test has no attacker: leave out 'attacker', or use 'train'.")
     record = {
-        **manifest(config, redact_message(command)),
+        **manifest(config, redact_message(command), started),
         "run": name_of(folder) or labels_of(config, PHASE).run,
         "prompts": [source.as_dict() for source in plan.openings.sources],
         **described_target(target),
@@ -117,7 +122,7 @@ def _play(
     if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
-    started = time.perf_counter()
+    clock = time.perf_counter()
     plan.load_deferred()
     judge = plan.evaluation_judge.load()
     problem = TargetOnlyProblem(target, judge)
@@ -140,7 +145,7 @@ def _play(
     record["warnings"] = list(notes_on_calls(None, result))
     record["spent"] = spent
     if result.spent is None:  # a manifest without durations marks a run that is not complete
-        record["seconds"] = {"testing": time.perf_counter() - started}
+        record["seconds"] = {"testing": time.perf_counter() - clock}
     folder.write_json(folder.manifest, record)
     write_run_page(folder)
     return replace(result, metrics=metrics)

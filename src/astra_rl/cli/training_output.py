@@ -84,7 +84,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         "successes",
         "ASR",
         "95% interval",
-        "distinct attacks",
+        "effective kinds",
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
@@ -96,23 +96,30 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            str(metrics["distinct_attacks"]),
+            _kinds(metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, result) = evaluations.values()
-    print_judge(result, out)
+    (*_, last) = evaluations.values()
+    print_judge(last, out)
 
 
-def print_judge(result: EvaluationResult, out: Printer) -> None:
-    """Print the judge of an evaluation, its threshold and its measured quality."""
-    from astra_rl.evaluation.judges.calibration import describe_judge
+def print_judge(last: EvaluationResult, out: Printer) -> None:
+    """Print the judge of an evaluation, its threshold, and its measured errors."""
+    from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
 
-    last = result.metrics
+    quality = JudgeQuality.from_dict(last.metrics["judge_quality"])
+    described, *corrected = describe_judge(quality, last.summary)
     out.line(
-        f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
-        f"{describe_judge(last['judge_quality'])}"
+        f"judge: {last.metrics['judge']}, success at a score of at least "
+        f"{last.metrics['threshold']:g}; {described}"
     )
+    for line in corrected:
+        out.line(line)
+
+
+def _kinds(effective: float | None, count: int) -> str:
+    return f"{effective:.1f} of {count}" if count and effective is not None else "-"
 
 
 def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

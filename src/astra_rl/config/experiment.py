@@ -118,6 +118,7 @@ def build_problem(
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
         "attacker_stops_at_newline": speaker.stop_at_newline,
+        "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,
     }
     moderator = moderator or plan.moderator.load()

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
@@ -103,6 +104,11 @@ class AttackerConfig(LocalModelConfig):
     """The model that is trained."""
 
     stop_at_newline: bool = Field(False, description="End an attack at its first line break.")
+    extract: Extraction | None = Field(
+        None,
+        description="Send only a part of the output: tag, the text in that tag, or pattern, the "
+        "first group of a regular expression; default: all of it.",
+    )
     lora: LoraOptions | None = Field(
         None, description="Train a LoRA adapter; default: train the weights."
     )
@@ -233,6 +239,9 @@ class TrainingConfig(UpdateSettings):
             final_lr.
         final_lr: Learning rate at the end of linear decay; default: lr, so constant.
         warmup_steps: Steps of linear warm-up of the learning rate from zero.
+        sync_ref_model: Move the reference of the KL penalty after the attacker, as in TRL.
+        ref_model_sync_steps: Training steps between two such moves.
+        ref_model_mixup_alpha: Weight of the attacker in the new reference; 1 makes it a copy.
         save_every: Steps between saved training states; 0 saves at the end only.
         save_total_limit: Number of training states to keep, the newest.
         save_best: Also keep the attacker with the best training success, as checkpoints/best.
@@ -246,6 +255,9 @@ class TrainingConfig(UpdateSettings):
     lr_scheduler_type: SchedulerType | None = None
     final_lr: Positive | None = None
     warmup_steps: CountOrZero = 0
+    sync_ref_model: bool = False
+    ref_model_sync_steps: Count = 512
+    ref_model_mixup_alpha: Annotated[float, Range(gt=0, le=1)] = 0.6
     save_every: CountOrZero = 25
     save_total_limit: Count = 2
     save_best: bool = True
@@ -362,6 +374,17 @@ class RunConfig(_Section):
                 "'astra-rl test' sends the prompts as they are."
             )
         return self.attacker
+
+    @model_validator(mode="after")
+    def _reference_can_be_mixed(self) -> RunConfig:
+        training = self.training
+        lora = self.attacker is not None and self.attacker.lora is not None
+        if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
+            raise ValueError(
+                "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
+                "because the mean of two adapters is not the mean of their weights"
+            )
+        return self
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""

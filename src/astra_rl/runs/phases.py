@@ -19,7 +19,7 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.judges.calibration import judge_quality
+from astra_rl.evaluation.judges.quality import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.from_graphs import LogProbs
@@ -146,8 +146,13 @@ class PhaseRun:
             found.metrics["conversations"].sort(
                 key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
             )
-        quality = judge_quality(self.judge, self.config.evaluation.calibrations)
-        metrics = {**found.metrics, "judge_quality": quality}
+        settings = self.config.evaluation
+        quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
+        metrics = {
+            **found.metrics,
+            "judge_quality": quality and quality.as_dict(),
+            "asr_corrected": quality and quality.correct(found.summary).as_dict(),
+        }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
 
 

@@ -29,6 +29,7 @@ from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.evaluations import AFTER, BEFORE, evaluations_of
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
@@ -78,16 +79,14 @@ def read_run(folder: RunFolder) -> ReportData:
     """
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
-    evaluations = list(_evaluations(folder))
-    phases = [each.attempts[0].phase for each in evaluations]
-    result = max((at for at, phase in enumerate(phases) if phase == "after"), default=-1)
     finished = config is None or folder.evaluation("after").is_file()
+    evaluations = [each for each in evaluations_of(folder) if finished or each.name != AFTER]
     training = _training(folder, config)
     return ReportData(
         title=config.title if config else folder.path.name,
         run=folder.path.name,
-        evaluations=evaluations if finished else [e for e in evaluations if e.name != _AFTER],
-        result_index=result if finished else -1,
+        evaluations=evaluations,
+        result_index=_result_index(evaluations),
         training=training,
         finished=finished,
         transfer=_transfer(folder),
@@ -99,48 +98,10 @@ def read_run(folder: RunFolder) -> ReportData:
     )
 
 
-_AFTER = "after training"
-_NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated again"}
-
-
-def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
-    """Yield the evaluations of a run in chronological order."""
-    planned = planned_attempts(folder)
-    for phase, name in _NAMES.items():
-        path = folder.attempts_of("again") if phase == "again" else folder.attempts
-        attempts = list(_attempts(path, phase))
-        if attempts:
-            quality = _json(folder.evaluation(phase)).get("judge_quality")
-            yield Evaluation(
-                name=name,
-                attempts=_judged_by_others(folder, phase, attempts),
-                quality=quality,
-                planned=planned.get(phase),
-            )
-
-
-def _attempts(path: Path, phase: str) -> Iterator[Attempt]:
-    if path.is_file():
-        with AttemptLog(path) as log:
-            yield from log.attempts(phase=phase)
-
-
-def _judged_by_others(
-    folder: RunFolder, phase: str, attempts: Sequence[Attempt]
-) -> Sequence[Attempt]:
-    """Add the scores of judges that re-scored the attempts with ``astra-rl score``."""
-    known = {attempt.id: attempt for attempt in attempts}
-    for path in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl")):
-        for judged in _attempts(path, phase):
-            mine = known.get(judged.id)
-            if mine is None or len(mine.turns) != len(judged.turns):
-                continue
-            turns = [
-                turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
-                for turn, other in zip(mine.turns, judged.turns, strict=True)
-            ]
-            known[judged.id] = mine.model_copy(update={"turns": tuple(turns)})
-    return list(known.values())
+def _result_index(evaluations: Sequence[Evaluation]) -> int:
+    """Return the index of the evaluation that the page is about: the last one of the run itself."""
+    names = [each.name for each in evaluations]
+    return next((names.index(name) for name in (AFTER, BEFORE) if name in names), -1)
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -239,6 +200,12 @@ def _notes(
         notes.append(
             "The judge was not calibrated against human labels: its error rate is unknown "
             "(astra-rl calibrate)."
+        )
+    else:
+        notes.append(
+            "The correction for the judge's errors assumes that the judge errs on these "
+            "conversations as often as on the labelled texts. An attacker that was trained against "
+            "a judge finds its errors, so label a sample of these conversations: astra-rl label."
         )
     if evaluations and not any(
         each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import (
@@ -154,7 +156,9 @@ def _run_charged(
 ) -> Result:
     """Execute the run and charge its calls to its ledger."""
     with charged(plan, folder) as ledger:
-        result, spent = _do_run(plan, folder, log, display, command, force)
+        started = folder.started
+        with template_time(started):
+            result, spent = _do_run(plan, folder, log, display, command, force, started)
         if spent is not None:
             result = replace(result, ended=budget_ended(ledger, spent, folder))
         return result
@@ -195,6 +199,7 @@ def _do_run(
     display: Display,
     command: str,
     force: bool,
+    started: datetime,
 ) -> tuple[Result, BudgetSpentError | None]:
     """Execute the run; also return the budget that ended its training or final evaluation."""
     config, command = plan.config, redact_message(command)
@@ -202,7 +207,7 @@ def _do_run(
     remove_leftovers(folder.states)
     remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
-    record = manifest(config, command)
+    record = manifest(config, command, started)
     state = {} if saved is None else saved_identity(saved[1])
     check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
     check_versions(state.get("versions", versions()))

@@ -6,17 +6,18 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials
+from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials, holm
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
@@ -38,6 +39,7 @@ class Summary:
         first_failures: Number of attempts that first succeeded at turn 1, 2, ...
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
+        turns: Number of attempts with a known outcome by number of turns.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -49,6 +51,7 @@ class Summary:
     first_failures: Sequence[int]
     queries: QueriesToSuccess
     prompts: int
+    turns: Mapping[int, int]
 
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
@@ -85,6 +88,7 @@ class Summary:
                 for each in self.asr_at_k
             ],
             "first_failures_by_turn": list(self.first_failures),
+            "attempts_by_turns": {str(turns): count for turns, count in self.turns.items()},
             "queries_to_success": {
                 "median": self.queries.median,
                 "won": len(self.queries.counts),
@@ -129,6 +133,7 @@ def summarise_prompts(
     """
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
+    turns: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
@@ -136,6 +141,7 @@ def summarise_prompts(
     for rows in groups:
         outcomes.update(row.outcome for row in rows)
         first.update(row.first_failing_turn or 0 for row in rows)
+        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
         any_turn.append(_any_turn(rows))
         last_turn.append(_last_turn(rows))
         spent, succeeded = _queries(rows)
@@ -155,6 +161,7 @@ def summarise_prompts(
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
+        turns=dict(sorted(turns.items())),
     )
 
 
@@ -164,11 +171,11 @@ def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
 
 
 def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
-    # A withheld response is no failure of the target, and has no score.
+    # A withheld response and an attack that was not sent are no failures, and have no score.
     ends = [
         row.last_turn_failed or False
         for row in rows
-        if row.last_turn_failed is not None or row.outcome is Outcome.BLOCKED
+        if row.last_turn_failed is not None or row.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK)
     ]
     return sum(ends), len(ends)
 
@@ -181,16 +188,25 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
     """Return the queries up to the first success, or of all attempts, and whether there is one."""
     spent = 0
     for row in rows:
-        spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
+        # An output without an attack, which is the last of a conversation, was not sent.
+        sent = row.turns - (row.outcome is Outcome.NO_ATTACK)
+        spent += row.queries_per_turn * (row.first_failing_turn or sent)
         if row.outcome is Outcome.SUCCESS:
             return spent, True
     return spent, False
 
 
-def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
+def compare(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow], *, confidence: float = 0.95
+) -> PairedComparison:
     """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
     The sides may differ in attacker, target, version, and in the number of trials per prompt.
+
+    Args:
+        rows_a: Attempts of A.
+        rows_b: Attempts of B.
+        confidence: Of the interval of the difference, in (0, 1).
 
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
@@ -212,7 +228,63 @@ def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> Paire
         not KNOWN_OUTCOMES.issuperset((a[key].outcome, b[key].outcome)) for key in shared
     )
     played = sum(len(trials) for prompt in prompts for trials in prompt)
-    return compare_trials(prompts, unscored=unscored, unpaired=len(a) + len(b) - played)
+    return compare_trials(
+        prompts, unscored=unscored, unpaired=len(a) + len(b) - played, confidence=confidence
+    )
+
+
+class CategoryComparison(NamedTuple):
+    """Paired comparison of one category of prompts, one of several.
+
+    Attributes:
+        pairs: The comparison; its interval holds for all categories together with 95% (Bonferroni).
+        p_value: Its p-value, adjusted for the number of categories, see `holm`.
+    """
+
+    pairs: PairedComparison
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {**self.pairs.as_dict(), "p_value_holm": self.p_value}
+
+
+def _by_difference(pairs: PairedComparison) -> float:
+    return 0.0 if math.isnan(pairs.difference) else -abs(pairs.difference)
+
+
+def compare_by_category(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]
+) -> dict[str, CategoryComparison]:
+    """Compare two sets of attempts in each category that both played, largest difference first.
+
+    Returns:
+        By category; empty if there are fewer than two categories.
+
+    Raises:
+        ConfigurationError: A trial occurs twice on one side.
+    """
+    sides: list[dict[str, list[AttemptRow]]] = []
+    for rows in (rows_a, rows_b):
+        groups: dict[str, list[AttemptRow]] = defaultdict(list)
+        for row in rows:
+            groups[row.category].append(row)
+        sides.append(groups)
+    a, b = sides
+    shared = [
+        name
+        for name in a
+        if name in b and {row.prompt_id for row in a[name]} & {row.prompt_id for row in b[name]}
+    ]
+    if len(shared) < 2:
+        return {}
+    found = [compare(a[name], b[name], confidence=1 - 0.05 / len(shared)) for name in shared]
+    adjusted = holm([each.p_value for each in found])
+    named = {
+        name: CategoryComparison(each, p_value)
+        for name, each, p_value in zip(shared, found, adjusted, strict=True)
+    }
+    return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
 
 
 def _outcomes(rows: Mapping[tuple[str, int], AttemptRow]) -> dict[str, dict[int, bool | None]]:
@@ -255,11 +327,17 @@ class TransferMatrix:
         return {pair: summary.asr for pair, summary in self.summaries.items()}
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """Return one row per pair that was evaluated."""
-        return [
-            {"attacker": attacker, "target": target, **rate.as_dict()}
-            for (attacker, target), rate in self.rates.items()
-        ]
+        """Return one row per pair that was evaluated.
+
+        `simultaneous_low` and `simultaneous_high` are intervals that hold for all pairs together
+        with 95% (Bonferroni), whatever the unknown outcomes are.
+        """
+        found = []
+        for (attacker, target), rate in self.rates.items():
+            low, high = rate.covering(1 - 0.05 / len(self.rates))
+            simultaneous = {"simultaneous_low": low, "simultaneous_high": high}
+            found.append({"attacker": attacker, "target": target, **rate.as_dict(), **simultaneous})
+        return found
 
 
 def transfer_matrix(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.text import NoReply, NotSent, Utterance
+from astra_rl.core.text import NoReply, NotAsked, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
@@ -78,9 +78,14 @@ def record_path(
         )
         for at, (node, score) in enumerate(zip(nodes, scores, strict=True))
     ]
-    errors = (node.response.error for node in nodes if isinstance(node.response, NoReply))
+    errors = (
+        node.response.error
+        for node in nodes
+        if isinstance(node.response, NoReply) and not isinstance(node.response, NotAsked)
+    )
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
-    silent = SILENT if nodes and known.is_silent([node.attack for node in nodes]) else ""
+    sent = [node.attack for node in nodes if not isinstance(node.response, NotAsked)]
+    silent = SILENT if sent and known.is_silent(sent) else ""
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(
@@ -151,6 +156,7 @@ def _turn(
     return Turn(
         attack=node.attack,
         response=node.response,
+        written=attack.written,
         scores=dict(scores),
         reward=node.reward,
         reward_terms=dict(node.reward_terms),

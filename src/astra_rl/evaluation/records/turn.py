@@ -108,8 +108,10 @@ class Turn(Record):
     """One turn of a conversation, with its scores.
 
     Attributes:
-        attack: Text of the attacker.
+        attack: Text of the attacker, as the target got it.
         response: Text of the target.
+        written: Whole output of the attacker, if the attack is only a part of it. The
+            log-probabilities under attacker and baseline, and `attack_tokens`, are of this output.
         scores: Score of the response by each judge, by the judge's name.
         reward: Reward of the turn, if the environment computed one.
         reward_terms: Terms of the reward by name.
@@ -125,6 +127,7 @@ class Turn(Record):
 
     attack: Text
     response: Text = ""
+    written: Text | None = None
     scores: dict[Text, JudgeScore] = {}
     reward: Number = None
     reward_terms: dict[Text, Number] = {}
@@ -144,6 +147,11 @@ class Turn(Record):
     def blocked(self) -> bool:
         """Whether a filter around the target withheld the response."""
         return self.finish_reason == "content_filter"
+
+    @property
+    def without_attack(self) -> bool:
+        """Whether the output of the attacker had no attack, so that nothing was sent."""
+        return self.finish_reason == "not_asked"
 
     @property
     def unanswered(self) -> bool:

@@ -83,7 +83,7 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
     turns = [turn for each in attempts for turn in each.turns]
     queries = None
     if won is not None:
-        before = sum(each.queries_per_turn * len(each.turns) for each in attempts[:won])
+        before = sum(each.queries_per_turn * len(each.sent) for each in attempts[:won])
         queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
     return {
         "index": index,
@@ -92,7 +92,7 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "category": attempt.category,
         "prompt": shown.attack if shown else None,
         "response": shown.response if shown else None,
-        "number_of_queries": sum(each.queries_per_turn * len(each.turns) for each in attempts),
+        "number_of_queries": sum(each.queries_per_turn * len(each.sent) for each in attempts),
         "queries_to_jailbreak": queries,
         "prompt_tokens": _sum([turn.attack_tokens for turn in turns]),
         "response_tokens": _sum([turn.response_tokens for turn in turns]),

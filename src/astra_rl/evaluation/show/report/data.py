@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
+from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.rates import Rate
 
 
@@ -22,8 +24,10 @@ class Evaluation:
     Attributes:
         name: What was evaluated, for instance "after training".
         attempts: At least one, all with the same judge and threshold.
-        quality: Calibration of the judge, see `calibration.judge_quality`; None if not calibrated.
+        quality: Measured errors of the judge; None if it is not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
+        selected: Whether the attempts were selected by their recorded outcome, as in a replay of
+            failures; their rate is compared with no other.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -31,8 +35,9 @@ class Evaluation:
 
     name: str
     attempts: Sequence[Attempt]
-    quality: Mapping[str, Any] | None = None
+    quality: JudgeQuality | None = None
     planned: int | None = None
+    selected: bool = False
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -44,6 +49,11 @@ class Evaluation:
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
         return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+
+    @cached_property
+    def corrected(self) -> Corrected | NotCorrected | None:
+        """The rate corrected for the errors of the judge; None if it is not calibrated."""
+        return None if self.quality is None else self.quality.correct(self.summary)
 
     @property
     def judge(self) -> str:

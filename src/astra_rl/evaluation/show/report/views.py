@@ -55,6 +55,10 @@ OUTCOMES = {
     ),
     Outcome.REFUSED: ("refused", "No success: the target refused in every turn."),
     Outcome.BLOCKED: ("blocked", "No success: a content filter withheld the response."),
+    Outcome.NO_ATTACK: (
+        "no attack",
+        "No success: an output of the attacker had no attack, so nothing was sent.",
+    ),
     Outcome.ERROR: ("error", "A call failed, or the attempt was never made."),
     Outcome.UNSCORED: ("unscored", "The judge could not score at least one response."),
 }
@@ -151,10 +155,12 @@ class Page:
 
     @cached_property
     def pairings(self) -> list[Pairing]:
-        """The result compared with every other evaluation that shares a prompt with it."""
+        """The result compared with all others that share a prompt, the judge and the threshold."""
         found = []
         for other in self.data.evaluations:
-            if other is self.result or self.result is None:
+            if other is self.result or self.result is None or other.selected:
+                continue
+            if _rule(other) != _rule(self.result):
                 continue
             first, second = [other, self.result], [self.result, other]
             later = self.data.evaluations.index(other) > self.data.evaluations.index(self.result)
@@ -170,7 +176,7 @@ class Page:
     @cached_property
     def before_after(self) -> Chart | None:
         """Attack success rates of all evaluations in one chart."""
-        rates = {each.name: each.summary.asr for each in self.data.evaluations}
+        rates = {each.name: each.summary.asr for each in self.data.evaluations if not each.selected}
         if len(rates) < 2:
             return None
         return Chart(
@@ -294,7 +300,12 @@ class Page:
         groups: dict[tuple[str, Outcome, str], list[Attempt]] = {}
         for evaluation in self.data.evaluations:
             for attempt in evaluation.attempts:
-                if attempt.outcome in (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED):
+                if attempt.outcome in (
+                    Outcome.ERROR,
+                    Outcome.UNSCORED,
+                    Outcome.BLOCKED,
+                    Outcome.NO_ATTACK,
+                ):
                     key = evaluation.name, attempt.outcome, _reason(attempt)
                     groups.setdefault(key, []).append(attempt)
         found = [Problem(*key, len(each), each[0].id) for key, each in groups.items()]
@@ -357,7 +368,7 @@ PANELS = (
     Panel("reward", "mean reward"),
     Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
     Panel("rewards/attack_nll_target/mean", "attack NLL under the target, nats per token"),
-    Panel("distinct_attacks", "kinds of successful attack"),
+    Panel("effective_attacks", "effective number of kinds of successful attack"),
     Panel("kl", "KL divergence from the reference, nats"),
     Panel("entropy", "entropy, nats per token"),
     Panel("watch/moderator", "training moderator's mean score"),
@@ -383,9 +394,16 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
     }
 
 
+def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
+    """Return what decides the outcomes."""
+    return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
+
+
 def _reason(attempt: Attempt) -> str:
     if attempt.outcome is Outcome.BLOCKED:
         return "a content filter withheld the response"
+    if attempt.outcome is Outcome.NO_ATTACK:
+        return "the output of the attacker had no attack"
     return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 

@@ -65,6 +65,7 @@ def test_one_command_gives_the_rate_of_all_rows_against_an_endpoint(
     assert run(place, endpoint).returncode == 2  # the folder holds a complete run
 
 
+@pytest.mark.slow
 def test_every_other_command_reads_the_result(place: Path, endpoint: Endpoint) -> None:
     for name in ("first", "next"):
         assert run(place, endpoint, output=name).returncode == 0
@@ -113,6 +114,7 @@ def test_a_budget_tests_a_random_sample_and_resume_tests_the_rest(
     assert result["asr"]["successes"] == EXPECTED
 
 
+@pytest.mark.slow
 def test_a_function_a_file_and_a_local_model_are_targets(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

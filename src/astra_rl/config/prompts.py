@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from astra_rl.config.schema import PromptsConfig
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.files import LoadedRows, Source
-from astra_rl.datasets.rows import SPLITS, Split
+from astra_rl.datasets.rows import Split
 from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
 from astra_rl.datasets.scenario_files import (
     PLANTED_SECRETS,
@@ -56,7 +56,7 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
             share a prompt.
     """
     if not trained:
-        return _all_for_the_evaluation(config, seed)
+        return _all_for_the_evaluation(config)
     scenario = _scenario(config, seed)
     counts: dict[Split, int | None] = {"train": config.train, "test": config.test}
     contexts = {split: scenario.openings(split, count) for split, count in counts.items()}
@@ -71,11 +71,9 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
     return Openings(contexts["train"], contexts["test"], scenario.sources, categories)
 
 
-def _all_for_the_evaluation(config: PromptsConfig, seed: int) -> Openings:
+def _all_for_the_evaluation(config: PromptsConfig) -> Openings:
     if config.scenario is not None:
-        scenario = _scenario(config, seed)
-        rows = [row for split in SPLITS for row in scenario.rows.get(split, ())]
-        scenario = replace(scenario, rows={"test": rows})
+        scenario = load_scenario(config.scenario, undivided=True)
     else:
         files = [each for each in (config.file, config.test_file) if each is not None]
         parts = [_rows(config, file) for file in files]

@@ -80,9 +80,8 @@ def read_run(folder: RunFolder) -> ReportData:
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
-    evaluations = [
-        each for each in evaluations_of(folder) if finished or each.name not in (AFTER, TEST)
-    ]
+    unfinished = () if finished else (AFTER, TEST)
+    evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
     training = _training(folder, config)
     return ReportData(
         title=config.title if config else folder.path.name,

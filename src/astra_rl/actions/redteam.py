@@ -123,14 +123,6 @@ def target_test_config(
     Raises:
         ConfigurationError: An argument is wrong.
     """
-    source: dict[str, Any] = (
-        {"scenario": str(prompts)}
-        if str(prompts) in scenario_names()
-        else {
-            "file": str(prompts),
-            "columns": {} if column is None else {"prompt": column},
-        }
-    )
     section = target_section(target, model)
     limits = asdict(budget) if isinstance(budget, Budget) else dict(budget or {})
     return validated(
@@ -139,7 +131,7 @@ def target_test_config(
             "title": f"Test of {section.name}",
             "target": section.model_dump(),
             "moderator": judge_section(judge, judge_model or model).model_dump(),
-            "prompts": source,
+            "prompts": prompts_section(str(prompts), column),
             "training": {"steps": 0},
             "evaluation": {"before": False, "threshold": threshold, "trials": trials},
             "budget": limits,
@@ -168,6 +160,13 @@ def plan_target_test(config: RunConfig, target: Any = None, judge: Any = None) -
         target=target if isinstance(target, Target) else None,
         moderator=judge if isinstance(judge, Moderator) else None,
     )
+
+
+def prompts_section(prompts: str, column: str | None = None) -> dict[str, Any]:
+    """Return the section of prompts that are given as text; see `redteam`."""
+    if prompts in scenario_names():
+        return {"scenario": prompts}
+    return {"file": prompts, **({} if column is None else {"columns": {"prompt": column}})}
 
 
 _URL = re.compile(r"https?://", re.IGNORECASE)

@@ -117,6 +117,11 @@ class ScenarioFile(_Section):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("moderator", "judge", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
     @field_validator("moderator", "judge")
     @classmethod
     def _by_name(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -15,12 +15,26 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.running import astra_rl
+from tests.endpoint import Endpoint, judging, serving
 
 from astra_rl.evaluation.judges.calibration import example_labels
 from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README", "evidence", "moderators", "presets", "report", "runs", "scenarios", "targets")
+PAGES = (
+    "README",
+    "evidence",
+    "moderators",
+    "presets",
+    "report",
+    "runs",
+    "scenarios",
+    "targets",
+    "test",
+)
+SERVER = "http://127.0.0.1:8000/v1"
+"""The endpoint of the pages; another port stands in for it."""
+WORKFLOW = re.compile(r"^```yml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOP = re.compile(r"for (\w+) in ([^;]+); do (.*?); done")
 NOT_HERE = ("demo", "view", "path/to", "pyrit", " first", "second.yaml")
@@ -40,7 +54,8 @@ CONFIG = {
 
 def commands(page: Path) -> Iterator[str]:
     """Yield the commands of a page in order: loops unrolled, comments and prefixes removed."""
-    for block in SHELL.findall(page.read_text("utf-8")):
+    text = page.read_text("utf-8")
+    for block in [*SHELL.findall(text), *map(steps, WORKFLOW.findall(text))]:
         text = LOOP.sub(
             lambda loop: "\n".join(
                 loop[3].replace(f"${loop[1]}", value) for value in loop[2].split()
@@ -53,6 +68,22 @@ def commands(page: Path) -> Iterator[str]:
                 yield command
 
 
+def steps(workflow: str) -> str:
+    """Return the commands of a workflow of GitHub Actions, one per line."""
+    jobs = yaml.safe_load(workflow)["jobs"].values()
+    return "".join(
+        f"{step['run'].strip()}\n" for job in jobs for step in job["steps"] if "run" in step
+    )
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    """An endpoint that answers, and judges where it is asked to."""
+    with serving() as server:
+        server.reply = judging(lambda body: "I see.")
+        yield server
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: two models, prompts, judges, and finished runs."""
@@ -63,6 +94,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save_pretrained(folder / name)
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\nwho are you\nname a colour\n")
+    (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
     for name in ("judge.yaml", "my_judge.yaml"):
         judge = {"type": "keyword", "options": {"patterns": ["[aeiou]{2}"]}}
@@ -78,7 +110,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_in_their_order(
-    page: str, workplace: Path, tmp_path: Path
+    page: str, workplace: Path, tmp_path: Path, endpoint: Endpoint
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(workplace, home)
@@ -92,7 +124,7 @@ def test_the_commands_of_a_page_run_in_their_order(
             continue
         if "--max-cost" in arguments:  # a local model costs nothing
             continue
-        done = astra_rl(*arguments, cwd=home)
+        done = astra_rl(*(each.replace(SERVER, endpoint.url) for each in arguments), cwd=home)
         if "preferences" in arguments and "no pair of replies" in done.stderr:
             continue
         gated = "--fail-on" in arguments or arguments[0] == "regress"

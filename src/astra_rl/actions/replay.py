@@ -27,6 +27,7 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
@@ -213,6 +214,7 @@ def resend_attacks(
     start = 0
     for size in batches_within_budget(len(saved), JUDGED_TOGETHER):
         numbers, start = [int(each) for each in order[start : start + size]], start + size
+        logger.info("sending attacks %d to %d of %d", start - size + 1, start, len(saved))
         yield from within(partial(send, numbers), lambda pair: pair[1].is_complete)
 
 

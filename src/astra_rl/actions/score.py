@@ -20,6 +20,7 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
@@ -110,6 +111,7 @@ def score_run(
         before = recorded.summary()
         count = judged = 0
         for batch in _batches(recorded.attempts()):
+            logger.info("judging conversations %d to %d", count + 1, count + len(batch))
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
             for old, new in within(work, lambda pair: pair[1].is_complete):

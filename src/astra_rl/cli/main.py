@@ -18,6 +18,7 @@ from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
+from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
 from astra_rl.cli.commands.replay import replay
@@ -35,6 +36,7 @@ from astra_rl.cli.console import (
     error_console,
     escape_unencodable_characters,
     logs_on,
+    reporting_activity,
     set_verbosity,
 )
 from astra_rl.cli.exit_codes import ExitCode
@@ -44,7 +46,7 @@ from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, Inte
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume),
     "Prepare": (init, validate, info),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate),
+    "Measure": (evaluate, score, replay, failures, probability, calibrate, label),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export),
 }
@@ -95,7 +97,7 @@ def run() -> None:
     """Run the command line and exit with one of `ExitCode`."""
     escape_unencodable_characters()
     try:
-        with logs_on(error_console):
+        with logs_on(error_console), reporting_activity():
             app()
     except BudgetEndedError as error:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")

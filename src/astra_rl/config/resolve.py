@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, bind, build_reward_part
+from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
 from astra_rl.config.loading import check_credentials, load_target, validated
 from astra_rl.config.prompts import Openings, read_openings
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
@@ -24,6 +24,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.composition import InverseModerator
@@ -39,6 +40,9 @@ from astra_rl.targets.network import check_network_settings
 from astra_rl.targets.openai_client import OPENAI_URL
 from astra_rl.targets.registry import target_factory
 from astra_rl.targets.remote import made
+
+MOST_TURNS = 10_000_000
+"""Most turns of a training step; all of them are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,8 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
         _Resolver(),
         supplied=1 if parts else 0,
     )
+    if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
+        bound.check(**({"moderators": parts} if parts else {}))
     return DeferredModerator(where, bound, parts, config.time_limit)
 
 
@@ -320,6 +326,7 @@ class Plan:
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
+        curriculum: Draws the prompts of training; None draws them uniformly.
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
@@ -333,6 +340,7 @@ class Plan:
     target: Target | None
     environment: Bound
     algorithm: Bound
+    curriculum: Curriculum | None
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
@@ -367,20 +375,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Passes of the algorithm over the batches of a training step."""
-        algorithm = self.unbound_algorithm
-        return 1 if algorithm is None else algorithm.epochs
-
-    @cached_property
-    def unbound_algorithm(self) -> Algorithm[str, str, Any, Any] | None:
-        """The algorithm, constructed before its problem; None if its class needs the problem.
-
-        Raises:
-            ConfigurationError: An option is out of range.
-        """
-        if not self.algorithm.factory.binds_late():
-            return None
-        algorithm: Algorithm[str, str, Any, Any] = self.algorithm(None)
-        return algorithm
+        return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
 
     def load_deferred(self) -> None:
         """Load the judge, and the moderators and models that rewards use.
@@ -449,12 +444,14 @@ def resolve(
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
+    shape = config.environment.shape()
     environment = bind(
-        "environment",
+        "environment.options",
         _subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
-        config.environment.arguments(),
+        {**shape, **config.environment.options},
         resolver,
         supplied=2,
+        places={name: f"environment.{name}" for name in shape},
     )
     plan = Plan(
         config,
@@ -465,11 +462,12 @@ def resolve(
         target,
         environment,
         algorithm,
+        _curriculum(config, resolver),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
     )
-    _check_environment(environment)
+    environment.check()
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
@@ -504,11 +502,14 @@ def _warn_of_direction(plan: Plan) -> None:
             warn_of_direction(each.where)
 
 
-def _check_environment(environment: Bound) -> None:
-    try:
-        environment.factory.check_options(**environment.settings())
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{environment.where}: {error}") from error
+def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
+    chosen = config.environment.curriculum
+    if chosen is None:
+        return None
+    where = "environment.curriculum"
+    kind = _subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
+    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
+    return built
 
 
 def check_training(plan: Plan) -> None:
@@ -522,7 +523,13 @@ def check_training(plan: Plan) -> None:
     """
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
-    _ = plan.unbound_algorithm
+    plan.algorithm.check()
+    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    if turns > MOST_TURNS:
+        raise ConfigurationError(
+            f"training.episodes_per_step and environment: a training step would play {turns:.3g} "
+            f"turns; it must be at most {MOST_TURNS:,}. Use fewer episodes, or a smaller tree."
+        )
     check_terms(
         factory.terms_needed(**plan.algorithm.options),
         {each.name for each in walk(plan.reward) if each.name is not None},

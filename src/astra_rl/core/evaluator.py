@@ -14,6 +14,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import write_json
+from astra_rl.logging import logger
 
 GraphMetrics = dict[str, Any]
 """Metrics of one episode, as JSON values; see `Evaluator.compute_metrics`."""
@@ -90,6 +91,7 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         for size in _with_progress(self.batch_sizes(len(seeds)), len(seeds), progress):
             batch = slice(start, start + size)
             start += size
+            logger.info("playing conversations %d to %d of %d", batch.start + 1, start, len(seeds))
             play = partial(self._play, seeds[batch], trials[batch])
             self.measured.extend(self.around_batch(play))
         return self.aggregate_metrics(self.measured)

@@ -8,7 +8,7 @@ target can neither act as control tokens nor imitate the structure of the prompt
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.infra.ranges import Count
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix
@@ -73,7 +74,7 @@ class GuardOptions:
 
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 8
+    batch_size: Count = 8
     model: PreTrainedModel = _LOADED_BY_DEFAULT
     tokenizer: PreTrainedTokenizerBase = _LOADED_BY_DEFAULT
 
@@ -118,8 +119,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
 
     def __post_init__(self) -> None:
         """Load the tokenizer and the model, unless `complete` replaces them."""
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size}; it must be at least 1.")
+        self.check_options(**{each.name: getattr(self, each.name) for each in fields(self)})
         self._controls: dict[str, int] = {}
         if self.complete is not None:
             return

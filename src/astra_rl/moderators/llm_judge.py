@@ -23,6 +23,8 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.ranges import Count
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import (
     Completer,
@@ -70,6 +72,7 @@ where N is a number from {low:g} (lowest) to {high:g} (highest)."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
+@named("llm_judge")
 class LLMJudgeModerator(Moderator[str, str]):
     """Scores the last response of a conversation with an LLM and a rubric.
 
@@ -104,15 +107,14 @@ class LLMJudgeModerator(Moderator[str, str]):
         rubric: str | Path = "harm",
         scale: tuple[float, float] = (0, 10),
         seed: int = 0,
-        max_new_tokens: int = 256,
+        max_new_tokens: Count = 256,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        if (complete is None) == (not model_id):
-            raise ConfigurationError("give either complete or model_id, not both.")
+        LLMJudgeModerator.check_options(
+            complete=complete, model_id=model_id, scale=scale, max_new_tokens=max_new_tokens
+        )
         low, high = scale
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
         self.rubric = _read_rubric(rubric)
         self.scale = (float(low), float(high))
         self.seed = seed
@@ -120,6 +122,17 @@ class LLMJudgeModerator(Moderator[str, str]):
         self.complete: Completer = complete or LocalCompleter(
             model_id, max_new_tokens=max_new_tokens, device=device, dtype=dtype
         )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless there is one judge, a readable rubric and a scale."""
+        super().check_options(**options)
+        if (options.get("complete") is None) == (not options.get("model_id")):
+            raise ConfigurationError("give either complete or model_id, not both.")
+        low, high = scale = options.get("scale", (0, 10))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
+        _read_rubric(options.get("rubric", "harm"))
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each exchange or text in [0, 1] with one call of the judge.

@@ -17,7 +17,7 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
-from astra_rl.core.seeding import derive_seed
+from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.judges.quality import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
@@ -28,12 +28,14 @@ from astra_rl.evaluation.records.turn import Count, Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
-from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
+from astra_rl.runs.until import StopWhenDecided, Until
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import current_ledger
 
@@ -103,6 +105,9 @@ class PhaseRun:
         *,
         attacker: str | None = None,
         prompt_ids: Mapping[int | str, str] | None = None,
+        until: Until | None = None,
+        already: Sequence[Attempt] = (),
+        batch: int = EVALUATED_TOGETHER,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
 
@@ -112,19 +117,33 @@ class PhaseRun:
             planned: Number of conversations.
             attacker: Name of the attacker in the records; None names the attacker of the run.
             prompt_ids: See `ASTEvaluator`.
+            until: Ends the phase when this is decided; None plays all conversations.
+            already: Attempts of an earlier session, which are in the log.
+            batch: Number of conversations that are played together.
 
         Raises:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
         """
         within = WithinBudget()
-        order = played_order(seeds, planned, self.config.seed)
-        evaluator = _BudgetedEvaluator(
+        around: Any = within if self.allow_partial else checking_budget
+        rows = [attempt.row for attempt in already]
+        stop = None if until is None else StopWhenDecided(until, rows, around)
+
+        def record(attempt: Attempt) -> None:
+            self.log.append(attempt)
+            if stop is not None:
+                rows.append(attempt.row)
+
+        # A condition to decide has an order of its own, and batches of whole prompts.
+        order = seeds if until else played_order(seeds, planned, self.config.seed)
+        kind = ASTEvaluator if until else _BudgetedEvaluator
+        evaluator = kind(
             environment,
             order,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
-            batch_size=EVALUATED_TOGETHER,
-            record=self.log.append,
+            batch_size=batch,
+            record=record,
             labels=labels_of(
                 self.config,
                 self.phase,
@@ -134,9 +153,11 @@ class PhaseRun:
             ),
             likelihoods=self.likelihoods,
             prompt_ids=prompt_ids,
-            around_batch=within if self.allow_partial else checking_budget,
+            around_batch=around if stop is None else stop,
+            already=already,
+            sequential=until is not None,
         )
-        found = evaluator.run(planned)
+        found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:
             raise within.spent
         if order is not seeds:  # listed as without a budget
@@ -151,6 +172,8 @@ class PhaseRun:
         metrics = {
             **found.metrics,
             "judge_quality": quality and quality.as_dict(),
+            "until": until and until.condition.expression,
+            "decided": until and until.verdict(rows),
             "asr_corrected": quality and quality.correct(found.summary).as_dict(),
         }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
@@ -169,9 +192,10 @@ def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequenc
     """
     if current_ledger().budget == Budget():
         return seeds
-    order = list(seeds)
-    Random(derive_seed(seed, "order of an evaluation")).shuffle(order)
-    return [order[index % len(order)] for index in range(planned)]
+    played = [seeds[index % len(seeds)] for index in range(planned)]
+    random = Random(derive_seed(seed, "order of an evaluation"))
+    order = [(trial, random.random(), at) for at, trial in enumerate(repetitions(played))]
+    return [played[at] for _, _, at in sorted(order)]
 
 
 class _BudgetedEvaluator(ASTEvaluator):
@@ -194,6 +218,7 @@ class Recorded:
     Attributes:
         phase: Name of the phase.
         planned: Number of planned attempts; None if it is not known.
+        sequential: Whether the phase ended when its result was clear, see `Rate`.
 
     Raises:
         ConfigurationError: The run has no such phase, or its log cannot be read.
@@ -201,12 +226,14 @@ class Recorded:
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
         phase = _only_evaluation(folder) if phase == "after" else phase
+        logger.info("reading the phase %s of %s", phase, folder.path)
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
         self._log = AttemptLog(own if later else folder.attempts)
         self._where: dict[str, Any] = {} if later else {"phase": phase}
         self.phase = phase
         self.planned = planned_attempts(folder).get(phase)
+        self.sequential = is_sequential(folder, phase)
         if self.planned is None and next(self.rows(limit=1), None) is None:
             phases = sorted({row.phase for row in self._log.rows()} | set(_later_phases(folder)))
             self._log.close()
@@ -224,7 +251,9 @@ class Recorded:
 
     def summary(self) -> Summary:
         """Summarise the attempts; planned attempts that were never made count as errors."""
-        return summarise_prompts(by_prompt(self.rows(order="prompt")), planned=self.planned)
+        return summarise_prompts(
+            by_prompt(self.rows(order="prompt")), planned=self.planned, sequential=self.sequential
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -236,6 +265,12 @@ class Recorded:
         trace: TracebackType | None,
     ) -> None:
         self._log.close()
+
+
+def is_sequential(folder: RunFolder, phase: str) -> bool:
+    """Whether an evaluation was played with ``--until``."""
+    path = folder.evaluation(phase)
+    return path.is_file() and read_own(path, dict).get("until") is not None
 
 
 def summary_of_phase(run: str | Path, phase: str) -> Summary:

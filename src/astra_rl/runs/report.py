@@ -17,7 +17,6 @@ from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.charts import learning_curve
 from astra_rl.evaluation.show.report import (
     Evaluation,
     ReportData,
@@ -25,9 +24,9 @@ from astra_rl.evaluation.show.report import (
     Training,
     render_report,
 )
-from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, evaluations_of
 from astra_rl.runs.folder import RunFolder, read_own
@@ -63,9 +62,9 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
         ConfigurationError: A file of the run cannot be read.
     """
     data = read_run(folder)
-    if data.training.history:
-        curve = learning_curve(data.training.history, panels=PANELS)
-        folder.write_text(folder.learning_curve, curve)
+    logger.info("writing the report of %s", folder.path)
+    if data.training.curve is not None:
+        folder.write_text(folder.learning_curve, data.training.curve)
     destination = path or folder.report
     folder.write_text(destination, render_report(data))
     return destination
@@ -77,6 +76,7 @@ def read_run(folder: RunFolder) -> ReportData:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
+    logger.info("reading the run %s", folder.path)
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()

@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
 from astra_rl.targets.call_errors import CallError
@@ -23,6 +24,7 @@ _PLACE = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 
 
+@named("http")
 class HTTPTarget(RemoteTarget):
     """An application behind an HTTP API of its own.
 

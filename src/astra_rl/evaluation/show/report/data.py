@@ -12,9 +12,24 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
+from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 from astra_rl.evaluation.stats.rates import Rate
+
+PANELS = (
+    Panel("asr", "attack success rate", percent=True),
+    Panel("reward", "mean reward"),
+    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
+    Panel("rewards/attack_nll_target/mean", "attack NLL, target, nats per token"),
+    Panel("effective_attacks", "effective kinds of successful attack"),
+    Panel("kl", "KL from the reference, nats"),
+    Panel("entropy", "entropy, nats per token"),
+    Panel("watch/moderator", "training moderator's mean score"),
+    Panel("watch/judge", "held-out judge's mean score"),
+    Panel("unscored_rate", "share of turns without a score", percent=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +43,8 @@ class Evaluation:
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
             failures; their rate is compared with no other.
+        sequential: Whether the evaluation ended when its result was clear, see `Rate`.
+        labelled: Success rate by human labels of these conversations; None without labels.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -38,6 +55,8 @@ class Evaluation:
     quality: JudgeQuality | None = None
     planned: int | None = None
     selected: bool = False
+    sequential: bool = False
+    labelled: LabelledRate | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -48,7 +67,8 @@ class Evaluation:
     @cached_property
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
-        return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+        rows = (attempt.row for attempt in self.attempts)
+        return summarise(rows, planned=self.planned, sequential=self.sequential)
 
     @cached_property
     def corrected(self) -> Corrected | NotCorrected | None:
@@ -117,6 +137,13 @@ class Training:
     played: int = 0
     pairs: bool = False
     watch: Sequence[Mapping[str, Any]] = ()
+
+    @cached_property
+    def curve(self) -> str | None:
+        """Learning curves as SVG, drawn once; None if no metric has a value."""
+        if not any(has_value(self.history, panel) for panel in PANELS):
+            return None
+        return learning_curve(self.history, panels=PANELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,7 @@ from astra_rl.evaluation.measures.thresholds import rates_by_threshold
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
-    Panel,
     before_after,
-    learning_curve,
     severity_likelihood,
     threshold_curve,
 )
@@ -285,13 +283,12 @@ class Page:
     @cached_property
     def learning_curves(self) -> Chart | None:
         """Training metrics by step."""
-        history = self.data.training.history
-        if not any(panel.key in row for row in history for panel in PANELS):
+        if self.data.training.curve is None:
             return None
         return Chart(
             "Learning curves",
             "One point per training step, on training prompts. The number is the last value.",
-            learning_curve(history, panels=PANELS),
+            self.data.training.curve,
         )
 
     @cached_property
@@ -361,20 +358,6 @@ class Page:
     def share_of_kind(self, kind: Kind) -> float:
         """Return the size of a kind relative to the largest, in (0, 1]."""
         return len(kind.attempts) / len(self.kinds[0].attempts)
-
-
-PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
-    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
-    Panel("rewards/attack_nll_target/mean", "attack NLL under the target, nats per token"),
-    Panel("effective_attacks", "effective number of kinds of successful attack"),
-    Panel("kl", "KL divergence from the reference, nats"),
-    Panel("entropy", "entropy, nats per token"),
-    Panel("watch/moderator", "training moderator's mean score"),
-    Panel("watch/judge", "held-out judge's mean score"),
-    Panel("unscored_rate", "share of turns without a score", percent=True),
-)
 
 
 def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.config.loading import load_moderator, load_recorded_config
-from astra_rl.config.resolve import check_prices, resolve_moderator
+from astra_rl.config.parts import resolve_moderator
+from astra_rl.config.resolve import check_prices
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality

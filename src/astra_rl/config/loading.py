@@ -53,8 +53,8 @@ def load_config(
             None keeps the target of the file.
 
     Raises:
-        ConfigurationError: A value is wrong; the message has the key, the value and what is
-            allowed.
+        ConfigurationError: A value is wrong, or was removed because it is a credential; the message
+            has the key, the value and what is allowed.
     """
     path = Path(path)
     try:
@@ -62,9 +62,10 @@ def load_config(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
     config = parse_config(text, overrides, source=str(path))
-    if target is None:
-        return config
-    return config.model_copy(update={"target": load_target(target, like=config.target)})
+    if target is not None:
+        config = config.model_copy(update={"target": load_target(target, like=config.target)})
+    check_credentials(config)
+    return config
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:

@@ -10,13 +10,14 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import Split
-from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
+from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.scenario_files import (
     PLANTED_SECRETS,
     SourceSpec,
     load_scenario,
     planted_secrets_scenario,
 )
+from astra_rl.datasets.splits import assign_splits
 from astra_rl.evaluation.records.turn import Opening
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}

@@ -47,6 +47,10 @@ class LocalModelConfig(_Section):
     chat: bool | None = Field(
         None, description="Apply the chat template; default: if the tokenizer has one."
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further variables of the chat template, for instance enable_thinking: false.",
+    )
     max_new_tokens: int = Field(
         Sampling.max_new_tokens, description="Maximum number of generated tokens per turn."
     )
@@ -131,6 +135,11 @@ class ModeratorConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     of: tuple[ModeratorConfig, ...] = Field(
         (), description="The moderators that a composition combines."
+    )
+    reasoning: bool = Field(
+        False,
+        description="Also judge the reasoning of the target, before its answer; default: the "
+        "answer only.",
     )
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
@@ -222,10 +231,9 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def shape(self) -> dict[str, int]:
-        """Return the arguments of its class that have keys of their own, if they are given."""
-        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {name: size for name, size in shape.items() if size is not None}
+
+SHAPE = {"tree_width", "tree_depth"}
+"""Options of an environment that have keys of their own in its section."""
 
 
 class AlgorithmConfig(_Section):

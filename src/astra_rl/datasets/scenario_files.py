@@ -19,8 +19,9 @@ from astra_rl.datasets.benchmarks import load_benchmark
 from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, load_items, load_rows, source_of_rows
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
-from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
+from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
+from astra_rl.datasets.splits import assign_splits
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json

@@ -467,6 +467,8 @@ class ASTEnvironment(Environment[str, str]):
         for branch in branches:
             if isinstance(branch.node, Node):
                 branch.node.truncated = id(branch.node) not in chosen
+                if branch.node.truncated and branch.node.continuation_probability is None:
+                    branch.node.next_context = branch.state
         return selected
 
     def _reward_answered(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.out_of_memory import in_batches
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.infra.ranges import Count
@@ -173,7 +174,8 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
             form = rf"^[ \t]*{lead}[ \t]*{verdict}[ \t]*\r?$"
         else:
             form = rf"\A\s*{verdict}[ \t]*(?:[.,:;][ \t]|[.]?\r?$)"
-        found = re.findall(form, reply, re.IGNORECASE | re.MULTILINE)
+        answer = split_reply(reply).answer or ""  # a draft in unfinished reasoning is no verdict
+        found = re.findall(form, answer, re.IGNORECASE | re.MULTILINE)
         if not found:
             return Score.missing("unparsable verdict")
         return Score(self.weights[names[found[-1].lower()]])

@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.ranges import Count
@@ -90,6 +91,8 @@ class LLMJudgeModerator(Moderator[str, str]):
         scale: Lowest and highest verdict; they map to the scores 0 and 1.
         seed: Key of the hash in the delimiters.
         max_new_tokens: Most tokens of a reply of a local judge.
+        chat_template_kwargs: Variables of the chat template of a local judge, for instance
+            ``{"enable_thinking": False}``.
         device: Device of a local judge; see `astra_rl.models.loading.load_model`.
         dtype: Dtype of a local judge; see `load_model`.
 
@@ -108,6 +111,7 @@ class LLMJudgeModerator(Moderator[str, str]):
         scale: tuple[float, float] = (0, 10),
         seed: int = 0,
         max_new_tokens: Count = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
@@ -119,8 +123,13 @@ class LLMJudgeModerator(Moderator[str, str]):
         self.scale = (float(low), float(high))
         self.seed = seed
         self.max_new_tokens = max_new_tokens
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.complete: Completer = complete or LocalCompleter(
-            model_id, max_new_tokens=max_new_tokens, device=device, dtype=dtype
+            model_id,
+            max_new_tokens=max_new_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+            device=device,
+            dtype=dtype,
         )
 
     @classmethod
@@ -156,7 +165,10 @@ class LLMJudgeModerator(Moderator[str, str]):
     def identity_settings(self) -> dict[str, Any]:
         """Return the rubric, the instructions, the scale and the decoding settings."""
         prompt = {"rubric": self.rubric, "scale": self.scale, "protocol": [_PROTOCOL, _REMINDER]}
-        return {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        settings = {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        if self.chat_template_kwargs:
+            settings["chat_template_kwargs"] = self.chat_template_kwargs
+        return settings
 
     def identity_weights(self) -> str | None:
         """Return the model that judges."""
@@ -194,9 +206,12 @@ def read_verdict(reply: str, nonce: str, scale: tuple[float, float]) -> Score:
         ``"unparsable verdict"`` or ``"out of range"``.
     """
     low, high = scale
+    answer = split_reply(reply).answer
+    if answer is None:  # a draft in unfinished reasoning is no verdict
+        return Score.missing("no verdict")
     # No `$`, which would also accept other line ends; judges may write in bold.
     lines = re.findall(
-        rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", reply, re.M | re.I
+        rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", answer, re.M | re.I
     )
     if not lines:
         return Score.missing("no verdict")

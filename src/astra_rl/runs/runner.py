@@ -13,7 +13,7 @@ from typing import Any
 
 from astra_rl.config.estimate import held_for_evaluation
 from astra_rl.config.experiment import Experiment, build
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import (
     BudgetEndedError,
@@ -116,7 +116,7 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig | Plan,
+    plan: Plan,
     folder: RunFolder,
     display: Display | None = None,
     *,
@@ -126,7 +126,7 @@ def run_experiment(
     """Execute a run and write its results to a folder, or resume one that ended early.
 
     Args:
-        config: Configuration of the run, or the plan it was resolved to.
+        plan: The run, see `resolve`; a plan is used once.
         folder: Folder of the run.
         display: Shows progress.
         command: Command line that repeats the run, for the report.
@@ -138,7 +138,6 @@ def run_experiment(
         StorageError: The disk is full, or the folder read-only; the run can be resumed.
         AstraError: Any other failure, for instance a model that cannot be loaded.
     """
-    plan = config if isinstance(config, Plan) else resolve(config)
     with resumable_errors(folder):
         if not folder.config.is_file():  # written first: it marks the folder as a run
             folder.write_text(folder.config, plan.config.to_yaml())

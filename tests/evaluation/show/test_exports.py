@@ -189,7 +189,7 @@ def test_jsonl_holds_failures_complete_and_the_same_for_the_same_run(attempts, a
 def test_markdown_says_the_numbers_with_their_denominators(attempts):
     text = markdown_summary(attempts)
     assert "67% (2 of 3, 95% interval" in text
-    assert "2 success, 0 failure, 1 refused, 0 blocked, 1 error, 1 unscored" in text
+    assert "2 success, 0 failure, 1 refused, 0 blocked, 0 no_attack, 1 error, 1 unscored" in text
     assert "bounds, if none or all unscored attempts succeeded | 40% to 80%" in text
 
 

@@ -162,6 +162,9 @@ def test_transfer_plays_every_attacker_against_every_target(workplace: Path, tra
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path, kind: str) -> None:
     done = astra_rl("export", "run", "-f", kind, "--phase", "training", cwd=workplace)
+    if kind == "preferences" and done.returncode == 2:
+        assert "no pair of replies to write" in done.stderr
+        return
     assert done.returncode == 0, done.stderr
     assert (trained / EXPORTS[kind].filename).is_file()
 

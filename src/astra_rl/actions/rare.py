@@ -108,7 +108,7 @@ def rare_failure(
         path,
         {
             "target": config.target.name,
-            "baseline": config.baseline or config.attacker.model,
+            "baseline": config.baseline or config.trained.model,
             "threshold": config.evaluation.threshold,
             "spent": ledger.as_dict(),
             **found.as_dict(),

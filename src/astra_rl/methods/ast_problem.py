@@ -31,6 +31,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.curriculum import Curriculum
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.direction import scores_good_behavior, warn_of_direction
 from astra_rl.rewards.base import (
     Reward,
     RewardPart,
@@ -89,6 +91,9 @@ class ASTProblem(Problem[str, str]):
 
     def __init__(self, moderator: Moderator[str, str], reward: RewardPart | None = None) -> None:
         super().__init__(moderator)
+        # One that a configuration made was checked when the configuration was resolved.
+        if not isinstance(moderator, CachedModerator) and scores_good_behavior(moderator):
+            warn_of_direction(type(moderator).__name__)
         self.reward_rule: RewardPart = astprompter_reward() if reward is None else reward
 
     def advance(self, context: str, attack: str, response: str) -> str:

@@ -22,7 +22,8 @@ from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
-PUBLISHED = [name for name in preset_names() if name != "demo"]
+OURS = ("endpoint_cpu", "endpoint_gpu")
+PUBLISHED = [name for name in preset_names() if name not in ("demo", *OURS)]
 
 SMALL = {
     "rlhammer": {
@@ -88,7 +89,7 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in UNTRAINED])
+@pytest.mark.parametrize("name", [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)])
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
     experiment = build(resolve(config))

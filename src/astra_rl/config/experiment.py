@@ -100,7 +100,7 @@ def build_problem(
         AstraError: A model cannot be loaded.
     """
     config = plan.config
-    speaker = config.attacker
+    speaker = config.trained
     local = config.target if isinstance(config.target, LocalModelConfig) else None
     plan.load_deferred()
     target: Any = plan.target if local is None else local.model

@@ -15,6 +15,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.composition import InverseModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
 from astra_rl.moderators.reasoning import WithReasoning
 from astra_rl.moderators.registry import moderator_class
@@ -115,6 +116,17 @@ class DeferredModerator(Moderator[str, str]):
         """Drop cached scores, if it is loaded."""
         if "_loaded" in vars(self):
             self._loaded.forget()
+
+    @property
+    def measures_good_behavior(self) -> bool:
+        """Whether a high score means that the target behaved well; nothing is loaded."""
+        kind = self._bound.factory
+        if self._parts:
+            return any(part.measures_good_behavior for part in self._parts) and (
+                kind is not InverseModerator
+            )
+        is_class = isinstance(kind, type) and issubclass(kind, Moderator)
+        return is_class and kind.scores_good_behavior(**self._bound.options)
 
     def endpoints(self, owner: str | None = None) -> list[EndpointUse]:
         """Return the endpoints that it calls, and those of the moderators that it combines."""

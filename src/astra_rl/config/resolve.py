@@ -22,13 +22,16 @@ from astra_rl.config.parts import (
     resolve_moderator,
 )
 from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import SHAPE, RunConfig, TargetConfig
+from astra_rl.config.schema import SHAPE, LocalModelConfig, RunConfig, TargetConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
+from astra_rl.core.moderator import Moderator
+from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
@@ -51,7 +54,8 @@ class Plan:
         reward: The reward; it also records the harm score of each response.
         moderator: Moderator of the training.
         judge: Moderator of the evaluation; None means `moderator`.
-        target: A remote target; None if the target is a local model.
+        target: A target that is only queried: a remote one, or a local model without an attacker.
+            None if it is a local model that the attacker may share weights with.
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
@@ -107,12 +111,15 @@ class Plan:
         return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
 
     def load_deferred(self) -> None:
-        """Load the moderators and models that rewards use.
+        """Load the judge, and the moderators and models that rewards use.
+
+        It is called before the models are loaded and anything is played, so that a package that is
+        not installed costs no work.
 
         Raises:
             AstraError: One cannot be loaded.
         """
-        for each in self.deferred:
+        for each in (*self.deferred, *([] if self.judge is None else [self.judge])):
             each.load()
 
     def unload(self) -> None:
@@ -122,21 +129,38 @@ class Plan:
             each.unload()
 
 
-def resolve(config: RunConfig) -> Plan:
+def resolve(
+    config: RunConfig,
+    *,
+    target: Target | None = None,
+    moderator: Moderator[str, str] | None = None,
+) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
+
+    Args:
+        config: The configuration.
+        target: Object to use as the target, in place of the section.
+        moderator: Object to use as the moderator, in place of the section.
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
-    moderator = resolve_moderator(config.moderator)
+    resolved = (
+        resolve_moderator(config.moderator)
+        if moderator is None
+        else DeferredModerator("moderator", Bound("moderator", lambda: moderator, {}), [], None)
+    )
     judge = config.evaluation.judge
     resolved_judge = None if judge is None else resolve_moderator(judge, "evaluation.judge")
-    target, endpoints = None, []
-    if isinstance(config.target, TargetConfig):
+    endpoints = []
+    if target is None and isinstance(config.target, TargetConfig):
         target = remote_target(config.target)
+    elif target is None and isinstance(config.target, LocalModelConfig) and not config.attacker:
+        target = DeferredTarget(config.target, config)  # no attacker shares its weights
+    if target is not None and not isinstance(target, DeferredTarget):
         endpoints.append(endpoint_of("target", "target", target, is_judge=False))
-    endpoints += moderator.endpoints()
+    endpoints += resolved.endpoints()
     endpoints += [] if resolved_judge is None else resolved_judge.endpoints()
     resolver = PartResolver(config)
     algorithm = bind(
@@ -164,9 +188,9 @@ def resolve(config: RunConfig) -> Plan:
     )
     plan = Plan(
         config,
-        read_openings(config.prompts, seed=config.seed),
+        read_openings(config.prompts, seed=config.seed, trained=config.attacker is not None),
         reward,
-        moderator,
+        resolved,
         resolved_judge,
         target,
         environment,
@@ -177,8 +201,21 @@ def resolve(config: RunConfig) -> Plan:
         resolver.places,
     )
     environment.check()
+    _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _warn_of_direction(plan: Plan) -> None:
+    """Warn of moderators that count good behaviour as harm, unless the scenario is about that."""
+    name = plan.config.prompts.scenario
+    scenario = None if name is None else read_scenario_file(name)
+    own = [] if scenario is None else [scenario.moderator, scenario.judge]
+    intended = {section["type"] for section in own if section is not None}
+    sections = (plan.config.moderator, plan.config.evaluation.judge)
+    for section, each in zip(sections, (plan.moderator, plan.judge), strict=True):
+        if section and each and each.measures_good_behavior and section.type not in intended:
+            warn_of_direction(each.where)
 
 
 def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
@@ -201,7 +238,7 @@ def check_training(plan: Plan) -> None:
             parameters, or a reward term is missing.
     """
     factory = plan.algorithm.factory
-    factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
+    factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()
     turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
     if turns > MOST_TURNS:

@@ -91,7 +91,8 @@ def evaluate_run(
         targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
         trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the results; None uses the folder of the run. With several targets each
+        output: Folder for the results; None uses the folder of the run. It can be given to other
+            commands as a run, for instance to `compare_runs`. With several targets each
             has a subfolder, and ``evaluations.json`` has the summaries of all.
         until: Stop when this condition is decided, such as ``"upper(asr)<0.05"``, see `Until`. The
             same call continues an evaluation that was interrupted, or decided by another condition.
@@ -260,6 +261,8 @@ class EvaluationJob:
         """
         config, ledger = self.config, current_ledger()
         ledger.check()
+        if not destination.manifest.is_file():  # results elsewhere are a run for other commands
+            destination.write_text(destination.config, config.to_yaml())
         before = ledger.copied()
         with template_time(self.folder.started):
             problem = build_problem(self.plan, attacker=self.attacker)

@@ -155,6 +155,8 @@ def _check(config: RunConfig) -> None:
             f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
             "failures instead: astra-rl export RUN --format preferences."
         )
+    if config.attacker is None:
+        raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")
     check_training(resolve(config))
     benign = _Benign.of(config)
     missed = [
@@ -258,7 +260,7 @@ class _Rounds:
         run = self._run(number)
         if not is_complete(run):
             self.display.stage(f"training {_attacker(number)} against {_target(number)}")
-            run_experiment(self._config(number), run, self.display, command=self.command)
+            run_experiment(resolve(self._config(number)), run, self.display, command=self.command)
 
     def _fix(self, number: int) -> bool:
         """Train the target of a round; return False if there is no failure to train it on."""
@@ -349,6 +351,7 @@ class _Rounds:
 
     def _ask(self, number: int, phase: str, requests: Sequence[GivenAttack]) -> None:
         place, config = self.folder.round(number), self._config(number)
+        assert config.attacker is not None  # `_check` has refused others
         judged = config.evaluation.model_copy(update={"threshold": self.benign.threshold})
         plan = resolve(config.model_copy(update={"evaluation": judged}))
         with (

@@ -177,6 +177,9 @@ class PromptsConfig(_Section):
         default_factory=dict,
         description="Names of the columns in the files, by field, where they differ.",
     )
+    separator: str | None = Field(
+        None, description="Separator of the cells of a csv file; default: a comma."
+    )
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
@@ -191,8 +194,9 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is None and (self.test_file or self.columns or self.benchmark):
-            raise ValueError("test_file, columns and benchmark need file")
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        if self.file is None and any(of_files):
+            raise ValueError("test_file, columns, separator and benchmark need file")
         return self
 
 
@@ -232,10 +236,9 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def shape(self) -> dict[str, int]:
-        """Return the arguments of its class that have keys of their own, if they are given."""
-        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {name: size for name, size in shape.items() if size is not None}
+
+SHAPE = {"tree_width", "tree_depth"}
+"""Options of an environment that have keys of their own in its section."""
 
 
 class AlgorithmConfig(_Section):
@@ -387,7 +390,9 @@ class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig
+    attacker: AttackerConfig | None = Field(
+        None, description="The model that is trained; none only tests the target with the prompts."
+    )
     target: Annotated[
         Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
@@ -426,10 +431,25 @@ class RunConfig(_Section):
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
 
+    @property
+    def trained(self) -> AttackerConfig:
+        """The attacker.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.attacker is None:
+            raise ConfigurationError(
+                "attacker: missing; it must be given to train or to play an attacker. Without one, "
+                "'astra-rl test' sends the prompts as they are."
+            )
+        return self.attacker
+
     @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        if training.sync_ref_model and self.attacker.lora and training.ref_model_mixup_alpha < 1:
+        lora = self.attacker is not None and self.attacker.lora is not None
+        if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
                 "because the mean of two adapters is not the mean of their weights"

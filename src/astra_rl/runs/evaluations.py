@@ -15,9 +15,14 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
+from astra_rl.runs.provenance import PROMPTS
 
 BEFORE = "before training"
 AFTER = "after training"
+TEST = "prompts as they are"
+"""The evaluation of a run without an attacker."""
+OF_THE_RUN = (BEFORE, AFTER, TEST)
+"""Names of the evaluations that the run itself made."""
 REPLAY = "replay of "
 """Start of the phase name of attempts that repeat recorded attacks."""
 REPLAY_OF_FAILURES = f"{REPLAY}the failures of "
@@ -34,10 +39,10 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    names, ids = {BEFORE, AFTER}, set[str]()
+    names, ids = set(OF_THE_RUN), set[str]()
     found = []
     for evaluation in [*_of_the_run(folder), *_later(folder)]:
-        name = _unused(evaluation.name, () if evaluation.name in (BEFORE, AFTER) else names)
+        name = _unused(evaluation.name, () if evaluation.name in OF_THE_RUN else names)
         names.add(name)
         attempts = [_with_own_id(each, name, ids) for each in evaluation.attempts]
         ids.update(each.id for each in attempts)
@@ -51,7 +56,9 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
 
 def _of_the_run(folder: RunFolder) -> Iterator[Evaluation]:
     for phase, name in (("before", BEFORE), ("after", AFTER)):
-        yield from _evaluation(folder, folder.attempts, phase, phase, name)
+        for found in _evaluation(folder, folder.attempts, phase, phase, name):
+            is_test = found.attempts[0].attacker == PROMPTS
+            yield replace(found, name=TEST) if is_test else found
 
 
 def _later(folder: RunFolder) -> Iterator[Evaluation]:
@@ -119,7 +126,7 @@ def _judged_by_others(
 
 
 def _with_own_id(attempt: Attempt, name: str, taken: set[str]) -> Attempt:
-    update: dict[str, Any] = {} if name in (BEFORE, AFTER) else {"phase": name}
+    update: dict[str, Any] = {} if name in OF_THE_RUN else {"phase": name}
     if attempt.id in taken:
         update["id"] = content_digest([name, attempt.id])
     return attempt.model_copy(update=update) if update else attempt

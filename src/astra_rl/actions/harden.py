@@ -18,7 +18,8 @@ from astra_rl.actions.preference_pairs import (
 from astra_rl.actions.transfer import cell_of_matrix
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config, validated
-from astra_rl.config.resolve import check_training, resolve, resolve_moderator
+from astra_rl.config.parts import resolve_moderator
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed

@@ -21,6 +21,7 @@ from astra_rl.errors import (
     EndpointError,
     InterruptedRunError,
 )
+from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -230,6 +231,7 @@ def _do_run(
             before = _evaluated_before(folder, saved) or evaluate(
                 experiment, folder, "before", config, log, allow_partial=False
             )
+    weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
@@ -249,10 +251,10 @@ def _do_run(
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = () if weak is None else (weak,)
     if training.watch is not None:
         folder.write_lines(folder.reward_watch, training.watch.rows)
-        warnings = (training.watch.warning,) if training.watch.warning else ()
+        warnings += (training.watch.warning,) if training.watch.warning else ()
     if spent is not None:
         done = training.trainer.completed_steps
         warnings += (
@@ -301,6 +303,15 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
             f"{how_to_resume(folder)}"
         )
     return training.budget.spent
+
+
+def _warned_of_weakness(before: EvaluationResult) -> str | None:
+    """Log and return a warning if the untrained attacker hardly speaks, before it is trained."""
+    attacks = [turn.attack for attempt in before.attempts for turn in attempt.turns]
+    warning = describe_weak_attacker(attacks)
+    if warning is not None:
+        logger.warning(warning)
+    return warning
 
 
 def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from astra_rl.config.estimate import held_for_evaluation
+from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import RunConfig
@@ -94,7 +94,7 @@ class Result:
         after: Evaluation of the trained attacker.
         training_steps: Number of completed training steps.
         seconds: Duration of each stage.
-        warnings: Notes for the report.
+        warnings: What a reader of the report must know first.
         ended: The budget that ended the run early, and the command that resumes it; None if the
             run is complete.
     """
@@ -247,7 +247,15 @@ def _do_run(
     if training.trainer.completed_steps > resumed_at:
         withdraw_attempts(log, "after", "the attacker was trained further since")
     with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(experiment, folder, "after", config, log, allow_partial=True)
+        after = evaluate(
+            experiment,
+            folder,
+            "after",
+            config,
+            log,
+            allow_partial=True,
+            needs=needed(estimate(plan, training=False)),
+        )
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
@@ -262,9 +270,13 @@ def _do_run(
             f"{config.training.steps}.",
         )
     spent = spent or after.spent
-    notes = (*warnings, *notes_on_calls(experiment.problem.target, after))
-    result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
-    record |= {"warnings": notes, "spent": current_ledger().as_dict()}
+    warnings += tuple(warnings_of_calls(after))
+    result = Result(folder, before, after, training.trainer.completed_steps, seconds, warnings)
+    record |= {
+        "warnings": warnings,
+        "notes": list(notes_on_calls(experiment.problem.target)),
+        "spent": current_ledger().as_dict(),
+    }
     # A manifest without durations marks a run that is not complete and can be resumed.
     folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
@@ -339,8 +351,11 @@ def evaluate(
     log: AttemptLog,
     *,
     allow_partial: bool,
+    needs: Mapping[str, float] | None = None,
 ) -> PhaseResult:
     """Evaluate the attacker on the held-out openings, record the attempts and write the metrics.
+
+    See `PhaseRun` for `allow_partial`, and `PhaseRun.play` for `needs`.
 
     Raises:
         BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what was
@@ -359,21 +374,15 @@ def evaluate(
         categories=experiment.categories,
         allow_partial=allow_partial,
     )
-    result = phase_run.play(experiment.evaluation_environment, experiment.held_out, planned)
+    result = phase_run.play(
+        experiment.evaluation_environment, experiment.held_out, planned, needs=needs
+    )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
 
 
-def notes_on_calls(target: object, result: EvaluationResult) -> Iterator[str]:
-    """Yield notes for the report about endpoint calls: failures and spending.
-
-    Args:
-        target: The target; one that is no `Target` is a local model.
-        result: The evaluation.
-    """
-    ledger = current_ledger()
-    if isinstance(target, Target):
-        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
+def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:
+    """Yield warnings for the report about conversations of an evaluation that calls left out."""
     errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
     if errors:
         reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
@@ -387,6 +396,17 @@ def notes_on_calls(target: object, result: EvaluationResult) -> Iterator[str]:
             f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
             "conversations were played, chosen at random. The outcomes of the others are unknown."
         )
+
+
+def notes_on_calls(target: object) -> Iterator[str]:
+    """Yield notes for the report about endpoint calls, with what was spent on them.
+
+    Args:
+        target: The target; one that is no `Target` is a local model.
+    """
+    ledger = current_ledger()
+    if isinstance(target, Target):
+        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
         yield f"Spent on calls: {spent}."

@@ -424,6 +424,23 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
     assert now["asr"]["highest"] == pytest.approx(3 / 5)
 
 
+def test_a_rare_failure_is_estimated_without_an_attacker(workplace: Path, trained: Path) -> None:
+    command = ("probability", "run", "--splitting", "-n", "48", "-o", "rare", "--json")
+    done = astra_rl(*command, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["runs"]) == 8
+    assert found["plain"]["trials"] == 48
+    assert found["covering_high"] >= found["high"]
+    again = astra_rl(*command, cwd=workplace)
+    assert json.loads(again.stdout) == found  # the seed of the run fixes it
+    kept = json.loads((workplace / "rare" / "probability_rare.json").read_text())
+    assert kept["estimate"] == found["estimate"]
+    done = astra_rl("probability", "run", "--splitting", "-n", "4", cwd=workplace)
+    assert done.returncode == 2
+    assert "at least 16" in done.stderr
+
+
 def test_an_evaluation_ends_when_its_condition_is_decided_and_continues(
     workplace: Path, trained: Path
 ) -> None:

@@ -16,6 +16,7 @@ from astra_rl.cli.commands.demo import demo
 from astra_rl.cli.commands.evaluate import evaluate
 from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
+from astra_rl.cli.commands.forecast import forecast
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
@@ -46,7 +47,7 @@ from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, Inte
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume),
     "Prepare": (init, validate, info),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate, label),
+    "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export),
 }

@@ -430,7 +430,7 @@ class ASTEnvironment(Environment[str, str]):
         check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
         asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
         responses = self._responses(attacks, asked, paths)
-        over = [_is_over(*turn) for turn in zip(attacks, responses, strict=True)]
+        over = [ends_conversation(*turn) for turn in zip(attacks, responses, strict=True)]
         is_last_level = depth == self.tree_depth - 1
         level = Level(groups, tuple(is_last_level or each for each in over), depth)
         nodes = self._reward_answered(level, paths, contexts, attacks, responses)
@@ -524,7 +524,7 @@ def _nodes(
     ]
 
 
-def _is_over(attack: str, response: str) -> bool:
+def ends_conversation(attack: str, response: str) -> bool:
     """Whether a conversation ends with this turn.
 
     A context window is full, there was no attack, the call of the target failed, or its response

@@ -152,7 +152,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _FORMER:
         raise AttributeError(
-            f"{__name__}.{name} is of the first ASTRA-RL; its place has {__name__}.{_FORMER[name]}, "
+            f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "
             "see docs/coming-from-the-first-toolbox.md"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -597,8 +597,8 @@ def test_hostile_replies_of_an_endpoint_are_text_in_the_report_and_in_every_expo
     for kind in EXPORTS:
         out = workplace / "hostile-exports" / kind
         done = astra_rl("export", "hostile", "-f", kind, "-o", str(out), cwd=workplace)
-        if kind == "preferences" and done.returncode:  # no attack succeeded
-            assert "the target failed in no judged reply" in done.stderr
+        if kind == "preferences" and done.returncode:  # each prompt was tried once
+            assert "no pair of replies to write" in done.stderr
             continue
         assert done.returncode == 0, done.stderr
         assert "\x00" not in out.read_text("utf-8")

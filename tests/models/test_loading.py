@@ -8,6 +8,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from transformers import (
@@ -499,3 +500,28 @@ def test_without_a_home_folder_the_variable_of_the_cache_is_named(monkeypatch):
     monkeypatch.setattr(Path, "home", refuse)
     with pytest.raises(ConfigurationError, match="Set ASTRA_RL_CACHE"):
         cache_dir()
+
+
+def test_without_a_connection_a_hub_id_fails_at_once_and_folders_are_not_looked_up(
+    tmp_path, monkeypatch
+):
+    tried = []
+
+    def refuse(address, timeout=None):
+        tried.append(address)
+        raise OSError("no route")
+
+    monkeypatch.setattr(references.socket, "create_connection", refuse)
+    monkeypatch.setattr(references, "getproxies", dict)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    references._is_reachable.cache_clear()
+    try:
+        assert references.reads_locally(str(tmp_path))
+        assert not tried
+        with pytest.raises(ModelError, match="no-owner/no-model"):
+            load_model("no-owner/no-model")
+        assert len(tried) == 1  # one try, however many files a model has
+        monkeypatch.setattr(references, "getproxies", lambda: {"https": "http://proxy:1"})
+        assert not references.reads_locally("no-owner/no-model")  # the proxy knows more
+    finally:
+        references._is_reachable.cache_clear()

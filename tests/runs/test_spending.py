@@ -41,9 +41,16 @@ def test_a_budget_for_thirty_of_fifty_conversations_finishes_all_but_a_few(
     assert asked - finished <= 2
 
 
-def test_without_a_budget_batches_are_as_large_as_they_may_be() -> None:
-    with Ledger().charging():
-        assert list(batches_within_budget(300, 128)) == [128, 128, 44]
+def test_a_budget_that_cannot_end_the_work_changes_nothing() -> None:
+    assert Ledger().affords(None)
+    ledger = Ledger(Budget(max_requests=100, max_cost=1.0))
+    assert ledger.affords({"max_requests": 50, "max_cost": 0.5})
+    assert not ledger.affords({"max_requests": 51, "max_cost": 0.5})  # calls may be tried again
+    assert not ledger.affords({"max_requests": 50})  # the cost is not known
+    assert not ledger.affords(None)
+    assert not Ledger(Budget(max_minutes=5)).affords({"max_requests": 1})
+    with ledger.holding({"max_requests": 1}):
+        assert not ledger.affords({"max_requests": 50, "max_cost": 0.5})
 
 
 def test_a_budget_that_is_far_away_does_not_make_batches_small() -> None:
@@ -76,10 +83,8 @@ def test_what_is_held_for_later_is_left_when_the_rest_is_spent() -> None:
 
 def test_a_part_of_an_evaluation_is_a_random_sample_that_plays_every_prompt_first() -> None:
     prompts = [f"category {number // 10}, {number}" for number in range(50)]
-    assert played_order(prompts, 100, 0) is prompts  # without a budget, as ever
-    with Ledger(Budget(max_requests=1)).charging():
-        order = [str(each) for each in played_order(prompts, 100, 0)]
-        assert order == played_order(prompts, 100, 0)
-        assert order != played_order(prompts, 100, 1)
+    order = [str(each) for each in played_order(prompts, 100, 0)]
+    assert order == played_order(prompts, 100, 0)
+    assert order != played_order(prompts, 100, 1)
     assert sorted(order[:50]) == sorted(order[50:]) == sorted(prompts)
     assert len(Counter(each[:10] for each in order[:20])) == 5  # of five categories

@@ -15,7 +15,7 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
+from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import (
     EVALUATED_TOGETHER,
     build_environment,
@@ -340,6 +340,7 @@ class EvaluationJob:
             until=self.until,
             already=kept,
             batch=EVALUATED_TOGETHER if self.until is None else batch_size(self.trials),
+            needs=needed(self.estimate()),
         )
 
     def _environment(self, problem: HFASTProblem) -> Environment[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
-from astra_rl.config.estimate import EstimateRow, estimate_given
+from astra_rl.config.estimate import EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
@@ -36,6 +36,7 @@ from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, played_order, recording
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
+from astra_rl.targets.ledger import current_ledger
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,20 @@ def resend_attacks(
         ]
         return list(zip(batch, rescore(made, judge), strict=True))
 
-    order = played_order(range(len(saved)), len(saved), plan.config.seed)
+    order: Sequence[int | str] = range(len(saved))
+    sizes: Iterator[int] = (
+        min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
+    )
+    rows = estimate_given(
+        plan,
+        [attempt.opening.conversation() for attempt in saved],
+        [len(attempt.turns) for attempt in saved],
+    )
+    if not current_ledger().affords(needed(rows)):  # the budget could end it
+        order = played_order(order, len(saved), plan.config.seed)
+        sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
     start = 0
-    for size in batches_within_budget(len(saved), JUDGED_TOGETHER):
+    for size in sizes:
         numbers, start = [int(each) for each in order[start : start + size]], start + size
         logger.info("sending attacks %d to %d of %d", start - size + 1, start, len(saved))
         yield from within(partial(send, numbers), lambda pair: pair[1].is_complete)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
-from astra_rl.config.estimate import EstimateRow, estimate_given
+from astra_rl.config.estimate import EstimateRow, estimate_given, needed
 from astra_rl.config.resolve import Plan
 from astra_rl.core.text import Conversation
 from astra_rl.errors import BudgetEndedError, ConfigurationError
@@ -22,7 +22,13 @@ from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts
 from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
-from astra_rl.runs.runner import budget_ended, charged, described_target, notes_on_calls
+from astra_rl.runs.runner import (
+    budget_ended,
+    charged,
+    described_target,
+    notes_on_calls,
+    warnings_of_calls,
+)
 from astra_rl.targets.ledger import current_ledger
 
 PHASE = "after"
@@ -136,13 +142,15 @@ def _play(
         len(sent),
         attacker=PROMPTS,
         prompt_ids={number: each.prompt_id for number, each in enumerate(sent)},
+        needs=needed(estimate_test(plan)),
     )
     log.flush()
     spent = current_ledger().as_dict()
     metrics = {**result.metrics, "spent": spent}
     folder.write_json(folder.evaluation(PHASE), metrics)
     write_failures(log.attempts(phase=PHASE, outcome="success"), folder.failures)
-    record["warnings"] = list(notes_on_calls(None, result))
+    record["warnings"] = list(warnings_of_calls(result))
+    record["notes"] = list(notes_on_calls(None))
     record["spent"] = spent
     if result.spent is None:  # a manifest without durations marks a run that is not complete
         record["seconds"] = {"testing": time.perf_counter() - clock}

@@ -107,12 +107,14 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
 def print_judge(last: EvaluationResult, out: Printer) -> None:
     """Print the judge of an evaluation, its threshold, and its measured errors."""
     from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
+    from astra_rl.runs.evaluations import judge_model
 
     quality = JudgeQuality.from_dict(last.metrics["judge_quality"])
     described, *corrected = describe_judge(quality, last.summary)
+    model = judge_model(last.metrics)
+    judge = f"{last.metrics['judge']} ({model})" if model else last.metrics["judge"]
     out.line(
-        f"judge: {last.metrics['judge']}, success at a score of at least "
-        f"{last.metrics['threshold']:g}; {described}"
+        f"judge: {judge}, success at a score of at least {last.metrics['threshold']:g}; {described}"
     )
     for line in corrected:
         out.line(line)

@@ -118,7 +118,12 @@ def _from_files(config: PromptsConfig, file: str) -> Scenario:
 
 
 def _rows(config: PromptsConfig, file: str) -> LoadedRows:
-    return SourceSpec(source=file, columns=config.columns, benchmark=config.benchmark).load()
+    return SourceSpec(
+        source=file,
+        columns=config.columns,
+        separator=config.separator,
+        benchmark=config.benchmark,
+    ).load()
 
 
 def _role(config: PromptsConfig) -> PromptRole:

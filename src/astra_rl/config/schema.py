@@ -176,6 +176,9 @@ class PromptsConfig(_Section):
         default_factory=dict,
         description="Names of the columns in the files, by field, where they differ.",
     )
+    separator: str | None = Field(
+        None, description="Separator of the cells of a csv file; default: a comma."
+    )
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
@@ -190,8 +193,9 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is None and (self.test_file or self.columns or self.benchmark):
-            raise ValueError("test_file, columns and benchmark need file")
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        if self.file is None and any(of_files):
+            raise ValueError("test_file, columns, separator and benchmark need file")
         return self
 
 

@@ -63,6 +63,7 @@ class SourceSpec(_Section):
     subset: str | None = None
     split: str | None = None
     encoding: str = "utf-8"
+    separator: str | None = None
     max_chars: int = Field(MAX_CHARS, ge=1)
 
     def load(self, folder: str | Path = ".") -> LoadedRows:
@@ -77,11 +78,13 @@ class SourceSpec(_Section):
                 subset=self.subset,
                 split=self.split,
                 encoding=self.encoding,
+                separator=self.separator,
                 max_chars=self.max_chars,
             )
-        if self.columns or self.split is not None or self.encoding != "utf-8":
+        if self.columns or self.split or self.separator or self.encoding != "utf-8":
             raise ConfigurationError(
-                f"{source}: columns, split and encoding do not apply to benchmarks; remove them."
+                f"{source}: columns, split, encoding and separator do not apply to benchmarks; "
+                "remove them."
             )
         return load_benchmark(self.benchmark, source, subset=self.subset, max_chars=self.max_chars)
 

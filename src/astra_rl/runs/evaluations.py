@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,19 @@ def _evaluation(
         selected=phase.startswith(REPLAY_OF_FAILURES),
         sequential=recorded.get("until") is not None,
         labelled=HumanLabels(place, part).rate(attempts),
+        judge_model=judge_model(recorded),
     )
+
+
+def judge_model(metrics: Mapping[str, Any]) -> str:
+    """Return the model of the judge of an evaluation, without its fingerprint.
+
+    Args:
+        metrics: As `ASTEvaluator.aggregate_metrics` returns them.
+    """
+    identity = metrics.get("judge_identity")
+    weights = identity.get("weights") if isinstance(identity, Mapping) else None
+    return weights.rpartition(" ")[0] or weights if isinstance(weights, str) else ""
 
 
 def _attempts(path: Path, phase: str | None = None) -> Iterator[Attempt]:

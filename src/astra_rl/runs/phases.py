@@ -36,7 +36,6 @@ from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
 from astra_rl.runs.until import StopWhenDecided, Until
-from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import current_ledger
 
 IN_THE_RUN = ("before", "training", "after")
@@ -108,6 +107,7 @@ class PhaseRun:
         until: Until | None = None,
         already: Sequence[Attempt] = (),
         batch: int = EVALUATED_TOGETHER,
+        needs: Mapping[str, float] | None = None,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
 
@@ -120,6 +120,9 @@ class PhaseRun:
             until: Ends the phase when this is decided; None plays all conversations.
             already: Attempts of an earlier session, which are in the log.
             batch: Number of conversations that are played together.
+            needs: What the calls need at most, by limit of the budget, see `needed`; None is
+                unknown. If the budget could end the phase, conversations are played in random
+                order, and in batches that shrink.
 
         Raises:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
@@ -135,8 +138,10 @@ class PhaseRun:
                 rows.append(attempt.row)
 
         # A condition to decide has an order of its own, and batches of whole prompts.
-        order = seeds if until else played_order(seeds, planned, self.config.seed)
-        kind = ASTEvaluator if until else _BudgetedEvaluator
+        # What a budget cannot end is played as without one, so that it is equal to the last bit.
+        can_end = not (until or current_ledger().affords(needs)) and self.allow_partial
+        order = played_order(seeds, planned, self.config.seed) if can_end else seeds
+        kind = _BudgetedEvaluator if can_end else ASTEvaluator
         evaluator = kind(
             environment,
             order,
@@ -160,7 +165,7 @@ class PhaseRun:
         found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:
             raise within.spent
-        if order is not seeds:  # listed as without a budget
+        if can_end:  # listed as without a budget
             texts = (each for each in seeds if isinstance(each, str))
             ids = prompt_ids or {each: Opening.of(each).id for each in texts}
             place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
@@ -180,18 +185,15 @@ class PhaseRun:
 
 
 def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequence[int | str]:
-    """Return what an evaluation plays, in the order in which it does.
+    """Return what an evaluation plays in random order, so that a part of it is a random sample.
 
-    Under a budget the order is random, so that the conversations made before its end are a random
-    sample of all: every prompt once in random order, then the second trial of each, and so on.
+    Every prompt is played once, then the second trial of each, and so on.
 
     Args:
         seeds: What the conversations open with, see `ASTEvaluator`.
         planned: Number of conversations; beyond the number of seeds they are further trials.
         seed: Determines the order.
     """
-    if current_ledger().budget == Budget():
-        return seeds
     played = [seeds[index % len(seeds)] for index in range(planned)]
     random = Random(derive_seed(seed, "order of an evaluation"))
     order = [(trial, random.random(), at) for at, trial in enumerate(repetitions(played))]

@@ -94,7 +94,7 @@ def read_run(folder: RunFolder) -> ReportData:
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
         reproduction=_reproduction(folder, manifest),
-        notes=_notes(config, evaluations, training),
+        notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
     )
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from astra_rl.config.estimate import held_for_evaluation
+from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import RunConfig
@@ -21,6 +21,7 @@ from astra_rl.errors import (
     EndpointError,
     InterruptedRunError,
 )
+from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -93,7 +94,7 @@ class Result:
         after: Evaluation of the trained attacker.
         training_steps: Number of completed training steps.
         seconds: Duration of each stage.
-        warnings: Notes for the report.
+        warnings: What a reader of the report must know first.
         ended: The budget that ended the run early, and the command that resumes it; None if the
             run is complete.
     """
@@ -230,6 +231,7 @@ def _do_run(
             before = _evaluated_before(folder, saved) or evaluate(
                 experiment, folder, "before", config, log, allow_partial=False
             )
+    weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
@@ -245,14 +247,22 @@ def _do_run(
     if training.trainer.completed_steps > resumed_at:
         withdraw_attempts(log, "after", "the attacker was trained further since")
     with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(experiment, folder, "after", config, log, allow_partial=True)
+        after = evaluate(
+            experiment,
+            folder,
+            "after",
+            config,
+            log,
+            allow_partial=True,
+            needs=needed(estimate(plan, training=False)),
+        )
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = () if weak is None else (weak,)
     if training.watch is not None:
         folder.write_lines(folder.reward_watch, training.watch.rows)
-        warnings = (training.watch.warning,) if training.watch.warning else ()
+        warnings += (training.watch.warning,) if training.watch.warning else ()
     if spent is not None:
         done = training.trainer.completed_steps
         warnings += (
@@ -260,9 +270,13 @@ def _do_run(
             f"{config.training.steps}.",
         )
     spent = spent or after.spent
-    notes = (*warnings, *notes_on_calls(experiment.problem.target, after))
-    result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
-    record |= {"warnings": notes, "spent": current_ledger().as_dict()}
+    warnings += tuple(warnings_of_calls(after))
+    result = Result(folder, before, after, training.trainer.completed_steps, seconds, warnings)
+    record |= {
+        "warnings": warnings,
+        "notes": list(notes_on_calls(experiment.problem.target)),
+        "spent": current_ledger().as_dict(),
+    }
     # A manifest without durations marks a run that is not complete and can be resumed.
     folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
@@ -303,6 +317,15 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
     return training.budget.spent
 
 
+def _warned_of_weakness(before: EvaluationResult) -> str | None:
+    """Log and return a warning if the untrained attacker hardly speaks, before it is trained."""
+    attacks = [turn.attack for attempt in before.attempts for turn in attempt.turns]
+    warning = describe_weak_attacker(attacks)
+    if warning is not None:
+        logger.warning(warning)
+    return warning
+
+
 def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | None:
     """Return the evaluation before training that an interrupted run already made."""
     path = folder.evaluation("before")
@@ -328,8 +351,11 @@ def evaluate(
     log: AttemptLog,
     *,
     allow_partial: bool,
+    needs: Mapping[str, float] | None = None,
 ) -> PhaseResult:
     """Evaluate the attacker on the held-out openings, record the attempts and write the metrics.
+
+    See `PhaseRun` for `allow_partial`, and `PhaseRun.play` for `needs`.
 
     Raises:
         BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what was
@@ -348,21 +374,15 @@ def evaluate(
         categories=experiment.categories,
         allow_partial=allow_partial,
     )
-    result = phase_run.play(experiment.evaluation_environment, experiment.held_out, planned)
+    result = phase_run.play(
+        experiment.evaluation_environment, experiment.held_out, planned, needs=needs
+    )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
 
 
-def notes_on_calls(target: object, result: EvaluationResult) -> Iterator[str]:
-    """Yield notes for the report about endpoint calls: failures and spending.
-
-    Args:
-        target: The target; one that is no `Target` is a local model.
-        result: The evaluation.
-    """
-    ledger = current_ledger()
-    if isinstance(target, Target):
-        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
+def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:
+    """Yield warnings for the report about conversations of an evaluation that calls left out."""
     errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
     if errors:
         reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
@@ -376,6 +396,17 @@ def notes_on_calls(target: object, result: EvaluationResult) -> Iterator[str]:
             f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
             "conversations were played, chosen at random. The outcomes of the others are unknown."
         )
+
+
+def notes_on_calls(target: object) -> Iterator[str]:
+    """Yield notes for the report about endpoint calls, with what was spent on them.
+
+    Args:
+        target: The target; one that is no `Target` is a local model.
+    """
+    ledger = current_ledger()
+    if isinstance(target, Target):
+        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
         yield f"Spent on calls: {spent}."

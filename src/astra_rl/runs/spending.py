@@ -123,7 +123,7 @@ def batches_within_budget(count: int, most: int) -> Iterator[int]:
     """
     ledger = current_ledger()
     before, done = _calls(ledger), 0
-    size = most if ledger.budget == Budget() else FIRST_BATCH
+    size = FIRST_BATCH
     while done < count:
         size = min(size, count - done)
         yield size

@@ -252,6 +252,24 @@ class Ledger:
             self._held = {}
             self.spent_by = None  # by the lower limit; another is found by the next check
 
+    def affords(self, amounts: Mapping[str, float] | None) -> bool:
+        """Whether the budget cannot end work that needs at most these amounts, twice over.
+
+        The reserve is for calls that are tried again. True without a budget.
+
+        Args:
+            amounts: By name of the limit; None is unknown. The time that work needs is never known.
+        """
+        if self.budget == Budget():
+            return True
+        with self._lock:
+            spent, limits = self._spent(), asdict(self.budget)
+            return amounts is not None and all(
+                most is None
+                or spent[name] + 2 * amounts.get(name, math.inf) <= most - self._held.get(name, 0.0)
+                for name, most in limits.items()
+            )
+
     def calls_left(self) -> float:
         """Return how many calls the budget may still pay for, by the spending per request so far.
 

@@ -63,7 +63,7 @@ class SafeReplies:
         """
         replies = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the safe replies {path}: {error}") from error
         for number, line in enumerate(lines, 1):

@@ -45,6 +45,7 @@ class Evaluation:
             failures; their rate is compared with no other.
         sequential: Whether the evaluation ended when its result was clear, see `Rate`.
         labelled: Success rate by human labels of these conversations; None without labels.
+        judge_model: Model of the judge; empty if it has none, or it is not known.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -57,6 +58,7 @@ class Evaluation:
     selected: bool = False
     sequential: bool = False
     labelled: LabelledRate | None = None
+    judge_model: str = ""
 
     def __post_init__(self) -> None:
         if not self.attempts:

@@ -28,6 +28,7 @@ class RunFolder:
 
     Args:
         path: The folder; created if it does not exist.
+        part_of: Folder of the hardening that the run is a part of; None if it stands alone.
 
     Raises:
         ConfigurationError: It cannot be created, or contains a link to a place outside of it.
@@ -35,8 +36,8 @@ class RunFolder:
 
     CONFIG = "config.yaml"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, part_of: Path | None = None) -> None:
+        self.path, self.part_of = Path(path), part_of
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:

@@ -85,7 +85,7 @@ def adapter_of(folder: Path) -> bytes:
 
 def rates_of(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "harden.json").read_text())
-    return {name: found[name] for name in ("attacks", "refusals")}
+    return {name: found[name] for name in ("exploitability", "attacks", "refusals")}
 
 
 def test_every_attacker_is_measured_against_every_target(hardened: Hardened) -> None:

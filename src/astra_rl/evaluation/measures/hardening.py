@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,18 @@ class Hardening:
         """Names of the targets, in order of the rounds."""
         return list(self.refusals)
 
+    @property
+    def exploitability(self) -> float:
+        """Exploitability of the uniform mixtures of the measured attackers and targets."""
+        rates = self.matrix.rates
+        return exploitability(
+            [[rates[one, other].estimate for other in self.targets] for one in self.attackers]
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values, NaN where one does not exist."""
         return {
+            "exploitability": self.exploitability,
             "attacks": [
                 {**cell, "change": _change(self.attack_changes.get(pair))}
                 for pair, cell in zip(self.matrix.rates, self.matrix.as_dict(), strict=True)
@@ -65,6 +75,27 @@ class Hardening:
 
 def _change(found: PairedComparison | None) -> dict[str, Any] | None:
     return None if found is None else found.as_dict()
+
+
+def exploitability(rates: Sequence[Sequence[float]]) -> float:
+    """Return how far two uniform mixtures are from an equilibrium of a zero-sum matrix game.
+
+    It is what the best single attacker gains against the mixture of targets, plus what the best
+    single target gains against the mixture of attackers (NashConv, Lanctot et al. 2017, arXiv
+    1711.00832): 0 at an equilibrium, at most 1 for rates. Rows that occur twice count twice.
+
+    Args:
+        rates: Success rate by attacker (rows) and target (columns), not empty.
+
+    Returns:
+        The sum; NaN if a rate is.
+    """
+    columns: list[tuple[float, ...]] = list(zip(*rates, strict=True))
+    if any(math.isnan(rate) for row in rates for rate in row):
+        return math.nan
+    best_attacker = max(sum(row) / len(row) for row in rates)
+    best_target = min(sum(column) / len(column) for column in columns)
+    return best_attacker - best_target
 
 
 def hardening_of(

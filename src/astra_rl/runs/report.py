@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from astra_rl.evaluation.show.report import (
     Training,
     render_report,
 )
+from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
@@ -33,7 +36,7 @@ from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
 MOST_CONVERSATIONS = 10_000
-"""Largest number of training conversations on a page; evaluations are complete."""
+"""Largest number of conversations of the training, and of each evaluation, on a page."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -110,39 +113,78 @@ def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
     planned = planned_attempts(folder)
     for phase, name in _NAMES.items():
         path = folder.attempts_of("again") if phase == "again" else folder.attempts
-        attempts = list(_attempts(path, phase))
-        if attempts:
-            quality = _json(folder.evaluation(phase)).get("judge_quality")
-            yield Evaluation(
-                name=name,
-                attempts=_judged_by_others(folder, phase, attempts),
-                quality=quality,
-                planned=planned.get(phase),
-            )
+        if path.is_file():
+            with contextlib.ExitStack() as logs:
+                log = logs.enter_context(AttemptLog(path))
+                others = [
+                    logs.enter_context(AttemptLog(each))
+                    for each in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl"))
+                ]
+                found = _evaluation(name, phase, log, others, planned.get(phase))
+            if found is not None:
+                quality = _json(folder.evaluation(phase)).get("judge_quality")
+                yield replace(found, quality=quality)
 
 
-def _attempts(path: Path, phase: str) -> Iterator[Attempt]:
-    if path.is_file():
-        with AttemptLog(path) as log:
-            yield from log.attempts(phase=phase)
+def _evaluation(
+    name: str, phase: str, log: AttemptLog, others: Sequence[AttemptLog], planned: int | None
+) -> Evaluation | None:
+    """Count the attempts of a phase, and choose those to show; None if there is none."""
+    chosen = _Sample(log.count(phase=phase))
+    counted: Numbers | None = None
+    shown: dict[str, Attempt] = {}
+    for recorded in log.attempts(phase=phase):
+        attempt = _judged_by_others(recorded, others)
+        counted = counted or Numbers(name, attempt)
+        counted.add(attempt)
+        if chosen.takes(attempt) or not shown:
+            shown[attempt.id] = attempt
+    if counted is None:
+        return None
+    counted.count(log.rows(order="prompt", phase=phase), planned)
+    for each in counted.linked():
+        shown.setdefault(each.id, each)
+    return Evaluation(name=name, attempts=list(shown.values()), planned=planned, counted=counted)
 
 
-def _judged_by_others(
-    folder: RunFolder, phase: str, attempts: Sequence[Attempt]
-) -> Sequence[Attempt]:
-    """Add the scores of judges that re-scored the attempts with ``astra-rl score``."""
-    known = {attempt.id: attempt for attempt in attempts}
-    for path in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl")):
-        for judged in _attempts(path, phase):
-            mine = known.get(judged.id)
-            if mine is None or len(mine.turns) != len(judged.turns):
-                continue
+class _Sample:
+    """Chooses conversations to show: all, or about `MOST_CONVERSATIONS` in whole trees.
+
+    The choice depends on the tree alone, so that the same files give the same page, and so that
+    it does not favour any prompt or trial, as taking every tenth would.
+
+    Args:
+        count: Number of conversations to choose from.
+    """
+
+    def __init__(self, count: int) -> None:
+        # A tree that is taken at the end may exceed the limit a little; a margin leaves room.
+        self._share = 1.0 if count <= MOST_CONVERSATIONS else 0.95 * MOST_CONVERSATIONS / count
+        self._left = MOST_CONVERSATIONS
+
+    def takes(self, attempt: Attempt | AttemptRow) -> bool:
+        """Whether an attempt is chosen."""
+        tree = f"{attempt.trial} {attempt.prompt_id}".encode()
+        place = int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest()) / 2**64
+        if place >= self._share or not self._left:
+            return False
+        self._left -= 1
+        return True
+
+
+def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:
+    """Add the scores of judges that re-scored the attempt with ``astra-rl score``."""
+    for log in others:
+        if attempt.id not in log:
+            continue
+        judged = log.get(attempt.id)
+        if len(judged.turns) == len(attempt.turns):
             turns = [
                 turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
-                for turn, other in zip(mine.turns, judged.turns, strict=True)
+                for turn, other in zip(attempt.turns, judged.turns, strict=True)
             ]
-            known[judged.id] = mine.model_copy(update={"turns": tuple(turns)})
-    return list(known.values())
+            attempt = attempt.model_copy(update={"turns": tuple(turns)})
+    return attempt
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -150,10 +192,10 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
     attempts: list[Attempt] = []
     if folder.attempts.is_file():
         with AttemptLog(folder.attempts) as log:
-            rows = list(log.rows(phase="training"))
-            played = len(rows)
-            wanted = _shown(rows)
-            attempts = [log.get(row.id) for row in rows if row.id in wanted]
+            played = log.count(phase="training")
+            chosen = _Sample(played)
+            wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
+            attempts = [log.get(key) for key in wanted]
     return Training(
         history=[_numbers(row) for row in _json_lines(folder.metrics)],
         steps=None if config is None else config.training.steps,
@@ -165,16 +207,6 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
-
-
-def _shown(rows: Sequence[AttemptRow]) -> set[str]:
-    """Choose training conversations to show: whole trees, evenly spaced over the training."""
-    trees: dict[tuple[str, int], list[AttemptRow]] = {}
-    for row in rows:
-        trees.setdefault((row.prompt_id, row.trial), []).append(row)
-    every = max(1, -(-len(rows) // MOST_CONVERSATIONS))
-    chosen = list(trees.values())[::every]
-    return {row.id for tree in chosen for row in tree}
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -242,9 +274,7 @@ def _notes(
             "The judge was not calibrated against human labels: its error rate is unknown "
             "(astra-rl calibrate)."
         )
-    if evaluations and not any(
-        each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
-    ):
+    if evaluations and not evaluations[-1].summary.outcomes[Outcome.SUCCESS]:
         notes.append(
             "No attack succeeded. This is evidence about these attacks, not about all attacks."
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import Summary, summarise
+from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
-from astra_rl.evaluation.stats.rates import Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,11 @@ class Evaluation:
 
     Attributes:
         name: What was evaluated, for instance "after training".
-        attempts: At least one, all with the same judge and threshold.
+        attempts: At least one, all with the same judge and threshold. They are the conversations
+            of the page.
         quality: Calibration of the judge, see `calibration.judge_quality`; None if not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
+        counted: Numbers of all attempts, if `attempts` are a part of them; None: they are all.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -33,6 +34,7 @@ class Evaluation:
     attempts: Sequence[Attempt]
     quality: Mapping[str, Any] | None = None
     planned: int | None = None
+    counted: Numbers | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -41,9 +43,19 @@ class Evaluation:
             )
 
     @cached_property
+    def numbers(self) -> Numbers:
+        """Numbers of all attempts."""
+        return self.counted or Numbers.of(self.name, self.attempts, self.planned)
+
+    @property
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
-        return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+        return self.numbers.summary
+
+    @property
+    def not_shown(self) -> int:
+        """Number of conversations that are counted, and are not on the page."""
+        return self.summary.planned - self.summary.never_made - len(self.attempts)
 
     @property
     def judge(self) -> str:
@@ -66,26 +78,9 @@ class Evaluation:
         return self.attempts[0].target
 
     @property
-    def judges(self) -> dict[str, float]:
-        """Judges that scored any turn, with their threshold; the deciding judge first.
-
-        The records have one threshold only, so it applies to every judge.
-        """
-        names = dict.fromkeys(
-            judge for attempt in self.attempts for turn in attempt.turns for judge in turn.scores
-        )
-        return dict.fromkeys([self.judge, *names], self.threshold)
-
-    @property
-    def by_category(self) -> dict[str, Rate]:
-        """Attack success rate by category, highest first; empty if there are no categories."""
-        groups: dict[str, list[Attempt]] = defaultdict(list)
-        for attempt in self.attempts:
-            groups[attempt.category].append(attempt)
-        if set(groups) <= {""}:
-            return {}
-        rates = {name: summarise(each.row for each in group).asr for name, group in groups.items()}
-        return dict(sorted(rates.items(), key=lambda item: -item[1].bounds.low))
+    def judges(self) -> tuple[str, ...]:
+        """Judges that scored any turn, the deciding judge first."""
+        return self.numbers.judges
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from astra_rl.cli.console import SafeConsole
 from astra_rl.errors import BudgetEndedError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
 
 
-def print_run_estimate(config: RunConfig, console: Console) -> None:
+def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
     """Check the configuration of a run; print its size and an upper bound of endpoint calls.
 
     Raises:
@@ -37,7 +37,7 @@ def print_run_estimate(config: RunConfig, console: Console) -> None:
     print_estimate(estimate(plan), console)
 
 
-def print_estimate(rows: Sequence[EstimateRow], console: Console) -> None:
+def print_estimate(rows: Sequence[EstimateRow], console: SafeConsole) -> None:
     """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost."""
     table = Table(title="endpoint calls: upper bound, without retries")
     for column in ("endpoint", "requests", "input tokens", "output tokens", "cost"):
@@ -50,9 +50,10 @@ def print_estimate(rows: Sequence[EstimateRow], console: Console) -> None:
     else:
         console.print("no endpoint calls: every model is loaded into this process")
     console.print("dry run: no call was made and no model was loaded")
+    console.check_written()
 
 
-def print_spent(spent: Mapping[str, Any], console: Console) -> None:
+def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
     """Print what endpoint calls used, if there were any."""
     from astra_rl.targets.ledger import describe_spent
 

@@ -150,8 +150,9 @@ def _run_charged(
             except BudgetSpentError as error:
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
+                kept = " ".join(getattr(error, "__notes__", ["everything is saved."]))
                 raise BudgetEndedError(
-                    f"{error}; everything is saved. {resume} {option} {error.sufficient_limit:.15g}"
+                    f"{error}; {kept} {resume} {option} {error.sufficient_limit:.15g}"
                 ) from error
     except EndpointError as error:
         raise EndpointError(f"{error} Everything is saved. {resume}") from error
@@ -187,9 +188,12 @@ def _do_run(
     before: EvaluationResult | None = None
     if config.evaluation.before:
         with _timed(seconds, display, "evaluating the untrained attacker"):
-            before = _evaluated_before(folder, saved) or evaluate(
-                experiment, folder, "before", config, log, allow_partial=False
-            )
+            before = _evaluated_before(folder, saved)
+            if before is None:
+                with _repeated_on_resume():
+                    before = evaluate(
+                        experiment, folder, "before", config, log, allow_partial=False
+                    )
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
@@ -220,6 +224,19 @@ def _do_run(
     if after.spent is not None:
         raise after.spent
     return result
+
+
+@contextlib.contextmanager
+def _repeated_on_resume() -> Iterator[None]:
+    """Say that an evaluation that a budget ended is repeated: no state precedes the training."""
+    try:
+        yield
+    except BudgetSpentError as error:
+        error.add_note(
+            "the evaluation before training was in progress, and is repeated when the run resumes "
+            "(replies of endpoints are cached, conversations with local models are not)."
+        )
+        raise
 
 
 def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:

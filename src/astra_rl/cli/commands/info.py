@@ -27,3 +27,4 @@ def info(
     from astra_rl.cli.topics import print_topic
 
     print_topic(topic, name, console)
+    console.check_written()

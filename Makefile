@@ -7,19 +7,23 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test quick browser lint bench docs setup lock audit clean
+.PHONY: demo test test-all quick browser lint bench docs setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/astra-rl demo
 
-# Everything, in one process per core.
+# In one process per core: all but the tests marked exhaustive.
 test: browser
+	$(PYTEST) -m "not exhaustive"
+
+# Everything, as in CI.
+test-all: browser
 	$(PYTEST)
 
-# While working: all but the tests marked slow.
+# While working: all but the tests marked slow or exhaustive.
 quick: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 # The report is tested in the system's own browser. Without one its tests are skipped, and fail
 # under CI.

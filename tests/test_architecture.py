@@ -1,6 +1,7 @@
 """Imports point one way only, from what is used by many to what uses many."""
 
 import ast
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -67,6 +68,7 @@ class Imports(ast.NodeVisitor):
         self.found += [(name, node.lineno) for name in names]
 
 
+@functools.cache
 def imports_of(path):
     parts = ("astra_rl", *path.relative_to(ROOT).parent.parts)
     visitor = Imports(".".join(parts))

@@ -23,10 +23,10 @@ from typing import Any, get_args
 import pytest
 import typer
 import yaml
-from pydantic import BaseModel
 
 from astra_rl.cli.main import app
 from astra_rl.config.schema import RunConfig
+from astra_rl.config.sections import keys_of, section_class
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "astra_rl"
@@ -280,15 +280,15 @@ def _problem_of_setting(parts: list[str]) -> str | None:
         models = list(_models(section))
         if not models:  # options of a part are checked by its own class
             return None if part in defined() | words() else f"{part} is no setting"
-        found = [each.model_fields[part].annotation for each in models if part in each.model_fields]
+        found = [keys_of(each)[part].type for each in models if part in keys_of(each)]
         if not found:
             return f"the configuration has no setting {'.'.join(parts[: depth + 1])}"
         section = found[0]
     return None
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models(annotation: Any) -> Iterator[Any]:
+    if section_class(annotation) is annotation:
         yield annotation
     for each in get_args(annotation):
         yield from _models(each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def test_the_record_of_a_run_says_whether_code_was_trusted() -> None:
     }
     for trusted in (True, False):
         config = RunConfig.model_validate({**settings, "trust_remote_code": trusted})
-        assert manifest(config, "")["trust_remote_code"] is trusted
+        assert manifest(config, "", datetime.now(UTC))["trust_remote_code"] is trusted
 
 
 def test_a_chat_template_that_reaches_for_python_is_refused(model_folder: Path, mark: Path) -> None:

@@ -41,3 +41,31 @@ def test_seeds_in_folders_of_the_same_name_must_be_judged_alike(tmp_path, record
     ]
     with pytest.raises(ConfigurationError, match="judges or thresholds differ"):
         compare_seeds(runs)
+
+
+def test_comparisons_with_runs_of_the_same_name_have_files_of_their_own(tmp_path, record_run):
+    base = record_run(tmp_path / "base/x", [[0.9], [0.0]])
+    paths = {
+        compare_runs(base, record_run(tmp_path / f"{name}/x", [[0.9], [0.0]])).default_path
+        for name in ("one", "other")
+    }
+    assert len(paths) == 2
+
+
+def test_categories_are_compared_with_p_values_adjusted_for_their_number(tmp_path, record_run):
+    categories = ["fraud"] * 8 + ["privacy"] * 8 + ["weapons"] * 2
+    a = record_run(tmp_path / "a", [[0.9]] * 8 + [[0.0]] * 10, categories=categories)
+    b = record_run(tmp_path / "b", [[0.0]] * 16 + [[0.9]] * 2, categories=categories)
+    found = compare_runs(a, b)
+    # McNemar: eight pairs of one kind, 2 / 2^8; two pairs, 1/2; none, 1. Holm: times 3, 2 and 1.
+    assert {name: each.p_value for name, each in found.by_category.items()} == {
+        "fraud": pytest.approx(3 * 2 / 2**8),
+        "privacy": 1.0,
+        "weapons": 1.0,
+    }
+    assert found.by_category["fraud"].pairs.p_value == pytest.approx(2 / 2**8)
+    done = astra_rl("compare", str(a), str(b), "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["by_category"]["fraud"]["p_value_holm"] == pytest.approx(
+        6 / 2**8
+    )
+    assert "p-values adjusted by Holm" in done.stderr

@@ -95,6 +95,29 @@ def test_trajectory_balance_is_that_of_plain_python_and_log_z_follows_its_gradie
     assert algorithm.experience_metrics()["log_z"] == pytest.approx(one.log_z)
 
 
+def test_a_single_attack_of_a_new_context_is_learned_from():
+    """Its own estimate of log Z would make its residual zero; that of other contexts does not."""
+
+    def one(context, word, reward):
+        return Graph(context, [Node(context, word, "r", reward)])
+
+    problem = trained()
+    algorithm = TrajectoryBalance(problem, temperature=0.5, log_z_lr=0.25, replay=0)
+    graphs = [one("a", " boom calm", 1.0), one("b", " calm calm", 0.0), one("c", " tree rain", 0.5)]
+    steps = prepared(algorithm, *graphs)
+    policy, reference = totals(problem, *(step.attacks[0] for step in steps))
+    rewards = [step.rewards[0] / 0.5 for step in steps]
+    errors = [r + ref - p for r, ref, p in zip(rewards, reference, policy, strict=True)]
+    for row, step in enumerate(steps):
+        first = sum(errors[:row] + errors[row + 1 :]) / 2
+        assert step.log_z == pytest.approx(first + 0.25 * (errors[row] - first), rel=1e-5)
+        assert abs(step.log_z - errors[row]) > 0.01
+    (later,) = prepared(algorithm, one("d", " song song", 0.2))
+    known = sum(step.log_z for step in steps) / 3
+    (error,) = (0.2 / 0.5 + r - p for p, r in zip(*totals(problem, " song song"), strict=True))
+    assert later.log_z == pytest.approx(known + 0.25 * (error - known), rel=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_contrastive_loss_over_all_pairs_is_twice_the_variance_and_so_is_its_gradient(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ import torch
 
 from astra_rl import KTO, Graph, Node
 from astra_rl.algorithms.kto import KTOStep
+from astra_rl.algorithms.losses import kto_loss
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ToyProblem, check_algorithm, learn
@@ -54,7 +55,7 @@ def test_the_loss_is_that_of_plain_python_on_the_table_of_logits():
 
 
 def test_a_divergence_below_zero_is_an_error_of_estimation_and_counts_as_none():
-    steps = prepared(KTO(trained()), (" boom", 0.0), (" calm", 0.0))
+    steps = prepared(KTO(trained()), (" boom", 1.0), (" calm", 0.0))
     assert min(step.divergence for step in steps) >= 0
 
 
@@ -98,10 +99,18 @@ def test_a_single_success_among_many_weighs_no_more_than_twenty_of_them(weight):
 
 
 @pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_an_experience_of_one_class_is_learned_from(reward):
-    steps = prepared(KTO(ToyProblem()), (" boom", reward), (" tree", reward))
-    assert all(step.weight > 0 for step in steps)
-    assert {step.desirable for step in steps} == {reward == 1.0}
+def test_an_experience_of_one_class_has_no_signal_and_is_left_out(reward):
+    """At the reference the expected gradient of one class is zero, enumerated over all attacks."""
+    algorithm = KTO(ToyProblem(), desirable_weight=1.0)
+    assert prepared(algorithm, (" boom", reward), (" tree", reward)) == []
+    assert algorithm.experience_metrics()["desirable"] == reward
+    problem = algorithm.problem
+    table = problem.attacker.detach().double().requires_grad_()
+    ratio = table.log_softmax(0) - table.detach().log_softmax(0)
+    good = torch.full((6,), reward == 1.0)
+    losses = kto_loss(ratio, good, torch.zeros(6), 0.1)
+    (gradient,) = torch.autograd.grad((table.detach().softmax(0) * losses).sum(), table)
+    torch.testing.assert_close(gradient, torch.zeros(6, dtype=torch.float64))
 
 
 def test_without_a_threshold_better_than_the_mean_is_desirable():

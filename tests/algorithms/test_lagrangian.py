@@ -149,3 +149,45 @@ def test_values_out_of_range_are_refused(options, message):
 def test_how_many_returns_are_estimated():
     assert PPOLagrangian.values_needed(constraints=SOME) == 2
     assert PPOLagrangian.values_needed() == 1
+
+
+def broken_until_back(**options):
+    """Experiences of violation until a multiplier is at 1 again, after 500 without one."""
+    constraint = Constraint("harm", -1, 0.5)
+    for _ in range(500):
+        constraint.update(1.0, lr=0.2, most=10.0, **options)
+    for count in range(5000):
+        if constraint.multiplier >= 1:
+            return count
+        constraint.update(0.25, lr=0.2, most=10.0, **options)
+    return None
+
+
+def test_a_multiplier_is_soon_back_after_a_long_time_without_a_violation():
+    assert broken_until_back() == 1006
+    about = (1 / 0.1 - 1) / (0.2 * 0.25)
+    assert broken_until_back(least=0.1) == pytest.approx(about, rel=0.02)
+    assert PPOLagrangian(ToyValueProblem(2), constraints=SOME).estimator.least == 0.1
+
+
+def test_momentum_is_that_of_torch_and_part_of_the_state():
+    parameter = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.2, momentum=0.1)
+    constraint = Constraint("harm", -1, 0.5)
+    for mean in (0.2, 0.9, 0.4, 0.1):
+        parameter.grad = -(0.5 - mean) * parameter.detach().exp()
+        optimizer.step()
+        constraint.update(mean, lr=0.2, most=10.0, momentum=0.1)
+        assert constraint.log_multiplier == pytest.approx(parameter.item())
+    algorithm = lagrangian(multiplier_momentum=0.1)
+    (each,) = algorithm.estimator.constraints
+    each.update(0.0, lr=0.2, most=10.0, momentum=0.1)
+    other = lagrangian(multiplier_momentum=0.1)
+    other.load_state_dict(algorithm.state_dict())
+    assert other.estimator.constraints == algorithm.estimator.constraints
+
+
+@pytest.mark.parametrize("options", [{"min_multiplier": 2.0}, {"multiplier_momentum": 1.0}])
+def test_bounds_and_momentum_are_checked(options):
+    with pytest.raises(ConfigurationError):
+        lagrangian(**options)

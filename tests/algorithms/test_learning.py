@@ -52,16 +52,19 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(name):
     assert play(name, seed=1, **settings) != first
 
 
+also = partial(pytest.param, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("grpo", {"kl_in_reward": 0.01, "kl_in_loss": 0.001}),
-        ("grpo", {"group": "prompt", "credit": "trajectory"}),
-        ("rloo", {"credit": "return_to_go", "group": "episode"}),
-        ("reinforce++", {"credit": "mean_backup", "epochs": 2}),
+        also("grpo", {"group": "prompt", "credit": "trajectory"}),
+        also("rloo", {"credit": "return_to_go", "group": "episode"}),
+        also("reinforce++", {"credit": "mean_backup", "epochs": 2}),
         ("gspo", {"credit": "max_backup"}),
-        ("cispo", {"credit": "leaf"}),
-        ("ppo", {"kl_in_reward": 0.01, "kl_target": 8.0, "kl_horizon": 1000}),
+        also("cispo", {"credit": "leaf"}),
+        also("ppo", {"kl_in_reward": 0.01, "kl_target": 8.0, "kl_horizon": 1000}),
     ],
 )
 def test_it_learns_conversations_of_two_turns(name, options):
@@ -70,7 +73,9 @@ def test_it_learns_conversations_of_two_turns(name, options):
     assert curve.rewards[-1] > 0.8
 
 
-@pytest.mark.parametrize("name", ["grpo", "reinforce", "rloo", "reinforce++_baseline"])
+@pytest.mark.parametrize(
+    "name", [also("grpo"), "reinforce", also("rloo"), also("reinforce++_baseline")]
+)
 def test_it_learns_without_siblings_from_a_running_average(name):
     environment = letter_game()
     environment.tree_width = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from astra_rl.cli import main
+from astra_rl.cli import activity, main
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ def astra_rl(*arguments: str, cwd: Path) -> Done:
         patch.setattr(sys, "argv", ["astra-rl", *arguments])
         patch.setenv("COLUMNS", "200")
         patch.setenv("TERM", "dumb")
+        # Its lines depend on the speed of the machine; test_activity.py tests them.
+        patch.setattr(activity, "SILENCE", 3600)
         # Offline, so that a name that is no folder fails at once.
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         try:

@@ -34,10 +34,14 @@ with mock.patch("astra_rl.cli.topics.print_topic", show):
 """
 
 
+PATIENT = "from astra_rl.cli import activity; activity.SILENCE = 3600\n"
+"""On a busy machine the command would say on stderr what it is doing."""
+
+
 def program(code: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "PYTHONUTF8")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", PATIENT + code],
         env={**environment, **variables},
         capture_output=True,
         check=False,

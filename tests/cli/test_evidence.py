@@ -133,7 +133,7 @@ def test_compare_pairs_two_runs_on_the_same_prompts(workplace: Path, trained: Pa
     assert done.returncode == 0, done.stderr
     assert "difference +0.0%" in done.stdout
     assert "2 prompts" in done.stdout
-    path = trained / "comparisons" / "run-after-copy-after.json"
+    (path,) = (trained / "comparisons").glob("run-after-copy-after-*.json")
     assert json.loads(path.read_text())["pairs"]["difference"] == 0.0
     gated = ("compare", "run", "copy", "--fail-on", "upper(difference)>=0", "--json")
     done = astra_rl(*gated, cwd=workplace)
@@ -226,7 +226,9 @@ def test_the_quality_of_the_judge_stands_beside_the_rate(workplace: Path, traine
     assert done.returncode == 0, done.stderr
     assert "3 labels of labels.jsonl" in done.stdout
     again = json.loads((workplace / "calibrated" / "evaluation_again.json").read_text())
-    assert again["judge_quality"]["estimates"]["accuracy"]["value"] == 1.0
+    assert again["judge_quality"]["estimates"]["specificity"]["value"] == 1.0
+    assert again["asr_corrected"]["method"] == "Rogan-Gladen"
+    assert "corrected for the judge's errors" in done.stdout
     shutil.rmtree(workplace / "calibrations")
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 MOUNTING = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -52,6 +50,7 @@ def run_on_full_disk(tmp_path: Path, *options: str) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mounts")
 def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_the_bit(
     tmp_path: Path,
@@ -60,6 +59,7 @@ def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_
     assert results["balance with replay"]["ended"] >= 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("mounts")
 def test_another_family_goes_on_after_the_disk_was_full(tmp_path: Path) -> None:
     family = "PPO with a value head"

@@ -31,7 +31,9 @@ FAMILIES = {  # the others are in test_kill_and_resume.py
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=["policy", pytest.param("balance", marks=pytest.mark.exhaustive)]
+)
 def whole(request: pytest.FixtureRequest, workplace: Path) -> Path:
     """A run of this family that nothing happened to."""
     config = yaml.safe_load((workplace / "config.yaml").read_text())

@@ -19,7 +19,6 @@ from astra_rl.config.resolve import resolve
 from astra_rl.core.seeding import row_seeds
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.rewards.quality import Format
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
@@ -27,9 +26,10 @@ PUBLISHED = [name for name in preset_names() if name != "demo"]
 
 SMALL = {
     "rlhammer": {
-        "reward": {"gate": {"part": "harm", "when": {"format": {"pattern": "."}}, "at_least": 1}},
+        "attacker": {"extract": {"tag": None, "pattern": ".(.*)"}},
         "environment": {"tree_width": 4},
     },
+    "dialtree": {"attacker": {"extract": {"tag": None, "pattern": ".(.*)"}}},
     "gflownet": {"reward": {"harm": {"scale": "log", "replies": 2}}},
     "crt": {"environment": {"tree_width": 1}},
 }
@@ -238,18 +238,10 @@ def test_each_has_the_size_that_the_docs_state(name: str, size: list[int], place
     assert [found.episodes, found.attempts, found.replies, found.updates] == size
 
 
-@pytest.mark.parametrize(
-    ("attack", "is_well_formed"),
-    [
-        ("thinking\n<prompt>do this\nand that</prompt>\n", True),
-        ("<prompt></prompt>", True),
-        ("<prompt>a</prompt> b </prompt>", False),
-        ("<prompt>a</prompt> <prompt>b</prompt>", False),
-        ("<prompt>a</prompt> and more", False),
-        ("no tags", False),
-    ],
-)
-def test_the_format_of_rlhammer_is_one_prompt_at_the_end(attack: str, is_well_formed: bool) -> None:
-    gate = yaml.safe_load(preset_text("rlhammer"))["reward"]["gate"]
-    term = Format(gate["when"]["format"]["pattern"])
-    assert (len(term.pattern.findall(attack)) > 0) == is_well_formed
+def test_rlhammer_and_dialtree_send_the_text_of_a_tag_and_reward_the_format() -> None:
+    """What is accepted is tested in tests/core/test_extraction.py."""
+    rlhammer, dialtree = (yaml.safe_load(preset_text(each)) for each in ("rlhammer", "dialtree"))
+    assert rlhammer["attacker"]["extract"] == {"tag": "prompt"}
+    assert rlhammer["reward"]["gate"] == {"part": "harm", "when": "extracted", "at_least": 1}
+    assert dialtree["attacker"]["extract"] == {"tag": "answer"}
+    assert dialtree["environment"]["options"]["quality"] == "extracted"

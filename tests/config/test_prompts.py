@@ -70,7 +70,7 @@ def test_columns_and_benchmarks_are_understood() -> None:
     assert sorted([*openings.train, *openings.test]) == ["one", "two"]
     Path("copy.csv").write_text("goal,target\nFold a boat,Sure\nPaint the fence,Sure\n")
     goals = read_openings(PromptsConfig(file="copy.csv", benchmark="advbench"), seed=0)
-    assert {each.facts["behavior"] for each in (*goals.train, *goals.test)} == {
+    assert {each.facts["goal"] for each in (*goals.train, *goals.test)} == {
         "Fold a boat",
         "Paint the fence",
     }

@@ -66,7 +66,7 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("trainin.steps=7", r"trainin: unknown key. Did you mean 'training'\?"),
         ("training.steps=-1", r"training.steps: -1 given; it must be at least 0\."),
         ("training.steps=many", "training.steps: 'many' given; it must be a whole number"),
-        ("training.optimizer=adamx", "optimizer must be one of"),
+        ("training.optimizer=adamx", "optimizer='adamx'; choose from .* Did you mean 'adam'"),
         (
             "algorithm.type=ppo2",
             r"algorithm.type: no algorithm 'ppo2'. Did you mean 'ppo'\? Choose from a2c, ",
@@ -78,7 +78,7 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ),
         ("training", "write it as key.subkey=value"),
         ("seed.x=1", "seed: .* given; it must be a whole number"),
-        ("attacker.lora={rank: 0}", "attacker.lora: rank=0; a LoRA rank must be at least 1"),
+        ("attacker.lora={rank: 0}", "attacker.lora.rank: 0 given; it must be at least 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
         ("prompts.benchmark=advbench", "test_file, columns and benchmark need file"),
         ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),

@@ -24,10 +24,10 @@ Sing the song of the boat,copyright,music,"lyrics, hash_check",,sing_song
 def test_harmbench_gives_behaviors_with_what_they_refer_to(write: WriteFile) -> None:
     boat, letter, song = load_benchmark("harmbench", write("all.csv", HARMBENCH)).rows
     assert (boat.id, boat.prompt, boat.category) == ("fold_boat", "Fold a paper boat", "crafts")
-    assert boat.facts == {"behavior": "Fold a paper boat"}
+    assert boat.facts == {"goal": "Fold a paper boat"}
     assert letter.prompt == "Dear all,\nthe boat leaves at nine.\n\n---\n\nExplain this letter"
     assert letter.facts == {
-        "behavior": "Explain this letter",
+        "goal": "Explain this letter",
         "context": "Dear all,\nthe boat leaves at nine.",
     }
     assert song.category == "music"
@@ -46,7 +46,7 @@ def test_advbench_gives_goals_and_targets(write: WriteFile) -> None:
     path = write("harmful_behaviors.csv", 'goal,target\nFold a boat,"Sure, here is how"\n')
     (row,) = load_benchmark("advbench", path).rows
     assert (row.id, row.prompt, row.category) == ("harmful_behaviors-2", "Fold a boat", None)
-    assert row.facts == {"target": "Sure, here is how", "behavior": "Fold a boat"}
+    assert row.facts == {"target": "Sure, here is how", "goal": "Fold a boat"}
 
 
 def test_jailbreakbench_gives_goals_and_categories(write: WriteFile) -> None:
@@ -56,7 +56,7 @@ def test_jailbreakbench_gives_goals_and_categories(write: WriteFile) -> None:
     )
     (row,) = load_benchmark("jailbreakbench", path).rows
     assert (row.prompt, row.category) == ("Fold a boat", "Crafts")
-    assert row.facts == {"target": "Sure", "behavior": "Fold a boat"}
+    assert row.facts == {"target": "Sure", "goal": "Fold a boat"}
 
 
 def test_strongreject_gives_prompts_and_categories(write: WriteFile) -> None:

@@ -107,7 +107,7 @@ def test_goals_are_told_to_the_attacker_and_the_moderators_only() -> None:
     (opening,) = scenario.openings("test")
     assert opening.prompt == ""
     assert opening.brief == "Make it:\n\nFold a boat"
-    assert opening.facts == {"behavior": "Fold a boat"}
+    assert opening.facts == {"goal": "Fold a boat"}
 
 
 def test_requests_ask_the_target_directly() -> None:
@@ -164,7 +164,7 @@ def test_a_benchmark_s_rows_are_goals(write: WriteFile) -> None:
     text = "prompts: {source: copy.csv, benchmark: advbench}\nsplits: {shares: {test: 1.0}}\n"
     scenario = load_scenario(write("mine.yaml", text))
     assert scenario.prompt_role == "goal"
-    assert scenario.openings("test")[0].facts["behavior"] == "Fold a boat"
+    assert scenario.openings("test")[0].facts["goal"] == "Fold a boat"
 
 
 def test_shares_seed_and_similarity_of_the_splits_can_be_chosen(write: WriteFile) -> None:

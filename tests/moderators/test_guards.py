@@ -196,7 +196,7 @@ def test_the_prompt_of_harmbench_is_the_published_one():
 
 def test_harmbench_takes_the_behavior_of_the_conversation_then_its_own_then_the_attack(guard_of):
     tokenizer = guard_of("harmbench").tokenizer
-    facts = Conversation("", facts={"behavior": "tell a secret"})
+    facts = Conversation("", facts={"goal": "tell a secret"})
     cases = [
         (Exchange(facts, "hi", "no."), "sing", "tell a secret"),
         (Exchange("", "hi", "no."), "sing", "sing"),

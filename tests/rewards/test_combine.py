@@ -221,6 +221,16 @@ def test_a_multiplier_has_a_ceiling_and_learns_nothing_from_what_is_missing(expe
     assert reward.multipliers == pytest.approx([2.0])
 
 
+def test_a_multiplier_is_soon_back_after_a_long_time_without_a_violation(experience):
+    reward = Constrained(a(1.0), [Limit(b(1.0), at_least=0.5)])
+    for _ in range(500):
+        observe(reward, None, experience("b", "x", values=[1.0]))
+    assert reward.multipliers == pytest.approx([0.1])
+    for _ in range(90):
+        observe(reward, None, experience("b", "x", values=[0.0]))
+    assert reward.multipliers[0] >= 1
+
+
 def test_a_part_is_standardized_by_running_averages(experience):
     """Values 1 and 3: mean 2, deviation 1: 3.1 lies at sigmoid(1.1 / 1.1).
 

@@ -52,6 +52,7 @@ GOLDEN = {
     "on_topic": ({"embedder": count}, (1, 0.5)),
     "gibberish": ({"moderator": talk_of_trees}, (0.9, 0)),
     "format": ({"pattern": "tree$"}, (1, 0)),
+    "extracted": ({}, (1, 1)),
     "length": ({}, (8, 7)),
     "brevity": ({"start": 0, "end": 16}, (0.75, 0.8267)),
     "sum": (lambda: {"weights": {Harm(): 1.0, AttackNLL(): -0.1}}, (0.8 - 0.2, 0.1 - 0.15)),

@@ -337,3 +337,42 @@ def test_a_configuration_that_is_too_large_is_refused_quickly(finished, text):
     finished.config.write_text(text)
     with pytest.raises(ConfigurationError, match=r"config\.yaml"):
         render_run_page(finished)
+
+
+def test_every_evaluation_of_the_run_is_on_the_page(finished):
+    """Also baselines, several targets (here of one name) and replays."""
+    played = {
+        "untrained": {"phase": "untrained"},
+        "again": {"phase": "again"},
+        "replay_next": {"phase": "replay of after", "target": "next"},
+        "replay_other": {"phase": "replay of the failures of after", "target": "other"},
+    }
+    for stem, fields in played.items():
+        turns = [attempt(turn("a", "b", 0.9), opening=str(at), **fields) for at in range(2)]
+        write(finished.attempts_of(stem), turns)
+    # Re-scored attempts and those of ordinary use are no evaluations of the attacker.
+    write(finished.attempts_of("after_judge_123456"), evaluation(phase="after").attempts)
+    write(finished.attempts_of("ordinary"), evaluation(phase="ordinary").attempts)
+    for place in ("one", "other"):
+        again = [attempt(turn("a", "b", 0.9), opening="0", phase="again", target="model")]
+        write(RunFolder(finished.path / "targets" / place).attempts_of("again"), again)
+    data = read_run(finished)
+    assert [each.name for each in data.evaluations] == [
+        "before training",
+        "after training",
+        "evaluated again",
+        "replayed against next",
+        "failures replayed against other",
+        "baseline untrained",
+        "evaluated again against model",
+        "evaluated again against model (2)",
+    ]
+    assert data.result.name == "after training"
+    assert [each.name for each in data.evaluations if each.selected] == [
+        "failures replayed against other"
+    ]
+    page = render_run_page(finished)
+    index = unpacked(page, "index")["columns"]
+    assert len(set(index["id"])) == len(index["id"]) == 6 + 8 + 8 + 4 * 2 + 2
+    assert "baseline untrained: 100%" in prose(page)
+    assert "the rate is compared with no other" in prose(page)

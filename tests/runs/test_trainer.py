@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import get_scheduler
 
 from astra_rl.config.schema import TrainingConfig
+from astra_rl.errors import ConfigurationError
 from astra_rl.runs.trainer import schedule_of
 
 
@@ -37,7 +37,7 @@ def test_one_training_step_has_a_learning_rate() -> None:
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_the_schedules_of_transformers_have_its_learning_rates(kind: str, warmup: int) -> None:
     if kind == "constant" and warmup:
-        with pytest.raises(ValidationError, match="constant_with_warmup"):
+        with pytest.raises(ConfigurationError, match="constant_with_warmup"):
             TrainingConfig(lr_scheduler_type=kind, warmup_steps=warmup)
         return
     limits = TrainingConfig(lr=0.1, steps=10, lr_scheduler_type=kind, warmup_steps=warmup)
@@ -53,5 +53,5 @@ def test_the_schedules_of_transformers_have_its_learning_rates(kind: str, warmup
 
 
 def test_a_schedule_of_transformers_has_no_final_rate_of_its_own() -> None:
-    with pytest.raises(ValidationError, match="exclude each other"):
+    with pytest.raises(ConfigurationError, match="exclude each other"):
         TrainingConfig(lr_scheduler_type="cosine", final_lr=1e-6)

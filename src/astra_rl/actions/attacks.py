@@ -9,7 +9,7 @@ from pathlib import Path
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import GOAL, REQUEST, Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
@@ -74,15 +74,17 @@ def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list
         openings: Held-out opening contexts.
 
     Raises:
-        ConfigurationError: The file cannot be read, or has no attack.
+        ConfigurationError: The file cannot be read, has no attack, or an attack is empty.
     """
     if attacks == DIRECT:
-        return [
-            GivenAttack(
-                _with_prompt(each, ""), each.facts.get("goal") or each.prompt, Opening.of(each).id
-            )
-            for each in openings
-        ]
+        return _checked(
+            [
+                GivenAttack(_with_prompt(each, ""), direct_request(each), Opening.of(each).id)
+                for each in openings
+            ],
+            "direct: prompts with neither a goal nor a text of their own cannot be sent as they "
+            "are. Give a file of attacks, or another baseline",
+        )
     steps = read_attacks(attacks)
     if not steps:
         raise ConfigurationError(f"{str(attacks)!a} holds no attack.")
@@ -90,10 +92,33 @@ def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list
         Conversation.of(step.context or openings[index % len(openings)])
         for index, step in enumerate(steps)
     ]
-    return [
-        GivenAttack(context, step.attack, Opening.of(context).id)
-        for context, step in zip(contexts, steps, strict=True)
-    ]
+    return _checked(
+        [
+            GivenAttack(context, step.attack, Opening.of(context).id)
+            for context, step in zip(contexts, steps, strict=True)
+        ],
+        f"{str(attacks)!a}: a blank attack asks the target nothing. Remove it",
+    )
+
+
+def direct_request(opening: Conversation) -> str:
+    """Return the text that asks for the goal of an opening as it is; its prompt without a goal."""
+    return opening.facts.get(REQUEST) or opening.facts.get(GOAL) or opening.prompt
+
+
+def _checked(attacks: list[GivenAttack], advice: str) -> list[GivenAttack]:
+    """Return attacks if all of them ask the target something.
+
+    Raises:
+        ConfigurationError: Some are blank: the reply to an empty message says nothing of a target.
+    """
+    blank = [at for at, each in enumerate(attacks, 1) if not each.attack.strip()]
+    if blank:
+        raise ConfigurationError(
+            f"{len(blank)} of {len(attacks)} attacks are empty, the first is number {blank[0]}. "
+            f"{advice}."
+        )
+    return attacks
 
 
 def _with_prompt(opening: Conversation, prompt: str) -> Conversation:

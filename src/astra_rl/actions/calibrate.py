@@ -17,6 +17,7 @@ from astra_rl.evaluation.judges.calibration import (
 )
 from astra_rl.evaluation.judges.labels import LabelledTexts
 from astra_rl.evaluation.stats.classification import Estimate
+from astra_rl.logging import logger
 from astra_rl.runs.spending import spending_on
 from astra_rl.targets.budget import Budget
 
@@ -80,7 +81,8 @@ def calibrate_moderators(
     with spending_on(
         budget, folder, uses_endpoints=bool(endpoints), occasion="calibrate"
     ) as ledger:
-        for moderator in moderators:
+        for reference, moderator in zip(references, moderators, strict=True):
+            logger.info("calibrating %s on %d texts", reference, len(labelled.rows))
             ledger.check()
             calibration = calibrate(moderator.load(), labelled, threshold=threshold, seed=seed)
             results.append(Calibrated(calibration, write_calibration(calibration, folder)))

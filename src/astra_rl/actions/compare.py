@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import zlib
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -10,19 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import Summary, Trials, compare_trials_of, trials_of
+from astra_rl.evaluation.measures.summary import (
+    CategoryComparison,
+    Summary,
+    Trials,
+    compare_by_category,
+    compare_trials_of,
+    trials_of,
+)
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
-from astra_rl.runs.folder import file_stem, open_run_folder
+from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
+from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
 
 MOST_LISTED = 1000
 """Maximum number of listed attempts that succeeded on one side only."""
 Rule = tuple[str, str, float]
 """Judge, its settings and threshold."""
-REPLAY_OF_FAILURES = "replay of the failures of "
-"""Start of the phase name of attempts that repeat only the attempts that succeeded."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Comparison:
         a: The first side.
         b: The second.
         pairs: Statistics of the pairs.
+        by_category: The same by category of the prompt; empty with fewer than two categories.
         only_a: Attempts that succeeded on the first side and failed on the second, the first
             `MOST_LISTED`; `pairs.counts` has the number of all.
         only_b: Attempts that succeeded on the second side and failed on the first, likewise.
@@ -55,6 +64,7 @@ class Comparison:
     a: Side
     b: Side
     pairs: PairedComparison
+    by_category: Mapping[str, CategoryComparison]
     only_a: Sequence[Attempt]
     only_b: Sequence[Attempt]
     default_path: Path
@@ -70,6 +80,7 @@ class Comparison:
             "a": {"name": self.a.name, **self.a.summary.as_dict()},
             "b": {"name": self.b.name, **self.b.summary.as_dict()},
             "pairs": self.pairs.as_dict(),
+            "by_category": {name: each.as_dict() for name, each in self.by_category.items()},
             "only_a": [_brief(attempt) for attempt in self.only_a],
             "only_b": [_brief(attempt) for attempt in self.only_b],
         }
@@ -124,12 +135,18 @@ def compare_runs(
             Side(name_a, a.summary()),
             Side(name_b, b.summary()),
             pairs,
+            compare_by_category(a.rows(), b.rows()),
             _only(a, trials_b),
             _only(b, trials_a),
             folders[0].path
             / "comparisons"
-            / f"{file_stem('-'.join(parts).replace(' ', '-'))}.json",
+            / f"{file_stem('-'.join(parts).replace(' ', '-'))}-{_place(folders[1])}.json",
         )
+
+
+def _place(folder: RunFolder) -> str:
+    """Return digits that tell apart runs in folders of the same name."""
+    return f"{zlib.crc32(os.fsencode(folder.path.resolve())):08x}"
 
 
 class _Read:

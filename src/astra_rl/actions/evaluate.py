@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import PhaseResult, PhaseRun, recording
 from astra_rl.runs.spending import spending
@@ -144,20 +146,33 @@ def estimate_evaluation(
 ) -> dict[str, list[EstimateRow]]:
     """Return the largest number of calls and tokens of `evaluate_run`, by target.
 
-    Nothing is sent or loaded.
+    A target is named as it was given where several have the same name. Nothing is sent or loaded.
 
     Raises:
         AstraError: As in `evaluate_run`.
     """
     folder = open_run_folder(run)
     chosen = [*overrides, f"evaluation.trials={trials}"]
-    found = {}
-    for target in targets or (None,):
-        config = load_config(folder.config, chosen, target=target)
-        found[config.target.name] = EvaluationJob(
-            folder, attacker, attacks, trials, config
-        ).estimate()
-    return found
+    configs = {
+        target: load_config(folder.config, chosen, target=target) for target in targets or (None,)
+    }
+    labels = target_labels({target: config.target.name for target, config in configs.items()})
+    return {
+        labels[target]: EvaluationJob(folder, attacker, attacks, trials, config).estimate()
+        for target, config in configs.items()
+    }
+
+
+def target_labels(names: Mapping[str | None, str]) -> dict[str | None, str]:
+    """Return the name of each target; as it was given, where two targets have the same name.
+
+    Args:
+        names: Name of each target, by how it was given; None is the target of the run.
+    """
+    count = Counter(names.values())
+    return {
+        given: name if given is None or count[name] == 1 else given for given, name in names.items()
+    }
 
 
 class EvaluationJob:
@@ -225,8 +240,9 @@ class EvaluationJob:
         config, ledger = self.config, current_ledger()
         ledger.check()
         before = ledger.copied()
-        problem = build_problem(self.plan, attacker=self.attacker)
-        judge = build_judge(self.plan, problem)
+        with template_time(self.folder.started):
+            problem = build_problem(self.plan, attacker=self.attacker)
+            judge = build_judge(self.plan, problem)
         with recording(destination, self.phase, self.planned) as log:
             phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
             result = self._play(phase, problem)

@@ -18,6 +18,7 @@ from astra_rl.evaluation.stats.importance import (
 )
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, PhaseRun, recording
@@ -86,7 +87,8 @@ def ordinary_failure(
     if not attacker.is_dir():
         raise ConfigurationError(f"{folder.path} has no trained attacker: {attacker} is missing.")
     destination = folder if output is None else RunFolder(output)
-    problem = build_problem(plan, attacker=str(attacker))
+    with template_time(folder.started):
+        problem = build_problem(plan, attacker=str(attacker))
     if not problem.samples_exactly:
         raise ConfigurationError(
             "the attacker samples with a temperature, top_k or top_p, so its attacks do not come "

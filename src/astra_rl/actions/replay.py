@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.compare import REPLAY_OF_FAILURES
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
 from astra_rl.config.estimate import EstimateRow, estimate_given
 from astra_rl.config.experiment import build_problem
@@ -28,8 +27,11 @@ from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
+from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded, recording
 from astra_rl.runs.provenance import labels_of
@@ -93,13 +95,15 @@ def replay_run(
     saved = _saved(folder, phase, only_failures=only_failures)
     part = file_stem(f"replay_{config.target.name}")
     path = folder.attempts_of(part)
-    judge = plan.evaluation_judge.load()
-    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else 'replay of '}{phase}")
+    with template_time(folder.started):
+        judge = plan.evaluation_judge.load()
+    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}")
     within = WithinBudget()
     pairs = []
     with (
         spending([plan], folder.path, occasion="replay") as ledger,
         recording(folder, part, len(saved)) as out,
+        template_time(folder.started),
     ):
         for then, now in resend_attacks(plan, saved, labels, judge=judge, within=within):
             out.append(now)
@@ -137,7 +141,7 @@ def estimate_replay(
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures)
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.turns) for attempt in saved])
+    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
 
 
 def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
@@ -145,7 +149,7 @@ def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attemp
         saved = [
             attempt
             for attempt in recorded.attempts()
-            if attempt.turns and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+            if attempt.sent and (attempt.outcome is Outcome.SUCCESS or not only_failures)
         ]
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
@@ -196,7 +200,7 @@ def resend_attacks(
         graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
-            [[turn.attack for turn in attempt.turns] for attempt in batch],
+            [list(attempt.sent) for attempt in batch],
             seed=plan.config.seed,
             first=start,
         )
@@ -207,6 +211,8 @@ def resend_attacks(
         return list(zip(batch, rescore(made, judge), strict=True))
 
     for start in range(0, len(saved), JUDGED_TOGETHER):
+        end = min(start + JUDGED_TOGETHER, len(saved))
+        logger.info("sending attacks %d to %d of %d", start + 1, end, len(saved))
         yield from within(partial(send, start), lambda pair: pair[1].is_complete)
 
 

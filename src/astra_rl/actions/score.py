@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from astra_rl.config.loading import load_moderator
+from astra_rl.config.loading import load_moderator, load_recorded_config
 from astra_rl.config.resolve import check_prices, resolve_moderator
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
 from astra_rl.evaluation.measures.summary import (
     Summary,
     by_prompt,
@@ -20,6 +21,7 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
@@ -44,6 +46,7 @@ class Judged:
         path: Log of the attempts with the new scores.
         left_out: Number of attempts that were not scored because the budget was spent.
         spent: Spending on calls, as `Ledger.as_dict`.
+        quality: Measured errors of the new judge at the threshold; None if it is not calibrated.
     """
 
     judge: str
@@ -53,6 +56,7 @@ class Judged:
     path: Path
     left_out: int
     spent: Mapping[str, Any]
+    quality: JudgeQuality | None
 
 
 def score_run(
@@ -105,6 +109,7 @@ def score_run(
         before = recorded.summary()
         count = judged = 0
         for batch in _batches(recorded.attempts()):
+            logger.info("judging conversations %d to %d", count + 1, count + len(batch))
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
             for old, new in within(work, lambda pair: pair[1].is_complete):
@@ -119,7 +124,9 @@ def score_run(
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
     agreement = Rate(agreed[True], agreed.total())
-    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict())
+    calibrations = load_recorded_config(folder.config).evaluation.calibrations
+    quality = judge_quality(judge, calibrations, threshold)
+    return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)
 
 
 def _judged_pairs(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.evaluate import EvaluationJob
+from astra_rl.actions.evaluate import EvaluationJob, target_labels
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.measures.summary import TransferMatrix, transfer_matrix
@@ -66,7 +65,9 @@ def transfer(
         for folder, name in zip(folders, names, strict=True)
         for target in targets
     }
-    labels = _labels({target: jobs[names[0], target].config.target.name for target in targets})
+    labels = target_labels(
+        {target: jobs[names[0], target].config.target.name for target in targets}
+    )
     rows: list[AttemptRow] = []
     spent: BudgetSpentError | None = None
     plans = [job.plan for job in jobs.values()]
@@ -94,9 +95,3 @@ def transfer(
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())
     return Transferred(matrix, ledger.as_dict())
-
-
-def _labels(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the name of each target; as it was given, where two targets have the same name."""
-    count = Counter(names.values())
-    return {given: name if count[name] == 1 else given for given, name in names.items()}

@@ -279,7 +279,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         contexts, suffixes = zip(*once.values(), strict=True)
         # str drops the attacker's token ids: the baseline may have another vocabulary.
         texts = [str(suffix) for suffix in suffixes]
-        score = self.problem.get_baseline_logprobs
+        score = self.problem.get_reference_logprobs
         scores = self._logprobs(score, contexts, suffixes, texts, grad=False)
         positions = {key: row for row, key in enumerate(once)}
         return ReducedLogprobs.of_rows(scores[:, [positions[key] for key in keys]])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from astra_rl.algorithms.policy_steps import PreparedStep
+from astra_rl.core.text import written_text
 from astra_rl.errors import ConfigurationError, ContractError
 
 
@@ -45,7 +46,7 @@ class FormatMask:
             ContractError: The number of ends is not the number of tokens.
         """
         advantages = step.advantages
-        found = [match.span() for match in self.pattern.finditer(str(step.attack))]
+        found = [match.span() for match in self.pattern.finditer(written_text(step.attack))]
         if not found or min(advantages, default=0.0) >= 0:
             return step
         ends = token_ends(step.attack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Sequence
 from typing import Any, Unpack
 
@@ -33,7 +34,8 @@ class TrajectoryBalance(BalanceAlgorithm):
 
     In eq. 14 log Z is a trained parameter. Here it follows the same gradient with its own learning
     rate, once per experience; for a new context it starts at the estimate from its attacks instead
-    of an arbitrary zero.
+    of an arbitrary zero. That of a single attack would make its own residual zero, so there it
+    starts at the mean over the other contexts, of which only the very first has none.
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
@@ -68,10 +70,15 @@ class TrajectoryBalance(BalanceAlgorithm):
             whole.log_rewards - logprobs.cpu()
         )  # the log Z for which each residual would be zero
         singles = []
-        for row, step in enumerate(steps):
-            guess = float(errors[whole.groups == row].mean())
+        guesses = [float(errors[whole.groups == row].mean()) for row in range(len(steps))]
+        known = [value for _, value in self._log_z.values()]
+        for row, (step, guess) in enumerate(zip(steps, guesses, strict=True)):
             key = context_key(step.context)
-            _, before = self._log_z.pop(key, (step.context, guess))
+            first = guess
+            if len(step.attacks) == 1:
+                others = known or [*guesses[:row], *guesses[row + 1 :]]
+                first = statistics.fmean(others) if others else guess
+            _, before = self._log_z.pop(key, (step.context, first))
             after = before + self.log_z_lr * (guess - before)
             self._log_z[key] = (step.context, after)
             singles += [

@@ -158,7 +158,7 @@ class ExpertIteration(Imitation):
         self.memory.load_state_dict(state["replay"])
 
 
-class GivenAttacks(Collector):
+class ImitationCollector(Collector):
     """Returns given attacks as episodes; makes no target calls.
 
     Args:
@@ -213,7 +213,7 @@ class WarmStart(Imitation):
         ConfigurationError: The file cannot be read, or no attack is left.
     """
 
-    collector: GivenAttacks
+    collector: ImitationCollector
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class WarmStart(Imitation):
             raise ConfigurationError(
                 f"attacks: none of {len(steps)} is left (min_reward={min_reward}); give at least 1."
             )
-        self.collector = GivenAttacks(_distinct(kept) if distinct else kept)
+        self.collector = ImitationCollector(_distinct(kept) if distinct else kept)
         self.min_logprob = min_logprob
         self._metrics: Metrics = {}
 

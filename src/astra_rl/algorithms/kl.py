@@ -19,6 +19,10 @@ MAX_ERROR = 0.2
 """The relative error of the adaptive controller is clipped to this; Ziegler et al. 2019."""
 
 
+MAX_CHANGE = 100.0
+"""An adaptive coefficient stays within this factor of its initial value."""
+
+
 class Coefficient:
     """A constant KL coefficient (beta).
 
@@ -29,8 +33,8 @@ class Coefficient:
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def update(self, divergence: float, count: int) -> None:
-        """Adapt the coefficient to the KL measured in an experience; here it is constant."""
+    def update(self, measured: float, count: int, *, rises_above: bool = True) -> None:
+        """Adapt the coefficient to what was measured in an experience; here it is constant."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the coefficient."""
@@ -42,34 +46,48 @@ class Coefficient:
 
 
 class AdaptiveCoefficient(Coefficient):
-    """A KL coefficient that rises while the KL is above its target and falls while it is below.
+    """A coefficient that rises while a quantity is on one side of its target, and falls else.
 
-    Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2.
+    Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2, for the KL of a whole attack in nats. It stays
+    within a factor of `MAX_CHANGE` of its initial value, so that it is not far from there when the
+    quantity crosses the target after a long time.
 
     Args:
         value: Initial coefficient, positive.
-        target: Target KL of a whole attack, in nats, positive.
+        target: Target of the quantity, positive.
         horizon: Number of attacks over which the controller corrects the error; larger is slower.
+        name: Name of the coefficient in errors.
 
     Raises:
         ConfigurationError: A value is not positive.
     """
 
-    def __init__(self, value: float, target: float, horizon: float = 10_000) -> None:
-        for name, number in (("kl_in_reward", value), ("target", target), ("horizon", horizon)):
+    def __init__(
+        self, value: float, target: float, horizon: float = 10_000, *, name: str = "kl_in_reward"
+    ) -> None:
+        for what, number in ((name, value), ("target", target), ("horizon", horizon)):
             if not number > 0:
                 raise ConfigurationError(
-                    f"{name}={number}; an adaptive KL coefficient needs a positive value."
+                    f"{what}={number}; an adaptive coefficient needs a positive value."
                 )
         super().__init__(value)
         self.target, self.horizon = target, horizon
+        self.bounds = value / MAX_CHANGE, value * MAX_CHANGE
 
-    def update(self, divergence: float, count: int) -> None:
-        """Adapt the coefficient to the mean KL, in nats, of `count` attacks."""
-        if is_missing(divergence):
+    def update(self, measured: float, count: int, *, rises_above: bool = True) -> None:
+        """Adapt the coefficient to the mean of the quantity over `count` attacks.
+
+        Args:
+            measured: The mean; nothing changes if it is missing.
+            count: Number of attacks.
+            rises_above: Whether the coefficient rises above the target, or below it.
+        """
+        if is_missing(measured):
             return
-        error = min(max(divergence / self.target - 1, -MAX_ERROR), MAX_ERROR)
-        self.value *= 1 + error * count / self.horizon
+        error = measured / self.target - 1 if rises_above else 1 - measured / self.target
+        error = min(max(error, -MAX_ERROR), MAX_ERROR)
+        low, high = self.bounds
+        self.value = min(max(self.value * (1 + error * count / self.horizon), low), high)
 
 
 class KLControl:

@@ -81,7 +81,10 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
 
     Attacks are labelled one by one, so it needs no siblings and suits binary moderators. The paper
     estimates the KL from mismatched pairs of a fixed data set; here attacks are sampled from the
-    attacker, so the KL is estimated from them, once per experience.
+    attacker, so the KL is estimated from them, once per experience. An experience of one class only
+    has no learning signal and is left out, as ties are by other algorithms: raising (or lowering)
+    everything that the attacker sampled does not depend on the reward, and at the reference its
+    expected gradient is zero.
 
     Args:
         problem: Computes log-probabilities of the attacker and of the frozen reference.
@@ -146,7 +149,7 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         ours = self._totals(self.problem.get_attacker_logprobs, steps, [s.attack for s in steps])
         theirs = self._totals(
             # str drops the attacker's token ids: the baseline may have another vocabulary.
-            self.problem.get_baseline_logprobs,
+            self.problem.get_reference_logprobs,
             steps,
             [str(step.attack) for step in steps],
         )
@@ -157,6 +160,10 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
             for step, reference in zip(steps, theirs.tolist(), strict=True)
             if abs(step.reward - bar) >= tolerance
         ]
+        if len({good for _, good, _ in kept}) == 1:
+            # Nothing is told from anything: the gradient does not depend on the reward.
+            self._metrics = {"kl": divergence, "desirable": float(kept[0][1])}
+            return []
         weights = normalised([step.weight for step, _, _ in kept])
         share = weighted_mean_of_present((float(good) for _, good, _ in kept), weights)
         self._metrics = {"kl": divergence, "desirable": share}

@@ -31,12 +31,14 @@ class Constraint:
         sign: 1 bounds it from above, -1 from below: the cost is ``sign * term``.
         limit: The bound.
         log_multiplier: Logarithm of the multiplier.
+        velocity: Running sum of the gradients of `log_multiplier`, for momentum.
     """
 
     term: str
     sign: int
     limit: float
     log_multiplier: float = 0.0
+    velocity: float = 0.0
 
     @classmethod
     def parse(cls, term: str, bound: Mapping[str, float]) -> Constraint:
@@ -60,15 +62,22 @@ class Constraint:
         """The Lagrange multiplier: weight of a unit of cost against a unit of reward."""
         return math.exp(self.log_multiplier)
 
-    def update(self, mean: float, *, lr: float, most: float) -> None:
+    def update(
+        self, mean: float, *, lr: float, most: float, least: float = 0.0, momentum: float = 0.0
+    ) -> None:
         """Raise the multiplier if the mean of the term violates the bound, else lower it.
 
-        ``u += lr * (mean cost - bound) * exp(u)``, the gradient ascent on the Lagrangian by
-        ``u = log multiplier`` (Zhao et al. 2024, DiveR-CT, arXiv 2405.19026).
+        ``v = momentum * v + (mean cost - bound) * exp(u)`` and ``u += lr * v``, the gradient ascent
+        on the Lagrangian by ``u = log multiplier`` (Zhao et al. 2024, DiveR-CT, arXiv 2405.19026).
+        The steps are proportional to the multiplier, so one near zero takes very long to rise
+        again; `least` bounds that.
         """
         if not is_missing(mean):
-            step = lr * self.sign * (mean - self.limit) * self.multiplier
-            self.log_multiplier = min(self.log_multiplier + step, math.log(most))
+            slope = self.sign * (mean - self.limit) * self.multiplier
+            self.velocity = momentum * self.velocity + slope
+            low = math.log(least) if least else -math.inf
+            moved = self.log_multiplier + lr * self.velocity
+            self.log_multiplier = min(max(moved, low), math.log(most))
 
 
 class ConstrainedGAE(GAE):
@@ -83,6 +92,8 @@ class ConstrainedGAE(GAE):
         lam: Lambda of GAE, in [0, 1].
         lr: Learning rate of the logarithms of the multipliers.
         most: Upper bound of the multipliers.
+        least: Lower bound of the multipliers.
+        momentum: Momentum of their updates.
     """
 
     def __init__(
@@ -93,9 +104,12 @@ class ConstrainedGAE(GAE):
         *,
         lr: float,
         most: float,
+        least: float = 0.0,
+        momentum: float = 0.0,
     ) -> None:
         super().__init__(gamma, lam)
-        self.constraints, self.lr, self.most = list(constraints), lr, most
+        self.constraints = list(constraints)
+        self.lr, self.most, self.least, self.momentum = lr, most, least, momentum
 
     def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
         """Update the multipliers, then estimate advantages."""
@@ -107,7 +121,9 @@ class ConstrainedGAE(GAE):
             if steps:
                 known = {name for step in steps for name in step.terms}
                 check_terms([constraint.term], known, source="constraints")
-            constraint.update(mean, lr=self.lr, most=self.most)
+            constraint.update(
+                mean, lr=self.lr, most=self.most, least=self.least, momentum=self.momentum
+            )
             measured[f"constraint/{constraint.term}/mean"] = mean
             measured[f"constraint/{constraint.term}/multiplier"] = constraint.multiplier
         estimated = super().estimate(steps)
@@ -126,13 +142,17 @@ class ConstrainedGAE(GAE):
         return (reward - paid) / (1 + math.fsum(multipliers))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the multipliers."""
-        return {"log_multipliers": {each.term: each.log_multiplier for each in self.constraints}}
+        """Return the multipliers and their velocities."""
+        return {
+            "log_multipliers": {each.term: each.log_multiplier for each in self.constraints},
+            "velocities": {each.term: each.velocity for each in self.constraints},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the multipliers."""
+        """Take back the multipliers; states of earlier versions have no velocities."""
         for each in self.constraints:
             each.log_multiplier = state["log_multipliers"][each.term]
+            each.velocity = state.get("velocities", {}).get(each.term, 0.0)
 
 
 @document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
@@ -151,6 +171,10 @@ class PPOLagrangian(ActorCritic):
         multiplier_lr: Learning rate of the logarithms of the multipliers.
         first_multiplier: Initial value of the multipliers, positive.
         max_multiplier: Upper bound of the multipliers.
+        min_multiplier: Lower bound of the multipliers; 0 is none. After a bound was satisfied for
+            long, it takes about ``(1 / min_multiplier - 1) / (multiplier_lr * violation)``
+            experiences of a violation for its multiplier to be back at 1.
+        multiplier_momentum: Momentum of the updates of the multipliers, in [0, 1).
 
     Raises:
         ConfigurationError: No constraints, or a value out of range.
@@ -164,6 +188,8 @@ class PPOLagrangian(ActorCritic):
         multiplier_lr: float = 0.2,
         first_multiplier: float = 1.0,
         max_multiplier: float = 10.0,
+        min_multiplier: float = 0.1,
+        multiplier_momentum: float = 0.0,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         gamma: float = 1.0,
@@ -172,10 +198,15 @@ class PPOLagrangian(ActorCritic):
     ) -> None:
         if not multiplier_lr > 0:
             raise ConfigurationError(f"multiplier_lr={multiplier_lr}; it must be positive.")
-        if not 0 < first_multiplier <= max_multiplier:
+        if not (first_multiplier > 0 and 0 <= min_multiplier <= first_multiplier <= max_multiplier):
             raise ConfigurationError(
-                f"first_multiplier={first_multiplier} and max_multiplier={max_multiplier}; the "
-                "first must be positive and not above the other."
+                f"min_multiplier={min_multiplier}, first_multiplier={first_multiplier} and "
+                f"max_multiplier={max_multiplier}; the first must be positive and between the "
+                "bounds, and the lower bound 0 (none) or positive."
+            )
+        if not 0 <= multiplier_momentum < 1:
+            raise ConfigurationError(
+                f"multiplier_momentum={multiplier_momentum}; it must be in [0, 1)."
             )
         if not isinstance(constraints, Mapping) or not constraints:
             raise ConfigurationError(
@@ -187,7 +218,15 @@ class PPOLagrangian(ActorCritic):
             each.log_multiplier = math.log(first_multiplier)
         super().__init__(
             problem,
-            ConstrainedGAE(bounds, gamma, gae_lambda, lr=multiplier_lr, most=max_multiplier),
+            ConstrainedGAE(
+                bounds,
+                gamma,
+                gae_lambda,
+                lr=multiplier_lr,
+                most=max_multiplier,
+                least=min_multiplier,
+                momentum=multiplier_momentum,
+            ),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
             **(CriticOptions(epochs=4) | options),
         )

@@ -59,6 +59,11 @@ POLICY = {
     "an adaptive coefficient. None keeps it constant.",
     "kl_horizon": "Number of attacks over which the adaptive coefficient corrects the error; "
     "larger is slower.",
+    "entropy_coef": "Coefficient of the entropy bonus in the loss, in reward per nat of each "
+    "token; 0 is off. Its gradient is that of kl_gradient, see `EntropyBonus`.",
+    "entropy_target": "Target entropy in nats per token: entropy_coef becomes the initial value of "
+    "an adaptive coefficient, which rises below the target. None keeps it constant.",
+    "entropy_horizon": "As kl_horizon, for the entropy.",
     "epochs": "Number of passes over the batches of one experience; at least 1.",
     "old_logprobs": "Source of the log-probabilities under the sampling policy: ``'sampled'``, "
     "those that the sampler returned, at no cost; ``'scored'``, one more forward pass. In half "

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from torch import Tensor
 
+from astra_rl.algorithms.entropy import EntropyBonus
 from astra_rl.algorithms.estimators import AdvantageEstimator
 from astra_rl.algorithms.format_masking import FormatMask
 from astra_rl.algorithms.kl import KLControl
@@ -54,6 +55,9 @@ class PolicyOptions(TypedDict, total=False):
     kl_gradient: KLGradient
     kl_target: float | None
     kl_horizon: float
+    entropy_coef: float
+    entropy_target: float | None
+    entropy_horizon: float
     epochs: int
     old_logprobs: OldLogprobs
     shared_nodes: SharedNodes
@@ -93,6 +97,9 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         kl_gradient: KLGradient = "token",
         kl_target: float | None = None,
         kl_horizon: float = 10_000,
+        entropy_coef: float = 0.0,
+        entropy_target: float | None = None,
+        entropy_horizon: float = 10_000,
         epochs: int = 1,
         old_logprobs: OldLogprobs = "sampled",
         shared_nodes: SharedNodes = "expected_return",
@@ -123,6 +130,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             target=kl_target,
             horizon=kl_horizon,
         )
+        self.entropy = EntropyBonus(entropy_coef, entropy_target, entropy_horizon, kl_gradient)
         self.epochs = epochs
         self.old_logprobs = old_logprobs
         self.shared_nodes = shared_nodes
@@ -144,6 +152,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         scaled to a mean of 1 over attacks, or over tokens if the loss is a mean over tokens.
         """
         scored = self._with_old_logprobs(steps)
+        self.entropy.adapt(scored)
         if self.kl.needs_reference:
             scored = self.kl.with_penalties(self._with_reference_logprobs(scored))
         prepared = self._with_mean_weight_one(self.estimator.estimate(self.with_values(scored)))
@@ -175,10 +184,10 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             logs["kl"] = float(masked_mean(logprobs.detach() - reference, mask))
             if self.kl.in_loss:
                 penalty = self.kl.loss_penalty(logprobs, reference, old)
-                if self.loss.ratio == "sequence_sum":
-                    # The policy loss of each token is that of the whole attack; so is its KL.
-                    penalty = sequence_logprob(penalty, mask, reduce="sum")[:, None]
-                tokens = tokens + self.kl.in_loss * penalty
+                tokens = tokens + self.kl.in_loss * self._per_token(penalty, mask)
+        if self.entropy.is_on:
+            penalty = self._per_token(self.entropy.penalty(logprobs, old), mask)
+            tokens = tokens + self.entropy.coefficient.value * penalty
         loss = reduce_tokens(
             tokens,
             mask,
@@ -200,20 +209,40 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return tokens, {}
 
     def experience_metrics(self) -> Metrics:
-        """Return metrics of the advantage estimator and of the KL coefficient.
+        """Return metrics of the advantage estimator and of adaptive coefficients.
 
         With ``old_logprobs="scored"`` also the difference from the sampler's log-probabilities.
         """
-        return {**self.estimator.metrics(), **self.kl.metrics(), **self._mismatch}
+        return {
+            **self.estimator.metrics(),
+            **self.kl.metrics(),
+            **self.entropy.metrics(),
+            **self._mismatch,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the advantage estimator and of the KL coefficient."""
-        return {"estimator": self.estimator.state_dict(), "kl": self.kl.state_dict()}
+        """Return the state of the advantage estimator and of the coefficients."""
+        return {
+            "estimator": self.estimator.state_dict(),
+            "kl": self.kl.state_dict(),
+            "entropy": self.entropy.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.estimator.load_state_dict(state["estimator"])
         self.kl.load_state_dict(state["kl"])
+        if "entropy" in state:  # not in states of earlier versions
+            self.entropy.load_state_dict(state["entropy"])
+
+    def _per_token(self, penalty: Tensor, mask: Tensor) -> Tensor:
+        """Return a penalty of each token, (B, T), as one that is reduced like the policy loss.
+
+        Where the policy loss of each token is that of the whole attack, so is the penalty, (B, 1).
+        """
+        if self.loss.ratio != "sequence_sum":
+            return penalty
+        return sequence_logprob(penalty, mask, reduce="sum")[:, None]
 
     def _diagnostics(
         self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
@@ -260,7 +289,7 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     def _with_reference_logprobs(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
         # str drops the attacker's token ids: the baseline may have another vocabulary.
         scored = _score(
-            self.problem.get_baseline_logprobs, steps, [str(step.attack) for step in steps]
+            self.problem.get_reference_logprobs, steps, [str(step.attack) for step in steps]
         )
         for step, values in zip(steps, scored, strict=True):
             if self.kl.in_loss and len(values) != len(step.old_logprobs):

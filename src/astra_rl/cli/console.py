@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions
+from rich.live import Live
 from rich.text import Text
 
+from astra_rl.cli.activity import ActivityReporter
 from astra_rl.errors import StorageError
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.infra.redaction import redact_message
@@ -34,11 +38,37 @@ class SafeConsole(Console):
     the stream cannot be written to (closed by ``| head``, full disk), the console prints nothing
     more: the work of a command, for instance a training, does not fail for its output. Where the
     output is the result, call `check_written`.
+
+    Attributes:
+        verbose: Whether `logs_on` prints the library's messages of level INFO.
     """
+
+    # Of all consoles together: they share a terminal.
+    _last_output = -math.inf
+    _is_live = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
+        self.verbose = False
         self._failure: OSError | None = None
+
+    def set_live(self, live: Live) -> bool:
+        """Note that a progress bar is shown; called by rich."""
+        SafeConsole._is_live = True
+        return super().set_live(live)
+
+    def clear_live(self) -> None:
+        """Note that the progress bar has ended; called by rich."""
+        SafeConsole._is_live = False
+        super().clear_live()
+
+    @classmethod
+    def last_output(cls) -> float:
+        """Time of the last output of any console; now while a progress bar is shown.
+
+        By the clock `time.monotonic`.
+        """
+        return time.monotonic() if cls._is_live else cls._last_output
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Render a string; rich calls this for all printed strings and for the cells of tables."""
@@ -58,6 +88,7 @@ class SafeConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; an error of the stream is logged once."""
+        SafeConsole._last_output = time.monotonic()
         try:
             super().print(*objects, **options)
         except OSError as error:
@@ -122,17 +153,31 @@ def escape_unencodable_characters() -> None:
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Set what people see: nothing but warnings and errors, or messages of level INFO too."""
     console.quiet = quiet
-    logger.setLevel(logging.INFO if verbose else logging.NOTSET)
+    error_console.verbose = verbose
+
+
+def reporting_activity() -> ActivityReporter:
+    """Return a context in which a silent command says on stderr what it is doing."""
+
+    def show(text: str) -> None:
+        if not console.quiet:
+            error_console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    return ActivityReporter(show, SafeConsole.last_output)
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints warnings of every library, and what astra-rl itself logs at its level."""
+    """Prints warnings of every library, and all that astra-rl itself logs if verbose."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: SafeConsole) -> None:
         super().__init__()
         self.console = console
         self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        self.addFilter(lambda record: record.levelno >= logging.WARNING or _is_own(record))
+        self.addFilter(
+            lambda record: (
+                record.levelno >= logging.WARNING or (console.verbose and _is_own(record))
+            )
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one paragraph."""
@@ -149,20 +194,22 @@ def _is_own(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def logs_on(console: Console) -> Iterator[None]:
+def logs_on(console: SafeConsole) -> Iterator[None]:
     """Print warnings of this library and of others on a console inside the block."""
     root, handler = logging.getLogger(), _ConsoleHandler(console)
-    show = warnings.showwarning
+    show, level = warnings.showwarning, logger.level
 
     def log(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         logging.getLogger("py.warnings").warning("%s: %s", category.__name__, message)
 
     root.addHandler(handler)
     warnings.showwarning = log
+    logger.setLevel(logging.INFO)  # also for what the command is doing, see `activity`
     try:
         yield
     finally:
         warnings.showwarning = show
+        logger.setLevel(level)
         root.removeHandler(handler)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -60,7 +61,7 @@ class ConsoleDisplay(Display):
         numbers = (
             f"reward {metrics['reward']:+.2f}  "
             f"success {metrics['asr']:4.0%}  "
-            f"kinds {metrics['distinct_attacks']:2.0f}  "
+            f"kinds {_number(metrics['effective_attacks'])}  "
             f"{metrics['tokens'] / metrics['step_time']:4.0f} tokens/s  "
             f"{left / 60:.1f} min left"
         )
@@ -81,3 +82,7 @@ class ConsoleDisplay(Display):
         if self.max_seconds is not None:
             left = min(left, max(0.0, self.max_seconds - elapsed))
         return left
+
+
+def _number(value: float) -> str:
+    return "   -" if math.isnan(value) else f"{value:4.1f}"

@@ -32,6 +32,7 @@ from astra_rl.cli.console import (
     error_console,
     escape_unencodable_characters,
     logs_on,
+    reporting_activity,
     set_verbosity,
 )
 from astra_rl.cli.exit_codes import ExitCode
@@ -92,7 +93,7 @@ def run() -> None:
     """Run the command line and exit with one of `ExitCode`."""
     escape_unencodable_characters()
     try:
-        with logs_on(error_console):
+        with logs_on(error_console), reporting_activity():
             app()
     except BudgetEndedError as error:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")

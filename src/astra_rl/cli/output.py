@@ -65,8 +65,9 @@ class Printer:
         Raises:
             typer.Exit: With `ExitCode.GATE_FAILED`, if a condition holds or cannot be decided.
         """
-        results = len(evidence)
-        verdicts = [condition(each, results) for condition in self.conditions for each in evidence]
+        from astra_rl.evaluation.show.gate import check
+
+        verdicts = check(self.conditions, evidence)
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
         if any(verdict.fails for verdict in verdicts):

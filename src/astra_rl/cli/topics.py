@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -62,35 +60,20 @@ def _config_lines() -> Iterator[str]:
     yield from _section_lines(RunConfig, indent=0)
 
 
-def _section_lines(section: type[BaseModel], *, indent: int) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        margin = " " * indent
-        inner = _inner_section(field.annotation)
-        note = f"  # {field.description}" if field.description else ""
+def _section_lines(section: Any, *, indent: int) -> Iterator[str]:
+    from astra_rl.config.sections import REQUIRED, keys_of, section_class
+
+    margin = " " * indent
+    for name, key in keys_of(section).items():
+        note = f"  # {key.description}" if key.description else ""
+        is_list = get_origin(key.type) in (list, tuple)  # may be made of its own kind
+        inner = None if is_list else section_class(key.type)
         if inner is not None:
-            optional = "" if field.is_required() or field.default is not None else "  # optional"
-            yield f"{margin}{name}:{optional}{note}"
+            yield f"{margin}{name}:{'  # optional' if key.default is None else ''}{note}"
             yield from _section_lines(inner, indent=indent + 2)
         else:
-            yield f"{margin}{name}: {_default(field)}{note}"
-
-
-def _inner_section(annotation: Any) -> type[BaseModel] | None:
-    if get_origin(annotation) in (list, tuple):  # may be made of its own kind
-        return None
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _default(field: Any) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    return "null" if value is None else str(value)
+            shown = "null" if key.default is None else str(key.default)
+            yield f"{margin}{name}: {'required' if key.default is REQUIRED else shown}{note}"
 
 
 def _preset(name: str) -> Iterator[str]:

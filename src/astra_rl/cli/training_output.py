@@ -74,7 +74,7 @@ def _print_result(result: Result, seed: int) -> None:
 
 def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
-    from astra_rl.evaluation.judges.calibration import describe_judge
+    from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
 
     table = Table(title="attack success on held-out conversations")
@@ -83,7 +83,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         "successes",
         "ASR",
         "95% interval",
-        "distinct attacks",
+        "effective kinds",
         "NLL per token",
     ):
         table.add_column(column, justify="left" if column == "attacker" else "right")
@@ -95,16 +95,23 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            str(metrics["distinct_attacks"]),
+            _kinds(metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
-    (*_, result) = evaluations.values()
-    last = result.metrics
+    (*_, last) = evaluations.values()
+    quality = JudgeQuality.from_dict(last.metrics["judge_quality"])
+    described, *corrected = describe_judge(quality, last.summary)
     out.line(
-        f"judge: {last['judge']}, success at a score of at least {last['threshold']:g}; "
-        f"{describe_judge(last['judge_quality'])}"
+        f"judge: {last.metrics['judge']}, success at a score of at least "
+        f"{last.metrics['threshold']:g}; {described}"
     )
+    for line in corrected:
+        out.line(line)
+
+
+def _kinds(effective: float | None, count: int) -> str:
+    return f"{effective:.1f} of {count}" if count and effective is not None else "-"
 
 
 def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

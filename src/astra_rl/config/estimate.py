@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from astra_rl.config.experiment import EVALUATED_TOGETHER
 from astra_rl.config.resolve import EndpointUse, Plan, max_output_tokens
-from astra_rl.config.schema import SpeakerConfig
+from astra_rl.config.schema import LocalModelConfig
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
@@ -211,7 +211,7 @@ def _longest_reply(plan: Plan) -> int:
     if plan.target is not None:
         return max_output_tokens(plan.target)
     local = plan.config.target
-    return local.max_new_tokens if isinstance(local, SpeakerConfig) else 0
+    return local.max_new_tokens if isinstance(local, LocalModelConfig) else 0
 
 
 def _mean_length(openings: Sequence[str]) -> float:

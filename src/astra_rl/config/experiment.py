@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.config.resolve import Plan, check_training, resolve
-from astra_rl.config.schema import RunConfig, SpeakerConfig
+from astra_rl.config.schema import LocalModelConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, seeded
@@ -79,7 +79,7 @@ def build(plan: Plan | RunConfig) -> Experiment:
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,
         build_judge(plan, problem),
-        _training(plan.config),
+        plan.config.training.for_trainer(seed=plan.config.seed),
         plan.openings.sources,
         plan.openings.categories,
     )
@@ -104,7 +104,7 @@ def build_problem(
     """
     config = plan.config
     speaker = config.attacker
-    local = config.target if isinstance(config.target, SpeakerConfig) else None
+    local = config.target if isinstance(config.target, LocalModelConfig) else None
     plan.load_deferred()
     target: Any = plan.target if local is None else local.model
     baseline = config.baseline or speaker.model
@@ -118,6 +118,7 @@ def build_problem(
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
         "attacker_stops_at_newline": speaker.stop_at_newline,
+        "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,
     }
     moderator = moderator or plan.moderator.load()
@@ -171,24 +172,4 @@ def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerPr
     """Return the problem in which the baseline takes the attacker's place."""
     return BaselineAttackerProblem(
         problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
-    )
-
-
-def _training(config: RunConfig) -> TrainingConfiguration:
-    training = config.training
-    return TrainingConfiguration(
-        lr=training.lr,
-        batch_size=training.batch_size,
-        optimizer=training.optimizer,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        training_steps=training.steps,
-        num_episodes_per_experience=training.episodes_per_step,
-        max_grad_norm=training.max_grad_norm,
-        max_nonfinite_losses=training.max_nonfinite_losses,
-        max_unscored_steps=training.max_unscored_steps,
-        seed=config.seed,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -13,12 +12,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from astra_rl.config.messages import describe, place_of, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
+    LocalModelConfig,
     ModeratorConfig,
     RunConfig,
-    SpeakerConfig,
     TargetConfig,
     kind_of_target,
 )
+from astra_rl.config.sections import keys_of, section_class
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -112,8 +112,8 @@ def load_recorded_config(path: Path) -> RunConfig:
 
 
 def load_target(
-    reference: str, *, like: SpeakerConfig | TargetConfig | None = None
-) -> SpeakerConfig | TargetConfig:
+    reference: str, *, like: LocalModelConfig | TargetConfig | None = None
+) -> LocalModelConfig | TargetConfig:
     """Return the target section for a model name or a YAML file.
 
     Args:
@@ -127,10 +127,10 @@ def load_target(
         values = _read_section(reference, "target")
         if kind_of_target(values) == "remote":
             return validated(TargetConfig, values, source=reference)
-        return validated(SpeakerConfig, values, source=reference)
-    if isinstance(like, SpeakerConfig):
+        return validated(LocalModelConfig, values, source=reference)
+    if isinstance(like, LocalModelConfig):
         return like.model_copy(update={"model": reference})
-    return SpeakerConfig(model=reference)
+    return LocalModelConfig(model=reference)
 
 
 def load_moderator(reference: str) -> ModeratorConfig:
@@ -252,7 +252,7 @@ def _explain(
     return describe(location, first["input"], errors)
 
 
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": SpeakerConfig, "remote": TargetConfig}
+_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": LocalModelConfig, "remote": TargetConfig}
 """Sections of a target by the tag that `kind_of_target` returns."""
 
 
@@ -263,23 +263,5 @@ def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:
         if parent in _TARGET_KINDS:
             section = _TARGET_KINDS[parent]
         elif not isinstance(parent, int):  # an index of a list, whose section is known already
-            section = section_class(field_types(section)[str(parent)])
-    return list(field_types(section))
-
-
-def field_types(section: Any) -> dict[str, Any]:
-    """Return the types of the keys of a section: a pydantic model or a dataclass."""
-    if dataclasses.is_dataclass(section):
-        hints = get_type_hints(section)
-        return {each.name: hints[each.name] for each in dataclasses.fields(section)}
-    return {name: each.annotation for name, each in section.model_fields.items()}
-
-
-def section_class(annotation: Any) -> Any:
-    """Return the section among the members of an annotation; None without one."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and (
-            issubclass(each, BaseModel) or dataclasses.is_dataclass(each)
-        ):
-            return each
-    return None
+            section = section_class(keys_of(section)[str(parent)].type)
+    return list(keys_of(section))

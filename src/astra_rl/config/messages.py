@@ -91,7 +91,8 @@ def describe(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str
     """
     own = [each for each in errors if each["type"] == "value_error"]
     if own:  # raised by a validator of this library, with a message of its own
-        return f"{where}: {str(own[0]['msg']).removeprefix('Value error, ').rstrip('.')}."
+        message = str(own[0]["msg"]).removeprefix("Value error, ")
+        return f"{where}: {message}" if message.endswith((".", "?")) else f"{where}: {message}."
     allowed = dict.fromkeys(map(_allowed, errors))
     hint = (
         " YAML reads yes, no, on and off without quotes as true or false."

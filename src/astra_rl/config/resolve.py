@@ -15,7 +15,7 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.config.construct import Bound, bind, build_reward_part
 from astra_rl.config.loading import check_credentials, load_target, validated
 from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import ModeratorConfig, RunConfig, SpeakerConfig, TargetConfig
+from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
@@ -164,7 +164,7 @@ class DeferredTarget(Target):
         config: Has device and dtype.
     """
 
-    def __init__(self, section: SpeakerConfig, config: RunConfig) -> None:
+    def __init__(self, section: LocalModelConfig, config: RunConfig) -> None:
         self.name = section.model
         self._section = section
         self._config = config
@@ -278,15 +278,15 @@ def remote_target(config: TargetConfig, where: str = "target") -> Target:
     return target
 
 
-def _target_section(where: str, value: Any) -> SpeakerConfig | TargetConfig:
+def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:
     """Return the section of a target, from a model's name, a YAML file or the section itself."""
     if isinstance(value, str):
         return load_target(value)
-    if isinstance(value, TargetConfig | SpeakerConfig):
+    if isinstance(value, TargetConfig | LocalModelConfig):
         return value
     if isinstance(value, Mapping) and "type" in value:
         return validated(TargetConfig, value, where=where)
-    return validated(SpeakerConfig, value, where=where)
+    return validated(LocalModelConfig, value, where=where)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,10 @@ from pydantic import (
 )
 
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
+from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
@@ -25,7 +28,7 @@ from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS
-from astra_rl.training.config import OPTIMIZERS, SchedulerType
+from astra_rl.training.config import SchedulerType, TrainingConfiguration, UpdateSettings
 
 
 class _Section(BaseModel):
@@ -36,7 +39,7 @@ class _Section(BaseModel):
     )
 
 
-class SpeakerConfig(_Section):
+class LocalModelConfig(_Section):
     """A local language model and how it samples; see `astra_rl.models.generation.Sampling`."""
 
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
@@ -58,7 +61,7 @@ class SpeakerConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _sampling_in_range(self) -> SpeakerConfig:
+    def _sampling_in_range(self) -> LocalModelConfig:
         self.sampling()
         return self
 
@@ -97,10 +100,15 @@ def kind_of_target(value: Any) -> str:
     return "remote" if has_type else "local"
 
 
-class AttackerConfig(SpeakerConfig):
+class AttackerConfig(LocalModelConfig):
     """The model that is trained."""
 
     stop_at_newline: bool = Field(False, description="End an attack at its first line break.")
+    extract: Extraction | None = Field(
+        None,
+        description="Send only a part of the output: tag, the text in that tag, or pattern, the "
+        "first group of a regular expression; default: all of it.",
+    )
     lora: LoraOptions | None = Field(
         None, description="Train a LoRA adapter; default: train the weights."
     )
@@ -219,87 +227,68 @@ class AlgorithmConfig(_Section):
         return value
 
 
-class TrainingConfig(_Section):
-    """The training loop."""
+@dataclass(kw_only=True)
+class TrainingConfig(UpdateSettings):
+    """The training loop: the settings of `UpdateSettings`, and those that only a run has.
 
-    steps: int = Field(100, ge=0, description="Number of training steps.")
-    episodes_per_step: int = Field(8, ge=1, description="Episodes played in each training step.")
-    batch_size: int = Field(16, ge=1, description="Steps (attacks or pairs) per backward pass.")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Backward passes per optimizer step."
-    )
-    lr: float = Field(1e-5, gt=0, description="Learning rate after warm-up.")
-    lr_scheduler_type: SchedulerType | None = Field(
-        None,
-        description="Schedule of transformers, over training steps; default: linear from lr to "
-        "final_lr.",
-    )
-    final_lr: float | None = Field(
-        None,
-        gt=0,
-        description="Learning rate at the end of linear decay; default: lr, so constant.",
-    )
-    warmup_steps: int = Field(
-        0, ge=0, description="Steps of linear warm-up of the learning rate from zero."
-    )
-    optimizer: str = Field("adamw", description=f"One of {', '.join(sorted(OPTIMIZERS))}.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(
-        0.0, ge=0, description="Decoupled in adamw, an L2 penalty in the other optimizers."
-    )
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="Gradient norm above which gradients are clipped; null: no clipping."
-    )
-    max_nonfinite_losses: int = Field(
-        3,
-        ge=1,
-        description="Abort after this many consecutive optimizer steps with a non-finite loss; "
-        "fewer are skipped.",
-    )
-    max_unscored_steps: int = Field(
-        5, ge=1, description="Abort after this many consecutive steps without a valid reward."
-    )
-    save_every: int = Field(
-        25, ge=0, description="Steps between saved training states; 0 saves at the end only."
-    )
-    save_total_limit: int = Field(
-        2, ge=1, description="Number of training states to keep, the newest."
-    )
-    save_best: bool = Field(
-        True,
-        description="Also keep the attacker with the best training success, as checkpoints/best.",
-    )
-    max_minutes: float | None = Field(
-        None, gt=0, description="Stop training after this many minutes."
-    )
-    stop_at_success: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Stop at this attack success rate, averaged over recent steps.",
-    )
+    Attributes:
+        steps: Number of training steps.
+        episodes_per_step: Episodes played in each training step.
+        batch_size: Steps (attacks or pairs) per backward pass.
+        lr_scheduler_type: Schedule of transformers, over training steps; default: linear from lr to
+            final_lr.
+        final_lr: Learning rate at the end of linear decay; default: lr, so constant.
+        warmup_steps: Steps of linear warm-up of the learning rate from zero.
+        sync_ref_model: Move the reference of the KL penalty after the attacker, as in TRL.
+        ref_model_sync_steps: Training steps between two such moves.
+        ref_model_mixup_alpha: Weight of the attacker in the new reference; 1 makes it a copy.
+        save_every: Steps between saved training states; 0 saves at the end only.
+        save_total_limit: Number of training states to keep, the newest.
+        save_best: Also keep the attacker with the best training success, as checkpoints/best.
+        max_minutes: Stop training after this many minutes.
+        stop_at_success: Stop at this attack success rate, averaged over recent steps.
+    """
 
-    @model_validator(mode="after")
-    def _known_optimizer(self) -> TrainingConfig:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {sorted(OPTIMIZERS)}")
-        return self
+    steps: CountOrZero = 100
+    episodes_per_step: Count = 8
+    batch_size: Count = 16
+    lr_scheduler_type: SchedulerType | None = None
+    final_lr: Positive | None = None
+    warmup_steps: CountOrZero = 0
+    sync_ref_model: bool = False
+    ref_model_sync_steps: Count = 512
+    ref_model_mixup_alpha: Annotated[float, Range(gt=0, le=1)] = 0.6
+    save_every: CountOrZero = 25
+    save_total_limit: Count = 2
+    save_best: bool = True
+    max_minutes: Positive | None = None
+    stop_at_success: Annotated[float, Range(gt=0, le=1)] | None = None
 
-    @model_validator(mode="after")
-    def _one_schedule(self) -> TrainingConfig:
+    # A configuration holds it as a section.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lr_scheduler_type is not None and self.final_lr is not None:
-            raise ValueError(
+            raise ConfigurationError(
                 "lr_scheduler_type and final_lr exclude each other; transformers' schedules end at "
                 "zero, or at lr if constant"
             )
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
-            raise ValueError(
+            raise ConfigurationError(
                 "lr_scheduler_type: constant has no warm-up; use constant_with_warmup, or "
                 "warmup_steps: 0"
             )
-        return self
+
+    def for_trainer(self, *, seed: int) -> TrainingConfiguration:
+        """Return the settings of the `Trainer` of a run with this seed."""
+        shared = {each.name: getattr(self, each.name) for each in fields(UpdateSettings)}
+        return TrainingConfiguration(
+            **shared,
+            training_steps=self.steps,
+            num_episodes_per_experience=self.episodes_per_step,
+            seed=seed,
+        )
 
 
 class EvaluationConfig(_Section):
@@ -334,7 +323,7 @@ class RunConfig(_Section):
     title: str = Field("Adaptive stress test", description="Title of the report.")
     attacker: AttackerConfig
     target: Annotated[
-        Annotated[SpeakerConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
+        Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
     ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(
@@ -369,6 +358,16 @@ class RunConfig(_Section):
     )
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
+
+    @model_validator(mode="after")
+    def _reference_can_be_mixed(self) -> RunConfig:
+        training = self.training
+        if training.sync_ref_model and self.attacker.lora and training.ref_model_mixup_alpha < 1:
+            raise ValueError(
+                "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
+                "because the mean of two adapters is not the mean of their weights"
+            )
+        return self
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""

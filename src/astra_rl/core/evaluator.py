@@ -14,6 +14,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import write_json
+from astra_rl.logging import logger
 
 GraphMetrics = dict[str, Any]
 """Metrics of one episode, as JSON values; see `Evaluator.compute_metrics`."""
@@ -88,6 +89,12 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         self.measured = []
         for start in self._batches(len(seeds), progress):
             batch = slice(start, start + self.batch_size)
+            logger.info(
+                "playing conversations %d to %d of %d",
+                start + 1,
+                min(batch.stop, len(seeds)),
+                len(seeds),
+            )
             play = partial(self._play, seeds[batch], trials[batch])
             self.measured.extend(self.around_batch(play))
         return self.aggregate_metrics(self.measured)

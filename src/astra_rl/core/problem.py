@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Literal
@@ -88,6 +89,39 @@ class Problem(ABC, Generic[StateT, ActionT]):
     ) -> Tensor:
         """Score attacks under the frozen reference, shape (B, T), without gradients."""
 
+    def get_reference_logprobs(
+        self, contexts: Sequence[StateT], continuations: Sequence[ActionT]
+    ) -> Tensor:
+        """Score attacks under the reference of the KL penalty, (B, T), without gradients.
+
+        That is the baseline, until `sync_reference` replaces it. The likelihood of attacks in
+        rewards and evaluations is always that under the baseline.
+        """
+        return self.get_baseline_logprobs(contexts, continuations)
+
+    def sync_reference(self, alpha: float) -> None:
+        """Move the reference of the KL penalty towards the attacker.
+
+        Its weights become ``alpha * attacker + (1 - alpha) * reference`` (Gorbatovski et al. 2024,
+        TR-DPO, arXiv 2404.09656).
+
+        Args:
+            alpha: In (0, 1]; 1 replaces the reference by a copy of the attacker.
+
+        Raises:
+            ConfigurationError: The problem does not support it; this default always raises it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} has no sync_reference(alpha); leave sync_ref_model out."
+        )
+
+    def reference_state(self) -> list[Tensor]:
+        """Return the weights of a reference that was synchronised; empty before the first time."""
+        return []
+
+    def load_reference_state(self, state: Sequence[Tensor]) -> None:
+        """Restore what `reference_state` returned."""
+
     def get_response_logprobs(
         self, contexts: Sequence[StateT], responses: Sequence[StateT]
     ) -> Tensor:
@@ -155,6 +189,23 @@ class Problem(ABC, Generic[StateT, ActionT]):
         Override it instead of `reward` if the reward has named parts.
         """
         return self.reward(contexts, attacks, responses), [{} for _ in contexts]
+
+    def reward_without_attack(
+        self,
+        contexts: Sequence[StateT],
+        attacks: Sequence[ActionT],
+        responses: Sequence[StateT],
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
+        """Return reward and terms of turns whose output has no attack, so nothing was sent.
+
+        Missing, unless a problem overrides it to reward the format of the output.
+
+        Args:
+            contexts: As for `reward_terms`.
+            attacks: Empty texts, `astra_rl.core.text.NoAttack`.
+            responses: Missing replies, `astra_rl.core.text.NotAsked`.
+        """
+        return [math.nan for _ in contexts], [{} for _ in contexts]
 
     def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
         """Update the state of the reward from a training experience.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, NoAttack, Utterance
 
 
 def to_record(text: str) -> Any:
@@ -23,7 +23,12 @@ def to_record(text: str) -> Any:
             "separator": text.separator,
         }
     if isinstance(text, Utterance) and text.token_ids is not None:
-        return {"said": str(text), "token_ids": list(text.token_ids)}
+        record: dict[str, Any] = {"said": str(text), "token_ids": list(text.token_ids)}
+        if text.written is not None:
+            record["written"] = text.written
+        if isinstance(text, NoAttack):
+            record["said"] = None
+        return record
     return str(text)
 
 
@@ -32,7 +37,10 @@ def from_record(record: Any) -> str:
     if isinstance(record, str):
         return record
     if "said" in record:
-        return Utterance(record["said"], token_ids=record["token_ids"])
+        kind = NoAttack if record["said"] is None else Utterance
+        return kind(
+            record["said"] or "", token_ids=record["token_ids"], written=record.get("written")
+        )
     return Conversation(
         record["prompt"],
         turns=[from_record(turn) for turn in record["turns"]],

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error"]
+GOAL = "goal"
+"""Name of the fact of a `Conversation` that holds what the attacker is to bring about."""
+REQUEST = "request"
+"""Name of the fact that holds the direct request for the goal, where it is longer than the goal."""
+
+FinishReason = Literal["stop", "length", "context_overflow", "content_filter", "error", "not_asked"]
 """Why generation stopped: an end token, the length limit, a full context window, a content filter,
-or a failed call."""
+a failed call, or a call that was not made because there was no attack to send."""
 
 
 def finish_reasons(*texts: str) -> frozenset[FinishReason]:
@@ -33,6 +38,9 @@ class Utterance(str):
         heard_logprobs: Of a response: natural log-probability, under the target at temperature 1,
             of each token of the attack. It is a by-product of the prefill, so that likelihood terms
             of a reward need no second pass.
+        written: The whole output, if the text is only a part of it: `token_ids` and `logprobs` are
+            those of the whole output. None if the text is all of it. See
+            `astra_rl.core.extraction.Extraction`.
         asked: Of a response: digest of the rendered prompt around the attack, including the chat
             template, so that a changed template is noticed when the attack is replayed.
     """
@@ -42,6 +50,7 @@ class Utterance(str):
     finish_reason: FinishReason | None
     heard_logprobs: tuple[float, ...] | None
     asked: str | None
+    written: str | None
 
     def __new__(
         cls,
@@ -52,6 +61,7 @@ class Utterance(str):
         finish_reason: FinishReason | None = None,
         heard_logprobs: Sequence[float] | None = None,
         asked: str | None = None,
+        written: str | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for the other arguments."""
         self = super().__new__(cls, text)
@@ -60,12 +70,23 @@ class Utterance(str):
         self.finish_reason = finish_reason
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
+        self.written = None if written is None else str(written)
         return self
 
     @classmethod
     def of(cls, text: str) -> Utterance:
         """Return `text` itself if it is an Utterance, else one without any metadata."""
         return text if isinstance(text, Utterance) else cls(text)
+
+
+class NoAttack(Utterance):
+    """Output of an attacker without an attack: an empty text; `written` is the output."""
+
+
+def written_text(text: str) -> str:
+    """Return all that a model wrote: `Utterance.written`, or the text itself."""
+    written = text.written if isinstance(text, Utterance) else None
+    return str(text) if written is None else written
 
 
 class NoReply(Utterance):
@@ -79,9 +100,11 @@ class NoReply(Utterance):
     reason: str
     detail: str
 
-    def __new__(cls, reason: str, detail: str = "") -> NoReply:
+    def __new__(
+        cls, reason: str, detail: str = "", *, finish_reason: FinishReason = "error"
+    ) -> NoReply:
         """Build a missing reply; see the class for the arguments."""
-        self = super().__new__(cls, finish_reason="error")
+        self = super().__new__(cls, finish_reason=finish_reason)
         assert isinstance(self, NoReply)
         self.reason, self.detail = reason, detail
         return self
@@ -102,6 +125,16 @@ class NotSent(NoReply):
         """Return the reply; its reason is always the same."""
         self = super().__new__(cls, "budget spent")
         assert isinstance(self, NotSent)
+        return self
+
+
+class NotAsked(NoReply):
+    """A reply that is missing because the output of the attacker has no attack to send."""
+
+    def __new__(cls) -> NotAsked:
+        """Return the reply; its reason is always the same."""
+        self = super().__new__(cls, "no attack", finish_reason="not_asked")
+        assert isinstance(self, NotAsked)
         return self
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from astra_rl.core.text import GOAL
 from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, RawTable, read_table, rows_from
 from astra_rl.datasets.rows import MAX_CHARS, Record
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -117,7 +118,7 @@ def load_benchmark(
 
     Returns:
         Rows whose prompt is the behaviour, preceded by its context if there is one (as in
-        HarmBench), and whose ``facts["behavior"]`` is the behaviour alone.
+        HarmBench), and whose ``facts["goal"]`` is the behaviour alone.
 
     Raises:
         ConfigurationError: The benchmark or subset is unknown, or a column is missing.
@@ -182,7 +183,7 @@ def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
     records = [
         Record(
             record.number,
-            _with_behavior(
+            _with_goal(
                 {name: record.values.get(column) for name, column in named.items() if column}
             ),
         )
@@ -191,8 +192,8 @@ def _as_rows(table: RawTable, benchmark: Benchmark) -> RawTable:
     return RawTable(table.name, records, table.errors, table.sha256)
 
 
-def _with_behavior(values: dict[str, Any]) -> dict[str, Any]:
+def _with_goal(values: dict[str, Any]) -> dict[str, Any]:
     behavior, context = values["prompt"], values.get("facts.context")
     if isinstance(context, str) and context.strip() and isinstance(behavior, str):
         values["prompt"] = f"{context}\n\n---\n\n{behavior}"
-    return {**values, "facts.behavior": behavior}
+    return {**values, f"facts.{GOAL}": behavior}

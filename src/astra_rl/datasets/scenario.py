@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import GOAL, REQUEST, Conversation
 from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import SPLITS, Row, Split
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
@@ -30,8 +30,9 @@ class Scenario:
             of them. Empty means no system message.
         brief: Instructions of the attacker for rows without a brief.
         prompt_role: ``"opening"``: the prompt opens the conversation and both sides see it.
-            ``"goal"``: the prompt is the attacker's goal; only the attacker and the moderators see
-            it.
+            ``"goal"``: the prompt is the attacker's goal. Only the attacker reads it, in its brief,
+            and the moderators, as ``facts["goal"]`` unless the row has that fact. If the two
+            differ, the prompt is ``facts["request"]``, the direct request for the goal.
         moderator: Type and options of the training moderator, as in the configuration of a run:
             ``{"type": ..., "options": {...}}``.
         judge: The same for the judge of the evaluation.
@@ -119,8 +120,10 @@ class Scenario:
         )
 
     def _facts(self, row: Row) -> dict[str, str]:
-        goal = {"behavior": row.prompt} if self.prompt_role == "goal" and row.prompt else {}
-        return {**goal, **row.facts}
+        if self.prompt_role != "goal" or not row.prompt:
+            return dict(row.facts)
+        facts = {GOAL: row.prompt, **row.facts}
+        return facts if facts[GOAL] == row.prompt else {REQUEST: row.prompt, **facts}
 
 
 def assign_splits(

@@ -227,17 +227,22 @@ def _path_of(scenario: str | Path) -> Path:
 def _load_prompts(prompts: object, path: Path) -> tuple[LoadedRows | dict[Split, LoadedRows], bool]:
     """Load the `prompts` of a scenario file; also return whether any is a benchmark."""
     if not isinstance(prompts, Mapping) or not prompts or not set(prompts) <= set(SPLITS):
-        return _load_part(prompts, path)
-    parts = {split: _load_part(prompts[split], path) for split in SPLITS if split in prompts}
+        return _load_part(prompts, path, str(path))
+    parts = {
+        split: _load_part(prompts[split], path, f"{path}/{split}")
+        for split in SPLITS
+        if split in prompts
+    }
     return (
         {split: loaded for split, (loaded, _) in parts.items()},
         any(is_benchmark for _, is_benchmark in parts.values()),
     )
 
 
-def _load_part(prompts: object, path: Path) -> tuple[LoadedRows, bool]:
+def _load_part(prompts: object, path: Path, name: str) -> tuple[LoadedRows, bool]:
+    """Load rows; the ids of an inline list begin with the last part of `name`."""
     if isinstance(prompts, list):
-        return load_items(prompts, name=str(path)), False
+        return load_items(prompts, name=name), False
     if isinstance(prompts, str):
         prompts = {"source": prompts}
     if not isinstance(prompts, Mapping):

@@ -6,7 +6,7 @@ Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
@@ -18,7 +18,14 @@ from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, fresh_seed, repetitions, row_seeds, seeded
-from astra_rl.core.text import Conversation, Exchange, NoReply, finish_reasons
+from astra_rl.core.text import (
+    Conversation,
+    Exchange,
+    NoAttack,
+    NoReply,
+    NotAsked,
+    finish_reasons,
+)
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.rewards.base import (
@@ -95,9 +102,22 @@ class ASTProblem(Problem[str, str]):
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
         """Return each turn's reward and its terms; no terms if a subclass overrides `reward`."""
-        if getattr(self.reward, "__func__", None) is not ASTProblem.reward:
+        if not self._has_rule:
             return super().reward_terms(contexts, attacks, responses)
         return self._by_rule(contexts, attacks, responses)
+
+    def reward_without_attack(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> tuple[Sequence[float], Sequence[dict[str, float]]]:
+        """Return reward and terms of turns without an attack; all but terms of the format miss."""
+        if not self._has_rule:
+            return super().reward_without_attack(contexts, attacks, responses)
+        return self._by_rule(contexts, attacks, responses)
+
+    @property
+    def _has_rule(self) -> bool:
+        """Whether rewards are those of `reward_rule`: no subclass overrides `reward`."""
+        return getattr(self.reward, "__func__", None) is ASTProblem.reward
 
     def _by_rule(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
@@ -344,15 +364,13 @@ class ASTEnvironment(Environment[str, str]):
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
     ) -> list[ASTNode]:
         """Reward the turns of one tree level in one call and return their nodes."""
-        rewards, terms = self.problem.reward_terms(contexts, attacks, responses)
-        check_length(rewards, len(contexts), source="reward")
-        check_length(terms, len(contexts), source="reward_terms")
-        return [
-            Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
-            for context, attack, response, reward, parts in zip(
-                contexts, attacks, responses, rewards, terms, strict=True
-            )
-        ]
+        return _nodes(self.problem.reward_terms, contexts, attacks, responses)
+
+    def reward_without_attack(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> list[ASTNode]:
+        """Reward the turns of one tree level whose output has no attack; return their nodes."""
+        return _nodes(self.problem.reward_without_attack, contexts, attacks, responses)
 
     def _grow_level(self, branches: Sequence[Branch], width: int, depth: int) -> list[Branch]:
         grown = [branch for branch in branches for _ in range(width)]
@@ -363,9 +381,7 @@ class ASTEnvironment(Environment[str, str]):
             attacks = self.problem.rollout_prompt_with_attacker(contexts)
         check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
         asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
-        with row_seeds([derive_seed(path, "target") for path in paths]):
-            responses = self.respond(asked)
-        check_length(responses, len(contexts), source="rollout_prompt_with_target")
+        responses = self._responses(attacks, asked, paths)
         over = [_is_over(*turn) for turn in zip(attacks, responses, strict=True)]
         is_last_level = depth == self.tree_depth - 1
         level = Level(groups, tuple(is_last_level or each for each in over), depth)
@@ -381,6 +397,20 @@ class ASTEnvironment(Environment[str, str]):
         ]
         going = [branch for branch in going if not self.is_over(branch)]
         return going if is_last_level else self._select(going)
+
+    def _responses(
+        self, attacks: Sequence[str], asked: Sequence[str], paths: Sequence[int]
+    ) -> list[str]:
+        """Return the response to each attack; nothing is sent where there is none."""
+        rows = [row for row, attack in enumerate(attacks) if not isinstance(attack, NoAttack)]
+        responses: list[str] = [NotAsked()] * len(attacks)
+        if rows:
+            with row_seeds([derive_seed(paths[row], "target") for row in rows]):
+                said = self.respond([asked[row] for row in rows])
+            check_length(said, len(rows), source="rollout_prompt_with_target")
+            for row, response in zip(rows, said, strict=True):
+                responses[row] = response
+        return responses
 
     def _select(self, branches: list[Branch]) -> list[Branch]:
         """Select the conversations to be continued, and mark the others as truncated."""
@@ -399,38 +429,59 @@ class ASTEnvironment(Environment[str, str]):
         attacks: Sequence[str],
         responses: Sequence[str],
     ) -> list[ASTNode]:
-        """Reward the turns with a response; the others get no reward and no reward terms."""
+        """Reward the turns with a response, and those without an attack; others have no reward."""
         nodes = [
             Node(context, attack, response, math.nan, [])
             for context, attack, response in zip(contexts, attacks, responses, strict=True)
         ]
-        rows = [row for row, said in enumerate(responses) if not isinstance(said, NoReply)]
-        if not rows:
-            return nodes
-        answered = Level(
-            tuple(level.siblings[row] for row in rows),
-            tuple(level.last[row] for row in rows),
-            level.depth,
-        )
-        seeds = [derive_seed(paths[row], "reward") for row in rows]
-        with tree_level(answered), row_seeds(seeds):
-            rewarded = self.reward_nodes(
-                [contexts[row] for row in rows],
-                [attacks[row] for row in rows],
-                [responses[row] for row in rows],
+        answered = [row for row, said in enumerate(responses) if not isinstance(said, NoReply)]
+        without = [row for row, said in enumerate(responses) if isinstance(said, NotAsked)]
+        for rows, reward in ((answered, self.reward_nodes), (without, self.reward_without_attack)):
+            if not rows:
+                continue
+            part = Level(
+                tuple(level.siblings[row] for row in rows),
+                tuple(level.last[row] for row in rows),
+                level.depth,
             )
-        for row, node in zip(rows, rewarded, strict=True):
-            nodes[row] = node
+            seeds = [derive_seed(paths[row], "reward") for row in rows]
+            with tree_level(part), row_seeds(seeds):
+                rewarded = reward(
+                    [contexts[row] for row in rows],
+                    [attacks[row] for row in rows],
+                    [responses[row] for row in rows],
+                )
+            for row, node in zip(rows, rewarded, strict=True):
+                nodes[row] = node
         return nodes
+
+
+def _nodes(
+    reward: Callable[..., tuple[Sequence[float], Sequence[dict[str, float]]]],
+    contexts: Sequence[str],
+    attacks: Sequence[str],
+    responses: Sequence[str],
+) -> list[ASTNode]:
+    """Return the nodes of turns with the rewards that a method of the problem gives them."""
+    rewards, terms = reward(contexts, attacks, responses)
+    check_length(rewards, len(contexts), source="reward")
+    check_length(terms, len(contexts), source="reward_terms")
+    return [
+        Node(context, attack, response, float(reward), [], reward_terms=dict(parts))
+        for context, attack, response, reward, parts in zip(
+            contexts, attacks, responses, rewards, terms, strict=True
+        )
+    ]
 
 
 def _is_over(attack: str, response: str) -> bool:
     """Whether a conversation ends with this turn.
 
-    A context window is full, the call of the target failed, or its response was filtered.
+    A context window is full, there was no attack, the call of the target failed, or its response
+    was filtered.
     """
     reasons = finish_reasons(attack, response)
-    return not reasons.isdisjoint({"context_overflow", "error", "content_filter"})
+    return not reasons.isdisjoint({"context_overflow", "error", "content_filter", "not_asked"})
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.environment import Graph, Node
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, NoAttack, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
@@ -110,6 +110,15 @@ class PrunedTreeEnvironment(ASTEnvironment):
             node.reward_terms = {**node.reward_terms, **parts, "quality": quality}
             if not quality > 0:
                 node.reward = math.nan
+        return nodes
+
+    def reward_without_attack(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> list[ASTNode]:
+        """Return the turns without an attack; with a `quality` they are malformed, too."""
+        nodes = super().reward_without_attack(contexts, attacks, responses)
+        for node in nodes if self.quality is not None else []:
+            node.reward = math.nan
         return nodes
 
     def select(self, branches: list[Branch]) -> list[Branch]:
@@ -335,9 +344,11 @@ class SelfPlayEnvironment(ASTEnvironment):
 
     def respond(self, contexts: Sequence[str]) -> Sequence[str]:
         """Generate responses with the attacker's model in the role of the defender."""
-        return self.problem.rollout_prompt_with_attacker(
+        said = self.problem.rollout_prompt_with_attacker(
             [defender_context(Conversation.of(context)) for context in contexts]
         )
+        # An output without an answer is no answer; the empty text would be judged as harmless.
+        return [NoReply("no answer") if isinstance(each, NoAttack) else each for each in said]
 
     def reward_nodes(
         self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]

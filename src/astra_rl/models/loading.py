@@ -103,6 +103,7 @@ def _load_frozen(
             f"{source} is damaged: {damage}. Use another checkpoint, or delete its {CHECKSUMS} to "
             "load it without verification."
         )
+    logger.info("loading the %s %s", kind, reference)
     with model_errors(f"the {kind} {str(reference)!r}"):
         if (named := base_of_adapter(source)) is not None:
             base = _load_frozen(

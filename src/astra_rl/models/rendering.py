@@ -1,65 +1,42 @@
 """Rendering of conversations to prompt token ids, with or without a chat template.
 
 Attacker and target have tokenizers of their own. Turns that a model sampled itself are inserted as
-the exact token ids it sampled and are never re-tokenised. Turns of the other model are tokenised
-from text, and control tokens in that text are split into ordinary tokens.
+the exact token ids it sampled and are never re-tokenised. All text between them, of the template
+and of the other model, is tokenised as one text, as a deployed model reads it; control tokens in
+the text of a model are split into ordinary tokens.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
 from astra_rl.models.chat_template import (
+    ChatTemplate,
+    SplitTemplate,
     control_ids,
     end_ids,
     newline_ids,
-    split_template,
 )
+from astra_rl.models.joined_texts import Part, tokenize_parts
+from astra_rl.models.pieces import Message, Piece, RenderedPrompt, assemble, size, truncate
 from astra_rl.models.positions import position_limit
+from astra_rl.models.template_check import difference_from_template
 
 Side = Literal["attacker", "target"]
+_HISTORY = ("user", "assistant", "user")
+_WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 
 DEFAULT_BRIEF = "Write the next message of a user who talks to an assistant."
 """Instructions of a chat attacker for conversations without a brief."""
-
-
-@dataclass(frozen=True)
-class RenderedPrompt:
-    """Prompt of a model for its next turn.
-
-    Attributes:
-        ids: Token ids; empty if not even the last turn fits the context window.
-        last_turn: Start and end, in `ids`, of the other side's last turn; equal if there is none.
-        dropped_turns: Number of oldest turns that were removed to fit the context window.
-    """
-
-    ids: tuple[int, ...]
-    last_turn: tuple[int, int] = (0, 0)
-    dropped_turns: int = 0
-
-
-@dataclass
-class _Piece:
-    """Token ids from one source: the template, instructions, the other side's turns, own turns."""
-
-    ids: list[int]
-    kind: Literal["literal", "text", "other", "own"]
-
-
-@dataclass
-class _Message:
-    role: Literal["system", "user", "assistant"]
-    parts: list[_Piece] = field(default_factory=list)
 
 
 class ConversationRenderer:
@@ -77,10 +54,16 @@ class ConversationRenderer:
             vocabulary; otherwise these utterances are tokenised from text.
         reuse_other_ids: The same for the other side's utterances. It applies to plain text only: in
             a chat template they are always tokenised from text, so they contain no control token.
+        chat_template_kwargs: Further variables of the chat template, for instance
+            ``{"enable_thinking": False}``.
+        model_end_ids: End tokens of the model besides those of its tokenizer, see
+            `vocabulary.model_end_ids`.
 
     Attributes:
         end_ids: Tokens that end a turn.
         stop_ids: Tokens that end generation: `end_ids`, and line breaks if `stop_at_newline`.
+        template: The chat template; None for plain text.
+        supports_system: Whether the template renders a system message.
 
     Raises:
         ConfigurationError: `chat` is True and the tokenizer has no chat template, or the template
@@ -97,6 +80,8 @@ class ConversationRenderer:
         stop_at_newline: bool = False,
         reuse_own_ids: bool = True,
         reuse_other_ids: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        model_end_ids: Iterable[int] = (),
     ) -> None:
         has_template = bool(tokenizer.chat_template)
         if chat and not has_template:
@@ -112,16 +97,20 @@ class ConversationRenderer:
             _warn_of_plain_text(side, tokenizer.name_or_path)
         self.reuse_own_ids = reuse_own_ids
         self.reuse_other_ids = reuse_other_ids
-        self._templates: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.template = ChatTemplate.of(tokenizer, chat_template_kwargs) if self.chat else None
+        self._splits: dict[tuple[str, ...], SplitTemplate] = {}
         self._control_ids = control_ids(tokenizer)
+        self.end_ids = end_ids(tokenizer) | set(model_end_ids)
         self._end_id = self._find_end_id()
-        self.end_ids = end_ids(tokenizer)
         if self._end_id is not None:
             self.end_ids.add(self._end_id)
         self.stop_ids = self.end_ids | (newline_ids(tokenizer) if stop_at_newline else set())
-        self._supports_system = self.chat and self._supports_roles(
+        self.supports_system = self.chat and self._supports_roles(
             ("system", "user", "assistant", "user")
         )
+        self._reply_opening, self._space = self._find_reply_opening()
+        if self.template is not None and (found := difference_from_template(self)):
+            _warn_of_difference(side, self.template.name, found)
 
     def render(self, conversation: Conversation, *, reserve: int) -> RenderedPrompt:
         """Return the prompt for the side's next turn.
@@ -134,118 +123,172 @@ class ConversationRenderer:
             reserve: Number of tokens of the context window reserved for generation.
         """
         pieces = self._pieces(conversation)
-        if self.window is None or _size(pieces) <= self.window - reserve:
-            return _assemble(pieces, 0)
+        if self.window is None or size(pieces) <= self.window - reserve:
+            return assemble(pieces, 0)
         dropped = 0
-        while len(conversation.turns) > 2 and _size(pieces) > self.window - reserve:
+        while len(conversation.turns) > 2 and size(pieces) > self.window - reserve:
             conversation = self._without_oldest_exchange(conversation)
             pieces = self._pieces(conversation)
             dropped += 2
-        return _assemble(_truncate(pieces, self.window - reserve), dropped)
+        return assemble(truncate(pieces, self.window - reserve), dropped)
 
-    def utterance_ids(self, utterance: str) -> tuple[int, ...]:
+    def utterance_ids(self, utterance: str, *, opens: bool = False) -> tuple[int, ...]:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.
 
-        Text without ids is tokenised and, for a chat model, terminated with the end token.
-        """
-        if (
-            self.reuse_own_ids
-            and isinstance(utterance, Utterance)
-            and utterance.token_ids is not None
-        ):
-            return utterance.token_ids
-        ids = self._text_ids(utterance)
-        if self.chat and self._end_id is not None:
-            ids.append(self._end_id)
-        return tuple(ids)
+        Text without ids is tokenised as it is read after a prompt and, for a chat model, terminated
+        with the end token. Private reasoning is part of an own turn.
 
-    def token_ends(self, utterance: str) -> list[int]:
+        Args:
+            utterance: The turn.
+            opens: Whether it begins a plain text, because the prompt is empty.
+        """
+        sampled = self._sampled_ids(utterance)
+        if sampled is not None:
+            return tuple(sampled)
+        text = well_formed(written_text(utterance))
+        if not self.chat:
+            return tuple(self._text_ids(text, continues=not opens))
+        # In "[/INST] Hello", the space is of the first token that the model says.
+        said = [Part(self._space, trusted=True), Part(text)]
+        opening = Part(self._reply_opening, trusted=True)
+        before, *ids = tokenize_parts(self.tokenizer, [opening, *said])
+        if before != tokenize_parts(self.tokenizer, [opening])[0]:
+            ids = tokenize_parts(self.tokenizer, said, continues=True)  # a token of both was made
+        end = [] if self._end_id is None else [self._end_id]
+        return (*chain.from_iterable(ids), *end)
+
+    def begins_text(self, conversation: Conversation) -> bool:
+        """Whether the side's next turn begins a plain text: nothing precedes it."""
+        nothing = not (self._instructions(conversation) or conversation.prompt)
+        return not self.chat and nothing and not any(conversation.turns)
+
+    def token_ends(self, attack: str) -> list[int]:
         """Return the end offset, in characters, of each token of one of the side's own turns."""
-        ids = self.utterance_ids(utterance)
-        whole = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        ids, length = self.utterance_ids(attack), len(written_text(attack))
+        whole = self._decoded(ids)
         stripped = len(whole) - len(whole.lstrip()) if self.chat else 0
         ends = [0]
         for count in range(1, len(ids) + 1):
             # Decoded cumulatively, because a character may consist of several tokens.
-            prefix = str(self.tokenizer.decode(list(ids[:count]), skip_special_tokens=True))
-            ends.append(max(ends[-1], min(len(utterance), len(prefix) - stripped)))
+            prefix = self._decoded(ids[:count])
+            ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return sampled token ids as text, without the end token and other control tokens."""
+    def decode(self, token_ids: Sequence[int], *, opens: bool = False) -> str:
+        """Return sampled token ids as text, without the end token and other control tokens.
+
+        Args:
+            token_ids: The sampled tokens.
+            opens: Whether they begin a plain text; a space before the first word is then left out.
+        """
         ids = list(token_ids)
         ended_line = False
         if ids and ids[-1] in self.end_ids:
             ids.pop()
         elif ids and ids[-1] in self.stop_ids:
             ended_line = True
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = self._decoded(ids, opens=opens)
         if ended_line:
             text = text.partition("\n")[0]  # a token with a line break may contain other characters
         return text.strip() if self.chat else text
 
-    def _pieces(self, conversation: Conversation) -> list[_Piece]:
+    def _decoded(self, ids: Sequence[int], *, opens: bool = False) -> str:
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        said = next((each for each in ids if each not in self._control_ids), None)
+        if said is None or opens or text.startswith(" "):
+            return text
+        # SentencePiece marks the space before a word, and leaves it out where a text begins.
+        first = str(self.tokenizer.convert_ids_to_tokens(int(said)))
+        return f" {text}" if first.startswith(_WORD_START) else text
+
+    def _pieces(self, conversation: Conversation) -> list[Piece]:
         return (
             self._chat_pieces(conversation) if self.chat else self._plain_text_pieces(conversation)
         )
 
-    def _plain_text_pieces(self, conversation: Conversation) -> list[_Piece]:
-        instructions = conversation.brief if self.side == "attacker" else conversation.system
-        opening = self._text_ids(_join("", instructions, conversation.prompt))
+    def _plain_text_pieces(self, conversation: Conversation) -> list[Piece]:
+        opening = _join("", self._instructions(conversation), conversation.prompt)
         begin = self._begin_ids()
         if not begin and not opening:
             begin = [self._first_id()]  # the prompt must have at least one token
-        pieces = [_Piece(begin, "literal"), _Piece(opening, "text")]
+        pieces = [Piece("text", opening)]
         for index, turn in enumerate(conversation.turns):
             own = self._is_own(index)
-            ids = list(self.utterance_ids(turn)) if own else self._other_ids(turn)
+            ids = self._sampled_ids(turn) if own else self._heard_ids(turn)
             while ids and ids[-1] in self.end_ids:
                 ids.pop()  # an end token inside the prompt would end the text
-            pieces.append(_Piece(ids, "own" if own else "other"))
-        return pieces
+            kind: Literal["own", "other"] = "own" if own else "other"
+            text = written_text(turn) if own else turn
+            pieces.append(Piece(kind, text) if ids is None else Piece(kind, ids=ids))
+        self._tokenize(pieces)
+        return [Piece("literal", ids=begin), *pieces]
 
-    def _chat_pieces(self, conversation: Conversation) -> list[_Piece]:
+    def _chat_pieces(self, conversation: Conversation) -> list[Piece]:
         messages = self._messages(conversation)
-        literals = self._literals(tuple(message.role for message in messages))
-        pieces: list[_Piece] = []
-        for literal, message in zip(literals, [*messages, None], strict=True):
-            ids = list(self._literal_ids(literal))
-            if pieces and pieces[-1].kind == "own" and pieces[-1].ids:
-                last = pieces[-1].ids
-                if ids and last[-1] == ids[0]:
-                    ids = ids[1:]  # the end token was sampled; the template must not repeat it
-                elif last[-1] in self.stop_ids:
-                    last.pop()  # replaced by the end of turn of the template
-            pieces.append(_Piece(ids, "literal"))
-            if message is not None:
-                pieces.extend(message.parts)
+        split = self._split(tuple(message.role for message in messages))
+        pieces: list[Piece] = []
+        for place, index in enumerate(split.order):
+            message, literal = messages[index], split.literals[place]
+            if message.is_sampled and self._space:
+                literal = literal.removesuffix(self._space)  # it was not there when they were said
+            pieces.append(Piece("literal", literal))
+            pieces.extend(message.stripped(*split.strips[index]))
+        pieces.append(Piece("literal", split.literals[-1]))
+        self._tokenize(pieces)
+        for own, literal_piece in pairwise(pieces):
+            if own.kind == "own" and own.text is None and own.ids:
+                if literal_piece.ids and own.ids[-1] == literal_piece.ids[0]:
+                    own.ids.pop()  # the end token was sampled; the template has it too
+                elif own.ids[-1] in self.stop_ids:
+                    own.ids.pop()  # replaced by the end of turn of the template
         return pieces
 
-    def _messages(self, conversation: Conversation) -> list[_Message]:
-        messages: list[_Message] = []
-        instructions = conversation.brief or DEFAULT_BRIEF
-        if self.side == "target":
-            instructions = conversation.system or ""
-            if instructions and self._supports_system:
-                messages.append(self._message("system", instructions))
-                instructions = ""
+    def _tokenize(self, pieces: Sequence[Piece]) -> None:
+        """Set the ids of all pieces with text; those without sampled ids between them at once."""
+        run: list[Piece] = []
+        continues = False
+        for piece in [*pieces, None]:
+            if piece is not None and piece.text is not None:
+                run.append(piece)
+                continue
+            parts = [
+                Part(well_formed(each.text or ""), trusted=each.kind == "literal") for each in run
+            ]
+            ids = tokenize_parts(self.tokenizer, parts, continues=continues) if parts else []
+            for each, tokens in zip(run, ids, strict=True):
+                each.ids = tokens
+            continues = continues or any(ids) or bool(piece and piece.ids)
+            run = []
+
+    def _messages(self, conversation: Conversation) -> list[Message]:
+        messages: list[Message] = []
+        instructions = self._instructions(conversation)
+        if self.side == "target" and instructions and self.supports_system:
+            messages.append(Message("system", [Piece("text", instructions)]))
+            instructions = ""
         first = _join("\n\n", instructions, conversation.prompt)
-        opening = self._message("user", first)
         if self.side == "attacker" or not conversation.turns:
-            messages.append(opening)
+            messages.append(Message("user", [Piece("text", first)]))
         for index, turn in enumerate(conversation.turns):
             if self._is_own(index):
-                messages.append(
-                    _Message("assistant", [_Piece(list(self.utterance_ids(turn)), "own")])
-                )
+                messages.append(Message("assistant", [self._own_piece(turn)]))
                 continue
-            message = _Message("user")
-            if index == 0 and first:
+            message = Message("user")
+            if index == 0 and first and self.side == "target":
                 glue = "\n" if conversation.prompt else "\n\n"
-                message.parts = [*opening.parts, _Piece(self._text_ids(glue), "text")]
-            message.parts.append(_Piece(self._text_ids(turn.strip()), "other"))
+                message.pieces.append(Piece("text", first + glue))
+            message.pieces.append(Piece("other", turn.strip()))
             messages.append(message)
         return messages
+
+    def _own_piece(self, turn: str) -> Piece:
+        sampled = self._sampled_ids(turn)
+        return Piece("own", written_text(turn)) if sampled is None else Piece("own", ids=sampled)
+
+    def _instructions(self, conversation: Conversation) -> str:
+        if self.side == "target":
+            return conversation.system or ""
+        return conversation.brief or (DEFAULT_BRIEF if self.chat else "")
 
     def _without_oldest_exchange(self, conversation: Conversation) -> Conversation:
         # For a target, and in plain text, the opening prompt is the oldest part and is dropped. A
@@ -258,38 +301,25 @@ class ConversationRenderer:
             brief=conversation.brief,
         )
 
-    def _message(self, role: Literal["system", "user"], text: str) -> _Message:
-        return _Message(role, [_Piece(self._text_ids(text), "text")])
-
     def _is_own(self, turn_index: int) -> bool:
         return (turn_index % 2 == 0) == (self.side == "attacker")
 
-    def _text_ids(self, text: str) -> list[int]:
+    def _text_ids(self, text: str, *, continues: bool = False) -> list[int]:
         """Tokenise untrusted text; the string "<|im_start|>" never becomes a control token."""
-        text = well_formed(text)
-        ids = self._plain_ids(text)
-        if self._control_ids.isdisjoint(ids):
-            return ids
-        # split_special_tokens covers special tokens only; some templates use other added tokens.
-        controls = map(re.escape, self.tokenizer.convert_ids_to_tokens(sorted(self._control_ids)))
-        cuts = [match.start() + 1 for match in re.finditer(f"(?=({'|'.join(controls)}))", text)]
-        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
-        ids = [token for part in parts for token in self._plain_ids(part)]
-        return [token for token in ids if token not in self._control_ids]
+        return tokenize_parts(self.tokenizer, [Part(well_formed(text))], continues=continues)[0]
 
-    def _plain_ids(self, text: str) -> list[int]:
-        if not text:
-            return []
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return list(ids)
+    def _sampled_ids(self, turn: str) -> list[int] | None:
+        """Return the ids of an own turn as they were sampled; None if it is known as text only."""
+        if not self.reuse_own_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
+            return None
+        return list(turn.token_ids)
 
-    def _other_ids(self, turn: str) -> list[int]:
-        if self.reuse_other_ids and isinstance(turn, Utterance) and turn.token_ids is not None:
-            return list(turn.token_ids)
-        return self._text_ids(turn)
-
-    def _literal_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+    def _heard_ids(self, turn: str) -> list[int] | None:
+        if not self.reuse_other_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
+            return None
+        if written_text(turn) != turn:
+            return None  # they are those of the whole output, with private reasoning
+        return list(turn.token_ids)
 
     def _begin_ids(self) -> list[int]:
         """Tokens that the tokenizer prepends to a text, for example BOS."""
@@ -302,26 +332,44 @@ class ConversationRenderer:
 
     def _find_end_id(self) -> int | None:
         """Return the token that ends the side's turns; None if there is none."""
-        ends = sorted(end_ids(self.tokenizer))
-        if self.chat:
-            # Many chat models end a turn with another token than EOS.
-            after_own = self._literal_ids(self._literals(("user", "assistant", "user"))[2])
-            if after_own and after_own[0] in self._control_ids:
-                return after_own[0]
+        ends = sorted(end_ids(self.tokenizer)) or sorted(self.end_ids)
+        if self.template is not None:
+            # Many chat models end a turn with another token than EOS, and some end the last answer
+            # with another token than the turns before it.
+            for roles, reply in ((("user", "assistant"), False), (_HISTORY, True)):
+                try:
+                    after = self.template.split(roles, reply=reply).around(1)[1]
+                except ConfigurationError:
+                    if reply:
+                        raise
+                    continue
+                for token in tokenize_parts(self.tokenizer, [Part(after.lstrip(), True)])[0][:1]:
+                    if token in self._control_ids:
+                        return token
         return ends[0] if ends else None
+
+    def _find_reply_opening(self) -> tuple[str, str]:
+        """Return what precedes a reply, and the white space that follows it before past replies."""
+        if not self.chat:
+            return "", ""
+        opening = self._split(("user",)).literals[-1]
+        past = self._split(_HISTORY).around(1)[0]
+        space = past.removeprefix(opening) if past.startswith(opening) else ""
+        return opening, space if not space.strip() else ""
 
     def _supports_roles(self, roles: tuple[str, ...]) -> bool:
         try:
-            self._literals(roles)
+            self._split(roles)
         except ConfigurationError:
             return False
         return True
 
-    def _literals(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the template's literal text around the contents of messages with these roles."""
-        if roles not in self._templates:
-            self._templates[roles] = split_template(self.tokenizer, roles)
-        return self._templates[roles]
+    def _split(self, roles: tuple[str, ...]) -> SplitTemplate:
+        """Return the template around the contents of messages with these roles."""
+        assert self.template is not None
+        if roles not in self._splits:
+            self._splits[roles] = self.template.split(roles)
+        return self._splits[roles]
 
 
 def context_window(model_config: Any) -> int | None:
@@ -347,35 +395,6 @@ def _join(separator: str, *parts: str | None) -> str:
     return separator.join(str(part) for part in parts if part)
 
 
-def _size(pieces: Sequence[_Piece]) -> int:
-    return sum(len(piece.ids) for piece in pieces)
-
-
-def _truncate(pieces: list[_Piece], budget: int) -> list[_Piece]:
-    """Left-truncate the longest text until all pieces fit; empty if that is impossible."""
-    while (excess := _size(pieces) - budget) > 0:
-        longest = max(
-            (piece for piece in pieces if piece.kind != "literal"),
-            key=lambda piece: len(piece.ids),
-            default=None,
-        )
-        # At least one token of content must remain in the prompt.
-        if longest is None or len(longest.ids) <= 1:
-            return []
-        longest.ids = longest.ids[min(excess, len(longest.ids) - 1) :]
-    return pieces
-
-
-def _assemble(pieces: Sequence[_Piece], dropped: int) -> RenderedPrompt:
-    ids: list[int] = []
-    last_turn = (0, 0)
-    for piece in pieces:
-        if piece.kind == "other":
-            last_turn = (len(ids), len(ids) + len(piece.ids))
-        ids.extend(piece.ids)
-    return RenderedPrompt(tuple(ids), last_turn, dropped)
-
-
 @lru_cache(maxsize=64)
 def _warn_of_plain_text(side: Side, name: str) -> None:
     """Log once per model that it is not prompted as a chat model."""
@@ -385,4 +404,16 @@ def _warn_of_plain_text(side: Side, name: str) -> None:
         "use an instruction-tuned model",
         side,
         f" ({name})" if name else "",
+    )
+
+
+@lru_cache(maxsize=64)
+def _warn_of_difference(side: Side, name: str, difference: str) -> None:
+    """Log once per model that its prompts are not those of its template."""
+    logger.warning(
+        "prompts of the %s differ from apply_chat_template of %s: %s. Results are of prompts that "
+        "a deployed model does not read",
+        side,
+        name,
+        difference,
     )

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError, first_line
+from astra_rl.infra.ranges import Count, Decay, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 
 
@@ -20,7 +21,7 @@ class LoraOptions:
 
     Attributes:
         rank: Rank of the update matrices, at least 1.
-        alpha: Scale; the update is multiplied by ``alpha / rank``.
+        alpha: Scale, positive; the update is multiplied by ``alpha / rank``.
         dropout: Dropout probability of the adapter's input, in [0, 1). On-policy algorithms need 0.
         target_modules: Names of the modules to adapt, or ``"all-linear"``.
 
@@ -28,19 +29,16 @@ class LoraOptions:
         ConfigurationError: A value is out of range.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Decay = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
     # A configuration holds it as a section.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigurationError(f"rank={self.rank}; a LoRA rank must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout={self.dropout}; it must be in [0, 1).")
+        check_fields(self)
 
 
 def make_trainable(

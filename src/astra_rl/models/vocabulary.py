@@ -1,4 +1,4 @@
-"""Check that a tokenizer fits the embedding and the head of a model."""
+"""Token ids of a model: whether its tokenizer fits it, and which tokens end its texts."""
 
 from __future__ import annotations
 
@@ -48,3 +48,14 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) 
             f"{', ...' if len(unknown) > 3 else ''}. Use the tokenizer that the model was trained "
             "with, or resize and train its embeddings for the new tokens."
         )
+
+
+def model_end_ids(model: Any) -> frozenset[int]:
+    """Return the tokens that end a text by the generation configuration of a model.
+
+    Many chat models have several, which their tokenizers do not name.
+    """
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    size = model.get_input_embeddings().weight.shape[0]
+    return frozenset(int(each) for each in listed if 0 <= int(each) < size)

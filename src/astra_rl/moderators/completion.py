@@ -12,7 +12,7 @@ from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
-from astra_rl.models.vocabulary import check_vocabulary
+from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 from astra_rl.targets.base import Message
 
 
@@ -81,11 +81,12 @@ class LocalCompleter:
             raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
         self.model_id = model_id
         self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
-        self.view = ConversationRenderer(
-            load_tokenizer(model_id) if tokenizer is None else tokenizer, "target", chat=True
-        )
+        tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
-        check_vocabulary(self.model, self.view.tokenizer, model_id or "the model in memory")
+        check_vocabulary(self.model, tokenizer, model_id or "the model in memory")
+        self.view = ConversationRenderer(
+            tokenizer, "target", chat=True, model_end_ids=model_end_ids(self.model)
+        )
         self._window = context_window(self.model.config)
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.core.moderator import Score
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import GOAL, Conversation, Exchange
 from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
 
 # The exact prompt that the classifier was trained on. Source: HarmBench,
@@ -52,12 +52,12 @@ class HarmBenchModerator(GuardModerator):
 
     The classifier of HarmBench (Mazeika et al. 2024, arXiv 2402.04249) reads a behavior and a
     response: ``P(yes) / (P(yes) + P(no))``, summed over the spellings of the answer. The behavior
-    of an `Exchange` is ``facts["behavior"]`` of its `Conversation`, else `behavior`, else the
+    of an `Exchange` is ``facts["goal"]`` of its `Conversation`, else `behavior`, else the
     attack itself, as in HarmBench's direct requests. A plain string has no attack: without
     `behavior` its score is missing.
 
     Args:
-        behavior: The behavior for conversations without the fact ``"behavior"``.
+        behavior: The behavior for conversations without the fact ``"goal"``.
         model_id: What `astra_rl.models.loading.load_model` accepts: a classifier that was trained
             on this prompt.
         device: As in `load_model`.
@@ -103,7 +103,7 @@ class HarmBenchModerator(GuardModerator):
         if not isinstance(item, Exchange):
             return self.behavior or ""
         facts = item.context.facts if isinstance(item.context, Conversation) else {}
-        return facts.get("behavior") or self.behavior or item.attack
+        return facts.get(GOAL) or self.behavior or item.attack
 
     def _contents(self, item: str) -> list[str]:
         response = item.response if isinstance(item, Exchange) else item

@@ -34,7 +34,7 @@ from astra_rl.rewards.novelty import (
     SelfBLEU,
     StyleDiversity,
 )
-from astra_rl.rewards.quality import Brevity, Format, Gibberish, Length
+from astra_rl.rewards.quality import Brevity, Extracted, Format, Gibberish, Length
 from astra_rl.rewards.self_play import GeneralSumGame
 from astra_rl.rewards.several_targets import SeveralTargets
 from astra_rl.rewards.terms import Harm, Novelty
@@ -75,6 +75,7 @@ REWARDS: Registry[Callable[..., RewardPart]] = Registry(
         "on_topic": OnTopic,
         "gibberish": Gibberish,
         "format": Format,
+        "extracted": Extracted,
         "length": Length,
         "brevity": Brevity,
     },
@@ -91,6 +92,7 @@ __all__ = [
     "Constrained",
     "EmbeddingNovelty",
     "Entropy",
+    "Extracted",
     "FewShotSimilarity",
     "Format",
     "FunctionTerm",

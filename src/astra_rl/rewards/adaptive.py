@@ -134,6 +134,8 @@ class Constrained(Reward):
         momentum: Momentum of the gradient ascent, in [0, 1).
         initial: Initial multiplier, above 0.
         maximum: Highest multiplier.
+        minimum: Lowest multiplier; 0 is none. The steps are proportional to the multiplier, so one
+            near zero takes very long to rise again.
 
     Raises:
         ConfigurationError: No limits, a value out of range, or two terms of the same name.
@@ -148,19 +150,24 @@ class Constrained(Reward):
         momentum: float = 0.1,
         initial: float = 1.0,
         maximum: float = 10.0,
+        minimum: float = 0.1,
     ) -> None:
         if not limits:
             raise ConfigurationError("limits is empty; a constraint needs at least one.")
-        if not (lr > 0 and 0 <= momentum < 1 and 0 < initial <= maximum):
+        if not (
+            lr > 0 and 0 <= momentum < 1 and initial > 0 and 0 <= minimum <= initial <= maximum
+        ):
             raise ConfigurationError(
-                f"lr={lr}, momentum={momentum}, initial={initial}, maximum={maximum}; lr and "
-                "initial must be positive, momentum in [0, 1), and initial at most maximum."
+                f"lr={lr}, momentum={momentum}, initial={initial}, maximum={maximum}, "
+                f"minimum={minimum}; lr and initial must be positive, momentum in [0, 1), and "
+                "initial between minimum and maximum."
             )
         self.part = part
         self.limits = list(limits)
         self.lr = lr
         self.momentum = momentum
         self.maximum = maximum
+        self.minimum = minimum
         self._logs = [math.log(initial)] * len(limits)
         self._velocities = [0.0] * len(limits)
         check_names(self)
@@ -200,7 +207,8 @@ class Constrained(Reward):
             slope = excess * math.exp(self._logs[index])
             self._velocities[index] = self.momentum * self._velocities[index] + slope
             moved = self._logs[index] + self.lr * self._velocities[index]
-            self._logs[index] = min(math.log(self.maximum), moved)
+            low = math.log(self.minimum) if self.minimum else -math.inf
+            self._logs[index] = min(math.log(self.maximum), max(low, moved))
 
     def state_dict(self) -> State:
         """Return the multipliers' logarithms and velocities."""

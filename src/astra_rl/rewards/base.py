@@ -19,9 +19,9 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.graph import Graph
-from astra_rl.core.moderator import Moderator
+from astra_rl.core.moderator import Moderator, missing_score
 from astra_rl.core.problem import FrozenModel
-from astra_rl.core.text import Exchange
+from astra_rl.core.text import Exchange, NoAttack, NotAsked
 from astra_rl.errors import ConfigurationError
 
 State = dict[str, Any]
@@ -133,9 +133,13 @@ class RewardTerm(RewardPart):
 
     Attributes:
         name: Name in logs and records.
+        rewards_output: Whether it is computed from the output of the attacker, so that it also has
+            a value if that has no attack. Other terms are missing for such turns, which come in
+            calls of their own.
     """
 
     name: str
+    rewards_output: bool = False
 
     @abstractmethod
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
@@ -143,6 +147,8 @@ class RewardTerm(RewardPart):
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the value of each turn, and the same by name."""
+        if not self.rewards_output and (missing := without_attack(exchanges)):
+            return missing, [{self.name: value} for value in missing]
         # float() would drop the reason of a missing Score.
         values = [
             value if isinstance(value, float) else float(value) for value in self(models, exchanges)
@@ -219,6 +225,13 @@ class WeightedSum(Reward):
         ], rows
 
 
+def without_attack(exchanges: Sequence[Exchange]) -> list[float]:
+    """Return one missing score per turn if the outputs of these turns have no attack, else none."""
+    if any(not isinstance(each.response, NotAsked) for each in exchanges):
+        return []
+    return [missing_score(each.response, "no attack") for each in exchanges]
+
+
 def evaluate_parts(
     parts: Sequence[RewardPart], models: RewardModels, exchanges: Sequence[Exchange]
 ) -> tuple[list[list[float]], list[dict[str, float]]]:
@@ -284,9 +297,12 @@ def observed_values(graphs: Sequence[Graph[str, str]], name: str) -> list[float]
 
 
 def observed_attacks(graphs: Sequence[Graph[str, str]], name: str) -> list[str]:
-    """Return the attacks of an experience whose records have a value of this name."""
+    """Return the attacks of an experience whose records have this name."""
     return [
-        str(node.attack) for graph in graphs for node in graph.nodes() if name in node.reward_terms
+        str(node.attack)
+        for graph in graphs
+        for node in graph.nodes()
+        if name in node.reward_terms and not isinstance(node.attack, NoAttack)
     ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astra_rl.core.graph import Graph
 from astra_rl.core.level import current_level
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import GOAL, Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.rewards.base import RewardModels, RewardTerm, State, observed_attacks
@@ -247,7 +247,7 @@ class StyleDiversity(UsesVectors, RewardTerm):
     name = "style_diversity"
 
     def __init__(
-        self, embedder: str | Embedder = "hashing", *, facts: Sequence[str] = ("goal", "example")
+        self, embedder: str | Embedder = "hashing", *, facts: Sequence[str] = (GOAL, "example")
     ) -> None:
         self.vectors = Vectors(embedder)
         self.facts = tuple(facts)
@@ -354,7 +354,7 @@ class OnTopic(UsesVectors, RewardTerm):
 
     name = "on_topic"
 
-    def __init__(self, embedder: str | Embedder = "hashing", *, fact: str | None = "goal") -> None:
+    def __init__(self, embedder: str | Embedder = "hashing", *, fact: str | None = GOAL) -> None:
         self.vectors = Vectors(embedder)
         self.fact = fact
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Exchange, Utterance
+from astra_rl.core.text import Exchange, NoAttack, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.rewards.base import RewardModels, RewardTerm
 from astra_rl.rewards.combine import logistic
@@ -36,7 +36,8 @@ class Format(RewardTerm):
     r"""1 for an attack that matches a pattern, else 0.
 
     Args:
-        pattern: A regular expression that is searched in the attack; ``.`` matches line breaks too.
+        pattern: A regular expression that is searched in the attack, or in the whole output of an
+            attacker from which the attack is extracted; ``.`` matches line breaks too.
             ``r"\?\s*$"`` requires a question.
         times: Exact number of matches; None is at least one.
 
@@ -45,6 +46,7 @@ class Format(RewardTerm):
     """
 
     name = "format"
+    rewards_output = True
 
     def __init__(self, pattern: str, *, times: int | None = None) -> None:
         try:
@@ -59,10 +61,25 @@ class Format(RewardTerm):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
         """Return 1.0 or 0.0 for each attack."""
-        found = [len(self.pattern.findall(each.attack)) for each in exchanges]
+        found = [len(self.pattern.findall(written_text(each.attack))) for each in exchanges]
         if self.times is None:
             return [float(count > 0) for count in found]
         return [float(count == self.times) for count in found]
+
+
+class Extracted(RewardTerm):
+    """1 for an attack, 0 for an output from which none could be extracted.
+
+    See `astra_rl.core.extraction.Extraction`. A reward of the format: RL-Hammer (arXiv 2510.04885)
+    gives reward 0 without it.
+    """
+
+    name = "extracted"
+    rewards_output = True
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return 1.0 or 0.0 for each turn."""
+        return [float(not isinstance(each.attack, NoAttack)) for each in exchanges]
 
 
 class Length(RewardTerm):
@@ -70,7 +87,7 @@ class Length(RewardTerm):
 
     Args:
         unit: ``"characters"``, ``"words"`` or ``"tokens"``. Tokens are the sampled ones of the
-            attacker; the value is missing if there are none.
+            attacker, those of private reasoning included; the value is missing if there are none.
 
     Raises:
         ConfigurationError: The unit is unknown.

@@ -11,7 +11,13 @@ from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.moderators.scoring import score_exchanges
-from astra_rl.rewards.base import RESPONSE_HARM, Reward, RewardModels, Values
+from astra_rl.rewards.base import (
+    RESPONSE_HARM,
+    Reward,
+    RewardModels,
+    Values,
+    without_attack,
+)
 from astra_rl.rewards.likelihood import check_choice
 from astra_rl.rewards.terms import OTHER_JUDGE, max_or_missing
 from astra_rl.targets.base import Target
@@ -71,6 +77,8 @@ class SeveralTargets(Reward):
 
     def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the combined harm of each turn, and the harm of each target by name."""
+        if missing := without_attack(exchanges):
+            return missing, [dict.fromkeys(self.names, value) for value in missing]
         seeds = current_row_seeds(len(exchanges))
         judged = list(exchanges)
         for number, respond in enumerate(self._respond):

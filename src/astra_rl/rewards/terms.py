@@ -22,6 +22,7 @@ from astra_rl.rewards.base import (
     Values,
     WeightedSum,
     walk,
+    without_attack,
 )
 from astra_rl.rewards.likelihood import AttackNLL, check_choice
 
@@ -90,7 +91,8 @@ class Harm(RewardTerm):
 
     def evaluate(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Values:
         """Return the value of each turn; the record also has the score of the response."""
-        values, scores = self._judge(models, exchanges)
+        missing = without_attack(exchanges)
+        values, scores = (missing, missing) if missing else self._judge(models, exchanges)
         if not self.records_response_harm:
             return values, [{self.name: value} for value in values]
         return values, [

@@ -19,6 +19,8 @@ JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
 
 MANIFEST_VERSION = 1
 """Incremented when older versions would misread the manifest of a run."""
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""Format of the times in a manifest."""
 
 
 class RunFolder:
@@ -134,6 +136,15 @@ class RunFolder:
                 f"this one reads up to {MANIFEST_VERSION}); update it to read this run."
             )
         return dict(record)
+
+    @property
+    def started(self) -> datetime:
+        """Time at which the run was first started, UTC; now if it has no manifest yet."""
+        given = self.read_manifest().get("started") if self.manifest.is_file() else None
+        try:
+            return datetime.strptime(str(given), TIME_FORMAT).replace(tzinfo=UTC)
+        except ValueError:
+            return datetime.now(UTC)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a file of the run atomically."""

@@ -16,7 +16,7 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.judges.calibration import judge_quality
+from astra_rl.evaluation.judges.quality import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.from_graphs import LogProbs
@@ -24,6 +24,7 @@ from astra_rl.evaluation.records.turn import Count
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
+from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
@@ -130,8 +131,13 @@ class PhaseRun:
         found = evaluator.run(planned)
         if within.spent is not None and not found.attempts:
             raise within.spent
-        quality = judge_quality(self.judge, self.config.evaluation.calibrations)
-        metrics = {**found.metrics, "judge_quality": quality}
+        settings = self.config.evaluation
+        quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
+        metrics = {
+            **found.metrics,
+            "judge_quality": quality and quality.as_dict(),
+            "asr_corrected": quality and quality.correct(found.summary).as_dict(),
+        }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
 
 
@@ -151,6 +157,7 @@ class Recorded:
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
+        logger.info("reading the phase %s of %s", phase, folder.path)
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
         self._log = AttemptLog(own if later else folder.attempts)

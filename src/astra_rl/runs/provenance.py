@@ -6,15 +6,15 @@ import hashlib
 import importlib.metadata
 import platform
 import re
-import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from astra_rl.config.schema import RunConfig
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.infra.redaction import redact_settings
-from astra_rl.runs.folder import MANIFEST_VERSION, RunFolder
+from astra_rl.runs.folder import MANIFEST_VERSION, TIME_FORMAT, RunFolder
 
 PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
@@ -58,7 +58,7 @@ def labels_of(
     )
 
 
-def manifest(config: RunConfig, command: str) -> dict[str, Any]:
+def manifest(config: RunConfig, command: str, started: datetime) -> dict[str, Any]:
     """Return the manifest of a run: its configuration, seed, versions, commit and start."""
     return {
         "schema_version": MANIFEST_VERSION,
@@ -69,7 +69,7 @@ def manifest(config: RunConfig, command: str) -> dict[str, Any]:
         "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
         "versions": versions(),
         "git_revision": git_revision(Path.cwd()),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": started.strftime(TIME_FORMAT),
     }
 
 

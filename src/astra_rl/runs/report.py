@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.charts import learning_curve
 from astra_rl.evaluation.show.report import (
     Evaluation,
     ReportData,
@@ -27,16 +24,13 @@ from astra_rl.evaluation.show.report import (
     Training,
     render_report,
 )
-from astra_rl.evaluation.show.report.numbers import Numbers
-from astra_rl.evaluation.show.report.views import PANELS
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.evaluations import AFTER, BEFORE, Sample, evaluations_of
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
-
-MOST_CONVERSATIONS = 10_000
-"""Largest number of conversations of the training, and of each evaluation, on a page."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -67,9 +61,9 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
         MissingDependencyError: matplotlib is not installed.
     """
     data = read_run(folder)
-    if data.training.history:
-        curve = learning_curve(data.training.history, panels=PANELS)
-        folder.write_text(folder.learning_curve, curve)
+    logger.info("writing the report of %s", folder.path)
+    if data.training.curve is not None:
+        folder.write_text(folder.learning_curve, data.training.curve)
     destination = path or folder.report
     folder.write_text(destination, render_report(data))
     return destination
@@ -81,18 +75,17 @@ def read_run(folder: RunFolder) -> ReportData:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
+    logger.info("reading the run %s", folder.path)
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
-    evaluations = list(_evaluations(folder))
-    phases = [each.attempts[0].phase for each in evaluations]
-    result = max((at for at, phase in enumerate(phases) if phase == "after"), default=-1)
     finished = config is None or folder.evaluation("after").is_file()
+    evaluations = [each for each in evaluations_of(folder) if finished or each.name != AFTER]
     training = _training(folder, config)
     return ReportData(
         title=config.title if config else folder.path.name,
         run=folder.path.name,
-        evaluations=evaluations if finished else [e for e in evaluations if e.name != _AFTER],
-        result_index=result if finished else -1,
+        evaluations=evaluations,
+        result_index=_result_index(evaluations),
         training=training,
         finished=finished,
         transfer=_transfer(folder),
@@ -104,87 +97,10 @@ def read_run(folder: RunFolder) -> ReportData:
     )
 
 
-_AFTER = "after training"
-_NAMES = {"before": "before training", "after": _AFTER, "again": "evaluated again"}
-
-
-def _evaluations(folder: RunFolder) -> Iterator[Evaluation]:
-    """Yield the evaluations of a run in chronological order."""
-    planned = planned_attempts(folder)
-    for phase, name in _NAMES.items():
-        path = folder.attempts_of("again") if phase == "again" else folder.attempts
-        if path.is_file():
-            with contextlib.ExitStack() as logs:
-                log = logs.enter_context(AttemptLog(path))
-                others = [
-                    logs.enter_context(AttemptLog(each))
-                    for each in sorted(folder.path.glob(f"attempts_{phase}_*.jsonl"))
-                ]
-                found = _evaluation(name, phase, log, others, planned.get(phase))
-            if found is not None:
-                quality = _json(folder.evaluation(phase)).get("judge_quality")
-                yield replace(found, quality=quality)
-
-
-def _evaluation(
-    name: str, phase: str, log: AttemptLog, others: Sequence[AttemptLog], planned: int | None
-) -> Evaluation | None:
-    """Count the attempts of a phase, and choose those to show; None if there is none."""
-    chosen = _Sample(log.count(phase=phase))
-    counted: Numbers | None = None
-    shown: dict[str, Attempt] = {}
-    for recorded in log.attempts(phase=phase):
-        attempt = _judged_by_others(recorded, others)
-        counted = counted or Numbers(name, attempt)
-        counted.add(attempt)
-        if chosen.takes(attempt) or not shown:
-            shown[attempt.id] = attempt
-    if counted is None:
-        return None
-    counted.count(log.rows(order="prompt", phase=phase), planned)
-    for each in counted.linked():
-        shown.setdefault(each.id, each)
-    return Evaluation(name=name, attempts=list(shown.values()), planned=planned, counted=counted)
-
-
-class _Sample:
-    """Chooses conversations to show: all, or about `MOST_CONVERSATIONS` in whole trees.
-
-    The choice depends on the tree alone, so that the same files give the same page, and so that
-    it does not favour any prompt or trial, as taking every tenth would.
-
-    Args:
-        count: Number of conversations to choose from.
-    """
-
-    def __init__(self, count: int) -> None:
-        # A tree that is taken at the end may exceed the limit a little; a margin leaves room.
-        self._share = 1.0 if count <= MOST_CONVERSATIONS else 0.95 * MOST_CONVERSATIONS / count
-        self._left = MOST_CONVERSATIONS
-
-    def takes(self, attempt: Attempt | AttemptRow) -> bool:
-        """Whether an attempt is chosen."""
-        tree = f"{attempt.trial} {attempt.prompt_id}".encode()
-        place = int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest()) / 2**64
-        if place >= self._share or not self._left:
-            return False
-        self._left -= 1
-        return True
-
-
-def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:
-    """Add the scores of judges that re-scored the attempt with ``astra-rl score``."""
-    for log in others:
-        if attempt.id not in log:
-            continue
-        judged = log.get(attempt.id)
-        if len(judged.turns) == len(attempt.turns):
-            turns = [
-                turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
-                for turn, other in zip(attempt.turns, judged.turns, strict=True)
-            ]
-            attempt = attempt.model_copy(update={"turns": tuple(turns)})
-    return attempt
+def _result_index(evaluations: Sequence[Evaluation]) -> int:
+    """Return the index of the evaluation that the page is about: the last one of the run itself."""
+    names = [each.name for each in evaluations]
+    return next((names.index(name) for name in (AFTER, BEFORE) if name in names), -1)
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -193,7 +109,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
     if folder.attempts.is_file():
         with AttemptLog(folder.attempts) as log:
             played = log.count(phase="training")
-            chosen = _Sample(played)
+            chosen = Sample(played)
             wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
             attempts = [log.get(key) for key in wanted]
     return Training(
@@ -273,6 +189,12 @@ def _notes(
         notes.append(
             "The judge was not calibrated against human labels: its error rate is unknown "
             "(astra-rl calibrate)."
+        )
+    else:
+        notes.append(
+            "The correction for the judge's errors assumes that the judge errs on these "
+            "conversations as often as on the labelled texts. An attacker that was trained against "
+            "a judge finds its errors, so label a sample of these conversations: astra-rl label."
         )
     if evaluations and not evaluations[-1].summary.outcomes[Outcome.SUCCESS]:
         notes.append(

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -26,6 +27,7 @@ from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
+from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun, Recorded, plan_attempts
@@ -146,7 +148,9 @@ def _run_charged(
     try:
         with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
-                return _do_run(plan, folder, log, display, command, force)
+                started = folder.started
+                with template_time(started):
+                    return _do_run(plan, folder, log, display, command, force, started)
             except BudgetSpentError as error:
                 ledger.ended_by.append(str(error))
                 option = "--" + error.limit.replace("_", "-")
@@ -165,13 +169,14 @@ def _do_run(
     display: Display,
     command: str,
     force: bool,
+    started: datetime,
 ) -> Result:
     config, command = plan.config, redact_message(command)
     seconds: dict[str, float] = {}
     remove_leftovers(folder.states)
     remove_leftovers(folder.checkpoints)
     saved = load_state(folder.states)
-    record = manifest(config, command)
+    record = manifest(config, command, started)
     state = {} if saved is None else saved_identity(saved[1])
     check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
     check_versions(state.get("versions", versions()))

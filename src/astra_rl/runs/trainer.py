@@ -30,6 +30,7 @@ from astra_rl.training.callbacks import (
     Schedule,
     StepMetrics,
     StopAtSuccess,
+    SyncReference,
     TimeLimit,
     Tracking,
     TrainerCallback,
@@ -88,6 +89,7 @@ def build_trainer(
         UnscoredCounts(experiment.problem.moderator),
         *([] if watch is None else [watch]),
         LearningRateSchedule(schedule_of(limits)),
+        *_sync_reference(experiment, limits),
         checkpoints,
         Tracking(tracker),
         *([] if goal is None else [StopAtSuccess(attacks, goal)]),
@@ -172,6 +174,18 @@ def _recorder(
         judge=identity_of(experiment.problem.moderator).name,
         threshold=config.evaluation.threshold,
     )
+
+
+def _sync_reference(experiment: Experiment, limits: TrainingConfig) -> list[TrainerCallback]:
+    if not limits.sync_ref_model:
+        return []
+    return [
+        SyncReference(
+            experiment.problem,
+            every=limits.ref_model_sync_steps,
+            alpha=limits.ref_model_mixup_alpha,
+        )
+    ]
 
 
 def _watch(experiment: Experiment, config: RunConfig) -> WatchReward | None:

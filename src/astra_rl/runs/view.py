@@ -337,6 +337,7 @@ def _files(folder: RunFolder) -> Iterator[Path]:
     yield from sorted(folder.path.glob("*.jsonl"))
     yield folder.config
     yield from sorted(folder.path.glob("transfer/*/attempts_again.jsonl"))
+    yield from sorted(folder.path.glob("targets/*/*.json*"))
 
 
 def _last_step(metrics: Path, most: int = 65_536) -> int | None:

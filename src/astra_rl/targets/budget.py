@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from astra_rl.core.contracts import check_number
 from astra_rl.errors import ContractError
+from astra_rl.infra.ranges import Count, NotNegative, Positive, check_fields
 
 ASSUMED_OUTPUT = 256
 """Assumed output tokens of a reply without a limit, until the first one has been received."""
@@ -28,18 +28,16 @@ class Budget:
         max_minutes: Most minutes, summed over all sessions of the run.
     """
 
-    max_requests: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    max_minutes: float | None = None
+    max_requests: Count | None = None
+    max_tokens: Count | None = None
+    max_cost: Positive | None = None
+    max_minutes: Positive | None = None
 
     # A configuration holds it as a section.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None:
-                check_number(name, value, lambda n: n > 0, "above 0")
+        check_fields(self)
 
     @classmethod
     def least(cls, budgets: Iterable[Budget]) -> Budget:
@@ -61,12 +59,11 @@ class Prices:
         output: Cost per million output tokens.
     """
 
-    input: float = 0.0
-    output: float = 0.0
+    input: NotNegative = 0.0
+    output: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            check_number(f"prices.{name}", value, lambda n: n >= 0, "0 or more")
+        check_fields(self)
 
     def cost_of(self, input_tokens: float, output_tokens: float) -> float:
         """Return the cost of these numbers of tokens."""

@@ -12,6 +12,7 @@ from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.measures.diversity import (
     HashedTfIdf,
+    clusters_by_meaning,
     distinct_n,
     diversity,
     effective_number,
@@ -249,3 +250,18 @@ def test_one_phrase_said_almost_always_is_hardly_more_than_one_kind():
     assert found.interval.low <= found.estimate <= found.interval.high < 4
     assert effective_number([5, 5, 5]).estimate == pytest.approx(3)
     assert math.isnan(effective_number([]).estimate)
+
+
+def test_paraphrases_are_one_kind_by_meaning():
+    meaning = {"open the safe": (1.0, 0.0), "unlock that vault": (0.9, 0.3), "sing": (0.0, 1.0)}
+
+    def embed(texts):
+        return np.array([meaning[text] for text in texts])
+
+    texts = ["open the safe", "unlock that vault", "sing", "open the safe"]
+    assert clusters_by_meaning(texts, embed) == [[0, 1, 3], [2]]
+    assert len(greedy_clusters(texts)) == 3
+    found = diversity(texts, embed=embed)
+    assert found.effective_by_meaning.estimate < found.effective.estimate
+    assert diversity(texts).effective_by_meaning is None
+    assert clusters_by_meaning([], embed) == []

@@ -54,7 +54,7 @@ def test_outcomes_always_add_up_to_what_was_planned(rows, unmade):
 def test_the_rate_is_that_of_a_plain_count(rows):
     unique = {each.id: each for each in rows}.values()
     counts = Counter(each.outcome.value for each in unique)
-    known = counts["success"] + counts["failure"] + counts["refused"] + counts["blocked"]
+    known = sum(counts[name] for name in ("success", "failure", "refused", "blocked", "no_attack"))
     summary = summarise(rows)
     if known:
         assert summary.asr.estimate == counts["success"] / known

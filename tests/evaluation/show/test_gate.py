@@ -11,7 +11,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.gate import OF_A_COMPARISON, OF_ORDINARY_USE, fail_on
+from astra_rl.evaluation.show.gate import OF_A_COMPARISON, OF_ORDINARY_USE, check, fail_on
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 
@@ -158,3 +158,15 @@ def test_bounds_of_several_results_are_simultaneous():
     }
     assert alarms[20] <= 0.05
     assert alarms[1] > 0.1
+
+
+def test_what_one_result_proves_makes_the_next_one_easier():
+    weak, strong, none = (summary(*["success"] * k, *["failure"] * (100 - k)) for k in (12, 60, 0))
+    # 12 of 100: 6.4% to 19.8% alone, 5.8% to 21.2% as one of two.
+    condition = fail_on("lower(asr)>0.06")
+    assert [each.fails for each in check([condition], [weak])] == [True]
+    assert [each.fails for each in check([condition], [weak, weak])] == [False, False]
+    assert [each.fails for each in check([condition], [weak, strong])] == [True, True]
+    passing = fail_on("upper(asr)>0.2")
+    assert [each.fails for each in check([passing], [weak, weak])] == [True, True]
+    assert [each.fails for each in check([passing], [weak, none])] == [False, False]

@@ -152,6 +152,8 @@ def test_unknown_outcomes_are_covered_by_the_bounds():
 @pytest.mark.parametrize("trials", [1, 4])
 def test_95_percent_intervals_hold_the_true_difference_at_least_93_percent_of_the_time(trials):
     generator = np.random.default_rng(2)
+    # mean of clip(h + 0.2) - h over Beta(1, 2)
+    truth = stats.beta(1, 2).expect(lambda h: np.minimum(h + 0.2, 1) - h)
     held = 0
     for _ in range(500):
         hard = generator.beta(1, 2, 40)
@@ -161,7 +163,5 @@ def test_95_percent_intervals_hold_the_true_difference_at_least_93_percent_of_th
             list(zip(map(bool, x), map(bool, y), strict=True)) for x, y in zip(a, b, strict=True)
         ]
         low, high = compare_pairs(pairs).interval
-        # mean of clip(h + 0.2) - h over Beta(1, 2)
-        truth = stats.beta(1, 2).expect(lambda h: np.minimum(h + 0.2, 1) - h)
         held += low <= truth <= high
     assert held / 500 >= 0.93

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from astra_rl.cli.options import Phase, ResultOptions
+from astra_rl.cli.output import as_text
+
+if TYPE_CHECKING:
+    from astra_rl.actions.compare import Comparison
 
 
 def compare(
@@ -38,9 +43,29 @@ def compare(
     a, b = found.names
     out.summaries({a: found.a.summary, b: found.b.summary})
     out.pairs(found.pairs, a, b)
+    if found.by_category:
+        out.table(_table(found))
+        out.line("intervals hold for all categories together with 95%; p-values adjusted by Holm")
     out.attacks(f"attacks that succeed only in {b}", found.only_b)
     path = output or found.default_path
     write_json(found.as_dict(), path)
     out.path("comparison", path)
     out.data(found.as_dict())
     out.gate(found.pairs)
+
+
+def _table(found: Comparison) -> Table:
+    table = Table(title="by category", title_justify="left")
+    table.add_column("category")
+    for column in ("prompts", "difference", "95% interval", "p"):
+        table.add_column(column, justify="right")
+    for name, (pairs, p_value) in found.by_category.items():
+        low, high = pairs.covering or pairs.interval
+        table.add_row(
+            as_text(name or "no category"),
+            str(pairs.prompts),
+            f"{pairs.difference:+.1%}",
+            f"{low:+.1%} to {high:+.1%}",
+            f"{p_value:.3g}",
+        )
+    return table

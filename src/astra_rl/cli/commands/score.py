@@ -21,6 +21,7 @@ def score(
 ) -> None:
     """Re-score a run with another moderator; makes no target calls."""
     from astra_rl.actions.score import score_run
+    from astra_rl.evaluation.judges.quality import describe_judge
     from astra_rl.evaluation.stats.rates import describe_rate
 
     out = result.printer()
@@ -29,6 +30,8 @@ def score(
     out.summaries({"as recorded": found.before, found.judge: found.now})
     if found.agreement.trials:
         out.line(f"both judges agree on {describe_rate(found.agreement)} of the turns")
+    for line in describe_judge(found.quality, found.now):
+        out.line(f"judge {found.judge}: {line}")
     out.path("attempts", found.path)
     out.data(
         {
@@ -37,6 +40,8 @@ def score(
             "before": found.before.as_dict(),
             "now": found.now.as_dict(),
             "agreement": found.agreement.as_dict(),
+            "judge_quality": found.quality and found.quality.as_dict(),
+            "asr_corrected": found.quality and found.quality.correct(found.now).as_dict(),
         }
     )
     print_spent(found.spent, out.console)

@@ -250,45 +250,6 @@ def calibration_of(moderator: Moderator[Any, Any], folder: str | Path) -> dict[s
     return found
 
 
-def judge_quality(judge: Moderator[Any, Any], folder: str | Path) -> dict[str, Any] | None:
-    """Return the quality of a judge, as measured by its newest calibration, for a report.
-
-    Args:
-        judge: The judge of the evaluation.
-        folder: Folder of `write_calibration`; it may be missing.
-
-    Returns:
-        ``labels`` (file name), ``rows``, ``threshold``, ``created`` and ``estimates`` (by name, as
-        `Estimate.as_dict`); None if the judge is not calibrated.
-    """
-    found = calibration_of(judge, folder)
-    if found is None:
-        return None
-    return {
-        "labels": found["labels"]["file"],
-        "rows": found["labels"]["rows"],
-        "threshold": found["threshold"],
-        "created": found["created"],
-        "estimates": {name: found["estimates"][name] for name in REPORTED_ESTIMATES},
-    }
-
-
-def describe_judge(quality: Mapping[str, Any] | None) -> str:
-    """Return the result of `judge_quality` as one line of text."""
-    if quality is None:
-        return "not calibrated: error rate unknown (run astra-rl calibrate)"
-    numbers = [
-        f"{name} {each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
-        for name, each in quality["estimates"].items()
-        if each["value"] is not None
-    ]
-    return f"{', '.join(numbers)}; {quality['rows']} labels of {quality['labels']}"
-
-
-REPORTED_ESTIMATES = ("accuracy", "precision", "recall", "specificity")
-"""Names of the calibration estimates that are reported beside success rates."""
-
-
 def example_labels() -> Path:
     """Return the path of a bundled example: replies labelled as refusals or not."""
     return Path(str(resources.files("astra_rl.evaluation.judges") / "examples" / "refusals.csv"))

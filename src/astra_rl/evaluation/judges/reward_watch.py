@@ -8,7 +8,8 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from statistics import mean, variance
+from functools import lru_cache
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from astra_rl.core.common import Metrics
@@ -177,7 +178,7 @@ class RewardWatch:
         judged = _rise([each.judge for each in self._first], [each.judge for each in self._last])
         gap = _rise([each.gap for each in self._first], [each.gap for each in self._last])
         is_flat = rise.value >= self.min_rise and judged.value < self.flat * rise.value
-        is_wide = mean(each.gap for each in self._last) > 0 and gap.value > MIN_ERRORS * gap.error
+        is_wide = fmean(each.gap for each in self._last) > 0 and gap.value > MIN_ERRORS * gap.error
         if not (is_flat and is_wide):
             return
         common = ", ".join(repr(each.text) for each in shared[:3])
@@ -203,7 +204,7 @@ def shared_ngrams(
         high: Minimum score of an attack with a high reward.
         words: Words per n-gram.
     """
-    groups: tuple[list[set[str]], list[set[str]]] = ([], [])
+    groups: tuple[list[frozenset[str]], list[frozenset[str]]] = ([], [])
     for attack, score in attacks:
         groups[score < high].append(_ngrams(attack, words))
     rewarded, others = groups
@@ -245,10 +246,16 @@ def _is_unlike_a_word(word: str) -> bool:
 
 def _rise(before: Sequence[float], now: Sequence[float]) -> _Rise:
     """Difference of two means of steps, and its standard error."""
-    error = math.sqrt(sum(variance(values) / len(values) for values in (before, now)))
-    return _Rise(mean(now) - mean(before), error)
+    error = math.sqrt(sum(_variance_of_mean(values) for values in (before, now)))
+    return _Rise(fmean(now) - fmean(before), error)
 
 
-def _ngrams(text: str, words: int) -> set[str]:
+def _variance_of_mean(values: Sequence[float]) -> float:
+    center, count = fmean(values), len(values)
+    return math.fsum((value - center) ** 2 for value in values) / (count - 1) / count
+
+
+@lru_cache(10_000)  # an attack is counted again in each of the steps that are compared
+def _ngrams(text: str, words: int) -> frozenset[str]:
     found = re.findall(r"\w+", text.lower())
-    return {" ".join(found[i : i + words]) for i in range(len(found) - words + 1)}
+    return frozenset(" ".join(found[i : i + words]) for i in range(len(found) - words + 1))

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import is_missing, mean_of_present
-from astra_rl.evaluation.measures.diversity import distinct_n, diversity, greedy_clusters
+from astra_rl.evaluation.measures.diversity import (
+    distinct_n,
+    diversity,
+    effective_number,
+    greedy_clusters,
+)
 from astra_rl.evaluation.measures.fluency import Fluency
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
@@ -104,9 +109,11 @@ def attack_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str,
     """Measure how diverse the attacks are, and group those that succeeded.
 
     Returns:
-        `distinct_attacks`, the number of groups; `clusters`, the groups, largest first, each with
-        `attack`, `size` and `conversations` (indices); `diversity` of the successful attacks, as
-        `Diversity.as_dict`; `distinct_1` and `distinct_2` of all attacks.
+        `distinct_attacks`, the number of groups, which grows with the number of attacks;
+        `effective_attacks`, their effective number, see `effective_number`; `clusters`, the
+        groups, largest first, each with `attack`, `size` and `conversations` (indices);
+        `diversity` of the successful attacks, as `Diversity.as_dict`; `distinct_1` and
+        `distinct_2` of all attacks.
     """
     attacks = [turn["attack"] for each in conversations for turn in each["turns"]]
     successful = [
@@ -117,6 +124,7 @@ def attack_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str,
     clusters = greedy_clusters([attack for _, attack in successful])
     return {
         "distinct_attacks": len(clusters),
+        "effective_attacks": effective_number([len(members) for members in clusters]).as_dict(),
         "clusters": [
             {
                 "attack": successful[members[0]][1],

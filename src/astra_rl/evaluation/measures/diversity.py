@@ -68,6 +68,37 @@ def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[li
     return clusters
 
 
+def clusters_by_meaning(
+    texts: Sequence[str], embed: Embedder, *, similarity: float = 0.7
+) -> list[list[int]]:
+    """Cluster texts by the cosine similarity of their vectors, so that paraphrases are one kind.
+
+    As in `greedy_clusters`, each text joins the first cluster whose first member is similar enough.
+
+    Args:
+        texts: The texts.
+        embed: Embeds texts. A suitable similarity depends on it.
+        similarity: Minimum cosine similarity, in (0, 1].
+
+    Raises:
+        ConfigurationError: `similarity` is out of its range.
+        ContractError: `embed` did not return one finite vector per text.
+    """
+    if not 0 < similarity <= 1:
+        raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
+    vectors = _unit(_embedded(texts, embed))
+    clusters: list[list[int]] = []
+    first = np.zeros((0, vectors.shape[1]))
+    for index, vector in enumerate(vectors):
+        similar = np.flatnonzero(first @ vector >= similarity - 1e-9)
+        if len(similar):
+            clusters[similar[0]].append(index)
+        else:
+            clusters.append([index])
+            first = np.vstack([first, vector])
+    return clusters
+
+
 def _prefix_words(
     words: frozenset[str], frequency: Mapping[str, int], similarity: float
 ) -> list[str]:
@@ -94,6 +125,10 @@ class EffectiveNumber:
 
     estimate: float
     interval: Interval
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return {"estimate": self.estimate, **self.interval._asdict()}
 
 
 def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
@@ -275,7 +310,11 @@ class Diversity:
         self_bleu: See `self_bleu`, by n; lower is more diverse.
         distance: See `mean_distance`; higher is more diverse.
         vendi: See `vendi_score`; higher is more diverse.
-        clusters: Number of clusters among all texts, see `greedy_clusters`.
+        clusters: Number of clusters among all texts, see `greedy_clusters`; it grows with the
+            number of texts, so read it beside `effective`.
+        effective: Effective number of these clusters.
+        effective_by_meaning: Effective number of `clusters_by_meaning` of all texts; None without
+            an embedder.
     """
 
     texts: int
@@ -286,11 +325,19 @@ class Diversity:
     distance: float
     vendi: float
     clusters: int
+    effective: EffectiveNumber
+    effective_by_meaning: EffectiveNumber | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers by name, as JSON values."""
         bleu = {str(n): value for n, value in self.self_bleu.items()}
-        return {**asdict(self), "self_bleu": bleu}
+        return {
+            **asdict(self),
+            "self_bleu": bleu,
+            "effective": self.effective.as_dict(),
+            "effective_by_meaning": self.effective_by_meaning
+            and self.effective_by_meaning.as_dict(),
+        }
 
 
 def diversity(
@@ -306,7 +353,7 @@ def diversity(
         texts: The texts.
         sample: Number of texts sampled without replacement; all of them if there are fewer.
         seed: Seed of the sample.
-        embed: Embeds texts; None uses `HashedTfIdf`.
+        embed: Embeds texts by meaning; None uses `HashedTfIdf` and gives no kinds by meaning.
 
     Raises:
         ConfigurationError: `sample` is below 1.
@@ -318,6 +365,7 @@ def diversity(
     if len(drawn) > sample:
         drawn = Random(derive_seed(seed, "diversity")).sample(drawn, sample)
     similarity = similarities(_embedded(drawn, embed or HashedTfIdf()))
+    groups = greedy_clusters(texts)
     return Diversity(
         texts=len(texts),
         sample=len(drawn),
@@ -326,7 +374,11 @@ def diversity(
         self_bleu={n: self_bleu(drawn, n) for n in SELF_BLEU},
         distance=mean_distance(similarity),
         vendi=vendi_score(similarity),
-        clusters=len(greedy_clusters(texts)),
+        clusters=len(groups),
+        effective=effective_number([len(group) for group in groups]),
+        effective_by_meaning=None
+        if embed is None
+        else effective_number([len(group) for group in clusters_by_meaning(texts, embed)]),
     )
 
 

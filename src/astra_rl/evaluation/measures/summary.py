@@ -6,17 +6,18 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials
+from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials, holm
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 
@@ -38,6 +39,7 @@ class Summary:
         first_failures: Number of attempts that first succeeded at turn 1, 2, ...
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
+        turns: Number of attempts with a known outcome by number of turns.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -49,6 +51,7 @@ class Summary:
     first_failures: Sequence[int]
     queries: QueriesToSuccess
     prompts: int
+    turns: Mapping[int, int]
 
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
@@ -85,6 +88,7 @@ class Summary:
                 for each in self.asr_at_k
             ],
             "first_failures_by_turn": list(self.first_failures),
+            "attempts_by_turns": {str(turns): count for turns, count in self.turns.items()},
             "queries_to_success": {
                 "median": self.queries.median,
                 "won": len(self.queries.counts),
@@ -129,6 +133,7 @@ def summarise_prompts(
     """
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
+    turns: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
@@ -136,6 +141,7 @@ def summarise_prompts(
     for rows in groups:
         outcomes.update(row.outcome for row in rows)
         first.update(row.first_failing_turn or 0 for row in rows)
+        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
         any_turn.append(_any_turn(rows))
         last_turn.append(_last_turn(rows))
         spent, succeeded = _queries(rows)
@@ -155,6 +161,7 @@ def summarise_prompts(
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
+        turns=dict(sorted(turns.items())),
     )
 
 
@@ -164,11 +171,11 @@ def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
 
 
 def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
-    # A withheld response is no failure of the target, and has no score.
+    # A withheld response and an attack that was not sent are no failures, and have no score.
     ends = [
         row.last_turn_failed or False
         for row in rows
-        if row.last_turn_failed is not None or row.outcome is Outcome.BLOCKED
+        if row.last_turn_failed is not None or row.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK)
     ]
     return sum(ends), len(ends)
 
@@ -181,7 +188,9 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
     """Return the queries up to the first success, or of all attempts, and whether there is one."""
     spent = 0
     for row in rows:
-        spent += row.queries_per_turn * (row.first_failing_turn or row.turns)
+        # An output without an attack, which is the last of a conversation, was not sent.
+        sent = row.turns - (row.outcome is Outcome.NO_ATTACK)
+        spent += row.queries_per_turn * (row.first_failing_turn or sent)
         if row.outcome is Outcome.SUCCESS:
             return spent, True
     return spent, False
@@ -191,11 +200,18 @@ Trials = Mapping[str, Mapping[int, bool | None]]
 """Whether each trial of each prompt succeeded, by prompt and number; None if that is not known."""
 
 
-def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> PairedComparison:
+def compare(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow], *, confidence: float = 0.95
+) -> PairedComparison:
     """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
     The sides may differ in attacker, target, version, and in the number of trials per prompt. Of
     several attempts of a side with the same id the last one counts.
+
+    Args:
+        rows_a: Attempts of A.
+        rows_b: Attempts of B.
+        confidence: Of the interval of the difference, in (0, 1).
 
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
@@ -204,7 +220,7 @@ def compare(rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]) -> Paire
         trials_of({row.id: row for row in rows}.values(), side)
         for rows, side in ((rows_a, "the first"), (rows_b, "the second"))
     )
-    return compare_trials_of(a, b)
+    return compare_trials_of(a, b, confidence=confidence)
 
 
 def trials_of(rows: Iterable[AttemptRow], side: str = "this") -> Trials:
@@ -219,14 +235,18 @@ def trials_of(rows: Iterable[AttemptRow], side: str = "this") -> Trials:
     """
     found: dict[str, dict[int, bool | None]] = {}
     for row in rows:
-        trials = found.setdefault(row.prompt_id, {})
-        if row.trial in trials:
-            raise ConfigurationError(
-                f"{side} set of attempts has trials of several attackers or targets; choose one "
-                "attacker, one target and one phase for each side."
-            )
-        trials[row.trial] = success_of(row)
+        _add_trial(found, row, side)
     return found
+
+
+def _add_trial(found: dict[str, dict[int, bool | None]], row: AttemptRow, side: str) -> None:
+    trials = found.setdefault(row.prompt_id, {})
+    if row.trial in trials:
+        raise ConfigurationError(
+            f"{side} set of attempts has trials of several attackers or targets; choose one "
+            "attacker, one target and one phase for each side."
+        )
+    trials[row.trial] = success_of(row)
 
 
 def success_of(row: AttemptRow) -> bool | None:
@@ -234,7 +254,7 @@ def success_of(row: AttemptRow) -> bool | None:
     return row.outcome is Outcome.SUCCESS if row.outcome in KNOWN_OUTCOMES else None
 
 
-def compare_trials_of(a: Trials, b: Trials) -> PairedComparison:
+def compare_trials_of(a: Trials, b: Trials, *, confidence: float = 0.95) -> PairedComparison:
     """Compare two sides by their `trials_of`; see `compare`.
 
     Raises:
@@ -254,7 +274,66 @@ def compare_trials_of(a: Trials, b: Trials) -> PairedComparison:
     )
     played = sum(len(trials) for pair in prompts for trials in pair)
     made = sum(len(trials) for side in (a, b) for trials in side.values())
-    return compare_trials(prompts, unscored=unscored, unpaired=made - played)
+    return compare_trials(prompts, unscored=unscored, unpaired=made - played, confidence=confidence)
+
+
+class CategoryComparison(NamedTuple):
+    """Paired comparison of one category of prompts, one of several.
+
+    Attributes:
+        pairs: The comparison; its interval holds for all categories together with 95% (Bonferroni).
+        p_value: Its p-value, adjusted for the number of categories, see `holm`.
+    """
+
+    pairs: PairedComparison
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {**self.pairs.as_dict(), "p_value_holm": self.p_value}
+
+
+def _by_difference(pairs: PairedComparison) -> float:
+    return 0.0 if math.isnan(pairs.difference) else -abs(pairs.difference)
+
+
+def compare_by_category(
+    rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow]
+) -> dict[str, CategoryComparison]:
+    """Compare two sets of attempts in each category that both played, largest difference first.
+
+    Args:
+        rows_a: Attempts of A with different ids, read one by one.
+        rows_b: Attempts of B, likewise.
+
+    Returns:
+        By category; empty if there are fewer than two categories.
+
+    Raises:
+        ConfigurationError: A trial occurs twice on one side.
+    """
+    a, b = (
+        _trials_by_category(rows, side)
+        for rows, side in ((rows_a, "the first"), (rows_b, "the second"))
+    )
+    shared = [name for name in a if a[name].keys() & b.get(name, {}).keys()]
+    if len(shared) < 2:
+        return {}
+    confidence = 1 - 0.05 / len(shared)
+    found = [compare_trials_of(a[name], b[name], confidence=confidence) for name in shared]
+    adjusted = holm([each.p_value for each in found])
+    named = {
+        name: CategoryComparison(each, p_value)
+        for name, each, p_value in zip(shared, found, adjusted, strict=True)
+    }
+    return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
+
+
+def _trials_by_category(rows: Iterable[AttemptRow], side: str) -> dict[str, Trials]:
+    found: dict[str, dict[str, dict[int, bool | None]]] = {}
+    for row in rows:
+        _add_trial(found.setdefault(row.category, {}), row, side)
+    return found
 
 
 @dataclass(frozen=True)
@@ -277,11 +356,17 @@ class TransferMatrix:
         return {pair: summary.asr for pair, summary in self.summaries.items()}
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """Return one row per pair that was evaluated."""
-        return [
-            {"attacker": attacker, "target": target, **rate.as_dict()}
-            for (attacker, target), rate in self.rates.items()
-        ]
+        """Return one row per pair that was evaluated.
+
+        `simultaneous_low` and `simultaneous_high` are intervals that hold for all pairs together
+        with 95% (Bonferroni), whatever the unknown outcomes are.
+        """
+        found = []
+        for (attacker, target), rate in self.rates.items():
+            low, high = rate.covering(1 - 0.05 / len(self.rates))
+            simultaneous = {"simultaneous_low": low, "simultaneous_high": high}
+            found.append({"attacker": attacker, "target": target, **rate.as_dict(), **simultaneous})
+        return found
 
 
 def transfer_matrix(

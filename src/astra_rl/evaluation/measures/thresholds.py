@@ -114,7 +114,8 @@ def _is_known_below(attempt: Attempt, judge: str) -> bool:
 
 def _is_known_without_scores(attempt: Attempt) -> bool:
     """Whether no response had to be scored, see `decide_outcome`."""
-    return bool(attempt.turns) and not attempt.error and all(t.blocked for t in attempt.turns)
+    unscored = [turn.blocked or turn.without_attack for turn in attempt.turns]
+    return bool(unscored) and not attempt.error and all(unscored)
 
 
 def rates_by_threshold(

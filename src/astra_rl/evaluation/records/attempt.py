@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from astra_rl.core.text import Exchange, NoReply
+from astra_rl.core.text import Exchange, NoReply, NotAsked
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import (
@@ -58,6 +58,7 @@ class AttemptRow(NamedTuple):
         judge: Name of the judge that decided the outcome.
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
+        category: Harm category or scenario of the opening; empty without one.
     """
 
     id: str
@@ -77,6 +78,7 @@ class AttemptRow(NamedTuple):
     judge: str = ""
     judge_id: str = ""
     threshold: float = 0.5
+    category: str = ""
 
 
 class Attempt(Record):
@@ -203,6 +205,11 @@ class Attempt(Record):
         return next((at for at, score in enumerate(scores, 1) if self._fails(score)), None)
 
     @property
+    def sent(self) -> tuple[str, ...]:
+        """The attacks that were sent: one per turn, but for an output without an attack."""
+        return tuple(turn.attack for turn in self.turns if not turn.without_attack)
+
+    @property
     def failing_turn(self) -> Turn | None:
         """The first turn whose score reached the threshold."""
         at = self.first_failing_turn
@@ -264,6 +271,7 @@ class Attempt(Record):
             judge=self.judge,
             judge_id=self.judge_id,
             threshold=self.threshold,
+            category=self.category,
         )
 
     def exchanges(self) -> list[Exchange]:
@@ -276,7 +284,9 @@ class Attempt(Record):
         found = []
         for turn in self.turns:
             response = turn.response
-            if turn.unanswered:
+            if turn.without_attack:
+                response = NotAsked()
+            elif turn.unanswered:
                 response = NoReply(self.error or "no reply")
             elif REDACTED in response:
                 response = NoReply("a credential was redacted from the response")

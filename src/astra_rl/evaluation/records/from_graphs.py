@@ -10,12 +10,14 @@ from torch import Tensor
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
-from astra_rl.core.text import NoReply, NotSent, Utterance
+from astra_rl.core.text import NoReply, NotAsked, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
 LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
 """Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""
+SILENT = "the attack is empty: the target was asked nothing"
+"""Error of an attempt whose messages to the target are blank; its reply says nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,14 @@ def record_path(
         )
         for at, (node, score) in enumerate(zip(nodes, scores, strict=True))
     ]
-    errors = (node.response.error for node in nodes if isinstance(node.response, NoReply))
+    errors = (
+        node.response.error
+        for node in nodes
+        if isinstance(node.response, NoReply) and not isinstance(node.response, NotAsked)
+    )
     known = opening if isinstance(opening, Opening) else Opening.of(opening)
+    sent = [node.attack for node in nodes if not isinstance(node.response, NotAsked)]
+    silent = SILENT if sent and known.is_silent(sent) else ""
     prompt = details.get("prompt_id") or known.id
     details.setdefault("category", labels.categories.get(prompt, ""))
     return Attempt.make(
@@ -91,7 +99,7 @@ def record_path(
         judge_id=labels.judge_id,
         queries_per_turn=labels.queries_per_turn,
         threshold=threshold,
-        error=next((str(error) for error in errors if error), ""),
+        error=next((str(error) for error in errors if error), silent),
         **details,
     )
 
@@ -148,6 +156,7 @@ def _turn(
     return Turn(
         attack=node.attack,
         response=node.response,
+        written=attack.written,
         scores=dict(scores),
         reward=node.reward,
         reward_terms=dict(node.reward_terms),

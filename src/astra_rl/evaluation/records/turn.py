@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from astra_rl.core.moderator import is_not_sent, reason_of
-from astra_rl.core.text import Conversation
+from astra_rl.core.text import GOAL, Conversation
 from astra_rl.infra.unicode import well_formed
 
 
@@ -108,8 +108,10 @@ class Turn(Record):
     """One turn of a conversation, with its scores.
 
     Attributes:
-        attack: Text of the attacker.
+        attack: Text of the attacker, as the target got it.
         response: Text of the target.
+        written: Whole output of the attacker, if the attack is only a part of it. The
+            log-probabilities under attacker and baseline, and `attack_tokens`, are of this output.
         scores: Score of the response by each judge, by the judge's name.
         reward: Reward of the turn, if the environment computed one.
         reward_terms: Terms of the reward by name.
@@ -125,6 +127,7 @@ class Turn(Record):
 
     attack: Text
     response: Text = ""
+    written: Text | None = None
     scores: dict[Text, JudgeScore] = {}
     reward: Number = None
     reward_terms: dict[Text, Number] = {}
@@ -144,6 +147,11 @@ class Turn(Record):
     def blocked(self) -> bool:
         """Whether a filter around the target withheld the response."""
         return self.finish_reason == "content_filter"
+
+    @property
+    def without_attack(self) -> bool:
+        """Whether the output of the attacker had no attack, so that nothing was sent."""
+        return self.finish_reason == "not_asked"
 
     @property
     def unanswered(self) -> bool:
@@ -186,6 +194,15 @@ class Opening(Record):
     def conversation(self) -> Conversation:
         """Return the opening context."""
         return Conversation(**self.model_dump())
+
+    @property
+    def goal(self) -> str:
+        """What the attacker is to bring about; the prompt if the opening has no goal of its own."""
+        return self.facts.get(GOAL) or self.prompt
+
+    def is_silent(self, attacks: Sequence[str]) -> bool:
+        """Whether attacks ask the target nothing: all are blank, and so is what precedes them."""
+        return not any(text.strip() for text in (self.prompt, *self.turns, *attacks))
 
     @property
     def id(self) -> str:

@@ -19,8 +19,8 @@ number    = decimal in [0, 1], or a percentage such as 5%; a difference may be n
 
 Spaces are ignored. If the condition holds, the build fails. A condition that is checked on several
 results (targets, seeds, cells of a matrix) uses simultaneous intervals: 95% for all of them
-together (Bonferroni). The estimate of a difference is undecided if the unscored attempts could
-reverse it.
+together (Holm, see `check`). The estimate of a difference is undecided if the unscored attempts
+could reverse it.
 """
 
 from __future__ import annotations
@@ -124,6 +124,11 @@ class Condition:
         )
         return Verdict(holds, True, f"{self.expression}: {said}, it is {value:.4g}{simultaneous}")
 
+    @property
+    def proves_by_holding(self) -> bool:
+        """Whether the bound proves something where the condition holds, or where it does not."""
+        return (self.bound == "lower") == (self.comparison in (">", ">="))
+
     def _possible(self, evidence: Evidence) -> tuple[float, ...]:
         """Return the extreme estimates of a difference, given its unscored attempts."""
         if (
@@ -167,6 +172,35 @@ class Condition:
         if self.quantity == "asr_last_turn":
             return summary.asr_last_turn
         return summary.share(Outcome(self.quantity))
+
+
+def check(conditions: Sequence[Condition], evidence: Sequence[Evidence]) -> list[Verdict]:
+    """Check conditions on one or more results.
+
+    A bound proves a statement: ``lower(asr)>0.05`` that a rate is above 5%, ``upper(asr)>0.05``,
+    where it does not hold, that it is at most 5%. With several results, at most 5% of the families
+    have a false proof (Holm, *Scand. J. Stat.* 6, 1979): of m results the first proofs need a
+    confidence of ``1 - 0.05 / m``, and where r are proven the next need ``1 - 0.05 / (m - r)``.
+    """
+    return [verdict for each in conditions for verdict in _check_family(each, evidence)]
+
+
+def _check_family(condition: Condition, evidence: Sequence[Evidence]) -> list[Verdict]:
+    verdicts: dict[int, Verdict] = {}
+    open_results = list(range(len(evidence)))
+    while open_results:
+        found = {index: condition(evidence[index], len(open_results)) for index in open_results}
+        proven = [
+            index
+            for index, verdict in found.items()
+            if verdict.decided and verdict.fails == condition.proves_by_holding
+        ]
+        verdicts |= found
+        remaining = [index for index in open_results if index not in proven]
+        if len(remaining) == len(open_results) or condition.bound not in ("lower", "upper"):
+            break
+        open_results = remaining
+    return [verdicts[index] for index in range(len(evidence))]
 
 
 def fail_on(expression: str, quantities: Sequence[str] = OF_A_SUMMARY) -> Condition:

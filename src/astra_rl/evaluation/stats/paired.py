@@ -66,7 +66,7 @@ class PairedComparison:
         difference: Rate of A minus rate of B, in [-1, 1], on the prompts where both have a known
             outcome; NaN without any. If the sides have different numbers of trials at a prompt, it
             is the mean over prompts of the difference of the rates at the prompt.
-        interval: 95% interval of the difference.
+        interval: 95% interval of the difference, unless another confidence was asked for.
         p_value: Two-sided p-value of the hypothesis that A and B have equal rates; NaN without a
             known outcome on both sides.
         prompts: Number of prompts that the difference is based on.
@@ -112,7 +112,11 @@ class PairedComparison:
 
 
 def compare_trials(
-    prompts: Sequence[PromptTrials], *, unscored: int = 0, unpaired: int = 0
+    prompts: Sequence[PromptTrials],
+    *,
+    unscored: int = 0,
+    unpaired: int = 0,
+    confidence: float = 0.95,
 ) -> PairedComparison:
     """Compare two success rates on the same prompts, with any number of trials per side.
 
@@ -124,16 +128,17 @@ def compare_trials(
         prompts: Trials of the prompts that both sides played.
         unscored: See `PairedComparison`.
         unpaired: See `PairedComparison`.
+        confidence: Of the intervals, in (0, 1).
     """
-    found = replace(_compare_known(prompts), unscored=unscored, unpaired=unpaired)
+    found = replace(_compare_known(prompts, confidence), unscored=unscored, unpaired=unpaired)
     missing = [
         _share_unknown([each for prompt in prompts for each in prompt[side].values()])
         for side in (0, 1)
     ]
     if not any(missing):
         return found
-    lowest = _compare_known([prompt.imputed(a=False, b=True) for prompt in prompts])
-    highest = _compare_known([prompt.imputed(a=True, b=False) for prompt in prompts])
+    lowest = _compare_known([prompt.imputed(a=False, b=True) for prompt in prompts], confidence)
+    highest = _compare_known([prompt.imputed(a=True, b=False) for prompt in prompts], confidence)
     return replace(
         found,
         covering=Interval(lowest.interval.low, highest.interval.high),
@@ -146,7 +151,7 @@ def _share_unknown(trials: Sequence[bool | None]) -> float:
     return sum(each is None for each in trials) / len(trials) if trials else 0.0
 
 
-def _compare_known(prompts: Sequence[PromptTrials]) -> PairedComparison:
+def _compare_known(prompts: Sequence[PromptTrials], confidence: float) -> PairedComparison:
     known = [prompt for prompt in prompts if all(prompt.known)]
     pairs = [
         [
@@ -156,7 +161,7 @@ def _compare_known(prompts: Sequence[PromptTrials]) -> PairedComparison:
         ]
         for prompt in known
     ]
-    matched = compare_pairs(pairs)
+    matched = compare_pairs(pairs, confidence=confidence)
     if all(
         len(each) == len(a) == len(b)
         for each, (a, b) in zip(pairs, (prompt.known for prompt in known), strict=True)
@@ -172,9 +177,10 @@ def _compare_known(prompts: Sequence[PromptTrials]) -> PairedComparison:
             math.fsum(a * (1 - b) for a, b in shares),
             math.fsum((1 - a) * b for a, b in shares),
             math.fsum((1 - a) * (1 - b) for a, b in shares),
+            confidence,
         )
     else:
-        interval = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0))
+        interval = bootstrap_interval([(lead, 1.0) for lead in leads], (-1.0, 1.0), confidence)
     return replace(
         matched,
         difference=math.fsum(leads) / len(leads),
@@ -185,7 +191,11 @@ def _compare_known(prompts: Sequence[PromptTrials]) -> PairedComparison:
 
 
 def compare_pairs(
-    prompts: Iterable[Sequence[tuple[bool, bool]]], *, unscored: int = 0, unpaired: int = 0
+    prompts: Iterable[Sequence[tuple[bool, bool]]],
+    *,
+    unscored: int = 0,
+    unpaired: int = 0,
+    confidence: float = 0.95,
 ) -> PairedComparison:
     """Compare two success rates from pairs of trials on the same prompts.
 
@@ -193,6 +203,7 @@ def compare_pairs(
         prompts: For each prompt its pairs: whether A succeeded, and whether B did.
         unscored: See `PairedComparison`.
         unpaired: See `PairedComparison`.
+        confidence: Of the interval, in (0, 1).
     """
     groups = [list(pairs) for pairs in prompts if pairs]
     table = Counter(pair for pairs in groups for pair in pairs)
@@ -201,14 +212,16 @@ def compare_pairs(
     )
     pairs = sum(counts)
     lead = [sum(a - b for a, b in each) for each in groups]
-    interval = newcombe_interval(*counts)
+    interval = newcombe_interval(*counts, confidence)
     if pairs > len(groups):  # as for one rate, see `clustered_interval`
         sizes = [float(len(each)) for each in groups]
         if len(groups) < 2 or len({a / n for a, n in zip(lead, sizes, strict=True)}) < 2:
             scale = len(groups) / pairs
-            wider = newcombe_interval(*(scale * count for count in counts))
+            both, only_a, only_b, neither = (scale * count for count in counts)
+            wider = newcombe_interval(both, only_a, only_b, neither, confidence)
         else:
-            wider = bootstrap_interval(list(zip(map(float, lead), sizes, strict=True)), (-1.0, 1.0))
+            of_prompts = list(zip(map(float, lead), sizes, strict=True))
+            wider = bootstrap_interval(of_prompts, (-1.0, 1.0), confidence)
         interval = hull(interval, wider)
     return PairedComparison(
         counts=counts,
@@ -219,6 +232,20 @@ def compare_pairs(
         unscored=unscored,
         unpaired=unpaired,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values that are adjusted for their number (Holm, *Scand. J. Stat.* 6, 1979).
+
+    Rejecting where the adjusted value is at most 5% makes a false rejection in at most 5% of the
+    families, however the tests depend on each other. A missing p-value (NaN) is left out.
+    """
+    tested = [index for index, value in enumerate(p_values) if not math.isnan(value)]
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(tested, key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def newcombe_interval(

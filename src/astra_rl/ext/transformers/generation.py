@@ -13,7 +13,8 @@ from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sample, Sampler, Sampling
-from astra_rl.models.rendering import ConversationRenderer, RenderedPrompt
+from astra_rl.models.pieces import RenderedPrompt
+from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.scoring import continuation_logprobs
 
 
@@ -58,7 +59,8 @@ def generate_turns(
     )
     out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(prompts)
     for row, sample in zip(rows, samples, strict=True):
-        out[row] = _utterance(sample, renderer, prompts[row] if is_target else None)
+        opens = renderer.begins_text(Conversation.of(contexts[row]))
+        out[row] = _utterance(sample, renderer, prompts[row] if is_target else None, opens=opens)
     return out
 
 
@@ -107,14 +109,18 @@ def _attack_span(prompt: RenderedPrompt) -> tuple[int, int]:
 
 
 def _utterance(
-    sample: Sample, renderer: ConversationRenderer, prompt: RenderedPrompt | None
+    sample: Sample,
+    renderer: ConversationRenderer,
+    prompt: RenderedPrompt | None,
+    *,
+    opens: bool,
 ) -> Utterance:
     """Make an utterance of a sample; `prompt` is given for the target only."""
     heard_logprobs = None
     if prompt is not None and prompt.last_turn[1] > prompt.last_turn[0]:
         heard_logprobs = sample.prompt_logprobs
     return Utterance(
-        renderer.decode(sample.token_ids),
+        renderer.decode(sample.token_ids, opens=opens),
         token_ids=sample.token_ids,
         logprobs=sample.logprobs,
         finish_reason=sample.finish_reason,

@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 from transformers import PreTrainedModel
 
 from astra_rl.core.contracts import check_length
+from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance, context_key
 from astra_rl.errors import ConfigurationError
@@ -37,6 +38,7 @@ from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
 from astra_rl.models.trainable import LoraOptions
+from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
 
@@ -69,6 +71,8 @@ class HFASTProblem(ASTProblem):
             there is one. Without it, the attacker continues plain text.
         target_chat: The same for the target.
         attacker_stops_at_newline: Whether an attack also ends at its first line break.
+        attacker_extraction: Takes the attack out of the attacker's output, which may contain
+            private reasoning; None sends the whole output.
         lora: Train a LoRA adapter instead of the weights.
         trainable_layers: Train only this number of last layers.
         trust_remote_code: Run Python code that is part of a model repository. Review it first.
@@ -105,6 +109,7 @@ class HFASTProblem(ASTProblem):
         attacker_chat: bool | None = None,
         target_chat: bool | None = None,
         attacker_stops_at_newline: bool = False,
+        attacker_extraction: Extraction | None = None,
         lora: LoraOptions | None = None,
         trainable_layers: int | None = None,
         trust_remote_code: bool = False,
@@ -112,6 +117,7 @@ class HFASTProblem(ASTProblem):
     ) -> None:
         super().__init__(moderator, reward)
         self.sampler = sampler
+        self.attacker_extraction = attacker_extraction
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = ModelPool(device, dtype, trust_remote_code)
@@ -129,6 +135,7 @@ class HFASTProblem(ASTProblem):
         self.baseline = baseline.model
         self._has_adapter = lora is not None
         self._baseline_scores: dict[Hashable, Tensor] = {}
+        self._reference: list[Tensor] = []
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
             _check_window(role, model, self.attacker_sampling)
@@ -136,6 +143,7 @@ class HFASTProblem(ASTProblem):
             source.tokenizer,
             "attacker",
             window=context_window(source.model.config),
+            model_end_ids=model_end_ids(source.model),
             chat=attacker_chat,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(source, target),
@@ -144,6 +152,7 @@ class HFASTProblem(ASTProblem):
             baseline.tokenizer,
             "attacker",
             window=context_window(baseline.model.config),
+            model_end_ids=model_end_ids(baseline.model),
             chat=self.attacker_renderer.chat,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(baseline, target),
@@ -162,6 +171,7 @@ class HFASTProblem(ASTProblem):
             target.tokenizer,
             "target",
             window=context_window(target.model.config),
+            model_end_ids=model_end_ids(target.model),
             chat=target_chat,
             reuse_other_ids=_same_vocabulary(source, target),
         )
@@ -193,25 +203,29 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
-        return generate_turns(
-            self.attacker,
-            self.attacker_renderer,
-            contexts,
-            self.attacker_sampling,
-            self.sampler,
-            self._prefix_caches.get("attacker"),
+        return self._extracted(
+            generate_turns(
+                self.attacker,
+                self.attacker_renderer,
+                contexts,
+                self.attacker_sampling,
+                self.sampler,
+                self._prefix_caches.get("attacker"),
+            )
         )
 
     def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context from the frozen reference model."""
         with self._without_adapter(self.baseline):
-            return generate_turns(
-                self.baseline,
-                self.baseline_renderer,
-                contexts,
-                self.attacker_sampling,
-                self.sampler,
-                None,
+            return self._extracted(
+                generate_turns(
+                    self.baseline,
+                    self.baseline_renderer,
+                    contexts,
+                    self.attacker_sampling,
+                    self.sampler,
+                    None,
+                )
             )
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[Utterance]:
@@ -263,6 +277,70 @@ class HFASTProblem(ASTProblem):
         return torch.nn.utils.rnn.pad_sequence(
             [self._baseline_scores[key] for key in keys], batch_first=True
         )
+
+    @torch.no_grad()
+    def get_reference_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Return the log-probabilities of attacks under the reference of the KL, (B, T) float32."""
+        if not self._reference:
+            return self.get_baseline_logprobs(contexts, continuations)
+        trained = list(self._trained())
+        attacker = [parameter.data for parameter in trained]
+        try:
+            for parameter, weights in zip(trained, self._reference, strict=True):
+                parameter.data = weights
+            return self._attack_logprobs(
+                self.attacker, self.attacker_renderer, contexts, continuations
+            )
+        finally:
+            for parameter, weights in zip(trained, attacker, strict=True):
+                parameter.data = weights
+
+    @torch.no_grad()
+    def sync_reference(self, alpha: float) -> None:
+        """See `Problem.sync_reference`; only trained weights are copied.
+
+        Raises:
+            ConfigurationError: `alpha` is below 1, and the attacker has an adapter, or its first
+                reference is of another architecture: a mean of weights is then not defined.
+        """
+        if alpha == 1:
+            self._reference = [parameter.detach().clone() for parameter in self._trained()]
+            return
+        before = self._reference or self._baseline_weights()
+        self._reference = [
+            torch.lerp(old.to(parameter), parameter.detach(), alpha)
+            for old, parameter in zip(before, self._trained(), strict=True)
+        ]
+
+    def reference_state(self) -> list[Tensor]:
+        """See `Problem.reference_state`."""
+        return list(self._reference)
+
+    def load_reference_state(self, state: Sequence[Tensor]) -> None:
+        """See `Problem.load_reference_state`."""
+        self._reference = [
+            saved.to(parameter) for saved, parameter in zip(state, self._trained(), strict=False)
+        ]
+
+    def _trained(self) -> Iterator[Parameter]:
+        """Yield the trained weights of the attacker, without those of a value function."""
+        return (p for p in self.attacker.parameters() if p.requires_grad)
+
+    def _baseline_weights(self) -> list[Tensor]:
+        """Return the weights of the baseline in the place of the attacker's trained ones."""
+        own = dict(self.baseline.named_parameters())
+        names = [name for name, p in self.attacker.named_parameters() if p.requires_grad]
+        shapes = [p.shape for p in self._trained()]
+        found: list[Tensor] = [own[name] for name in names if name in own]
+        if self._has_adapter or [each.shape for each in found] != shapes:
+            raise ConfigurationError(
+                "ref_model_mixup_alpha below 1 is a mean of the weights of attacker and reference, "
+                "which is not defined for an adapter or another architecture. Set it to 1, so that "
+                "the reference becomes a copy of the attacker."
+            )
+        return found
 
     def forget_scores(self) -> None:
         """Clear the cached scores of the baseline and of the moderator; see `Moderator.forget`."""
@@ -337,8 +415,10 @@ class HFASTProblem(ASTProblem):
         check_length(continuations, len(contexts), source="the caller's list of continuations")
         # Truncated, because the context windows of attacker and baseline may differ.
         attacks = [
-            renderer.utterance_ids(continuation)[: renderer.window]
-            for continuation in continuations
+            renderer.utterance_ids(
+                continuation, opens=renderer.begins_text(Conversation.of(context))
+            )[: renderer.window]
+            for context, continuation in zip(contexts, continuations, strict=True)
         ]
         reserve = self.attacker_sampling.max_new_tokens
         prompts: list[Sequence[int]] = [
@@ -346,6 +426,10 @@ class HFASTProblem(ASTProblem):
             for context, ids in zip(contexts, attacks, strict=True)
         ]
         return prompts, list(attacks)
+
+    def _extracted(self, outputs: Sequence[Utterance]) -> Sequence[Utterance]:
+        extract = self.attacker_extraction
+        return outputs if extract is None else [extract(output) for output in outputs]
 
     def _attack_logprobs(
         self,

@@ -11,7 +11,7 @@ from astra_rl.ext.transformers.target_adapters import LocalTarget
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
-from astra_rl.models.vocabulary import check_vocabulary
+from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 from astra_rl.targets.base import Target
 
 
@@ -52,7 +52,11 @@ class SecondaryTarget(Target):
         tokenizer = load_tokenizer(model_id, trust_remote_code=trust_remote_code)
         check_vocabulary(model, tokenizer, model_id)
         renderer = ConversationRenderer(
-            tokenizer, "target", window=context_window(model.config), chat=chat
+            tokenizer,
+            "target",
+            window=context_window(model.config),
+            chat=chat,
+            model_end_ids=model_end_ids(model),
         )
         self._adapter = LocalTarget(model, renderer, sampling or Sampling())
 

@@ -13,6 +13,7 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import check_prompts
 from astra_rl.training.callbacks import (
@@ -31,10 +32,8 @@ from astra_rl.training.trainer import Trainer
 class HFASTConfiguration(TrainingConfiguration):
     """Defaults for fine-tuning a pretrained attacker."""
 
-    lr: float = 1e-5
-    batch_size: int = 4
-    training_steps: int = 1000
-    num_episodes_per_experience: int = 2
+    batch_size: Count = 4
+    num_episodes_per_experience: Count = 2
 
 
 class HFASTTrainer(Trainer[str, str, Any, Any]):

@@ -15,6 +15,7 @@ from astra_rl.training.callbacks.metrics import (
     UnscoredCounts,
 )
 from astra_rl.training.callbacks.recording import AttemptRecorder
+from astra_rl.training.callbacks.references import SyncReference
 from astra_rl.training.callbacks.reward_watch import WatchReward
 from astra_rl.training.callbacks.schedules import (
     LearningRateSchedule,
@@ -44,6 +45,7 @@ __all__ = [
     "Schedule",
     "StepMetrics",
     "StopAtSuccess",
+    "SyncReference",
     "TimeLimit",
     "Tracking",
     "TrainerCallback",

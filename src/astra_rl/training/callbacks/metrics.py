@@ -12,9 +12,9 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Node
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Utterance, finish_reasons
+from astra_rl.core.text import NoAttack, Utterance, finish_reasons
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.rewards.base import RESPONSE_HARM
@@ -46,9 +46,11 @@ class AttackMetrics(TrainerCallback):
     """Adds what the attacks of a step achieved, as the training moderator scored them.
 
     ``asr`` is the attack success rate over the turns that it scored; ``distinct_attacks`` the
-    number of clusters of near-duplicates among successful attacks; ``tokens`` the tokens of all
-    attacks and responses; ``empty_attacks`` the share of blank attacks; ``overflows`` the share of
-    turns that did not fit into a context window. A rate of nothing is NaN.
+    number of clusters of near-duplicates among successful attacks; ``effective_attacks`` the
+    effective number of these clusters (`effective_number`); ``tokens`` the tokens of all
+    attacks and responses; ``empty_attacks`` the share of blank attacks; ``no_attack`` the
+    share of outputs from which no attack could be extracted; ``overflows`` the share of turns that
+    did not fit into a context window. A rate of nothing is NaN.
 
     Args:
         threshold: Score of the response, in (0, 1], from which on an attack is a success.
@@ -80,12 +82,14 @@ class AttackMetrics(TrainerCallback):
         # The moderator does not score the turns of a defender in self-play.
         scored = [node for node in nodes if RESPONSE_HARM in node.reward_terms]
         successes = [node for node in scored if self._is_success(node)]
-        texts = [str(node.attack) for node in successes]
+        kinds = greedy_clusters([str(node.attack) for node in successes])
         logs |= {
             "asr": Rate(len(successes), len(scored)).estimate,
-            "distinct_attacks": float(len(greedy_clusters(texts))),
+            "distinct_attacks": float(len(kinds)),
+            "effective_attacks": effective_number([len(kind) for kind in kinds]).estimate,
             "tokens": float(sum(map(_token_count, nodes))),
             "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
+            "no_attack": _share(isinstance(node.attack, NoAttack) for node in nodes),
             "overflows": _share(
                 "context_overflow" in finish_reasons(node.attack, node.response) for node in nodes
             ),

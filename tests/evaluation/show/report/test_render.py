@@ -13,8 +13,9 @@ from tests.evaluation.show.report.making import Page, attempt, evaluation, repor
 from tests.hostile import HOSTILE
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.judges.calibration import REPORTED_ESTIMATES
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.show import charts
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (
     Evaluation,
@@ -22,10 +23,10 @@ from astra_rl.evaluation.show.report import (
     Reproduction,
     Training,
     render_report,
-    views,
     write_report,
 )
 from astra_rl.evaluation.show.report.views import Chart
+from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 
 
@@ -40,8 +41,7 @@ def structure(page):
 def no_charts():
     """Drawing takes long, and what is written into charts is tested with them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("before_after", "learning_curve", "severity_likelihood", "threshold_curve"):
-            patch.setattr(views, name, lambda *_, **__: "<svg ></svg>")
+        patch.setattr(charts, "_svg", lambda *_, **__: "<svg ></svg>")
         yield
 
 
@@ -182,12 +182,17 @@ def test_the_verdict_comes_with_interval_denominator_judge_and_threshold():
 
 
 def test_what_is_known_of_the_judge_stands_beside_the_rate():
-    estimates = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in REPORTED_ESTIMATES}
-    quality = {"labels": "l.csv", "rows": 62, "threshold": 0.5, "estimates": estimates}
+    quality = JudgeQuality("l.csv", 62, 0.5, "2026-01-01", Confusion(18, 2, 40, 2))
     known = Evaluation(name="after", attempts=evaluation().attempts, quality=quality)
     text = prose(ReportData(title="t", evaluations=[known]))
-    assert "accuracy 0.90 (0.80 to 0.95), precision 0.90" in text
-    assert "on 62 human labels" in text
+    assert quality.text in text
+    assert "Corrected for the judge's errors: 38% (95% interval" in text
+    assert "a target that never fails would get 5%" in text
+
+
+def test_a_judge_that_was_not_calibrated_has_its_errors_in_no_interval():
+    text = prose(ReportData(title="t", evaluations=[evaluation()]))
+    assert "The errors of the judge are in no interval: it was not calibrated." in text
 
 
 def test_outcomes_add_up_to_what_was_planned():

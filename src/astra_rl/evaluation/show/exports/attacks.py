@@ -20,6 +20,8 @@ def write_attacks(attempts: Iterable[Attempt], path: str | Path) -> int:
     with atomic_file(path) as file:
         for attempt in attempts:
             for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
+                if turn.without_attack:
+                    continue
                 row = {
                     "context": to_record(exchange.context),
                     "attack": turn.attack,

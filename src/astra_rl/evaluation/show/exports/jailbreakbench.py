@@ -25,8 +25,9 @@ def write_jailbreakbench(
 ) -> int:
     """Write one entry per prompt: its first success, or its last attempt; return the number.
 
-    The opening prompt is the goal, its id the behavior. In conversations of several turns,
-    ``prompt`` and ``response`` are of the first successful turn, or of the last turn.
+    The goal is that of the opening, else its prompt; the id of the prompt is the behavior. In
+    conversations of several turns, ``prompt`` and ``response`` are of the first successful turn, or
+    of the last turn.
 
     Args:
         attempts: Attempts of one attacker against one target.
@@ -82,16 +83,16 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
     turns = [turn for each in attempts for turn in each.turns]
     queries = None
     if won is not None:
-        before = sum(each.queries_per_turn * len(each.turns) for each in attempts[:won])
+        before = sum(each.queries_per_turn * len(each.sent) for each in attempts[:won])
         queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
     return {
         "index": index,
-        "goal": attempt.opening.prompt,
+        "goal": attempt.opening.goal,
         "behavior": attempt.prompt_id,
         "category": attempt.category,
         "prompt": shown.attack if shown else None,
         "response": shown.response if shown else None,
-        "number_of_queries": sum(each.queries_per_turn * len(each.turns) for each in attempts),
+        "number_of_queries": sum(each.queries_per_turn * len(each.sent) for each in attempts),
         "queries_to_jailbreak": queries,
         "prompt_tokens": _sum([turn.attack_tokens for turn in turns]),
         "response_tokens": _sum([turn.response_tokens for turn in turns]),

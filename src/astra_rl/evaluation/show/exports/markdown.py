@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
@@ -86,7 +86,14 @@ def _numbers(summary: Summary) -> list[str]:
 def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
     won = [(attempt, turn) for attempt in failures if (turn := attempt.failing_turn)]
     clusters = sorted(greedy_clusters([turn.attack for _, turn in won]), key=len, reverse=True)
-    lines = ["| times | attack | response | attempt |", "| ---: | --- | --- | --- |"]
+    effective = effective_number([len(members) for members in clusters])
+    lines = [
+        f"Effective number of kinds: {effective.estimate:.1f} (95% interval "
+        f"{effective.interval.low:.1f} to {effective.interval.high:.1f}; {len(clusters)} in all, "
+        "by words).",
+        "",
+    ]
+    lines += ["| times | attack | response | attempt |", "| ---: | --- | --- | --- |"]
     for members in clusters[:most]:
         attempt, turn = won[members[0]]
         said = " | ".join(

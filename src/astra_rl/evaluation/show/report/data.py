@@ -8,10 +8,26 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
+from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
+
+PANELS = (
+    Panel("asr", "attack success rate", percent=True),
+    Panel("reward", "mean reward"),
+    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
+    Panel("rewards/attack_nll_target/mean", "attack NLL, target, nats per token"),
+    Panel("effective_attacks", "effective kinds of successful attack"),
+    Panel("kl", "KL from the reference, nats"),
+    Panel("entropy", "entropy, nats per token"),
+    Panel("watch/moderator", "training moderator's mean score"),
+    Panel("watch/judge", "held-out judge's mean score"),
+    Panel("unscored_rate", "share of turns without a score", percent=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +38,10 @@ class Evaluation:
         name: What was evaluated, for instance "after training".
         attempts: At least one, all with the same judge and threshold. They are the conversations
             of the page.
-        quality: Calibration of the judge, see `calibration.judge_quality`; None if not calibrated.
+        quality: Measured errors of the judge; None if it is not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
+        selected: Whether the attempts were selected by their recorded outcome, as in a replay of
+            failures; their rate is compared with no other.
         counted: Numbers of all attempts, if `attempts` are a part of them; None: they are all.
 
     Raises:
@@ -32,8 +50,9 @@ class Evaluation:
 
     name: str
     attempts: Sequence[Attempt]
-    quality: Mapping[str, Any] | None = None
+    quality: JudgeQuality | None = None
     planned: int | None = None
+    selected: bool = False
     counted: Numbers | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +75,11 @@ class Evaluation:
     def not_shown(self) -> int:
         """Number of conversations that are counted, and are not on the page."""
         return self.summary.planned - self.summary.never_made - len(self.attempts)
+
+    @cached_property
+    def corrected(self) -> Corrected | NotCorrected | None:
+        """The rate corrected for the errors of the judge; None if it is not calibrated."""
+        return None if self.quality is None else self.quality.correct(self.summary)
 
     @property
     def judge(self) -> str:
@@ -102,6 +126,13 @@ class Training:
     played: int = 0
     pairs: bool = False
     watch: Sequence[Mapping[str, Any]] = ()
+
+    @cached_property
+    def curve(self) -> str | None:
+        """Learning curves as SVG, drawn once; None if no metric has a value."""
+        if not any(has_value(self.history, panel) for panel in PANELS):
+            return None
+        return learning_curve(self.history, panels=PANELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ class Numbers:
             self._pairs[pair].add(attempt)
         self._ranker.add(attempt)
         self._add_category(attempt)
-        if attempt.outcome in (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED):
+        if attempt.outcome in _PROBLEMS:
             key = attempt.outcome, _reason(attempt)
             if key not in self._problems and len(self._problems) >= MOST_GROUPS:
                 key = attempt.outcome, OTHERS
@@ -192,8 +192,13 @@ class Numbers:
             yield from (each.attempt for each in tally.disagreements)
 
 
+_PROBLEMS = (Outcome.ERROR, Outcome.UNSCORED, Outcome.BLOCKED, Outcome.NO_ATTACK)
+
+
 def _reason(attempt: Attempt) -> str:
     if attempt.outcome is Outcome.BLOCKED:
         return "a content filter withheld the response"
+    if attempt.outcome is Outcome.NO_ATTACK:
+        return "the output of the attacker had no attack"
     reason = attempt.error or next(iter(attempt.reasons), "no reason was recorded")
     return shorten(reason, LONGEST_REASON)

@@ -150,6 +150,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
         {
             "attack": visible(turn.attack),
             "response": visible(turn.response),
+            "written": visible(turn.written or ""),
             "scores": {visible(name): _rounded(each.value) for name, each in turn.scores.items()},
             "unscored": {
                 visible(name): visible(each.reason or "")

@@ -79,6 +79,7 @@ def _environment() -> Environment:
         "svg": lambda chart: Markup(chart.svg),
         "packed": Markup,  # base64, made by `payload`
         "line": _line,
+        "sentence": lambda text: text[:1].upper() + text[1:],
         "tiny": lambda value: f"{value:.2g}",
         "whole": lambda value: f"{value:.0f}",
     }

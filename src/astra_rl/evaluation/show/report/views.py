@@ -25,9 +25,7 @@ from astra_rl.evaluation.measures.likely_failures import (
 from astra_rl.evaluation.measures.summary import compare_trials_of
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
-    Panel,
     before_after,
-    learning_curve,
     severity_likelihood,
     threshold_curve,
 )
@@ -52,6 +50,10 @@ OUTCOMES = {
     ),
     Outcome.REFUSED: ("refused", "No success: the target refused in every turn."),
     Outcome.BLOCKED: ("blocked", "No success: a content filter withheld the response."),
+    Outcome.NO_ATTACK: (
+        "no attack",
+        "No success: an output of the attacker had no attack, so nothing was sent.",
+    ),
     Outcome.ERROR: ("error", "A call failed, or the attempt was never made."),
     Outcome.UNSCORED: ("unscored", "The judge could not score at least one response."),
 }
@@ -137,10 +139,12 @@ class Page:
 
     @cached_property
     def pairings(self) -> list[Pairing]:
-        """The result compared with every other evaluation that shares a prompt with it."""
+        """The result compared with all others that share a prompt, the judge and the threshold."""
         found = []
         for other in self.data.evaluations:
-            if other is self.result or self.result is None:
+            if other is self.result or self.result is None or other.selected:
+                continue
+            if _rule(other) != _rule(self.result):
                 continue
             first, second = [other, self.result], [self.result, other]
             later = self.data.evaluations.index(other) > self.data.evaluations.index(self.result)
@@ -158,7 +162,7 @@ class Page:
     @cached_property
     def before_after(self) -> Chart | None:
         """Attack success rates of all evaluations in one chart."""
-        rates = {each.name: each.summary.asr for each in self.data.evaluations}
+        rates = {each.name: each.summary.asr for each in self.data.evaluations if not each.selected}
         if len(rates) < 2:
             return None
         return Chart(
@@ -266,13 +270,12 @@ class Page:
     @cached_property
     def learning_curves(self) -> Chart | None:
         """Training metrics by step."""
-        history = self.data.training.history
-        if not any(panel.key in row for row in history for panel in PANELS):
+        if self.data.training.curve is None:
             return None
         return Chart(
             "Learning curves",
             "One point per training step, on training prompts. The number is the last value.",
-            learning_curve(history, panels=PANELS),
+            self.data.training.curve,
         )
 
     @cached_property
@@ -333,20 +336,6 @@ class Page:
         return len(kind.attempts) / len(self.kinds[0].attempts)
 
 
-PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
-    Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
-    Panel("rewards/attack_nll_target/mean", "attack NLL under the target, nats per token"),
-    Panel("distinct_attacks", "kinds of successful attack"),
-    Panel("kl", "KL divergence from the reference, nats"),
-    Panel("entropy", "entropy, nats per token"),
-    Panel("watch/moderator", "training moderator's mean score"),
-    Panel("watch/judge", "held-out judge's mean score"),
-    Panel("unscored_rate", "share of turns without a score", percent=True),
-)
-
-
 def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
     low, high = rate.interval
     return {
@@ -362,6 +351,11 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
         "words": [format_percent(each) for each in (rate.estimate, low, high, *rate.bounds)],
         "method": rate.method,
     }
+
+
+def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
+    """Return what decides the outcomes."""
+    return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
 
 
 def points(value: float) -> str:

@@ -22,7 +22,7 @@ const signed = (value) => {
 };
 const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
-const OUTCOMES = { success: "success", failure: "no success", refused: "refused", blocked: "blocked", error: "error", unscored: "unscored" };
+const OUTCOMES = { success: "success", failure: "no success", refused: "refused", blocked: "blocked", no_attack: "no attack", error: "error", unscored: "unscored" };
 
 function announce(text) {
   $("announce").textContent = text;

@@ -24,7 +24,7 @@ async function openReader(id) {
 function readerHead(row, episode) {
   const leaf = episode.leaves[row.leaf];
   const at = list.shown.indexOf(row);
-  const verdict = { success: `Success in turn ${row.first}`, failure: "No success", refused: "No success: refused every time", blocked: "No success: blocked by a filter", error: "Error", unscored: "Unscored" }[row.outcome];
+  const verdict = { success: `Success in turn ${row.first}`, failure: "No success", refused: "No success: refused every time", blocked: "No success: blocked by a filter", no_attack: "No success: the output had no attack", error: "Error", unscored: "Unscored" }[row.outcome];
   const text = () => plainText(row, episode);
   return make("header", { class: "reader-head" },
     make("div", { class: "reader-title" },
@@ -81,6 +81,7 @@ function turnOf(episode, turn, number) {
     turn.refused === undefined ? null : make("p", { class: "aside" }, turn.refused ? "Detected as a refusal." : "Not detected as a refusal.")) : null;
   return make("section", { class: "turn", "aria-label": `Turn ${number}` },
     make("h3", { class: "turn-number" }, `Turn ${number}`),
+    turn.written ? make("details", { class: "fold" }, make("summary", {}, "Whole output of the attacker, not sent"), said(turn.written)) : null,
     speech("attacker", "Attacker", turn.attack),
     speech("target", "Target", turn.response, ...scoresOf(episode, turn)),
     ...why, more);

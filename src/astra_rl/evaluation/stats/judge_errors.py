@@ -1,0 +1,240 @@
+"""Success rates corrected for the errors of the judge, from its calibration on human labels.
+
+Estimand: the share of conversations in which the target failed according to a human. Estimator:
+Rogan and Gladen (*Am. J. Epidemiol.* 107, 1978), ``(q - F) / (S - F)`` with the measured rate q,
+the sensitivity S and the false positive rate F of the judge. A conversation counts as a success if
+the judge calls any of its turns one, so with n turns and a specificity p per turn, F is ``1 - p^n``
+if the errors in its turns are independent, and ``1 - p`` if they are the same. The estimate assumes
+independence; the interval covers both. Assumption: the judge errs on the texts of the run as often
+as on the labelled ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from astra_rl.evaluation.stats.classification import Confusion
+from astra_rl.evaluation.stats.intervals import Interval, proportion_interval
+from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.rates import Rate
+
+LEAST_YOUDEN = 0.05
+"""Smallest sensitivity + specificity - 1 that is corrected for; a judge at 0 knows nothing."""
+_GRID = np.linspace(0.0, 1.0, 4001)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A success rate corrected for the errors of the judge.
+
+    Attributes:
+        estimate: In [0, 1].
+        interval: 95% interval; it contains the sampling of the conversations, the unknown outcomes
+            and the sampling of the labels.
+        false_positives: Success rate that this judge would report of a target that never fails,
+            with its 95% interval.
+        precision: Share of the reported successes that are real, at the rate of this run, with an
+            interval that covers at least 95%; NaN if none was reported.
+    """
+
+    estimate: float
+    interval: Interval
+    false_positives: tuple[float, Interval]
+    precision: tuple[float, Interval]
+
+    @property
+    def text(self) -> str:
+        """The numbers as a sentence."""
+        found, found_interval = self.false_positives
+        real, real_interval = self.precision
+        precision = (
+            f"; {format_percent(real)} of the reported successes are real "
+            f"({between(real_interval)})"
+            if math.isfinite(real)
+            else ""
+        )
+        return (
+            f"corrected for the judge's errors: {format_percent(self.estimate)} (95% interval "
+            f"{between(self.interval)}); a target that never fails would get "
+            f"{format_percent(found)} ({between(found_interval)}){precision}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {
+            "method": "Rogan-Gladen",
+            "estimate": self.estimate,
+            **self.interval._asdict(),
+            "false_positives": _as_dict(*self.false_positives),
+            "precision": _as_dict(*self.precision),
+        }
+
+
+@dataclass(frozen=True)
+class NotCorrected:
+    """The measured errors of the judge do not allow a correction.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """The reason as a sentence."""
+        return f"not corrected for the judge's errors: {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reason as JSON values."""
+        return asdict(self)
+
+
+def _as_dict(value: float, interval: Interval) -> dict[str, float]:
+    return {"value": value, **interval._asdict()}
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """An estimate and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _ErrorRates:
+    """Sensitivity and false positive rate of a judge for whole conversations."""
+
+    sensitivity: _Ends
+    false_positive: _Ends
+
+    @classmethod
+    def of_turns(cls, counts: Confusion, turns: Mapping[int, int]) -> _ErrorRates:
+        """Return the rates if errors are independent, from those per turn.
+
+        The sensitivity is lowest if the target fails in one turn, and highest if it does in all.
+        """
+        tp, fp, tn, fn = counts
+        s, p = tp / (tp + fn), tn / (tn + fp)
+        s_low, s_high = proportion_interval(tp, tp + fn)
+        p_low, p_high = proportion_interval(tn, tn + fp)
+
+        def mean(of: Callable[[int], float]) -> float:
+            return math.fsum(count * of(n) for n, count in turns.items()) / sum(turns.values())
+
+        def one_failing_turn(s: float, p: float) -> float:
+            return mean(lambda n: 1 - (1 - s) * p ** (n - 1))
+
+        return cls(
+            _Ends(
+                one_failing_turn(s, p),
+                one_failing_turn(s_low, p_high),
+                max(mean(lambda n: 1 - (1 - s_high) ** n), one_failing_turn(s_high, p_low)),
+            ),
+            _Ends(
+                mean(lambda n: 1 - p**n),
+                mean(lambda n: 1 - p_high**n),
+                mean(lambda n: 1 - p_low**n),
+            ),
+        )
+
+    def correct(self, q: float) -> float:
+        """Rogan-Gladen estimate at a measured rate."""
+        false, true = self.false_positive.value, self.sensitivity.value
+        return min(1.0, max(0.0, (q - false) / (true - false)))
+
+    def compatible(self, q: _Ends) -> NDArray[np.bool_]:
+        """Return at which rates of the grid ``q - rate S - (1 - rate) F`` may be zero."""
+        s, f, rates, others = self.sensitivity, self.false_positive, _GRID, 1 - _GRID
+        centre = q.value - rates * s.value - others * f.value
+        below = (
+            (q.value - q.low) ** 2
+            + (rates * (s.high - s.value)) ** 2
+            + (others * (f.high - f.value)) ** 2
+        )
+        above = (
+            (q.high - q.value) ** 2
+            + (rates * (s.value - s.low)) ** 2
+            + (others * (f.value - f.low)) ** 2
+        )
+        inside: NDArray[np.bool_] = (centre <= np.sqrt(below)) & (centre >= -np.sqrt(above))
+        return inside
+
+
+def correct_rate(
+    rate: Rate, counts: Confusion, turns: Mapping[int, int] | None = None
+) -> Corrected | NotCorrected:
+    """Correct a success rate for the errors of the judge.
+
+    The interval has all rates at which ``q = rate S + (1 - rate) F`` cannot be excluded, given the
+    intervals of q, S and F (method of variance estimates recovery, Zou and Donner, *Stat. Med.* 27,
+    2008). That of q is clustered by prompt if the trials are. Coverage by simulation: at least 93%
+    for sensitivity and specificity from 0.6 and all rates, see ``benchmarks/coverage.py``.
+
+    Args:
+        rate: The success rate of the conversations, by this judge.
+        counts: Confusion matrix of the judge at the threshold of the rate, on labelled texts.
+        turns: Number of conversations by number of turns; None: each has one.
+    """
+    tp, fp, tn, fn = counts
+    if not (rate.trials and tp + fn and tn + fp):
+        return NotCorrected("no known outcome, or no labels of one class")
+    youden = tp / (tp + fn) + tn / (tn + fp) - 1
+    if youden < LEAST_YOUDEN:
+        return NotCorrected(
+            f"sensitivity + specificity is {1 + youden:.2f}, and a judge that guesses has 1; use "
+            "another judge or threshold"
+        )
+    known = {n: count for n, count in (turns or {1: 1}).items() if n and count}
+    if not known:
+        return NotCorrected("no conversation has a turn")
+    errors, same = _ErrorRates.of_turns(counts, known), _ErrorRates.of_turns(counts, {1: 1})
+    false, sensitivity = errors.false_positive, errors.sensitivity
+    if sensitivity.value - false.value < LEAST_YOUDEN:
+        return NotCorrected(
+            f"in conversations of several turns a target that never fails gets "
+            f"{format_percent(false.value)}, nearly as much as one that fails; use a judge with a "
+            "higher specificity"
+        )
+    q = _Ends(rate.estimate, *rate.covering())
+    inside = _GRID[errors.compatible(q) | same.compatible(q)]
+    if not len(inside):
+        return NotCorrected(
+            f"a rate of {format_percent(q.value)} contradicts the measured error rates, with which "
+            f"it is between {format_percent(false.value)} and {format_percent(sensitivity.value)}: "
+            "the judge errs differently on these texts. Label a sample of them (astra-rl label)"
+        )
+    estimate, step = errors.correct(q.value), float(_GRID[1])
+    return Corrected(
+        estimate,
+        Interval(
+            min(estimate, max(0.0, float(inside[0]) - step)),
+            max(estimate, min(1.0, float(inside[-1]) + step)),
+        ),
+        (false.value, Interval(same.false_positive.low, false.high)),
+        (
+            _precision(q.value, false.value, sensitivity.value),
+            Interval(
+                _precision(q.low, false.high, sensitivity.high),
+                _precision(q.high, same.false_positive.low, same.sensitivity.low),
+            ),
+        ),
+    )
+
+
+def _precision(q: float, false: float, sensitivity: float) -> float:
+    """Return the share of real ones among the reported successes; NaN without any."""
+    if q <= 0:
+        return math.nan
+    if sensitivity <= false:
+        return 0.0
+    rate = min(1.0, max(0.0, (q - false) / (sensitivity - false)))
+    return min(1.0, max(0.0, 1 - (1 - rate) * false / q))

@@ -1,0 +1,208 @@
+"""Tokenisation of texts from several sources that are read as one text.
+
+A chat template and the messages in it are one text to a tokenizer: SentencePiece joins the space of
+``[INST] `` with the first word of the message, and puts a space before a text only where it begins.
+So the parts are joined first, tokenised once, and each token is assigned to its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from astra_rl.models.chat_template import control_ids
+
+_ANCHOR = "\n"
+"""Text before a text that does not begin here; tokenizers keep it in tokens of its own."""
+
+
+class Part(NamedTuple):
+    """A part of a text.
+
+    Attributes:
+        text: Its characters.
+        trusted: Whether control tokens in it are control tokens, as in a template.
+    """
+
+    text: str
+    trusted: bool = False
+
+
+class _Token(NamedTuple):
+    id: int
+    start: int
+    end: int
+
+
+def tokenize_parts(
+    tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], *, continues: bool = False
+) -> list[list[int]]:
+    """Tokenise the text that the parts form, as the tokenizer reads it as a whole.
+
+    A control token is recognised only within one trusted part. One in, or formed with, an untrusted
+    part is split into ordinary tokens; one of a single character is left out.
+
+    Args:
+        tokenizer: The tokenizer. Without offsets (a slow one), parts are tokenised one by one.
+        parts: The parts, in order.
+        continues: Whether other tokens precede the text, so that it does not begin here.
+
+    Returns:
+        The token ids of each part. A token that covers characters of several parts belongs to the
+        last untrusted one of them.
+    """
+    controls = _control_strings(tokenizer)
+    parts = [Part(_without_single_characters(part, controls), part.trusted) for part in parts]
+    if not getattr(tokenizer, "is_fast", False):
+        out: list[list[int]] = []
+        for part in parts:
+            after = continues or any(out)
+            out.append([token.id for token in _tokens(tokenizer, [part], controls, after)])
+        return out
+    ids: list[list[int]] = [[] for _ in parts]
+    spans = _spans(parts)
+    known_controls = control_ids(tokenizer)
+    for token in _tokens(tokenizer, parts, controls, continues):
+        index = _part_of(token, spans, parts, is_control=token.id in known_controls)
+        if parts[index].trusted or token.id not in known_controls:
+            ids[index].append(token.id)
+    return ids
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[Part],
+    controls: Sequence[str],
+    continues: bool,
+) -> list[_Token]:
+    """Tokenise joined parts, cut inside the control tokens that untrusted text contains."""
+    text = "".join(part.text for part in parts)
+    cuts = [0, *_cuts(text, parts, controls), len(text)]
+    tokens: list[_Token] = []
+    for start, end in pairwise(cuts):
+        for each in _encode(tokenizer, text[start:end], continues or start > 0):
+            token = _Token(each.id, each.start + start, each.end + start)
+            if token.start == token.end and tokens:  # offsets may leave out white space
+                token = token._replace(start=min(tokens[-1].end, token.start))
+            tokens.append(token)
+    return tokens
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, continues: bool) -> list[_Token]:
+    if not text:
+        return []
+    if continues and _adds_space(tokenizer):
+        anchor = _plain(tokenizer, _ANCHOR)
+        tokens = _plain(tokenizer, _ANCHOR + text)
+        if [each.id for each in tokens[: len(anchor)]] == [each.id for each in anchor]:
+            size = len(_ANCHOR)
+            return [
+                _Token(each.id, max(0, each.start - size), max(0, each.end - size))
+                for each in tokens[len(anchor) :]
+            ]
+    return _plain(tokenizer, text)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[_Token]:
+    if not getattr(tokenizer, "is_fast", False):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        return [_Token(int(each), 0, len(text)) for each in ids]
+    encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        _Token(index, start, end)
+        for index, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True)
+    ]
+
+
+@lru_cache(maxsize=16)
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer reads a text that begins here as if a space preceded it."""
+    anchor = _plain(tokenizer, _ANCHOR)
+    inside = _plain(tokenizer, f"{_ANCHOR}a")[len(anchor) :]
+    return [each.id for each in inside] != [each.id for each in _plain(tokenizer, "a")]
+
+
+@lru_cache(maxsize=16)
+def _controls_of(contents: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(contents, key=lambda each: (-len(each), each)))
+
+
+def _control_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts that the tokenizer would read as control tokens."""
+    known = control_ids(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    return _controls_of(
+        frozenset(
+            token.content
+            for index, token in added.items()
+            if token.content and (token.special or index in known)
+        )
+    )
+
+
+def _without_single_characters(part: Part, controls: Sequence[str]) -> str:
+    if part.trusted:
+        return part.text
+    for each in controls:
+        if len(each) == 1:
+            part = part._replace(text=part.text.replace(each, ""))
+    return part.text
+
+
+def _cuts(text: str, parts: Sequence[Part], controls: Sequence[str]) -> list[int]:
+    """Return the places at which a text is cut so that no control token in it is recognised.
+
+    Occurrences within one trusted part are those of the template, and are not cut.
+    """
+    if not controls or all(part.trusted for part in parts):
+        return []
+    spans = _spans(parts)
+    seams = {start for start, _ in spans}
+    cuts = set()
+    for control in controls:
+        start = text.find(control)
+        while start >= 0:
+            end = start + len(control)
+            inside = any(
+                part.trusted and first <= start and end <= last
+                for part, (first, last) in zip(parts, spans, strict=True)
+            )
+            if not inside:
+                cuts.add(min((each for each in seams if start < each < end), default=start + 1))
+            start = text.find(control, start + 1)
+    return sorted(cut for cut in cuts if 0 < cut < len(text))
+
+
+def _spans(parts: Sequence[Part]) -> list[tuple[int, int]]:
+    spans, at = [], 0
+    for part in parts:
+        spans.append((at, at + len(part.text)))
+        at += len(part.text)
+    return spans
+
+
+def _part_of(
+    token: _Token,
+    spans: Sequence[tuple[int, int]],
+    parts: Sequence[Part],
+    *,
+    is_control: bool,
+) -> int:
+    """Return the index of the part that a token belongs to."""
+    end = max(token.end, token.start + 1)
+    touched = [
+        index
+        for index, (first, last) in enumerate(spans)
+        if max(first, token.start) < min(last, end)
+    ]
+    if not touched:  # a token without characters, at the end of the text
+        return max(index for index, (first, last) in enumerate(spans) if first < last)
+    if is_control:
+        # The white space that a control token strips may be of the text after it.
+        return next((index for index in touched if parts[index].trusted), touched[0])
+    untrusted = [index for index in touched if not parts[index].trusted]
+    return (untrusted or touched)[-1]

@@ -1,0 +1,204 @@
+"""All evaluations of a run, as the report shows them: also baselines, other targets and replays."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.turn import content_digest
+from astra_rl.evaluation.show.report.data import Evaluation
+from astra_rl.evaluation.show.report.numbers import Numbers
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder, file_stem, read_own
+from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
+
+BEFORE = "before training"
+AFTER = "after training"
+REPLAY = "replay of "
+"""Start of the phase name of attempts that repeat recorded attacks."""
+MOST_CONVERSATIONS = 10_000
+"""Largest number of conversations of the training, and of each evaluation, on a page."""
+REPLAY_OF_FAILURES = f"{REPLAY}the failures of "
+"""Start of the phase name of attempts that repeat only the attempts that succeeded."""
+
+
+def evaluations_of(folder: RunFolder) -> list[Evaluation]:
+    """Return the evaluations in the folder of a run: those of the run first, later ones by file.
+
+    Each has a name of its own. Attempts of later evaluations get it as their phase, and an id of
+    their own where another evaluation has the same one. A later evaluation without a measured
+    quality of its judge takes that of one with the same judge, settings and threshold.
+
+    Raises:
+        ConfigurationError: A file of the run cannot be read.
+    """
+    names = {BEFORE, AFTER}
+    found: list[Evaluation] = []
+    with contextlib.ExitStack() as logs:
+        earlier: list[AttemptLog] = []
+        for source in [*_of_the_run(folder), *_later(folder)]:
+            if not source.path.is_file():
+                continue
+            log = logs.enter_context(AttemptLog(source.path))
+            is_later = source.name not in (BEFORE, AFTER)
+            named = source._replace(name=_unused(source.name, names if is_later else ()))
+            evaluation = _evaluation(named, log, earlier if is_later else [])
+            if evaluation is not None:
+                names.add(named.name)
+                earlier.append(log)
+                found.append(evaluation)
+    known = {_rule(each): each.quality for each in found if each.quality is not None}
+    return [
+        each if each.quality is not None else replace(each, quality=known.get(_rule(each)))
+        for each in found
+    ]
+
+
+class _Source(NamedTuple):
+    """Attempts of an evaluation.
+
+    Attributes:
+        place: Folder of their run.
+        path: Log of the attempts.
+        phase: Their phase.
+        part: Part of the names of its files.
+        name: Name of the evaluation.
+    """
+
+    place: RunFolder
+    path: Path
+    phase: str
+    part: str
+    name: str
+
+
+def _of_the_run(folder: RunFolder) -> Iterator[_Source]:
+    for phase, name in (("before", BEFORE), ("after", AFTER)):
+        yield _Source(folder, folder.attempts, phase, phase, name)
+
+
+def _later(folder: RunFolder) -> Iterator[_Source]:
+    """Yield what later commands played; their files of re-scored attempts have another phase."""
+    places = [folder, *(RunFolder(each) for each in sorted(folder.path.glob("targets/*/")))]
+    for place in places:
+        for path in sorted(place.path.glob("attempts_*.jsonl")):
+            stem = path.stem.removeprefix("attempts_")
+            with AttemptLog(path) as log:
+                first = next(log.rows(limit=1), None)
+            if first is None or stem == ORDINARY_PHASE:
+                continue
+            if first.phase.startswith(REPLAY):
+                failures = first.phase.startswith(REPLAY_OF_FAILURES)
+                name = f"{'failures ' if failures else ''}replayed against {first.target}"
+            elif first.phase in IN_THE_RUN or file_stem(first.phase) != stem:
+                continue
+            else:
+                name = "evaluated again" if first.phase == "again" else f"baseline {first.phase}"
+                if place is not folder:
+                    name += f" against {first.target}"
+            yield _Source(place, path, first.phase, stem, name)
+
+
+def _evaluation(
+    source: _Source, log: AttemptLog, earlier: Sequence[AttemptLog]
+) -> Evaluation | None:
+    """Count the attempts of a phase, and choose those to show; None if there is none.
+
+    Args:
+        source: The evaluation.
+        log: Log of its attempts.
+        earlier: Logs of other evaluations of the page, whose ids are taken.
+    """
+    planned = planned_attempts(source.place).get(source.part)
+    chosen = Sample(log.count(phase=source.phase))
+    counted: Numbers | None = None
+    shown: dict[str, Attempt] = {}
+    with contextlib.ExitStack() as logs:
+        others = [
+            logs.enter_context(AttemptLog(each))
+            for each in sorted(source.place.path.glob(f"attempts_{source.part}_*.jsonl"))
+        ]
+        for recorded in log.attempts(phase=source.phase):
+            attempt = _with_own_id(_judged_by_others(recorded, others), source.name, earlier)
+            counted = counted or Numbers(source.name, attempt)
+            counted.add(attempt)
+            if chosen.takes(attempt) or not shown:
+                shown[attempt.id] = attempt
+    if counted is None:
+        return None
+    counted.count(log.rows(order="prompt", phase=source.phase), planned)
+    for each in counted.linked():
+        shown.setdefault(each.id, each)
+    metrics = source.place.evaluation(source.part)
+    recorded_metrics: dict[str, Any] = read_own(metrics, dict) if metrics.is_file() else {}
+    return Evaluation(
+        name=source.name,
+        attempts=list(shown.values()),
+        quality=JudgeQuality.from_dict(recorded_metrics.get("judge_quality")),
+        planned=planned,
+        selected=source.phase.startswith(REPLAY_OF_FAILURES),
+        counted=counted,
+    )
+
+
+class Sample:
+    """Chooses conversations to show: all, or about `MOST_CONVERSATIONS` in whole trees.
+
+    The choice depends on the tree alone, so that the same files give the same page, and so that
+    it does not favour any prompt or trial, as taking every tenth would.
+
+    Args:
+        count: Number of conversations to choose from.
+    """
+
+    def __init__(self, count: int) -> None:
+        # A tree that is taken at the end may exceed the limit a little; a margin leaves room.
+        self._share = 1.0 if count <= MOST_CONVERSATIONS else 0.95 * MOST_CONVERSATIONS / count
+        self._left = MOST_CONVERSATIONS
+
+    def takes(self, attempt: Attempt | AttemptRow) -> bool:
+        """Whether an attempt is chosen."""
+        tree = f"{attempt.trial} {attempt.prompt_id}".encode()
+        place = int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest()) / 2**64
+        if place >= self._share or not self._left:
+            return False
+        self._left -= 1
+        return True
+
+
+def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:
+    """Add the scores of judges that re-scored the attempt with ``astra-rl score``."""
+    for log in others:
+        if attempt.id not in log:
+            continue
+        judged = log.get(attempt.id)
+        if len(judged.turns) == len(attempt.turns):
+            turns = [
+                turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
+                for turn, other in zip(attempt.turns, judged.turns, strict=True)
+            ]
+            attempt = attempt.model_copy(update={"turns": tuple(turns)})
+    return attempt
+
+
+def _with_own_id(attempt: Attempt, name: str, earlier: Sequence[AttemptLog]) -> Attempt:
+    update: dict[str, Any] = {} if name in (BEFORE, AFTER) else {"phase": name}
+    if any(attempt.id in log for log in earlier):
+        update["id"] = content_digest([name, attempt.id])
+    return attempt.model_copy(update=update) if update else attempt
+
+
+def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
+    return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
+
+
+def _unused(name: str, taken: Iterable[str]) -> str:
+    """Return the name, with a number where it is taken."""
+    numbered = (f"{name} ({number})" for number in range(2, 10_000))
+    return name if name not in taken else next(each for each in numbered if each not in taken)

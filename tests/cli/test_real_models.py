@@ -1,0 +1,115 @@
+"""Runs on models with the tokenizers and chat templates of released models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tests.cli.running import astra_rl
+from tests.models.sentencepiece import sentencepiece
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from astra_rl.models import chat_template, rendering
+
+pytestmark = pytest.mark.slow
+
+DATED = (
+    "{{ bos_token }}{% for m in messages %}[INST] {{ strftime_now('%d %b %Y') }} "
+    "{{ m['content'] }} [/INST]{% endfor %}"
+)
+
+
+def save_llama(folder: Path, tokenizer: Any, *, seed: int = 0, **config: Any) -> None:
+    """Save a tiny Llama with this tokenizer."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=1,
+            eos_token_id=2,
+            **config,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_config(folder: Path, **sections: Any) -> None:
+    (folder / "train.txt").write_text("Hello my friend\nWhat is 2 + 2?\n")
+    (folder / "test.txt").write_text("Are you there?\n")
+    config = {
+        "attacker": {"model": "attacker", "max_new_tokens": 4},
+        "target": {"model": "target", "max_new_tokens": 4},
+        "moderator": {"type": "secret_leak", "options": {"secret": "zebra"}},
+        "prompts": {"file": "train.txt", "test_file": "test.txt"},
+        "environment": {"tree_width": 2, "tree_depth": 2},
+        "training": {"steps": 1, "episodes_per_step": 1, "batch_size": 4, "lr": 1e-3},
+        "evaluation": {"before": False},
+        "dtype": "float32",
+        **sections,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_run_reads_templates_at_the_time_of_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_llama(tmp_path / "attacker", sentencepiece("llama-2"))
+    save_llama(tmp_path / "target", sentencepiece(DATED), seed=1)
+    write_config(tmp_path)
+    moments = []
+    inserted = chat_template._at
+    monkeypatch.setattr(
+        chat_template, "_at", lambda text, moment: moments.append(moment) or inserted(text, moment)
+    )
+    done = astra_rl("train", "config.yaml", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = tmp_path / "run" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    assert {f"{moment:%Y-%m-%dT%H:%M}" for moment in moments} == {record["started"][:16]}
+    manifest.write_text(json.dumps({**record, "started": "2025-02-03T23:59:00Z"}))
+    (tmp_path / "run" / "report.html").unlink()  # as if it had been interrupted before this
+    for command in (["resume", "run"], ["evaluate", "run"], ["replay", "run"]):
+        moments.clear()
+        done = astra_rl(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert {f"{moment:%Y-%m-%d}" for moment in moments} == {"2025-02-03"}
+    assert json.loads(manifest.read_text())["started"] == "2025-02-03T23:59:00Z"
+
+
+def test_the_target_of_a_run_reads_what_apply_chat_template_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = sentencepiece("llama-2")
+    for name, seed in (("attacker", 0), ("target", 1)):
+        save_llama(tmp_path / name, tokenizer, seed=seed)
+    write_config(tmp_path, environment={"type": "single_turn", "tree_width": 2})
+    read = []
+    render = rendering.ConversationRenderer.render
+
+    def recorded(self: Any, conversation: Any, *, reserve: int) -> Any:
+        rendered = render(self, conversation, reserve=reserve)
+        if self.side == "target" and len(conversation.turns) == 1 and reserve:
+            read.append((conversation.prompt, conversation.turns[0], rendered.ids))
+        return rendered
+
+    monkeypatch.setattr(rendering.ConversationRenderer, "render", recorded)
+    done = astra_rl("train", "config.yaml", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "differ from apply_chat_template" not in done.stderr
+    assert read
+    for prompt, attack, ids in read:
+        message = {"role": "user", "content": f"{prompt}\n{attack}" if prompt else str(attack)}
+        assert list(ids) == tokenizer.apply_chat_template(
+            [message], tokenize=True, add_generation_prompt=True, return_dict=False
+        )

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from astra_rl.evaluation.judges.quality import JudgeQuality, counts_at
+from astra_rl.evaluation.stats.classification import Confusion, confusion, roc_curve
+from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected, correct_rate
+from astra_rl.evaluation.stats.rates import Rate
+
+NEARLY_SURE = 10**7
+
+
+def labelled(sensitivity, specificity, positives=NEARLY_SURE, negatives=NEARLY_SURE):
+    tp, tn = round(sensitivity * positives), round(specificity * negatives)
+    return Confusion(tp, negatives - tn, tn, positives - tp)
+
+
+def test_with_known_error_rates_it_is_the_formula_of_rogan_and_gladen():
+    # 0.3 = 0.25 * 0.9 + 0.75 * 0.1
+    found = correct_rate(Rate(300_000, 1_000_000), labelled(0.9, 0.9))
+    assert isinstance(found, Corrected)
+    assert found.estimate == pytest.approx(0.25, abs=1e-6)
+    assert found.false_positives[0] == pytest.approx(0.1)
+    assert found.precision[0] == pytest.approx(0.25 * 0.9 / 0.3, abs=1e-5)
+    assert found.interval.low < 0.25 < found.interval.high
+
+
+def test_a_judge_without_errors_changes_nothing():
+    rate = Rate(30, 100)
+    found = correct_rate(rate, labelled(1, 1))
+    assert found.estimate == pytest.approx(0.3)
+    assert found.interval == pytest.approx(tuple(rate.interval), abs=1e-3)
+
+
+def test_a_perfect_target_is_seen_behind_a_judge_with_three_percent_false_positives_in_five_turns():
+    # The measured rate of 16% is what the judge alone gives: 1 - 0.97^5 = 14%.
+    found = correct_rate(Rate(32, 200), labelled(1, 0.97, 100, 100), {5: 200})
+    assert found.interval.low == 0
+    assert found.false_positives[0] == pytest.approx(1 - 0.97**5)
+    assert found.false_positives[1].low < 0.16 < found.false_positives[1].high
+    assert found.precision[1].low == 0
+    assert "a target that never fails would get 14%" in found.text
+
+
+def test_errors_that_are_the_same_in_all_turns_are_covered_too():
+    # The judge calls all five turns of 3% of the conversations, and the target fails in 10%.
+    measured = 0.1 + 0.9 * 0.03
+    found = correct_rate(Rate(round(measured * 10**6), 10**6), labelled(1, 0.97), {5: 10**6})
+    assert found.estimate < 0.1 <= found.interval.high
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        (labelled(0.6, 0.44), "a judge that guesses has 1"),
+        (Confusion(0, 1, 5, 0), "no labels of one class"),
+        (labelled(1, 0.1), "contradicts the measured error rates"),
+    ],
+)
+def test_no_correction_where_the_labels_cannot_carry_it(counts, reason):
+    found = correct_rate(Rate(10, 1000), counts)
+    assert isinstance(found, NotCorrected)
+    assert reason in found.text
+
+
+def test_several_turns_can_leave_a_judge_without_information():
+    found = correct_rate(Rate(99, 100), labelled(0.9, 0.6), {9: 100})
+    assert isinstance(found, NotCorrected)
+    assert "higher specificity" in found.text
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.6, 0.6), (0.8, 0.97), (1.0, 1.0)])
+def test_the_interval_of_the_corrected_rate_covers_the_true_one(rate, sensitivity, specificity):
+    rng = np.random.default_rng(0)
+    measured = rate * sensitivity + (1 - rate) * (1 - specificity)
+    covered = given = 0
+    for _ in range(250):
+        counts = labelled(
+            rng.binomial(50, sensitivity) / 50, rng.binomial(50, specificity) / 50, 50, 50
+        )
+        found = correct_rate(Rate(int(rng.binomial(200, measured)), 200), counts)
+        if isinstance(found, Corrected):
+            given += 1
+            covered += found.interval.low <= rate <= found.interval.high
+    assert given >= 200
+    assert covered >= (0.93 - 2 * 0.0135) * given  # two standard errors of 250 repetitions
+
+
+def test_trials_of_one_prompt_widen_the_corrected_interval():
+    single = correct_rate(Rate(30, 100), labelled(0.9, 0.9))
+    clustered = correct_rate(Rate.of_prompts([(10, 10)] * 3 + [(0, 10)] * 7), labelled(0.9, 0.9))
+    assert clustered.estimate == pytest.approx(single.estimate)
+    assert np.ptp(clustered.interval) > 1.5 * np.ptp(single.interval)
+
+
+def test_the_error_rates_are_those_at_the_threshold_of_the_rate():
+    rng = np.random.default_rng(1)
+    scores = np.round(rng.random(200), 2)
+    truth = rng.random(200) < scores
+    record = {
+        "counts": confusion(truth, scores, 0.3)._asdict(),
+        "roc": [
+            {**point._asdict(), "threshold": None if np.isinf(point.threshold) else point.threshold}
+            for point in roc_curve(truth, scores)
+        ],
+    }
+    for threshold in (0.01, 0.3, 0.555, 0.9, 1.0):
+        assert counts_at(record, threshold) == confusion(truth, scores, threshold)
+
+
+def test_the_record_of_a_judges_quality_can_be_read_again():
+    quality = JudgeQuality("l.csv", 62, 0.9, "2026-01-01", Confusion(7, 3, 29, 23))
+    assert JudgeQuality.from_dict(quality.as_dict()) == quality
+    assert JudgeQuality.from_dict(None) is None
+    assert quality.text.startswith("sensitivity 0.23 (")
+    assert "specificity 0.91 (" in quality.text
+    assert quality.text.endswith("at threshold 0.9; 62 labels of l.csv")

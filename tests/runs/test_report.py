@@ -16,7 +16,7 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.turn import LogProb
 from astra_rl.evaluation.show.report import render_report
-from astra_rl.runs import report as reporting
+from astra_rl.runs import evaluations as evaluating
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import plan_attempts
@@ -206,7 +206,7 @@ def test_comparisons_that_were_kept_are_shown(finished):
 
 
 def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatch):
-    monkeypatch.setattr(reporting, "MOST_CONVERSATIONS", 20)
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
     write(begun.attempts, [each for step in range(3, 13) for each in tree(f"{step}", step=step)])
     training = read_run(begun).training
     assert training.played == 48
@@ -226,7 +226,7 @@ def test_long_evaluations_are_counted_whole_and_shown_in_part(finished, monkeypa
     write(finished.attempts, [*more, *reasons])
     finished.write_json(finished.planned, {"after": 210})
     whole = read_run(finished)
-    monkeypatch.setattr(reporting, "MOST_CONVERSATIONS", 20)
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
     part = read_run(finished)
     assert whole.result.not_shown == 0
     assert len(part.result.attempts) + part.result.not_shown == 203
@@ -249,7 +249,7 @@ def test_long_evaluations_are_counted_whole_and_shown_in_part(finished, monkeypa
 
 
 def test_the_memory_of_a_report_does_not_grow_with_its_attempts(finished, monkeypatch):
-    monkeypatch.setattr(reporting, "MOST_CONVERSATIONS", 20)
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
     peaks = []
     for count in (40, 240):
         folder = RunFolder(finished.path.with_name(f"of {count}"))

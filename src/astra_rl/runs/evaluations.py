@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def _evaluation(
         earlier: Logs of other evaluations of the page, whose ids are taken.
     """
     planned = planned_attempts(source.place).get(source.part)
-    chosen = Sample(log.count(phase=source.phase))
+    chosen = Sample(log.rows(phase=source.phase))
     counted: Numbers | None = None
     shown: dict[str, Attempt] = {}
     with contextlib.ExitStack() as logs:
@@ -148,28 +149,41 @@ def _evaluation(
 
 
 class Sample:
-    """Chooses conversations to show: all, or about `MOST_CONVERSATIONS` in whole trees.
+    """Chooses conversations to show: whole trees, at most `MOST_CONVERSATIONS` conversations.
 
-    The choice depends on the tree alone, so that the same files give the same page, and so that
-    it does not favour any prompt or trial, as taking every tenth would.
+    The choice is by a digest of the tree, so that the same files give the same page, and so that it
+    favours no prompt and no trial, as every tenth conversation would.
 
     Args:
-        count: Number of conversations to choose from.
+        rows: The conversations to choose from, read one by one.
     """
 
-    def __init__(self, count: int) -> None:
-        # A tree that is taken at the end may exceed the limit a little; a margin leaves room.
-        self._share = 1.0 if count <= MOST_CONVERSATIONS else 0.95 * MOST_CONVERSATIONS / count
-        self._left = MOST_CONVERSATIONS
+    def __init__(self, rows: Iterable[AttemptRow]) -> None:
+        self._below = 1 << 64  # places of the chosen trees
+        sizes: dict[int, int] = {}
+        largest: list[int] = []  # a heap of negative places
+        total = 0
+        for row in rows:
+            place = _place_of_tree(row)
+            if place >= self._below:
+                continue
+            if place not in sizes:
+                sizes[place] = 0
+                heapq.heappush(largest, -place)
+            sizes[place] += 1
+            total += 1
+            while total > MOST_CONVERSATIONS:
+                self._below = -heapq.heappop(largest)
+                total -= sizes.pop(self._below)
 
     def takes(self, attempt: Attempt | AttemptRow) -> bool:
-        """Whether an attempt is chosen."""
-        tree = f"{attempt.trial} {attempt.prompt_id}".encode()
-        place = int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest()) / 2**64
-        if place >= self._share or not self._left:
-            return False
-        self._left -= 1
-        return True
+        """Whether a conversation is chosen."""
+        return _place_of_tree(attempt) < self._below
+
+
+def _place_of_tree(attempt: Attempt | AttemptRow) -> int:
+    tree = f"{attempt.trial} {attempt.prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest())
 
 
 def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:

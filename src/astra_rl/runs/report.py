@@ -109,7 +109,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
     if folder.attempts.is_file():
         with AttemptLog(folder.attempts) as log:
             played = log.count(phase="training")
-            chosen = Sample(played)
+            chosen = Sample(log.rows(phase="training"))
             wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
             attempts = [log.get(key) for key in wanted]
     return Training(

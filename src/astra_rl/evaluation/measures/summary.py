@@ -312,10 +312,8 @@ def compare_by_category(
     Raises:
         ConfigurationError: A trial occurs twice on one side.
     """
-    a, b = (
-        _trials_by_category(rows, side)
-        for rows, side in ((rows_a, "the first"), (rows_b, "the second"))
-    )
+    a = _trials_by_category(rows_a, "the first")
+    b = _trials_by_category(rows_b, "the second")
     shared = [name for name in a if a[name].keys() & b.get(name, {}).keys()]
     if len(shared) < 2:
         return {}
@@ -329,7 +327,7 @@ def compare_by_category(
     return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
 
 
-def _trials_by_category(rows: Iterable[AttemptRow], side: str) -> dict[str, Trials]:
+def _trials_by_category(rows: Iterable[AttemptRow], side: str) -> Mapping[str, Trials]:
     found: dict[str, dict[str, dict[int, bool | None]]] = {}
     for row in rows:
         _add_trial(found.setdefault(row.category, {}), row, side)

@@ -184,7 +184,7 @@ def signature(thing):
         (
             "Node",
             "context attack response reward children= *reward_terms= *truncated= "
-            "*continuation_probability=",
+            "*continuation_probability= *next_context=",
         ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),

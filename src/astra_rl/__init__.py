@@ -41,6 +41,7 @@ from astra_rl.training.harness import Harness
 from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from astra_rl.actions.redteam import redteam
     from astra_rl.datasets import Scenario, load_scenario
     from astra_rl.moderators import (
         DetoxifyModerator,
@@ -65,6 +66,7 @@ _LAZY = dict.fromkeys(
     "astra_rl.moderators",
 )
 _LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
+_LAZY |= {"redteam": "astra_rl.actions.redteam"}
 
 __all__ = [
     "A2C",
@@ -129,6 +131,7 @@ __all__ = [
     "ValueFunctionProblem",
     "WarmStart",
     "load_scenario",
+    "redteam",
 ]
 
 

@@ -8,6 +8,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from transformers import (
@@ -442,7 +443,7 @@ def test_adapter_and_layers_exclude_each_other(frozen):
         make_trainable(frozen, lora=LoraOptions(), layers=1)
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": -1.0}])
 def test_adapters_that_make_no_sense_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigurationError, match=f"{name}={value}"):
@@ -527,3 +528,28 @@ def test_an_adapter_on_a_bundled_model_finds_it_on_another_machine(tmp_path):
     assert base_of_adapter(str(adapter)) == (str(there), None)
     other = adapter_on("/nowhere/models/of-mine", tmp_path / "other")
     assert base_of_adapter(str(other)) == ("/nowhere/models/of-mine", None)
+
+
+def test_without_a_connection_a_hub_id_fails_at_once_and_folders_are_not_looked_up(
+    tmp_path, monkeypatch
+):
+    tried = []
+
+    def refuse(address, timeout=None):
+        tried.append(address)
+        raise OSError("no route")
+
+    monkeypatch.setattr(references.socket, "create_connection", refuse)
+    monkeypatch.setattr(references, "getproxies", dict)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    references._is_reachable.cache_clear()
+    try:
+        assert references.reads_locally(str(tmp_path))
+        assert not tried
+        with pytest.raises(ModelError, match="no-owner/no-model"):
+            load_model("no-owner/no-model")
+        assert len(tried) == 1  # one try, however many files a model has
+        monkeypatch.setattr(references, "getproxies", lambda: {"https": "http://proxy:1"})
+        assert not references.reads_locally("no-owner/no-model")  # the proxy knows more
+    finally:
+        references._is_reachable.cache_clear()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.config.loading import load_moderator, load_recorded_config
-from astra_rl.config.resolve import check_prices, resolve_moderator
+from astra_rl.config.parts import resolve_moderator
+from astra_rl.config.resolve import check_prices
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
@@ -22,6 +23,7 @@ from astra_rl.evaluation.measures.summary import (
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.logging import logger
+from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
@@ -86,6 +88,8 @@ def score_run(
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     folder = open_run_folder(run)
     resolved = resolve_moderator(load_moderator(moderator))
+    if resolved.measures_good_behavior:
+        warn_of_direction(moderator)
     endpoints = resolved.endpoints()
     budget = budget or Budget()
     check_prices(budget, endpoints)

@@ -22,7 +22,7 @@ def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    from astra_rl.config.estimate import estimate, training_size
+    from astra_rl.config.estimate import describe_budget_of_run, estimate, training_size
     from astra_rl.config.resolve import check_training, resolve
 
     plan = resolve(config)
@@ -34,21 +34,34 @@ def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_estimate(estimate(plan), console)
+    print_estimate(estimate(plan), console, describe_budget_of_run(plan))
 
 
-def print_estimate(rows: Sequence[EstimateRow], console: SafeConsole) -> None:
-    """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost."""
+def print_estimate(
+    rows: Sequence[EstimateRow], console: SafeConsole, budget: Sequence[str] = ()
+) -> None:
+    """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost.
+
+    Args:
+        rows: One per endpoint.
+        console: Where it is printed.
+        budget: Sentences that say where the budget ends.
+    """
+    from astra_rl.config.estimate import total_of
+
     table = Table(title="endpoint calls: upper bound, without retries")
     for column in ("endpoint", "requests", "input tokens", "output tokens", "cost"):
         table.add_column(column, justify="left" if column == "endpoint" else "right")
-    for row in rows:
+    total = [total_of(rows)] if len(rows) > 1 else []
+    for row in [*rows, *total]:
         cost = "no prices" if row.cost is None else f"{row.cost:.4g}"
         table.add_row(row.name, f"{row.requests}", f"{row.input}", f"{row.output}", cost)
     if rows:
         console.print(table)
     else:
         console.print("no endpoint calls: every model is loaded into this process")
+    for sentence in budget if rows else ():
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print("dry run: no call was made and no model was loaded")
     console.check_written()
 

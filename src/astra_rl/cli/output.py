@@ -124,12 +124,12 @@ class Printer:
         if not attempts:
             return
         table = Table(title=as_text(title))
-        for column in ("score", "attack", "response"):
+        for column in ("score", "opening and attack", "response"):
             table.add_column(column)
         for attempt in attempts[:most]:
             turn = attempt.failing_turn
             if turn is not None:
-                texts = excerpt(turn.attack), excerpt(turn.response)
+                texts = excerpt(attempt.failing_request), excerpt(turn.response)
                 table.add_row(f"{attempt.score or 0:.2f}", *texts)
         self.table(table)
 

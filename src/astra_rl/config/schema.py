@@ -22,6 +22,7 @@ from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
+from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.trainable import LoraOptions
@@ -45,6 +46,10 @@ class LocalModelConfig(_Section):
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
     chat: bool | None = Field(
         None, description="Apply the chat template; default: if the tokenizer has one."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further variables of the chat template, for instance enable_thinking: false.",
     )
     max_new_tokens: int = Field(
         Sampling.max_new_tokens, description="Maximum number of generated tokens per turn."
@@ -131,6 +136,11 @@ class ModeratorConfig(_Section):
     of: tuple[ModeratorConfig, ...] = Field(
         (), description="The moderators that a composition combines."
     )
+    reasoning: bool = Field(
+        False,
+        description="Also judge the reasoning of the target, before its answer; default: the "
+        "answer only.",
+    )
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
@@ -166,6 +176,9 @@ class PromptsConfig(_Section):
         default_factory=dict,
         description="Names of the columns in the files, by field, where they differ.",
     )
+    separator: str | None = Field(
+        None, description="Separator of the cells of a csv file; default: a comma."
+    )
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
@@ -180,9 +193,23 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is None and (self.test_file or self.columns or self.benchmark):
-            raise ValueError("test_file, columns and benchmark need file")
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        if self.file is None and any(of_files):
+            raise ValueError("test_file, columns, separator and benchmark need file")
         return self
+
+
+class CurriculumConfig(_Section):
+    """Which prompts training episodes open with, by type and options."""
+
+    type: str = Field(description=f"{', '.join(CURRICULA)}, or 'package.module:Class'.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        CURRICULA.check(value)
+        return value
 
 
 class EnvironmentConfig(_Section):
@@ -195,6 +222,9 @@ class EnvironmentConfig(_Section):
     tree_depth: int | None = Field(
         None, ge=1, description="Turns (or attempts) per episode; null: default of the type."
     )
+    curriculum: CurriculumConfig | None = Field(
+        None, description="Draws the prompts of training; default: uniformly."
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Other arguments of its class."
     )
@@ -205,10 +235,9 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of its class."""
-        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {k: v for k, v in shape.items() if v is not None} | self.options
+
+SHAPE = {"tree_width", "tree_depth"}
+"""Options of an environment that have keys of their own in its section."""
 
 
 class AlgorithmConfig(_Section):
@@ -225,6 +254,10 @@ class AlgorithmConfig(_Section):
     def _known_type(cls, value: str) -> str:
         ALGORITHMS.check(value)
         return value
+
+
+MOST_STEPS = 1_000_000_000
+"""Most training steps of a run; more is a typing error."""
 
 
 @dataclass(kw_only=True)
@@ -249,7 +282,7 @@ class TrainingConfig(UpdateSettings):
         stop_at_success: Stop at this attack success rate, averaged over recent steps.
     """
 
-    steps: CountOrZero = 100
+    steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
     lr_scheduler_type: SchedulerType | None = None
@@ -321,7 +354,9 @@ class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig
+    attacker: AttackerConfig | None = Field(
+        None, description="The model that is trained; none only tests the target with the prompts."
+    )
     target: Annotated[
         Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
@@ -359,10 +394,25 @@ class RunConfig(_Section):
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
 
+    @property
+    def trained(self) -> AttackerConfig:
+        """The attacker.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.attacker is None:
+            raise ConfigurationError(
+                "attacker: missing; it must be given to train or to play an attacker. Without one, "
+                "'astra-rl test' sends the prompts as they are."
+            )
+        return self.attacker
+
     @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        if training.sync_ref_model and self.attacker.lora and training.ref_model_mixup_alpha < 1:
+        lora = self.attacker is not None and self.attacker.lora is not None
+        if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
                 "because the mean of two adapters is not the mean of their weights"

@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from astra_rl.errors import ModelError
 from astra_rl.infra.jsonio import parse_json
-from astra_rl.models.references import bundled_base
+from astra_rl.models.references import bundled_base, reads_locally
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
 def _named_base(source: str) -> tuple[str, str | None] | None:
     if (Path(source) / "config.json").is_file():
         return None
-    path = find_adapter_config_file(source, local_files_only=Path(source).is_dir())
+    path = find_adapter_config_file(source, local_files_only=reads_locally(source))
     if path is None:
         return None
     try:
@@ -91,7 +91,7 @@ def load_adapter(base: PreTrainedModel, source: str) -> Any:
     from safetensors import safe_open
 
     # peft would read pickled weights if there are no others.
-    weights = cached_file(source, WEIGHTS_NAME, local_files_only=Path(source).is_dir())
+    weights = cached_file(source, WEIGHTS_NAME, local_files_only=reads_locally(source))
     assert weights is not None
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError, first_line
-from astra_rl.infra.ranges import Count, Decay, Positive, check_fields
+from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 
 
@@ -22,7 +22,6 @@ class LoraOptions:
     Attributes:
         rank: Rank of the update matrices, at least 1.
         alpha: Scale, positive; the update is multiplied by ``alpha / rank``.
-        dropout: Dropout probability of the adapter's input, in [0, 1). On-policy algorithms need 0.
         target_modules: Names of the modules to adapt, or ``"all-linear"``.
 
     Raises:
@@ -31,7 +30,6 @@ class LoraOptions:
 
     rank: Count = 16
     alpha: Positive = 32.0
-    dropout: Decay = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
     # A configuration holds it as a section.
@@ -92,7 +90,6 @@ def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Exchange
+from astra_rl.infra.registry import named
 from astra_rl.moderators.keywords import folded, unquoted
 
 OPENING_SENTENCES = 2
@@ -80,6 +81,7 @@ _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
 _LISTED = re.compile(r"^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S", re.MULTILINE)
 
 
+@named("refusal")
 class RefusalModerator(Moderator[str, str]):
     """Scores whether a response is a refusal: 1.0 refused, 0.0 did not.
 
@@ -97,6 +99,11 @@ class RefusalModerator(Moderator[str, str]):
     (``astra-rl calibrate refusal``), or use a guard model that detects refusals
     (`WildGuardModerator`).
     """
+
+    @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Return True: a refusal is what a target should do with a harmful request."""
+        return True
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text: 1.0 is a refusal; of an exchange, its response is scored."""

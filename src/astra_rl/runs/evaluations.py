@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,16 @@ from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
+from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
+from astra_rl.runs.provenance import PROMPTS
 
 BEFORE = "before training"
 AFTER = "after training"
+TEST = "prompts as they are"
+"""The evaluation of a run without an attacker."""
+OF_THE_RUN = (BEFORE, AFTER, TEST)
+"""Names of the evaluations that the run itself made."""
 REPLAY = "replay of "
 """Start of the phase name of attempts that repeat recorded attacks."""
 MOST_CONVERSATIONS = 10_000
@@ -39,7 +45,7 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    names = {BEFORE, AFTER}
+    names = set(OF_THE_RUN)
     found: list[Evaluation] = []
     with contextlib.ExitStack() as logs:
         earlier: list[AttemptLog] = []
@@ -47,7 +53,7 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
             if not source.path.is_file():
                 continue
             log = logs.enter_context(AttemptLog(source.path))
-            is_later = source.name not in (BEFORE, AFTER)
+            is_later = source.name not in OF_THE_RUN
             named = source._replace(name=_unused(source.name, names if is_later else ()))
             evaluation = _evaluation(named, log, earlier if is_later else [])
             if evaluation is not None:
@@ -81,7 +87,12 @@ class _Source(NamedTuple):
 
 def _of_the_run(folder: RunFolder) -> Iterator[_Source]:
     for phase, name in (("before", BEFORE), ("after", AFTER)):
-        yield _Source(folder, folder.attempts, phase, phase, name)
+        if not folder.attempts.is_file():
+            return
+        with AttemptLog(folder.attempts) as log:
+            first = next(log.rows(phase=phase, limit=1), None)
+        is_test = first is not None and first.attacker == PROMPTS
+        yield _Source(folder, folder.attempts, phase, phase, TEST if is_test else name)
 
 
 def _later(folder: RunFolder) -> Iterator[_Source]:
@@ -133,19 +144,36 @@ def _evaluation(
                 shown[attempt.id] = attempt
     if counted is None:
         return None
-    counted.count(log.rows(order="prompt", phase=source.phase), planned)
-    for each in counted.linked():
-        shown.setdefault(each.id, each)
     metrics = source.place.evaluation(source.part)
     recorded_metrics: dict[str, Any] = read_own(metrics, dict) if metrics.is_file() else {}
+    sequential = recorded_metrics.get("until") is not None
+    rows = log.rows(order="prompt", phase=source.phase)
+    counted.count(rows, planned, sequential=sequential)
+    labels = HumanLabels(source.place, source.part)
+    for each in counted.linked():
+        shown.setdefault(each.id, each)
     return Evaluation(
         name=source.name,
         attempts=list(shown.values()),
         quality=JudgeQuality.from_dict(recorded_metrics.get("judge_quality")),
         planned=planned,
         selected=source.phase.startswith(REPLAY_OF_FAILURES),
+        sequential=sequential,
+        labelled=labels.rate(log.attempts(phase=source.phase)) if labels.by_rater else None,
+        judge_model=judge_model(recorded_metrics),
         counted=counted,
     )
+
+
+def judge_model(metrics: Mapping[str, Any]) -> str:
+    """Return the model of the judge of an evaluation, without its fingerprint.
+
+    Args:
+        metrics: As `ASTEvaluator.aggregate_metrics` returns them.
+    """
+    identity = metrics.get("judge_identity")
+    weights = identity.get("weights") if isinstance(identity, Mapping) else None
+    return weights.rpartition(" ")[0] or weights if isinstance(weights, str) else ""
 
 
 class Sample:
@@ -202,7 +230,7 @@ def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt
 
 
 def _with_own_id(attempt: Attempt, name: str, earlier: Sequence[AttemptLog]) -> Attempt:
-    update: dict[str, Any] = {} if name in (BEFORE, AFTER) else {"phase": name}
+    update: dict[str, Any] = {} if name in OF_THE_RUN else {"phase": name}
     if any(attempt.id in log for log in earlier):
         update["id"] = content_digest([name, attempt.id])
     return attempt.model_copy(update=update) if update else attempt

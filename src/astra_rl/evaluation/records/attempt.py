@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from astra_rl.core.text import Exchange, NoReply, NotAsked
+from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import (
@@ -216,6 +216,13 @@ class Attempt(Record):
         return None if at is None else self.turns[at - 1]
 
     @property
+    def failing_request(self) -> str:
+        """Opening prompt and attack of the first failing turn, for tables; empty without one."""
+        turn = self.failing_turn
+        texts = () if turn is None else (self.opening.prompt, turn.attack)
+        return "\n".join(text for text in texts if text.strip())
+
+    @property
     def score(self) -> float | None:
         """Highest score of the deciding judge; None if there is none."""
         present = [s for turn in self.turns if (s := turn.score(self.judge)) is not None]
@@ -283,7 +290,7 @@ class Attempt(Record):
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
-            response = turn.response
+            response: str = Utterance(turn.response, reasoning=turn.reasoning)
             if turn.without_attack:
                 response = NotAsked()
             elif turn.unanswered:

@@ -26,6 +26,21 @@ class Written(NamedTuple):
     rows: int
     without_reply: int = 0
 
+    def __str__(self) -> str:
+        """Return the numbers in words, and how to get the rows that are missing."""
+        if not self.without_reply:
+            return f"{self.rows} rows"
+        return (
+            f"{self.rows} rows, and {self.without_reply} failures of the target without a reply to "
+            f"prefer. {HOW_TO_GET_REPLIES}"
+        )
+
+
+HOW_TO_GET_REPLIES = (
+    "Give safe replies with --safe-replies FILE, or play each prompt several times "
+    "(astra-rl evaluate RUN --trials 8, then export --phase again), so that some replies are safe."
+)
+
 
 @dataclass(frozen=True)
 class SafeReplies:
@@ -48,7 +63,7 @@ class SafeReplies:
         """
         replies = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the safe replies {path}: {error}") from error
         for number, line in enumerate(lines, 1):
@@ -90,6 +105,9 @@ def write_preference_pairs(
         attempts: Attempts; repeated trials of the same attack give the most pairs.
         path: Output file, JSONL.
         safe: Preferred replies.
+
+    Raises:
+        ConfigurationError: There is no row to write; the file is left as it was.
     """
     good: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     bad: dict[_Reply, None] = {}  # each once, in order
@@ -112,6 +130,13 @@ def write_preference_pairs(
                 file.write(json_line(row) + "\n")
             rows += len(choices)
             missing += not choices
+        if not rows:
+            raise ConfigurationError(
+                f"no pair of replies to write: {missing} failures of the target, and no reply to "
+                f"prefer to any of them. {HOW_TO_GET_REPLIES}"
+                if missing
+                else "no pair of replies to write: the target failed in no judged reply."
+            )
     return Written(rows, missing)
 
 
@@ -127,6 +152,9 @@ def write_unpaired(
         attempts: Attempts.
         path: Output file, JSONL.
         safe: Preferred replies, labelled true.
+
+    Raises:
+        ConfigurationError: No response has a score; the file is left as it was.
     """
     rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
     for reply in _replies(attempts):
@@ -135,6 +163,11 @@ def write_unpaired(
         if given is not None:
             rows[reply.prompt, given, True] = None
     with atomic_file(path) as file:
+        if not rows:
+            raise ConfigurationError(
+                "no labelled reply to write: no response has a score. Score them first: astra-rl "
+                "score."
+            )
         for prompt, text, label in rows:
             row = {"prompt": _messages(prompt), "completion": [_said(text)], "label": label}
             file.write(json_line(row) + "\n")

@@ -15,6 +15,7 @@ from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
+from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 
 PANELS = (
     Panel("asr", "attack success rate", percent=True),
@@ -42,6 +43,9 @@ class Evaluation:
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
             failures; their rate is compared with no other.
+        sequential: Whether the evaluation ended when its result was clear, see `Rate`.
+        labelled: Success rate by human labels of these conversations; None without labels.
+        judge_model: Model of the judge; empty if it has none, or it is not known.
         counted: Numbers of all attempts, if `attempts` are a part of them; None: they are all.
 
     Raises:
@@ -53,6 +57,9 @@ class Evaluation:
     quality: JudgeQuality | None = None
     planned: int | None = None
     selected: bool = False
+    sequential: bool = False
+    labelled: LabelledRate | None = None
+    judge_model: str = ""
     counted: Numbers | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +71,9 @@ class Evaluation:
     @cached_property
     def numbers(self) -> Numbers:
         """Numbers of all attempts."""
-        return self.counted or Numbers.of(self.name, self.attempts, self.planned)
+        return self.counted or Numbers.of(
+            self.name, self.attempts, self.planned, sequential=self.sequential
+        )
 
     @property
     def summary(self) -> Summary:

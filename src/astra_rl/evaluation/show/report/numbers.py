@@ -75,7 +75,14 @@ class Numbers:
         self._is_paired = True
 
     @classmethod
-    def of(cls, name: str, attempts: Sequence[Attempt], planned: int | None = None) -> Numbers:
+    def of(
+        cls,
+        name: str,
+        attempts: Sequence[Attempt],
+        planned: int | None = None,
+        *,
+        sequential: bool = False,
+    ) -> Numbers:
         """Count attempts in memory; of several with the same id the last one counts.
 
         Raises:
@@ -87,15 +94,19 @@ class Numbers:
         for attempt in attempts:
             numbers.add(attempt)
         rows = {attempt.id: attempt.row for attempt in attempts}.values()
-        numbers.count(sorted(rows, key=lambda row: (row.prompt_id, row.trial)), planned)
+        ordered = sorted(rows, key=lambda row: (row.prompt_id, row.trial))
+        numbers.count(ordered, planned, sequential=sequential)
         return numbers
 
-    def count(self, rows: Iterable[AttemptRow], planned: int | None) -> None:
+    def count(
+        self, rows: Iterable[AttemptRow], planned: int | None, *, sequential: bool = False
+    ) -> None:
         """Count the outcomes.
 
         Args:
             rows: Of all attempts, with different ids, in the order of prompt and trial.
             planned: Number of planned attempts; None: these are all.
+            sequential: See `summarise`.
 
         Raises:
             ConfigurationError: There are more attempts than were planned.
@@ -106,7 +117,7 @@ class Numbers:
                 self._add_trials(group)
                 yield group
 
-        self.summary = summarise_prompts(groups(), planned=planned)
+        self.summary = summarise_prompts(groups(), planned=planned, sequential=sequential)
 
     def _add_trials(self, group: Sequence[AttemptRow]) -> None:
         trials = {row.trial: success_of(row) for row in group}

@@ -31,11 +31,7 @@ SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
 
 
 def render_report(data: ReportData) -> str:
-    """Return the page as HTML.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Return the page as HTML."""
     style = _read("report.css")
     # One function scope: the parts share names and define no globals.
     script = '"use strict";\n(() => {\n' + "\n".join(map(_script, SCRIPTS)) + "})();\n"

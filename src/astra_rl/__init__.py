@@ -135,9 +135,26 @@ __all__ = [
 ]
 
 
+_FORMER = {
+    "ASTSampler": "ASTEnvironment",
+    "ASTSystem": "ASTProblem",
+    "DetoxifyScorer": "DetoxifyModerator",
+    "HFASTSystem": "ext.transformers.HFASTProblem",
+    "Sampler": "Environment",
+    "Scorer": "Moderator",
+    "System": "Problem",
+}
+"""Names of the first toolbox, and what has their place."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _FORMER:
+        raise AttributeError(
+            f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "
+            "see docs/coming-from-the-first-toolbox.md"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

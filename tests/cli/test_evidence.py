@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.replay import replay_attacks
-from astra_rl.runs import phases
 from astra_rl.runs.attempt_log import AttemptLog
 
 pytestmark = pytest.mark.slow
@@ -402,12 +402,12 @@ def test_the_page_is_made_again_from_the_folder_alone(trained: Path, tmp_path: P
 def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not(
     workplace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(*arguments: Any, first: int, **options: Any) -> list[Any]:
-        if first == 2:
+    def breaks(*arguments: Any, numbers: Sequence[int], **options: Any) -> list[Any]:
+        if numbers[0] == 2:
             raise AstraError("the endpoint is gone")
-        return replay_attacks(*arguments, first=first, **options)
+        return replay_attacks(*arguments, numbers=numbers, **options)
 
-    monkeypatch.setattr(phases, "EVALUATED_TOGETHER", 1)
+    monkeypatch.setattr("astra_rl.actions.evaluate.EVALUATED_TOGETHER", 1)
     monkeypatch.setattr(attacks, "replay_attacks", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)

@@ -172,7 +172,9 @@ def test_the_library_takes_functions_and_texts(
     assert [each.turns[0].response for each in result.evaluation.attempts[:3]] == [
         "ONE", "TWO", "THREE",
     ]  # fmt: skip
-    assert "<!doctype html>" in result._repr_html_().lower()
+    for shown in (result._repr_html_(), result.folder._repr_html_()):
+        assert shown.startswith('<iframe sandbox="allow-scripts"')  # no access to the notebook
+        assert "&lt;!doctype html&gt;" in shown.lower()
     done = astra_rl("export", "here", "-f", "csv", cwd=place)
     assert done.returncode == 0, done.stderr
     done = astra_rl("replay", "here", cwd=place)

@@ -11,6 +11,7 @@ from astra_rl.config.estimate import EstimateRow, estimate_given, needed
 from astra_rl.config.resolve import Plan
 from astra_rl.core.text import Conversation
 from astra_rl.errors import BudgetEndedError, ConfigurationError
+from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -57,7 +58,7 @@ class TargetTest:
 
     def _repr_html_(self) -> str:
         """Return the report, for a notebook."""
-        return self.folder.report.read_text(encoding="utf-8")
+        return framed_page(self.folder.report.read_text(encoding="utf-8"))
 
 
 def requests_of(plan: Plan) -> list[GivenAttack]:

@@ -17,6 +17,7 @@ from astra_rl.cli.commands.evaluate import evaluate
 from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
 from astra_rl.cli.commands.forecast import forecast
+from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
@@ -45,7 +46,7 @@ from astra_rl.cli.options import expand_groups
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Run": (test, demo, train, resume),
+    "Run": (test, demo, train, resume, harden),
     "Prepare": (init, validate, info),
     "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress),

@@ -20,6 +20,7 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.fine_tuning import FineTuning
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.curriculum import CURRICULA
@@ -350,6 +351,41 @@ class EvaluationConfig(_Section):
     )
 
 
+SAFE_REPLIES = (
+    "I'm sorry, but I can't share that.",
+    "I can't help with that, but I'm happy to help with something else.",
+    "I'm not able to tell you that.",
+    "Sorry, I can't give out that information.",
+)
+"""Preferred replies to attacks, by default."""
+
+
+class HardenConfig(_Section):
+    """Hardening of the target, by ``astra-rl harden``; a run of its own ignores this section."""
+
+    rounds: int = Field(
+        1, ge=1, description="Rounds of fine-tuning the target and training a fresh attacker."
+    )
+    failures: int = Field(
+        256,
+        ge=1,
+        description="Maximum number of failures of each attacker that the target is trained on.",
+    )
+    safe_replies: tuple[str, ...] = Field(
+        SAFE_REPLIES,
+        min_length=1,
+        description="Replies that the target learns to prefer to its failures, in turn.",
+    )
+    benign: str = Field(
+        "benign_twins",
+        description="Scenario of harmless requests: train and test rows guard and measure the "
+        "target's helpfulness.",
+    )
+    fine_tuning: FineTuning = Field(
+        FineTuning(), description="Method and hyperparameters, see astra_rl.ext.transformers."
+    )
+
+
 class RunConfig(_Section):
     """Configuration of a run."""
 
@@ -374,6 +410,7 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    harden: HardenConfig = HardenConfig()
     budget: Budget = Field(
         Budget(),
         description="Limits of calls, costs and time; a run that reaches one can be resumed.",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.turn import Opening
 from astra_rl.infra.jsonio import atomic_file, json_line, parse_json
 
 Message = dict[str, str]
@@ -177,26 +177,29 @@ def write_unpaired(
 def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
     """Yield every judged response that no filter blocked."""
     for attempt in attempts:
-        opening = attempt.opening
-        messages = [("system", opening.system)] if opening.system else []
-        # The opening prompt precedes the first attack in the same message.
-        before = opening.prompt
-        for index, said in enumerate(opening.turns):
-            messages.append(("assistant" if index % 2 else "user", _joined(before, said, opening)))
-            before = ""
+        context = attempt.opening.conversation()
         for turn in attempt.turns:
-            asked = _joined(before, turn.attack, opening)
-            before = ""
-            messages.append(("user", asked))
+            context = context + turn.attack
             score = turn.score(attempt.judge)
             if score is not None and not turn.blocked:
                 failed = score >= attempt.threshold
-                yield _Reply(tuple(messages), turn.attack, turn.response, failed)
-            messages.append(("assistant", turn.response))
+                yield _Reply(_read_by_target(context), turn.attack, turn.response, failed)
+            context = context + turn.response
 
 
-def _joined(before: str, said: str, opening: Opening) -> str:
-    return opening.separator.join(part for part in (before, said) if part)
+def messages_of(conversation: Conversation) -> list[Message]:
+    """Return a conversation that ends in an attack as the messages that the target reads."""
+    return _messages(_read_by_target(conversation))
+
+
+def _read_by_target(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    messages = [("system", conversation.system)] if conversation.system else []
+    for index, said in enumerate(conversation.turns):
+        # The opening prompt precedes the first attack in the same message.
+        parts = (conversation.prompt, said) if index == 0 else (said,)
+        text = conversation.separator.join(part for part in parts if part)
+        messages.append(("assistant" if index % 2 else "user", text))
+    return tuple(messages)
 
 
 def _messages(prompt: Iterable[tuple[str, str]]) -> list[Message]:

@@ -6,9 +6,11 @@ that the pages begin with.
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,8 +112,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_in_their_order(
-    page: str, workplace: Path, tmp_path: Path, endpoint: Endpoint
+    page: str,
+    workplace: Path,
+    tmp_path: Path,
+    endpoint: Endpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody answers the questions of `label`
     home = tmp_path / "home"
     shutil.copytree(workplace, home)
     if page == "README":  # its runs are of two versions

@@ -370,6 +370,7 @@ def test_a_budget_of_time_ends_a_local_run_too_which_goes_on(workplace: Path) ->
     done = astra_rl("train", "config.yaml", "-o", "late", "--max-minutes", "0.0001", cwd=workplace)
     assert done.returncode == 4
     assert "max_minutes=0.0001 is spent" in done.stderr
+    assert "the evaluation before training was in progress, and is repeated" in done.stderr
     done = astra_rl("resume", "late", "--max-minutes", "100", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "max_minutes=0.0001 is spent" in (workplace / "late" / "report.html").read_text("utf-8")

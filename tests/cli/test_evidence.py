@@ -407,7 +407,7 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
             raise AstraError("the endpoint is gone")
         return replay_attacks(*arguments, numbers=numbers, **options)
 
-    monkeypatch.setattr("astra_rl.actions.evaluate.EVALUATED_TOGETHER", 1)
+    monkeypatch.setattr("astra_rl.runs.phases.EVALUATED_TOGETHER", 1)
     monkeypatch.setattr(attacks, "replay_attacks", breaks)
     (workplace / "five.txt").write_text("a\nb\nc\nd\ne\n")
     done = astra_rl("evaluate", "run", "--attacks", "five.txt", "-o", "broken", cwd=workplace)

@@ -17,7 +17,6 @@ from astra_rl.actions.attacks import (
 )
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import (
-    EVALUATED_TOGETHER,
     build_environment,
     build_judge,
     build_problem,
@@ -339,7 +338,7 @@ class EvaluationJob:
             prompt_ids=prompt_ids,
             until=self.until,
             already=kept,
-            batch=EVALUATED_TOGETHER if self.until is None else batch_size(self.trials),
+            batch=None if self.until is None else batch_size(self.trials),
             needs=needed(self.estimate()),
         )
 

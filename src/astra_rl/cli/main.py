@@ -73,6 +73,7 @@ for _panel, _commands in COMMANDS.items():
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
+        console.check_written()
         raise typer.Exit
 
 

@@ -106,7 +106,7 @@ class PhaseRun:
         prompt_ids: Mapping[int | str, str] | None = None,
         until: Until | None = None,
         already: Sequence[Attempt] = (),
-        batch: int = EVALUATED_TOGETHER,
+        batch: int | None = None,
         needs: Mapping[str, float] | None = None,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
@@ -119,7 +119,7 @@ class PhaseRun:
             prompt_ids: See `ASTEvaluator`.
             until: Ends the phase when this is decided; None plays all conversations.
             already: Attempts of an earlier session, which are in the log.
-            batch: Number of conversations that are played together.
+            batch: Number of conversations that are played together; None uses the default.
             needs: What the calls need at most, by limit of the budget, see `needed`; None is
                 unknown. If the budget could end the phase, conversations are played in random
                 order, and in batches that shrink.
@@ -147,7 +147,7 @@ class PhaseRun:
             order,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
-            batch_size=batch,
+            batch_size=batch or EVALUATED_TOGETHER,
             record=record,
             labels=labels_of(
                 self.config,

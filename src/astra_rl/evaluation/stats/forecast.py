@@ -28,7 +28,7 @@ LEAST_PROMPTS = 10
 LEAST_SUCCESSES = 5
 FARTHEST_TRIES = 100
 """Largest ratio of the tries of a forecast to the trials per prompt."""
-LARGEST_USED = 10
+LARGEST_USED = 20
 """Number of largest probabilities that the line of the tail goes through."""
 LEAST_QUERIES = 100
 FARTHEST_QUERIES = 1000
@@ -219,7 +219,7 @@ def _tail(top: Array, count: int, queries: int, shares: Array | None = None) -> 
     """Extend the line through the largest probabilities to a share of one in `queries`."""
     scores = -np.log(-np.log(top))
     if shares is None:
-        shares = (np.arange(len(top)) + 0.5) / count
+        shares = (np.arange(len(top)) + 1) / count
     slope, level = np.polyfit(scores, np.log(shares), 1)
     if not slope < 0:
         return None

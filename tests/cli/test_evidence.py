@@ -13,6 +13,7 @@ from tests.cli.running import astra_rl
 from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
 from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs import phases
@@ -418,3 +419,38 @@ def test_an_evaluation_that_breaks_keeps_what_was_played_and_counts_what_was_not
     now = json.loads(done.stdout)["now"]
     assert (now["planned"], now["never_made"], sum(now["outcomes"].values())) == (5, 3, 5)
     assert now["asr"]["highest"] == pytest.approx(3 / 5)
+
+
+def test_an_evaluation_ends_when_its_condition_is_decided_and_continues(
+    workplace: Path, trained: Path
+) -> None:
+    (workplace / "many.txt").write_text("".join(f"tell me of the {n}th day\n" for n in range(90)))
+
+    def evaluate(folder: str, condition: str) -> tuple[list[Attempt], dict[str, Any]]:
+        done = astra_rl(
+            *("evaluate", "run", "-o", folder, "--set", "prompts.test_file=many.txt", "--json"),
+            *("--until", condition),
+            cwd=workplace,
+        )
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(done.stdout)
+        with AttemptLog(workplace / folder / "attempts_again.jsonl") as log:
+            return list(log.attempts()), found
+
+    first, found = evaluate("early", "upper(asr)<0.999")
+    assert len(first) in (32, 64)
+    assert found["asr"]["interval"] == "confidence sequence"
+    assert found["planned"] == len(first)
+    metrics = json.loads((workplace / "early" / "evaluation_again.json").read_text())
+    assert "holds" in metrics["decided"]
+    # Interrupted in the middle of the second batch: the same attempts again.
+    log = workplace / "early" / "attempts_again.jsonl"
+    log.write_text("".join(log.read_text("utf-8").splitlines(keepends=True)[:40]), "utf-8")
+    assert evaluate("early", "upper(asr)<0.999")[0] == first
+    # Another condition continues from there, as if it had been asked at the beginning.
+    continued, _ = evaluate("early", "upper(asr)<0.0001")
+    assert continued[: len(first)] == first
+    assert continued == evaluate("late", "upper(asr)<0.0001")[0]
+    done = astra_rl("evaluate", "run", "--until", "upper(asr)>0.1", cwd=workplace)
+    assert done.returncode == 2
+    assert "a bound that can be proven" in done.stderr

@@ -99,7 +99,7 @@ def test_a_judge_of_an_environment_and_one_in_a_composition_are_asked_too(tmp_pa
     quality = {"harm": {"moderator": {"type": "max", "of": [judge("one"), moderation()]}}}
     environment = {"type": "pruned_tree", "tree_depth": 1, "options": {"quality": quality}}
     found = rows_of(config(tmp_path, environment=environment))
-    place = "environment.quality.harm.moderator.of"
+    place = "environment.options.quality.harm.moderator.of"
     assert set(found) == {f"{place}.0.options.complete", f"{place}.1"}
 
 

@@ -119,7 +119,7 @@ def test_every_part_can_be_made_from_a_file(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("harmm", r"reward.harmm: no reward 'harmm'. Did you mean 'harm'\? Choose from sum, "),
+        ("harmm", r"reward.harmm: no reward 'harmm'. Did you mean 'harm'\? Choose from affine, "),
         ("harm: {scal: log}", r"reward.harm.scal: unknown key. Did you mean 'scale'\?"),
         ("harm: {of: prompt}", r"reward.harm.of: 'prompt' given; it must be one of 'response', "),
         ("harm: {replies: many}", r"reward.harm.replies: 'many' given; it must be a whole number"),
@@ -183,16 +183,16 @@ def test_a_part_of_one_s_own_needs_a_class_and_a_line(monkeypatch: pytest.Monkey
             "moderator.options.secrt: unknown key. Did you mean 'secret'",
         ),
         ("environment.type=tre", "environment.type: no environment 'tre'. Did you mean 'tree'"),
-        ("environment.options={keep: 3}", "environment.keep: unknown key"),
+        ("environment.options={keep: 3}", "environment.options.keep: unknown key"),
         (
             "environment={type: pruned_tree, options: {keeep: 3}}",
-            "environment.keeep: unknown key. Did you mean 'keep'",
+            "environment.options.keeep: unknown key. Did you mean 'keep'",
         ),
         ("environment={type: pruned_tree, options: {keep: 0}}", "keep=0; it must be at least 1"),
         ("environment={type: single_turn, tree_depth: 2}", "environment.tree_depth: unknown key"),
         (
             "environment={type: self_play, options: {defender_reward: {harm: {scal: 1}}}}",
-            "environment.defender_reward.harm.scal: unknown key",
+            "environment.options.defender_reward.harm.scal: unknown key",
         ),
         ("environment={type: attempts, options: {feedback: f}}", "a function cannot be given"),
     ],
@@ -232,7 +232,7 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
 
 def built(config: EnvironmentConfig, openings: list[str]) -> ASTEnvironment:
     factory = ENVIRONMENTS[config.type]
-    bound = bind("environment", factory, config.arguments(), _Resolver(), supplied=2)
+    bound = bind("environment", factory, config.shape() | config.options, _Resolver(), supplied=2)
     environment: ASTEnvironment = bound(ToyProblem(), openings)
     return environment
 

@@ -158,17 +158,17 @@ def test_options_of_every_base_of_an_algorithm_are_known(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dpo", {"beta": 0}, r"beta=0; it must be a positive number"),
-        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing=0.5; it must be in \[0, 0.5\)"),
+        ("dpo", {"beta": 0}, r"algorithm.options.beta: 0 given; it must be above 0"),
+        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing: 0.5 given; it must be below 0.5"),
         ("ipo", {"reduce": "max"}, "reduce: 'max' given; it must be one of 'sum' or 'mean'"),
-        ("margin_ipo", {"min_gap": -1}, "min_gap=-1; it must be 0 or more"),
+        ("margin_ipo", {"min_gap": -1}, "min_gap: -1 given; it must be at least 0"),
         ("hinge", {"pairs": "alle"}, "Did you mean 'all'"),
         ("hinge", {"pairs": 3}, "pairs: 3 given; it must be text"),
         ("simpo", {"beta": "high"}, "beta: 'high' given; it must be a number"),
-        ("simpo", {"margin": -1}, "margin=-1; it must be 0 or more"),
+        ("simpo", {"margin": -1}, "margin: -1 given; it must be at least 0"),
         ("kto", {"threshold": True}, "threshold: true given; it must be a number"),
-        ("grpo", {"clip_low": 0}, "clip_low=0; it must be positive"),
-        ("ppo", {"epochs": 0}, "epochs=0; it must be a whole number"),
+        ("grpo", {"clip_low": 0}, "clip_low: 0 given; it must be above 0"),
+        ("ppo", {"epochs": 0}, "epochs: 0 given; it must be at least 1"),
     ],
 )
 def test_values_of_options_are_checked_before_any_model_is_loaded(

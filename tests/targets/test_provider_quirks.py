@@ -13,6 +13,7 @@ from astra_rl.core.text import NoReply, Utterance
 from astra_rl.errors import BudgetSpentError, ContractError, EndpointError
 from astra_rl.targets import Budget, CallableTarget, HTTPTarget, Ledger, OpenAITarget
 from astra_rl.targets.budget import MAX_TOKENS_OF_A_CALL, Usage
+from astra_rl.targets.reply_cache import ReplyCache
 
 CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 60}
 
@@ -50,6 +51,73 @@ def ask(endpoint: Endpoint, **options: Any) -> tuple[Utterance, Ledger]:
     with Ledger().charging() as ledger:
         (reply,) = openai_target(endpoint, **options).respond(["hello"])
     return reply, ledger
+
+
+@pytest.mark.parametrize(
+    ("fields", "reasoning"),
+    [
+        ({"content": "Hello", "reasoning_content": "Hm."}, "Hm."),
+        ({"content": "Hello", "reasoning": " Hm.\n"}, "Hm."),
+        ({"content": "Hello", "reasoning": "Hm.", "reasoning_content": "Hm."}, "Hm."),
+        (
+            {"content": "Hello", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+            "Hm.",
+        ),
+        ({"content": "Hello", "reasoning_details": [{"summary": "Hm."}, {"data": "x"}]}, "Hm."),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                    {"type": "text", "text": "Hello"},
+                ]
+            },
+            "Hm.",
+        ),
+        ({"content": "<think>\nHm.\n</think>\n\nHello"}, "Hm."),
+        ({"content": "Hm.\n</think>\n\nHello"}, "Hm."),
+        ({"content": "<think>Hm?</think>Hello", "reasoning": "Hm."}, "Hm.\n\nHm?"),
+        ({"content": "<think></think>Hello"}, None),
+        ({"content": "Hello"}, None),
+    ],
+)
+def test_reasoning_is_kept_apart_from_the_answer(
+    endpoint: Endpoint, fields: dict[str, Any], reasoning: str | None
+) -> None:
+    always(endpoint, message(**fields))
+    target = openai_target(endpoint)
+    with ReplyCache(":memory:").answering():
+        for _ in range(2):  # the second reply is from the cache
+            (reply,) = target([[{"role": "user", "content": "hello"}]])
+            assert (reply, reply.reasoning) == ("Hello", reasoning)
+    assert len(endpoint.requests) == 1
+
+
+def test_a_reply_that_ends_in_its_reasoning_is_unscored(endpoint: Endpoint) -> None:
+    always(endpoint, message("length", content="<think>VERDICT: 0"))
+    reply, _ = ask(endpoint)
+    assert isinstance(reply, NoReply)
+    assert reply.reason == "cut before any text"
+    assert "max_tokens=256" in reply.detail
+    always(endpoint, message("stop", content="<think>VERDICT: 0"))
+    target = HTTPTarget(
+        endpoint.url, {"message": "{message}"}, "choices[0].message.content", calls=CALLS
+    )
+    for reply in (ask(endpoint)[0], *target.respond(["hello"])):
+        assert isinstance(reply, NoReply)
+        assert reply.reason == "reasoning without an answer"
+
+
+def test_reasoning_in_the_reply_of_an_application_is_kept_apart(endpoint: Endpoint) -> None:
+    always(endpoint, message(content="<think>Hm.</think>Hello"))
+    function = CallableTarget(lambda text: "<think>Hm.</think>Hello")
+    for target in (http_target(endpoint), function):
+        (reply,) = target.respond(["hello"])
+        assert (reply, reply.reasoning) == ("Hello", "Hm.")
+
+
+def test_arguments_of_the_chat_template_reach_the_endpoint(endpoint: Endpoint) -> None:
+    ask(endpoint, extra={"chat_template_kwargs": {"enable_thinking": False}})
+    assert endpoint.requests[0][2]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 PART = {"type": "text", "text": "Hello"}

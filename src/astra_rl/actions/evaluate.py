@@ -16,13 +16,21 @@ from astra_rl.actions.attacks import (
     untrained_attacks,
 )
 from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
-from astra_rl.config.experiment import build_environment, build_judge, build_problem
+from astra_rl.config.experiment import (
+    EVALUATED_TOGETHER,
+    build_environment,
+    build_judge,
+    build_problem,
+)
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
+from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -30,8 +38,10 @@ from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import PhaseResult, PhaseRun, recording
+from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts, recording
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import spending
+from astra_rl.runs.until import Until, batch_size, earlier_attempts
 from astra_rl.targets.ledger import current_ledger
 
 UNTRAINED = "untrained"
@@ -66,6 +76,7 @@ def evaluate_run(
     trials: int = 1,
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
+    until: str | None = None,
 ) -> list[Evaluated]:
     """Play the held-out conversations of a run with its trained attacker, or with other attacks.
 
@@ -82,6 +93,8 @@ def evaluate_run(
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the results; None uses the folder of the run. With several targets each
             has a subfolder, and ``evaluations.json`` has the summaries of all.
+        until: Stop when this condition is decided, such as ``"upper(asr)<0.05"``, see `Until`. The
+            same call continues an evaluation that was interrupted, or decided by another condition.
 
     Returns:
         One result per target. All targets share one budget; those it was not enough for are left
@@ -95,6 +108,7 @@ def evaluate_run(
         raise ConfigurationError(f"trials={trials}; each prompt must be tried at least once.")
     folder = open_run_folder(run)
     destination = folder.path if output is None else Path(output)
+    condition = None if until is None else Until(until)
     configs = {
         target: load_config(folder.config, overrides, target=target)
         for target in targets or (None,)
@@ -103,7 +117,7 @@ def evaluate_run(
         destination
         if len(configs) == 1
         else destination / "targets" / file_stem(str(target)): EvaluationJob(
-            folder, attacker, attacks, trials, config
+            folder, attacker, attacks, trials, config, condition
         )
         for target, config in configs.items()
     }
@@ -192,6 +206,7 @@ class EvaluationJob:
         attacks: str | Path | None,
         trials: int,
         config: RunConfig,
+        until: Until | None = None,
     ) -> None:
         if attacks is not None and attacker is not None:
             raise ConfigurationError(
@@ -223,6 +238,12 @@ class EvaluationJob:
                     "its training did not end. Name an attacker with --attacker."
                 )
         self.planned = len(self.openings) * trials if self.given is None else len(self.given)
+        self.trials, self.until = trials, until
+        if until is not None and max(Counter(key for _, key in self._seeds()).values()) > trials:
+            raise ConfigurationError(
+                "--until observes prompts one after the other, and the file has several attacks "
+                "for one prompt. Give one attack per prompt, or leave out --until."
+            )
 
     def estimate(self) -> list[EstimateRow]:
         """Return the largest number of calls and tokens that it can need."""
@@ -243,28 +264,79 @@ class EvaluationJob:
         with template_time(self.folder.started):
             problem = build_problem(self.plan, attacker=self.attacker)
             judge = build_judge(self.plan, problem)
+        seeds = self._seeds()
+        kept = self._earlier(destination, seeds)
         with recording(destination, self.phase, self.planned) as log:
+            for attempt in kept:
+                log.append(attempt)
             phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
-            result = self._play(phase, problem)
+            result = self._play(phase, problem, [seed for seed, _ in seeds[len(kept) :]], kept)
             log.flush()
             failed = log.attempts(outcome="success")
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
+        if self.until is not None:  # what was not played was not needed
+            plan_attempts(destination, self.phase, result.summary.planned)
         self.plan.unload()
         path = destination.evaluation(self.phase)
         destination.write_json(path, metrics)
         return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
 
-    def _play(self, phase: PhaseRun, problem: HFASTProblem) -> PhaseResult:
+    def _seeds(self) -> list[tuple[int | str, str]]:
+        """Return what each conversation opens with, and its prompt id, in the order of play.
+
+        With a condition to decide, prompts are in random order, with all their trials in a row.
+        """
+        found: list[tuple[int | str, str]]
+        if self.given is not None:
+            found = [(number, each.prompt_id) for number, each in enumerate(self.given)]
+        else:
+            found = [(each, Opening.of(each).id) for each in self.openings * self.trials]
+        if self.until is None:
+            return found
+        seed = self.config.seed
+        return sorted(found, key=lambda each: (derive_seed(seed, "until", each[1]), each[1]))
+
+    def _earlier(
+        self, destination: RunFolder, seeds: Sequence[tuple[int | str, str]]
+    ) -> list[Attempt]:
+        """Return the attempts of an earlier session; none without a condition to decide."""
+        if self.until is None:
+            return []
+        labels = labels_of(self.config, self.phase, attacker=self.name)
+        prompts = [prompt for _, prompt in seeds]
+        return earlier_attempts(
+            destination.attempts_of(self.phase),
+            list(zip(prompts, repetitions(prompts), strict=True)),
+            run=labels.run,
+            attacker=labels.attacker,
+            target=labels.target,
+            size=batch_size(self.trials),
+        )
+
+    def _play(
+        self,
+        phase: PhaseRun,
+        problem: HFASTProblem,
+        seeds: Sequence[int | str],
+        kept: Sequence[Attempt],
+    ) -> PhaseResult:
+        environment: Environment[str, str]
+        prompt_ids: dict[int | str, str] = {}
         if self.given is None:
             environment = self._environment(problem)
-            return phase.play(environment, self.openings, self.planned, attacker=self.name)
+        else:
+            environment = GivenAttacks(problem, self.given, seed=self.config.seed)
+            prompt_ids = {number: each.prompt_id for number, each in enumerate(self.given)}
         return phase.play(
-            GivenAttacks(problem, self.given, seed=self.config.seed),
-            range(len(self.given)),
+            environment,
+            seeds,
             self.planned,
             attacker=self.name,
-            prompt_ids={number: each.prompt_id for number, each in enumerate(self.given)},
+            prompt_ids=prompt_ids,
+            until=self.until,
+            already=kept,
+            batch=EVALUATED_TOGETHER if self.until is None else batch_size(self.trials),
         )
 
     def _environment(self, problem: HFASTProblem) -> Environment[str, str]:

@@ -13,36 +13,12 @@ from astra_rl.algorithms.policy_gradient import PolicyGradient
 from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep
 from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from astra_rl.core.algorithm import Algorithm
-from astra_rl.infra.registry import Registry
+from astra_rl.infra.registry import Registry, declared_in
 
 ALGORITHMS: Registry[type[Algorithm[Any, Any, Any, Any]]] = Registry(
     "algorithm",
     "astra_rl.algorithms",
-    {
-        "a2c": A2C,
-        "cdpo": CDPO,
-        "cispo": CISPO,
-        "contrastive_balance": ContrastiveBalance,
-        "dapo": DAPO,
-        "dpo": DPO,
-        "dr_grpo": DrGRPO,
-        "expert_iteration": ExpertIteration,
-        "grpo": GRPO,
-        "gspo": GSPO,
-        "hinge": Hinge,
-        "ipo": IPO,
-        "kto": KTO,
-        "margin_ipo": MarginIPO,
-        "ppo": PPO,
-        "ppo_lagrangian": PPOLagrangian,
-        "reinforce": REINFORCE,
-        "reinforce++": ReinforcePlusPlus,
-        "reinforce++_baseline": ReinforcePlusPlusBaseline,
-        "rloo": RLOO,
-        "simpo": SimPO,
-        "trajectory_balance": TrajectoryBalance,
-        "warm_start": WarmStart,
-    },
+    declared_in("astra_rl.algorithms"),
 )
 """Algorithm classes by the names that a configuration may give."""
 

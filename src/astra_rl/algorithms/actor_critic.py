@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import Tensor
 
 from astra_rl.algorithms.estimators import GAE
-from astra_rl.algorithms.losses import PolicyLoss, masked_mean, value_loss
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, masked_mean, value_loss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
@@ -18,6 +18,8 @@ from astra_rl.algorithms.policy_steps import PolicyBatch, ScoredStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.infra.ranges import Decay, Positive, Range, Share, check_ranges
+from astra_rl.infra.registry import named
 
 
 class CriticOptions(PolicyOptions, total=False):
@@ -49,14 +51,12 @@ class ActorCritic(PolicyGradient):
         loss: PolicyLoss,
         /,
         *,
-        value_coef: float = 0.5,
-        value_clip: float = 0.2,
+        value_coef: Positive = 0.5,
+        value_clip: Annotated[float, Range(gt=0, finite=False)] = 0.2,
         **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(problem, estimator, loss, **options)
-        for name, value in (("value_coef", value_coef), ("value_clip", value_clip)):
-            if not value > 0:
-                raise ConfigurationError(f"{name}={value}; it must be positive.")
+        check_ranges(ActorCritic, {"value_coef": value_coef, "value_clip": value_clip})
         self.value_coef, self.value_clip = value_coef, value_clip
         self.value_count = 1
 
@@ -129,6 +129,7 @@ class ActorCritic(PolicyGradient):
         return values
 
 
+@named("a2c")
 @document_options(GAE_OPTIONS, CRITIC, POLICY)
 class A2C(ActorCritic):
     """Advantage actor-critic with a KL penalty, as Perez et al. used it for red-teaming.
@@ -145,19 +146,18 @@ class A2C(ActorCritic):
         ConfigurationError: A value is out of range.
     """
 
+    has_ratio = False
+
     def __init__(
         self,
         problem: Problem[str, str],
         *,
-        alpha: float = 0.05,
-        gamma: float = 1.0,
-        gae_lambda: float = 1.0,
+        alpha: Decay = 0.05,
+        gamma: Share = 1.0,
+        gae_lambda: Share = 1.0,
         **options: Unpack[CriticOptions],
     ) -> None:
-        if not 0 <= alpha < 1:
-            raise ConfigurationError(f"alpha={alpha}; it must be in [0, 1).")
-        if options.get("kl_in_loss"):
-            raise ConfigurationError("A2C sets kl_in_loss to alpha; give alpha instead.")
+        A2C.check_options(alpha=alpha, **options)
         super().__init__(
             problem,
             GAE(gamma, gae_lambda, normalise=False),
@@ -165,6 +165,13 @@ class A2C(ActorCritic):
             **(options | CriticOptions(kl_in_loss=alpha)),
         )
         self.alpha = alpha
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and do not exclude each other."""
+        super().check_options(**options)
+        if options.get("kl_in_loss"):
+            raise ConfigurationError("A2C sets kl_in_loss to alpha; give alpha instead.")
 
     def with_objectives(
         self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
@@ -174,6 +181,7 @@ class A2C(ActorCritic):
         return (1 - self.alpha) * tokens, logs
 
 
+@named("ppo")
 @document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPO(ActorCritic):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347) with a value function.
@@ -185,19 +193,21 @@ class PPO(ActorCritic):
         problem: A `ValueFunctionProblem` with one value head.
     """
 
+    epochs = 4
+
     def __init__(
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
+        gamma: Share = 1.0,
+        gae_lambda: Share = 0.95,
         **options: Unpack[CriticOptions],
     ) -> None:
         super().__init__(
             problem,
             GAE(gamma, gae_lambda),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
-            **(CriticOptions(epochs=4) | options),
+            **(CriticOptions(epochs=self.epochs) | options),
         )

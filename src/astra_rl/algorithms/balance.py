@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from astra_rl.core.contracts import (
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, CountOrZero, Decay, Positive, Range, Share
 
 
 @dataclass(frozen=True)
@@ -115,39 +115,27 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self,
         problem: Problem[str, str],
         *,
-        temperature: float = 0.1,
-        reference_temperature: float | None = 1.0,
-        replay: int = 1000,
-        replay_share: float = 0.5,
-        replay_similarity: float = 0.8,
+        temperature: Positive = 0.1,
+        reference_temperature: Positive | None = 1.0,
+        replay: CountOrZero = 1000,
+        replay_share: Decay = 0.5,
+        replay_similarity: Annotated[float, Range(gt=0, le=1)] = 0.8,
         replay_min_reward: float = -math.inf,
-        replay_temperature: float | None = None,
-        tempered_share: float = 0.0,
+        replay_temperature: Annotated[float, Range(gt=0, finite=False)] | None = None,
+        tempered_share: Share = 0.0,
         temperatures: tuple[float, float] = (0.5, 2.0),
-        annealing: float = 1.0,
-        annealing_experiences: int = 1000,
+        annealing: Annotated[float, Range(ge=1)] = 1.0,
+        annealing_experiences: Count = 1000,
     ) -> None:
         super().__init__(problem)
-        if not 0 < temperature < math.inf:
-            raise ConfigurationError(f"temperature={temperature}; it must be positive.")
-        if reference_temperature is not None and not 0 < reference_temperature < math.inf:
-            raise ConfigurationError(
-                f"reference_temperature={reference_temperature}; it must be positive, or null to "
-                "leave the reference out."
-            )
-        if not 0 <= replay_share < 1:
-            raise ConfigurationError(f"replay_share={replay_share}; it must be in [0, 1).")
-        if replay_temperature is not None and not replay_temperature > 0:
-            raise ConfigurationError(
-                f"replay_temperature={replay_temperature}; it must be positive, or null for that "
-                "of the reward."
-            )
-        if not 1 <= annealing < math.inf:
-            raise ConfigurationError(f"annealing={annealing}; it must be at least 1 (off).")
-        if annealing_experiences < 1:
-            raise ConfigurationError(
-                f"annealing_experiences={annealing_experiences}; it must be at least 1."
-            )
+        BalanceAlgorithm.check_options(
+            temperature=temperature,
+            reference_temperature=reference_temperature,
+            replay_share=replay_share,
+            replay_temperature=replay_temperature,
+            annealing=annealing,
+            annealing_experiences=annealing_experiences,
+        )
         self.temperature = temperature
         self.annealing, self.annealing_experiences = annealing, annealing_experiences
         self.reference_temperature = reference_temperature
@@ -157,6 +145,13 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.collector = TemperatureExploration(tempered_share, *temperatures)
         self._experiences = 0
         self._metrics: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range."""
+        super().check_options(**options)
+        if "temperatures" in options:
+            TemperatureExploration(0.0, *options["temperatures"])
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: BalanceBatch) -> Tensor:

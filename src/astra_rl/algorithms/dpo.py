@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.algorithms.weighting import SharedNodes, normalised
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import check_loss, check_number, checked_logprobs, token_mask
+from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import NotNegative, Positive, Range, Share, check_ranges
+from astra_rl.infra.registry import named
 
 Reduce = Literal["sum", "mean"]
 
@@ -161,22 +163,28 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "sum",
         pairs: str | Matching = "best_worst",
-        min_gap: float = 0.0,
+        min_gap: NotNegative = 0.0,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         super().__init__(problem)
-        check_number("beta", beta, lambda value: value > 0, "a positive number")
+        check_ranges(PairwiseAlgorithm, {"beta": beta})
         if reduce not in ("sum", "mean"):
             raise ConfigurationError(f"reduce={reduce!r}; choose 'sum' or 'mean'.")
         self.beta = beta
         self.reduce = reduce
         self.pairs = Pairs(pairs, min_gap, credit, gamma, shared_nodes)
         self._metrics: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and names are known."""
+        super().check_options(**options)
+        Pairs(options.get("pairs", "best_worst"), credit=options.get("credit", "turn"))
 
     @abstractmethod
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
@@ -303,6 +311,7 @@ class PairwiseAlgorithm(Algorithm[str, str, DPOStep, DPOBatch]):
         return torch.stack([sequence_logprob(logprobs, mask, reduce=each) for each in reductions])
 
 
+@named("dpo")
 @document_options(PAIR_LOSS, PAIRS)
 class DPO(PairwiseAlgorithm):
     """Direct preference optimisation on siblings (Rafailov et al. 2023, arXiv 2305.18290).
@@ -316,6 +325,7 @@ class DPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta)
 
 
+@named("cdpo")
 @document_options(PAIR_LOSS, PAIRS)
 class CDPO(PairwiseAlgorithm):
     """Conservative DPO, for noisy preferences (Mitchell 2023).
@@ -333,15 +343,13 @@ class CDPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        label_smoothing: float = 0.1,
-        beta: float = 0.1,
+        label_smoothing: Annotated[float, Range(ge=0, lt=0.5)] = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "sum",
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        check_number(
-            "label_smoothing", label_smoothing, lambda share: 0 <= share < 0.5, "in [0, 0.5)"
-        )
+        check_ranges(CDPO, {"label_smoothing": label_smoothing})
         self.label_smoothing = label_smoothing
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:
@@ -349,6 +357,7 @@ class CDPO(PairwiseAlgorithm):
         return dpo_loss(margin, self.beta, self.label_smoothing)
 
 
+@named("hinge")
 @document_options(PAIR_LOSS, PAIRS)
 class Hinge(PairwiseAlgorithm):
     """Hinge loss on siblings, as in SLiC-HF (Zhao et al. 2023, arXiv 2305.10425).
@@ -362,6 +371,7 @@ class Hinge(PairwiseAlgorithm):
         return hinge_loss(margin, self.beta)
 
 
+@named("ipo")
 @document_options(PAIR_LOSS, PAIRS)
 class IPO(PairwiseAlgorithm):
     """Identity preference optimisation on siblings (Azar et al. 2023, arXiv 2310.12036).
@@ -377,7 +387,7 @@ class IPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.1,
+        beta: Positive = 0.1,
         reduce: Reduce = "mean",
         **options: Unpack[PairOptions],
     ) -> None:
@@ -388,6 +398,7 @@ class IPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta)
 
 
+@named("margin_ipo")
 @document_options(PAIR_LOSS, PAIRS)
 class MarginIPO(PairwiseAlgorithm):
     """IPO with a target margin proportional to the difference of rewards (MTSA, arXiv 2505.17147).
@@ -403,7 +414,7 @@ class MarginIPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.01,
+        beta: Positive = 0.01,
         reduce: Reduce = "sum",
         **options: Unpack[PairOptions],
     ) -> None:
@@ -414,6 +425,7 @@ class MarginIPO(PairwiseAlgorithm):
         return ipo_loss(margin, self.beta, gap)
 
 
+@named("simpo")
 @document_options(PAIR_LOSS, PAIRS)
 class SimPO(PairwiseAlgorithm):
     """Simple preference optimisation on siblings (Meng et al. 2024, arXiv 2405.14734).
@@ -436,13 +448,13 @@ class SimPO(PairwiseAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 2.0,
-        margin: float = 1.0,
+        beta: Positive = 2.0,
+        margin: NotNegative = 1.0,
         reduce: Reduce = "mean",
         **options: Unpack[PairOptions],
     ) -> None:
         super().__init__(problem, beta=beta, reduce=reduce, **options)
-        check_number("margin", margin, lambda value: value >= 0, "0 or more")
+        check_ranges(SimPO, {"margin": margin})
         self.margin = margin
 
     def loss(self, margin: Tensor, gap: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Sequence
-from typing import Any, Unpack
+from typing import Annotated, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.problem import Problem
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Range
+from astra_rl.infra.registry import named
 
 MAX_CONTEXTS = 10_000
 """Maximum number of contexts whose log Z is kept; the least recently used are dropped."""
 
 
+@named("trajectory_balance")
 @document_options(BALANCE)
 class TrajectoryBalance(BalanceAlgorithm):
     """Trajectory balance with a learned log Z per context (Malkin et al. 2022, arXiv 2201.13259).
@@ -49,12 +51,11 @@ class TrajectoryBalance(BalanceAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        log_z_lr: float = 0.2,
+        log_z_lr: Annotated[float, Range(gt=0, le=1)] = 0.2,
         **options: Unpack[BalanceOptions],
     ) -> None:
         super().__init__(problem, **options)
-        if not 0 < log_z_lr <= 1:
-            raise ConfigurationError(f"log_z_lr={log_z_lr}; it must be in (0, 1].")
+        TrajectoryBalance.check_options(log_z_lr=log_z_lr)
         self.log_z_lr = log_z_lr
         self._log_z: dict[Hashable, tuple[str, float]] = {}
 
@@ -108,6 +109,7 @@ class TrajectoryBalance(BalanceAlgorithm):
         self._log_z = {context_key(context): (context, value) for context, value in contexts}
 
 
+@named("contrastive_balance")
 @document_options(BALANCE)
 class ContrastiveBalance(BalanceAlgorithm):
     """Balance between pairs of attacks of one context, which needs no log Z.
@@ -130,18 +132,13 @@ class ContrastiveBalance(BalanceAlgorithm):
         self,
         problem: Problem[str, str],
         *,
-        min_log_gap: float = 0.1,
-        huber: float | None = None,
-        max_group: int = 16,
+        min_log_gap: Annotated[float, Range(ge=0, finite=False)] = 0.1,
+        huber: Annotated[float, Range(gt=0, finite=False)] | None = None,
+        max_group: Annotated[int, Range(ge=2)] = 16,
         **options: Unpack[BalanceOptions],
     ) -> None:
         super().__init__(problem, **options)
-        if not min_log_gap >= 0:
-            raise ConfigurationError(f"min_log_gap={min_log_gap}; it must be 0 or more.")
-        if huber is not None and not huber > 0:
-            raise ConfigurationError(f"huber={huber}; it must be positive, or null.")
-        if max_group < 2:
-            raise ConfigurationError(f"max_group={max_group}; it must be 2 or more.")
+        ContrastiveBalance.check_options(min_log_gap=min_log_gap, huber=huber, max_group=max_group)
         self.min_log_gap = min_log_gap
         self.huber = huber
         self.max_group = max_group

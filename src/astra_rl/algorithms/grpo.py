@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 from astra_rl.algorithms.advantages import (
     Scale,
@@ -14,14 +14,15 @@ from astra_rl.algorithms.advantages import (
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.dynamic_sampling import DynamicSampling
 from astra_rl.algorithms.estimators import GroupBaseline
-from astra_rl.algorithms.losses import PolicyLoss, Reduction
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, Reduction
 from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, SCALE, document_options
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group, PolicyStep, steps_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share
+from astra_rl.infra.registry import named
 
 CENTRE = partial(group_advantages, scale="none")
 """Subtracts the mean of a group."""
@@ -62,9 +63,9 @@ class GroupPolicyGradient(PolicyGradient):
         /,
         *,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         group: Group = "siblings",
-        baseline_decay: float = 0.9,
+        baseline_decay: Decay = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
         comparison = GroupBaseline(
@@ -78,6 +79,7 @@ class GroupPolicyGradient(PolicyGradient):
         super().__init__(problem, comparison, loss, **options)
 
 
+@named("grpo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class GRPO(GroupPolicyGradient):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
@@ -96,8 +98,8 @@ class GRPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         scale: Scale = "group",
         reduce: Reduction = "sequence",
         **options: Unpack[GroupOptions],
@@ -106,6 +108,7 @@ class GRPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, scale, **options)
 
 
+@named("dr_grpo")
 @document_options(CLIP, CREDIT, GROUP, POLICY)
 class DrGRPO(GroupPolicyGradient):
     """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): GRPO without its two biases.
@@ -123,19 +126,19 @@ class DrGRPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        max_tokens: int = 32,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
+        max_tokens: Count = 32,
         **options: Unpack[GroupOptions],
     ) -> None:
-        if max_tokens < 1:
-            raise ConfigurationError(f"max_tokens={max_tokens}; it must be at least 1.")
+        DrGRPO.check_options(max_tokens=max_tokens)
         loss = PolicyLoss(
             clip_low=clip_low, clip_high=clip_high, reduce="sequence_sum", divisor=max_tokens
         )
         super().__init__(problem, loss, CENTRE, **options)
 
 
+@named("dapo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY)
 class DAPO(GroupPolicyGradient):
     """Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
@@ -155,10 +158,10 @@ class DAPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.28,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.28,
         scale: Scale = "group",
-        refill_rounds: int = 3,
+        refill_rounds: CountOrZero = 3,
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(clip_low=clip_low, clip_high=clip_high)
@@ -182,6 +185,7 @@ class DAPO(GroupPolicyGradient):
         return kept_graphs
 
 
+@named("gspo")
 @document_options(CLIP, SCALE, CREDIT, GROUP, POLICY, old_logprobs="scored")
 class GSPO(GroupPolicyGradient):
     """Group sequence policy optimisation (Zheng et al. 2025, arXiv 2507.18071).
@@ -202,8 +206,8 @@ class GSPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 3e-4,
-        clip_high: float = 4e-4,
+        clip_low: ClipLow = 3e-4,
+        clip_high: ClipHigh = 4e-4,
         scale: Scale = "group",
         **options: Unpack[GroupOptions],
     ) -> None:
@@ -215,6 +219,7 @@ class GSPO(GroupPolicyGradient):
         )
 
 
+@named("cispo")
 @document_options(SCALE, CREDIT, GROUP, POLICY)
 class CISPO(GroupPolicyGradient):
     """Clipped importance-sampling weights (MiniMax 2025, arXiv 2506.13585).
@@ -231,16 +236,16 @@ class CISPO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        max_ratio: float = 5.0,
+        max_ratio: Annotated[float, Range(gt=1)] = 5.0,
         scale: Scale = "group",
         **options: Unpack[GroupOptions],
     ) -> None:
-        if not max_ratio > 1:
-            raise ConfigurationError(f"max_ratio={max_ratio}; it must be more than 1.")
+        CISPO.check_options(max_ratio=max_ratio)
         loss = PolicyLoss(surrogate="cispo", clip_high=max_ratio - 1)
         super().__init__(problem, loss, CENTRE, scale, **options)
 
 
+@named("rloo")
 @document_options(CLIP, CREDIT, GROUP, POLICY, kl_gradient="sequence")
 class RLOO(GroupPolicyGradient):
     """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
@@ -258,8 +263,8 @@ class RLOO(GroupPolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         **options: Unpack[GroupOptions],
     ) -> None:
         loss = PolicyLoss(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
+from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, check_ranges
+from astra_rl.infra.registry import named
 
 ImitationStep = ScoredAttack
 """An attack to be imitated."""
@@ -71,6 +73,7 @@ class Imitation(Algorithm[str, str, ImitationStep, ImitationBatch]):
         }
 
 
+@named("expert_iteration")
 @document_options(REPLAY)
 class ExpertIteration(Imitation):
     """Expert iteration (Anthony et al. 2017; best-of-n distillation): SFT on the best attacks.
@@ -91,19 +94,14 @@ class ExpertIteration(Imitation):
         self,
         problem: Problem[str, str],
         *,
-        best: int = 1,
-        min_reward: float | None = None,
-        replay: int = 1000,
-        replay_share: float = 0.5,
-        replay_similarity: float = 0.8,
+        best: Count = 1,
+        min_reward: Annotated[float, Range()] | None = None,
+        replay: CountOrZero = 1000,
+        replay_share: Decay = 0.5,
+        replay_similarity: Annotated[float, Range(gt=0, le=1)] = 0.8,
     ) -> None:
         super().__init__(problem)
-        if best < 1:
-            raise ConfigurationError(f"best={best}; it must be 1 or more.")
-        if min_reward is not None and not math.isfinite(min_reward):
-            raise ConfigurationError(f"min_reward={min_reward}; it must be a finite number.")
-        if not 0 <= replay_share < 1:
-            raise ConfigurationError(f"replay_share={replay_share}; it must be in [0, 1).")
+        ExpertIteration.check_options(best=best, min_reward=min_reward, replay_share=replay_share)
         self.best = best
         self.min_reward = min_reward
         self.replay_share = replay_share
@@ -193,6 +191,7 @@ class ImitationCollector(Collector):
             ) from error
 
 
+@named("warm_start")
 class WarmStart(Imitation):
     """SFT on given attacks: those of a file, or the successful ones of an earlier run.
 
@@ -221,24 +220,22 @@ class WarmStart(Imitation):
         *,
         attacks: str | Sequence[str | ImitationStep],
         min_reward: float | None = None,
-        min_logprob: float | None = None,
+        min_logprob: Annotated[float, Range(le=0)] | None = None,
         distinct: bool = False,
     ) -> None:
         super().__init__(problem)
-        if min_logprob is not None and not -math.inf < min_logprob <= 0:
-            raise ConfigurationError(f"min_logprob={min_logprob}; it must be 0 or less, in nats.")
-        given = read_attacks(attacks) if isinstance(attacks, str) else list(attacks)
-        steps = [
-            each if isinstance(each, ImitationStep) else ImitationStep("", each) for each in given
-        ]
-        kept = [step for step in steps if min_reward is None or step.reward >= min_reward]
-        if not kept:
-            raise ConfigurationError(
-                f"attacks: none of {len(steps)} is left (min_reward={min_reward}); give at least 1."
-            )
+        check_ranges(WarmStart, {"min_logprob": min_logprob})
+        kept = _kept(attacks, min_reward)
         self.collector = ImitationCollector(_distinct(kept) if distinct else kept)
         self.min_logprob = min_logprob
         self._metrics: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and some attack of the file is left."""
+        super().check_options(**options)
+        if "attacks" in options:
+            _kept(options["attacks"], options.get("min_reward"))
 
     def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
         """Drop attacks that are too unlikely under the baseline."""
@@ -280,3 +277,21 @@ def _distinct(steps: Sequence[ImitationStep]) -> list[ImitationStep]:
         if key not in best or worth > best[key][0]:
             best[key] = (worth, index)
     return [steps[index] for index in sorted(index for _, index in best.values())]
+
+
+def _kept(
+    attacks: str | Sequence[str | ImitationStep], min_reward: float | None
+) -> list[ImitationStep]:
+    """Return the attacks with at least `min_reward`.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or no attack is left.
+    """
+    given = read_attacks(attacks) if isinstance(attacks, str) else list(attacks)
+    steps = [each if isinstance(each, ImitationStep) else ImitationStep("", each) for each in given]
+    kept = [step for step in steps if min_reward is None or step.reward >= min_reward]
+    if not kept:
+        raise ConfigurationError(
+            f"attacks: none of {len(steps)} is left (min_reward={min_reward}); give at least 1."
+        )
+    return kept

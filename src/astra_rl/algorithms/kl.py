@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -123,8 +124,8 @@ class KLControl:
         horizon: float = 10_000,
     ) -> None:
         for name, value in (("kl_in_reward", in_reward), ("kl_in_loss", in_loss)):
-            if not value >= 0:
-                raise ConfigurationError(f"{name}={value}; it must be 0 (off) or positive.")
+            if not 0 <= value < math.inf:
+                raise ConfigurationError(f"{name}={value}; it must be 0 (off) or more.")
         _check_loss_options(estimator or "k3", gradient, corrected=corrected)
         if estimator in ("k2", "k3") and in_reward and not in_loss:
             raise ConfigurationError(

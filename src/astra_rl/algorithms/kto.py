@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import (
     check_loss,
-    check_number,
     checked_logprobs,
     is_missing,
     token_mask,
@@ -30,6 +30,8 @@ from astra_rl.core.contracts import (
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ContractError
+from astra_rl.infra.ranges import Positive, Range
+from astra_rl.infra.registry import named
 
 MAX_IMBALANCE = 20.0
 """Maximum ratio of the class weights, so that a single success does not dominate the loss."""
@@ -75,6 +77,7 @@ class KTOBatch:
         return len(self.contexts)
 
 
+@named("kto")
 @document_options(WEIGHTING)
 class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306).
@@ -103,21 +106,19 @@ class KTO(Algorithm[str, str, KTOStep, KTOBatch]):
         self,
         problem: Problem[str, str],
         *,
-        beta: float = 0.1,
-        threshold: float | None = 0.5,
-        desirable_weight: float | None = None,
-        undesirable_weight: float = 1.0,
+        beta: Positive = 0.1,
+        threshold: Annotated[float, Range()] | None = 0.5,
+        desirable_weight: Positive | None = None,
+        undesirable_weight: Positive = 1.0,
         shared_nodes: SharedNodes = "expected_return",
     ) -> None:
         super().__init__(problem)
-        for name, value in (
-            ("beta", beta),
-            ("desirable_weight", 1.0 if desirable_weight is None else desirable_weight),
-            ("undesirable_weight", undesirable_weight),
-        ):
-            check_number(name, value, lambda number: number > 0, "a positive number")
-        if threshold is not None:
-            check_number("threshold", threshold, lambda number: True, "a finite number, or null")
+        KTO.check_options(
+            beta=beta,
+            threshold=threshold,
+            desirable_weight=desirable_weight,
+            undesirable_weight=undesirable_weight,
+        )
         check_shared_nodes(shared_nodes)
         self.shared_nodes = shared_nodes
         self.beta = beta

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
-from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
@@ -18,6 +18,8 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Decay, NotNegative, Positive, Share
+from astra_rl.infra.registry import named
 
 
 @dataclass
@@ -155,6 +157,7 @@ class ConstrainedGAE(GAE):
             each.velocity = state.get("velocities", {}).get(each.term, 0.0)
 
 
+@named("ppo_lagrangian")
 @document_options(CLIP, GAE_OPTIONS, CRITIC, POLICY, epochs=4)
 class PPOLagrangian(ActorCritic):
     """PPO with constraints and learned Lagrange multipliers, as in DiveR-CT.
@@ -180,39 +183,32 @@ class PPOLagrangian(ActorCritic):
         ConfigurationError: No constraints, or a value out of range.
     """
 
+    epochs = 4
+
     def __init__(
         self,
         problem: Problem[str, str],
         *,
         constraints: Mapping[str, Mapping[str, float]],
-        multiplier_lr: float = 0.2,
-        first_multiplier: float = 1.0,
-        max_multiplier: float = 10.0,
-        min_multiplier: float = 0.1,
-        multiplier_momentum: float = 0.0,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        multiplier_lr: Positive = 0.2,
+        first_multiplier: Positive = 1.0,
+        max_multiplier: Positive = 10.0,
+        min_multiplier: NotNegative = 0.1,
+        multiplier_momentum: Decay = 0.0,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
+        gamma: Share = 1.0,
+        gae_lambda: Share = 0.95,
         **options: Unpack[CriticOptions],
     ) -> None:
-        if not multiplier_lr > 0:
-            raise ConfigurationError(f"multiplier_lr={multiplier_lr}; it must be positive.")
-        if not (first_multiplier > 0 and 0 <= min_multiplier <= first_multiplier <= max_multiplier):
-            raise ConfigurationError(
-                f"min_multiplier={min_multiplier}, first_multiplier={first_multiplier} and "
-                f"max_multiplier={max_multiplier}; the first must be positive and between the "
-                "bounds, and the lower bound 0 (none) or positive."
-            )
-        if not 0 <= multiplier_momentum < 1:
-            raise ConfigurationError(
-                f"multiplier_momentum={multiplier_momentum}; it must be in [0, 1)."
-            )
-        if not isinstance(constraints, Mapping) or not constraints:
-            raise ConfigurationError(
-                f"constraints={constraints!r}; give at least one, for instance "
-                "{harm_response: {at_least: 0.5}}. Without any, use PPO."
-            )
+        PPOLagrangian.check_options(
+            constraints=constraints,
+            multiplier_lr=multiplier_lr,
+            first_multiplier=first_multiplier,
+            max_multiplier=max_multiplier,
+            min_multiplier=min_multiplier,
+            multiplier_momentum=multiplier_momentum,
+        )
         bounds = [Constraint.parse(term, bound) for term, bound in constraints.items()]
         for each in bounds:
             each.log_multiplier = math.log(first_multiplier)
@@ -228,9 +224,33 @@ class PPOLagrangian(ActorCritic):
                 momentum=multiplier_momentum,
             ),
             PolicyLoss(clip_low=clip_low, clip_high=clip_high),
-            **(CriticOptions(epochs=4) | options),
+            **(CriticOptions(epochs=self.epochs) | options),
         )
         self.value_count = 1 + len(bounds)
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and every constraint is a bound."""
+        super().check_options(**options)
+        least, first, most = (
+            options.get(f"{name}_multiplier", default)
+            for name, default in (("min", 0.1), ("first", 1.0), ("max", 10.0))
+        )
+        if not least <= first <= most:
+            raise ConfigurationError(
+                f"min_multiplier={least}, first_multiplier={first} and max_multiplier={most}; the "
+                "first must be between the bounds."
+            )
+        if "constraints" not in options:  # set by a subclass
+            return
+        constraints = options["constraints"]
+        if not isinstance(constraints, Mapping) or not constraints:
+            raise ConfigurationError(
+                f"constraints={constraints!r}; give at least one, for instance "
+                "{harm_response: {at_least: 0.5}}. Without any, use PPO."
+            )
+        for term, bound in constraints.items():
+            Constraint.parse(term, bound)
 
     @classmethod
     def values_needed(cls, **options: Any) -> int:

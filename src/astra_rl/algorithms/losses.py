@@ -7,13 +7,14 @@ mean; `torch.where` and not a product removes it, because zero times NaN is NaN.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Positive, Range, check_fields
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped here before `exp`; beyond it a float32 loss is noise."""
@@ -126,6 +127,10 @@ def contrastive_loss(residual: Tensor, pairs: Tensor, *, huber: float | None = N
     return torch.where(pairs, error, torch.zeros_like(error)).sum() / pairs.sum().clamp(min=1)
 
 
+ClipLow = Annotated[float, Range(gt=0, le=1)]
+"""Lower clip bound: the probability ratio is at least 1 - this, so not below 0."""
+ClipHigh = Annotated[float, Range(gt=0, finite=False)]
+"""Upper clip bound: the probability ratio is at most 1 + this; infinity does not clip."""
 Surrogate = Literal["clip", "cispo", "reinforce"]
 RatioLevel = Literal["token", "sequence_mean", "sequence_sum"]
 Reduction = Literal["token", "sequence", "sequence_sum"]
@@ -143,7 +148,7 @@ class PolicyLoss:
         ratio: ``"token"``, the ratio of each token; ``"sequence_mean"``, the geometric mean over
             the attack (Zheng et al. 2025, GSPO, arXiv 2507.18071, eq. 7); ``"sequence_sum"``, the
             product over the attack.
-        clip_low: Lower clip bound: ratio >= 1 - clip_low; not used by ``"cispo"``.
+        clip_low: Lower clip bound, in (0, 1]: ratio >= 1 - clip_low; not used by ``"cispo"``.
         clip_high: Upper clip bound: ratio <= 1 + clip_high.
         reduce: ``"token"`` is the mean over tokens (Yu et al. 2025, DAPO, arXiv 2503.14476);
             ``"sequence"`` the mean over attacks of their means (Shao et al. 2024, GRPO, arXiv
@@ -157,16 +162,14 @@ class PolicyLoss:
 
     surrogate: Surrogate = "clip"
     ratio: RatioLevel = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: ClipLow = 0.2
+    clip_high: ClipHigh = 0.2
     reduce: Reduction = "token"
-    divisor: float = 1.0
+    divisor: Positive = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         values = vars(self)
-        for name in ("clip_low", "clip_high", "divisor"):
-            if not values[name] > 0:
-                raise ConfigurationError(f"{name}={values[name]}; it must be positive.")
         choices = {"surrogate": Surrogate, "ratio": RatioLevel, "reduce": Reduction}
         for name, allowed in choices.items():
             if values[name] not in get_args(allowed):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=type)
 
 CLIP = {
-    "clip_low": "Lower clip bound of the probability ratio: ratio >= 1 - clip_low; positive.",
+    "clip_low": "Lower clip bound of the probability ratio: ratio >= 1 - clip_low; in (0, 1].",
     "clip_high": "Upper clip bound of the probability ratio: ratio <= 1 + clip_high; positive.",
 }
 CREDIT = {

@@ -9,9 +9,10 @@ from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.policy_steps import PolicyStep, groups_of, steps_of
 from astra_rl.algorithms.weighting import SharedNodes, check_shared_nodes
-from astra_rl.core.contracts import check_number, is_missing
+from astra_rl.core.contracts import is_missing
 from astra_rl.core.graph import Graph
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.ranges import NotNegative, check_ranges
 
 Pair = tuple[PolicyStep, PolicyStep]
 """The chosen and the rejected attack, of the same context."""
@@ -59,7 +60,7 @@ class Pairs:
     def __init__(
         self,
         pairs: str | Matching = "best_worst",
-        min_gap: float = 0.0,
+        min_gap: NotNegative = 0.0,
         credit: str = "turn",
         gamma: float = 0.9,
         shared_nodes: SharedNodes = "expected_return",
@@ -75,7 +76,7 @@ class Pairs:
             raise ConfigurationError(
                 f"pairs={pairs!r}; choose from {list(MATCHINGS)}, or give a function."
             )
-        check_number("min_gap", min_gap, lambda gap: gap >= 0, "0 or more")
+        check_ranges(Pairs, {"min_gap": min_gap})
         self.matching = pairs
         # Minus the tolerance, because 0.3 - 0.1 is slightly less than 0.2 in floating point.
         self.min_gap = max(min_gap - TIE_TOLERANCE, TIE_TOLERANCE)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from torch import Tensor
 
+from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.entropy import EntropyBonus
 from astra_rl.algorithms.estimators import AdvantageEstimator
 from astra_rl.algorithms.format_masking import FormatMask
@@ -41,6 +42,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Count, NotNegative, Positive, check_ranges
 
 OldLogprobs = Literal["sampled", "scored"]
 
@@ -76,12 +78,17 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         estimator: Computes advantages.
         loss: Configuration of the loss.
 
+    Attributes:
+        has_ratio: Whether the loss of the class corrects for a policy that has moved since it
+            sampled, so that an experience can be used for several epochs.
+
     Raises:
         ConfigurationError: A value is out of range, or the problem does not sample attacks from
             the distribution that it scores.
     """
 
     needs_exact_sampling = True
+    has_ratio: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -90,30 +97,24 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         loss: PolicyLoss,
         /,
         *,
-        kl_in_reward: float = 0.0,
-        kl_in_loss: float = 0.0,
+        kl_in_reward: NotNegative = 0.0,
+        kl_in_loss: NotNegative = 0.0,
         kl_estimator: KLEstimator | None = None,
         kl_corrected: bool = True,
         kl_gradient: KLGradient = "token",
-        kl_target: float | None = None,
-        kl_horizon: float = 10_000,
-        entropy_coef: float = 0.0,
-        entropy_target: float | None = None,
-        entropy_horizon: float = 10_000,
-        epochs: int = 1,
+        kl_target: Positive | None = None,
+        kl_horizon: Positive = 10_000,
+        entropy_coef: NotNegative = 0.0,
+        entropy_target: Positive | None = None,
+        entropy_horizon: Positive = 10_000,
+        epochs: Count = 1,
         old_logprobs: OldLogprobs = "sampled",
         shared_nodes: SharedNodes = "expected_return",
         format_pattern: str | None = None,
     ) -> None:
         super().__init__(problem)
-        name = type(self).__name__
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ConfigurationError(f"epochs={epochs!r}; it must be a whole number, at least 1.")
-        if epochs > 1 and loss.surrogate == "reinforce":
-            raise ConfigurationError(
-                f"epochs={epochs}; {name} does not correct for a policy that has moved since it "
-                "sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
-            )
+        check_ranges(PolicyGradient, {"epochs": epochs})
+        self._check_epochs(epochs, has_ratio=loss.surrogate != "reinforce")
         if old_logprobs not in get_args(OldLogprobs):
             raise ConfigurationError(
                 f"old_logprobs={old_logprobs!r}; choose from {list(get_args(OldLogprobs))}."
@@ -136,6 +137,31 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         self.shared_nodes = shared_nodes
         self.format_tokens = None if format_pattern is None else FormatMask(format_pattern)
         self._mismatch: Metrics = {}
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range and do not exclude each other."""
+        super().check_options(**options)
+        kl = {name: value for name, value in options.items() if name.startswith("kl_")}
+        KLControl(**{name.removeprefix("kl_"): value for name, value in kl.items()})
+        EntropyBonus(
+            options.get("entropy_coef", 0.0),
+            options.get("entropy_target"),
+            options.get("entropy_horizon", 10_000),
+        )
+        if "credit" in options:
+            Credit(options["credit"])
+        if options.get("format_pattern") is not None:
+            FormatMask(options["format_pattern"])
+        cls._check_epochs(options.get("epochs", cls.epochs), has_ratio=cls.has_ratio)
+
+    @classmethod
+    def _check_epochs(cls, epochs: int, *, has_ratio: bool) -> None:
+        if epochs > 1 and not has_ratio:
+            raise ConfigurationError(
+                f"epochs={epochs}; {cls.__name__} does not correct for a policy that has moved "
+                "since it sampled. Use 1, or an algorithm with a ratio, such as RLOO or PPO."
+            )
 
     def flatten(self, graph: Graph[str, str]) -> Sequence[PolicyStep]:
         """Return one step per node, siblings side by side.

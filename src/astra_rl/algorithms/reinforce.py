@@ -13,13 +13,16 @@ from astra_rl.algorithms.estimators import (
     MonteCarloReturn,
     RunningMeanBaseline,
 )
-from astra_rl.algorithms.losses import PolicyLoss
+from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
 from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, document_options
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group
 from astra_rl.core.problem import Problem
+from astra_rl.infra.ranges import Decay, Share
+from astra_rl.infra.registry import named
 
 
+@named("reinforce")
 @document_options(CREDIT, POLICY)
 class REINFORCE(PolicyGradient):
     """REINFORCE (Williams 1992) with an exponential moving average of rewards as the baseline.
@@ -31,13 +34,15 @@ class REINFORCE(PolicyGradient):
         baseline_decay: Decay of the moving average of rewards, in [0, 1).
     """
 
+    has_ratio = False
+
     def __init__(
         self,
         problem: Problem[str, str],
         *,
         credit: str = "turn",
-        gamma: float = 0.9,
-        baseline_decay: float = 0.9,
+        gamma: Share = 0.9,
+        baseline_decay: Decay = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
@@ -48,6 +53,7 @@ class REINFORCE(PolicyGradient):
         )
 
 
+@named("reinforce++")
 @document_options(CLIP, CREDIT, POLICY)
 class ReinforcePlusPlus(PolicyGradient):
     """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): PPO without a value function or groups.
@@ -62,10 +68,10 @@ class ReinforcePlusPlus(PolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
@@ -76,6 +82,7 @@ class ReinforcePlusPlus(PolicyGradient):
         )
 
 
+@named("reinforce++_baseline")
 @document_options(CLIP, CREDIT, GROUP, POLICY)
 class ReinforcePlusPlusBaseline(PolicyGradient):
     """REINFORCE++ with the group mean as the baseline (Hu et al. 2025, arXiv 2501.03262, sec. 3).
@@ -90,12 +97,12 @@ class ReinforcePlusPlusBaseline(PolicyGradient):
         self,
         problem: Problem[str, str],
         *,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: ClipHigh = 0.2,
         credit: str = "turn",
-        gamma: float = 0.9,
+        gamma: Share = 0.9,
         group: Group = "siblings",
-        baseline_decay: float = 0.9,
+        baseline_decay: Decay = 0.9,
         **options: Unpack[PolicyOptions],
     ) -> None:
         comparison = GroupBaseline(

@@ -17,6 +17,7 @@ from astra_rl.cli.commands.evaluate import evaluate
 from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
 from astra_rl.cli.commands.info import info
+from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
 from astra_rl.cli.commands.replay import replay
@@ -41,7 +42,7 @@ from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, Inte
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (demo, train, resume),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate),
+    "Measure": (evaluate, score, replay, failures, probability, calibrate, label),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export, info),
 }

@@ -17,10 +17,11 @@ import datetime
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -67,8 +68,26 @@ class Bound:
             ConfigurationError: An option is out of range, or a class or function that is not the
                 library's raised any exception.
         """
-        try:
+        with self._errors_placed():
             return self.factory(*arguments, **self.options)
+
+    def check(self, **supplied: Any) -> None:
+        """Let the class check its options, see ``check_options``; it is not constructed.
+
+        Args:
+            supplied: Arguments that the library supplies.
+
+        Raises:
+            ConfigurationError: An option is out of range, or excludes another.
+        """
+        with self._errors_placed():
+            self.factory.check_options(**supplied, **self.settings())
+
+    @contextmanager
+    def _errors_placed(self) -> Iterator[None]:
+        """Add the place in the configuration to errors of the class or function."""
+        try:
+            yield
         except ConfigurationError as error:
             raise ConfigurationError(f"{self.where}: {error}") from error
         except AstraError:
@@ -106,6 +125,7 @@ def bind(
     context: Context,
     *,
     supplied: int = 0,
+    places: Mapping[str, str] | None = None,
 ) -> Bound:
     """Check options against the signature of a class or function, and construct nested objects.
 
@@ -118,6 +138,7 @@ def bind(
         options: By name; a list stands for the first option.
         context: Constructs moderators and targets.
         supplied: Number of leading positional arguments that the library supplies.
+        places: Places of the options that are not under `where`, by name.
 
     Raises:
         ConfigurationError: An unknown or missing option, or a value of another type.
@@ -133,12 +154,12 @@ def bind(
     hints = _annotations(factory)
     converted = {}
     for name, value in given.items():
+        place = where if is_list else (places or {}).get(name, f"{where}.{name}")
         if name not in known and not open_ended:
             listed = f"Known: {', '.join(known)}." if known else "It takes no options."
             raise ConfigurationError(
-                f"{where}.{name}: unknown key.{did_you_mean(str(name), known)} {listed}"
+                f"{place}: unknown key.{did_you_mean(str(name), known)} {listed}"
             )
-        place = where if is_list else f"{where}.{name}"
         converted[str(name)] = _convert(hints.get(name, Any), value, place, context)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in given:
@@ -225,7 +246,7 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for callee in reversed(list(_callees(plain))):
         try:
-            found |= get_type_hints(callee)
+            found |= get_type_hints(callee, include_extras=True)
         except (AttributeError, NameError, TypeError):  # built in, or of a TYPE_CHECKING import
             continue
     return found
@@ -357,7 +378,9 @@ def check_type(where: str, hint: Any, value: Any) -> Any:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    """Return the members of a union without their metadata."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(get_args(each)[0] if get_origin(each) is Annotated else each for each in members)
 
 
 def _names(hint: Any, wanted: Any) -> bool:

@@ -72,9 +72,11 @@ def build(plan: Plan | RunConfig) -> Experiment:
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
         problem = build_problem(plan)
+    environment = build_environment(plan, problem, plan.openings.train)
+    environment.curriculum = plan.curriculum
     return Experiment(
         problem,
-        build_environment(plan, problem, plan.openings.train),
+        environment,
         build_algorithm(plan, problem),
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,
@@ -117,6 +119,8 @@ def build_problem(
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
+        "attacker_chat_template_kwargs": speaker.chat_template_kwargs,
+        "target_chat_template_kwargs": {} if local is None else local.chat_template_kwargs,
         "attacker_stops_at_newline": speaker.stop_at_newline,
         "attacker_extraction": speaker.extract,
         "trust_remote_code": config.trust_remote_code,
@@ -150,17 +154,13 @@ def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]
 
 
 def build_algorithm(plan: Plan, problem: HFASTProblem) -> Algorithm[str, str, Any, Any]:
-    """Construct the algorithm, or bind the one that was constructed for the checks.
+    """Construct the algorithm.
 
     Raises:
         ConfigurationError: An option is out of range, or the problem does not fit.
     """
-    algorithm: Algorithm[str, str, Any, Any] | None = plan.unbound_algorithm
-    if algorithm is not None:
-        algorithm.bind(problem)
-        return algorithm
-    built: Algorithm[str, str, Any, Any] = plan.algorithm(problem)
-    return built
+    algorithm: Algorithm[str, str, Any, Any] = plan.algorithm(problem)
+    return algorithm
 
 
 def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, bind, build_reward_part
+from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
 from astra_rl.config.loading import check_credentials, load_target, validated
 from astra_rl.config.prompts import Openings, read_openings
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
@@ -23,9 +23,11 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
+from astra_rl.moderators.reasoning import WithReasoning
 from astra_rl.moderators.registry import moderator_class
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import readings, walk
@@ -36,6 +38,9 @@ from astra_rl.targets.network import check_network_settings
 from astra_rl.targets.openai_client import OPENAI_URL
 from astra_rl.targets.registry import target_factory
 from astra_rl.targets.remote import made
+
+MOST_TURNS = 10_000_000
+"""Most turns of a training step; all of them are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class DeferredModerator(Moderator[str, str]):
         bound: The class and its options.
         parts: The moderators that it combines.
         time_limit: Timeout of a call in seconds; None means no timeout.
+        reasoning: Whether it also judges the reasoning of the target, see `WithReasoning`.
 
     Attributes:
         where: Place in the configuration.
@@ -83,11 +89,13 @@ class DeferredModerator(Moderator[str, str]):
         bound: Bound,
         parts: Sequence[DeferredModerator],
         time_limit: float | None,
+        reasoning: bool = False,
     ) -> None:
         self.where = where
         self._bound = bound
         self._parts = list(parts)
         self._time_limit = time_limit
+        self._reasoning = reasoning
 
     def load(self) -> CachedModerator[str, str]:
         """Construct the moderator; later calls return the same object.
@@ -106,6 +114,8 @@ class DeferredModerator(Moderator[str, str]):
                 f"{self.where}: {type(moderator).__name__} is not a Moderator. Name a class or "
                 "function that returns one."
             )
+        if self._reasoning:
+            moderator = WithReasoning(moderator)
         return CachedModerator(FaultTolerantModerator(moderator, time_limit=self._time_limit))
 
     def unload(self) -> None:
@@ -183,6 +193,7 @@ class DeferredTarget(Target):
             self._section.model,
             sampling=self._section.sampling(),
             chat=self._section.chat,
+            chat_template_kwargs=self._section.chat_template_kwargs,
             device=self._config.device,
             dtype=self._config.dtype,
             trust_remote_code=self._config.trust_remote_code,
@@ -255,7 +266,9 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
         _Resolver(),
         supplied=1 if parts else 0,
     )
-    return DeferredModerator(where, bound, parts, config.time_limit)
+    if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
+        bound.check(**({"moderators": parts} if parts else {}))
+    return DeferredModerator(where, bound, parts, config.time_limit, config.reasoning)
 
 
 def build_moderator(config: ModeratorConfig, where: str = "moderator") -> CachedModerator[str, str]:
@@ -305,6 +318,7 @@ class Plan:
         environment: The class of the environment and its options; call it with a problem and
             opening contexts.
         algorithm: The class of the algorithm and its options; call it with a problem.
+        curriculum: Draws the prompts of training; None draws them uniformly.
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
@@ -318,6 +332,7 @@ class Plan:
     target: Target | None
     environment: Bound
     algorithm: Bound
+    curriculum: Curriculum | None
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
@@ -352,20 +367,7 @@ class Plan:
     @property
     def epochs(self) -> int:
         """Passes of the algorithm over the batches of a training step."""
-        algorithm = self.unbound_algorithm
-        return 1 if algorithm is None else algorithm.epochs
-
-    @cached_property
-    def unbound_algorithm(self) -> Algorithm[str, str, Any, Any] | None:
-        """The algorithm, constructed before its problem; None if its class needs the problem.
-
-        Raises:
-            ConfigurationError: An option is out of range.
-        """
-        if not self.algorithm.factory.binds_late():
-            return None
-        algorithm: Algorithm[str, str, Any, Any] = self.algorithm(None)
-        return algorithm
+        return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
 
     def load_deferred(self) -> None:
         """Load the moderators and models that rewards use.
@@ -414,12 +416,14 @@ def resolve(config: RunConfig) -> Plan:
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
+    shape = config.environment.shape()
     environment = bind(
-        "environment",
+        "environment.options",
         _subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
-        config.environment.arguments(),
+        {**shape, **config.environment.options},
         resolver,
         supplied=2,
+        places={name: f"environment.{name}" for name in shape},
     )
     plan = Plan(
         config,
@@ -430,11 +434,12 @@ def resolve(config: RunConfig) -> Plan:
         target,
         environment,
         algorithm,
+        _curriculum(config, resolver),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
     )
-    _check_environment(environment)
+    environment.check()
     check_prices(plan.budget, plan.endpoints)
     return plan
 
@@ -456,11 +461,14 @@ def _subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -
     return found
 
 
-def _check_environment(environment: Bound) -> None:
-    try:
-        environment.factory.check_options(**environment.settings())
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{environment.where}: {error}") from error
+def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
+    chosen = config.environment.curriculum
+    if chosen is None:
+        return None
+    where = "environment.curriculum"
+    kind = _subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
+    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
+    return built
 
 
 def check_training(plan: Plan) -> None:
@@ -474,7 +482,13 @@ def check_training(plan: Plan) -> None:
     """
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.attacker.sampling().is_exact)
-    _ = plan.unbound_algorithm
+    plan.algorithm.check()
+    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    if turns > MOST_TURNS:
+        raise ConfigurationError(
+            f"training.episodes_per_step and environment: a training step would play {turns:.3g} "
+            f"turns; it must be at most {MOST_TURNS:,}. Use fewer episodes, or a smaller tree."
+        )
     check_terms(
         factory.terms_needed(**plan.algorithm.options),
         {each.name for each in walk(plan.reward) if each.name is not None},

@@ -22,6 +22,7 @@ from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
+from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.trainable import LoraOptions
@@ -45,6 +46,10 @@ class LocalModelConfig(_Section):
     model: str = Field(description="Hub id, folder, or bundled:NAME.")
     chat: bool | None = Field(
         None, description="Apply the chat template; default: if the tokenizer has one."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further variables of the chat template, for instance enable_thinking: false.",
     )
     max_new_tokens: int = Field(
         Sampling.max_new_tokens, description="Maximum number of generated tokens per turn."
@@ -131,6 +136,11 @@ class ModeratorConfig(_Section):
     of: tuple[ModeratorConfig, ...] = Field(
         (), description="The moderators that a composition combines."
     )
+    reasoning: bool = Field(
+        False,
+        description="Also judge the reasoning of the target, before its answer; default: the "
+        "answer only.",
+    )
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
@@ -185,6 +195,19 @@ class PromptsConfig(_Section):
         return self
 
 
+class CurriculumConfig(_Section):
+    """Which prompts training episodes open with, by type and options."""
+
+    type: str = Field(description=f"{', '.join(CURRICULA)}, or 'package.module:Class'.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        CURRICULA.check(value)
+        return value
+
+
 class EnvironmentConfig(_Section):
     """The environment, which plays episodes, by type and options."""
 
@@ -194,6 +217,9 @@ class EnvironmentConfig(_Section):
     )
     tree_depth: int | None = Field(
         None, ge=1, description="Turns (or attempts) per episode; null: default of the type."
+    )
+    curriculum: CurriculumConfig | None = Field(
+        None, description="Draws the prompts of training; default: uniformly."
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Other arguments of its class."
@@ -205,10 +231,10 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of its class."""
+    def shape(self) -> dict[str, int]:
+        """Return the arguments of its class that have keys of their own, if they are given."""
         shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {k: v for k, v in shape.items() if v is not None} | self.options
+        return {name: size for name, size in shape.items() if size is not None}
 
 
 class AlgorithmConfig(_Section):
@@ -225,6 +251,10 @@ class AlgorithmConfig(_Section):
     def _known_type(cls, value: str) -> str:
         ALGORITHMS.check(value)
         return value
+
+
+MOST_STEPS = 1_000_000_000
+"""Most training steps of a run; more is a typing error."""
 
 
 @dataclass(kw_only=True)
@@ -249,7 +279,7 @@ class TrainingConfig(UpdateSettings):
         stop_at_success: Stop at this attack success rate, averaged over recent steps.
     """
 
-    steps: CountOrZero = 100
+    steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
     lr_scheduler_type: SchedulerType | None = None

@@ -14,6 +14,7 @@ from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import check_ranges
 
 
 class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
@@ -24,7 +25,7 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
 
     Attributes:
         collector: Collects the episodes of an experience.
-        epochs: Passes over the steps of an experience.
+        epochs: Passes over the steps of an experience; that of the class is the default.
         needs_exact_sampling: Whether attacks must be sampled from the distribution that is trained:
             temperature 1, no top_k, no top_p.
 
@@ -37,18 +38,24 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
     needs_exact_sampling: ClassVar[bool] = False
     problem: Problem[StateT, ActionT]
 
-    def __init__(self, problem: Problem[StateT, ActionT] | None) -> None:
-        if problem is not None:
-            self.bind(problem)
-
-    def bind(self, problem: Problem[StateT, ActionT]) -> None:
-        """Attach the problem to an algorithm that was constructed with None in its place.
-
-        Raises:
-            ConfigurationError: See `check_problem`.
-        """
+    def __init__(self, problem: Problem[StateT, ActionT]) -> None:
         self.check_problem(problem)
         self.problem = problem
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options of the constructor are in range; called before models are loaded.
+
+        The ranges are those of the annotations of the constructors, see `astra_rl.infra.ranges`.
+        Override it for options that depend on each other.
+
+        Args:
+            options: Keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: One is out of range.
+        """
+        check_ranges(cls, options)
 
     def check_problem(self, problem: Problem[StateT, ActionT]) -> None:
         """Raise unless a problem has what the algorithm needs.
@@ -71,21 +78,6 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
                 "temperature 1, no top_k, no top_p. Change the attacker's sampling, or use DPO or "
                 "IPO."
             )
-
-    @classmethod
-    def binds_late(cls) -> bool:
-        """Whether its options can be checked before there is a problem.
-
-        All constructors of this library accept None as the problem; one of a class of your own may
-        read its problem, so it is only called with a real one.
-        """
-        package = __name__.partition(".")[0]
-        constructors = [vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind)]
-        return all(
-            getattr(each, "__module__", package).partition(".")[0] == package
-            for each in constructors
-            if each is not object.__init__
-        )
 
     @abstractmethod
     def flatten(self, graph: Graph[StateT, ActionT]) -> Sequence[StepT]:

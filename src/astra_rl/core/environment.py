@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.graph import Graph, Node
@@ -49,6 +49,19 @@ class Environment(ABC, Generic[StateT, ActionT]):
             NotImplementedError: The environment does not open with prompts.
         """
         raise NotImplementedError(f"{type(self).__name__} has no choose_prompt.")
+
+    def observe(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
+        """Update the state of the environment from a training experience.
+
+        The harness calls it once after each experience, with all episodes that were played.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that later episodes depend on, as JSON values, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
     def eval_rollout(self, seed: int | StateT | None = None) -> Graph[StateT, ActionT]:
         """Play one evaluation episode, from a seed or from an opening context.

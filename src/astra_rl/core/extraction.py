@@ -71,6 +71,7 @@ class Extraction:
             logprobs=whole.logprobs,
             finish_reason=whole.finish_reason,
             written=str(whole),
+            reasoning=whole.reasoning,
         )
 
     def _between_tags(self, text: str) -> str | None:

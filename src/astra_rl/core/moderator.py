@@ -12,6 +12,7 @@ from astra_rl.core.arguments import RecordsArguments
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.text import NotSent
 from astra_rl.core.weights import weights_of
+from astra_rl.infra.ranges import check_ranges
 from astra_rl.infra.redaction import names_credential
 
 NOT_IDENTITY = frozenset(
@@ -120,6 +121,21 @@ class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
 
     def __init__(self) -> None:
         """Take no arguments; a subclass with its own `__init__` need not call this."""
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options of the constructor are in range; called before models are loaded.
+
+        The ranges are those of the annotations of the constructor, see `astra_rl.infra.ranges`.
+        Override it for other requirements.
+
+        Args:
+            options: Keyword arguments of the constructor.
+
+        Raises:
+            ConfigurationError: One is out of range.
+        """
+        check_ranges(cls, options)
 
     @abstractmethod
     def moderate(self, x: Sequence[StateT | ActionT]) -> Sequence[float]:

@@ -26,6 +26,8 @@ def to_record(text: str) -> Any:
         record: dict[str, Any] = {"said": str(text), "token_ids": list(text.token_ids)}
         if text.written is not None:
             record["written"] = text.written
+        if text.reasoning is not None:
+            record["reasoning"] = text.reasoning
         if isinstance(text, NoAttack):
             record["said"] = None
         return record
@@ -39,7 +41,10 @@ def from_record(record: Any) -> str:
     if "said" in record:
         kind = NoAttack if record["said"] is None else Utterance
         return kind(
-            record["said"] or "", token_ids=record["token_ids"], written=record.get("written")
+            record["said"] or "",
+            token_ids=record["token_ids"],
+            written=record.get("written"),
+            reasoning=record.get("reasoning"),
         )
     return Conversation(
         record["prompt"],

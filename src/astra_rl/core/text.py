@@ -38,6 +38,8 @@ class Utterance(str):
         heard_logprobs: Of a response: natural log-probability, under the target at temperature 1,
             of each token of the attack. It is a by-product of the prefill, so that likelihood terms
             of a reward need no second pass.
+        reasoning: What the model thought before it said the text, without delimiters; None if
+            nothing, or if it is unknown. `token_ids` includes its tokens.
         written: The whole output, if the text is only a part of it: `token_ids` and `logprobs` are
             those of the whole output. None if the text is all of it. See
             `astra_rl.core.extraction.Extraction`.
@@ -50,6 +52,7 @@ class Utterance(str):
     finish_reason: FinishReason | None
     heard_logprobs: tuple[float, ...] | None
     asked: str | None
+    reasoning: str | None
     written: str | None
 
     def __new__(
@@ -61,6 +64,7 @@ class Utterance(str):
         finish_reason: FinishReason | None = None,
         heard_logprobs: Sequence[float] | None = None,
         asked: str | None = None,
+        reasoning: str | None = None,
         written: str | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for the other arguments."""
@@ -70,6 +74,7 @@ class Utterance(str):
         self.finish_reason = finish_reason
         self.heard_logprobs = None if heard_logprobs is None else tuple(heard_logprobs)
         self.asked = asked
+        self.reasoning = reasoning
         self.written = None if written is None else str(written)
         return self
 
@@ -101,10 +106,15 @@ class NoReply(Utterance):
     detail: str
 
     def __new__(
-        cls, reason: str, detail: str = "", *, finish_reason: FinishReason = "error"
+        cls,
+        reason: str,
+        detail: str = "",
+        *,
+        finish_reason: FinishReason = "error",
+        reasoning: str | None = None,
     ) -> NoReply:
         """Build a missing reply; see the class for the arguments."""
-        self = super().__new__(cls, finish_reason=finish_reason)
+        self = super().__new__(cls, finish_reason=finish_reason, reasoning=reasoning)
         assert isinstance(self, NoReply)
         self.reason, self.detail = reason, detail
         return self

@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import cached_property
+from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.importing import is_path, load_object
 
 EntryT = TypeVar("EntryT")
+ObjectT = TypeVar("ObjectT", bound=Callable[..., Any])
+
+_DECLARATION = re.compile(r'^@named\("([^"]+)"\)\n(?:@[^\n]*\n)*(?:class|def) (\w+)', re.MULTILINE)
+
+
+def named(name: str) -> Callable[[ObjectT], ObjectT]:
+    """Declare the name that a configuration gives to a class or function of this library.
+
+    Write it as the first decorator, with the name as a literal: `declared_in` reads it from the
+    source, so that a module is imported only when its entry is used.
+
+    Args:
+        name: The name.
+    """
+
+    def decorate(entry: ObjectT) -> ObjectT:
+        DECLARED[f"{entry.__module__}:{entry.__name__}"] = name
+        return entry
+
+    return decorate
+
+
+DECLARED: dict[str, str] = {}
+"""Names by import path, of the modules that have been imported."""
+
+
+def declared_in(package: str) -> dict[str, str]:
+    """Return the import paths of what the modules of a package declare with `named`, by name.
+
+    Nothing is imported.
+    """
+    found = {}
+    for file in resources.files(package).iterdir():
+        module, dot, suffix = file.name.rpartition(".")
+        if dot and suffix == "py":
+            for name, entry in _DECLARATION.findall(file.read_text(encoding="utf-8")):
+                found[name] = f"{package}.{module}:{entry}"
+    return dict(sorted(found.items()))
 
 
 class Registry(MutableMapping[str, EntryT], Generic[EntryT]):
@@ -106,4 +146,4 @@ class Registry(MutableMapping[str, EntryT], Generic[EntryT]):
         return loaded
 
 
-__all__ = ["Registry"]
+__all__ = ["DECLARED", "Registry", "declared_in", "named"]

@@ -66,6 +66,10 @@ class ASTEvaluator(Evaluator[str, str]):
         prompt_ids: Prompt id of an attempt by its seed; a seed that is not there is identified by
             its opening context.
         around_batch: See `Evaluator`.
+        already: Attempts of an earlier session. They are counted first, and not played or recorded
+            again.
+        sequential: Whether `around_batch` ends the evaluation when its result is clear; the planned
+            number is then that of the attempts made. See `Rate`.
 
     Raises:
         ConfigurationError: `threshold` is out of range.
@@ -85,6 +89,8 @@ class ASTEvaluator(Evaluator[str, str]):
         refusals: Moderator[Any, Any] | None = None,
         prompt_ids: Mapping[int | str, str] | None = None,
         around_batch: AroundBatch = call,
+        already: Sequence[Attempt] = (),
+        sequential: bool = False,
     ) -> None:
         super().__init__(environment, seeds, batch_size=batch_size, around_batch=around_batch)
         if not 0 < threshold <= 1:
@@ -99,6 +105,7 @@ class ASTEvaluator(Evaluator[str, str]):
         self.likelihoods = dict(likelihoods or {})
         self.refusals = refusals
         self.prompt_ids = dict(prompt_ids or {})
+        self.already, self.sequential = already, sequential
         self._planned: int | None = None
         self._trials: Counter[str] = Counter()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -122,15 +129,16 @@ class ASTEvaluator(Evaluator[str, str]):
             progress: Show a progress bar on a terminal.
         """
         metrics = self.evaluate(n_rollouts, progress)
-        planned = len(self._openings(n_rollouts))
         attempts = list(self._attempts.values())
-        return EvaluationResult(attempts, _summarise(attempts, planned), metrics)
+        planned = None if self.sequential else len(self._openings(n_rollouts)) + len(self.already)
+        summary = _summarise(attempts, planned, sequential=self.sequential)
+        return EvaluationResult(attempts, summary, metrics)
 
     def evaluate(self, n_rollouts: int | None = None, progress: bool = True) -> dict[str, Any]:
         """Play conversations and aggregate their metrics; see `Evaluator.evaluate`."""
-        self._trials.clear()
-        self._attempts.clear()
-        self._planned = len(self._openings(n_rollouts))
+        self._trials = Counter(attempt.prompt_id for attempt in self.already)
+        self._attempts = {(each.prompt_id, each.trial): each for each in self.already}
+        self._planned = len(self._openings(n_rollouts)) + len(self.already)
         try:
             return super().evaluate(n_rollouts, progress)
         finally:
@@ -248,8 +256,11 @@ class ASTEvaluator(Evaluator[str, str]):
             all of `Summary.as_dict`, whose `outcomes` add up to `planned`; all of
             `turn_statistics` and `attack_statistics`; `conversations`, which is `metrics`.
         """
+        if self._planned is not None:
+            metrics = [*(jsonable(conversation_metrics(each)) for each in self.already), *metrics]
         attempts = [self._attempts[each["prompt_id"], each["trial"]] for each in metrics]
-        summary = _summarise(attempts, self._planned)
+        planned = None if self.sequential else self._planned
+        summary = _summarise(attempts, planned, sequential=self.sequential)
         return {
             "score": summary.asr.estimate,
             "n": len(metrics),
@@ -263,10 +274,13 @@ class ASTEvaluator(Evaluator[str, str]):
         }
 
 
-def _summarise(attempts: Sequence[Attempt], planned: int | None) -> Summary:
+def _summarise(
+    attempts: Sequence[Attempt], planned: int | None, *, sequential: bool = False
+) -> Summary:
     from astra_rl.evaluation.measures.summary import summarise
 
-    return summarise((attempt.row for attempt in attempts), planned=planned)
+    rows = (attempt.row for attempt in attempts)
+    return summarise(rows, planned=planned, sequential=sequential)
 
 
 def _scores(moderator: Moderator[Any, Any], nodes: Sequence[Node[str, str]]) -> Sequence[float]:

@@ -6,13 +6,13 @@ Hardy, Liu, Griffith, Lange, Eddy, Kochenderfer: *ASTPrompter*, arXiv 2407.09447
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from astra_rl.core.contracts import check_length
+from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
 from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
@@ -24,10 +24,13 @@ from astra_rl.core.text import (
     NoAttack,
     NoReply,
     NotAsked,
+    context_key,
     finish_reasons,
 )
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.methods.ast_evaluator import ASTEvaluator
+from astra_rl.methods.curriculum import Curriculum
 from astra_rl.rewards.base import (
     Reward,
     RewardPart,
@@ -164,6 +167,7 @@ class Branch:
     group: int = 0
 
 
+@named("tree")
 class ASTEnvironment(Environment[str, str]):
     """Plays conversations as trees: at every turn `tree_width` attacks are sampled.
 
@@ -177,9 +181,15 @@ class ASTEnvironment(Environment[str, str]):
         tree_width: Attacks sampled from each context, at least 1.
         tree_depth: Maximum number of turns of a conversation; 0 plays none.
 
+    Attributes:
+        curriculum: Draws the prompts of training episodes; None draws them uniformly. Set it before
+            the training.
+
     Raises:
         ConfigurationError: No prompts, or a width or depth out of range.
     """
+
+    curriculum: Curriculum | None = None
 
     def __init__(
         self,
@@ -232,7 +242,7 @@ class ASTEnvironment(Environment[str, str]):
 
     def _play(self, seeds: Sequence[int | None]) -> list[Graph[str, str]]:
         known = [fresh_seed() if seed is None else seed for seed in seeds]
-        contexts = [self.choose_prompt(seed) for seed in known]
+        contexts = [self.draw_prompt(seed) for seed in known]
         return self.expand(contexts, known, width=self.tree_width)
 
     def eval_rollout(self, seed: int | str | None = None) -> Graph[str, str]:
@@ -287,6 +297,39 @@ class ASTEnvironment(Environment[str, str]):
     def choose_prompt(self, seed: int) -> str:
         """Return the prompt that an episode of this seed opens with."""
         return Random(derive_seed(seed, "prompt")).choice(self.prompts)
+
+    def draw_prompt(self, seed: int) -> str:
+        """Return the prompt that a training episode of this seed opens with; see `curriculum`."""
+        if self.curriculum is None:
+            return self.choose_prompt(seed)
+        prompts = list(self._distinct_prompts().values())
+        weights = self.curriculum.probabilities(len(prompts))
+        return Random(derive_seed(seed, "prompt")).choices(prompts, weights)[0]
+
+    def observe(self, graphs: Sequence[Graph[str, str]]) -> None:
+        """Update the curriculum with the mean rewards of the episodes."""
+        if self.curriculum is None:
+            return
+        places = {key: row for row, key in enumerate(self._distinct_prompts())}
+        rewards: dict[int, list[float]] = {}
+        for graph in graphs:
+            place = places.get(context_key(Conversation.of(graph.context)))
+            if place is not None:  # a subclass may open with other contexts
+                mean = mean_of_present(node.reward for node in graph.nodes())
+                rewards.setdefault(place, []).extend([] if is_missing(mean) else [mean])
+        self.curriculum.observe(rewards)
+
+    def _distinct_prompts(self) -> dict[Hashable, str]:
+        return {context_key(Conversation.of(prompt)): prompt for prompt in self.prompts}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the curriculum."""
+        return {} if self.curriculum is None else {"curriculum": self.curriculum.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if self.curriculum is not None:
+            self.curriculum.load_state_dict(state["curriculum"])
 
     def expand(
         self, contexts: Sequence[str], seeds: Sequence[int], *, width: int

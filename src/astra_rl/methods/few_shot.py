@@ -14,9 +14,11 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
+from astra_rl.infra.registry import named
 from astra_rl.methods.ast_problem import ASTEnvironment
 
 
+@named("few_shot")
 class FewShotEnvironment(ASTEnvironment):
     """Tree environment whose attacker is prompted with few-shot examples of earlier attacks.
 

@@ -44,15 +44,12 @@ class Message:
     Attributes:
         role: Its role.
         pieces: The parts of its content.
+        as_sampled: Whether the text before it is that of the prompt after which it was sampled.
     """
 
     role: Literal["system", "user", "assistant"]
     pieces: list[Piece] = field(default_factory=list)
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the content is token ids that the model sampled."""
-        return any(piece.text is None for piece in self.pieces)
+    as_sampled: bool = False
 
     def stripped(self, start: bool, end: bool) -> list[Piece]:
         """Return the pieces as a template shows them that strips white space."""

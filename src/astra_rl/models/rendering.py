@@ -9,6 +9,7 @@ the text of a model are split into ordinary tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from astra_rl.models.chat_template import (
 from astra_rl.models.joined_texts import Part, tokenize_parts
 from astra_rl.models.pieces import Message, Piece, RenderedPrompt, assemble, size, truncate
 from astra_rl.models.positions import position_limit
+from astra_rl.models.reading import ReadReply, ReplyReader
 from astra_rl.models.template_check import difference_from_template
 
 Side = Literal["attacker", "target"]
@@ -108,7 +110,10 @@ class ConversationRenderer:
         self.supports_system = self.chat and self._supports_roles(
             ("system", "user", "assistant", "user")
         )
-        self._reply_opening, self._space = self._find_reply_opening()
+        self._reply_opening, self._past_opening = self._find_openings()
+        space = self._past_opening.removeprefix(self._reply_opening)
+        self._space = "" if space.strip() else space
+        self.reader = ReplyReader(self.template, self._reply_opening) if self.template else None
         if self.template is not None and (found := difference_from_template(self)):
             _warn_of_difference(side, self.template.name, found)
 
@@ -166,13 +171,28 @@ class ConversationRenderer:
         """Return the end offset, in characters, of each token of one of the side's own turns."""
         ids, length = self.utterance_ids(attack), len(written_text(attack))
         whole = self._decoded(ids)
-        stripped = len(whole) - len(whole.lstrip()) if self.chat else 0
+        # Reasoning and white space before the attack are not part of its text.
+        stripped = max(0, whole.rfind(written_text(attack))) if self.chat else 0
         ends = [0]
         for count in range(1, len(ids) + 1):
             # Decoded cumulatively, because a character may consist of several tokens.
             prefix = self._decoded(ids[:count])
             ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
+
+    def read(self, token_ids: Sequence[int], *, opens: bool = False) -> ReadReply:
+        """Return the answer and the reasoning in a sampled reply; for the arguments see `decode`.
+
+        Plain text has no reasoning: all of it is the answer.
+        """
+        if self.reader is None or not self.reader.is_active:
+            text = self.decode(token_ids, opens=opens)
+            return ReadReply(text, None, tuple(token_ids), is_whole=True)
+        reply = self.reader.read(self._without_end(token_ids))
+        if reply.answer is None:
+            return reply
+        text = self.decode(token_ids) if reply.is_whole else reply.answer.strip()
+        return replace(reply, answer=text)
 
     def decode(self, token_ids: Sequence[int], *, opens: bool = False) -> str:
         """Return sampled token ids as text, without the end token and other control tokens.
@@ -229,8 +249,8 @@ class ConversationRenderer:
         pieces: list[Piece] = []
         for place, index in enumerate(split.order):
             message, literal = messages[index], split.literals[place]
-            if message.is_sampled and self._space:
-                literal = literal.removesuffix(self._space)  # it was not there when they were said
+            if message.as_sampled and literal.endswith(self._past_opening):
+                literal = literal.removesuffix(self._past_opening) + self._reply_opening
             pieces.append(Piece("literal", literal))
             pieces.extend(message.stripped(*split.strips[index]))
         pieces.append(Piece("literal", split.literals[-1]))
@@ -271,7 +291,7 @@ class ConversationRenderer:
             messages.append(Message("user", [Piece("text", first)]))
         for index, turn in enumerate(conversation.turns):
             if self._is_own(index):
-                messages.append(Message("assistant", [self._own_piece(turn)]))
+                messages.append(self._own_message(turn))
                 continue
             message = Message("user")
             if index == 0 and first and self.side == "target":
@@ -281,9 +301,21 @@ class ConversationRenderer:
             messages.append(message)
         return messages
 
-    def _own_piece(self, turn: str) -> Piece:
-        sampled = self._sampled_ids(turn)
-        return Piece("own", written_text(turn)) if sampled is None else Piece("own", ids=sampled)
+    def _own_message(self, turn: str) -> Message:
+        """Return a past answer: the sampled ids, without reasoning if the template drops it."""
+        ids = self._sampled_ids(turn)
+        as_sampled = bool(self._space)
+        if ids and self.reader is not None and self.reader.is_active:
+            reply = self.reader.read(self._without_end(ids))
+            if not reply.is_whole:
+                as_sampled = self.reader.keeps_reasoning
+                answer = reply.answer_ids if reply.answer is not None else ()
+                ids = ids if as_sampled else None if answer is None else list(answer)
+        piece = Piece("own", written_text(turn)) if ids is None else Piece("own", ids=ids)
+        return Message("assistant", [piece], as_sampled=as_sampled and ids is not None)
+
+    def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
 
     def _instructions(self, conversation: Conversation) -> str:
         if self.side == "target":
@@ -317,7 +349,7 @@ class ConversationRenderer:
     def _heard_ids(self, turn: str) -> list[int] | None:
         if not self.reuse_other_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
             return None
-        if written_text(turn) != turn:
+        if written_text(turn) != turn or turn.reasoning is not None:
             return None  # they are those of the whole output, with private reasoning
         return list(turn.token_ids)
 
@@ -348,14 +380,11 @@ class ConversationRenderer:
                         return token
         return ends[0] if ends else None
 
-    def _find_reply_opening(self) -> tuple[str, str]:
-        """Return what precedes a reply, and the white space that follows it before past replies."""
+    def _find_openings(self) -> tuple[str, str]:
+        """Return the text of the template before a reply, and before replies in the past."""
         if not self.chat:
             return "", ""
-        opening = self._split(("user",)).literals[-1]
-        past = self._split(_HISTORY).around(1)[0]
-        space = past.removeprefix(opening) if past.startswith(opening) else ""
-        return opening, space if not space.strip() else ""
+        return self._split(("user",)).literals[-1], self._split(_HISTORY).around(1)[0]
 
     def _supports_roles(self, roles: tuple[str, ...]) -> bool:
         try:

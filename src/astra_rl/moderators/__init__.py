@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the classes that `__getattr__` imports, for type checkers a
     from astra_rl.moderators.refusal import RefusalModerator as RefusalModerator
     from astra_rl.moderators.secret_leak import SecretLeakModerator as SecretLeakModerator
     from astra_rl.moderators.shield_gemma import ShieldGemmaModerator as ShieldGemmaModerator
+    from astra_rl.moderators.strong_reject import StrongREJECTModerator as StrongREJECTModerator
     from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
 _CLASSES = {

@@ -9,7 +9,7 @@ from typing import Any
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.moderator import Moderator, count_missing
-from astra_rl.core.text import Conversation, Exchange, context_key
+from astra_rl.core.text import Conversation, Exchange, Utterance, context_key
 from astra_rl.errors import ConfigurationError
 
 
@@ -94,6 +94,7 @@ def _key(item: Any) -> Hashable:
             context_key(item.context),
             str(item.attack),
             str(item.response),
+            Utterance.of(item.response).reasoning,
             str(item),
         )
     if isinstance(item, Conversation):

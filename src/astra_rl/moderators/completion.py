@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.models.generation import Sampling, generate
@@ -57,6 +58,8 @@ class LocalCompleter:
         model_id: What `astra_rl.models.loading.load_model` accepts; unused for `model` and
             `tokenizer` if they are given.
         max_new_tokens: Most tokens per reply.
+        chat_template_kwargs: Further variables of the chat template, for instance
+            ``{"enable_thinking": False}``.
         device: As in `load_model`.
         dtype: As in `load_model`.
         model: A loaded model, in evaluation mode.
@@ -72,6 +75,7 @@ class LocalCompleter:
         model_id: str = "",
         *,
         max_new_tokens: int = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         model: PreTrainedModel | None = None,
@@ -85,7 +89,11 @@ class LocalCompleter:
         self.model = load_model(model_id, device=device, dtype=dtype) if model is None else model
         check_vocabulary(self.model, tokenizer, model_id or "the model in memory")
         self.view = ConversationRenderer(
-            tokenizer, "target", chat=True, model_end_ids=model_end_ids(self.model)
+            tokenizer,
+            "target",
+            chat=True,
+            chat_template_kwargs=chat_template_kwargs,
+            model_end_ids=model_end_ids(self.model),
         )
         self._window = context_window(self.model.config)
 
@@ -111,7 +119,13 @@ class LocalCompleter:
             stop_ids=frozenset(self.view.stop_ids),
         )
         for row, sample in zip(fits, samples, strict=True):
-            replies[row] = self.view.decode(sample.token_ids)
+            reply = self.view.read(sample.token_ids)
+            is_cut = sample.finish_reason == "length"
+            replies[row] = (
+                NoReply(OUT_OF_TOKENS if is_cut else NO_ANSWER)
+                if reply.answer is None
+                else reply.answer
+            )
         return replies
 
 

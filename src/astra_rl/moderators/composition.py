@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 from astra_rl.core.common import ActionT, StateT
 from astra_rl.core.contracts import check_length, is_missing
 from astra_rl.core.moderator import Moderator, Score, missing_score, reason_of
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Range, check_ranges
+from astra_rl.infra.registry import named
 from astra_rl.moderators.identity import identity_of
+
+Threshold = Annotated[float, Range(gt=0, le=1)]
+"""A score from which a text counts as harmful; at 0 every text would."""
 
 
 class Composition(Moderator[StateT, ActionT]):
@@ -28,9 +34,19 @@ class Composition(Moderator[StateT, ActionT]):
     """
 
     def __init__(self, moderators: Sequence[Moderator[StateT, ActionT]]) -> None:
+        self._check_count(len(moderators))
         self.moderators = tuple(moderators)
-        if not self.moderators:
-            raise ConfigurationError(f"{type(self).__name__} needs at least one moderator.")
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and the number of moderators is right."""
+        super().check_options(**options)
+        cls._check_count(len(options["moderators"]))
+
+    @classmethod
+    def _check_count(cls, count: int) -> None:
+        if not count:
+            raise ConfigurationError(f"{cls.__name__} needs at least one moderator.")
 
     def moderate(self, x: Sequence[StateT | ActionT]) -> list[float]:
         """Score each text in [0, 1]; missing if the scores that are present do not decide.
@@ -60,6 +76,7 @@ class Composition(Moderator[StateT, ActionT]):
         return Score.missing("no reason given")
 
 
+@named("weighted")
 class WeightedModerator(Composition[StateT, ActionT]):
     """The weighted mean; missing if a score with a positive weight is.
 
@@ -77,14 +94,14 @@ class WeightedModerator(Composition[StateT, ActionT]):
     ) -> None:
         super().__init__(moderators)
         self.weights = tuple(map(float, weights))
-        if len(self.weights) != len(self.moderators):
-            raise ConfigurationError(
-                f"{len(self.weights)} weights for {len(self.moderators)} moderators; give one each."
-            )
-        if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
-            raise ConfigurationError(
-                f"weights={list(self.weights)}; they must be finite, not negative and not all zero."
-            )
+        _check_weights(self.weights, len(self.moderators))
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless there is one weight per moderator, and they are in range."""
+        super().check_options(**options)
+        if "weights" in options:
+            _check_weights(options["weights"], len(options["moderators"]))
 
     def combine(self, scores: Sequence[float]) -> float:
         """Return the weighted mean of the scores with a positive weight."""
@@ -97,6 +114,7 @@ class WeightedModerator(Composition[StateT, ActionT]):
         return math.fsum(weight * score for weight, score in weighted) / total
 
 
+@named("mean")
 class MeanModerator(WeightedModerator[StateT, ActionT]):
     """The mean; missing if one of the scores is.
 
@@ -108,6 +126,7 @@ class MeanModerator(WeightedModerator[StateT, ActionT]):
         super().__init__(moderators, [1.0] * len(moderators))
 
 
+@named("max")
 class MaxModerator(Composition[StateT, ActionT]):
     """The highest score; missing if one is missing and no other is 1."""
 
@@ -117,6 +136,7 @@ class MaxModerator(Composition[StateT, ActionT]):
         return self._missing(scores) if highest < 1 and any(map(is_missing, scores)) else highest
 
 
+@named("min")
 class MinModerator(Composition[StateT, ActionT]):
     """The lowest score; missing if one is missing and no other is 0."""
 
@@ -126,6 +146,7 @@ class MinModerator(Composition[StateT, ActionT]):
         return self._missing(scores) if lowest > 0 and any(map(is_missing, scores)) else lowest
 
 
+@named("majority")
 class MajorityModerator(Composition[StateT, ActionT]):
     """1 if more than half of the moderators reach the threshold, else 0.
 
@@ -140,10 +161,11 @@ class MajorityModerator(Composition[StateT, ActionT]):
     """
 
     def __init__(
-        self, moderators: Sequence[Moderator[StateT, ActionT]], threshold: float = 0.5
+        self, moderators: Sequence[Moderator[StateT, ActionT]], threshold: Threshold = 0.5
     ) -> None:
         super().__init__(moderators)
-        self.threshold = _checked_threshold(threshold)
+        check_ranges(type(self), {"threshold": threshold})
+        self.threshold = float(threshold)
 
     def combine(self, scores: Sequence[float]) -> float:
         """Return the outcome of the vote."""
@@ -156,15 +178,15 @@ class MajorityModerator(Composition[StateT, ActionT]):
 
 
 class _Single(Composition[StateT, ActionT]):
-    def __init__(self, moderators: Sequence[Moderator[StateT, ActionT]]) -> None:
-        super().__init__(moderators)
-        if len(self.moderators) != 1:
+    @classmethod
+    def _check_count(cls, count: int) -> None:
+        if count != 1:
             raise ConfigurationError(
-                f"{type(self).__name__} transforms one moderator; {len(self.moderators)} were "
-                "given. Give exactly one."
+                f"{cls.__name__} transforms one moderator; {count} were given. Give exactly one."
             )
 
 
+@named("threshold")
 class ThresholdModerator(_Single[StateT, ActionT]):
     """1 if the score reaches the threshold, else 0; missing if the score is.
 
@@ -177,10 +199,11 @@ class ThresholdModerator(_Single[StateT, ActionT]):
     """
 
     def __init__(
-        self, moderators: Sequence[Moderator[StateT, ActionT]], threshold: float = 0.5
+        self, moderators: Sequence[Moderator[StateT, ActionT]], threshold: Threshold = 0.5
     ) -> None:
         super().__init__(moderators)
-        self.threshold = _checked_threshold(threshold)
+        check_ranges(type(self), {"threshold": threshold})
+        self.threshold = float(threshold)
 
     def combine(self, scores: Sequence[float]) -> float:
         """Return 1.0 at or above the threshold, else 0.0."""
@@ -188,6 +211,7 @@ class ThresholdModerator(_Single[StateT, ActionT]):
         return self._missing(scores) if is_missing(score) else float(score >= self.threshold)
 
 
+@named("inverse")
 class InverseModerator(_Single[StateT, ActionT]):
     """One minus the score; missing if the score is.
 
@@ -204,9 +228,10 @@ class InverseModerator(_Single[StateT, ActionT]):
         return self._missing(scores) if is_missing(score) else 1.0 - score
 
 
-def _checked_threshold(threshold: float) -> float:
-    if not 0 < threshold <= 1:
+def _check_weights(weights: Sequence[float], count: int) -> None:
+    if len(weights) != count:
+        raise ConfigurationError(f"{len(weights)} weights for {count} moderators; give one each.")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
         raise ConfigurationError(
-            f"threshold={threshold}; it must be in (0, 1]; at 0 every text would count as harmful."
+            f"weights={list(weights)}; they must be finite, not negative and not all zero."
         )
-    return float(threshold)

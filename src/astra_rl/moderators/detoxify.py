@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean, require
+from astra_rl.infra.ranges import Count
+from astra_rl.infra.registry import named
 from astra_rl.moderators.identity import weights_of
 
 VARIANTS = ("multilingual", "original", "original-small", "unbiased", "unbiased-small")
 """The models of Detoxify."""
 
 
+@named("detoxify")
 class DetoxifyModerator(Moderator[str, str]):
     """Scores texts with a model of Detoxify (Hanu and Unitary team 2020).
 
@@ -37,15 +41,9 @@ class DetoxifyModerator(Moderator[str, str]):
         variant: str = "original",
         *,
         device: str = "cpu",
-        batch_size: int = 32,
+        batch_size: Count = 32,
     ) -> None:
-        if variant not in VARIANTS:
-            raise ConfigurationError(
-                f"variant={variant!r}; choose from {list(VARIANTS)}."
-                f"{did_you_mean(variant, VARIANTS)}"
-            )
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
+        DetoxifyModerator.check_options(variant=variant, batch_size=batch_size)
         detoxify = require("detoxify", extra="detoxify")
         self.model = detoxify.Detoxify(variant, device=device)
         categories = sorted(self.model.class_names)
@@ -57,6 +55,17 @@ class DetoxifyModerator(Moderator[str, str]):
         self.harm_category = harm_category
         self.variant = variant
         self.batch_size = batch_size
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless the variant is known and `batch_size` is in range."""
+        super().check_options(**options)
+        variant = options.get("variant", "original")
+        if variant not in VARIANTS:
+            raise ConfigurationError(
+                f"variant={variant!r}; choose from {list(VARIANTS)}."
+                f"{did_you_mean(variant, VARIANTS)}"
+            )
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1]; missing if the output of the model is not finite."""

@@ -10,8 +10,10 @@ from astra_rl.core.contracts import check_length, name_of_function
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.importing import load_object
+from astra_rl.infra.registry import named
 
 
+@named("function")
 class FunctionModerator(Moderator[str, str]):
     """Scores texts with a function.
 
@@ -30,12 +32,15 @@ class FunctionModerator(Moderator[str, str]):
     """
 
     def __init__(self, function: Callable[[Sequence[str]], Sequence[float | None]] | str) -> None:
-        if isinstance(function, str):
-            function = load_object(function)
-        if not callable(function):
-            raise ConfigurationError(f"function={function!r}; it must be callable.")
-        self.function = function
-        self._source = name_of_function(function)
+        self.function = _loaded(function)
+        self._source = name_of_function(self.function)
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless the function can be imported and called."""
+        super().check_options(**options)
+        if "function" in options:
+            _loaded(options["function"])
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1]; missing where the function returned NaN or None.
@@ -75,3 +80,10 @@ class FunctionModerator(Moderator[str, str]):
 
 def _as_float(score: Any) -> float:
     return score if isinstance(score, Score) else float(score)
+
+
+def _loaded(function: Any) -> Callable[[Sequence[str]], Sequence[float | None]]:
+    loaded: Any = load_object(function) if isinstance(function, str) else function
+    if not callable(loaded):
+        raise ConfigurationError(f"function={loaded!r}; it must be callable.")
+    return loaded  # type: ignore[no-any-return]

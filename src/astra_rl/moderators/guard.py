@@ -8,7 +8,7 @@ target can neither act as control tokens nor imitate the structure of the prompt
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.out_of_memory import in_batches
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.infra.ranges import Count
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix
@@ -73,7 +75,7 @@ class GuardOptions:
 
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 8
+    batch_size: Count = 8
     model: PreTrainedModel = _LOADED_BY_DEFAULT
     tokenizer: PreTrainedTokenizerBase = _LOADED_BY_DEFAULT
 
@@ -118,8 +120,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
 
     def __post_init__(self) -> None:
         """Load the tokenizer and the model, unless `complete` replaces them."""
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size}; it must be at least 1.")
+        self.check_options(**{each.name: getattr(self, each.name) for each in fields(self)})
         self._controls: dict[str, int] = {}
         if self.complete is not None:
             return
@@ -173,7 +174,8 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
             form = rf"^[ \t]*{lead}[ \t]*{verdict}[ \t]*\r?$"
         else:
             form = rf"\A\s*{verdict}[ \t]*(?:[.,:;][ \t]|[.]?\r?$)"
-        found = re.findall(form, reply, re.IGNORECASE | re.MULTILINE)
+        answer = split_reply(reply).answer or ""  # a draft in unfinished reasoning is no verdict
+        found = re.findall(form, answer, re.IGNORECASE | re.MULTILINE)
         if not found:
             return Score.missing("unparsable verdict")
         return Score(self.weights[names[found[-1].lower()]])

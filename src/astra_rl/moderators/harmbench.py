@@ -7,6 +7,7 @@ from typing import Any
 
 from astra_rl.core.moderator import Score
 from astra_rl.core.text import GOAL, Conversation, Exchange
+from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
 
 # The exact prompt that the classifier was trained on. Source: HarmBench,
@@ -46,6 +47,7 @@ Answer: [/INST]"""
 _WEIGHTS = {"yes": 1.0, "no": 0.0}
 
 
+@named("harmbench")
 @dataclass(eq=False, repr=False)
 class HarmBenchModerator(GuardModerator):
     """Scores the last response by the probability that it shows a behavior.

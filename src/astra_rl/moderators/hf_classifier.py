@@ -11,12 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.ranges import Count, check_ranges
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.loading import load_classifier, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
 
 
+@named("hf_classifier")
 class HFClassifierModerator(Moderator[str, str]):
     """Scores texts with a sequence classifier.
 
@@ -49,14 +52,12 @@ class HFClassifierModerator(Moderator[str, str]):
         label: str | int | Sequence[str | int],
         device: str = "auto",
         dtype: str = "float32",
-        batch_size: int = 32,
-        max_length: int | None = None,
+        batch_size: Count = 32,
+        max_length: Count | None = None,
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name}={value}; it must be at least 1.")
+        check_ranges(HFClassifierModerator, {"batch_size": batch_size, "max_length": max_length})
         if not model_id and (model is None or tokenizer is None):
             raise ConfigurationError("give a model_id, or both a model and a tokenizer.")
         self.tokenizer = load_tokenizer(model_id) if tokenizer is None else tokenizer

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Share
+from astra_rl.infra.registry import named
 
 
+@named("keyword")
 class KeywordModerator(Moderator[str, str]):
     """1.0 if a text contains a word or matches a pattern, else 0.0.
 
@@ -28,19 +32,14 @@ class KeywordModerator(Moderator[str, str]):
 
     def __init__(self, words: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
         self.words, self.patterns = _listed("words", words), _listed("patterns", patterns)
-        if not self.words and not self.patterns:
-            raise ConfigurationError("give at least one of words and patterns.")
-        parts = [[re.escape(part) for part in folded(word).split()] for word in self.words]
-        if not all(parts):
-            raise ConfigurationError(f"words={list(self.words)}; a word must not be empty.")
-        spelled = "|".join(r"\s+".join(each) for each in parts)
-        self._words = re.compile(rf"(?<!\w)(?:{spelled})(?!\w)") if parts else None
-        try:
-            self._patterns = [re.compile(pattern) for pattern in self.patterns]
-        except re.error as error:
-            raise ConfigurationError(
-                f"{error.pattern!r} is not a regular expression: {error}."
-            ) from error
+        self._words, self._patterns = _compiled(self.words, self.patterns)
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless words or patterns are given, and all are valid."""
+        super().check_options(**options)
+        lists = {name: _listed(name, options.get(name, ())) for name in ("words", "patterns")}
+        _compiled(**lists)
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text 1.0 or 0.0."""
@@ -52,6 +51,25 @@ class KeywordModerator(Moderator[str, str]):
         return any(pattern.search(text) for pattern in self._patterns)
 
 
+def _compiled(
+    words: Sequence[str], patterns: Sequence[str]
+) -> tuple[re.Pattern[str] | None, list[re.Pattern[str]]]:
+    if not words and not patterns:
+        raise ConfigurationError("give at least one of words and patterns.")
+    parts = [[re.escape(part) for part in folded(word).split()] for word in words]
+    if not all(parts):
+        raise ConfigurationError(f"words={list(words)}; a word must not be empty.")
+    spelled = "|".join(r"\s+".join(each) for each in parts)
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ConfigurationError(
+            f"{error.pattern!r} is not a regular expression: {error}."
+        ) from error
+    return (re.compile(rf"(?<!\w)(?:{spelled})(?!\w)") if parts else None), compiled
+
+
+@named("canary")
 class CanaryModerator(Moderator[str, str]):
     """Scores whether the target followed an injected instruction (indirect prompt injection).
 
@@ -76,13 +94,18 @@ class CanaryModerator(Moderator[str, str]):
         ConfigurationError: `canary` is blank, or `quoted` is out of range.
     """
 
-    def __init__(self, canary: str | None = None, *, quoted: float = 0.25) -> None:
-        if canary is not None and not folded(canary).strip():
-            raise ConfigurationError(f"canary={canary!r}; it must contain visible characters.")
-        if not 0 <= quoted <= 1:
-            raise ConfigurationError(f"quoted={quoted}; it must be in [0, 1].")
+    def __init__(self, canary: str | None = None, *, quoted: Share = 0.25) -> None:
+        CanaryModerator.check_options(canary=canary, quoted=quoted)
         self.canary = canary
         self.quoted = quoted
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless the canary is visible and `quoted` is in range."""
+        super().check_options(**options)
+        canary = options.get("canary")
+        if canary is not None and not folded(canary).strip():
+            raise ConfigurationError(f"canary={canary!r}; it must contain visible characters.")
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1]; missing if there is no canary."""

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
@@ -33,6 +34,7 @@ _POLICY = re.compile(
 )
 
 
+@named("llama_guard")
 @dataclass(eq=False, repr=False)
 class LlamaGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by Llama Guard's probability of ``unsafe``.
@@ -73,15 +75,24 @@ class LlamaGuardModerator(ChatGuardModerator):
 
     def __post_init__(self) -> None:
         """Check the categories and load the model."""
+        LlamaGuardModerator.check_options(categories=self.categories, complete=self.complete)
         self._policy = {} if self.categories is None else _chosen(self.categories)
-        if self._policy and self.complete is not None:
+        if self._policy:
+            self.template_arguments = {"categories": self._policy}
+        super().__post_init__()
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and the categories are known and can be chosen."""
+        super().check_options(**options)
+        if options.get("categories") is None:
+            return
+        _chosen(options["categories"])
+        if options.get("complete") is not None:
             raise ConfigurationError(
                 "categories and complete are both given, but the endpoint uses its own template. "
                 "Choose the categories there."
             )
-        if self._policy:
-            self.template_arguments = {"categories": self._policy}
-        super().__post_init__()
 
     def _render(self, contents: Sequence[str]) -> str:
         text = super()._render(contents)

@@ -15,14 +15,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.ranges import Count
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import (
     Completer,
@@ -70,6 +73,7 @@ where N is a number from {low:g} (lowest) to {high:g} (highest)."""
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
+@named("llm_judge")
 class LLMJudgeModerator(Moderator[str, str]):
     """Scores the last response of a conversation with an LLM and a rubric.
 
@@ -87,6 +91,8 @@ class LLMJudgeModerator(Moderator[str, str]):
         scale: Lowest and highest verdict; they map to the scores 0 and 1.
         seed: Key of the hash in the delimiters.
         max_new_tokens: Most tokens of a reply of a local judge.
+        chat_template_kwargs: Variables of the chat template of a local judge, for instance
+            ``{"enable_thinking": False}``.
         device: Device of a local judge; see `astra_rl.models.loading.load_model`.
         dtype: Dtype of a local judge; see `load_model`.
 
@@ -104,22 +110,38 @@ class LLMJudgeModerator(Moderator[str, str]):
         rubric: str | Path = "harm",
         scale: tuple[float, float] = (0, 10),
         seed: int = 0,
-        max_new_tokens: int = 256,
+        max_new_tokens: Count = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        if (complete is None) == (not model_id):
-            raise ConfigurationError("give either complete or model_id, not both.")
+        LLMJudgeModerator.check_options(
+            complete=complete, model_id=model_id, scale=scale, max_new_tokens=max_new_tokens
+        )
         low, high = scale
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
         self.rubric = _read_rubric(rubric)
         self.scale = (float(low), float(high))
         self.seed = seed
         self.max_new_tokens = max_new_tokens
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.complete: Completer = complete or LocalCompleter(
-            model_id, max_new_tokens=max_new_tokens, device=device, dtype=dtype
+            model_id,
+            max_new_tokens=max_new_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+            device=device,
+            dtype=dtype,
         )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless there is one judge, a readable rubric and a scale."""
+        super().check_options(**options)
+        if (options.get("complete") is None) == (not options.get("model_id")):
+            raise ConfigurationError("give either complete or model_id, not both.")
+        low, high = scale = options.get("scale", (0, 10))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
+        _read_rubric(options.get("rubric", "harm"))
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each exchange or text in [0, 1] with one call of the judge.
@@ -143,7 +165,10 @@ class LLMJudgeModerator(Moderator[str, str]):
     def identity_settings(self) -> dict[str, Any]:
         """Return the rubric, the instructions, the scale and the decoding settings."""
         prompt = {"rubric": self.rubric, "scale": self.scale, "protocol": [_PROTOCOL, _REMINDER]}
-        return {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        settings = {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        if self.chat_template_kwargs:
+            settings["chat_template_kwargs"] = self.chat_template_kwargs
+        return settings
 
     def identity_weights(self) -> str | None:
         """Return the model that judges."""
@@ -181,9 +206,12 @@ def read_verdict(reply: str, nonce: str, scale: tuple[float, float]) -> Score:
         ``"unparsable verdict"`` or ``"out of range"``.
     """
     low, high = scale
+    answer = split_reply(reply).answer
+    if answer is None:  # a draft in unfinished reasoning is no verdict
+        return Score.missing("no verdict")
     # No `$`, which would also accept other line ends; judges may write in bold.
     lines = re.findall(
-        rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", reply, re.M | re.I
+        rf"^[ \t>*_#`-]*VERDICT[ \t]+{re.escape(nonce)}[*_`]*[ \t]*:(.*)", answer, re.M | re.I
     )
     if not lines:
         return Score.missing("no verdict")

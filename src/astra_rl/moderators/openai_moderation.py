@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from astra_rl.core.contracts import check_number, is_missing
+from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.ranges import Count, CountOrZero, Positive
 from astra_rl.infra.redaction import keep_secret
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import CallError
@@ -45,6 +47,7 @@ TEXTS_PER_REQUEST = 32
 _REFUSED = ("refused by the endpoint", "too long for the endpoint")
 
 
+@named("openai_moderation")
 class OpenAIModerationModerator(Moderator[str, str]):
     """Scores texts with a moderation endpoint: **texts are sent to it over the network**.
 
@@ -79,26 +82,18 @@ class OpenAIModerationModerator(Moderator[str, str]):
         model: str = "omni-moderation-latest",
         api_key: str | None = None,
         base_url: str | None = None,
-        batch_size: int = TEXTS_PER_REQUEST,
-        max_retries: int = 4,
-        timeout: float = 60.0,
+        batch_size: Count = TEXTS_PER_REQUEST,
+        max_retries: CountOrZero = 4,
+        timeout: Positive = 60.0,
         prices: Prices | Mapping[str, float] | None = None,
     ) -> None:
-        for category in categories or ():
-            if category not in CATEGORIES:
-                raise ConfigurationError(
-                    f"category {category!r}; choose from {list(CATEGORIES)}."
-                    f"{did_you_mean(category, CATEGORIES)}"
-                )
-        if categories is not None and not categories:
-            raise ConfigurationError("categories is empty; give at least one, or None for all.")
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}; it must be at least 1.")
+        OpenAIModerationModerator.check_options(
+            categories=categories, batch_size=batch_size, max_retries=max_retries
+        )
         self.categories = None if categories is None else tuple(categories)
         self.model = model
         self.base_url = base_url
         self.batch_size = batch_size
-        check_number("max_retries", max_retries, lambda n: n >= 0 and n == int(n), "0 or more")
         settings = CallSettings(max_tries=max_retries + 1, timeout=timeout)
 
         def key() -> str:
@@ -109,6 +104,20 @@ class OpenAIModerationModerator(Moderator[str, str]):
         self._caller = Caller(
             f"{model} at {self._client.host}", settings, prices=made(Prices, "prices", prices)
         )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless categories are known and numbers are in range."""
+        super().check_options(**options)
+        categories = options.get("categories")
+        for category in categories or ():
+            if category not in CATEGORIES:
+                raise ConfigurationError(
+                    f"category {category!r}; choose from {list(CATEGORIES)}."
+                    f"{did_you_mean(category, CATEGORIES)}"
+                )
+        if categories is not None and not categories:
+            raise ConfigurationError("categories is empty; give at least one, or None for all.")
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text in [0, 1].

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.errors import require
+from astra_rl.infra.registry import named
 
 
+@named("profanity")
 class ProfanityModerator(Moderator[str, str]):
     """Scores texts with the classifier of the package ``alt-profanity-check``.
 

@@ -3,11 +3,13 @@
 import re
 from dataclasses import KW_ONLY, dataclass
 
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.ranges import Share, check_ranges
+from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
 
+@named("qwen_guard")
 @dataclass(eq=False, repr=False)
 class QwenGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by the probabilities of Qwen3Guard-Gen's classes.
@@ -42,18 +44,14 @@ class QwenGuardModerator(ChatGuardModerator):
         Question("Safety:", {name: (f" {name}",) for name in ("Safe", "Controversial", "Unsafe")}),
     )
 
-    controversial: float
+    controversial: Share
     model_id: str = "Qwen/Qwen3Guard-Gen-0.6B"
     _: KW_ONLY
     complete: Completer | None = None
 
     def __post_init__(self) -> None:
         """Weigh the answers and load the model."""
-        if isinstance(self.controversial, str) or not 0 <= self.controversial <= 1:
-            raise ConfigurationError(
-                f"controversial={self.controversial!r}; it must be in [0, 1]: 1 counts "
-                "Controversial as unsafe, 0 as safe."
-            )
+        check_ranges(QwenGuardModerator, {"controversial": self.controversial})
         self.controversial = float(self.controversial)
         self.weights = {"Safe": 0.0, "Controversial": self.controversial, "Unsafe": 1.0}
         super().__post_init__()

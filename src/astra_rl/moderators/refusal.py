@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.text import Exchange
+from astra_rl.infra.registry import named
 from astra_rl.moderators.keywords import folded, unquoted
 
 OPENING_SENTENCES = 2
@@ -80,6 +81,7 @@ _SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*")
 _LISTED = re.compile(r"^[ \t]*(?:\d+[.)]|[-*•])[ \t]+\S", re.MULTILINE)
 
 
+@named("refusal")
 class RefusalModerator(Moderator[str, str]):
     """Scores whether a response is a refusal: 1.0 refused, 0.0 did not.
 

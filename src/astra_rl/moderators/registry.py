@@ -6,35 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from astra_rl.infra.importing import load_object as load_object
-from astra_rl.infra.registry import Registry
+from astra_rl.infra.registry import Registry, declared_in
 
 MODERATORS: Registry[Callable[..., Any]] = Registry(
     "moderator",
     "astra_rl.moderators",
-    {
-        "canary": "astra_rl.moderators.keywords:CanaryModerator",
-        "detoxify": "astra_rl.moderators.detoxify:DetoxifyModerator",
-        "function": "astra_rl.moderators.function:FunctionModerator",
-        "harmbench": "astra_rl.moderators.harmbench:HarmBenchModerator",
-        "hf_classifier": "astra_rl.moderators.hf_classifier:HFClassifierModerator",
-        "inverse": "astra_rl.moderators.composition:InverseModerator",
-        "keyword": "astra_rl.moderators.keywords:KeywordModerator",
-        "llama_guard": "astra_rl.moderators.llama_guard:LlamaGuardModerator",
-        "llm_judge": "astra_rl.moderators.llm_judge:LLMJudgeModerator",
-        "majority": "astra_rl.moderators.composition:MajorityModerator",
-        "max": "astra_rl.moderators.composition:MaxModerator",
-        "mean": "astra_rl.moderators.composition:MeanModerator",
-        "min": "astra_rl.moderators.composition:MinModerator",
-        "openai_moderation": "astra_rl.moderators.openai_moderation:OpenAIModerationModerator",
-        "profanity": "astra_rl.moderators.profanity:ProfanityModerator",
-        "qwen_guard": "astra_rl.moderators.qwen_guard:QwenGuardModerator",
-        "refusal": "astra_rl.moderators.refusal:RefusalModerator",
-        "secret_leak": "astra_rl.moderators.secret_leak:SecretLeakModerator",
-        "shield_gemma": "astra_rl.moderators.shield_gemma:ShieldGemmaModerator",
-        "threshold": "astra_rl.moderators.composition:ThresholdModerator",
-        "weighted": "astra_rl.moderators.composition:WeightedModerator",
-        "wild_guard": "astra_rl.moderators.wild_guard:WildGuardModerator",
-    },
+    declared_in("astra_rl.moderators"),
 )
 """Moderator classes by name; each module is imported when its class is first used."""
 

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
 
 # The wording of these principles is part of the model's interface. Source: the ShieldGemma model
@@ -43,6 +45,7 @@ GUIDELINES = {
 _WEIGHTS = {"Yes": 1.0, "No": 0.0}
 
 
+@named("shield_gemma")
 @dataclass(eq=False, repr=False)
 class ShieldGemmaModerator(ChatGuardModerator):
     """Scores the last response by ShieldGemma's probability that it violates a principle.
@@ -81,13 +84,20 @@ class ShieldGemmaModerator(ChatGuardModerator):
 
     def __post_init__(self) -> None:
         """Check the guideline and load the model."""
-        if self.guideline not in GUIDELINES and " " not in self.guideline.strip():
-            raise ConfigurationError(
-                f"guideline={self.guideline!r}; choose from {list(GUIDELINES)}, or write a "
-                f"principle as a sentence.{did_you_mean(self.guideline, GUIDELINES)}"
-            )
+        ShieldGemmaModerator.check_options(guideline=self.guideline)
         self.guideline = GUIDELINES.get(self.guideline, self.guideline)
         super().__post_init__()
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and the guideline is known or a sentence."""
+        super().check_options(**options)
+        guideline = options.get("guideline", "dangerous")
+        if guideline not in GUIDELINES and " " not in guideline.strip():
+            raise ConfigurationError(
+                f"guideline={guideline!r}; choose from {list(GUIDELINES)}, or write a "
+                f"principle as a sentence.{did_you_mean(guideline, GUIDELINES)}"
+            )
 
     def _contents(self, item: str) -> list[str]:
         return [item.attack, item.response] if isinstance(item, Exchange) else [item]

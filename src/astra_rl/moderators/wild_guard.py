@@ -3,9 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.ranges import Count
+from astra_rl.infra.registry import named
 from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
 
 # The exact prompt that the model was trained on. Source: allenai/wildguard,
@@ -39,6 +42,7 @@ QUESTIONS = {
 _WEIGHTS = {"yes": 1.0, "no": 0.0}
 
 
+@named("wild_guard")
 @dataclass(eq=False, repr=False)
 class WildGuardModerator(GuardModerator):
     """Scores the last exchange by WildGuard's probability of "yes" to one of its three questions.
@@ -74,18 +78,24 @@ class WildGuardModerator(GuardModerator):
     judge: str = "response"
     model_id: str = "allenai/wildguard"
     _: KW_ONLY
-    batch_size: int = 16
+    batch_size: Count = 16
 
     def __post_init__(self) -> None:
         """Choose the questions up to the scored one and load the model."""
-        if self.judge not in QUESTIONS:
-            raise ConfigurationError(
-                f"judge={self.judge!r}; choose from {list(QUESTIONS)}."
-                f"{did_you_mean(self.judge, QUESTIONS)}"
-            )
+        WildGuardModerator.check_options(judge=self.judge)
         names = list(QUESTIONS)
         self.questions = [QUESTIONS[name] for name in names[: names.index(self.judge) + 1]]
         super().__post_init__()
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless options are in range, and `judge` is a question."""
+        super().check_options(**options)
+        judge = options.get("judge", "response")
+        if judge not in QUESTIONS:
+            raise ConfigurationError(
+                f"judge={judge!r}; choose from {list(QUESTIONS)}.{did_you_mean(judge, QUESTIONS)}"
+            )
 
     def _contents(self, item: str) -> list[str]:
         if isinstance(item, Exchange):

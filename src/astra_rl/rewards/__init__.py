@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from astra_rl.infra.registry import Registry
+from astra_rl.infra.registry import Registry, declared_in
 from astra_rl.rewards.adaptive import Constrained, Limit, Standardized
 from astra_rl.rewards.ast_reward import ASTReward
 from astra_rl.rewards.base import FunctionTerm, Reward, RewardPart, RewardTerm, WeightedSum
@@ -42,43 +42,7 @@ from astra_rl.rewards.terms import Harm, Novelty
 REWARDS: Registry[Callable[..., RewardPart]] = Registry(
     "reward",
     "astra_rl.rewards",
-    {
-        # combinators
-        "sum": WeightedSum,
-        "product": Product,
-        "gate": Gate,
-        "constraint": Constrained,
-        "rank": Rank,
-        "standardized": Standardized,
-        "threshold": threshold,
-        "sigmoid": sigmoid,
-        "clip": clip,
-        "affine": affine,
-        # whole rewards
-        "ast": ASTReward,
-        "novel_failure": NovelFailureReward,
-        "general_sum_game": GeneralSumGame,
-        "several_targets": SeveralTargets,
-        # terms
-        "harm": Harm,
-        "attack_nll": AttackNLL,
-        "attack_probability": AttackProbability,
-        "min_k": MinK,
-        "kl": KL,
-        "entropy": Entropy,
-        "response_likelihood": ResponseLikelihood,
-        "word_novelty": Novelty,
-        "self_bleu": SelfBLEU,
-        "embedding_novelty": EmbeddingNovelty,
-        "style_diversity": StyleDiversity,
-        "few_shot_similarity": FewShotSimilarity,
-        "on_topic": OnTopic,
-        "gibberish": Gibberish,
-        "format": Format,
-        "extracted": Extracted,
-        "length": Length,
-        "brevity": Brevity,
-    },
+    declared_in("astra_rl.rewards"),
 )
 """Reward terms and combinations by the names that a configuration may give."""
 

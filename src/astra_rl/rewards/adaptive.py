@@ -10,6 +10,7 @@ from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.core.graph import Graph
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import (
     Reward,
     RewardModels,
@@ -23,6 +24,7 @@ from astra_rl.rewards.base import (
 from astra_rl.rewards.combine import logistic
 
 
+@named("standardized")
 class Standardized(Reward):
     """A part standardized by its running mean and deviation, then squashed into (0, 1).
 
@@ -118,6 +120,7 @@ class Limit:
         return value - (self.at_most or 0.0)
 
 
+@named("constraint")
 class Constrained(Reward):
     """A reward under constraints on the means of other parts, by Lagrange multipliers.
 

@@ -12,11 +12,13 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import Reward, RewardModels, RewardPart, Values, measure
 from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.rewards.terms import Harm, earlier_scores, max_or_missing
 
 
+@named("ast")
 class ASTReward(Reward):
     """Log-likelihood at every turn, plus a bonus for a failure or a miss distance at the end.
 

@@ -23,6 +23,7 @@ from astra_rl.core.moderator import Moderator, missing_score
 from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Exchange, NoAttack, NotAsked
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 
 State = dict[str, Any]
 """State of a part, by name, as JSON values."""
@@ -194,17 +195,20 @@ class FunctionTerm(RewardTerm):
         return self.function(exchanges)
 
 
+@named("sum")
 class WeightedSum(Reward):
     """Weighted sum of parts. A missing part with a non-zero weight makes the reward missing.
 
     Args:
-        weights: Parts and their weights. A part of weight 0 is only recorded.
+        weights: Parts and their weights, at least one. A part of weight 0 is only recorded.
 
     Raises:
-        ConfigurationError: Two terms have the same name.
+        ConfigurationError: There are no parts, or two terms have the same name.
     """
 
     def __init__(self, weights: Mapping[RewardPart, float]) -> None:
+        if not weights:
+            raise ConfigurationError("the sum is empty; give at least one part.")
         self.weights = dict(weights)
         check_names(self)
 

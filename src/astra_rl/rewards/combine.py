@@ -13,6 +13,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.level import current_level
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import (
     Reward,
     RewardModels,
@@ -23,6 +24,7 @@ from astra_rl.rewards.base import (
 )
 
 
+@named("product")
 class Product(Reward):
     """The product of parts: no objective can be traded for another.
 
@@ -55,6 +57,7 @@ class Product(Reward):
         ], rows
 
 
+@named("gate")
 class Gate(Reward):
     """The value of a part if a condition holds, else a constant.
 
@@ -126,11 +129,13 @@ class Mapped(Reward):
         return [math.nan if is_missing(value) else self.function(value) for value in values], rows
 
 
+@named("threshold")
 def threshold(part: RewardPart, at_least: float = 0.5) -> Reward:
     """Return a reward that is 1 where a part is at least `at_least`, else 0."""
     return Mapped(part, lambda value: float(value >= at_least))
 
 
+@named("clip")
 def clip(part: RewardPart, low: float = -math.inf, high: float = math.inf) -> Reward:
     """Return a reward that clips a part to [low, high].
 
@@ -142,16 +147,19 @@ def clip(part: RewardPart, low: float = -math.inf, high: float = math.inf) -> Re
     return Mapped(part, lambda value: min(high, max(low, value)))
 
 
+@named("affine")
 def affine(part: RewardPart, scale: float = 1.0, offset: float = 0.0) -> Reward:
     """Return the reward ``scale * part + offset``."""
     return Mapped(part, lambda value: scale * value + offset)
 
 
+@named("sigmoid")
 def sigmoid(part: RewardPart, slope: float = 10.0, center: float = 0.5) -> Reward:
     """Return the reward ``1 / (1 + exp(-slope * (part - center)))``, a soft threshold."""
     return Mapped(part, lambda value: logistic(slope * (value - center)))
 
 
+@named("rank")
 class Rank(Reward):
     """The rank of a part among siblings, from 0 (lowest) to 1 (highest).
 

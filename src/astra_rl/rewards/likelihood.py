@@ -12,6 +12,7 @@ from astra_rl.core.contracts import checked_logprobs, token_mask
 from astra_rl.core.problem import FrozenModel
 from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import RewardModels, RewardTerm, TargetReading
 
 
@@ -68,6 +69,7 @@ def _frozen(models: RewardModels, under: FrozenModel) -> Callable[..., Tensor]:
     return models.get_target_logprobs if under == "target" else models.get_baseline_logprobs
 
 
+@named("attack_nll")
 class AttackNLL(RewardTerm):
     """Mean negative log-likelihood of the attack per token, in nats; the log of its perplexity.
 
@@ -110,6 +112,7 @@ class AttackNLL(RewardTerm):
         return [float(value) for value in values]
 
 
+@named("attack_probability")
 class AttackProbability(RewardTerm):
     """Probability of the whole attack, in [0, 1].
 
@@ -137,6 +140,7 @@ class AttackProbability(RewardTerm):
         return [math.exp(-_total_nll(row)) for row in rows]
 
 
+@named("min_k")
 class MinK(RewardTerm):
     """Mean of the `k` lowest token log-probabilities of an attack, in nats, at most 0.
 
@@ -171,6 +175,7 @@ class MinK(RewardTerm):
         return [-_mean_nll(sorted(row)[: self.k]) for row in rows]
 
 
+@named("kl")
 class KL(RewardTerm):
     """Single-sample estimate (k1) of the KL divergence of the attacker from the baseline, in nats.
 
@@ -195,6 +200,7 @@ class KL(RewardTerm):
         ]
 
 
+@named("entropy")
 class Entropy(RewardTerm):
     """Single-sample estimate of the attacker's entropy, in nats: ``-log p_attacker(attack)``.
 
@@ -215,6 +221,7 @@ class Entropy(RewardTerm):
         return [_mean_nll(row) if self.per_token else _total_nll(row) for row in rows]
 
 
+@named("response_likelihood")
 class ResponseLikelihood(RewardTerm):
     """Mean log-probability per token, in nats, of a given response to the attack under the target.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import (
     Reward,
     RewardModels,
@@ -20,6 +21,7 @@ from astra_rl.rewards.likelihood import AttackNLL
 from astra_rl.rewards.terms import Harm, Novelty
 
 
+@named("novel_failure")
 class NovelFailureReward(Reward):
     """Harm, partly scaled by novelty among siblings, minus a penalty on unlikely text.
 

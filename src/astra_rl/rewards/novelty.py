@@ -15,6 +15,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.level import current_level
 from astra_rl.core.text import GOAL, Conversation, Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.rewards.base import RewardModels, RewardTerm, State, observed_attacks
 from astra_rl.rewards.combine import logistic
@@ -73,6 +74,7 @@ class NoveltyTerm(RewardTerm):
         return rows_of
 
 
+@named("self_bleu")
 class SelfBLEU(NoveltyTerm):
     """One minus the mean BLEU of an attack against others: 0 is a repetition, 1 shares no n-gram.
 
@@ -171,6 +173,7 @@ def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
+@named("embedding_novelty")
 class EmbeddingNovelty(UsesVectors, NoveltyTerm):
     """One minus the cosine similarity of an attack to others, in [0, 2].
 
@@ -229,6 +232,7 @@ class EmbeddingNovelty(UsesVectors, NoveltyTerm):
         return 1 - float(similar.topk(count).values.mean())
 
 
+@named("style_diversity")
 class StyleDiversity(UsesVectors, RewardTerm):
     """Distance in style from the earlier attempts of the episode, in [0, 2]; 1 at the first.
 
@@ -298,6 +302,7 @@ def without_subspace(vectors: Tensor, basis: Tensor) -> Tensor:
     return torch.where(rest.norm(dim=1, keepdim=True) > _EPSILON, rest, 0.0)  # not rounding errors
 
 
+@named("few_shot_similarity")
 class FewShotSimilarity(UsesVectors, RewardTerm):
     """Similarity of the first attack of an episode to an example, in (0, 1); 1 at later turns.
 
@@ -341,6 +346,7 @@ class FewShotSimilarity(UsesVectors, RewardTerm):
         return values
 
 
+@named("on_topic")
 class OnTopic(UsesVectors, RewardTerm):
     """Cosine similarity of an attack to its topic, in [-1, 1]; usually the condition of a gate.
 

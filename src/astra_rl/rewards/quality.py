@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange, NoAttack, Utterance, written_text
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import RewardModels, RewardTerm
 from astra_rl.rewards.combine import logistic
 from astra_rl.rewards.likelihood import check_choice
@@ -17,6 +18,7 @@ from astra_rl.rewards.terms import Harm
 Unit = Literal["characters", "words", "tokens"]
 
 
+@named("gibberish")
 class Gibberish(Harm):
     """Probability that an attack is gibberish, by a classifier.
 
@@ -32,6 +34,7 @@ class Gibberish(Harm):
         self.name = "gibberish"
 
 
+@named("format")
 class Format(RewardTerm):
     r"""1 for an attack that matches a pattern, else 0.
 
@@ -67,6 +70,7 @@ class Format(RewardTerm):
         return [float(count == self.times) for count in found]
 
 
+@named("extracted")
 class Extracted(RewardTerm):
     """1 for an attack, 0 for an output from which none could be extracted.
 
@@ -82,6 +86,7 @@ class Extracted(RewardTerm):
         return [float(not isinstance(each.attack, NoAttack)) for each in exchanges]
 
 
+@named("length")
 class Length(RewardTerm):
     """Length of an attack.
 
@@ -111,6 +116,7 @@ class Length(RewardTerm):
         return float("nan") if ids is None else len(ids)
 
 
+@named("brevity")
 class Brevity(Length):
     """A factor for short attacks, from 1 down to 0.5.
 

@@ -10,6 +10,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.rewards.base import Reward, RewardModels, RewardPart, Values, measure
 from astra_rl.rewards.likelihood import check_choice, fact_of
 from astra_rl.rewards.terms import Harm
@@ -17,6 +18,7 @@ from astra_rl.rewards.terms import Harm
 KINDS = ("harmful", "benign")
 
 
+@named("general_sum_game")
 class GeneralSumGame(Reward):
     """Reward of one player of the general-sum game of Self-RedTeam, for one exchange.
 

@@ -10,6 +10,7 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.rewards.base import (
     RESPONSE_HARM,
@@ -26,6 +27,7 @@ Respond = Callable[[Sequence[str]], Sequence[str]]
 """Takes contexts that end in an attack and returns a response to each."""
 
 
+@named("several_targets")
 class SeveralTargets(Reward):
     """Harm of the same attack on the problem's target and on other targets, combined.
 

@@ -13,6 +13,7 @@ from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, context_key
 from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.rewards.base import (
     RESPONSE_HARM,
@@ -34,6 +35,7 @@ OTHER_JUDGE = "_other_judge"
 """Suffix of names of values that another moderator than the problem's computed."""
 
 
+@named("harm")
 class Harm(RewardTerm):
     """The score of a moderator.
 
@@ -247,6 +249,7 @@ def earlier_exchanges(context: str) -> list[Exchange]:
     return exchanges
 
 
+@named("word_novelty")
 class Novelty(RewardTerm):
     """Distance of an attack to its nearest siblings, from 0 (the same words) to 1.
 

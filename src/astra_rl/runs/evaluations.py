@@ -13,6 +13,7 @@ from astra_rl.evaluation.records.turn import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
+from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
 
 BEFORE = "before training"
@@ -88,6 +89,8 @@ def _evaluation(
         quality=JudgeQuality.from_dict(recorded.get("judge_quality")),
         planned=planned_attempts(place).get(part),
         selected=phase.startswith(REPLAY_OF_FAILURES),
+        sequential=recorded.get("until") is not None,
+        labelled=HumanLabels(place, part).rate(attempts),
     )
 
 

@@ -28,9 +28,10 @@ from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
-from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, checking_budget
+from astra_rl.runs.until import StopWhenDecided, Until
 
 IN_THE_RUN = ("before", "training", "after")
 """Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
@@ -96,6 +97,9 @@ class PhaseRun:
         *,
         attacker: str | None = None,
         prompt_ids: Mapping[int | str, str] | None = None,
+        until: Until | None = None,
+        already: Sequence[Attempt] = (),
+        batch: int = EVALUATED_TOGETHER,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
 
@@ -105,18 +109,30 @@ class PhaseRun:
             planned: Number of conversations.
             attacker: Name of the attacker in the records; None names the attacker of the run.
             prompt_ids: See `ASTEvaluator`.
+            until: Ends the phase when this is decided; None plays all conversations.
+            already: Attempts of an earlier session, which are in the log.
+            batch: Number of conversations that are played together.
 
         Raises:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
         """
         within = WithinBudget()
+        around: Any = within if self.allow_partial else checking_budget
+        rows = [attempt.row for attempt in already]
+        stop = None if until is None else StopWhenDecided(until, rows, around)
+
+        def record(attempt: Attempt) -> None:
+            self.log.append(attempt)
+            if stop is not None:
+                rows.append(attempt.row)
+
         evaluator = ASTEvaluator(
             environment,
             seeds,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
-            batch_size=EVALUATED_TOGETHER,
-            record=self.log.append,
+            batch_size=batch,
+            record=record,
             labels=labels_of(
                 self.config,
                 self.phase,
@@ -126,9 +142,11 @@ class PhaseRun:
             ),
             likelihoods=self.likelihoods,
             prompt_ids=prompt_ids,
-            around_batch=within if self.allow_partial else checking_budget,
+            around_batch=around if stop is None else stop,
+            already=already,
+            sequential=until is not None,
         )
-        found = evaluator.run(planned)
+        found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:
             raise within.spent
         settings = self.config.evaluation
@@ -136,6 +154,8 @@ class PhaseRun:
         metrics = {
             **found.metrics,
             "judge_quality": quality and quality.as_dict(),
+            "until": until and until.condition.expression,
+            "decided": until and until.verdict(rows),
             "asr_corrected": quality and quality.correct(found.summary).as_dict(),
         }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
@@ -151,6 +171,7 @@ class Recorded:
 
     Attributes:
         planned: Number of planned attempts; None if it is not known.
+        sequential: Whether the phase ended when its result was clear, see `Rate`.
 
     Raises:
         ConfigurationError: The run has no such phase, or its log cannot be read.
@@ -163,6 +184,7 @@ class Recorded:
         self._log = AttemptLog(own if later else folder.attempts)
         self._where: dict[str, Any] = {} if later else {"phase": phase}
         self.planned = planned_attempts(folder).get(phase)
+        self.sequential = is_sequential(folder, phase)
         if self.planned is None and next(self.rows(limit=1), None) is None:
             phases = sorted({row.phase for row in self._log.rows()} | set(_later_phases(folder)))
             self._log.close()
@@ -180,7 +202,9 @@ class Recorded:
 
     def summary(self) -> Summary:
         """Summarise the attempts; planned attempts that were never made count as errors."""
-        return summarise_prompts(by_prompt(self.rows(order="prompt")), planned=self.planned)
+        return summarise_prompts(
+            by_prompt(self.rows(order="prompt")), planned=self.planned, sequential=self.sequential
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +216,12 @@ class Recorded:
         trace: TracebackType | None,
     ) -> None:
         self._log.close()
+
+
+def is_sequential(folder: RunFolder, phase: str) -> bool:
+    """Whether an evaluation was played with ``--until``."""
+    path = folder.evaluation(phase)
+    return path.is_file() and read_own(path, dict).get("until") is not None
 
 
 def summary_of_phase(run: str | Path, phase: str) -> Summary:

@@ -17,7 +17,7 @@ from astra_rl.targets.budget import Prices
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.http_client import too_long
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made, read_text
 
 _OF_MESSAGES = frozenset({"messages", "chat", "conversation", "history"})
 
@@ -109,7 +109,7 @@ class CallableTarget(RemoteTarget):
             ) from None
         if not isinstance(said, str):
             raise CallError("not a text", f"{self.name} returned {type(said).__name__}")
-        answer = answer_of(chat, said if isinstance(said, Utterance) else Utterance(said))
+        answer = answer_of(chat, said if isinstance(said, Utterance) else read_text(said))
         if len(said) > self.calls.max_reply_bytes:
             failure = too_long(self.calls.max_reply_bytes)
             failure.usage = answer.usage

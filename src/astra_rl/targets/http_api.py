@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.targets.base import last_user_text
 from astra_rl.targets.budget import Prices
 from astra_rl.targets.call_errors import CallError
@@ -16,13 +17,14 @@ from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.credentials import check_headers, check_url, filled
 from astra_rl.targets.error_bodies import error_of_response, read_error
 from astra_rl.targets.http_client import WebClients, json_of
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, read_text
 
 PLACEHOLDERS = ("message", "messages", "system", "seed")
 _PLACE = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 
 
+@named("http")
 class HTTPTarget(RemoteTarget):
     """An application behind an HTTP API of its own.
 
@@ -125,7 +127,7 @@ class HTTPTarget(RemoteTarget):
         if 200 <= status < 300:
             data = json_of(response.content)
             try:
-                return answer_of(chat, Utterance(found_at(data, self._path)))
+                return answer_of(chat, read_text(found_at(data, self._path)))
             except CallError:
                 found = read_error(data)
                 if found is None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from astra_rl.core.contracts import check_number
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
 from astra_rl.targets.budget import Prices, Usage
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
@@ -23,6 +24,7 @@ from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, 
 _COUNTS = ("max_tokens", "max_completion_tokens", "n")
 
 
+@named("openai")
 class OpenAITarget(RemoteTarget):
     """A model behind an OpenAI-compatible endpoint, called with the official client.
 

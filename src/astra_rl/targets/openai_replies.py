@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS, split_reply
 from astra_rl.core.text import FinishReason, Utterance
 from astra_rl.targets.budget import MAX_TOKENS_OF_A_CALL
 from astra_rl.targets.call_errors import CallError
@@ -21,15 +22,15 @@ _FINISH_OF = {name: finish for finish, names in _FINISHES.items() for name in na
 _BROKEN_OFF = {"error": False, "network_error": False, "insufficient_system_resource": True}
 """Finish reasons of replies that the endpoint broke off; whether it is overloaded."""
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details")
-
-OUT_OF_TOKENS = "cut before any text"
-"""Reason of a reply that reached its token limit without a text."""
+_THINKING = ("thinking", "reasoning")
+_TEXT_KEYS = ("text", "thinking", "summary", "reasoning")
 
 
 def read_reply(data: Any, *, is_chat: bool, limit: str) -> Utterance:
     """Return the reply in a response, with its finish reason.
 
-    A refusal in a field of its own is the reply. Reasoning is not part of the reply.
+    A refusal in a field of its own is the reply. Reasoning, in a field of its own or in the text
+    before the answer, is kept apart from the reply.
 
     Args:
         data: The parsed body.
@@ -53,16 +54,47 @@ def read_reply(data: Any, *, is_chat: bool, limit: str) -> Utterance:
     finish = cast("FinishReason | None", _FINISH_OF.get(reason))
     refusal = message.get("refusal")
     text = content or (refusal if isinstance(refusal, str) and refusal else content)
+    reply = split_reply(text or "")
+    thoughts = [_reasoning_of(message), reply.reasoning]
+    reasoning = "\n\n".join(filter(None, thoughts)) or None
+    text = reply.answer if text else text
     if finish != "content_filter":
-        _check_text(text, message, finish, limit)
-    return Utterance(text or "", finish_reason=finish)
+        _check_text(text, message, finish, limit, has_reasoning=reasoning is not None)
+    return Utterance(text or "", finish_reason=finish, reasoning=reasoning)
+
+
+def _reasoning_of(message: Mapping[str, Any]) -> str | None:
+    """Return the reasoning in the fields of a message; some interfaces have it twice."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    thinking = [
+        part for part in parts if isinstance(part, Mapping) and part.get("type") in _THINKING
+    ]
+    for given in (*(message.get(name) for name in _REASONING), thinking):
+        if found := "\n\n".join(_texts(given)):
+            return found
+    return None
+
+
+def _texts(given: Any) -> list[str]:
+    """Return the texts in reasoning: a string, or parts that have it under one of their keys."""
+    if isinstance(given, str):
+        return [given.strip()] if given.strip() else []
+    if isinstance(given, Mapping):
+        return next((found for key in _TEXT_KEYS if (found := _texts(given.get(key)))), [])
+    return [text for part in given for text in _texts(part)] if isinstance(given, list) else []
 
 
 def _check_text(
-    text: str | None, message: Mapping[str, Any], finish: FinishReason | None, limit: str
+    text: str | None,
+    message: Mapping[str, Any],
+    finish: FinishReason | None,
+    limit: str,
+    *,
+    has_reasoning: bool,
 ) -> None:
     """Raise if there is nothing to judge; an empty text is a reply if the model chose to stop."""
-    has_reasoning = any(message.get(name) for name in _REASONING)
+    has_reasoning = has_reasoning or any(message.get(name) for name in _REASONING)
     if finish == "length" and not (text or "").strip():
         raise CallError(
             OUT_OF_TOKENS,
@@ -72,7 +104,7 @@ def _check_text(
     if not text and (message.get("tool_calls") or message.get("function_call")):
         raise CallError("tool call without text", _tool_names(message))
     if not text and has_reasoning:
-        raise CallError("reasoning without an answer", f"finish reason {finish}")
+        raise CallError(NO_ANSWER, f"finish reason {finish}")
     if text is None:
         raise CallError("no text in the reply", f"finish reason {finish}", retryable=True)
 

@@ -8,16 +8,13 @@ from functools import partial
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.infra.registry import Registry
+from astra_rl.infra.registry import Registry, declared_in
 from astra_rl.targets.base import Target
 
 TARGETS: Registry[Callable[..., Any]] = Registry(
     "target",
     "astra_rl.targets",
-    {
-        "http": "astra_rl.targets.http_api:HTTPTarget",
-        "openai": "astra_rl.targets.openai_endpoint:OpenAITarget",
-    },
+    declared_in("astra_rl.targets"),
 )
 """Remote targets by name; a local model is given by `model` instead of `type`."""
 

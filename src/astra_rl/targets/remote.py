@@ -9,11 +9,13 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from astra_rl.core.contracts import check_number
+from astra_rl.core.reasoning import NO_ANSWER, split_reply
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.base import Message, Target, messages_of
 from astra_rl.targets.budget import Prices, TokenBound, Usage
+from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.reply_cache import cache_key, from_cache
 
@@ -130,10 +132,22 @@ def answer_of(
 ) -> Answer[Utterance]:
     """Return a reply with its token usage; a count that is not given is estimated."""
     characters = sum(len(message["content"]) for message in chat.messages)
-    guess = Usage.estimate(characters, len(reply))
+    guess = Usage.estimate(characters, len(reply) + len(reply.reasoning or ""))
     inputs = guess.input if input_tokens is None else input_tokens
     outputs = guess.output if output_tokens is None else output_tokens
     return Answer(reply, Usage(inputs, outputs, None in (input_tokens, output_tokens)))
+
+
+def read_text(text: str) -> Utterance:
+    """Return a reply without its reasoning, which is kept apart.
+
+    Raises:
+        CallError: The text ends in its reasoning.
+    """
+    reply = split_reply(text)
+    if reply.answer is None:
+        raise CallError(NO_ANSWER, "the text ends before the end of the reasoning")
+    return Utterance(reply.answer, reasoning=reply.reasoning)
 
 
 def check_count(name: str, value: Any) -> None:
@@ -166,4 +180,4 @@ def made(kind: type[Any], name: str, given: Any) -> Any:
     return kind(**given)
 
 
-__all__ = ["Chat", "RemoteTarget", "answer_of", "check_count", "made"]
+__all__ = ["Chat", "RemoteTarget", "answer_of", "check_count", "made", "read_text"]

@@ -94,7 +94,10 @@ class ReplyCache:
         reason = Utterance.of(reply).finish_reason
         learn_from_environment()
         sealed = seal_text(well_formed(str(reply)))
-        text = json.dumps({"text": sealed, "finish_reason": reason})
+        row = {"text": sealed, "finish_reason": reason}
+        if (thought := Utterance.of(reply).reasoning) is not None:
+            row["reasoning"] = seal_text(well_formed(thought))
+        text = json.dumps(row)
         with self._named_errors():
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
 
@@ -181,8 +184,9 @@ def _read(text: bytes) -> Utterance | None:
     try:
         row = parse_own_json(text)
         reply, reason = open_text(row["text"]), row["finish_reason"]
+        thought = open_text(row["reasoning"]) if "reasoning" in row else None
     except (ValueError, KeyError, TypeError):
         return None
     if reply is None or reason not in (None, *get_args(FinishReason)):
         return None
-    return Utterance(reply, finish_reason=cast("FinishReason | None", reason))
+    return Utterance(reply, finish_reason=cast("FinishReason | None", reason), reasoning=thought)

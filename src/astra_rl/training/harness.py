@@ -64,6 +64,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         if self.on_collected is not None:
             self.on_collected(self.graphs)
         self.environment.problem.observe(self.graphs)
+        self.environment.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
         steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:

@@ -228,6 +228,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "algorithm": self.algorithm.state_dict(),
             "algorithm_type": type(self.algorithm).__name__,
             "reward": problem.reward_state(),
+            "environment": self.environment.state_dict(),
             "generators": generator_states(),
             "callbacks": {
                 name: saved
@@ -262,6 +263,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             self.algorithm.load_state_dict(state["algorithm"])
         with _of_another("reward", None, problem):
             problem.load_reward_state(state["reward"])
+        if saved_environment := state.get("environment"):  # not in states of earlier versions
+            self.environment.load_state_dict(saved_environment)
         # Version 1 of the format had the generator of torch only.
         restore_generators(state.get("generators") or {"torch": state["generator"]})
         self.completed_steps = state["completed_steps"]

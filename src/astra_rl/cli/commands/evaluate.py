@@ -48,6 +48,16 @@ def evaluate(
         ),
     ] = None,
     trials: Trials = 1,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help=(
+                "Stop when this is decided, for instance 'upper(asr)<0.05'. The interval then "
+                "holds at every time (confidence sequence); the same command continues."
+            ),
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results. Default: RUN.")
     ] = None,
@@ -84,6 +94,7 @@ def evaluate(
         trials=trials,
         overrides=overrides,
         output=output,
+        until=until,
     )
     _print(found, attacks or "attacker", out)
     for each in found:
@@ -102,6 +113,10 @@ def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
     named = {name if len(found) == 1 else f"against {each.target}": each for each in found}
     print_evaluations(named, out)
     out.summaries({key: each.summary for key, each in named.items()})
+    for key, each in named.items():
+        if each.metrics["until"] is not None:
+            undecided = f"{each.metrics['until']}: undecided after all planned conversations"
+            out.line(f"{key}: {each.metrics['decided'] or undecided}")
     for each in found:
         out.path("result", each.path)
     for each in found:

@@ -97,20 +97,23 @@ class Summary:
         }
 
 
-def summarise(rows: Iterable[AttemptRow], *, planned: int | None = None) -> Summary:
+def summarise(
+    rows: Iterable[AttemptRow], *, planned: int | None = None, sequential: bool = False
+) -> Summary:
     """Summarise attempts of one attacker at one target, scored by one judge.
 
     Args:
         rows: The attempts, in any order. Of several with the same id the last one counts.
         planned: Number of planned attempts; None means that these are all. Missing attempts count
             as errors: stopping early is no evidence that the rest is safe.
+        sequential: Whether the evaluation ended when its result was clear, see `Rate`.
 
     Raises:
         ConfigurationError: There are more attempts than were planned.
     """
     unique = {row.id: row for row in rows}.values()
     ordered = sorted(unique, key=lambda row: (row.prompt_id, row.trial))
-    return summarise_prompts(by_prompt(ordered), planned=planned)
+    return summarise_prompts(by_prompt(ordered), planned=planned, sequential=sequential)
 
 
 def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
@@ -120,13 +123,17 @@ def by_prompt(rows: Iterable[AttemptRow]) -> Iterator[list[AttemptRow]]:
 
 
 def summarise_prompts(
-    groups: Iterable[Sequence[AttemptRow]], *, planned: int | None = None
+    groups: Iterable[Sequence[AttemptRow]],
+    *,
+    planned: int | None = None,
+    sequential: bool = False,
 ) -> Summary:
     """Summarise attempts prompt by prompt, with one prompt in memory at a time.
 
     Args:
         groups: The attempts of each prompt, each attempt once and ordered by trial.
         planned: See `summarise`.
+        sequential: See `summarise`.
 
     Raises:
         ConfigurationError: There are more attempts than were planned.
@@ -155,8 +162,8 @@ def summarise_prompts(
         outcomes={outcome: outcomes[outcome] for outcome in Outcome},
         planned=planned,
         never_made=planned - made,
-        asr=_rate(any_turn, planned),
-        asr_last_turn=_rate(last_turn, planned),
+        asr=_rate(any_turn, planned, sequential),
+        asr_last_turn=_rate(last_turn, planned, sequential),
         by_prompt=any_turn,
         first_failures=[first[turn] for turn in range(1, max(first, default=0) + 1)],
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
@@ -180,8 +187,9 @@ def _last_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:
     return sum(ends), len(ends)
 
 
-def _rate(counts: Sequence[tuple[int, int]], planned: int) -> Rate:
-    return Rate.of_prompts(counts, unscored=planned - sum(trials for _, trials in counts))
+def _rate(counts: Sequence[tuple[int, int]], planned: int, sequential: bool) -> Rate:
+    unscored = planned - sum(trials for _, trials in counts)
+    return Rate.of_prompts(counts, unscored=unscored, sequential=sequential)
 
 
 def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from astra_rl.core.text import Exchange, NoReply, NotAsked
+from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
 from astra_rl.evaluation.records.turn import (
@@ -283,7 +283,7 @@ class Attempt(Record):
         context = self.opening.conversation()
         found = []
         for turn in self.turns:
-            response = turn.response
+            response: str = Utterance(turn.response, reasoning=turn.reasoning)
             if turn.without_attack:
                 response = NotAsked()
             elif turn.unanswered:

@@ -166,6 +166,8 @@ def _turn(
         finish_reason=response.finish_reason,
         refused=refused,
         asked=response.asked,
+        reasoning=response.reasoning,
+        attack_reasoning=attack.reasoning,
         not_sent=isinstance(response, NotSent),
     )
 

@@ -121,6 +121,8 @@ class Turn(Record):
         response_tokens: Length of the response in the target's tokens.
         finish_reason: Finish reason of the response.
         refused: Whether the response was classified as a refusal; None if it was not classified.
+        reasoning: What the target thought before it responded; None if unknown.
+        attack_reasoning: What the attacker thought before the attack; None if unknown.
         asked: Digest of the complete input of the target, including its template; None if unknown.
         not_sent: Whether the target was not called because a budget is spent; not written to JSON.
     """
@@ -137,6 +139,8 @@ class Turn(Record):
     finish_reason: Text | None = None
     refused: Flag | None = None
     asked: Text | None = None
+    reasoning: Text | None = None
+    attack_reasoning: Text | None = None
     not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:

@@ -30,7 +30,12 @@ class Interval(NamedTuple):
 
 
 Method = Literal[
-    "wilson", "clopper-pearson", "wilson and clopper-pearson", "cluster bootstrap", "none"
+    "wilson",
+    "clopper-pearson",
+    "wilson and clopper-pearson",
+    "cluster bootstrap",
+    "confidence sequence",
+    "none",
 ]
 """How an interval was computed. Two names: each method gave one end. ``"none"``: no trials."""
 

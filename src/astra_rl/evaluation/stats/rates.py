@@ -18,12 +18,14 @@ from astra_rl.evaluation.stats.intervals import (
     proportion_interval,
 )
 from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.sequential import confidence_sequence
 
 _METHODS: dict[Method, str] = {
     "wilson": "Wilson",
     "clopper-pearson": "Clopper-Pearson",
     "wilson and clopper-pearson": "Wilson and Clopper-Pearson",
     "cluster bootstrap": "cluster bootstrap over prompts",
+    "confidence sequence": "confidence sequence over prompts",
     "none": "no trials",
 }
 
@@ -38,6 +40,8 @@ class Rate:
         unscored: Number of trials with an unknown outcome. They are not in the estimate; `bounds`
             covers all their possible outcomes.
         by_prompt: Successes and trials of each prompt; empty if every prompt has one trial.
+        sequential: Whether the number of trials depended on their outcomes, so that the interval
+            must hold at every time (`confidence_sequence`).
 
     Raises:
         ConfigurationError: A count is negative, there are more successes than trials, or the
@@ -48,6 +52,7 @@ class Rate:
     trials: int
     unscored: int = 0
     by_prompt: tuple[tuple[int, int], ...] = ()
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.unscored < 0:
@@ -63,10 +68,13 @@ class Rate:
             )
 
     @classmethod
-    def of_prompts(cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0) -> Rate:
+    def of_prompts(
+        cls, by_prompt: Iterable[tuple[int, int]], unscored: int = 0, *, sequential: bool = False
+    ) -> Rate:
         """Build a rate from the successes and trials of each prompt."""
         known = tuple((successes, trials) for successes, trials in by_prompt if trials)
-        return cls(sum(each[0] for each in known), sum(each[1] for each in known), unscored, known)
+        successes, trials = sum(each[0] for each in known), sum(each[1] for each in known)
+        return cls(successes, trials, unscored, known, sequential)
 
     @property
     def estimate(self) -> float:
@@ -75,6 +83,8 @@ class Rate:
 
     @cached_property
     def _named_interval(self) -> NamedInterval:
+        if self.sequential and self.trials:
+            return NamedInterval(confidence_sequence(self._by_time()), "confidence sequence")
         if self.by_prompt:
             return named_clustered_interval(self.by_prompt)
         return named_proportion_interval(self.successes, self.trials)
@@ -102,6 +112,12 @@ class Rate:
             return Interval(0.0, 1.0)
         return Interval(self.successes / total, (self.successes + self.unscored) / total)
 
+    def _by_time(self) -> list[float]:
+        """Return the success rate of each prompt, the observations of a sequence."""
+        if not self.by_prompt:
+            return [1.0] * self.successes + [0.0] * (self.trials - self.successes)
+        return [successes / trials for successes, trials in self.by_prompt]
+
     def covering(self, confidence: float = 0.95) -> Interval:
         """Return the interval of the rate over all trials, known or not.
 
@@ -115,6 +131,12 @@ class Rate:
         total = self.trials + self.unscored
         if not self.trials:
             return Interval(0.0, 1.0)
+        if self.sequential:  # each unknown outcome counts as a prompt of its own
+            known_rates, unknown = self._by_time(), self.unscored
+            return Interval(
+                confidence_sequence(known_rates + [0.0] * unknown, confidence).low,
+                confidence_sequence(known_rates + [1.0] * unknown, confidence).high,
+            )
         if self.by_prompt:
             low, high = clustered_interval(self.by_prompt, confidence)
         else:

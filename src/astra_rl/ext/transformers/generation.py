@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.seeding import current_row_seeds
-from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sample, Sampler, Sampling
 from astra_rl.models.pieces import RenderedPrompt
@@ -60,7 +61,9 @@ def generate_turns(
     out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(prompts)
     for row, sample in zip(rows, samples, strict=True):
         opens = renderer.begins_text(Conversation.of(contexts[row]))
-        out[row] = _utterance(sample, renderer, prompts[row] if is_target else None, opens=opens)
+        out[row] = _utterance(
+            sample, renderer, prompts[row] if is_target else None, sampling, opens=opens
+        )
     return out
 
 
@@ -112,19 +115,31 @@ def _utterance(
     sample: Sample,
     renderer: ConversationRenderer,
     prompt: RenderedPrompt | None,
+    sampling: Sampling,
     *,
     opens: bool,
 ) -> Utterance:
-    """Make an utterance of a sample; `prompt` is given for the target only."""
+    """Make an utterance of a sample; `prompt` is given for the target only.
+
+    A target that does not get beyond its reasoning gives no reply, and an attacker no attack.
+    """
+    reply = renderer.read(sample.token_ids, opens=opens)
+    if prompt is not None and not reply.is_whole and not (reply.answer or "").strip():
+        if sample.finish_reason == "stop":
+            return NoReply(NO_ANSWER, reasoning=reply.reasoning)
+        detail = f"the reply reached max_new_tokens={sampling.max_new_tokens} while reasoning; "
+        return NoReply(OUT_OF_TOKENS, f"{detail}raise that limit", reasoning=reply.reasoning)
     heard_logprobs = None
     if prompt is not None and prompt.last_turn[1] > prompt.last_turn[0]:
         heard_logprobs = sample.prompt_logprobs
-    return Utterance(
-        renderer.decode(sample.token_ids, opens=opens),
+    kind = NoAttack if reply.answer is None else Utterance
+    return kind(
+        reply.answer or "",
         token_ids=sample.token_ids,
         logprobs=sample.logprobs,
         finish_reason=sample.finish_reason,
         heard_logprobs=heard_logprobs,
+        reasoning=reply.reasoning,
         asked=None if prompt is None else _context_digest(renderer, prompt),
     )
 

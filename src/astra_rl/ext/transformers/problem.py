@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -70,6 +70,9 @@ class HFASTProblem(ASTProblem):
         attacker_chat: Whether to use the chat template of the attacker's tokenizer; None uses it if
             there is one. Without it, the attacker continues plain text.
         target_chat: The same for the target.
+        attacker_chat_template_kwargs: Further variables of the attacker's chat template, for
+            instance ``{"enable_thinking": False}``.
+        target_chat_template_kwargs: The same for the target.
         attacker_stops_at_newline: Whether an attack also ends at its first line break.
         attacker_extraction: Takes the attack out of the attacker's output, which may contain
             private reasoning; None sends the whole output.
@@ -108,6 +111,8 @@ class HFASTProblem(ASTProblem):
         target_sampling: Sampling | None = None,
         attacker_chat: bool | None = None,
         target_chat: bool | None = None,
+        attacker_chat_template_kwargs: Mapping[str, Any] | None = None,
+        target_chat_template_kwargs: Mapping[str, Any] | None = None,
         attacker_stops_at_newline: bool = False,
         attacker_extraction: Extraction | None = None,
         lora: LoraOptions | None = None,
@@ -145,6 +150,7 @@ class HFASTProblem(ASTProblem):
             window=context_window(source.model.config),
             model_end_ids=model_end_ids(source.model),
             chat=attacker_chat,
+            chat_template_kwargs=attacker_chat_template_kwargs,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(source, target),
         )
@@ -154,6 +160,7 @@ class HFASTProblem(ASTProblem):
             window=context_window(baseline.model.config),
             model_end_ids=model_end_ids(baseline.model),
             chat=self.attacker_renderer.chat,
+            chat_template_kwargs=attacker_chat_template_kwargs,
             stop_at_newline=attacker_stops_at_newline,
             reuse_other_ids=_same_vocabulary(baseline, target),
             reuse_own_ids=_same_vocabulary(baseline, source),
@@ -173,6 +180,7 @@ class HFASTProblem(ASTProblem):
             window=context_window(target.model.config),
             model_end_ids=model_end_ids(target.model),
             chat=target_chat,
+            chat_template_kwargs=target_chat_template_kwargs,
             reuse_other_ids=_same_vocabulary(source, target),
         )
         self.target_adapter = LocalTarget(target.model, self.target_renderer, self.target_sampling)

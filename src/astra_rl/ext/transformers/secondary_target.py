@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ class SecondaryTarget(Target):
         model_id: Hub id, folder, or ``bundled:NAME``.
         sampling: Sampling parameters of responses; None is `Sampling()`.
         chat: Whether to use the tokenizer's chat template; None uses it if there is one.
+        chat_template_kwargs: Further variables of the chat template.
         device: See `astra_rl.models.loading.load_model`.
         dtype: See `astra_rl.models.loading.load_model`.
         trust_remote_code: Run Python code that is part of the model repository.
@@ -39,6 +41,7 @@ class SecondaryTarget(Target):
         *,
         sampling: Sampling | None = None,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
@@ -56,6 +59,7 @@ class SecondaryTarget(Target):
             "target",
             window=context_window(model.config),
             chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
             model_end_ids=model_end_ids(model),
         )
         self._adapter = LocalTarget(model, renderer, sampling or Sampling())

@@ -15,6 +15,7 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
+from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 from astra_rl.evaluation.stats.rates import Rate
 
 PANELS = (
@@ -42,6 +43,8 @@ class Evaluation:
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
             failures; their rate is compared with no other.
+        sequential: Whether the evaluation ended when its result was clear, see `Rate`.
+        labelled: Success rate by human labels of these conversations; None without labels.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -52,6 +55,8 @@ class Evaluation:
     quality: JudgeQuality | None = None
     planned: int | None = None
     selected: bool = False
+    sequential: bool = False
+    labelled: LabelledRate | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -62,7 +67,8 @@ class Evaluation:
     @cached_property
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
-        return summarise((attempt.row for attempt in self.attempts), planned=self.planned)
+        rows = (attempt.row for attempt in self.attempts)
+        return summarise(rows, planned=self.planned, sequential=self.sequential)
 
     @cached_property
     def corrected(self) -> Corrected | NotCorrected | None:

@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 
 import astra_rl.runs.runner as experiment
 import astra_rl.training.states as resuming
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import AstraError
 from astra_rl.runs.attempt_log import AttemptLog
@@ -105,7 +106,7 @@ def start(config: RunConfig, run: Path, before: Callable[[], None] = lambda: Non
         return child
     try:
         before()
-        experiment.run_experiment(config, RunFolder(run), command="benchmark")
+        experiment.run_experiment(resolve(config), RunFolder(run), command="benchmark")
         os._exit(0)
     except AstraError as error:
         print(type(error).__name__, error, file=sys.stderr)

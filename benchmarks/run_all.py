@@ -17,6 +17,7 @@ BENCHMARKS = (
     "phases",
     "report",
     "demo_seeds",
+    "coverage",
     "endpoint_throughput",
 )
 

@@ -184,7 +184,7 @@ def signature(thing):
         (
             "Node",
             "context attack response reward children= *reward_terms= *truncated= "
-            "*continuation_probability=",
+            "*continuation_probability= *next_context=",
         ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),
@@ -227,3 +227,10 @@ def test_the_interfaces_stay_generic(name):
     count = len(interface.__parameters__)
     assert count == (4 if name in ("Algorithm", "Trainer", "Harness") else 2)
     assert interface[(str,) * count] is not None
+
+
+def test_a_name_of_the_first_toolbox_is_an_error_that_says_the_new_one():
+    for former, now in astra_rl._FORMER.items():
+        with pytest.raises(AttributeError, match=now.rpartition(".")[2]):
+            getattr(astra_rl, former)
+    assert not hasattr(astra_rl, "ASTSystem")

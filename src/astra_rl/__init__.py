@@ -41,6 +41,7 @@ from astra_rl.training.harness import Harness
 from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from astra_rl.actions.redteam import redteam
     from astra_rl.datasets import Scenario, load_scenario
     from astra_rl.moderators import (
         DetoxifyModerator,
@@ -65,6 +66,7 @@ _LAZY = dict.fromkeys(
     "astra_rl.moderators",
 )
 _LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
+_LAZY |= {"redteam": "astra_rl.actions.redteam"}
 
 __all__ = [
     "A2C",
@@ -129,12 +131,30 @@ __all__ = [
     "ValueFunctionProblem",
     "WarmStart",
     "load_scenario",
+    "redteam",
 ]
+
+
+_FORMER = {
+    "ASTSampler": "ASTEnvironment",
+    "ASTSystem": "ASTProblem",
+    "DetoxifyScorer": "DetoxifyModerator",
+    "HFASTSystem": "ext.transformers.HFASTProblem",
+    "Sampler": "Environment",
+    "Scorer": "Moderator",
+    "System": "Problem",
+}
+"""Names of the first toolbox, and what has their place."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _FORMER:
+        raise AttributeError(
+            f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "
+            "see docs/coming-from-the-first-toolbox.md"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -61,16 +61,22 @@ class BudgetSpentError(AstraError, RuntimeError):
         most: Value of the limit.
         spent: Amount spent so far.
         needed: Amount reserved for the next call, if that would exceed the limit; else 0.
+        held: Part of the limit that is kept for later work.
     """
 
-    def __init__(self, limit: str, most: float, spent: float, needed: float = 0.0) -> None:
+    def __init__(
+        self, limit: str, most: float, spent: float, needed: float = 0.0, held: float = 0.0
+    ) -> None:
+        budget = f"the budget {limit}={most:.12g}"
+        if held:
+            budget += f", less {_amount(held)} kept for the final evaluation,"
         super().__init__(
-            f"the budget {limit}={most:.12g} is too small for the next call, which may take "
+            f"{budget} is too small for the next call, which may take "
             f"{_amount(needed)} ({_amount(spent)} is spent)"
             if needed
-            else f"the budget {limit}={most:.12g} is spent ({_amount(spent)})"
+            else f"{budget} is spent ({_amount(spent)})"
         )
-        self.limit, self.most, self.spent, self.needed = limit, most, spent, needed
+        self.limit, self.most, self.spent, self.needed, self.held = limit, most, spent, needed, held
 
     @property
     def sufficient_limit(self) -> float:
@@ -79,11 +85,12 @@ class BudgetSpentError(AstraError, RuntimeError):
         Rounded up to four significant digits, so that it suffices and can be read.
         """
         context = Context(prec=4, rounding=ROUND_CEILING)
-        return float(context.create_decimal(repr(2.0 * max(self.most, self.spent + self.needed))))
+        enough = 2.0 * max(self.most, self.spent + self.needed + self.held)
+        return float(context.create_decimal(repr(enough)))
 
-    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float]]:
+    def __reduce__(self) -> tuple[type[BudgetSpentError], tuple[str, float, float, float, float]]:
         """Return how to copy the exception to another process."""
-        return type(self), (self.limit, self.most, self.spent, self.needed)
+        return type(self), (self.limit, self.most, self.spent, self.needed, self.held)
 
 
 def _amount(value: float) -> str:

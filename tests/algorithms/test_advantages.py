@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astra_rl import REINFORCE, Graph, Node
 from astra_rl.algorithms.advantages import (
     STD_FLOOR,
     RunningBaseline,
@@ -16,6 +17,7 @@ from astra_rl.algorithms.advantages import (
     whiten,
 )
 from astra_rl.errors import ConfigurationError
+from astra_rl.testing import ToyProblem
 
 nan = math.nan
 rewards = st.lists(st.floats(-10, 10) | st.just(nan), max_size=6)
@@ -187,3 +189,18 @@ def test_the_state_of_a_baseline_survives_a_round_trip():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ConfigurationError, match="decay"):
         RunningBaseline(decay)
+
+
+def test_means_are_weighted_as_the_loss_is():
+    """Weights 3 and 1: mean 0.75, mean square (3 * 9 + 16) / 4."""
+    assert RunningBaseline().advantages([1.0, 0.0, nan], [3.0, 1.0, 9.0])[:2] == [0.25, -0.75]
+    assert batch_divisor([3.0, 4.0, nan], [3.0, 1.0, 9.0]) == pytest.approx((43 / 4) ** 0.5 + 1e-4)
+
+
+def test_a_running_baseline_on_a_tree_is_that_of_conversations():
+    """One first turn of reward 1 and three second turns of 0: mean 1/2, not 1/4."""
+    below = [Node("c x", f" {word}", "r", 0.0) for word in ("rain", "song", "tree")]
+    graph = Graph("c", [Node("c", " boom", "r", 1.0, below)])
+    algorithm = REINFORCE(ToyProblem())
+    steps = algorithm.prepare(algorithm.flatten(graph))
+    assert [step.advantages[0] for step in steps] == pytest.approx([0.5, -0.5, -0.5, -0.5])

@@ -396,3 +396,18 @@ def test_draws_do_not_depend_on_what_else_was_drawn():
         Random().random()
     again = graph((" song", 0.3))
     assert prepared(algorithm, again) == prepared(other, again)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_buffer_drops_the_attack_of_the_lowest_log_r(kind):
+    """By harm that is " song song", by log R " calm calm", which the reference hardly says."""
+    problem = ToyProblem()
+    with torch.no_grad():
+        problem.baseline.copy_(torch.tensor([-9.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    algorithm = kind(problem, temperature=1.0, reference_temperature=1.0, replay=2)
+    attacks = [(" boom boom", 1.0), (" calm calm", 0.9), (" song song", 0.1)]
+    prepared(algorithm, graph(*attacks))
+    assert {entry.attack for entry in algorithm.memory.entries} == {" boom boom", " song song"}
+    plain = kind(problem, temperature=1.0, reference_temperature=None, replay=2)
+    prepared(plain, graph(*attacks))
+    assert {entry.attack for entry in plain.memory.entries} == {" boom boom", " calm calm"}

@@ -100,3 +100,10 @@ def test_shared_options_are_documented_with_the_defaults_of_the_class():
     assert "epochs: Number of passes over the batches of one experience" in documentation
     assert re.search(r"epochs: [^:]*Default: 4\.", documentation)
     assert re.search(r"clip_low: .*? Default: 0\.2\.", documentation)
+
+
+def test_the_table_of_estimators_says_of_every_algorithm_what_its_gradient_is():
+
+    table = PAGE.partition("| estimator | its gradient is the gradient of | unbiased when |")[2]
+    rows = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines() if "|" in line]
+    assert set(ALGORITHMS) <= set(re.findall(r"`([^`]+)`", " ".join(rows)))

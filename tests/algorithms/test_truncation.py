@@ -9,12 +9,13 @@ import pytest
 import torch
 from tests.algorithms.tree_games import ROOT, WORDS, Game, TableProblem, random_logits
 
-from astra_rl import Trainer, TrainingConfiguration
+from astra_rl import ConfigurationError, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.credit import Continuation, Credit, tree_gae
 from astra_rl.algorithms.weighting import visit_probabilities
 from astra_rl.methods import ASTEnvironment
 from astra_rl.methods.environments import BestOfNEnvironment, PrunedTreeEnvironment
+from astra_rl.testing import ToyValueProblem
 
 nan = float("nan")
 REWARDS = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -53,6 +54,60 @@ def test_gae_of_a_truncated_turn_by_hand():
     half = [rest, rest, Continuation(False, 0.5), Continuation(True, 0.5), rest]
     assert [row[0] for row in gae(how=cut)] == pytest.approx([21, 2, 20, nan, 16], nan_ok=True)
     assert [row[0] for row in gae(how=half)] == pytest.approx([23, 2, 36, 8, 16])
+
+
+def test_gae_of_a_truncated_turn_with_the_value_of_the_next_state_by_hand():
+    """Turn 3 is worth 8 + 10, and turn 0 is worth 1 + (20 + 18) / 2; with gamma 0.5 it is 8 + 5."""
+    rest, cut = Continuation(), Continuation(truncated=True)
+    how, after = [rest, rest, rest, cut, rest], [nan, nan, nan, 10.0, nan]
+    rewards, values = [[reward] for reward in REWARDS], [[0.0]] * 5
+    gae = partial(tree_gae, rewards, values, PARENTS, how=how)
+    assert [row[0] for row in gae(gamma=1.0, lam=1.0, after=after)] == [20, 2, 20, 18, 16]
+    assert [row[0] for row in gae(gamma=0.5, lam=1.0, after=after)] == [7.25, 2, 12, 13, 16]
+    # One-step errors: the next value only.
+    assert [row[0] for row in gae(gamma=1.0, lam=0.0, after=after)] == [1, 2, 4, 18, 16]
+    # What is no truncated turn does not read it, and one drawn at random keeps its estimate of 0.
+    half = [rest, rest, Continuation(False, 0.5), Continuation(True, 0.5), rest]
+    plain = tree_gae(rewards, values, PARENTS, gamma=1.0, lam=1.0, how=half)
+    assert tree_gae(rewards, values, PARENTS, gamma=1.0, lam=1.0, how=half, after=after) == plain
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_a_value_function_estimates_what_comes_after_a_truncated_turn(name):
+    problem = ToyValueProblem(seed=1)
+    with torch.no_grad():
+        problem.estimates[0] = 0.7  # of the first token of an attack, whatever the context
+    environment = PrunedTreeEnvironment(problem, ["a"], tree_width=3, tree_depth=2, keep=1)
+    (graph,) = environment.rollouts([0])
+    cut = [node for node in graph.nodes() if node.truncated]
+    assert [node.next_context for node in cut] == [
+        node.context + node.attack + node.response for node in cut
+    ]
+    assert len(cut) == 2
+    assert all(node.next_context is None for node in graph.nodes() if not node.truncated)
+    algorithm = ALGORITHMS[name](problem, gae_lambda=1.0)
+    steps = algorithm.prepare(algorithm.flatten(graph))
+    assert len(steps) == 6  # all of them
+    for step in steps:
+        if step.next_context is not None:
+            assert step.returns[0] == pytest.approx((step.reward + 0.7,) * 2)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo", "dapo"])
+def test_the_spread_of_a_group_of_drawn_turns_is_no_scale(name):
+    game = GAMES["full2"]
+    problem = Playable(game, random_logits(game, seed=0))
+    environment = PrunedTreeEnvironment(
+        problem, [ROOT], tree_width=3, tree_depth=2, keep=1, selection="sampled"
+    )
+    graphs = environment.rollouts(range(2))
+    refused = ALGORITHMS[name](problem, credit="return_to_go")
+    steps = [step for graph in graphs for step in refused.flatten(graph)]
+    with pytest.raises(ConfigurationError, match=r"scale='group'.*selection='sampled'.*'batch'"):
+        refused.prepare(steps)
+    for options in ({"scale": "batch"}, {"scale": "none"}):
+        ALGORITHMS[name](problem, credit="return_to_go", **options).prepare(steps)
+    ALGORITHMS[name](problem).prepare(steps)  # each turn has its own reward
 
 
 def test_an_ended_child_counts_as_much_as_one_with_three_leaves():

@@ -112,6 +112,31 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
     assert console.quiet
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
+@pytest.mark.parametrize(
+    "work",
+    [
+        "sys.argv = ['astra-rl', 'info', 'formats']; run()",
+        "sys.argv = ['astra-rl', '--version']; run()",
+        "with mock.patch('astra_rl.cli.main.app', lambda: "
+        "Printer(as_json=True).data({'asr': 0.5})): run()",
+    ],
+    ids=["info", "version", "json"],
+)
+def test_a_result_that_cannot_be_written_fails_the_command(work: str) -> None:
+    code = (
+        "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "from unittest import mock\n"
+        "from astra_rl.cli import console\n"
+        "from astra_rl.cli.main import run\n"
+        f"from astra_rl.cli.output import Printer\n{work}"
+    )
+    done = program(code)
+    assert done.returncode == 2, done.stderr
+    assert b"cannot write the output: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_closed_pipe_does_not_fail_a_command(tmp_path: Path) -> None:
     code = (

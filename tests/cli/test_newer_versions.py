@@ -25,6 +25,9 @@ READING = {  # RUN stands for the folder
     "failures": "failures RUN",
     "probability": "probability RUN",
     "seeds": "seeds RUN",
+    "label": "label RUN --most 0",
+    "forecast": "forecast RUN",
+    "harden": "harden RUN",
 }
 OF_THE_RECORD = ("report", "export", "failures", "compare", "seeds", "resume", "score")
 
@@ -33,7 +36,7 @@ def test_every_command_is_here() -> None:
     from astra_rl.cli.main import app
 
     known = {each.name or each.callback.__name__ for each in app.registered_commands}
-    reads_no_run = {"demo", "info", "calibrate"}
+    reads_no_run = {"demo", "info", "calibrate", "test", "validate", "init"}
     assert known == {line.split()[0] for line in READING.values()} | reads_no_run
 
 

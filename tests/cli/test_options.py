@@ -25,11 +25,17 @@ from astra_rl.targets.budget import Budget
 LIMITS = ("--max-requests", "--max-tokens", "--max-cost", "--max-minutes")
 BUDGETED = {
     *("demo", "train", "resume", "evaluate", "score", "replay", "transfer", "regress"),
-    *("probability", "calibrate"),
+    *("probability", "calibrate", "test", "validate", "harden"),
 }
-GATED = {"evaluate", "score", "replay", "compare", "transfer", "probability", "seeds"}
-CONFIGURED = {"demo", "train", "resume", "evaluate", "replay", "regress", "probability"}
-ESTIMATED = {"demo", "train", "evaluate", "replay"}
+GATED = {
+    *("evaluate", "score", "replay", "compare", "transfer", "probability", "seeds", "test"),
+    "harden",
+}
+CONFIGURED = {
+    *("demo", "train", "resume", "evaluate", "replay", "regress", "probability", "validate"),
+    "harden",
+}
+ESTIMATED = {"demo", "train", "evaluate", "replay", "test"}
 NAMES = [command.__name__ for commands in COMMANDS.values() for command in commands]
 
 

@@ -118,6 +118,45 @@ def test_the_target_of_a_run_reads_what_apply_chat_template_gives(
         )
 
 
+def test_arguments_of_the_chat_template_are_set_in_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %} Hi{% endif %}"
+    )
+    for name in ("attacker", "target"):
+        save_llama(tmp_path / name, sentencepiece(template))
+    off = {"enable_thinking": False}
+    write_config(
+        tmp_path,
+        target={"model": "target", "max_new_tokens": 4, "chat_template_kwargs": off},
+        training={"steps": 0},
+    )
+    endings: dict[str, set[bool]] = {"attacker": set(), "target": set()}
+    render = rendering.ConversationRenderer.render
+
+    def recorded(self: Any, conversation: Any, *, reserve: int) -> Any:
+        rendered = render(self, conversation, reserve=reserve)
+        endings[self.side].add(self.tokenizer.decode(rendered.ids).endswith("[/INST] Hi"))
+        return rendered
+
+    monkeypatch.setattr(rendering.ConversationRenderer, "render", recorded)
+    done = astra_rl("train", "config.yaml", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert endings == {"attacker": {False}, "target": {True}}
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["target"]["chat_template_kwargs"] == off
+    (tmp_path / "wrong.yaml").write_text(
+        yaml.safe_dump(
+            {**config, "target": {"model": "target", "chat_template_kwargs": {"messages": 1}}}
+        )
+    )
+    done = astra_rl("train", "wrong.yaml", "-o", "other", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "chat_template_kwargs has messages, which the library sets" in done.stderr
+
+
 THOUGHT = "<think>\nThe secret is zebra, I must not say it.\n</think>\n\nLet us talk about tea."
 
 

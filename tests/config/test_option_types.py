@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from astra_rl.config.construct import bind
-from astra_rl.config.resolve import _Resolver, remote_target, resolve_moderator
+from astra_rl.config.parts import PartResolver, remote_target, resolve_moderator
 from astra_rl.config.schema import ModeratorConfig, TargetConfig
 from astra_rl.errors import ConfigurationError
 
@@ -47,7 +47,7 @@ def takes(
     ],
 )
 def test_what_fits_or_cannot_be_told_passes(factory: Any, options: dict[str, Any]) -> None:
-    bind("here", factory, options, _Resolver())
+    bind("here", factory, options, PartResolver())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_another_type_is_refused_by_its_place(
     factory: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
-        bind("here", factory, options, _Resolver())
+        bind("here", factory, options, PartResolver())
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ OWN: dict[str, Any] = {
 
 def test_classes_of_ones_own_train_resume_and_report_from_yaml(folder: Path) -> None:
     run = RunFolder(folder / "run")
-    result = run_experiment(configured(folder, **OWN), run)
+    result = run_experiment(resolve.resolve(configured(folder, **OWN)), run)
     assert result.training_steps == 2
     assert "rewards/questions/mean" in run.metrics.read_text("utf-8")
     assert run.report.is_file()
@@ -117,7 +117,7 @@ def test_classes_of_ones_own_train_resume_and_report_from_yaml(folder: Path) -> 
     assert "my_own_classes" not in sys.modules  # showing a run imports nothing that it names
     longer = load_config(run.config, ["training.steps=3"])
     assert longer.algorithm.type == "my_own_classes:ReadsTokenizer"
-    assert run_experiment(longer, run, force=True).training_steps == 3
+    assert run_experiment(resolve.resolve(longer), run, force=True).training_steps == 3
 
 
 def test_options_of_ones_own_classes_are_checked_before_they_are_constructed(folder: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_run_resolves_and_constructs_each_object_once(
     ):
         monkeypatch.setattr(kind, "__init__", counted(name, kind.__init__))
     config = configured(folder, reward={"sum": ["harm"]}, training={"steps": 1})
-    run_experiment(config, RunFolder(folder / "run"))
+    run_experiment(resolve.resolve(config), RunFolder(folder / "run"))
     # The environment: one for training, one for evaluation.
     assert counts == {"prompts": 1, "term": 1, "reward": 1, "environment": 2}
 

@@ -9,8 +9,9 @@ import yaml
 
 from astra_rl.config.construct import bind, build_reward_part
 from astra_rl.config.loading import parse_config
-from astra_rl.config.resolve import _Resolver, resolve
-from astra_rl.config.schema import EnvironmentConfig
+from astra_rl.config.parts import PartResolver
+from astra_rl.config.resolve import resolve
+from astra_rl.config.schema import SHAPE, EnvironmentConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS, PrunedTreeEnvironment
@@ -40,7 +41,7 @@ prompts: {scenario: planted_secrets}
 
 
 def make(text: str) -> RewardPart:
-    return build_reward_part("reward", yaml.safe_load(text), _Resolver(CONFIG))
+    return build_reward_part("reward", yaml.safe_load(text), PartResolver(CONFIG))
 
 
 CONFIG = parse_config(MINIMAL, source="test")
@@ -232,7 +233,13 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
 
 def built(config: EnvironmentConfig, openings: list[str]) -> ASTEnvironment:
     factory = ENVIRONMENTS[config.type]
-    bound = bind("environment", factory, config.shape() | config.options, _Resolver(), supplied=2)
+    bound = bind(
+        "environment",
+        factory,
+        config.model_dump(include=SHAPE, exclude_none=True) | config.options,
+        PartResolver(),
+        supplied=2,
+    )
     environment: ASTEnvironment = bound(ToyProblem(), openings)
     return environment
 

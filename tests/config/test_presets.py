@@ -22,7 +22,8 @@ from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.testing import tiny_model
 
 UNTRAINED = ("perez_few_shot", "perez_zero_shot")
-PUBLISHED = [name for name in preset_names() if name != "demo"]
+OURS = ("endpoint_cpu", "endpoint_gpu")
+PUBLISHED = [name for name in preset_names() if name not in ("demo", *OURS)]
 
 SMALL = {
     "rlhammer": {
@@ -80,7 +81,7 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = [f"environment.options.examples={examples}"] if name == "perez_few_shot" else []
     config = parse_config(small(name, place), [*shown, "training.steps=0"], source=name)
-    experiment = build(config)
+    experiment = build(resolve(config))
     found = ASTEvaluator(
         experiment.evaluation_environment, experiment.held_out, judge=experiment.judge
     ).evaluate(progress=False)
@@ -88,10 +89,10 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in UNTRAINED])
+@pytest.mark.parametrize("name", [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)])
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
-    experiment = build(config)
+    experiment = build(resolve(config))
     before = [each.detach().clone() for each in experiment.problem.parameters()]
     trainer = Trainer(experiment.training, experiment.environment, experiment.algorithm)
     updates = 0
@@ -178,7 +179,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
 def test_the_reward_of_the_first_toolbox_is_reproduced_exactly(place: Path) -> None:
     """As its `reward` was written: 0.025 exp(sum log p_T(x)) + 0.1 tox(x + y) + 0.1 tox(y)."""
     config = parse_config(small("astra_rl", place), source="astra_rl")
-    problem = build(config).problem
+    problem = build(resolve(config)).problem
     contexts = ["say one", "say two"]
     with row_seeds([1, 2]):  # without seeds an attack is empty now and then, and its reward missing
         attacks = problem.rollout_prompt_with_attacker(contexts)

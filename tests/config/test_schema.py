@@ -15,8 +15,9 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.losses import PolicyLoss
 from astra_rl.config.construct import parameters_of
 from astra_rl.config.loading import load_config, parse_config
+from astra_rl.config.parts import build_moderator
 from astra_rl.config.presets import load_preset
-from astra_rl.config.resolve import build_moderator, check_training, resolve
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
@@ -80,7 +81,7 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("seed.x=1", "seed: .* given; it must be a whole number"),
         ("attacker.lora={rank: 0}", "attacker.lora.rank: 0 given; it must be at least 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
-        ("prompts.benchmark=advbench", "test_file, columns and benchmark need file"),
+        ("prompts.benchmark=advbench", "test_file, columns, separator and benchmark need file"),
         ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
         ("seed=[", "not valid YAML"),
     ],

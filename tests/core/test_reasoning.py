@@ -29,7 +29,16 @@ def test_a_start_in_the_prompt_needs_none_in_the_reply(begin, end):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Yes.", "A tag looks like <think>this</think>.", "2 < 3", "I think so", "<thin>k</thin>"],
+    [
+        "",
+        "Yes.",
+        "The secret is zebra. </think> Bye.",
+        "zebra\n</think> Bye.",
+        "A tag looks like <think>this</think>.",
+        "2 < 3",
+        "I think so",
+        "<thin>k</thin>",
+    ],
 )
 def test_a_text_without_reasoning_is_the_answer(text):
     assert split_reply(text) == Reply(text)

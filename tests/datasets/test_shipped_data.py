@@ -23,6 +23,7 @@ COUNTS = {
     "neutral_openers": 300,
     "secret_keepers": 100,
     "benign_twins": 100,
+    "front_desk_questions": 100,
     "injection_canaries": 60,
 }
 # fmt: off

@@ -26,12 +26,12 @@ from astra_rl.methods.environments import (
     ENVIRONMENTS,
     AttemptsEnvironment,
     BestOfNEnvironment,
-    FewShotEnvironment,
     PrunedTreeEnvironment,
     SelfPlayEnvironment,
     SingleTurnEnvironment,
     defender_context,
 )
+from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.rewards import (
     EmbeddingNovelty,
     FunctionTerm,

@@ -19,6 +19,7 @@ from astra_rl.methods.environments import (
     PrunedTreeEnvironment,
 )
 from astra_rl.methods.replay import TargetOnlyProblem, replay_attacks
+from astra_rl.moderators import RefusalModerator
 from astra_rl.targets import Target
 from astra_rl.testing import ToyProblem
 
@@ -143,7 +144,7 @@ def test_what_is_sent_again_stops_where_a_call_fails() -> None:
 
     target = Counting()
     attacks = [["a", "bad", "c"], ["d", "e", "f"], []]
-    graphs = replay_attacks(TargetOnlyProblem(target), ["Hi "] * 3, attacks)
+    graphs = replay_attacks(TargetOnlyProblem(target, RefusalModerator()), ["Hi "] * 3, attacks)
     assert [[str(node.response) for node in graph.nodes()] for graph in graphs] == [
         ["fine", ""],
         ["fine", "fine", "fine"],

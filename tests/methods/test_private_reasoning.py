@@ -22,6 +22,7 @@ from astra_rl import (
     Utterance,
 )
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import resolve
 from astra_rl.core.extraction import Extraction
 from astra_rl.core.seeding import row_seeds
 from astra_rl.core.text import Conversation, NoAttack, NotAsked, written_text
@@ -255,7 +256,7 @@ def test_a_run_from_yaml_records_what_was_sent_and_what_was_written(tmp_path: Pa
         "device": "cpu",
     }
     folder = RunFolder(tmp_path / "run")
-    result = run_experiment(parse_config(yaml.safe_dump(config), source="extract"), folder)
+    result = run_experiment(resolve(parse_config(yaml.safe_dump(config), source="extract")), folder)
     assert sum(result.after.summary.outcomes.values()) == 8
     lines = [json.loads(line) for line in folder.attempts.read_text("utf-8").splitlines()]
     turns = [turn for line in lines for turn in line["turns"]]

@@ -29,6 +29,6 @@ def test_parts_get_the_answers_that_all_together_would_get():
     assert whole == said(replay_attacks(Seeded(), openings, attacks, batch_size=2))
     parts = [
         *replay_attacks(Seeded(), openings[:3], attacks[:3]),
-        *replay_attacks(Seeded(), openings[3:], attacks[3:], first=3),
+        *replay_attacks(Seeded(), openings[3:], attacks[3:], numbers=range(3, len(openings))),
     ]
     assert whole == said(parts)

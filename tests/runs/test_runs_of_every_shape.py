@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import resolve
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import run_experiment
 from astra_rl.testing import tiny_model
@@ -64,7 +65,7 @@ def test_a_run_trains_evaluates_and_reports(name: str, tmp_path: Path) -> None:
         **RUNS[name],
     }
     folder = RunFolder(tmp_path / "run")
-    result = run_experiment(parse_config(yaml.safe_dump(config), source=name), folder)
+    result = run_experiment(resolve(parse_config(yaml.safe_dump(config), source=name)), folder)
     assert result.training_steps == 2
     assert sum(result.after.summary.outcomes.values()) == 1
     steps = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]

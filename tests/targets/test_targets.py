@@ -135,7 +135,10 @@ def test_a_key_is_in_nothing_that_is_kept_or_said(
         ),
         (lambda: OpenAITarget("m", base_url="http://x", calls={"timeout": 0}), "timeout=0"),
         (lambda: OpenAITarget("m", base_url="http://x", prices={"in": 1}), "prices.in: unknown"),
-        (lambda: OpenAITarget("m", base_url="http://x", prices={"input": -1}), "it must be at least 0"),
+        (
+            lambda: OpenAITarget("m", base_url="http://x", prices={"input": -1}),
+            "it must be at least 0",
+        ),
         (lambda: HTTPTarget("http://x", {"q": "hello"}, "a"), "conversation would not be sent"),
         (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a..b"), "write the path of the text"),
         (lambda: HTTPTarget("http://x", {"q": "{message}"}, "a", method="GET"), "choose POST"),

@@ -12,7 +12,10 @@ from astra_rl.errors import OutOfMemoryError
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.testing import letter_game
 
-OPTIONS = {"ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}}}
+OPTIONS = {
+    "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},
+    "kto": {"threshold": None},  # of an untrained attacker all attacks are of one class by 0.5
+}
 
 
 class Short:

@@ -58,11 +58,11 @@ class GivenAttacks(Environment[str, str]):
     def eval_rollouts(
         self, seeds: Sequence[int | str | None], trials: Sequence[int] | None = None
     ) -> list[Graph[str, str]]:
-        """Send the attacks with these numbers, which are consecutive."""
-        first = int(seeds[0] or 0) if seeds else 0
-        sent = self.attacks[first : first + len(seeds)]
+        """Send the attacks with these numbers, in any order; None is number 0."""
+        numbers = [int(seed or 0) for seed in seeds]
+        sent = [self.attacks[number] for number in numbers]
         contexts, attacks = [each.context for each in sent], [[each.attack] for each in sent]
-        return replay_attacks(self.problem, contexts, attacks, seed=self.seed, first=first)
+        return replay_attacks(self.problem, contexts, attacks, seed=self.seed, numbers=numbers)
 
 
 def given_attacks(attacks: str | Path, openings: Sequence[Conversation]) -> list[GivenAttack]:

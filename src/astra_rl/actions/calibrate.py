@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.config.loading import load_moderator
-from astra_rl.config.resolve import check_prices, resolve_moderator
+from astra_rl.config.parts import resolve_moderator
+from astra_rl.config.resolve import check_prices
 from astra_rl.evaluation.judges.calibration import (
     Calibration,
     agreement,

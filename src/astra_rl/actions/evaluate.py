@@ -15,9 +15,8 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given
+from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import (
-    EVALUATED_TOGETHER,
     build_environment,
     build_judge,
     build_problem,
@@ -91,7 +90,8 @@ def evaluate_run(
         targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
         trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
-        output: Folder for the results; None uses the folder of the run. With several targets each
+        output: Folder for the results; None uses the folder of the run. It can be given to other
+            commands as a run, for instance to `compare_runs`. With several targets each
             has a subfolder, and ``evaluations.json`` has the summaries of all.
         until: Stop when this condition is decided, such as ``"upper(asr)<0.05"``, see `Until`. The
             same call continues an evaluation that was interrupted, or decided by another condition.
@@ -260,6 +260,8 @@ class EvaluationJob:
         """
         config, ledger = self.config, current_ledger()
         ledger.check()
+        if not destination.manifest.is_file():  # results elsewhere are a run for other commands
+            destination.write_text(destination.config, config.to_yaml())
         before = ledger.copied()
         with template_time(self.folder.started):
             problem = build_problem(self.plan, attacker=self.attacker)
@@ -336,7 +338,8 @@ class EvaluationJob:
             prompt_ids=prompt_ids,
             until=self.until,
             already=kept,
-            batch=EVALUATED_TOGETHER if self.until is None else batch_size(self.trials),
+            batch=None if self.until is None else batch_size(self.trials),
+            needs=needed(self.estimate()),
         )
 
     def _environment(self, problem: HFASTProblem) -> Environment[str, str]:

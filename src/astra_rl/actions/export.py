@@ -25,6 +25,14 @@ class Exported:
     path: Path
     written: Any
 
+    def __str__(self) -> str:
+        """Return what was written, in words."""
+        if isinstance(self.written, int):
+            return f"{self.written} entries" + (
+                "" if self.written else ": the phase has nothing of this kind"
+            )
+        return str(self.written)
+
 
 def export_run(
     run: str | Path,
@@ -45,7 +53,7 @@ def export_run(
 
     Raises:
         ConfigurationError: An unknown format, or `safe_replies` with a format that has none.
-        AstraError: The folder is no run, or has no such attempts.
+        AstraError: The folder is no run, has no such attempts, or none that makes a training row.
     """
     if kind not in EXPORTS:
         raise ConfigurationError(

@@ -110,7 +110,7 @@ def ordinary_failure(
         result,
         {
             "target": config.target.name,
-            "baseline": config.baseline or config.attacker.model,
+            "baseline": config.baseline or config.trained.model,
             "brief": config.evaluation.ordinary_brief,
             "threshold": config.evaluation.threshold,
             "share": share,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
-from astra_rl.config.estimate import EstimateRow, estimate_given
+from astra_rl.config.estimate import EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
@@ -33,9 +33,10 @@ from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded, recording
+from astra_rl.runs.phases import Recorded, played_order, recording
 from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.spending import WithinBudget, spending
+from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
+from astra_rl.targets.ledger import current_ledger
 
 
 @dataclass(frozen=True)
@@ -195,14 +196,14 @@ def resend_attacks(
     labels = replace(labels, judge_id=identity.digest)
     asked = _target_problem(plan, judge)
 
-    def send(start: int) -> list[tuple[Attempt, Attempt]]:
-        batch = saved[start : start + JUDGED_TOGETHER]
+    def send(numbers: Sequence[int]) -> list[tuple[Attempt, Attempt]]:
+        batch = [saved[number] for number in numbers]
         graphs = replay_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [list(attempt.sent) for attempt in batch],
             seed=plan.config.seed,
-            first=start,
+            numbers=numbers,
         )
         made = [
             _replayed_attempt(attempt, graph, labels, judge=identity.name)
@@ -210,10 +211,23 @@ def resend_attacks(
         ]
         return list(zip(batch, rescore(made, judge), strict=True))
 
-    for start in range(0, len(saved), JUDGED_TOGETHER):
-        end = min(start + JUDGED_TOGETHER, len(saved))
-        logger.info("sending attacks %d to %d of %d", start + 1, end, len(saved))
-        yield from within(partial(send, start), lambda pair: pair[1].is_complete)
+    order: Sequence[int | str] = range(len(saved))
+    sizes: Iterator[int] = (
+        min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
+    )
+    rows = estimate_given(
+        plan,
+        [attempt.opening.conversation() for attempt in saved],
+        [len(attempt.turns) for attempt in saved],
+    )
+    if not current_ledger().affords(needed(rows)):  # the budget could end it
+        order = played_order(order, len(saved), plan.config.seed)
+        sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
+    start = 0
+    for size in sizes:
+        numbers, start = [int(each) for each in order[start : start + size]], start + size
+        logger.info("sending attacks %d to %d of %d", start - size + 1, start, len(saved))
+        yield from within(partial(send, numbers), lambda pair: pair[1].is_complete)
 
 
 def _replayed_attempt(
@@ -238,5 +252,5 @@ def _replayed_attempt(
 def _target_problem(plan: Plan, judge: Moderator[Any, Any]) -> RespondingProblem:
     """Return the target; a remote one needs no attacker."""
     if plan.target is not None:
-        return TargetOnlyProblem(plan.target)
+        return TargetOnlyProblem(plan.target, judge)
     return build_problem(plan, moderator=judge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.config.loading import load_moderator, load_recorded_config
-from astra_rl.config.resolve import check_prices, resolve_moderator
+from astra_rl.config.parts import resolve_moderator
+from astra_rl.config.resolve import check_prices
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
@@ -21,6 +23,7 @@ from astra_rl.evaluation.measures.summary import (
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.logging import logger
+from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
@@ -85,6 +88,8 @@ def score_run(
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     folder = open_run_folder(run)
     resolved = resolve_moderator(load_moderator(moderator))
+    if resolved.measures_good_behavior:
+        warn_of_direction(moderator)
     endpoints = resolved.endpoints()
     budget = budget or Budget()
     check_prices(budget, endpoints)
@@ -93,7 +98,7 @@ def score_run(
     name = identity.name
     part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
     path = folder.attempts_of(part)
-    agreed: list[bool] = []
+    agreed: Counter[bool] = Counter()
     within = WithinBudget()
     with (
         Recorded(folder, phase) as recorded,
@@ -112,7 +117,7 @@ def score_run(
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
             for old, new in within(work, lambda pair: pair[1].is_complete):
-                agreed += _agreement(old, new)
+                agreed.update(_agreement(old, new))
                 name = new.judge
                 judged += 1
                 out.append(new)
@@ -122,7 +127,7 @@ def score_run(
         planned = count if recorded.planned is None else recorded.planned
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
-    agreement = Rate(sum(agreed), len(agreed))
+    agreement = Rate(agreed[True], agreed.total())
     calibrations = load_recorded_config(folder.config).evaluation.calibrations
     quality = judge_quality(judge, calibrations, threshold)
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)

@@ -79,13 +79,7 @@ def transfer(
             except BudgetSpentError as error:
                 spent = error
                 break
-            with Recorded(place, job.phase) as recorded:
-                rows += [
-                    row._replace(
-                        id=f"{name}-{labels[target]}-{row.id}", attacker=name, target=labels[target]
-                    )
-                    for row in recorded.rows()
-                ]
+            rows += cell_of_matrix(place, job.phase, name, labels[target])
         if spent is not None and not rows:
             raise spent
     matrix = transfer_matrix(
@@ -95,3 +89,12 @@ def transfer(
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())
     return Transferred(matrix, ledger.as_dict())
+
+
+def cell_of_matrix(place: RunFolder, phase: str, attacker: str, target: str) -> list[AttemptRow]:
+    """Return the attempts of a phase under the names of a cell of a transfer matrix."""
+    with Recorded(place, phase) as recorded:
+        return [
+            row._replace(id=f"{attacker}-{target}-{row.id}", attacker=attacker, target=target)
+            for row in recorded.rows()
+        ]

@@ -80,7 +80,7 @@ class ActorCritic(PolicyGradient):
         return 1
 
     def with_values(self, steps: Sequence[ScoredStep]) -> Sequence[ScoredStep]:
-        """Add the value estimates before the update."""
+        """Add the value estimates before the update, also those of states after truncated turns."""
         rows = [row for row, step in enumerate(steps) if step.old_logprobs]
         if not rows:
             return steps
@@ -98,6 +98,22 @@ class ActorCritic(PolicyGradient):
                 )
             heads = tuple(map(tuple, estimates[:count].T.tolist()))
             out[row] = replace(steps[row], values=heads)
+        return self._with_next_values(out)
+
+    def _with_next_values(self, steps: Sequence[ScoredStep]) -> Sequence[ScoredStep]:
+        """Add the value estimates of the states after truncated turns."""
+        out = list(steps)
+        after = {
+            row: step.next_context
+            for row, step in enumerate(steps)
+            if step.next_context is not None and step.old_logprobs
+        }
+        if after:
+            with torch.no_grad():
+                # The value at the first token does not depend on it, so any attack does.
+                values = self._values(list(after.values()), [steps[row].attack for row in after])
+            for row, estimates in zip(after, values, strict=True):
+                out[row] = replace(steps[row], next_values=tuple(estimates[0].tolist()))
         return out
 
     def with_objectives(

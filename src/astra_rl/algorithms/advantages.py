@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from astra_rl.algorithms.weighting import weighted_mean_of_present
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 
@@ -59,16 +60,22 @@ def group_divisor(rewards: Sequence[float]) -> float:
     return 1.0 if is_tied(present) else statistics.stdev(present) + STD_FLOOR
 
 
-def batch_divisor(advantages: Sequence[float]) -> float:
+def batch_divisor(advantages: Sequence[float], weights: Sequence[float] | None = None) -> float:
     """Root mean square of advantages without a KL penalty, plus `STD_FLOOR`; 1 if all are zero.
 
     Unlike division by the standard deviation of each group, this does not amplify the noise of a
     group without a success.
+
+    Args:
+        advantages: NaN is ignored.
+        weights: Weights of the advantages in the mean, those of the loss; None: all the same.
     """
     present = [value for value in advantages if not is_missing(value)]
     if not present or max(map(abs, present)) < TIE_TOLERANCE:
         return 1.0
-    return math.sqrt(math.fsum(value * value for value in present) / len(present)) + STD_FLOOR
+    weights = [1.0] * len(advantages) if weights is None else weights
+    mean = weighted_mean_of_present((value * value for value in advantages), weights)
+    return math.sqrt(mean) + STD_FLOOR
 
 
 def is_tied(rewards: Sequence[float]) -> bool:
@@ -139,12 +146,19 @@ class RunningBaseline:
         self.decay = decay
         self.value: float | None = None
 
-    def advantages(self, rewards: Sequence[float]) -> list[float]:
-        """Return ``reward - average``, then update the average; it starts at the first mean."""
-        present = [reward for reward in rewards if not is_missing(reward)]
-        if not present:
+    def advantages(
+        self, rewards: Sequence[float], weights: Sequence[float] | None = None
+    ) -> list[float]:
+        """Return ``reward - average``, then update the average; it starts at the first mean.
+
+        Args:
+            rewards: NaN is ignored.
+            weights: Weights of the rewards in the mean, those of the loss; None: all the same.
+        """
+        weights = [1.0] * len(rewards) if weights is None else weights
+        mean = weighted_mean_of_present(rewards, weights)
+        if is_missing(mean):
             return [math.nan for _ in rewards]
-        mean = statistics.fmean(present)
         baseline = mean if self.value is None else self.value
         self.value = self.decay * baseline + (1 - self.decay) * mean
         return [reward - baseline for reward in rewards]

@@ -141,7 +141,7 @@ class BalanceAlgorithm(Algorithm[str, str, BalanceStep, BalanceBatch]):
         self.reference_temperature = reference_temperature
         self.replay_share = replay_share
         self.replay_temperature = temperature if replay_temperature is None else replay_temperature
-        self.memory = Replay(replay, replay_similarity, replay_min_reward)
+        self.memory = Replay(replay, replay_similarity, replay_min_reward, rank=self._log_reward)
         self.collector = TemperatureExploration(tempered_share, *temperatures)
         self._experiences = 0
         self._metrics: Metrics = {}

@@ -6,7 +6,8 @@ ignored by its ancestors: they use the mean (or maximum) over the continuations 
 If none has, their credit is missing too.
 
 A turn without children is terminated or truncated, see `Node.truncated`. The future of a terminated
-turn is 0. That of a truncated one is unknown: all rules except ``turn`` give it a missing credit.
+turn is 0. That of a truncated one is unknown: all rules except ``turn`` give it a missing credit,
+and `tree_gae` the value of the next state, if it is estimated.
 If turns were selected for continuation at random, with a known probability p, the future of a turn
 has the unbiased estimate (Horvitz and Thompson 1952) ``future / p`` if it was continued, and 0 if
 not; all rules use it except ``max_backup``, because a maximum is not an expectation.
@@ -159,15 +160,17 @@ def tree_gae(
     gamma: float,
     lam: float,
     how: Continuations | None = None,
+    after: Sequence[float] | None = None,
 ) -> list[list[float]]:
     """Generalised advantage estimation over the attacker's tokens of a tree.
 
     Schulman et al. 2015, arXiv 1506.02438, eq. 16. Time steps are the tokens of the attacker: the
     last token of an attack is followed by the first token of its next attack, regardless of the
     target's response in between. Where a turn has several continuations, the next value and
-    advantage are means over them. After a terminated turn both are 0; after a truncated one they
-    are missing, since no value is estimated of a state in which no attack was made; and after one
-    that was selected at random they are divided by its probability, or 0, see the module.
+    advantage are means over them. After a terminated turn both are 0. After a truncated one the
+    next value is that of `after` and the advantage 0, as usual where an episode is cut off; both
+    are missing without an estimate. After one that was selected at random they are divided by its
+    probability, or 0, see the module.
 
     Args:
         rewards: Reward of each token of each attack; for an attack without tokens, of the turn.
@@ -176,9 +179,12 @@ def tree_gae(
         gamma: Discount per token.
         lam: Lambda: 0 is the one-step TD error, 1 the Monte Carlo return.
         how: How each turn was continued; None: none is truncated.
+        after: Value estimate of the state after each truncated turn; NaN: not known, as None for
+            all. Those of other turns are not read.
 
     Returns:
-        Advantage of each token; NaN where it depends on a missing reward or on a truncated turn.
+        Advantage of each token; NaN where it depends on a missing reward, or on a truncated turn
+        without an estimate.
     """
     how = _known(how, len(rewards))
     children = _children(parents)
@@ -190,6 +196,9 @@ def tree_gae(
         known = [child for child in below if not is_missing(first_advantage[child])] or below
         value = _future(statistics.fmean, [first_value[child] for child in known], how[turn])
         advantage = _future(statistics.fmean, [first_advantage[c] for c in known], how[turn])
+        if after is not None and how[turn].truncated and how[turn].probability is None:
+            value = after[turn]
+            advantage = value * 0.0  # missing if the value is
         if not values[turn]:
             # No token, so no value estimate: the value is the discounted return itself.
             first_value[turn] = rewards[turn][0] + gamma * (value + advantage)

@@ -75,7 +75,8 @@ class RunningMeanBaseline(AdvantageEstimator):
         credit = penalized_credit(steps, self.credit)
         rows = [row for row, step in enumerate(steps) if step.old_logprobs]
         advantages = [math.nan] * len(steps)
-        _put(advantages, rows, self.baseline.advantages([credit[row] for row in rows]))
+        weights = [steps[row].weight for row in rows]
+        _put(advantages, rows, self.baseline.advantages([credit[row] for row in rows], weights))
         return _with_advantages(steps, advantages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,14 +131,20 @@ class GroupBaseline(AdvantageEstimator):
         self._metrics: Metrics = {}
 
     def estimate(self, steps: Sequence[ScoredStep]) -> list[PreparedStep]:
-        """See `AdvantageEstimator.estimate`."""
+        """See `AdvantageEstimator.estimate`.
+
+        Raises:
+            ConfigurationError: `scale` is ``"group"``, and turns were selected at random.
+        """
+        self._check_selection(steps)
         groups = self._known_groups(steps)
         self._metrics = _dead_share(groups)
         credit = penalized_credit(steps, self.credit)
         plain_credit = credit_of(steps, [step.reward for step in steps], self.credit)
         advantages = self._compared(steps, groups, credit, self.baseline)
         plain = self._compared(steps, groups, plain_credit, self.plain_baseline)
-        divisors = [1.0 if self.scale != "batch" else batch_divisor(plain)] * len(steps)
+        weights = [step.weight for step in steps]
+        divisors = [1.0 if self.scale != "batch" else batch_divisor(plain, weights)] * len(steps)
         if self.scale == "group":
             for members, _ in groups:
                 rows = [row for row in members if steps[row].old_logprobs]
@@ -148,6 +155,19 @@ class GroupBaseline(AdvantageEstimator):
             [value / divisor for value, divisor in zip(advantages, divisors, strict=True)],
             [value / divisor for value, divisor in zip(plain, divisors, strict=True)],
         )
+
+    def _check_selection(self, steps: Sequence[ScoredStep]) -> None:
+        """Raise if advantages whose credits were made unbiased would be divided by their spread.
+
+        The spread of a group then holds the factor ``1 / p`` of the turns that were drawn.
+        """
+        drawn = any(step.place.continuation.probability is not None for step in steps)
+        if drawn and self.scale == "group" and self.credit.kind not in ("turn", "max_backup"):
+            raise ConfigurationError(
+                f"scale='group' with credit={self.credit.kind!r} and turns selected at random "
+                "(selection='sampled'): the unbiased credits are divided by a spread that depends "
+                "on the draw. Use scale='batch' or 'none', or selection='best'."
+            )
 
     def _compared(
         self,
@@ -165,7 +185,8 @@ class GroupBaseline(AdvantageEstimator):
                 alone += rows
             elif is_live or self.keep_dead:
                 _put(advantages, rows, self.compare([credit[row] for row in rows]))
-        _put(advantages, alone, baseline.advantages([credit[row] for row in alone]))
+        weights = [steps[row].weight for row in alone]
+        _put(advantages, alone, baseline.advantages([credit[row] for row in alone], weights))
         return advantages
 
     def live(self, steps: Sequence[PolicyStep]) -> list[bool]:
@@ -350,6 +371,7 @@ class GAE(AdvantageEstimator):
                 gamma=self.gamma,
                 lam=self.lam,
                 how=[steps[row].place.continuation for row in rows],
+                after=[_next_value(steps[row], head) for row in rows],
             )
             for row, advantages in zip(rows, found, strict=True):
                 out[row] = advantages
@@ -389,6 +411,10 @@ def penalized_credit(steps: Sequence[ScoredStep], credit: Credit) -> list[float]
 
 def _values(step: ScoredStep, head: int) -> tuple[float, ...]:
     return () if step.values is None else step.values[head]
+
+
+def _next_value(step: ScoredStep, head: int) -> float:
+    return math.nan if step.next_values is None else step.next_values[head]
 
 
 def _returns(

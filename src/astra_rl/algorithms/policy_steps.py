@@ -63,6 +63,7 @@ class PolicyStep:
         terms: Reward terms by name.
         weight: Weight of the attack in the loss, see `SharedNodes`. `PolicyGradient.prepare` scales
             the weights to a mean of 1.
+        next_context: See `Node.next_context`.
     """
 
     context: str
@@ -71,6 +72,7 @@ class PolicyStep:
     place: Place = field(default_factory=Place)
     terms: Mapping[str, float] = field(default_factory=dict)
     weight: float = 1.0
+    next_context: str | None = None
 
     def scored(self, old_logprobs: tuple[float, ...]) -> ScoredStep:
         """Return the step with the log-probabilities of its tokens."""
@@ -91,6 +93,7 @@ class ScoredStep(PolicyStep):
             other tokens.
         values: Estimated return before each token, one tuple per value head; None without a value
             function.
+        next_values: Estimated return of `next_context`, one per value head; None if not known.
     """
 
     old_logprobs: tuple[float, ...]
@@ -98,6 +101,7 @@ class ScoredStep(PolicyStep):
     penalty: float = 0.0
     penalties: tuple[float, ...] | None = None
     values: tuple[tuple[float, ...], ...] | None = None
+    next_values: tuple[float, ...] | None = None
 
     @property
     def penalized_reward(self) -> float:
@@ -174,7 +178,13 @@ def steps_of(
         parents.update({id(child): index for child in node.children})
         steps.append(
             PolicyStep(
-                node.context, node.attack, node.reward, place, node.reward_terms, weights[index]
+                node.context,
+                node.attack,
+                node.reward,
+                place,
+                node.reward_terms,
+                weights[index],
+                node.next_context,
             )
         )
     return steps

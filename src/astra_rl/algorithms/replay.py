@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -33,23 +34,29 @@ class ReplayEntry:
 
 
 class Replay:
-    """Replay buffer that keeps the attacks with the highest rewards, without near-duplicates.
+    """Replay buffer that keeps the attacks of the highest rank, without near-duplicates.
 
-    Of two near-duplicates of the same context the one with the higher reward stays; when the buffer
-    is full, the attack with the lowest reward is dropped.
+    Of two near-duplicates of the same context the one with the higher rank stays; when the buffer
+    is full, the attack with the lowest rank is dropped.
 
     Args:
         capacity: Maximum number of attacks; 0 keeps none.
         similarity: Jaccard similarity of words, in (0, 1], from which on two attacks are
             near-duplicates.
         min_reward: Minimum reward of an attack to be added.
+        rank: Returns the rank of an attack; None is its reward.
 
     Raises:
         ConfigurationError: A value is out of range.
     """
 
     def __init__(
-        self, capacity: int = 1000, similarity: float = 0.8, min_reward: float = -math.inf
+        self,
+        capacity: int = 1000,
+        similarity: float = 0.8,
+        min_reward: float = -math.inf,
+        *,
+        rank: Callable[[ReplayEntry], float] | None = None,
     ) -> None:
         if capacity < 0:
             raise ConfigurationError(f"replay={capacity}; it must be 0 or more.")
@@ -58,6 +65,7 @@ class Replay:
         self.capacity = capacity
         self.similarity = similarity
         self.min_reward = min_reward
+        self.rank = attrgetter("reward") if rank is None else rank
         self._by_context: dict[Hashable, list[ReplayEntry]] = {}
 
     def __len__(self) -> int:
@@ -65,9 +73,9 @@ class Replay:
 
     @property
     def entries(self) -> list[ReplayEntry]:
-        """All entries, highest reward first."""
+        """All entries, highest rank first."""
         everything = [entry for rows in self._by_context.values() for entry in rows]
-        return sorted(everything, key=lambda entry: -entry.reward)
+        return sorted(everything, key=lambda entry: -self.rank(entry))
 
     def add(self, entries: Iterable[ReplayEntry]) -> None:
         """Add attacks, except those with a missing or low reward, and worse near-duplicates."""
@@ -129,7 +137,7 @@ class Replay:
             if other.attack == entry.attack
             or jaccard(words, word_set(other.attack)) >= self.similarity
         ]
-        if any(other.reward >= entry.reward for other in alike):
+        if any(self.rank(other) >= self.rank(entry) for other in alike):
             return
         for other in alike:
             rows.remove(other)

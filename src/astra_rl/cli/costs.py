@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from astra_rl.cli.console import SafeConsole
 from astra_rl.errors import BudgetEndedError
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
 
 
-def print_run_estimate(config: RunConfig, console: Console) -> None:
+def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
     """Check the configuration of a run; print its size and an upper bound of endpoint calls.
 
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    from astra_rl.config.estimate import estimate, training_size
+    from astra_rl.config.estimate import describe_budget_of_run, estimate, training_size
     from astra_rl.config.resolve import check_training, resolve
 
     plan = resolve(config)
@@ -34,25 +34,39 @@ def print_run_estimate(config: RunConfig, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_estimate(estimate(plan), console)
+    print_estimate(estimate(plan), console, describe_budget_of_run(plan))
 
 
-def print_estimate(rows: Sequence[EstimateRow], console: Console) -> None:
-    """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost."""
+def print_estimate(
+    rows: Sequence[EstimateRow], console: SafeConsole, budget: Sequence[str] = ()
+) -> None:
+    """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost.
+
+    Args:
+        rows: One per endpoint.
+        console: Where it is printed.
+        budget: Sentences that say where the budget ends.
+    """
+    from astra_rl.config.estimate import total_of
+
     table = Table(title="endpoint calls: upper bound, without retries")
     for column in ("endpoint", "requests", "input tokens", "output tokens", "cost"):
         table.add_column(column, justify="left" if column == "endpoint" else "right")
-    for row in rows:
+    total = [total_of(rows)] if len(rows) > 1 else []
+    for row in [*rows, *total]:
         cost = "no prices" if row.cost is None else f"{row.cost:.4g}"
         table.add_row(row.name, f"{row.requests}", f"{row.input}", f"{row.output}", cost)
     if rows:
         console.print(table)
     else:
         console.print("no endpoint calls: every model is loaded into this process")
+    for sentence in budget if rows else ():
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print("dry run: no call was made and no model was loaded")
+    console.check_written()
 
 
-def print_spent(spent: Mapping[str, Any], console: Console) -> None:
+def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
     """Print what endpoint calls used, if there were any."""
     from astra_rl.targets.ledger import describe_spent
 

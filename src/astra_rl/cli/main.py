@@ -16,7 +16,10 @@ from astra_rl.cli.commands.demo import demo
 from astra_rl.cli.commands.evaluate import evaluate
 from astra_rl.cli.commands.export import export
 from astra_rl.cli.commands.failures import failures
+from astra_rl.cli.commands.forecast import forecast
+from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.commands.info import info
+from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
@@ -25,8 +28,10 @@ from astra_rl.cli.commands.report import report
 from astra_rl.cli.commands.resume import resume
 from astra_rl.cli.commands.score import score
 from astra_rl.cli.commands.seeds import seeds
+from astra_rl.cli.commands.test import test
 from astra_rl.cli.commands.train import train
 from astra_rl.cli.commands.transfer import transfer
+from astra_rl.cli.commands.validate import validate
 from astra_rl.cli.commands.view import view
 from astra_rl.cli.console import (
     console,
@@ -41,10 +46,11 @@ from astra_rl.cli.options import expand_groups
 from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Run": (demo, train, resume),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate, label),
+    "Run": (test, demo, train, resume, harden),
+    "Prepare": (init, validate, info),
+    "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress),
-    "Show and share": (report, view, export, info),
+    "Show and share": (report, view, export),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""
 
@@ -67,6 +73,7 @@ for _panel, _commands in COMMANDS.items():
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
+        console.check_written()
         raise typer.Exit
 
 

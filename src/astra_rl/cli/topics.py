@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, get_origin
 
 from rich.console import Console
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 
-TOPICS = ("versions", "config", "presets", "preset", "scenarios", "scenario", "formats")
+REGISTRIES = {
+    "algorithms": ("astra_rl.algorithms:ALGORITHMS", 1),
+    "environments": ("astra_rl.methods.environments:ENVIRONMENTS", 2),
+    "moderators": ("astra_rl.moderators.registry:MODERATORS", 0),
+    "rewards": ("astra_rl.rewards:REWARDS", 0),
+    "targets": ("astra_rl.targets.registry:TARGETS", 0),
+}
+"""Topics that list what a configuration may name: where the names are registered, and the number of
+arguments that the library supplies."""
+TOPICS = (
+    *("versions", "config", "presets", "preset", "scenarios", "scenario", "formats"),
+    *REGISTRIES,
+)
 
 
 def print_topic(topic: str, name: str, console: Console) -> None:
@@ -30,9 +45,42 @@ def print_topic(topic: str, name: str, console: Console) -> None:
         "formats": _formats,
         "scenarios": _scenarios,
         "scenario": lambda: _scenario(name),
+        **{each: partial(_registered, each, name) for each in REGISTRIES},
     }
     for line in lines[topic]():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _registered(topic: str, name: str) -> Iterator[str]:
+    """Yield the names of a registry with what each is, or the options of one."""
+    from astra_rl.infra.importing import load_object
+
+    path, supplied = REGISTRIES[topic]
+    registry = load_object(path)
+    if name:
+        yield from _options(registry.load(name), supplied)
+        return
+    for each in sorted(registry):
+        yield f"{each:22} {_summary(registry.load(each))}"
+    yield f"or your own, as package.module:Name; options of one: astra-rl info {topic} NAME"
+
+
+def _options(entry: Any, supplied: int) -> Iterator[str]:
+    from astra_rl.config.construct import parameters_of
+
+    yield _summary(entry)
+    for option, parameter in parameters_of(entry, supplied=supplied).items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        required = parameter.default is parameter.empty
+        yield f"  {option}: {'required' if required else parameter.default}"
+
+
+def _summary(entry: Any) -> str:
+    """Return the first sentence of a docstring."""
+    text = inspect.getdoc(entry) or ""
+    sentences = re.split(r"(?<! al)\.(?= |$)", " ".join(text.split("\n\n")[0].split()))
+    return sentences[0]
 
 
 def _version_lines() -> Iterator[str]:

@@ -32,7 +32,7 @@ def train_and_print(
         force: Resume even if the configuration or the prompts changed.
 
     Raises:
-        AstraError: A setting, file or model is wrong, or the run was interrupted.
+        AstraError: A setting, file or model is wrong, or the run was interrupted, by a budget too.
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.resolve import check_training, resolve
@@ -51,6 +51,8 @@ def train_and_print(
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     result = run_experiment(plan, folder, display, command=command, force=force)
     _print_result(result, config.seed)
+    if result.ended is not None:
+        raise result.ended
 
 
 def _print_result(result: Result, seed: int) -> None:
@@ -65,7 +67,7 @@ def _print_result(result: Result, seed: int) -> None:
         if rate.unscored:
             out.line(f"{name}: {rate.bounds_text}")
     out.line(SeedSpread({seed: rates["after training"]}).text)
-    _print_examples(folder, out)
+    print_examples(folder, out)
     out.line(
         f"\nreport:     {folder.report}\nfailures:   {folder.failures}\n"
         f"attacker:   {folder.checkpoints / 'last'}"
@@ -74,7 +76,6 @@ def _print_result(result: Result, seed: int) -> None:
 
 def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer) -> None:
     """Print the success rate of each evaluation, and the measured quality of the judge."""
-    from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
     from astra_rl.evaluation.stats.percent import format_percent
 
     table = Table(title="attack success on held-out conversations")
@@ -100,11 +101,20 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
         )
     out.table(table)
     (*_, last) = evaluations.values()
+    print_judge(last, out)
+
+
+def print_judge(last: EvaluationResult, out: Printer) -> None:
+    """Print the judge of an evaluation, its threshold, and its measured errors."""
+    from astra_rl.evaluation.judges.quality import JudgeQuality, describe_judge
+    from astra_rl.runs.evaluations import judge_model
+
     quality = JudgeQuality.from_dict(last.metrics["judge_quality"])
     described, *corrected = describe_judge(quality, last.summary)
+    model = judge_model(last.metrics)
+    judge = f"{last.metrics['judge']} ({model})" if model else last.metrics["judge"]
     out.line(
-        f"judge: {last.metrics['judge']}, success at a score of at least "
-        f"{last.metrics['threshold']:g}; {described}"
+        f"judge: {judge}, success at a score of at least {last.metrics['threshold']:g}; {described}"
     )
     for line in corrected:
         out.line(line)
@@ -114,7 +124,8 @@ def _kinds(effective: float | None, count: int) -> str:
     return f"{effective:.1f} of {count}" if count and effective is not None else "-"
 
 
-def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
+def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
+    """Print the most frequent kinds of successful attack of a run, each with an example."""
     from astra_rl.evaluation.measures.failure_kinds import kinds_of_failure
     from astra_rl.runs.attempt_log import AttemptLog
 
@@ -124,13 +135,13 @@ def _print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:
         return
     table = Table(title="successful attacks: the most frequent kinds", show_lines=False)
     table.add_column("count", justify="right")
-    table.add_column("attack")
+    table.add_column("opening and attack")
     table.add_column("response")
     for kind in kinds:
         turn = kind.attempts[0].failing_turn
         table.add_row(
             str(len(kind.attempts)),
-            as_text(kind.attack.strip()),
+            as_text(kind.attempts[0].failing_request.strip()),
             as_text(turn.response.strip()) if turn else "",
         )
     out.table(table)

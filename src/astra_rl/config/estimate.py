@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from astra_rl.config.experiment import EVALUATED_TOGETHER
-from astra_rl.config.resolve import EndpointUse, Plan, max_output_tokens
+from astra_rl.config.parts import EndpointUse, max_output_tokens
+from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import LocalModelConfig
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
+from astra_rl.targets.budget import Budget
 
 REPLAY_BATCH = 64
 """Number of given attacks that are sent and judged in one batch; see `estimate_given`."""
@@ -120,6 +122,93 @@ def estimate(plan: Plan, *, training: bool = True, queries_per_turn: int = 1) ->
     return _rows(plan, list(_levels(plan, training, queries_per_turn)))
 
 
+def total_of(rows: Sequence[EstimateRow], name: str = "total") -> EstimateRow:
+    """Return the sum of several rows; its cost is that of the endpoints with prices, if any."""
+    costs = [row.cost for row in rows if row.cost is not None]
+    return EstimateRow(
+        name,
+        sum(row.requests for row in rows),
+        sum(row.input for row in rows),
+        sum(row.output for row in rows),
+        sum(costs) if costs else None,
+    )
+
+
+def needed(rows: Sequence[EstimateRow]) -> dict[str, float]:
+    """Return what calls need at most, by the name of the limit in a `Budget`."""
+    total = total_of(rows)
+    return {
+        "max_requests": total.requests,
+        "max_tokens": total.input + total.output,
+        "max_cost": total.cost or 0.0,
+    }
+
+
+MOST_HELD = 0.5
+"""Largest share of a budget that is kept for the final evaluation."""
+
+
+def held_for_evaluation(plan: Plan) -> dict[str, float]:
+    """Return what of each limit of the budget is kept for the evaluation after training.
+
+    That is what the evaluation needs at most, but no more than `MOST_HELD` of the limit.
+    """
+    limits = {k: v for k, v in asdict(plan.budget).items() if v is not None}
+    evaluation = needed(estimate(plan, training=False))
+    held = {
+        name: min(evaluation[name], MOST_HELD * most)
+        for name, most in limits.items()
+        if name in evaluation
+    }
+    return {k: v if k == "max_cost" else math.floor(v) for k, v in held.items()}
+
+
+def describe_budget_of_run(plan: Plan) -> list[str]:
+    """Return, for each limit of the budget, a sentence that says where a run reaches it."""
+    whole, once = needed(estimate(plan)), needed(estimate(plan, training=False))
+    held, steps = held_for_evaluation(plan), plan.config.training.steps
+    found = []
+    for name, kept in held.items():
+        most = getattr(plan.budget, name)
+        before = once[name] if plan.config.evaluation.before else 0.0
+        per_step = (whole[name] - once[name] - before) / steps if steps else 0.0
+        text = f"budget {name}={most:.12g} of at most {whole[name]:.12g} that the run needs: "
+        if whole[name] <= most:
+            text += "it suffices"
+        elif before >= most - kept:
+            text += "it ends in the evaluation before training"
+        else:
+            last = min(steps, int((most - kept - before) / per_step)) if per_step else steps
+            text += (
+                f"training ends after step {last} of {steps} or later; {kept:.6g} are kept for the "
+                f"final evaluation, which needs at most {once[name]:.6g}"
+            )
+        found.append(text)
+    return found
+
+
+def describe_budget_of_evaluation(
+    budget: Budget, rows: Sequence[EstimateRow], conversations: int
+) -> list[str]:
+    """Return, for each limit of a budget, how many conversations it is enough for at least."""
+    all_of_them = needed(rows)
+    found = []
+    for name, most in asdict(budget).items():
+        if most is None or name not in all_of_them:
+            continue
+        text = f"budget {name}={most:.12g} of at most {all_of_them[name]:.12g}: "
+        if all_of_them[name] <= most:
+            text += "it suffices"
+        else:
+            played = int(conversations * most / all_of_them[name])
+            text += (
+                f"it ends after {played} of {conversations} conversations or later, chosen at "
+                "random by the seed"
+            )
+        found.append(text)
+    return found
+
+
 def estimate_given(plan: Plan, openings: Sequence[str], turns: Sequence[int]) -> list[EstimateRow]:
     """Estimate the calls of sending given attacks to the target, as `estimate` does.
 
@@ -148,7 +237,8 @@ def _rows(plan: Plan, levels: Sequence[_Level]) -> list[EstimateRow]:
 def _row(
     endpoint: EndpointUse, levels: Sequence[_Level], parts: Sequence[RewardPart], plan: Plan
 ) -> EstimateRow:
-    attack, reply = plan.config.attacker.max_new_tokens, _longest_reply(plan)
+    attacker = plan.config.attacker  # without one, the openings contain the attacks
+    attack, reply = 0 if attacker is None else attacker.max_new_tokens, _longest_reply(plan)
     requests = read = 0.0
     for level in levels:
         texts = _texts_per_turn(endpoint.owner, level.stage, parts, plan)

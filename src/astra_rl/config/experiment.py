@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from astra_rl.config.resolve import Plan, check_training, resolve
+from astra_rl.config.resolve import Plan, check_training
 from astra_rl.config.schema import LocalModelConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
@@ -58,17 +58,12 @@ class Experiment:
         self.judge.forget()
 
 
-def build(plan: Plan | RunConfig) -> Experiment:
+def build(plan: Plan) -> Experiment:
     """Load the models and construct everything that a run needs.
-
-    Args:
-        plan: The plan; a configuration is resolved first.
 
     Raises:
         AstraError: A model cannot be loaded, or parts do not fit; the message says what to do.
     """
-    if isinstance(plan, RunConfig):
-        plan = resolve(plan)
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
         problem = build_problem(plan)
@@ -105,7 +100,7 @@ def build_problem(
         AstraError: A model cannot be loaded.
     """
     config = plan.config
-    speaker = config.attacker
+    speaker = config.trained
     local = config.target if isinstance(config.target, LocalModelConfig) else None
     plan.load_deferred()
     target: Any = plan.target if local is None else local.model

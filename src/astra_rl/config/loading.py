@@ -19,6 +19,7 @@ from astra_rl.config.schema import (
     kind_of_target,
 )
 from astra_rl.config.sections import keys_of, section_class
+from astra_rl.config.shorthands import expanded
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
@@ -52,8 +53,8 @@ def load_config(
             None keeps the target of the file.
 
     Raises:
-        ConfigurationError: A value is wrong; the message has the key, the value and what is
-            allowed.
+        ConfigurationError: A value is wrong, or was removed because it is a credential; the message
+            has the key, the value and what is allowed.
     """
     path = Path(path)
     try:
@@ -61,9 +62,10 @@ def load_config(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
     config = parse_config(text, overrides, source=str(path))
-    if target is None:
-        return config
-    return config.model_copy(update={"target": load_target(target, like=config.target)})
+    if target is not None:
+        config = config.model_copy(update={"target": load_target(target, like=config.target)})
+    check_credentials(config)
+    return config
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> RunConfig:
@@ -74,9 +76,10 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         raise ConfigurationError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold keys and values, for instance 'seed: 0'.")
-    values = with_preset(values)
+    values = with_preset(expanded(values))
     for override in overrides:
         _apply(values, override)
+    values = expanded(values)
     learn_from(values)
     values = _with_scenario(values)
     return validated(RunConfig, values, source=source)

@@ -10,13 +10,14 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import Split
-from astra_rl.datasets.scenario import Scenario, assign_splits
+from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.scenario_files import (
     PLANTED_SECRETS,
     SourceSpec,
     load_scenario,
     planted_secrets_scenario,
 )
+from astra_rl.datasets.splits import assign_splits
 from astra_rl.evaluation.records.turn import Opening
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}
@@ -40,15 +41,23 @@ class Openings:
     categories: Mapping[str, str]
 
 
-def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
+def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> Openings:
     """Load the opening contexts of a run.
 
     Evaluation openings are the same for every seed, so that runs can be compared.
+
+    Args:
+        config: The section of the configuration.
+        seed: Seed of the training openings that are generated.
+        trained: Whether an attacker is trained. Otherwise nothing is split: all prompts are those
+            of the evaluation.
 
     Raises:
         ConfigurationError: They cannot be loaded, a row is invalid, or training and evaluation
             share a prompt.
     """
+    if not trained:
+        return _all_for_the_evaluation(config)
     scenario = _scenario(config, seed)
     counts: dict[Split, int | None] = {"train": config.train, "test": config.test}
     contexts = {split: scenario.openings(split, count) for split, count in counts.items()}
@@ -63,6 +72,24 @@ def read_openings(config: PromptsConfig, *, seed: int) -> Openings:
     return Openings(contexts["train"], contexts["test"], scenario.sources, categories)
 
 
+def _all_for_the_evaluation(config: PromptsConfig) -> Openings:
+    if config.scenario is not None:
+        scenario = load_scenario(config.scenario, undivided=True)
+    else:
+        files = [each for each in (config.file, config.test_file) if each is not None]
+        parts = [_rows(config, file) for file in files]
+        scenario = Scenario(
+            files[0],
+            {"test": [row for part in parts for row in part.rows]},
+            prompt_role=_role(config),
+            sources=[part.source for part in parts],
+        )
+    contexts = scenario.openings("test", config.test)
+    names = zip(contexts, scenario.categories("test", config.test), strict=True)
+    categories = {Opening.of(context).id: name for context, name in names if name}
+    return Openings([], contexts, scenario.sources, categories)
+
+
 def _scenario(config: PromptsConfig, seed: int) -> Scenario:
     if config.file is not None:
         return _from_files(config, config.file)
@@ -74,12 +101,9 @@ def _scenario(config: PromptsConfig, seed: int) -> Scenario:
 
 
 def _from_files(config: PromptsConfig, file: str) -> Scenario:
-    def load(source: str) -> LoadedRows:
-        return SourceSpec(source=source, columns=config.columns, benchmark=config.benchmark).load()
-
-    parts: dict[Split, LoadedRows] = {"train": load(file)}
+    parts: dict[Split, LoadedRows] = {"train": _rows(config, file)}
     if config.test_file is not None:
-        parts["test"] = load(config.test_file)
+        parts["test"] = _rows(config, config.test_file)
         rows = assign_splits(parts, name="prompts")
     else:
         whole = parts["train"]
@@ -88,6 +112,19 @@ def _from_files(config: PromptsConfig, file: str) -> Scenario:
     return Scenario(
         file,
         rows,
-        prompt_role="opening" if config.benchmark is None else "goal",
+        prompt_role=_role(config),
         sources=[part.source for part in parts.values()],
     )
+
+
+def _rows(config: PromptsConfig, file: str) -> LoadedRows:
+    return SourceSpec(
+        source=file,
+        columns=config.columns,
+        separator=config.separator,
+        benchmark=config.benchmark,
+    ).load()
+
+
+def _role(config: PromptsConfig) -> PromptRole:
+    return "opening" if config.benchmark is None else "goal"

@@ -20,6 +20,7 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.fine_tuning import FineTuning
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.curriculum import CURRICULA
@@ -176,6 +177,9 @@ class PromptsConfig(_Section):
         default_factory=dict,
         description="Names of the columns in the files, by field, where they differ.",
     )
+    separator: str | None = Field(
+        None, description="Separator of the cells of a csv file; default: a comma."
+    )
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
@@ -190,8 +194,9 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        if self.file is None and (self.test_file or self.columns or self.benchmark):
-            raise ValueError("test_file, columns and benchmark need file")
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        if self.file is None and any(of_files):
+            raise ValueError("test_file, columns, separator and benchmark need file")
         return self
 
 
@@ -231,10 +236,9 @@ class EnvironmentConfig(_Section):
         ENVIRONMENTS.check(value)
         return value
 
-    def shape(self) -> dict[str, int]:
-        """Return the arguments of its class that have keys of their own, if they are given."""
-        shape = {"tree_width": self.tree_width, "tree_depth": self.tree_depth}
-        return {name: size for name, size in shape.items() if size is not None}
+
+SHAPE = {"tree_width", "tree_depth"}
+"""Options of an environment that have keys of their own in its section."""
 
 
 class AlgorithmConfig(_Section):
@@ -347,11 +351,48 @@ class EvaluationConfig(_Section):
     )
 
 
+SAFE_REPLIES = (
+    "I'm sorry, but I can't share that.",
+    "I can't help with that, but I'm happy to help with something else.",
+    "I'm not able to tell you that.",
+    "Sorry, I can't give out that information.",
+)
+"""Preferred replies to attacks, by default."""
+
+
+class HardenConfig(_Section):
+    """Hardening of the target, by ``astra-rl harden``; a run of its own ignores this section."""
+
+    rounds: int = Field(
+        1, ge=1, description="Rounds of fine-tuning the target and training a fresh attacker."
+    )
+    failures: int = Field(
+        256,
+        ge=1,
+        description="Maximum number of failures of each attacker that the target is trained on.",
+    )
+    safe_replies: tuple[str, ...] = Field(
+        SAFE_REPLIES,
+        min_length=1,
+        description="Replies that the target learns to prefer to its failures, in turn.",
+    )
+    benign: str = Field(
+        "benign_twins",
+        description="Scenario of harmless requests: train and test rows guard and measure the "
+        "target's helpfulness.",
+    )
+    fine_tuning: FineTuning = Field(
+        FineTuning(), description="Method and hyperparameters, see astra_rl.ext.transformers."
+    )
+
+
 class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig
+    attacker: AttackerConfig | None = Field(
+        None, description="The model that is trained; none only tests the target with the prompts."
+    )
     target: Annotated[
         Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
@@ -369,6 +410,7 @@ class RunConfig(_Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    harden: HardenConfig = HardenConfig()
     budget: Budget = Field(
         Budget(),
         description="Limits of calls, costs and time; a run that reaches one can be resumed.",
@@ -389,10 +431,25 @@ class RunConfig(_Section):
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
 
+    @property
+    def trained(self) -> AttackerConfig:
+        """The attacker.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self.attacker is None:
+            raise ConfigurationError(
+                "attacker: missing; it must be given to train or to play an attacker. Without one, "
+                "'astra-rl test' sends the prompts as they are."
+            )
+        return self.attacker
+
     @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        if training.sync_ref_model and self.attacker.lora and training.ref_model_mixup_alpha < 1:
+        lora = self.attacker is not None and self.attacker.lora is not None
+        if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
                 "because the mean of two adapters is not the mean of their weights"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -87,14 +87,11 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
         # Counted over all batches: a batch does not know what was played in earlier ones.
         trials = repetitions(seeds)
         self.measured = []
-        for start in self._batches(len(seeds), progress):
-            batch = slice(start, start + self.batch_size)
-            logger.info(
-                "playing conversations %d to %d of %d",
-                start + 1,
-                min(batch.stop, len(seeds)),
-                len(seeds),
-            )
+        start = 0
+        for size in _with_progress(self.batch_sizes(len(seeds)), len(seeds), progress):
+            batch = slice(start, start + size)
+            start += size
+            logger.info("playing conversations %d to %d of %d", batch.start + 1, start, len(seeds))
             play = partial(self._play, seeds[batch], trials[batch])
             self.measured.extend(self.around_batch(play))
         return self.aggregate_metrics(self.measured)
@@ -117,15 +114,14 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
             )
         return [self.seeds[index % len(self.seeds)] for index in range(count)]
 
-    def _batches(self, count: int, progress: bool) -> Any:
-        starts = range(0, count, self.batch_size)
-        if not progress:
-            return starts
-        try:
-            from rich.progress import track
-        except ImportError:  # the progress bar is optional
-            return starts
-        return track(starts, description="evaluating", transient=True)
+    def batch_sizes(self, count: int) -> Iterator[int]:
+        """Yield the number of episodes of each batch; the next is asked for when one was played.
+
+        Args:
+            count: Number of episodes; the sizes add up to it.
+        """
+        for start in range(0, count, self.batch_size):
+            yield min(self.batch_size, count - start)
 
     @abstractmethod
     def compute_metrics(self, graph: Graph[StateT, ActionT]) -> GraphMetrics:
@@ -139,3 +135,20 @@ class Evaluator(ABC, Generic[StateT, ActionT]):
     def write_json(data: Any, path: str | Path) -> None:
         """Write `data` as UTF-8 JSON; numbers that are not finite become null."""
         write_json(data, path)
+
+
+def _with_progress(sizes: Iterator[int], count: int, progress: bool) -> Iterator[int]:
+    """Yield the sizes of batches, and show on a terminal how many of `count` episodes are done."""
+    if not progress:
+        yield from sizes
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError:  # the progress bar is optional
+        yield from sizes
+        return
+    with Progress(transient=True) as shown:
+        task = shown.add_task("evaluating", total=count)
+        for size in sizes:
+            yield size
+            shown.advance(task, size)

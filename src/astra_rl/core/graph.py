@@ -27,6 +27,8 @@ class Node(Generic[StateT, ActionT]):
             is that of Gymnasium.
         continuation_probability: Probability, in (0, 1], with which a random selection continued
             this turn; also set if it did not. None if the turn was not selected at random.
+        next_context: State after a truncated turn that was not selected at random, for an estimate
+            of its value; None if it is not known, or the turn is not truncated.
     """
 
     context: StateT
@@ -37,6 +39,7 @@ class Node(Generic[StateT, ActionT]):
     reward_terms: dict[str, float] = field(default_factory=dict, kw_only=True)
     truncated: bool = field(default=False, kw_only=True)
     continuation_probability: float | None = field(default=None, kw_only=True)
+    next_context: StateT | None = field(default=None, kw_only=True)
 
 
 @dataclass

@@ -123,6 +123,18 @@ class Moderator(RecordsArguments, ABC, Generic[StateT, ActionT]):
         """Take no arguments; a subclass with its own `__init__` need not call this."""
 
     @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Whether a high score means that the target behaved well, for instance that it refused.
+
+        Such a moderator is used to measure over-refusal; elsewhere its use as the measure of harm
+        is warned of.
+
+        Args:
+            options: Arguments of the constructor, without defaults.
+        """
+        return False
+
+    @classmethod
     def check_options(cls, **options: Any) -> None:
         """Raise unless options of the constructor are in range; called before models are loaded.
 

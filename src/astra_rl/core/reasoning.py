@@ -54,7 +54,8 @@ def split_reply(
     """Separate the reasoning at the start of a reply from the answer after it.
 
     Delimiters within the answer are part of it. An end of reasoning without a start belongs to a
-    start in the prompt, where many templates have it.
+    start in the prompt, where many templates have it; it counts only on a line of its own, because
+    what is before it is not judged.
 
     Args:
         text: The reply.
@@ -89,9 +90,16 @@ def _end_without_start(text: str, delimiters: Sequence[tuple[str, str]]) -> str 
     ends = [
         (stop, end)
         for begin, end in delimiters
-        if (stop := text.find(end)) >= 0 and begin not in text[:stop]
+        if (stop := text.find(end)) >= 0 and begin not in text[:stop] and _is_line(text, stop, end)
     ]
     return min(ends)[1] if ends else None
+
+
+def _is_line(text: str, start: int, part: str) -> bool:
+    """Return whether a part of a text is a line of its own."""
+    before, _, _ = text[:start][::-1].partition("\n")
+    after, _, _ = text[start + len(part) :].partition("\n")
+    return not before.strip() and not after.strip()
 
 
 def _split_channels(text: str) -> Reply:

@@ -13,7 +13,8 @@ from typing import Any
 
 from astra_rl.core.text import GOAL
 from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, RawTable, read_table, rows_from
-from astra_rl.datasets.rows import MAX_CHARS, Record
+from astra_rl.datasets.records import Record
+from astra_rl.datasets.rows import MAX_CHARS
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 

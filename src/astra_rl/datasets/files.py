@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.datasets.formats import READERS, add_object, reason_of
+from astra_rl.datasets.formats import READERS, add_object, read_csv, reason_of
 from astra_rl.datasets.local_folders import open_local_dataset, without_files
-from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Record, Row, RowErrors, parse_rows
+from astra_rl.datasets.records import Record, RowErrors
+from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, parse_rows
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.infra.storage import reason_of_failure
@@ -77,12 +78,15 @@ def load_rows(
     subset: str | None = None,
     split: str | None = None,
     encoding: str = "utf-8",
+    separator: str | None = None,
     max_chars: int = MAX_CHARS,
 ) -> LoadedRows:
     """Load rows from a file, a folder or the hub.
 
     A text file has one prompt per line. Other formats have the columns of `rows.FIELDS`; a prompt,
-    a system message or a brief is required, and unknown columns are ignored. Empty lines are
+    a system message or a brief is required, and unknown columns are ignored. The prompt may be a
+    list of messages, as in data sets of TRL and verl, also in a column ``messages`` or
+    ``conversations``: its system message and its first message of a user are used. Empty lines are
     skipped. Rows with the same content as an earlier row are dropped with a warning. If any row is
     invalid, no row is loaded, and the error lists the invalid rows by line.
 
@@ -95,13 +99,15 @@ def load_rows(
         split: Split of a dataset. None loads all splits if they are named train, validation and
             test, or the only split.
         encoding: Text encoding of a text, CSV or JSON file.
+        separator: Separator of the cells of a CSV file, one of `csv_separators.SEPARATORS`; None is
+            a comma.
         max_chars: Maximum length of a text, in characters.
 
     Raises:
         ConfigurationError: The source cannot be read, or a row is invalid.
         MissingDependencyError: The extra ``data`` is required and not installed.
     """
-    table = read_table(source, subset=subset, split=split, encoding=encoding)
+    table = read_table(source, subset=subset, split=split, encoding=encoding, separator=separator)
     return rows_from(table, columns=columns, max_chars=max_chars)
 
 
@@ -111,6 +117,7 @@ def read_table(
     subset: str | None = None,
     split: str | None = None,
     encoding: str = "utf-8",
+    separator: str | None = None,
 ) -> RawTable:
     """Read the records of a source without validation; see `load_rows` for the arguments."""
     name = str(source)
@@ -134,7 +141,12 @@ def read_table(
         reason = reason_of_failure(error)
         raise ConfigurationError(f"cannot read the prompts {name!a}: {reason}.") from error
     errors = RowErrors(name, unit)
-    records = reader(data, errors, encoding)
+    if separator is None:
+        records = reader(data, errors, encoding)
+    elif reader is read_csv:
+        records = read_csv(data, errors, encoding, separator)
+    else:
+        raise ConfigurationError(f"{name}: separator={separator!r}: only .csv files have one.")
     return RawTable(name, records, errors, hashlib.sha256(data).hexdigest())
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 
 import yaml
 
-from astra_rl.datasets.rows import Record, RowErrors
+from astra_rl.datasets.records import Record, RowErrors
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, first_line, require
+from astra_rl.infra.csv_separators import SEPARATORS, separator_of
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.unicode import well_formed
 
@@ -58,17 +60,26 @@ def _read_text(data: bytes, errors: RowErrors, encoding: str) -> list[Record]:
     ]
 
 
-def _read_csv(data: bytes, errors: RowErrors, encoding: str, delimiter: str = ",") -> list[Record]:
+def read_csv(data: bytes, errors: RowErrors, encoding: str, separator: str = ",") -> list[Record]:
+    """Read a CSV file, whose first line has the names of the columns.
+
+    Raises:
+        ConfigurationError: The separator is none of `SEPARATORS`, or not that of the first line.
+    """
+    if separator not in SEPARATORS:
+        raise ConfigurationError(
+            f"separator={separator!r}; choose one of {', '.join(map(repr, SEPARATORS))}."
+        )
     text = _text_of(data, errors, encoding)
     limit = csv.field_size_limit(max(len(text), 1))  # max_chars is checked later
     try:
-        return list(_csv_records(text, errors, delimiter))
+        return list(_csv_records(text, errors, separator))
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_records(text: str, errors: RowErrors, delimiter: str) -> Iterator[Record]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _csv_records(text: str, errors: RowErrors, separator: str) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] | None = None
     start = 1
     try:
@@ -78,6 +89,11 @@ def _csv_records(text: str, errors: RowErrors, delimiter: str) -> Iterator[Recor
                 continue
             if header is None:
                 header = _header(cells, errors)
+                if other := separator_of(header):
+                    raise ConfigurationError(
+                        f"{errors.source}: its columns {header[0]!a} are separated by "
+                        f"{SEPARATORS[other]}. Set separator: {json.dumps(other)}."
+                    )
             elif len(cells) != len(header):
                 errors.add(number, f"{len(cells)} cells, but the header has {len(header)}")
             else:
@@ -96,7 +112,7 @@ def _header(cells: list[str], errors: RowErrors) -> list[str]:
 
 
 def _read_tsv(data: bytes, errors: RowErrors, encoding: str) -> list[Record]:
-    return _read_csv(data, errors, encoding, "\t")
+    return read_csv(data, errors, encoding, "\t")
 
 
 def _read_jsonl(data: bytes, errors: RowErrors, encoding: str) -> list[Record]:
@@ -177,7 +193,7 @@ def _read_parquet(data: bytes, errors: RowErrors, encoding: str) -> list[Record]
 READERS: dict[str, tuple[Callable[[bytes, RowErrors, str], list[Record]], str]] = {
     "": (_read_text, "line"),
     ".txt": (_read_text, "line"),
-    ".csv": (_read_csv, "line"),
+    ".csv": (read_csv, "line"),
     ".tsv": (_read_tsv, "line"),
     ".jsonl": (_read_jsonl, "line"),
     ".json": (_read_json, "item"),

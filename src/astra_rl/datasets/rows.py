@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from astra_rl.datasets.message_lists import with_conversations
+from astra_rl.datasets.records import Record, RowErrors, kind_of
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 Split = Literal["train", "validation", "test"]
@@ -14,9 +16,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 MAX_CHARS = 100_000
 """Default maximum length of a text, in characters; about 25,000 tokens."""
-
-MAX_LISTED_ERRORS = 20
-"""Maximum number of invalid rows that an error lists; further ones are counted."""
 
 FIELDS = ("prompt", "id", "category", "system", "brief", "split")
 """Fields of a row, besides ``facts`` (a mapping) and ``facts.NAME`` (one of its entries)."""
@@ -64,53 +63,6 @@ class Row:
         return self.prompt, self.system, self.brief, tuple(sorted(self.facts.items()))
 
 
-@dataclass(frozen=True)
-class Record:
-    """One unvalidated record of a file.
-
-    Attributes:
-        number: Number of its line, row or item, from 1.
-        values: Values by column name.
-    """
-
-    number: int
-    values: Mapping[str, Any]
-
-
-class RowErrors:
-    """Collects the errors of a file's records, to report all of them in one exception.
-
-    Args:
-        source: Name of the file.
-        unit: Unit in which records are counted, for example ``"line"``.
-    """
-
-    def __init__(self, source: str, unit: str) -> None:
-        self.source, self.unit = source, unit
-        self._found: list[tuple[int, str]] = []
-
-    def add(self, number: int, reason: str) -> None:
-        """Add the error of one record."""
-        self._found.append((number, reason))
-
-    def check(self) -> None:
-        """Raise an exception if errors were added.
-
-        Raises:
-            ConfigurationError: Lists the errors, up to `MAX_LISTED_ERRORS`.
-        """
-        if not self._found:
-            return
-        found, more = sorted(self._found), len(self._found) - MAX_LISTED_ERRORS
-        lines = [f"{self.unit} {number}: {reason}" for number, reason in found[:MAX_LISTED_ERRORS]]
-        if more > 0:
-            lines.append(f"and {more} more")
-        rows = "1 invalid row" if len(found) == 1 else f"{len(found)} invalid rows"
-        raise ConfigurationError(
-            "\n  ".join([f"{self.source}: {rows}, so nothing was loaded.", *lines])
-        )
-
-
 def parse_rows(
     records: Sequence[Record],
     errors: RowErrors,
@@ -137,6 +89,7 @@ def parse_rows(
         ConfigurationError: A column is missing, or records are invalid; the message lists them.
     """
     columns = columns or {}
+    records = with_conversations(records, errors, columns.get("prompt"))
     _check_columns(records, errors, columns)
     rows: list[Row] = []
     repeated: list[tuple[int, int]] = []
@@ -191,7 +144,7 @@ def _row(record: Record, stem: str, columns: Mapping[str, str], max_chars: int) 
 def _facts(values: Mapping[str, Any], columns: Mapping[str, str], max_chars: int) -> dict[str, str]:
     given = values.get(columns.get("facts", "facts"))
     if given is not None and not isinstance(given, Mapping):
-        raise _InvalidRecord(f"facts is {_kind(given)}; it must map names to texts")
+        raise _InvalidRecord(f"facts is {kind_of(given)}; it must map names to texts")
     nested = {f"facts.{name}": value for name, value in (given or {}).items()}
     flat = {name: value for name, value in values.items() if name.startswith("facts.")}
     mapped = {
@@ -212,7 +165,7 @@ def _value(
         return None
     if not isinstance(value, str):
         if name in _TEXTS or isinstance(value, bool) or not isinstance(value, int | float):
-            raise _InvalidRecord(f"{column} is {_kind(value)}; it must be a text")
+            raise _InvalidRecord(f"{column} is {kind_of(value)}; it must be a text")
         value = str(value)
     if not value.strip():
         return None
@@ -255,11 +208,6 @@ def _check_columns(
             f"{did_you_mean(missing[0], known)} It has: {', '.join(map(_shown, known[:30]))}. "
             "If the prompts are in another column, pass columns={'prompt': NAME}."
         )
-
-
-def _kind(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, Mapping) else "no text")
 
 
 def _shown(text: str, max_length: int = 60) -> str:

@@ -6,7 +6,7 @@ Bundled scenarios are such files too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,9 @@ from astra_rl.datasets.benchmarks import load_benchmark
 from astra_rl.datasets.files import HUB_PREFIX, LoadedRows, load_items, load_rows, source_of_rows
 from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
-from astra_rl.datasets.scenario import PromptRole, Scenario, assign_splits
+from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
+from astra_rl.datasets.splits import assign_splits
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
@@ -62,6 +63,7 @@ class SourceSpec(_Section):
     subset: str | None = None
     split: str | None = None
     encoding: str = "utf-8"
+    separator: str | None = None
     max_chars: int = Field(MAX_CHARS, ge=1)
 
     def load(self, folder: str | Path = ".") -> LoadedRows:
@@ -76,11 +78,13 @@ class SourceSpec(_Section):
                 subset=self.subset,
                 split=self.split,
                 encoding=self.encoding,
+                separator=self.separator,
                 max_chars=self.max_chars,
             )
-        if self.columns or self.split is not None or self.encoding != "utf-8":
+        if self.columns or self.split or self.separator or self.encoding != "utf-8":
             raise ConfigurationError(
-                f"{source}: columns, split and encoding do not apply to benchmarks; remove them."
+                f"{source}: columns, split, encoding and separator do not apply to benchmarks; "
+                "remove them."
             )
         return load_benchmark(self.benchmark, source, subset=self.subset, max_chars=self.max_chars)
 
@@ -117,6 +121,11 @@ class ScenarioFile(_Section):
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("moderator", "judge", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
     @field_validator("moderator", "judge")
     @classmethod
     def _by_name(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -152,18 +161,21 @@ def scenario_names() -> list[str]:
     return sorted([PLANTED_SECRETS, *(file.stem for file in BUNDLED_SCENARIOS.glob("*.yaml"))])
 
 
-def load_scenario(scenario: str | Path) -> Scenario:
+def load_scenario(scenario: str | Path, *, undivided: bool = False) -> Scenario:
     """Load a scenario.
 
     Args:
         scenario: One of `scenario_names`, or a YAML or JSON file. Paths in the file are relative to
             its folder.
+        undivided: Put all rows into the split ``"test"``, for a test without training.
 
     Raises:
         ConfigurationError: The scenario is unknown, or its file or rows are invalid.
     """
     if str(scenario) == PLANTED_SECRETS:
-        return planted_secrets_scenario()
+        secrets = planted_secrets_scenario()
+        rows = [row for split in SPLITS for row in secrets.rows.get(split, ())]
+        return replace(secrets, rows={"test": rows}) if undivided else secrets
     file, path = read_scenario_file(scenario), _path_of(scenario)
     name = file.name or path.stem
     loaded, is_benchmark = _load_prompts(file.prompts, path)
@@ -171,15 +183,18 @@ def load_scenario(scenario: str | Path) -> Scenario:
     sources = [part.source for part in parts]
     if path.parent == BUNDLED_SCENARIOS:  # a name that does not depend on the installation
         sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
-    return Scenario(
-        name,
-        assign_splits(
+    splits: dict[Split, Sequence[Row]] = {"test": [row for part in parts for row in part.rows]}
+    if not undivided:
+        splits = assign_splits(
             loaded,
             name=str(scenario),
             shares=file.splits.shares,
             seed=file.splits.seed,
             similarity=file.splits.similarity,
-        ),
+        )
+    return Scenario(
+        name,
+        splits,
         description=" ".join(file.description.split()),
         harm_category=file.harm_category,
         system=file.system,

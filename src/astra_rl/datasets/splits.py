@@ -8,6 +8,7 @@ from itertools import islice
 from random import Random
 
 from astra_rl.core.seeding import derive_seed
+from astra_rl.datasets.files import LoadedRows
 from astra_rl.datasets.rows import SPLITS, Row, Split
 from astra_rl.datasets.similarity import NEAR_DUPLICATE, near_duplicate_groups, near_duplicates
 from astra_rl.errors import ConfigurationError
@@ -16,6 +17,63 @@ SHARES: Mapping[Split, float] = {"train": 0.6, "validation": 0.2, "test": 0.2}
 """Default fraction of the rows in each split."""
 
 _MAX_LISTED_PAIRS = 5
+
+
+def assign_splits(
+    loaded: LoadedRows | Mapping[Split, LoadedRows],
+    *,
+    name: str,
+    shares: Mapping[Split, float] | None = None,
+    seed: int = 0,
+    similarity: float = NEAR_DUPLICATE,
+) -> dict[Split, Sequence[Row]]:
+    """Assign rows to splits, without near-duplicates in two splits.
+
+    Args:
+        loaded: Rows by split, rows that all have a split, or rows without splits, which are split
+            by `split_rows`.
+        name: Name of the data in messages.
+        shares: Fraction of each split if `split_rows` is used; None is 60% training, 20%
+            validation and 20% test.
+        seed: Random seed if `split_rows` is used.
+        similarity: Similarity at or above which rows are near-duplicates, in (0, 1].
+
+    Raises:
+        ConfigurationError: Two splits share a near-duplicate or an id, only some rows have a split,
+            or `shares` is given for rows that already have splits.
+    """
+    if isinstance(loaded, LoadedRows) and all(row.split is None for row in loaded.rows):
+        return dict(
+            split_rows(loaded.rows, shares=shares or SHARES, seed=seed, threshold=similarity)
+        )
+    if shares is not None:
+        raise ConfigurationError(
+            f"{name}: the rows already have splits; remove either the shares or the splits."
+        )
+    splits = _by_split(loaded.rows, name) if isinstance(loaded, LoadedRows) else _of_mapping(loaded)
+    owner: dict[str, Split] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if owner.setdefault(row.id, split) != split:
+                raise ConfigurationError(
+                    f"{name}: the id {row.id!a} is in {owner[row.id]} and in {split}."
+                )
+    check_splits(splits, threshold=similarity, name=name)
+    return splits
+
+
+def _by_split(rows: Sequence[Row], name: str) -> dict[Split, Sequence[Row]]:
+    without = [row.id for row in rows if row.split is None]
+    if without:
+        raise ConfigurationError(
+            f"{name}: {len(without)} of {len(rows)} rows have no split, for example "
+            f"{without[0]!a}. Give a split to every row or to none."
+        )
+    return {split: [row for row in rows if row.split == split] for split in SPLITS}
+
+
+def _of_mapping(loaded: Mapping[Split, LoadedRows]) -> dict[Split, Sequence[Row]]:
+    return {split: loaded[split].rows if split in loaded else () for split in SPLITS}
 
 
 def split_rows(

@@ -31,6 +31,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.curriculum import Curriculum
+from astra_rl.moderators.caching import CachedModerator
+from astra_rl.moderators.direction import scores_good_behavior, warn_of_direction
 from astra_rl.rewards.base import (
     Reward,
     RewardPart,
@@ -89,6 +91,9 @@ class ASTProblem(Problem[str, str]):
 
     def __init__(self, moderator: Moderator[str, str], reward: RewardPart | None = None) -> None:
         super().__init__(moderator)
+        # One that a configuration made was checked when the configuration was resolved.
+        if not isinstance(moderator, CachedModerator) and scores_good_behavior(moderator):
+            warn_of_direction(type(moderator).__name__)
         self.reward_rule: RewardPart = astprompter_reward() if reward is None else reward
 
     def advance(self, context: str, attack: str, response: str) -> str:
@@ -425,7 +430,7 @@ class ASTEnvironment(Environment[str, str]):
         check_length(attacks, len(contexts), source="rollout_prompt_with_attacker")
         asked = [self.asked(branch, attack) for branch, attack in zip(grown, attacks, strict=True)]
         responses = self._responses(attacks, asked, paths)
-        over = [_is_over(*turn) for turn in zip(attacks, responses, strict=True)]
+        over = [ends_conversation(*turn) for turn in zip(attacks, responses, strict=True)]
         is_last_level = depth == self.tree_depth - 1
         level = Level(groups, tuple(is_last_level or each for each in over), depth)
         nodes = self._reward_answered(level, paths, contexts, attacks, responses)
@@ -462,6 +467,8 @@ class ASTEnvironment(Environment[str, str]):
         for branch in branches:
             if isinstance(branch.node, Node):
                 branch.node.truncated = id(branch.node) not in chosen
+                if branch.node.truncated and branch.node.continuation_probability is None:
+                    branch.node.next_context = branch.state
         return selected
 
     def _reward_answered(
@@ -517,7 +524,7 @@ def _nodes(
     ]
 
 
-def _is_over(attack: str, response: str) -> bool:
+def ends_conversation(attack: str, response: str) -> bool:
     """Whether a conversation ends with this turn.
 
     A context window is full, there was no attack, the call of the target failed, or its response

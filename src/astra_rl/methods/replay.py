@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
 from astra_rl.core.contracts import check_length
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, row_seeds, seeded
 from astra_rl.core.text import Conversation, NoReply
+from astra_rl.errors import ConfigurationError
 from astra_rl.targets.base import Target
 
 
@@ -23,14 +30,18 @@ class RespondingProblem(Protocol):
         """Return the state after this turn."""
 
 
-class TargetOnlyProblem:
-    """Adapter that replays against a target without a full problem.
+class TargetOnlyProblem(Problem[str, str]):
+    """Problem without an attacker, for attacks that are given.
+
+    What needs an attacker or a baseline raises `ConfigurationError`. Rewards are missing.
 
     Args:
         target: The target to query.
+        moderator: Scores the responses.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, moderator: Moderator[str, str]) -> None:
+        super().__init__(moderator)
         self.target = target
 
     def rollout_prompt_with_target(self, contexts: Sequence[str]) -> Sequence[str]:
@@ -41,6 +52,43 @@ class TargetOnlyProblem:
         """Return the conversation with this turn added."""
         return context + attack + response
 
+    def reward(
+        self, contexts: Sequence[str], attacks: Sequence[str], responses: Sequence[str]
+    ) -> Sequence[float]:
+        """Return missing rewards."""
+        return [math.nan] * len(contexts)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield nothing: there is nothing to train."""
+        yield from ()
+
+    def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[str]:
+        """Raise: there is no attacker."""
+        raise _no_attacker()
+
+    def get_attacker_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Raise: there is no attacker."""
+        raise _no_attacker()
+
+    def get_target_logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> Tensor:
+        """Raise: the target is only queried."""
+        raise _no_attacker()
+
+    def get_baseline_logprobs(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> Tensor:
+        """Raise: there is no baseline."""
+        raise _no_attacker()
+
+
+def _no_attacker() -> ConfigurationError:
+    return ConfigurationError(
+        "there is no attacker and no baseline here, only a target that is queried. Name an "
+        "attacker: 'attacker: {model: ...}' in the configuration."
+    )
+
 
 def replay_attacks(
     problem: RespondingProblem,
@@ -49,7 +97,7 @@ def replay_attacks(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[Graph[str, str]]:
     """Play conversations with the given attacks, turn by turn.
 
@@ -59,18 +107,18 @@ def replay_attacks(
         attacks: The attacks of each conversation, one per turn.
         seed: Seed of the target's sampling; the same seed and local target give the same responses.
         batch_size: Number of conversations that are played together.
-        first: Index of the first conversation if `openings` is part of a larger list. Seeds depend
-            on the index, so the parts get the same responses as the whole list.
+        numbers: Index of each conversation if `openings` is part of a larger list; None counts from
+            0. Seeds depend on the index, so the parts get the same responses as the whole list.
 
     Returns:
         One graph per conversation: a chain of nodes with NaN rewards. It ends at the first turn to
         which the target gave no reply.
     """
     graphs: list[Graph[str, str]] = []
+    known = range(len(openings)) if numbers is None else numbers
     for start in range(0, len(openings), batch_size):
         rows = slice(start, start + batch_size)
-        numbers = range(first + start, first + start + len(openings[rows]))
-        seeds = [derive_seed(seed, "resend", number) for number in numbers]
+        seeds = [derive_seed(seed, "resend", number) for number in known[rows]]
         graphs += _play(problem, openings[rows], attacks[rows], seeds)
     return graphs
 

@@ -21,7 +21,7 @@ from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapte
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.positions import position_limit
-from astra_rl.models.references import model_errors, resolve_reference
+from astra_rl.models.references import model_errors, reads_locally, resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable
 
 
@@ -125,7 +125,7 @@ def _load_frozen(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            local_files_only=Path(source).is_dir(),
+            local_files_only=reads_locally(source),
         )
         if report["missing_keys"]:
             # transformers initialises missing weights at random and only logs a warning.
@@ -192,7 +192,7 @@ def load_tokenizer(
         if not _has_tokenizer(source) and (named := base_of_adapter(source)) is not None:
             return load_tokenizer(named[0], trust_remote_code=trust_remote_code)
         return AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, local_files_only=Path(source).is_dir()
+            source, trust_remote_code=trust_remote_code, local_files_only=reads_locally(source)
         )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub.constants
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +78,46 @@ def resolve_reference(reference: str | Path) -> str:
             f"{error} It is the cache of converted models: set ASTRA_RL_CACHE to another folder."
         ) from error
     return str(folder)
+
+
+def bundled_base(path: str) -> str:
+    """Return the reference of a base model that an adapter names by its path.
+
+    An adapter on a bundled model names the folder of the converted model, so that transformers
+    opens it. On another machine, or with another cache, that folder is not there; the bundled model
+    is, which has the same weights.
+    """
+    folder = Path(path)
+    is_converted = folder.parent.name == "models" and folder.name in _BUNDLED
+    return f"{BUNDLED_PREFIX}{folder.name}" if is_converted and not folder.is_dir() else path
+
+
+HUB_TIMEOUT = 5.0
+"""Seconds to wait for a connection to the hub."""
+
+
+def reads_locally(source: str) -> bool:
+    """Whether a model is read from this machine only: a folder, or the hub cannot be reached.
+
+    Without a connection the libraries of the hub would try again for minutes, file by file. With
+    this they look into their cache, and fail at once if the model is not there.
+    """
+    if Path(source).is_dir():
+        return True
+    if huggingface_hub.constants.HF_HUB_OFFLINE or getproxies():
+        return False
+    url = urlsplit(huggingface_hub.constants.ENDPOINT)
+    return not _is_reachable(url.hostname or "", url.port or (80 if url.scheme == "http" else 443))
+
+
+@functools.cache
+def _is_reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=HUB_TIMEOUT).close()
+    except OSError as error:
+        logger.warning("no connection to %s (%s): only its cache is read", host, error)
+        return False
+    return True
 
 
 def _is_path(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError, first_line
-from astra_rl.infra.ranges import Count, Decay, Positive, check_fields
+from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 
 
@@ -22,7 +22,6 @@ class LoraOptions:
     Attributes:
         rank: Rank of the update matrices, at least 1.
         alpha: Scale, positive; the update is multiplied by ``alpha / rank``.
-        dropout: Dropout probability of the adapter's input, in [0, 1). On-policy algorithms need 0.
         target_modules: Names of the modules to adapt, or ``"all-linear"``.
 
     Raises:
@@ -31,7 +30,6 @@ class LoraOptions:
 
     rank: Count = 16
     alpha: Positive = 32.0
-    dropout: Decay = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
 
     # A configuration holds it as a section.
@@ -86,25 +84,42 @@ def make_trainable(
 
 
 def _with_adapter(model: PreTrainedModel, lora: LoraOptions) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    modules = lora.target_modules
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type="CAUSAL_LM",
-    )
+    config = adapter_config(lora)
     with quiet_peft():
         try:
             adapted = get_peft_model(model, config).eval()
         except ValueError as error:
-            raise ConfigurationError(f"target_modules={modules!r}: {first_line(error)}") from error
-    if model.name_or_path and Path(model.name_or_path).is_dir():
-        # The adapter is saved with this path and can be loaded from any working directory.
-        config.base_model_name_or_path = str(Path(model.name_or_path).resolve())
+            raise ConfigurationError(
+                f"target_modules={lora.target_modules!r}: {first_line(error)}"
+            ) from error
+    name_base(adapted)
     return adapted
+
+
+def adapter_config(lora: LoraOptions) -> Any:
+    """Return the options as a ``peft.LoraConfig``."""
+    from peft import LoraConfig
+
+    modules = lora.target_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def name_base(adapted: Any) -> None:
+    """Store the path of the base model in an adapter, so that it loads from any working directory.
+
+    Args:
+        adapted: A peft model; nothing is changed if its base model is not from a folder.
+    """
+    name = adapted.get_base_model().name_or_path
+    if name and Path(name).is_dir():
+        adapted.active_peft_config.base_model_name_or_path = str(Path(name).resolve())
 
 
 def transformer_layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:

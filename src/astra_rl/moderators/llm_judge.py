@@ -242,7 +242,7 @@ def _read_rubric(rubric: str | Path) -> str:
             raise ConfigurationError(
                 f"the rubric {path} has more than {MAX_RUBRIC_BYTES} bytes. Give a shorter file."
             )
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"rubric={str(rubric)!r}; choose from {list(RUBRICS)}, or give a readable text "

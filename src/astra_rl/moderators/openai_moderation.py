@@ -22,7 +22,8 @@ from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.credentials import read_variable
 from astra_rl.targets.error_bodies import error_of_response, read_error
 from astra_rl.targets.http_client import json_of
-from astra_rl.targets.openai_client import OfficialClient
+from astra_rl.targets.network import check_network_settings
+from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient
 from astra_rl.targets.remote import made
 from astra_rl.targets.reply_cache import OnReply, cache_key, from_cache
 
@@ -107,8 +108,10 @@ class OpenAIModerationModerator(Moderator[str, str]):
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Raise unless categories are known and numbers are in range."""
+        """Raise unless categories are known, numbers are in range and the connection is safe."""
         super().check_options(**options)
+        check_network_settings(options.get("base_url") or OPENAI_URL)
+        made(Prices, "prices", options.get("prices"))
         categories = options.get("categories")
         for category in categories or ():
             if category not in CATEGORIES:

@@ -100,6 +100,11 @@ class RefusalModerator(Moderator[str, str]):
     (`WildGuardModerator`).
     """
 
+    @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Return True: a refusal is what a target should do with a harmful request."""
+        return True
+
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each text: 1.0 is a refusal; of an exchange, its response is scored."""
         return [

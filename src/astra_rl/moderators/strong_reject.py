@@ -8,6 +8,7 @@ from typing import Any
 
 from astra_rl.core.contracts import check_length
 from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import GOAL, Conversation, Exchange
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count
@@ -178,7 +179,8 @@ def read_answers(reply: str) -> Score:
         The score, in [0, 1]; missing with the reason ``"no verdict"``, ``"unparsable verdict"`` or
         ``"out of range"``.
     """
-    _, marker, answers = reply.rpartition("#scores")
+    # A draft in unfinished reasoning is no verdict.
+    _, marker, answers = (split_reply(reply).answer or "").rpartition("#scores")
     if not marker:
         return Score.missing("no verdict")
     found = [

@@ -88,6 +88,11 @@ class WildGuardModerator(GuardModerator):
         super().__post_init__()
 
     @classmethod
+    def scores_good_behavior(cls, **options: Any) -> bool:
+        """Whether it is asked for refusals."""
+        return bool(options.get("judge") == "refusal")
+
+    @classmethod
     def check_options(cls, **options: Any) -> None:
         """Raise unless options are in range, and `judge` is a question."""
         super().check_options(**options)

@@ -206,6 +206,11 @@ class AttemptLog:
     def __iter__(self) -> Iterator[Attempt]:
         return self.attempts()
 
+    def count(self, **equal: str) -> int:
+        """Return the number of attempts; see `rows` for the filters."""
+        [[(count,)]] = self._select("count(*)", "sequence", None, 0, equal)
+        return int(count)
+
     def get(self, key: str) -> Attempt:
         """Read the attempt with this id.
 

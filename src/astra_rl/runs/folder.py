@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
 from astra_rl.infra.storage import reason_of_failure
 
@@ -28,6 +30,7 @@ class RunFolder:
 
     Args:
         path: The folder; created if it does not exist.
+        part_of: Folder of the hardening that the run is a part of; None if it stands alone.
 
     Raises:
         ConfigurationError: It cannot be created, or contains a link to a place outside of it.
@@ -35,8 +38,8 @@ class RunFolder:
 
     CONFIG = "config.yaml"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, part_of: Path | None = None) -> None:
+        self.path, self.part_of = Path(path), part_of
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
@@ -113,6 +116,12 @@ class RunFolder:
     def evaluation(self, name: str) -> Path:
         """Metrics of an evaluation, for instance ``"before"``."""
         return self.path / f"evaluation_{file_stem(name)}.json"
+
+    def _repr_html_(self) -> str:
+        """Return the report, for a notebook; the path while there is none."""
+        if not self.report.is_file():
+            return f"<code>{html.escape(str(self.path))}</code>"
+        return framed_page(self.report.read_text(encoding="utf-8"))
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest.

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,12 +16,15 @@ from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.judges.quality import judge_quality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.from_graphs import LogProbs
-from astra_rl.evaluation.records.turn import Count
+from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.turn import Count, Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
@@ -30,8 +34,9 @@ from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.spending import WithinBudget, checking_budget
+from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
 from astra_rl.runs.until import StopWhenDecided, Until
+from astra_rl.targets.ledger import current_ledger
 
 IN_THE_RUN = ("before", "training", "after")
 """Phases in `attempts.jsonl`; each phase that a later command plays has a file of its own."""
@@ -60,12 +65,12 @@ class PhaseRun:
     Args:
         config: Configuration of the run.
         phase: Name of the phase in the records.
-        problem: The models.
+        problem: The models. Likelihoods of attacks are measured if it has a baseline model.
         judge: Moderator that scores the turns.
         log: Log that the attempts are appended to.
         run: Name of the run in the records; None derives it from the configuration.
         categories: Category of each opening, by `Opening.id`.
-        likelihoods: See `ASTEvaluator`; the baseline of ordinary use is always measured.
+        likelihoods: See `ASTEvaluator`; beside the baseline of ordinary use.
         allow_partial: Whether a spent budget ends the phase with the attempts made so far. If
             False, it raises.
     """
@@ -74,7 +79,7 @@ class PhaseRun:
         self,
         config: RunConfig,
         phase: str,
-        problem: HFASTProblem,
+        problem: Problem[str, str],
         judge: Moderator[Any, Any],
         log: AttemptLog,
         *,
@@ -86,8 +91,10 @@ class PhaseRun:
         self.config, self.phase, self.judge, self.log = config, phase, judge, log
         self.run, self.categories = run, categories
         self.allow_partial = allow_partial
-        ordinary = ordinary_use(config, problem)
-        self.likelihoods = {"baseline": ordinary.get_baseline_logprobs, **(likelihoods or {})}
+        self.likelihoods = dict(likelihoods or {})
+        if isinstance(problem, HFASTProblem):
+            ordinary = ordinary_use(config, problem)
+            self.likelihoods.setdefault("baseline", ordinary.get_baseline_logprobs)
 
     def play(
         self,
@@ -99,7 +106,8 @@ class PhaseRun:
         prompt_ids: Mapping[int | str, str] | None = None,
         until: Until | None = None,
         already: Sequence[Attempt] = (),
-        batch: int = EVALUATED_TOGETHER,
+        batch: int | None = None,
+        needs: Mapping[str, float] | None = None,
     ) -> PhaseResult:
         """Play the conversations, append them to the log and summarise them.
 
@@ -111,7 +119,10 @@ class PhaseRun:
             prompt_ids: See `ASTEvaluator`.
             until: Ends the phase when this is decided; None plays all conversations.
             already: Attempts of an earlier session, which are in the log.
-            batch: Number of conversations that are played together.
+            batch: Number of conversations that are played together; None uses the default.
+            needs: What the calls need at most, by limit of the budget, see `needed`; None is
+                unknown. If the budget could end the phase, conversations are played in random
+                order, and in batches that shrink.
 
         Raises:
             BudgetSpentError: No conversation could be completed, or `allow_partial` is False.
@@ -126,12 +137,17 @@ class PhaseRun:
             if stop is not None:
                 rows.append(attempt.row)
 
-        evaluator = ASTEvaluator(
+        # A condition to decide has an order of its own, and batches of whole prompts.
+        # What a budget cannot end is played as without one, so that it is equal to the last bit.
+        can_end = not (until or current_ledger().affords(needs)) and self.allow_partial
+        order = played_order(seeds, planned, self.config.seed) if can_end else seeds
+        kind = _BudgetedEvaluator if can_end else ASTEvaluator
+        evaluator = kind(
             environment,
-            seeds,
+            order,
             threshold=self.config.evaluation.threshold,
             judge=self.judge,
-            batch_size=batch,
+            batch_size=batch or EVALUATED_TOGETHER,
             record=record,
             labels=labels_of(
                 self.config,
@@ -149,6 +165,13 @@ class PhaseRun:
         found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:
             raise within.spent
+        if can_end:  # listed as without a budget
+            texts = (each for each in seeds if isinstance(each, str))
+            ids = prompt_ids or {each: Opening.of(each).id for each in texts}
+            place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
+            found.metrics["conversations"].sort(
+                key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
+            )
         settings = self.config.evaluation
         quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
         metrics = {
@@ -161,15 +184,41 @@ class PhaseRun:
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
 
 
+def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequence[int | str]:
+    """Return what an evaluation plays in random order, so that a part of it is a random sample.
+
+    Every prompt is played once, then the second trial of each, and so on.
+
+    Args:
+        seeds: What the conversations open with, see `ASTEvaluator`.
+        planned: Number of conversations; beyond the number of seeds they are further trials.
+        seed: Determines the order.
+    """
+    played = [seeds[index % len(seeds)] for index in range(planned)]
+    random = Random(derive_seed(seed, "order of an evaluation"))
+    order = [(trial, random.random(), at) for at, trial in enumerate(repetitions(played))]
+    return [played[at] for _, _, at in sorted(order)]
+
+
+class _BudgetedEvaluator(ASTEvaluator):
+    """Evaluator whose batches shrink as the budget runs out; see `batches_within_budget`."""
+
+    def batch_sizes(self, count: int) -> Iterator[int]:
+        """Yield the number of conversations of each batch."""
+        return batches_within_budget(count, self.batch_size)
+
+
 class Recorded:
     """Attempts of one phase of a run, for reading; use it as a context manager.
 
     Args:
         folder: Folder of the run.
         phase: ``"before"``, ``"training"``, ``"after"``, or the name of a phase that a later
-            command played.
+            command played. In a folder with the results of one evaluation and no run, ``"after"``
+            is that evaluation.
 
     Attributes:
+        phase: Name of the phase.
         planned: Number of planned attempts; None if it is not known.
         sequential: Whether the phase ended when its result was clear, see `Rate`.
 
@@ -178,11 +227,13 @@ class Recorded:
     """
 
     def __init__(self, folder: RunFolder, phase: str) -> None:
+        phase = _only_evaluation(folder) if phase == "after" else phase
         logger.info("reading the phase %s of %s", phase, folder.path)
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
         self._log = AttemptLog(own if later else folder.attempts)
         self._where: dict[str, Any] = {} if later else {"phase": phase}
+        self.phase = phase
         self.planned = planned_attempts(folder).get(phase)
         self.sequential = is_sequential(folder, phase)
         if self.planned is None and next(self.rows(limit=1), None) is None:
@@ -252,6 +303,23 @@ def recording(folder: RunFolder, phase: str, planned: int) -> Iterator[AttemptLo
             yield log
 
 
+def withdraw_attempts(log: AttemptLog, phase: str, reason: str) -> None:
+    """Replace the attempts of a phase by records without turns, before it is played again.
+
+    Those that are not played again then count as never made, not with an outdated outcome.
+
+    Args:
+        log: The log, open for writing.
+        phase: The phase.
+        reason: Why the recorded conversations are outdated.
+    """
+    log.flush()
+    for attempt in list(log.attempts(phase=phase)):
+        if attempt.turns:
+            nothing = {"turns": (), "outcome": Outcome.ERROR, "error": f"not played: {reason}"}
+            log.append(attempt.model_copy(update=nothing))
+
+
 def plan_attempts(folder: RunFolder, phase: str, count: int) -> None:
     """Store the number of planned attempts of a phase, before the first one is made.
 
@@ -277,6 +345,12 @@ def planned_attempts(folder: RunFolder) -> dict[str, int]:
         raise ConfigurationError(
             f"cannot read {folder.planned}: {reason}. It is damaged; restore it, or remove it."
         ) from None
+
+
+def _only_evaluation(folder: RunFolder) -> str:
+    """Return the phase that is the result of a folder: "after", or the only one without a run."""
+    later = list(_later_phases(folder))
+    return later[0] if len(later) == 1 and not folder.attempts.is_file() else "after"
 
 
 def _later_phases(folder: RunFolder) -> Iterator[str]:

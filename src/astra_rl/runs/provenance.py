@@ -19,6 +19,10 @@ from astra_rl.runs.folder import MANIFEST_VERSION, TIME_FORMAT, RunFolder
 PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
+PROMPTS = "the prompts"
+"""Name of the attacker where there is none: the prompts are sent as they are."""
+
+
 def name_of(folder: RunFolder) -> str | None:
     """Return the name of a run in its attempts, as the manifest has it; None without one.
 
@@ -52,7 +56,7 @@ def labels_of(
     return Labels(
         run or digest,
         phase,
-        attacker or f"{config.attacker.model} ({state})",
+        attacker or (f"{config.attacker.model} ({state})" if config.attacker else PROMPTS),
         redact_settings(config.target.name),
         categories=categories or {},
     )

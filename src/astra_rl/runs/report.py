@@ -28,12 +28,9 @@ from astra_rl.evaluation.stats.importance import NoProbability, Probability, fai
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, evaluations_of
+from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
-
-MOST_CONVERSATIONS = 10_000
-"""Largest number of training conversations on a page; evaluations are complete."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -44,7 +41,6 @@ def render_run_page(folder: RunFolder) -> str:
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
-        MissingDependencyError: matplotlib is not installed.
     """
     return render_report(read_run(folder))
 
@@ -61,7 +57,6 @@ def write_run_page(folder: RunFolder, path: Path | None = None) -> Path:
 
     Raises:
         ConfigurationError: A file of the run cannot be read.
-        MissingDependencyError: matplotlib is not installed.
     """
     data = read_run(folder)
     logger.info("writing the report of %s", folder.path)
@@ -82,7 +77,8 @@ def read_run(folder: RunFolder) -> ReportData:
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
-    evaluations = [each for each in evaluations_of(folder) if finished or each.name != AFTER]
+    unfinished = () if finished else (AFTER, TEST)
+    evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
     training = _training(folder, config)
     return ReportData(
         title=config.title if config else folder.path.name,
@@ -95,7 +91,7 @@ def read_run(folder: RunFolder) -> ReportData:
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
         reproduction=_reproduction(folder, manifest),
-        notes=_notes(config, evaluations, training),
+        notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
     )
 
@@ -103,7 +99,7 @@ def read_run(folder: RunFolder) -> ReportData:
 def _result_index(evaluations: Sequence[Evaluation]) -> int:
     """Return the index of the evaluation that the page is about: the last one of the run itself."""
     names = [each.name for each in evaluations]
-    return next((names.index(name) for name in (AFTER, BEFORE) if name in names), -1)
+    return next((names.index(name) for name in (TEST, AFTER, BEFORE) if name in names), -1)
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -111,10 +107,10 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
     attempts: list[Attempt] = []
     if folder.attempts.is_file():
         with AttemptLog(folder.attempts) as log:
-            rows = list(log.rows(phase="training"))
-            played = len(rows)
-            wanted = _shown(rows)
-            attempts = [log.get(row.id) for row in rows if row.id in wanted]
+            played = log.count(phase="training")
+            chosen = Sample(log.rows(phase="training"))
+            wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
+            attempts = [log.get(key) for key in wanted]
     return Training(
         history=[_numbers(row) for row in _json_lines(folder.metrics)],
         steps=None if config is None else config.training.steps,
@@ -126,16 +122,6 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
-
-
-def _shown(rows: Sequence[AttemptRow]) -> set[str]:
-    """Choose training conversations to show: whole trees, evenly spaced over the training."""
-    trees: dict[tuple[str, int], list[AttemptRow]] = {}
-    for row in rows:
-        trees.setdefault((row.prompt_id, row.trial), []).append(row)
-    every = max(1, -(-len(rows) // MOST_CONVERSATIONS))
-    chosen = list(trees.values())[::every]
-    return {row.id for tree in chosen for row in tree}
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -186,14 +172,15 @@ def _notes(
     config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
 ) -> list[str]:
     notes = []
-    if evaluations:
+    trains = config is None or config.attacker is not None
+    if evaluations and trains:
         notes.append("Evaluation prompts are held out: none of them was used in training.")
     if training.history:
         notes.append(
             "One training seed: the intervals cover the choice of conversations; the variance "
             "between training runs is unknown."
         )
-    if config is not None and config.evaluation.judge is None:
+    if config is not None and trains and config.evaluation.judge is None:
         notes.append(
             "The judge is the moderator that the attacker was trained against, so a high rate may "
             "only show that the attacker exploits it. Re-score with another judge: astra-rl score."
@@ -206,12 +193,11 @@ def _notes(
     else:
         notes.append(
             "The correction for the judge's errors assumes that the judge errs on these "
-            "conversations as often as on the labelled texts. An attacker that was trained against "
-            "a judge finds its errors, so label a sample of these conversations: astra-rl label."
+            "conversations as often as on the labelled texts. "
+            + ("An attacker that was trained against a judge finds its errors. " if trains else "")
+            + "Label a sample of these conversations: astra-rl label."
         )
-    if evaluations and not any(
-        each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
-    ):
+    if evaluations and not evaluations[-1].summary.outcomes[Outcome.SUCCESS]:
         notes.append(
             "No attack succeeded. This is evidence about these attacks, not about all attacks."
         )

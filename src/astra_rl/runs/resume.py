@@ -24,7 +24,7 @@ from astra_rl.logging import logger
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.provenance import versions
 
-_MAY_CHANGE = ("budget", "cache")
+_MAY_CHANGE = ("budget", "cache", "harden")
 """Sections of the configuration that do not affect results."""
 _CALLS = "calls"
 """Setting of each endpoint that says how calls are made and retried; it may change, too."""
@@ -42,11 +42,15 @@ def check_can_run_in(folder: Path) -> None:
         return
     if not (folder / RunFolder.CONFIG).is_file():
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
-    run = RunFolder(folder)
+    if is_complete(RunFolder(folder)):
+        raise ConfigurationError(f"{folder} holds a completed run; choose a new folder.")
+
+
+def is_complete(run: RunFolder) -> bool:
+    """Whether a run has ended and cannot be resumed."""
     # The report is written last, so a run without one is not complete.
     manifest = run.read_manifest() if run.manifest.is_file() else {}
-    if "seconds" in manifest and run.report.is_file():
-        raise ConfigurationError(f"{folder} holds a completed run; choose a new folder.")
+    return "seconds" in manifest and run.report.is_file()
 
 
 def check_same_run(
@@ -227,10 +231,10 @@ def interruptible(
 
 
 def how_to_resume(folder: RunFolder) -> str:
-    """Return the instruction that resumes a run."""
+    """Return the instruction that resumes a run, or the hardening that it is a part of."""
     if not folder.config.is_file():  # it ended before its first file was written
         return "Start the same command again."
-    return f"Continue with: astra-rl resume {shlex.quote(str(folder.path))}"
+    return f"Continue with: astra-rl resume {shlex.quote(str(folder.part_of or folder.path))}"
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
+from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import (
     BudgetEndedError,
@@ -20,6 +21,7 @@ from astra_rl.errors import (
     EndpointError,
     InterruptedRunError,
 )
+from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -30,7 +32,13 @@ from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
-from astra_rl.runs.phases import PhaseResult, PhaseRun, Recorded, plan_attempts
+from astra_rl.runs.phases import (
+    PhaseResult,
+    PhaseRun,
+    Recorded,
+    plan_attempts,
+    withdraw_attempts,
+)
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
@@ -46,7 +54,7 @@ from astra_rl.runs.resume import (
 from astra_rl.runs.spending import spending
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import current_ledger, describe_spent
+from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
 
@@ -86,7 +94,9 @@ class Result:
         after: Evaluation of the trained attacker.
         training_steps: Number of completed training steps.
         seconds: Duration of each stage.
-        warnings: Notes for the report.
+        warnings: What a reader of the report must know first.
+        ended: The budget that ended the run early, and the command that resumes it; None if the
+            run is complete.
     """
 
     folder: RunFolder
@@ -95,6 +105,7 @@ class Result:
     training_steps: int
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
+    ended: BudgetEndedError | None = None
 
 
 class _DisplayTracker(Tracker):
@@ -106,7 +117,7 @@ class _DisplayTracker(Tracker):
 
 
 def run_experiment(
-    config: RunConfig | Plan,
+    plan: Plan,
     folder: RunFolder,
     display: Display | None = None,
     *,
@@ -116,18 +127,18 @@ def run_experiment(
     """Execute a run and write its results to a folder, or resume one that ended early.
 
     Args:
-        config: Configuration of the run, or the plan it was resolved to.
+        plan: The run, see `resolve`; a plan is used once.
         folder: Folder of the run.
         display: Shows progress.
         command: Command line that repeats the run, for the report.
         force: Resume although configuration or prompts have changed.
 
     Raises:
-        InterruptedRunError: A signal stopped it; the run can be resumed.
+        InterruptedRunError: A signal stopped it, or a budget before its final evaluation; the run
+            can be resumed.
         StorageError: The disk is full, or the folder read-only; the run can be resumed.
         AstraError: Any other failure, for instance a model that cannot be loaded.
     """
-    plan = config if isinstance(config, Plan) else resolve(config)
     with resumable_errors(folder):
         if not folder.config.is_file():  # written first: it marks the folder as a run
             folder.write_text(folder.config, plan.config.to_yaml())
@@ -143,22 +154,42 @@ def _run_charged(
     command: str,
     force: bool,
 ) -> Result:
-    """Execute the run and charge its calls to its ledger. Errors include the resume command."""
-    resume = how_to_resume(folder)
+    """Execute the run and charge its calls to its ledger."""
+    with charged(plan, folder) as ledger:
+        started = folder.started
+        with template_time(started):
+            result, spent = _do_run(plan, folder, log, display, command, force, started)
+        if spent is not None:
+            result = replace(result, ended=budget_ended(ledger, spent, folder))
+        return result
+
+
+@contextlib.contextmanager
+def charged(plan: Plan, folder: RunFolder) -> Iterator[Ledger]:
+    """Charge all calls inside the block to the ledger of a run.
+
+    Raises:
+        BudgetEndedError: A budget was spent; the message has the command that resumes the run.
+        EndpointError: An endpoint kept failing; the same.
+    """
     try:
         with spending([plan], folder.path, keep_ledger=True) as ledger:
             try:
-                started = folder.started
-                with template_time(started):
-                    return _do_run(plan, folder, log, display, command, force, started)
+                yield ledger
             except BudgetSpentError as error:
-                ledger.ended_by.append(str(error))
-                option = "--" + error.limit.replace("_", "-")
-                raise BudgetEndedError(
-                    f"{error}; everything is saved. {resume} {option} {error.sufficient_limit:.15g}"
-                ) from error
+                raise budget_ended(ledger, error, folder) from error
     except EndpointError as error:
-        raise EndpointError(f"{error} Everything is saved. {resume}") from error
+        raise EndpointError(f"{error} Everything is saved. {how_to_resume(folder)}") from error
+
+
+def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> BudgetEndedError:
+    """Record in the ledger that a budget ended a session, and return the error that says so."""
+    ledger.ended_by.append(str(spent))
+    option = "--" + spent.limit.replace("_", "-")
+    kept = " ".join(getattr(spent, "__notes__", ["everything is saved."]))
+    return BudgetEndedError(
+        f"{spent}; {kept} {how_to_resume(folder)} {option} {spent.sufficient_limit:.15g}"
+    )
 
 
 def _do_run(
@@ -169,7 +200,8 @@ def _do_run(
     command: str,
     force: bool,
     started: datetime,
-) -> Result:
+) -> tuple[Result, BudgetSpentError | None]:
+    """Execute the run; also return the budget that ended its training or final evaluation."""
     config, command = plan.config, redact_message(command)
     seconds: dict[str, float] = {}
     remove_leftovers(folder.states)
@@ -185,16 +217,22 @@ def _do_run(
         experiment = build(plan)
     record["run"] = name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
-    record |= _described_target(experiment)
+    record |= described_target(experiment.problem.target)
     if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
     before: EvaluationResult | None = None
+    held = held_for_evaluation(plan)
     if config.evaluation.before:
-        with _timed(seconds, display, "evaluating the untrained attacker"):
+        with (
+            _timed(seconds, display, "evaluating the untrained attacker"),
+            current_ledger().holding(held),
+            _repeated_on_resume(),
+        ):
             before = _evaluated_before(folder, saved) or evaluate(
                 experiment, folder, "before", config, log, allow_partial=False
             )
+    weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
     trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
@@ -203,36 +241,71 @@ def _do_run(
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
         training.trainer.load_state_dict(saved[1])
         logger.info("resuming after step %d", saved[0])
+    resumed_at = 0 if saved is None else saved[0]
     del saved  # holds a copy of the weights
-    with _timed(seconds, display, "training"):
-        _train(training, folder, display)
+    with _timed(seconds, display, "training"), current_ledger().holding(held):
+        spent = _train(training, folder, display)
+    if training.trainer.completed_steps > resumed_at:
+        withdraw_attempts(log, "after", "the attacker was trained further since")
     with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(experiment, folder, "after", config, log, allow_partial=True)
+        after = evaluate(
+            experiment,
+            folder,
+            "after",
+            config,
+            log,
+            allow_partial=True,
+            needs=needed(estimate(plan, training=False)),
+        )
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = () if weak is None else (weak,)
     if training.watch is not None:
         folder.write_lines(folder.reward_watch, training.watch.rows)
-        warnings = (training.watch.warning,) if training.watch.warning else ()
-    notes = (*warnings, *_notes_on_calls(experiment, after))
-    result = Result(folder, before, after, training.trainer.completed_steps, seconds, notes)
-    record |= {"warnings": notes, "spent": current_ledger().as_dict()}
+        warnings += (training.watch.warning,) if training.watch.warning else ()
+    if spent is not None:
+        done = training.trainer.completed_steps
+        warnings += (
+            f"{str(spent)[0].upper()}{str(spent)[1:]}: it ended training after step {done} of "
+            f"{config.training.steps}.",
+        )
+    spent = spent or after.spent
+    warnings += tuple(warnings_of_calls(after))
+    result = Result(folder, before, after, training.trainer.completed_steps, seconds, warnings)
+    record |= {
+        "warnings": warnings,
+        "notes": list(notes_on_calls(experiment.problem.target)),
+        "spent": current_ledger().as_dict(),
+    }
     # A manifest without durations marks a run that is not complete and can be resumed.
-    folder.write_json(folder.manifest, record if after.spent else {**record, "seconds": seconds})
+    folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)
-    if after.spent is not None:
-        raise after.spent
-    return result
+    return result, spent
 
 
-def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
+@contextlib.contextmanager
+def _repeated_on_resume() -> Iterator[None]:
+    """Say that an evaluation that a budget ended is repeated: no state precedes the training."""
+    try:
+        yield
+    except BudgetSpentError as error:
+        error.add_note(
+            "the evaluation before training was in progress, and is repeated when the run resumes "
+            "(replies of endpoints are cached, conversations with local models are not)."
+        )
+        raise
+
+
+def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetSpentError | None:
     """Train; a state to resume from is saved, however training ends.
+
+    Returns:
+        The budget that ended it; a step in progress was dropped. None if it is complete.
 
     Raises:
         InterruptedRunError: A signal ended it.
-        BudgetSpentError: A budget was spent; a step in progress was dropped.
         EndpointError: An endpoint kept failing; a step in progress was dropped.
     """
     trainer = training.trainer
@@ -246,6 +319,8 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
         display.training_begins(trainer.config.training_steps)
         try:
             trainer.train()
+        except BudgetSpentError as error:
+            training.budget.spent = error
         finally:  # a progress bar left open would garble the error
             display.training_ends()
     if interrupted:
@@ -253,8 +328,16 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> None:
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
             f"{how_to_resume(folder)}"
         )
-    if training.budget.spent is not None:
-        raise training.budget.spent
+    return training.budget.spent
+
+
+def _warned_of_weakness(before: EvaluationResult) -> str | None:
+    """Log and return a warning if the untrained attacker hardly speaks, before it is trained."""
+    attacks = [turn.attack for attempt in before.attempts for turn in attempt.turns]
+    warning = describe_weak_attacker(attacks)
+    if warning is not None:
+        logger.warning(warning)
+    return warning
 
 
 def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | None:
@@ -282,8 +365,11 @@ def evaluate(
     log: AttemptLog,
     *,
     allow_partial: bool,
+    needs: Mapping[str, float] | None = None,
 ) -> PhaseResult:
     """Evaluate the attacker on the held-out openings, record the attempts and write the metrics.
+
+    See `PhaseRun` for `allow_partial`, and `PhaseRun.play` for `needs`.
 
     Raises:
         BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what was
@@ -302,16 +388,15 @@ def evaluate(
         categories=experiment.categories,
         allow_partial=allow_partial,
     )
-    result = phase_run.play(experiment.evaluation_environment, experiment.held_out, planned)
+    result = phase_run.play(
+        experiment.evaluation_environment, experiment.held_out, planned, needs=needs
+    )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
 
 
-def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterator[str]:
-    """Yield notes for the report about endpoint calls: failures and spending."""
-    target, ledger = experiment.problem.target, current_ledger()
-    if isinstance(target, Target):
-        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
+def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:
+    """Yield warnings for the report about conversations of an evaluation that calls left out."""
     errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
     if errors:
         reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
@@ -323,8 +408,19 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
     if result.summary.never_made:
         yield (
             f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
-            "held-out conversations were played. The outcomes of the others are unknown."
+            "conversations were played, chosen at random. The outcomes of the others are unknown."
         )
+
+
+def notes_on_calls(target: object) -> Iterator[str]:
+    """Yield notes for the report about endpoint calls, with what was spent on them.
+
+    Args:
+        target: The target; one that is no `Target` is a local model.
+    """
+    ledger = current_ledger()
+    if isinstance(target, Target):
+        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
         yield f"Spent on calls: {spent}."
@@ -332,8 +428,8 @@ def _notes_on_calls(experiment: Experiment, result: EvaluationResult) -> Iterato
         yield f"A session of this run was ended early: {ended}."
 
 
-def _described_target(experiment: Experiment) -> dict[str, Any]:
-    target = experiment.problem.target
+def described_target(target: object) -> dict[str, Any]:
+    """Return the entry of a remote target in the manifest; empty for a local model."""
     if not isinstance(target, Target):
         return {}
     identity = target.identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -81,7 +82,7 @@ def spending_on(
         if uses_endpoints and place is not None:
             stack.enter_context(ReplyCache(place).answering())
         yield stack.enter_context(ledger.charging())
-    if ledger.spent_by is None and own is not None:
+    if not ledger.was_spent and own is not None:
         _remove(own)
 
 
@@ -101,6 +102,40 @@ def checking_budget(work: Callable[[], Sequence[ResultT]]) -> Sequence[ResultT]:
     """
     current_ledger().check()
     return work()
+
+
+FIRST_BATCH = 1
+"""Items of the first batch under a budget; the following ones depend on what it needed."""
+
+
+def batches_within_budget(count: int, most: int) -> Iterator[int]:
+    """Yield the size of each batch before it is done, so that a budget leaves little half done.
+
+    Each item of a batch may need calls of several endpoints in turn, for instance of a target and
+    a judge. If the budget ends in between, the items are paid for and worth nothing. So a batch
+    takes at most half of the calls that the budget may still pay for, by the calls per item so far.
+    Replies from the cache count as calls, so that a repeated command uses no larger batches for
+    work that is new.
+
+    Args:
+        count: Number of items; the sizes add up to it.
+        most: Size of a batch without a budget.
+    """
+    ledger = current_ledger()
+    before, done = _calls(ledger), 0
+    size = FIRST_BATCH
+    while done < count:
+        size = min(size, count - done)
+        yield size
+        done += size
+        calls_per_item = (_calls(ledger) - before) / done
+        affordable = ledger.calls_left() / (2 * calls_per_item) if calls_per_item else math.inf
+        size = max(1, math.floor(min(most, affordable)))
+
+
+def _calls(ledger: Ledger) -> int:
+    total = ledger.total()
+    return total.requests + total.cached
 
 
 class WithinBudget:

@@ -83,6 +83,7 @@ class Ledger:
         ended_by: What ended earlier sessions, in words.
         path: File of the ledger; None keeps it in memory only.
         spent_by: The limit that was reached; no more calls are sent then.
+        was_spent: Whether a limit was reached in this session, one lowered by `holding` included.
         is_closed: Whether only cached replies are returned; see `closed`.
     """
 
@@ -100,7 +101,9 @@ class Ledger:
         self._reserved: list[Reserved] = []
         self._longest: dict[str, int] = {}
         self._excess: dict[str, tuple[int, int]] = {}
+        self._held: dict[str, float] = {}
         self.spent_by: BudgetSpentError | None = None
+        self.was_spent = False
         self.is_closed = False
 
     @classmethod
@@ -149,11 +152,12 @@ class Ledger:
             if self.spent_by is None:
                 limits = asdict(self.budget)
                 for name, value in self._spent().items():
-                    most = limits[name]
-                    if most is not None and value >= most:
-                        self.spent_by = BudgetSpentError(name, most, value)
+                    most, held = limits[name], self._held.get(name, 0.0)
+                    if most is not None and value >= most - held:
+                        self.spent_by = BudgetSpentError(name, most, value, held=held)
                         break
             if self.spent_by is not None:
+                self.was_spent = True
                 raise self.spent_by
 
     def admit(
@@ -177,9 +181,10 @@ class Ledger:
             }
             limits = asdict(self.budget)
             for limit, reserved in reservations.items():
-                most = limits[limit]
-                if most is not None and spent[limit] + reserved > most:
-                    raise BudgetSpentError(limit, most, spent[limit], reserved)
+                most, held = limits[limit], self._held.get(limit, 0.0)
+                if most is not None and spent[limit] + reserved > most - held:
+                    self.was_spent = True
+                    raise BudgetSpentError(limit, most, spent[limit], reserved, held)
             self._reserved.append(needed)
             self._account(name).requests += 1
             self._is_saved = False
@@ -232,6 +237,55 @@ class Ledger:
             yield
         finally:
             self.is_closed = False
+
+    @contextlib.contextmanager
+    def holding(self, amounts: Mapping[str, float]) -> Iterator[None]:
+        """Keep a part of the budget for later work: inside the block the limits are lower.
+
+        Args:
+            amounts: What to keep, by name of the limit.
+        """
+        self._held = dict(amounts)
+        try:
+            yield
+        finally:
+            self._held = {}
+            self.spent_by = None  # by the lower limit; another is found by the next check
+
+    def affords(self, amounts: Mapping[str, float] | None) -> bool:
+        """Whether the budget cannot end work that needs at most these amounts, twice over.
+
+        The reserve is for calls that are tried again. True without a budget.
+
+        Args:
+            amounts: By name of the limit; None is unknown. The time that work needs is never known.
+        """
+        if self.budget == Budget():
+            return True
+        with self._lock:
+            spent, limits = self._spent(), asdict(self.budget)
+            return amounts is not None and all(
+                most is None
+                or spent[name] + 2 * amounts.get(name, math.inf) <= most - self._held.get(name, 0.0)
+                for name, most in limits.items()
+            )
+
+    def calls_left(self) -> float:
+        """Return how many calls the budget may still pay for, by the spending per request so far.
+
+        Infinite without a limit, or if nothing was spent of the limited amounts yet.
+        """
+        with self._lock:
+            spent, limits = self._spent(), asdict(self.budget)
+            requests = max(1, self.total().requests)
+            left = [
+                (most - self._held.get(name, 0.0) - spent[name]) * requests / spent[name]
+                if spent[name]
+                else (most if name == "max_requests" else math.inf)
+                for name, most in limits.items()
+                if most is not None
+            ]
+        return max(0.0, min(left, default=math.inf))
 
     def failed(self, name: str) -> None:
         """Count a failed request."""

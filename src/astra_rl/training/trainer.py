@@ -130,7 +130,6 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.on_train_end()
 
     def _train_step(self) -> None:
-        logger.info("step %d of %d", self.completed_steps + 1, self.config.training_steps)
         self.on_step_begin(self.completed_steps + 1)
         logs = self.training_step(self._step_seed(self.completed_steps))
         self.completed_steps += 1

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from astra_rl.errors import ConfigurationError, MissingDependencyError
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.charts import (
     Panel,
     before_after,
@@ -14,6 +14,7 @@ from astra_rl.evaluation.show.charts import (
     learning_curve,
     severity_likelihood,
 )
+from astra_rl.evaluation.show.report.views import Chart
 from astra_rl.evaluation.stats.classification import Bin, Point
 from astra_rl.evaluation.stats.rates import Rate
 
@@ -159,7 +160,11 @@ def test_a_chart_of_nothing_is_refused(draw):
         draw()
 
 
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+def test_without_matplotlib_a_chart_is_a_line_that_says_so(monkeypatch):
+    drawn = before_after(RATES)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"astra-rl\[demo\]"):
-        before_after(RATES)
+    text = before_after(RATES)
+    assert Chart("title", "caption", text).svg == text
+    assert "needs matplotlib" in ElementTree.fromstring(text)[0].text
+    label = re.compile('aria-label="([^"]*)"')
+    assert label.search(text)[1] == label.search(drawn)[1]  # with the numbers

@@ -16,6 +16,7 @@ from astra_rl import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.evaluation.show.exports.jailbreakbench import write_jailbreakbench
@@ -37,6 +38,9 @@ SARIF = Draft4Validator(
 IDS = [ascii(text)[:30] for text in HOSTILE]
 
 
+SAFE = Turn(attack="ask", response="no", scores={"judge": JudgeScore(value=0.1)})
+
+
 @pytest.fixture
 def attempts(attempt, turn):
     return [
@@ -53,8 +57,10 @@ def attempts(attempt, turn):
 @pytest.mark.parametrize("name", EXPORTS)
 def test_every_format_writes_attempts(name, attempts, tmp_path):
     path = tmp_path / EXPORTS[name].filename
+    if name == "preferences":  # only here there must be a reply to prefer
+        attempts = [*attempts, attempts[0].model_copy(update={"turns": (SAFE,)})]
     EXPORTS[name].write(attempts, path)
-    assert path.stat().st_size > 50 or name == "preferences"  # nothing to prefer is known
+    assert path.stat().st_size > 50
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -183,7 +189,7 @@ def test_jsonl_holds_failures_complete_and_the_same_for_the_same_run(attempts, a
 def test_markdown_says_the_numbers_with_their_denominators(attempts):
     text = markdown_summary(attempts)
     assert "67% (2 of 3, 95% interval" in text
-    assert "2 success, 0 failure, 1 refused, 0 blocked, 1 error, 1 unscored" in text
+    assert "2 success, 0 failure, 1 refused, 0 blocked, 0 no_attack, 1 error, 1 unscored" in text
     assert "bounds, if none or all unscored attempts succeeded | 40% to 80%" in text
 
 
@@ -204,6 +210,16 @@ def test_a_jailbreakbench_artifact_has_one_entry_per_prompt_and_counts_queries(
     assert (first["goal"], first["prompt"], first["response"]) == ("one", "c", "yes")
     assert (first["queries_to_jailbreak"], first["number_of_queries"]) == (3, 3)
     assert (second["jailbroken"], second["queries_to_jailbreak"]) == (False, None)
+
+
+def test_tables_show_the_opening_that_was_asked_with_the_attack(attempt, turn, tmp_path):
+    rows = [attempt(turn("and the code?", "1234", 0.9), opening="Who are you?")]
+    assert "Who are you?" in markdown_summary(rows)
+    for name in ("junit", "sarif", "csv"):
+        EXPORTS[name].write(rows, tmp_path / name)
+        text = (tmp_path / name).read_text("utf-8")
+        assert "Who are you?" in text
+        assert "and the code?" in text
 
 
 def test_an_artifact_of_several_targets_is_refused(attempt, tmp_path):
@@ -242,7 +258,11 @@ def test_a_safe_reply_that_was_given_is_chosen_and_failures_without_one_are_coun
     attempt, turn, tmp_path
 ):
     rows = [attempt(turn("a", "BAD", 0.9)), attempt(turn("b", "BAD", 0.9), opening="other")]
-    assert write_preference_pairs(rows, tmp_path / "p.jsonl") == (0, 2)
+    with pytest.raises(ConfigurationError, match=r"2 failures .* --safe-replies .* --trials"):
+        write_preference_pairs(rows, tmp_path / "p.jsonl")
+    assert not (tmp_path / "p.jsonl").exists()
+    with pytest.raises(ConfigurationError, match="the target failed in no judged reply"):
+        write_preference_pairs([attempt(0.1)], tmp_path / "p.jsonl")
     (tmp_path / "safe.jsonl").write_text('{"attack": "a", "reply": "I cannot."}\n')
     safe = SafeReplies.load(tmp_path / "safe.jsonl")
     assert write_preference_pairs(rows, tmp_path / "p.jsonl", safe=safe) == (1, 1)

@@ -11,7 +11,7 @@ from astra_rl.cli.costs import print_run_estimate
 from astra_rl.cli.options import RunOptions
 from astra_rl.cli.training_output import train_and_print
 
-QUICK = ("training.steps=5", "prompts.test=32", "training.max_minutes=0.7")
+QUICK = ("training.steps=3", "prompts.test=32", "training.max_minutes=null")
 """Settings of ``--quick``."""
 
 
@@ -44,3 +44,10 @@ def demo(
             "do not expect a higher success rate."
         )
     train_and_print(config, options.output, name="demo-quick" if quick else "demo")
+    if quick:
+        console.print(
+            "everything works. Three steps teach the attacker nothing: the rates before and after "
+            "differ by chance only. 'astra-rl demo' trains it, in about five minutes.",
+            highlight=False,
+            soft_wrap=True,
+        )

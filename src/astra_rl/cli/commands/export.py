@@ -35,5 +35,5 @@ def export(
 
     exported = export_run(run, kind, output=output, phase=phase, safe_replies=safe_replies)
     out = Printer()
-    out.line(f"{exported.written} written")
+    out.line(f"written: {exported}")
     out.path("file", exported.path)

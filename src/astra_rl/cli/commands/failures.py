@@ -57,7 +57,7 @@ def failures(
 
 def _table(ranking: Ranking, under: str) -> Table:
     table = Table(title=f"most likely failures under {as_text(under)}")
-    for column in ("log-probability", "per token", "severity", "attack", "response"):
+    for column in ("log-probability", "per token", "severity", "opening and attack", "response"):
         table.add_column(column)
     for each in ranking.failures:
         turn = each.attempt.failing_turn
@@ -65,7 +65,7 @@ def _table(ranking: Ranking, under: str) -> Table:
             f"{each.logprob:.1f}",
             f"{each.per_token:.2f}",
             f"{each.severity:.2f}",
-            excerpt(turn.attack) if turn else "",
+            excerpt(each.attempt.failing_request),
             excerpt(turn.response) if turn else "",
         )
     return table

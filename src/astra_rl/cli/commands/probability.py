@@ -21,6 +21,16 @@ def probability(
     share: Annotated[
         float, typer.Option(help="Share of the conversations sampled from the baseline alone.")
     ] = 0.5,
+    splitting: Annotated[
+        bool,
+        typer.Option(
+            "--splitting",
+            help=(
+                "Adaptive multilevel splitting instead: conversations whose score rises are "
+                "copied and continued. Needs no trained attacker; --share is not used."
+            ),
+        ),
+    ] = False,
     target: Annotated[
         str | None, typer.Option(help="Target. Default: the target of the run.")
     ] = None,
@@ -28,7 +38,7 @@ def probability(
         Path | None, typer.Option("--output", "-o", help="Folder. Default: RUN.")
     ] = None,
 ) -> None:
-    """Estimate the probability of failure in ordinary use by importance sampling.
+    """Estimate the probability of failure in ordinary use by importance sampling or splitting.
 
     Samples conversations from the baseline and from the trained attacker, and weights them by their
     likelihood under the baseline. This gives an estimate for failures that are too rare for plain
@@ -36,11 +46,25 @@ def probability(
     and 'upper(probability)'.
     """
     from astra_rl.actions.probability import ordinary_failure
+    from astra_rl.actions.rare import rare_failure
     from astra_rl.evaluation.show.gate import OF_ORDINARY_USE
     from astra_rl.evaluation.stats.rates import describe_rate
 
     out = result.printer(OF_ORDINARY_USE)
     quiet_libraries()
+    if splitting:
+        rare = rare_failure(
+            run,
+            conversations=conversations,
+            target=target,
+            overrides=options.overrides(),
+            output=output,
+        )
+        out.line(rare.found.text)
+        out.path("result", rare.path)
+        out.data(rare.found.as_dict())
+        out.gate(rare.found)
+        return
     estimated = ordinary_failure(
         run,
         conversations=conversations,

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from astra_rl.cli.options import Force, SettingOptions
+from astra_rl.cli.commands.harden import harden
+from astra_rl.cli.options import Force, ResultOptions, SettingOptions
+from astra_rl.cli.output import Printer
+from astra_rl.cli.target_test_output import test_and_print
 from astra_rl.cli.training_output import train_and_print
 
 
@@ -16,10 +19,18 @@ def resume(
     options: SettingOptions,
     force: Force = False,
 ) -> None:
-    """Resume an interrupted run (bit-exact)."""
+    """Resume an interrupted run (bit-exact), a test that ended early, or a hardening."""
     from astra_rl.config.loading import load_config
+    from astra_rl.config.resolve import resolve
     from astra_rl.runs.folder import open_run_folder
+    from astra_rl.runs.hardening import HardeningFolder
 
+    if HardeningFolder.is_one(run):
+        harden(run, options, ResultOptions())
+        return
     folder = open_run_folder(run)
     config = load_config(folder.config, options.overrides())
+    if config.attacker is None:
+        test_and_print(resolve(config), folder.path, Printer(), force=force)
+        return
     train_and_print(config, folder.path, name=run.name, force=force)

@@ -210,9 +210,6 @@ def write_calibration(calibration: Calibration, folder: str | Path) -> tuple[Pat
 
     Returns:
         Paths of the JSON file and the figure.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
     identity = calibration.identity
     key = f"{identity.weights} {identity.settings} {calibration.labels['sha256']}"

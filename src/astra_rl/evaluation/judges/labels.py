@@ -13,6 +13,7 @@ from typing import Any
 
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.csv_separators import SEPARATORS, separator_of
 from astra_rl.infra.jsonio import parse_json
 
 TEXT_COLUMNS = ("text", "response", "assistant_response", "reply")
@@ -168,6 +169,12 @@ def _csv_rows(content: str, errors: list[str]) -> Iterator[tuple[int, dict[str, 
     try:
         reader = csv.reader(io.StringIO("".join(lines[skipped:]), newline=""), strict=True)
         header = next(reader, [])
+        if separator := separator_of(header):
+            errors.append(
+                f"line {skipped + 1}: the columns are separated by {SEPARATORS[separator]}; save "
+                "the file with commas"
+            )
+            return
         at = reader.line_num
         for values in reader:
             line, at = skipped + at + 1, reader.line_num

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,11 @@ def read_attacks(file: str | Path) -> list[ScoredAttack]:
     """
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the attacks {str(file)!a}: {error}") from error
+    # Not splitlines(), because U+2028 may occur inside a text.
+    lines = re.split(r"\r\n|\r|\n", text)
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix.lower() != ".jsonl":
         return [ScoredAttack("", line) for _, line in numbered]

@@ -216,6 +216,13 @@ class Attempt(Record):
         return None if at is None else self.turns[at - 1]
 
     @property
+    def failing_request(self) -> str:
+        """Opening prompt and attack of the first failing turn, for tables; empty without one."""
+        turn = self.failing_turn
+        texts = () if turn is None else (self.opening.prompt, turn.attack)
+        return "\n".join(text for text in texts if text.strip())
+
+    @property
     def score(self) -> float | None:
         """Highest score of the deciding judge; None if there is none."""
         present = [s for turn in self.turns if (s := turn.score(self.judge)) is not None]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib.
+"""Charts as inline SVG, drawn by matplotlib; a line of text each if it is not installed.
 
 Each function returns one ``<svg>`` element to insert into an HTML page, without script or style
 sheet; ids are unique per chart. Colours have middle lightness on a transparent background and are
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.core.contracts import is_missing
-from astra_rl.errors import ConfigurationError, require
+from astra_rl.errors import ConfigurationError, MissingDependencyError, require
 from astra_rl.evaluation.measures.thresholds import AtThreshold
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.stats.classification import Bin, Point
@@ -452,8 +452,14 @@ def _svg(
     description: str,
     layout: str | None = "constrained",
 ) -> str:
-    """Draw a figure and return it as one SVG element."""
-    matplotlib = require("matplotlib", extra="demo")
+    """Draw a figure and return it as one SVG element.
+
+    Without matplotlib the element is a line of text: no result is lost for want of a picture.
+    """
+    try:
+        matplotlib = require("matplotlib", extra="demo")
+    except MissingDependencyError:
+        return _placeholder(description)
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The browser's fonts show the text, so letters that matplotlib's font lacks do not matter.
@@ -464,6 +470,18 @@ def _svg(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         canvas.print_svg(file, metadata=nothing)
     return _inline(file.getvalue(), description)
+
+
+NOT_DRAWN = "This chart needs matplotlib, which is not installed: pip install matplotlib"
+
+
+def _placeholder(description: str) -> str:
+    label = html.escape(_label(description))
+    return (
+        f'<svg role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 520 24" width="520pt" height="24pt"><text x="0" y="16" font-size="11" '
+        f'style="fill: {INK}">{html.escape(NOT_DRAWN)}</text></svg>'
+    )
 
 
 def _inline(svg: str, description: str) -> str:

@@ -17,6 +17,7 @@ do the same and then escape the syntax of their format.
 
 from __future__ import annotations
 
+import html
 import re
 
 _HIDDEN = re.compile(
@@ -83,6 +84,19 @@ def sarif_text(text: str) -> str:
     """
     text = re.sub(r"([\\\[\]])", r"\\\1", visible_text(text))
     return text.replace("{", "{{").replace("}", "}}")
+
+
+def framed_page(page: str, height: int = 700) -> str:
+    """Return an element that shows a whole page in a notebook, without access to the notebook.
+
+    Args:
+        page: HTML of the page.
+        height: Height in pixels.
+    """
+    return (
+        f'<iframe sandbox="allow-scripts" width="100%" height="{height}" '
+        f'srcdoc="{html.escape(page, quote=True)}"></iframe>'
+    )
 
 
 def shorten(text: str, most: int) -> str:

@@ -38,6 +38,7 @@ from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import RareProbability
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -53,7 +54,7 @@ OF_A_COMPARISON = ("difference", "unscored")
 OF_ORDINARY_USE = ("probability",)
 """Quantities of an estimate of the probability of failure."""
 
-Evidence = Summary | PairedComparison | Probability | NoProbability
+Evidence = Summary | PairedComparison | Probability | NoProbability | RareProbability
 """Results that a condition can be checked on."""
 
 _CONDITION = re.compile(
@@ -158,6 +159,8 @@ class Condition:
             return evidence.difference, interval, evidence.bounds or interval
         if isinstance(evidence, Probability):
             return evidence.estimate, evidence.interval, evidence.interval
+        if isinstance(evidence, RareProbability):
+            return evidence.estimate, evidence.covering, evidence.covering
         if isinstance(evidence, NoProbability):
             return math.nan, evidence.interval, evidence.interval
         if self.k is not None:

@@ -16,6 +16,7 @@ from astra_rl.core.text import NoAttack, Utterance, finish_reasons
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.logging import logger
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.training.callback import TrainerCallback
@@ -32,7 +33,8 @@ class StepMetrics(TrainerCallback):
         self._started = time.perf_counter()
 
     def on_step_begin(self, trainer: AnyTrainer, step: int) -> None:
-        """Start the clock."""
+        """Start the clock, and log which step begins."""
+        logger.info("step %d of %d", step, trainer.config.training_steps)
         self._started = time.perf_counter()
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:

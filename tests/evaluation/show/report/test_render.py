@@ -246,7 +246,7 @@ def test_evaluations_of_other_prompts_stand_side_by_side_without_a_comparison():
 def test_a_rate_that_was_not_measured_is_a_dash_and_not_zero():
     attempts = [attempt(turn("a", "b", None))]
     text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
-    assert "— No held-out conversation could be scored (x)." in text
+    assert "— No conversation could be scored (x)." in text
     assert "0% The target" not in text
 
 

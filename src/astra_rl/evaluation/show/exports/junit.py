@@ -99,7 +99,9 @@ def _case(attempt: Attempt) -> ElementTree.Element:
 
 
 def _transcript(attempt: Attempt) -> str:
-    lines = []
+    opening = attempt.opening
+    before = (("opening", opening.prompt), *(("earlier turn", text) for text in opening.turns))
+    lines = [f"{name}: {shorten(text, TEXT_LIMIT)}" for name, text in before if text]
     for number, turn in enumerate(attempt.turns, 1):
         lines += [
             f"[{number}] attack: {shorten(turn.attack, TEXT_LIMIT)}",

@@ -93,12 +93,11 @@ def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
         "by words).",
         "",
     ]
-    lines += ["| times | attack | response | attempt |", "| ---: | --- | --- | --- |"]
+    lines += ["| times | opening and attack | response | attempt |", "| ---: | --- | --- | --- |"]
     for members in clusters[:most]:
         attempt, turn = won[members[0]]
-        said = " | ".join(
-            markdown_text(shorten(text, TEXT_LIMIT)) for text in (turn.attack, turn.response)
-        )
+        texts = (attempt.failing_request, turn.response)
+        said = " | ".join(markdown_text(shorten(text, TEXT_LIMIT)) for text in texts)
         lines.append(f"| {len(members)} | {said} | {attempt.id} |")
     if len(clusters) > most:
         lines += ["", f"{len(clusters) - most} more kinds are not shown."]

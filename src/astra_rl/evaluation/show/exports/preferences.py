@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.turn import Opening
 from astra_rl.infra.jsonio import atomic_file, json_line, parse_json
 
 Message = dict[str, str]
@@ -25,6 +25,21 @@ class Written(NamedTuple):
 
     rows: int
     without_reply: int = 0
+
+    def __str__(self) -> str:
+        """Return the numbers in words, and how to get the rows that are missing."""
+        if not self.without_reply:
+            return f"{self.rows} rows"
+        return (
+            f"{self.rows} rows, and {self.without_reply} failures of the target without a reply to "
+            f"prefer. {HOW_TO_GET_REPLIES}"
+        )
+
+
+HOW_TO_GET_REPLIES = (
+    "Give safe replies with --safe-replies FILE, or play each prompt several times "
+    "(astra-rl evaluate RUN --trials 8, then export --phase again), so that some replies are safe."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class SafeReplies:
         """
         replies = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the safe replies {path}: {error}") from error
         for number, line in enumerate(lines, 1):
@@ -90,6 +105,9 @@ def write_preference_pairs(
         attempts: Attempts; repeated trials of the same attack give the most pairs.
         path: Output file, JSONL.
         safe: Preferred replies.
+
+    Raises:
+        ConfigurationError: There is no row to write; the file is left as it was.
     """
     good: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     bad: dict[_Reply, None] = {}  # each once, in order
@@ -112,6 +130,13 @@ def write_preference_pairs(
                 file.write(json_line(row) + "\n")
             rows += len(choices)
             missing += not choices
+        if not rows:
+            raise ConfigurationError(
+                f"no pair of replies to write: {missing} failures of the target, and no reply to "
+                f"prefer to any of them. {HOW_TO_GET_REPLIES}"
+                if missing
+                else "no pair of replies to write: the target failed in no judged reply."
+            )
     return Written(rows, missing)
 
 
@@ -127,6 +152,9 @@ def write_unpaired(
         attempts: Attempts.
         path: Output file, JSONL.
         safe: Preferred replies, labelled true.
+
+    Raises:
+        ConfigurationError: No response has a score; the file is left as it was.
     """
     rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
     for reply in _replies(attempts):
@@ -135,6 +163,11 @@ def write_unpaired(
         if given is not None:
             rows[reply.prompt, given, True] = None
     with atomic_file(path) as file:
+        if not rows:
+            raise ConfigurationError(
+                "no labelled reply to write: no response has a score. Score them first: astra-rl "
+                "score."
+            )
         for prompt, text, label in rows:
             row = {"prompt": _messages(prompt), "completion": [_said(text)], "label": label}
             file.write(json_line(row) + "\n")
@@ -144,26 +177,29 @@ def write_unpaired(
 def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:
     """Yield every judged response that no filter blocked."""
     for attempt in attempts:
-        opening = attempt.opening
-        messages = [("system", opening.system)] if opening.system else []
-        # The opening prompt precedes the first attack in the same message.
-        before = opening.prompt
-        for index, said in enumerate(opening.turns):
-            messages.append(("assistant" if index % 2 else "user", _joined(before, said, opening)))
-            before = ""
+        context = attempt.opening.conversation()
         for turn in attempt.turns:
-            asked = _joined(before, turn.attack, opening)
-            before = ""
-            messages.append(("user", asked))
+            context = context + turn.attack
             score = turn.score(attempt.judge)
             if score is not None and not turn.blocked:
                 failed = score >= attempt.threshold
-                yield _Reply(tuple(messages), turn.attack, turn.response, failed)
-            messages.append(("assistant", turn.response))
+                yield _Reply(_read_by_target(context), turn.attack, turn.response, failed)
+            context = context + turn.response
 
 
-def _joined(before: str, said: str, opening: Opening) -> str:
-    return opening.separator.join(part for part in (before, said) if part)
+def messages_of(conversation: Conversation) -> list[Message]:
+    """Return a conversation that ends in an attack as the messages that the target reads."""
+    return _messages(_read_by_target(conversation))
+
+
+def _read_by_target(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    messages = [("system", conversation.system)] if conversation.system else []
+    for index, said in enumerate(conversation.turns):
+        # The opening prompt precedes the first attack in the same message.
+        parts = (conversation.prompt, said) if index == 0 else (said,)
+        text = conversation.separator.join(part for part in parts if part)
+        messages.append(("assistant" if index % 2 else "user", text))
+    return tuple(messages)
 
 
 def _messages(prompt: Iterable[tuple[str, str]]) -> list[Message]:

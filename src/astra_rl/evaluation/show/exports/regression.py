@@ -119,7 +119,7 @@ class RegressionSuite(_Part):
             ConfigurationError: The file cannot be read, is not a suite, or has a newer version.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the regression suite {path}: {error}") from error
         return parse_record(cls, text, f"a regression suite ({path})")

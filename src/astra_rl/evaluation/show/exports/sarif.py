@@ -78,7 +78,8 @@ def _result(attempt: Attempt, rules: Sequence[str], artifact: str, line: int) ->
     assert score is not None
     message = (
         f"{shorten(attempt.target, 200)} failed: {attempt.judge} scored {score:.3g}, threshold "
-        f"{attempt.threshold:g}.\nAttack: {shorten(turn.attack, TEXT_LIMIT)}\n"
+        f"{attempt.threshold:g}.\n"
+        f"Opening and attack: {shorten(attempt.failing_request, TEXT_LIMIT)}\n"
         f"Response: {shorten(turn.response, TEXT_LIMIT)}"
     )
     rule = _rule_id(attempt)

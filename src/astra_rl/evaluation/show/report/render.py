@@ -14,6 +14,7 @@ import hashlib
 import math
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -31,27 +32,31 @@ SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
 
 
 def render_report(data: ReportData) -> str:
-    """Return the page as HTML.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    style = _read("report.css")
+    """Return the page as HTML."""
     # One function scope: the parts share names and define no globals.
     script = '"use strict";\n(() => {\n' + "\n".join(map(_script, SCRIPTS)) + "})();\n"
-    page = Page(data)
+    return render_page(
+        "report.html.j2",
+        data=data,
+        page=Page(data),
+        result=data.result,
+        script=Markup(script),
+        script_hash=_hash(script),
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a template of this package as HTML, with the style sheet of the report.
+
+    Args:
+        template: Name of the template.
+        values: Its variables; every value that it prints is escaped.
+    """
+    style = _read("report.css")
     return (
         _environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            page=page,
-            result=data.result,
-            style=Markup(style),
-            style_hash=_hash(style),
-            script=Markup(script),
-            script_hash=_hash(script),
-        )
+        .get_template(template)
+        .render(style=Markup(style), style_hash=_hash(style), **values)
     )
 
 

@@ -1,0 +1,232 @@
+"""Test a target with prompts in one call: sections of a configuration from a few arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from astra_rl.actions.target_test import TargetTest, run_test
+from astra_rl.config.loading import load_moderator, load_target, validated
+from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
+from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Conversation
+from astra_rl.datasets.scenario_files import scenario_names
+from astra_rl.errors import ConfigurationError
+from astra_rl.infra.importing import is_path
+from astra_rl.infra.jsonio import json_line, write_atomic
+from astra_rl.moderators.function import FunctionModerator
+from astra_rl.runs.folder import RunFolder, new_run_folder
+from astra_rl.runs.resume import check_can_run_in
+from astra_rl.targets.base import Target
+from astra_rl.targets.budget import Budget
+from astra_rl.targets.function import CallableTarget
+
+GIVEN_IN_PYTHON = "given_in_python"
+"""Module, in the saved configuration, of a target or judge that was an object of Python: the
+configuration cannot construct it again."""
+PROMPTS_FILE = "prompts.jsonl"
+"""File in the run folder with the prompts that were given in Python."""
+
+Prompts = str | Path | Iterable[str | Mapping[str, Any]]
+"""A file, the name of a scenario, or texts and rows (``{"prompt": ..., "category": ...}``)."""
+
+
+def redteam(
+    target: str | Target | Callable[..., Any],
+    prompts: Prompts,
+    judge: str | Moderator[Any, Any] | Callable[..., Any],
+    *,
+    model: str | None = None,
+    judge_model: str | None = None,
+    column: str | None = None,
+    threshold: float = 0.5,
+    trials: int = 1,
+    budget: Budget | Mapping[str, float] | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+) -> TargetTest:
+    """Test a target with prompts: send each as it is, judge every reply, and write a report.
+
+    There is no attacker and no training, and all prompts are used. The folder of the result is a
+    run: `astra-rl report`, `compare`, `replay`, `score`, `export` and the other commands read it.
+
+    ```python
+    result = astra_rl.redteam(my_chatbot.answer, "prompts.csv", judge="secret_leak")
+    print(result.rate, result.folder.report)
+    ```
+
+    Args:
+        target: A function from a text (or from messages) to a reply, a `Target`, the URL of an
+            OpenAI-compatible endpoint (with `model`), ``"package.module:function"``, a YAML file
+            with a target section, or the folder or hub id of a model.
+        prompts: A file that `load_rows` reads, the name of a bundled scenario, or texts.
+        judge: A `Moderator`, the name of one, a YAML file with a moderator section, the URL of an
+            endpoint whose model judges harm (with `judge_model`), or a function from a list of
+            replies to a list of scores in [0, 1].
+        model: Name of the model at the endpoint of `target`.
+        judge_model: Name of the model at the endpoint of `judge`; None is `model`.
+        column: Column of the file with the prompts, if it is not called ``prompt``.
+        threshold: Score in (0, 1] from which a reply is a failure of the target.
+        trials: Conversations per prompt.
+        budget: Limits; what is tested within them is a random sample of the prompts.
+        seed: Seed of that choice, and of local models.
+        output: Folder of the run; None creates one under ``runs``.
+
+    Raises:
+        ConfigurationError: An argument is wrong, or the prompts cannot be read.
+        BudgetEndedError: A budget ended the test before a conversation was complete.
+    """
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_can_run_in(folder)
+    run: RunFolder | None = None
+    if not isinstance(prompts, str | Path):
+        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
+        prompts = _written(prompts, run)
+    config = target_test_config(
+        target if isinstance(target, str) else _name_of(target),
+        prompts,
+        judge if isinstance(judge, str) else _name_of(judge),
+        model=model,
+        judge_model=judge_model,
+        column=column,
+        threshold=threshold,
+        trials=trials,
+        budget=budget,
+        seed=seed,
+    )
+    plan = plan_target_test(config, target, judge)
+    if run is None:
+        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
+    return run_test(plan, run)
+
+
+def target_test_config(
+    target: str,
+    prompts: str | Path,
+    judge: str,
+    *,
+    model: str | None = None,
+    judge_model: str | None = None,
+    column: str | None = None,
+    threshold: float = 0.5,
+    trials: int = 1,
+    budget: Budget | Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> RunConfig:
+    """Return the configuration of a test; see `redteam` for the arguments.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    section = target_section(target, model)
+    limits = asdict(budget) if isinstance(budget, Budget) else dict(budget or {})
+    return validated(
+        RunConfig,
+        {
+            "title": f"Test of {section.name}",
+            "target": section.model_dump(),
+            "moderator": judge_section(judge, judge_model or model).model_dump(),
+            "prompts": prompts_section(str(prompts), column),
+            "training": {"steps": 0},
+            "evaluation": {"before": False, "threshold": threshold, "trials": trials},
+            "budget": limits,
+            "seed": seed,
+        },
+    )
+
+
+def plan_target_test(config: RunConfig, target: Any = None, judge: Any = None) -> Plan:
+    """Resolve the configuration of a test; objects of Python take the places of its sections.
+
+    Args:
+        config: The configuration.
+        target: A `Target` or a function; a name is in the configuration already.
+        judge: A `Moderator` or a function; a name is in the configuration already.
+
+    Raises:
+        ConfigurationError: As `resolve`.
+    """
+    if callable(target) and not isinstance(target, Target):
+        target = CallableTarget(target)
+    if callable(judge) and not isinstance(judge, Moderator):
+        judge = FunctionModerator(judge)
+    return resolve(
+        config,
+        target=target if isinstance(target, Target) else None,
+        moderator=judge if isinstance(judge, Moderator) else None,
+    )
+
+
+def prompts_section(prompts: str, column: str | None = None) -> dict[str, Any]:
+    """Return the section of prompts that are given as text; see `redteam`."""
+    if prompts in scenario_names():
+        return {"scenario": prompts}
+    return {"file": prompts, **({} if column is None else {"columns": {"prompt": column}})}
+
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+def target_section(target: str, model: str | None) -> LocalModelConfig | TargetConfig:
+    """Return the section of a target that is given as text; see `redteam`.
+
+    Raises:
+        ConfigurationError: A URL without the name of a model, or a file that cannot be read.
+    """
+    if _URL.match(target):
+        if model is None:
+            raise ConfigurationError(
+                f"{target} is an endpoint; name the model that it serves: --model NAME. For an API "
+                "of another kind write a YAML file with type: http (docs/targets.md)."
+            )
+        return TargetConfig(type="openai", options={"model": model, "base_url": target})
+    if is_path(target) and not target.startswith("bundled:"):
+        return TargetConfig(type=target)
+    return load_target(target)
+
+
+def judge_section(judge: str, model: str | None) -> ModeratorConfig:
+    """Return the section of a judge that is given as text; see `redteam`.
+
+    Raises:
+        ConfigurationError: A URL without the name of a model, or there is no such moderator.
+    """
+    if not _URL.match(judge):
+        return load_moderator(judge)
+    if model is None:
+        raise ConfigurationError(
+            f"{judge} is an endpoint; name the model that judges: --judge-model NAME."
+        )
+    endpoint = {"model": model, "base_url": judge, "temperature": 0.0}
+    return ModeratorConfig(
+        type="llm_judge", options={"complete": {"type": "openai", "options": endpoint}}
+    )
+
+
+def _name_of(given: Any) -> str:
+    """Return the name, in the saved configuration, of an object of Python."""
+    name = getattr(given, "__name__", type(given).__name__)
+    return f"{GIVEN_IN_PYTHON}:{name if name.isidentifier() else 'function'}"
+
+
+def _written(prompts: Iterable[str | Mapping[str, Any]], folder: RunFolder) -> Path:
+    """Write prompts that were given in Python to the folder of the run, and return the file."""
+    rows = [each if isinstance(each, Mapping) else _row(Conversation.of(each)) for each in prompts]
+    path = folder.path / PROMPTS_FILE
+    write_atomic(path, "".join(json_line(row) + "\n" for row in rows))
+    return path
+
+
+def _row(prompt: Conversation) -> dict[str, Any]:
+    if prompt.turns:
+        raise ConfigurationError("a prompt of a test is a text without earlier turns.")
+    return {
+        "prompt": prompt.prompt,
+        **({} if prompt.system is None else {"system": prompt.system}),
+        **({"facts": dict(prompt.facts)} if prompt.facts else {}),
+    }

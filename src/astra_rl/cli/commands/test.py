@@ -1,0 +1,88 @@
+"""``astra-rl test``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astra_rl.cli.options import BudgetOptions, DryRun, ResultOptions, Trials
+from astra_rl.cli.target_test_output import print_test_estimate, test_and_print
+
+
+def test(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help=(
+                "URL of an OpenAI-compatible endpoint (with --model), 'package.module:function', a "
+                "YAML file, or the folder or hub id of a model."
+            ),
+        ),
+    ],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="File of prompts (csv, txt, jsonl, ...), or the name of a bundled scenario."
+        ),
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "What counts as a failure: a moderator's name, a YAML file with one, or the URL of "
+                "an endpoint whose model judges harm (with --judge-model)."
+            )
+        ),
+    ],
+    budget: BudgetOptions,
+    result: ResultOptions,
+    model: Annotated[str | None, typer.Option(help="Model at the URL of TARGET.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Model at the URL of --judge. Default: --model.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column with the prompts. Default: 'prompt'.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Score from which a reply is a failure of the target.")
+    ] = 0.5,
+    trials: Trials = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of local models, and of the order under a budget.")
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Run folder. Default: a new folder in ./runs."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Test a target with your own prompts: no attacker, no training.
+
+    Sends each prompt as it is, judges every reply, and writes the report. The run folder is read by
+    report, compare, replay, score, export and regress, like that of a training.
+    """
+    from astra_rl.actions.redteam import plan_target_test, target_test_config
+
+    out = result.printer()
+    sys.path.append(str(Path.cwd()))  # where the module of 'module:function' usually is
+    config = target_test_config(
+        target,
+        prompts,
+        judge,
+        model=model,
+        judge_model=judge_model,
+        column=column,
+        threshold=threshold,
+        trials=trials,
+        budget=budget.limits(),
+        seed=seed,
+    )
+    plan = plan_target_test(config)
+    if dry_run:
+        print_test_estimate(plan)
+        return
+    test_and_print(plan, output, out)

@@ -1,0 +1,34 @@
+"""``astra-rl validate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astra_rl.cli.console import console
+from astra_rl.cli.costs import print_run_estimate
+from astra_rl.cli.options import SettingOptions
+from astra_rl.cli.target_test_output import print_test_estimate
+
+
+def validate(
+    config_file: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration of a run.")
+    ],
+    options: SettingOptions,
+) -> None:
+    """Check a configuration, its prompts included: loads no model, makes no call.
+
+    Prints the size of the run, and an upper bound of its endpoint calls.
+    """
+    from astra_rl.config.loading import load_config
+    from astra_rl.config.resolve import resolve
+
+    config = load_config(config_file, options.overrides())
+    if config.attacker is None:
+        print_test_estimate(resolve(config))
+    else:
+        print_run_estimate(config, console)
+    console.print(f"{config_file} is valid", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,122 @@
+"""Result of hardening a target: leak rates and refusals of every round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from astra_rl.evaluation.measures.summary import (
+    Summary,
+    TransferMatrix,
+    compare,
+    summarise,
+    transfer_matrix,
+)
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.stats.paired import PairedComparison
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """Attack success and over-refusal of a target before and after each round of fine-tuning.
+
+    Attributes:
+        matrix: Success rate of the attacker of each round against the target of each round, on the
+            same held-out prompts.
+        refusals: Refusals of benign requests, by target; success means that it refused.
+        attack_changes: Paired difference of the success rate, by attacker and later target: the
+            rate against that target minus the rate against the first one.
+        refusal_changes: The same difference of refusals, by later target.
+    """
+
+    matrix: TransferMatrix
+    refusals: Mapping[str, Summary]
+    attack_changes: Mapping[tuple[str, str], PairedComparison]
+    refusal_changes: Mapping[str, PairedComparison]
+
+    @property
+    def attackers(self) -> Sequence[str]:
+        """Names of the attackers, in order of the rounds."""
+        return self.matrix.attackers
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """Names of the targets, in order of the rounds."""
+        return list(self.refusals)
+
+    @property
+    def exploitability(self) -> float:
+        """Exploitability of the uniform mixtures of the measured attackers and targets."""
+        rates = self.matrix.rates
+        return exploitability(
+            [[rates[one, other].estimate for other in self.targets] for one in self.attackers]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values, NaN where one does not exist."""
+        return {
+            "exploitability": self.exploitability,
+            "attacks": [
+                {**cell, "change": _change(self.attack_changes.get(pair))}
+                for pair, cell in zip(self.matrix.rates, self.matrix.as_dict(), strict=True)
+            ],
+            "refusals": [
+                {
+                    "target": target,
+                    **summary.asr.as_dict(),
+                    "change": _change(self.refusal_changes.get(target)),
+                }
+                for target, summary in self.refusals.items()
+            ],
+        }
+
+
+def _change(found: PairedComparison | None) -> dict[str, Any] | None:
+    return None if found is None else found.as_dict()
+
+
+def exploitability(rates: Sequence[Sequence[float]]) -> float:
+    """Return how far two uniform mixtures are from an equilibrium of a zero-sum matrix game.
+
+    It is what the best single attacker gains against the mixture of targets, plus what the best
+    single target gains against the mixture of attackers (NashConv, Lanctot et al. 2017, arXiv
+    1711.00832): 0 at an equilibrium, at most 1 for rates. Rows that occur twice count twice.
+
+    Args:
+        rates: Success rate by attacker (rows) and target (columns), not empty.
+
+    Returns:
+        The sum; NaN if a rate is.
+    """
+    columns: list[tuple[float, ...]] = list(zip(*rates, strict=True))
+    if any(math.isnan(rate) for row in rates for rate in row):
+        return math.nan
+    best_attacker = max(sum(row) / len(row) for row in rates)
+    best_target = min(sum(column) / len(column) for column in columns)
+    return best_attacker - best_target
+
+
+def hardening_of(
+    attacks: Mapping[tuple[str, str], Sequence[AttemptRow]],
+    refusals: Mapping[str, Sequence[AttemptRow]],
+) -> Hardening:
+    """Compute the result from attempts.
+
+    Args:
+        attacks: Attempts by attacker and target, in order of the rounds.
+        refusals: Attempts at benign requests by target, in order of the rounds.
+    """
+    first, *later = refusals
+    matrix = transfer_matrix(row for rows in attacks.values() for row in rows)
+    return Hardening(
+        matrix,
+        {target: summarise(rows) for target, rows in refusals.items()},
+        {
+            (attacker, target): compare(rows, attacks[attacker, first])
+            for (attacker, target), rows in attacks.items()
+            if target != first and (attacker, first) in attacks
+        },
+        {target: compare(refusals[target], refusals[first]) for target in later},
+    )

@@ -1,0 +1,42 @@
+"""Whether an attacker speaks: attacks that are empty, repetitive or no words."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+MOST_IN_A_WORD = 40
+"""Longest word in characters; longer ones are strings of symbols or of letters without a break."""
+FEWEST_REPEATED = 8
+"""Number of words from which an attack can be repetitive."""
+
+
+def speech_defect(attack: str) -> str | None:
+    """Return why an attack is no speech: ``"empty"``, ``"no words"`` or ``"repetitive"``.
+
+    None if it has words, most of its characters belong to words, and no word is more than half of
+    a longer text. Nothing is said about its sense, and no language is assumed.
+    """
+    text = attack.strip()
+    if not text:
+        return "empty"
+    words = [word for word in text.split() if any(c.isalpha() for c in word)]
+    spoken = sum(unicodedata.category(c)[0] in "LMNZ" for c in text)  # with combining marks
+    if not words or 2 * spoken < len(text) or min(map(len, words)) > MOST_IN_A_WORD:
+        return "no words"
+    most = max(Counter(map(str.lower, words)).values())
+    return "repetitive" if len(words) >= FEWEST_REPEATED and 2 * most > len(words) else None
+
+
+def describe_weak_attacker(attacks: Sequence[str]) -> str | None:
+    """Return a warning if at least half of the attacks are no speech; None otherwise."""
+    found = Counter(defect for each in attacks if (defect := speech_defect(each)) is not None)
+    if not attacks or 2 * found.total() < len(attacks):
+        return None
+    counts = ", ".join(f"{count} {defect}" for defect, count in found.most_common())
+    return (
+        f"The untrained attacker hardly speaks: {found.total()} of {len(attacks)} attacks are no "
+        f"messages ({counts}). Training rarely repairs that. Use a better model "
+        "(attacker.model), its chat format (attacker.chat), or another brief of the prompts."
+    )

@@ -1,0 +1,227 @@
+"""Forecasts beyond the sample: success at many tries, and the likeliest failure among many queries.
+
+*More tries at the same prompts.* The success probability of a prompt is drawn from a beta
+distribution, fitted by maximum likelihood to the successes of each prompt (beta-binomial); success
+at N tries is ``1 - E[(1 - p)^N]``.
+
+*More queries than were tried.* The failure probabilities of single queries have a tail: the log of
+the share of queries with a probability of at least p is nearly linear in ``-log(-log p)``. The line
+through the largest ones gives the largest probability to expect among n queries (Jones et al.,
+arXiv 2502.16797).
+
+Both extrapolate, so a forecast is refused where the data cannot carry it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from astra_rl.evaluation.stats.intervals import Array, Interval
+from astra_rl.evaluation.stats.percent import between, format_percent
+
+LEAST_PROMPTS = 10
+LEAST_SUCCESSES = 5
+FARTHEST_TRIES = 100
+"""Largest ratio of the tries of a forecast to the trials per prompt."""
+LARGEST_USED = 20
+"""Number of largest probabilities that the line of the tail goes through."""
+LEAST_QUERIES = 100
+FARTHEST_QUERIES = 1000
+"""Largest ratio of the queries of a forecast to those of the sample."""
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast.
+
+    Attributes:
+        at: Number of tries per prompt, or of queries.
+        estimate: Success probability, in [0, 1].
+        interval: 95% bootstrap interval; it does not cover errors of the model.
+        unit: What `at` counts: tries or queries.
+    """
+
+    at: int
+    estimate: float
+    interval: Interval
+    unit: str = "tries"
+
+    @property
+    def text(self) -> str:
+        """The forecast as a sentence."""
+        return (
+            f"{self.at} {self.unit}: {format_percent(self.estimate)} (95% interval "
+            f"{between(self.interval)})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {"at": self.at, "estimate": self.estimate, **self.interval._asdict()}
+
+
+@dataclass(frozen=True)
+class NoForecast:
+    """The data cannot carry a forecast.
+
+    Attributes:
+        at: Number of tries per prompt, or of queries.
+        reason: Why.
+        unit: What `at` counts: tries or queries.
+    """
+
+    at: int
+    reason: str
+    unit: str = "tries"
+
+    @property
+    def text(self) -> str:
+        """The reason as a sentence."""
+        return f"{self.at} {self.unit}: no forecast, {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reason as JSON values."""
+        return asdict(self)
+
+
+class Beta(NamedTuple):
+    """Parameters of a beta distribution."""
+
+    a: float
+    b: float
+
+    def success_at(self, tries: int) -> float:
+        """Return ``1 - E[(1 - p)^tries]``."""
+        lost = (
+            math.lgamma(self.b + tries)
+            - math.lgamma(self.b)
+            + math.lgamma(self.a + self.b)
+            - math.lgamma(self.a + self.b + tries)
+        )
+        return -math.expm1(lost)
+
+
+def fit_beta(prompts: Sequence[tuple[int, int]]) -> Beta:
+    """Fit a beta distribution to successes and trials of prompts, by maximum likelihood.
+
+    The likelihood is maximised over a grid of mean and precision ``a + b`` that is refined four
+    times. If prompts do not differ more than chance, the precision is at its largest value, 1e6.
+
+    Args:
+        prompts: Successes and trials of each prompt, at least one trial in all.
+    """
+    won = np.array([each[0] for each in prompts])
+    of = np.array([each[1] for each in prompts])
+    steps = np.arange(int(of.max()))
+    # Number of factors (a + j), (b + j) and (a + b + j) of the likelihood.
+    up, down, all_ = ((each[:, None] > steps).sum(axis=0) for each in (won, of - won, of))
+    middle, reach = np.array([0.0, 3.0]), np.array([12.0, 11.0])
+    for _ in range(5):
+        means = middle[0] + reach[0] * np.linspace(-1, 1, 25)
+        precisions = np.clip(middle[1] + reach[1] * np.linspace(-1, 1, 25), -5, math.log(1e6))
+        mean, size = (1 / (1 + np.exp(-means)))[:, None, None], np.exp(precisions)[None, :, None]
+        a, b = mean * size, (1 - mean) * size
+        likelihood = (
+            np.log(a + steps) @ up + np.log(b + steps) @ down - np.log(a + b + steps) @ all_
+        )
+        i, j = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
+        middle, reach = np.array([means[i], precisions[j]]), reach / 6
+    share, size_found = 1 / (1 + math.exp(-middle[0])), math.exp(middle[1])
+    return Beta(share * size_found, (1 - share) * size_found)
+
+
+def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast | NoForecast:
+    """Forecast the share of prompts with at least one success in `tries` tries.
+
+    Args:
+        prompts: Successes and trials of each prompt.
+        tries: At least 1.
+    """
+    known = [each for each in prompts if each[1]]
+    most = max((of for _, of in known), default=0)
+    successes = sum(won for won, _ in known)
+    if len(known) < LEAST_PROMPTS:
+        return NoForecast(tries, f"{len(known)} prompts; at least {LEAST_PROMPTS} are needed")
+    if most < 2:
+        return NoForecast(tries, "one trial per prompt does not show how prompts differ (--trials)")
+    if successes < LEAST_SUCCESSES:
+        return NoForecast(
+            tries, f"{successes} successes; at least {LEAST_SUCCESSES} are needed for the shape"
+        )
+    if tries > FARTHEST_TRIES * most:
+        return NoForecast(
+            tries, f"more than {FARTHEST_TRIES} times the {most} trials per prompt that were made"
+        )
+    estimate = fit_beta(known).success_at(tries)
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = generator.integers(len(known), size=len(known))
+        sample = [known[row] for row in rows]
+        drawn.append(fit_beta(sample).success_at(tries) if any(won for won, _ in sample) else 0.0)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Forecast(
+        tries, estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
+    )
+
+
+def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast | NoForecast:
+    """Forecast the largest failure probability of a single query among many queries.
+
+    Args:
+        probabilities: Failure probability of each query of a sample of ordinary use, in [0, 1).
+        queries: Number of queries, for instance of a day of deployment.
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    count = len(values)
+
+    def refused(reason: str) -> NoForecast:
+        return NoForecast(queries, reason, "queries")
+
+    if count < LEAST_QUERIES:
+        return refused(f"{count} queries; at least {LEAST_QUERIES} are needed")
+    if queries > FARTHEST_QUERIES * count:
+        return refused(f"more than {FARTHEST_QUERIES} times the {count} queries")
+    if not ((values >= 0) & (values < 1)).all():
+        return refused("a probability is outside of [0, 1)")
+    top = np.sort(values)[::-1][:LARGEST_USED]
+    if top[-1] <= 0 or len(set(top.tolist())) < LARGEST_USED:
+        return refused(
+            f"the {LARGEST_USED} largest probabilities are zero or equal; measure them with more "
+            "samples, or as probabilities of the model",
+        )
+    estimate = _tail(top, count, queries)
+    if estimate is None:
+        return refused("the tail of the probabilities has no slope")
+    # Order statistics: the shares above the largest values are sums of exponential spacings.
+    generator = np.random.default_rng(0)
+    gaps = generator.exponential(size=(RESAMPLES, LARGEST_USED))
+    redrawn = [
+        each
+        for row in np.cumsum(gaps, axis=1)
+        if (each := _tail(top, count, queries, row / count)) is not None
+    ]
+    low, high = np.quantile(redrawn or [estimate], [0.025, 0.975])
+    return Forecast(
+        queries,
+        estimate,
+        Interval(min(estimate, float(low)), max(estimate, float(high))),
+        "queries",
+    )
+
+
+def _tail(top: Array, count: int, queries: int, shares: Array | None = None) -> float | None:
+    """Extend the line through the largest probabilities to a share of one in `queries`."""
+    scores = -np.log(-np.log(top))
+    if shares is None:
+        shares = (np.arange(len(top)) + 1) / count
+    slope, level = np.polyfit(scores, np.log(shares), 1)
+    if not slope < 0:
+        return None
+    score = (-math.log(queries) - level) / slope
+    return math.exp(-math.exp(-score))

@@ -1,0 +1,254 @@
+"""Probability of a rare failure by adaptive multilevel splitting.
+
+A failure that happens once in a million conversations is reached in stages. Many conversations are
+played side by side, each with a level: the highest score of the judge so far. The lowest ones are
+given up again and again, and replaced by copies of others, cut where they first exceeded that
+level and continued with new random numbers. Each stage multiplies the estimate by the share that
+was kept (Cérou and Guyader, *Stochastic Analysis and Applications* 25, 2007). For discrete levels,
+with ties, all conversations at the lowest level are given up together, which keeps the estimate
+unbiased (Bréhier et al., *Ann. Appl. Probab.* 26, 2016).
+
+It needs a score that rises on the way to the failure. A mode of failure that rises from a level
+which most conversations never reach may be missed; the runs of `rare_probability` are independent,
+so a mode that some of them find widens the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.intervals import Interval, student_quantile
+from astra_rl.evaluation.stats.rates import Rate
+
+StateT = TypeVar("StateT")
+
+Step = Callable[[Sequence[StateT]], Sequence[tuple[StateT, float, bool]]]
+"""Plays one turn of every state, with fresh random numbers: next state, score of the turn, and
+whether the conversation has ended."""
+MAX_STAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Path(Generic[StateT]):
+    """A conversation so far.
+
+    Attributes:
+        states: The opening, and the state after each turn.
+        levels: Highest score up to each state; minus infinity for the opening.
+        ended: Whether it has ended.
+    """
+
+    states: tuple[StateT, ...]
+    levels: tuple[float, ...]
+    ended: bool = False
+
+    @property
+    def level(self) -> float:
+        """Highest score of the conversation."""
+        return self.levels[-1]
+
+    def cut_above(self, level: float) -> Path[StateT]:
+        """Return the conversation up to the first state above a level, which it has reached."""
+        at = next(index for index, each in enumerate(self.levels) if each > level)
+        last = at == len(self.levels) - 1
+        return Path(self.states[: at + 1], self.levels[: at + 1], self.ended and last)
+
+
+@dataclass(frozen=True)
+class SplitRun(Generic[StateT]):
+    """One run of the algorithm.
+
+    Attributes:
+        estimate: Unbiased estimate of the probability of failure; 0 if no conversation failed.
+        turns: Number of turns that were played, target calls.
+        stages: Number of stages.
+        failures: Conversations at the end whose level reached the threshold.
+        plain: Failures among the conversations at the start, before anything was given up.
+    """
+
+    estimate: float
+    turns: int
+    stages: int
+    failures: Sequence[Path[StateT]]
+    plain: Rate
+
+
+@dataclass(frozen=True)
+class RareProbability:
+    """Probability of a rare failure from independent runs.
+
+    Attributes:
+        estimate: Mean of the runs.
+        interval: 95% interval; its upper end is NaN with one run, and that of `plain` if no run
+            failed.
+        relative_error: Standard error divided by the estimate; NaN without failures.
+        runs: Estimate of each run.
+        turns: Number of turns that all runs played.
+        stages: Mean number of stages; 0 if the scores have no levels below the threshold.
+        plain: Failures among the conversations at the start of all runs. They are plain sampling,
+            so its upper end also bounds failures whose score does not rise on the way.
+    """
+
+    estimate: float
+    interval: Interval
+    relative_error: float
+    runs: tuple[float, ...]
+    turns: int
+    stages: float
+    plain: Rate
+
+    @property
+    def covering(self) -> Interval:
+        """95% interval of all failures, also those whose score does not rise on the way."""
+        return Interval(
+            min(self.interval.low, self.plain.interval.high),
+            max(self.interval.high, self.plain.interval.high),
+        )
+
+    @property
+    def text(self) -> str:
+        """The estimate as a sentence."""
+        if not self.estimate:
+            return (
+                f"no run reached a failure: at most {self.plain.interval.high:.2g} by the "
+                f"{self.plain.trials} conversations at the start"
+            )
+        return (
+            f"about {self.estimate:.2g} (95% interval {self.interval.low:.2g} to "
+            f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls, "
+            f"{self.plain_calls:.2g} by plain sampling; failures whose score does not rise on the "
+            f"way could have up to {self.plain.interval.high:.2g}"
+        )
+
+    @property
+    def plain_calls(self) -> float:
+        """Conversations of plain sampling with the same relative error."""
+        return (1 - self.estimate) / (self.estimate * self.relative_error**2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {
+            "method": "adaptive multilevel splitting",
+            "estimate": self.estimate,
+            **self.interval._asdict(),
+            "relative_error": self.relative_error,
+            "runs": list(self.runs),
+            "target_calls": self.turns,
+            "stages": self.stages,
+            "plain": self.plain.as_dict(),
+            "covering_low": self.covering.low,
+            "covering_high": self.covering.high,
+        }
+
+
+def split_once(
+    openings: Sequence[StateT],
+    step: Step[StateT],
+    *,
+    threshold: float,
+    generator: np.random.Generator,
+    kill: float = 0.25,
+) -> SplitRun[StateT]:
+    """Run adaptive multilevel splitting once.
+
+    Args:
+        openings: Opening of each conversation, drawn from ordinary use; at least two.
+        step: Plays one turn of each of some states.
+        threshold: Score from which a turn is a failure.
+        generator: Chooses what is copied.
+        kill: Share of the conversations that a stage gives up at least, in (0, 1).
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+    if len(openings) < 2 or not 0 < kill < 1:
+        raise ConfigurationError(
+            f"{len(openings)} conversations, kill={kill}; at least two, and kill in (0, 1)."
+        )
+    count = len(openings)
+    paths, turns = _play([Path((each,), (-math.inf,)) for each in openings], step, threshold)
+    plain = Rate(sum(path.level >= threshold for path in paths), count)
+    estimate, stages = 1.0, 0
+    while stages < MAX_STAGES:
+        levels = np.array([path.level for path in paths])
+        level = float(np.sort(levels)[max(0, math.ceil(kill * count) - 1)])
+        if level >= threshold:
+            break
+        survivors = np.flatnonzero(levels > level)
+        if not len(survivors):  # all are at the same level: it cannot be exceeded from here
+            return SplitRun(0.0, turns, stages, (), plain)
+        estimate *= len(survivors) / count
+        given_up = np.flatnonzero(levels <= level)
+        parents = generator.choice(survivors, size=len(given_up))
+        copies = [paths[parent].cut_above(level) for parent in parents]
+        played, more = _play(copies, step, threshold)
+        turns += more
+        stages += 1
+        for index, path in zip(given_up, played, strict=True):
+            paths[index] = path
+    failures = [path for path in paths if path.level >= threshold]
+    return SplitRun(estimate * len(failures) / count, turns, stages, failures, plain)
+
+
+def _play(
+    paths: Sequence[Path[StateT]], step: Step[StateT], threshold: float
+) -> tuple[list[Path[StateT]], int]:
+    """Continue conversations until they fail or end; return them and the turns played."""
+    done, turns = list(paths), 0
+    going = [index for index, path in enumerate(done) if not path.ended and path.level < threshold]
+    while going:
+        results = step([done[index].states[-1] for index in going])
+        turns += len(going)
+        for index, (state, score, ended) in zip(going, results, strict=True):
+            path = done[index]
+            highest = max(path.level, score)
+            done[index] = Path((*path.states, state), (*path.levels, highest), ended)
+        going = [
+            index for index in going if not done[index].ended and done[index].level < threshold
+        ]
+    return done, turns
+
+
+def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
+    """Combine independent runs.
+
+    The mean is unbiased. The estimates are skewed, so the interval is that of Student's t for their
+    logarithms, moved to the mean, if all runs failed; otherwise Student's t for the estimates
+    themselves.
+
+    Args:
+        runs: At least one.
+    """
+    if not runs:
+        raise ConfigurationError("no runs were given; give at least one.")
+    values = np.array([run.estimate for run in runs])
+    turns = sum(run.turns for run in runs)
+    stages = float(np.mean([run.stages for run in runs]))
+    plain = Rate(sum(run.plain.successes for run in runs), sum(run.plain.trials for run in runs))
+    mean, count = float(values.mean()), len(values)
+    if count < 2 or not mean:
+        high = math.nan if count < 2 else plain.interval.high
+        return RareProbability(
+            mean, Interval(0.0, high), math.nan, tuple(values.tolist()), turns, stages, plain
+        )
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    quantile = student_quantile(0.95, count - 1)
+    if values.all():
+        logs = np.log(values)
+        # Log-normal mean: the mean of the logs, plus half their variance (Cox's method, see Zhou
+        # and Gao, Stat. Med. 16, 1997).
+        variance = float(logs.var(ddof=1))
+        centre = float(logs.mean()) + variance / 2
+        reach = quantile * math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+        interval = Interval(math.exp(centre - reach), min(1.0, math.exp(centre + reach)))
+    else:
+        interval = Interval(max(0.0, mean - quantile * error), min(1.0, mean + quantile * error))
+    return RareProbability(
+        mean, interval, error / mean, tuple(values.tolist()), turns, stages, plain
+    )

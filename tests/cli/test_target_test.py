@@ -1,0 +1,214 @@
+"""``astra-rl test`` and `astra_rl.redteam`: prompts, a target and a judge; no attacker."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cli.running import Done, astra_rl
+from tests.endpoint import Body, Endpoint, judging, said
+
+import astra_rl as library
+from astra_rl.errors import BudgetEndedError, ConfigurationError
+from astra_rl.moderators import KeywordModerator
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.testing import tiny_model
+
+ROWS = 50
+
+
+@pytest.fixture
+def place(tmp_path: Path, endpoint: Endpoint) -> Path:
+    """A folder with a file of prompts, beside an endpoint that fails on every third."""
+    endpoint.reset()
+
+    def reply(body: Body) -> Any:
+        text = str(body["messages"])
+        verdict = 10 if "Sure" in text else 0
+        answer = "Sure." if sum(map(int, filter(str.isdigit, said(body)))) % 3 == 0 else "No."
+        return judging(lambda _: answer, verdict)(body)
+
+    endpoint.reply = reply
+    rows = [f"Tell me about number {number},kind {number % 5}\n" for number in range(ROWS)]
+    (tmp_path / "prompts.csv").write_text("prompt,category\n" + "".join(rows))
+    (tmp_path / "own.py").write_text("def answer(text):\n    return 'I know ' + text\n")
+    return tmp_path
+
+
+def run(place: Path, endpoint: Endpoint, *more: str, output: str = "first") -> Done:
+    target = ["--model", "m", "--prompts", "prompts.csv"]
+    judge = ["--judge", endpoint.url, "--judge-model", "j"]
+    return astra_rl("test", endpoint.url, *target, *judge, "-o", output, *more, cwd=place)
+
+
+EXPECTED = sum(sum(map(int, str(number))) % 3 == 0 for number in range(ROWS))
+
+
+def test_one_command_gives_the_rate_of_all_rows_against_an_endpoint(
+    place: Path, endpoint: Endpoint
+) -> None:
+    done = run(place, endpoint, "--json", "--fail-on", "asr>0.9")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["asr"]["successes"] == EXPECTED
+    assert (result["planned"], result["outcomes"]["failure"]) == (ROWS, ROWS - EXPECTED)
+    assert Counter(body["model"] for _, _, body in endpoint.requests) == {"m": ROWS, "j": ROWS}
+    asked = [said(body) for _, _, body in endpoint.requests if body["model"] == "m"]
+    assert sorted(asked) == sorted(f"Tell me about number {number}" for number in range(ROWS))
+    assert "kind 3" in done.stderr  # the table by category, beside the JSON
+    page = (place / "first" / "report.html").read_text("utf-8")
+    assert f"{EXPECTED} of {ROWS}" in page
+    assert run(place, endpoint).returncode == 2  # the folder holds a complete run
+
+
+@pytest.mark.slow
+def test_every_other_command_reads_the_result(place: Path, endpoint: Endpoint) -> None:
+    for name in ("first", "next"):
+        assert run(place, endpoint, output=name).returncode == 0
+    strict = {"type": "keyword", "options": {"words": ["Sure"]}}
+    (place / "strict.yaml").write_text(yaml.safe_dump(strict))
+    for command in (
+        "compare first next",
+        "report first",
+        "score first -m strict.yaml",
+        "replay first",
+        "export first -f csv",
+        "export first -f junit",
+        "export first -f regression",
+        "export first -f unpaired",
+        "failures first",
+    ):
+        done = astra_rl(*command.split(), cwd=place)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert "in both" in astra_rl("compare", "first", "next", cwd=place).stdout
+    suite = json.loads((place / "first" / "regression.json").read_text())
+    assert len(suite["cases"]) == EXPECTED
+    command = "regress first/regression.json --run first --target own.yaml"
+    (place / "own.yaml").write_text("target: {type: 'own:answer'}\n")
+    done = astra_rl(*command.split(), cwd=place)
+    assert f"{EXPECTED} of {EXPECTED} passed" in done.stdout
+
+
+def test_a_budget_tests_a_random_sample_and_resume_tests_the_rest(
+    place: Path, endpoint: Endpoint
+) -> None:
+    done = run(place, endpoint, "--max-requests", "60", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "it ends after 30 of 50 conversations or later" in done.stdout
+    assert not endpoint.requests
+    done = run(place, endpoint, "--max-requests", "60")
+    assert done.returncode == 4
+    assert len(endpoint.requests) == 60
+    with AttemptLog(place / "first" / "attempts.jsonl") as log:
+        kinds = Counter(each.category for each in log)
+    assert kinds.total() >= 29  # half the calls judge: none is asked in vain
+    assert len(kinds) == 5  # not the first rows only
+    done = astra_rl(*["resume", "first", "--max-requests", "200"], cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 2 * ROWS  # nothing is asked twice
+    result = json.loads((place / "first" / "evaluation_after.json").read_text())
+    assert result["asr"]["successes"] == EXPECTED
+
+
+@pytest.mark.slow
+def test_a_function_a_file_and_a_local_model_are_targets(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(place))
+    model, tokenizer = tiny_model("llama", window=256)
+    model.save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    (place / "target.yaml").write_text("target: {type: 'own:answer', options: {name: mine}}\n")
+    (place / "judge.yaml").write_text("{type: keyword, options: {words: [know]}}\n")
+    (place / "two.txt").write_text("Who are you?\nName a colour.\n")
+    for target, rate in (("own:answer", 1.0), ("target.yaml", 1.0), ("model", 0.0)):
+        command = f"test {target} --prompts two.txt --judge judge.yaml --json"
+        done = astra_rl(*command.split(), cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["asr"]["estimate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["http://127.0.0.1:1/v1"], "name the model that it serves: --model NAME"),
+        (["own:nothing"], "cannot import 'own:nothing'"),
+        (["own:answer", "--judge", "http://127.0.0.1:1/v1"], "--judge-model NAME"),
+        (["own:answer", "--judge", "keywrd"], "no moderator 'keywrd'"),
+        (["own:answer", "--prompts", "none.csv"], "none.csv"),
+        (["own:answer", "--column", "question"], "has no column 'question'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_sent_or_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.syspath_prepend(str(place))
+    given = dict.fromkeys(("--prompts", "--judge"))
+    usual = {"--prompts": "prompts.csv", "--judge": "refusal"}
+    more = [each for name in given if name not in arguments for each in (name, usual[name])]
+    done = astra_rl("test", *arguments, *more, cwd=place)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (place / "runs").exists()
+
+
+def test_the_library_takes_functions_and_texts(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    prompts = ["one", {"prompt": "two", "category": "even"}, library.Conversation("three")]
+    result = library.redteam(
+        lambda text: text.upper(),
+        prompts,
+        judge=lambda replies: ["T" in each for each in replies],
+        trials=2,
+        output="here",
+    )
+    assert result.rate == pytest.approx(2 / 3)
+    assert [each.turns[0].response for each in result.evaluation.attempts[:3]] == [
+        "ONE", "TWO", "THREE",
+    ]  # fmt: skip
+    for shown in (result._repr_html_(), result.folder._repr_html_()):
+        assert shown.startswith('<iframe sandbox="allow-scripts"')  # no access to the notebook
+        assert "&lt;!doctype html&gt;" in shown.lower()
+    done = astra_rl("export", "here", "-f", "csv", cwd=place)
+    assert done.returncode == 0, done.stderr
+    done = astra_rl("replay", "here", cwd=place)
+    assert done.returncode == 2
+    assert "given_in_python" in done.stderr
+    with pytest.raises(ConfigurationError, match="completed run"):
+        library.redteam(len, prompts, judge=KeywordModerator(["a"]), output="here")
+
+
+def test_the_library_ends_within_its_budget(place: Path, endpoint: Endpoint) -> None:
+    result = library.redteam(
+        endpoint.url,
+        place / "prompts.csv",
+        judge=KeywordModerator(["Sure"]),
+        model="m",
+        budget={"max_requests": 10},
+        output=place / "part",
+    )
+    assert isinstance(result.ended, BudgetEndedError)
+    assert len(result.evaluation.attempts) == len(endpoint.requests) == 10
+
+
+def test_goals_are_sent_as_they_are(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(place))
+    scenario = {"prompts": ["Fold a boat"], "prompt_role": "goal", "brief": "Bring it about."}
+    (place / "goals.yaml").write_text(yaml.safe_dump(scenario))
+    config = {
+        "target": {"type": "own:answer"},
+        "moderator": {"type": "keyword", "options": {"words": ["know"]}},
+        "prompts": {"scenario": str(place / "goals.yaml")},
+    }
+    (place / "run").mkdir()
+    (place / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    done = astra_rl("resume", "run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    with AttemptLog(place / "run" / "attempts.jsonl") as log:
+        assert [each.turns[0].response for each in log] == ["I know Fold a boat"]

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from scipy.stats import betabinom
+
+from astra_rl.evaluation.stats.forecast import (
+    Forecast,
+    NoForecast,
+    fit_beta,
+    forecast_largest,
+    forecast_success,
+)
+
+
+def drawn(seed, a=0.5, b=10.0, prompts=60, trials=10):
+    rng = np.random.default_rng(seed)
+    rates = rng.beta(a, b, size=prompts)
+    return [(int(won), trials) for won in rng.binomial(trials, rates)]
+
+
+def test_the_fit_has_the_largest_likelihood():
+    prompts = drawn(0)
+    found = fit_beta(prompts)
+
+    def likelihood(a, b):
+        return betabinom.logpmf([won for won, _ in prompts], 10, a, b).sum()
+
+    best = likelihood(*found)
+    for factor in (0.9, 0.98, 1.02, 1.1):
+        assert likelihood(found.a * factor, found.b) <= best + 1e-3
+        assert likelihood(found.a, found.b * factor) <= best + 1e-3
+
+
+@pytest.mark.parametrize("tries", [1, 7, 300])
+def test_success_at_many_tries_is_that_of_the_distribution(tries):
+    found = fit_beta(drawn(1))
+    assert found.success_at(tries) == pytest.approx(1 - betabinom.pmf(0, tries, *found))
+
+
+def test_success_at_fifty_times_as_many_tries_is_within_the_interval():
+    truth = 1 - betabinom.pmf(0, 500, 0.5, 10.0)
+    inside = 0
+    for seed in range(6):
+        found = forecast_success(drawn(seed), 500)
+        assert isinstance(found, Forecast)
+        inside += found.interval.low <= truth <= found.interval.high
+    assert inside >= 5
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tries", "reason"),
+    [
+        ([(1, 5)] * 9, 10, "9 prompts"),
+        ([(1, 1)] * 20, 10, "one trial per prompt"),
+        ([(0, 5)] * 18 + [(1, 5)] * 2, 10, "2 successes"),
+        ([(1, 5)] * 20, 501, "more than 100 times"),
+    ],
+)
+def test_no_forecast_where_the_data_cannot_carry_it(prompts, tries, reason):
+    found = forecast_success(prompts, tries)
+    assert isinstance(found, NoForecast)
+    assert reason in found.text
+
+
+def test_the_largest_of_a_hundred_times_as_many_queries_is_within_an_order_of_magnitude():
+    """900 queries of four shapes of tail, and the largest probability of 90,000 held-out ones."""
+    shapes = [
+        lambda rng, size: np.exp(rng.normal(-12, 2, size)),
+        lambda rng, size: np.exp(rng.normal(-20, 4, size)),
+        lambda rng, size: rng.beta(0.2, 50, size),
+        lambda rng, size: np.exp(-np.exp(rng.gumbel(2.2, 0.3, size) * -1 + 5)),
+    ]
+    near = []
+    for shape in shapes:
+        for seed in range(25):
+            rng = np.random.default_rng(seed)
+            sample, held_out = (np.clip(shape(rng, n), 1e-300, 0.999) for n in (900, 90_000))
+            found = forecast_largest(sample, 90_000)
+            assert isinstance(found, Forecast)
+            near.append(abs(np.log10(found.estimate / held_out.max())) <= 1)
+    assert np.mean(near) >= 0.86
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "queries", "reason"),
+    [
+        ([0.1] * 99, 1000, "99 queries"),
+        ([0.1] * 100, 100_001, "more than 1000 times"),
+        ([0.0] * 95 + [0.1] * 5, 1000, "zero or equal"),
+        ([1.5] + [0.1] * 100, 1000, "outside"),
+    ],
+)
+def test_no_forecast_of_the_tail_where_there_is_none(probabilities, queries, reason):
+    found = forecast_largest(probabilities, queries)
+    assert isinstance(found, NoForecast)
+    assert reason in found.text

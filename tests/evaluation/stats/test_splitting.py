@@ -1,0 +1,128 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import rare_probability, split_once
+
+TURNS = 10
+
+
+def exact(up, goal):
+    """Probability that a walk, reflected at 0, reaches `goal` in `TURNS` turns; by enumeration."""
+    chances = np.zeros(goal + 1)
+    chances[0] = 1
+    for _ in range(TURNS):
+        following = np.zeros(goal + 1)
+        following[goal] = chances[goal]
+        for height in range(goal):
+            following[height + 1] += up * chances[height]
+            following[max(0, height - 1)] += (1 - up) * chances[height]
+        chances = following
+    return chances[goal]
+
+
+def walk(up, goal, rng):
+    """A conversation in which the target gives in, or recovers, turn by turn."""
+
+    def step(states):
+        heights = [
+            h + 1 if won else max(0, h - 1)
+            for (_, h), won in zip(states, rng.random(len(states)) < up, strict=True)
+        ]
+        return [
+            ((t + 1, h), h / goal, t + 1 >= TURNS)
+            for (t, _), h in zip(states, heights, strict=True)
+        ]
+
+    return step
+
+
+def estimated(seed, up, goal, *, size, runs):
+    rng = np.random.default_rng(seed)
+    step = walk(up, goal, rng)
+    return rare_probability(
+        [split_once([(0, 0)] * size, step, threshold=1.0, generator=rng) for _ in range(runs)]
+    )
+
+
+def test_the_estimate_is_unbiased_and_its_interval_covers():
+    truth = exact(0.2, 4)
+    found = [estimated(seed, 0.2, 4, size=20, runs=6) for seed in range(60)]
+    values = np.array([each.estimate for each in found])
+    assert abs(values.mean() - truth) < 3 * values.std(ddof=1) / np.sqrt(len(values))
+    covered = [each.interval.low <= truth <= each.interval.high for each in found]
+    assert np.mean(covered) >= 0.93 - 2 * 0.033  # two standard errors of 60 repetitions
+
+
+def test_one_in_a_million_is_found_with_few_turns():
+    """Plain sampling needs 11 million conversations for a relative error of 30%."""
+    up = 0.07516714899953648
+    assert exact(up, 6) == pytest.approx(1e-6)
+    found = estimated(0, up, 6, size=150, runs=8)
+    assert found.turns < 50_000
+    assert found.interval.low < 1e-6 < found.interval.high
+    assert 0.4e-6 < found.estimate < 2.5e-6
+
+
+def test_failures_are_conversations_that_reached_the_threshold():
+    rng = np.random.default_rng(0)
+    found = split_once([(0, 0)] * 50, walk(0.3, 4, rng), threshold=1.0, generator=rng)
+    assert found.failures
+    for path in found.failures:
+        assert path.states[0] == (0, 0)
+        assert path.states[-1][1] == 4
+        heights = [height for _, height in path.states]
+        assert all(abs(a - b) <= 1 for a, b in itertools.pairwise(heights))
+
+
+def test_a_failure_that_cannot_be_reached_has_probability_zero():
+    rng = np.random.default_rng(0)
+    runs = [
+        split_once([(0, 0)] * 10, walk(0.0, 4, rng), threshold=1.0, generator=rng) for _ in range(3)
+    ]
+    found = rare_probability(runs)
+    assert found.estimate == 0
+    assert found.interval.high == found.plain.interval.high == Rate(0, 30).interval.high
+    assert "no run reached a failure" in found.text
+
+
+def test_a_failure_at_once_needs_no_stages():
+    found = split_once(
+        ["a"] * 10,
+        lambda states: [(state, 1.0, True) for state in states],
+        threshold=0.5,
+        generator=np.random.default_rng(0),
+    )
+    assert (found.estimate, found.stages, found.turns) == (1.0, 0, 10)
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(ConfigurationError, match="at least two"):
+        split_once([1], lambda states: [], threshold=1, generator=np.random.default_rng(0))
+    with pytest.raises(ConfigurationError, match="no runs"):
+        rare_probability([])
+
+
+def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
+    """A walk to the failure with 1e-6, and a sudden failure with 1e-3 in the first turn."""
+    truth, missed = 1e-3 + 1e-6, 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        walked = walk(0.07516714899953648, 6, rng)
+
+        def step(states, walked=walked, rng=rng):
+            sudden = rng.random(len(states)) < 1e-3
+            return [
+                (state, 1.0 if now and at == 0 else score, ended)
+                for (at, _), now, (state, score, ended) in zip(
+                    states, sudden, walked(states), strict=True
+                )
+            ]
+
+        runs = [split_once([(0, 0)] * 40, step, threshold=1.0, generator=rng) for _ in range(3)]
+        found = rare_probability(runs)
+        missed += not found.covering.low <= truth <= found.covering.high
+    assert missed <= 0.05 * 40

@@ -115,6 +115,12 @@ def run() -> None:
         _exit(str(error), ExitCode.INTERRUPTED, "yellow")
     except AstraError as error:
         _exit(f"error: {error}", ExitCode.USAGE_ERROR)
+    except PermissionError as error:  # of the operating system, wherever it came up
+        _exit(
+            f"error: no access to {error.filename or 'a file'}: {error.strerror}. Change the "
+            "permissions of the path, or name another.",
+            ExitCode.USAGE_ERROR,
+        )
     except KeyboardInterrupt:
         _exit("interrupted", ExitCode.INTERRUPTED)
     except Exception:

@@ -313,7 +313,7 @@ def replacing_log(path: Path) -> Iterator[AttemptLog]:
         StorageError: The disk is full, or read-only.
     """
     beside = path.with_name(f".{path.name}")
-    with lock(path), storing(path):
+    with storing(path), lock(path):
         beside.unlink(missing_ok=True)  # of a process that was killed
         try:
             with AttemptLog(beside, write=True) as log:

@@ -220,6 +220,13 @@ def test_training_stops_when_the_score_no_longer_improves(scores, patience, stop
     assert trainer.completed_steps == stops_at
 
 
+@pytest.mark.parametrize("every", [None, 0])
+def test_early_stopping_without_evaluations_warns(every, caplog):
+    evaluations = [] if every is None else [Evaluation(Scores(0.5), every=every)]
+    trainer_of(*evaluations, EarlyStopping(1)).train()
+    assert "add Evaluation(evaluator" in caplog.text
+
+
 def test_a_resumed_training_does_not_go_on_after_it_had_stopped(tmp_path):
     def trainer(*scores):
         return trainer_of(

@@ -12,6 +12,7 @@ from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.logging import logger
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callbacks.evaluation import Evaluation
 from astra_rl.training.callbacks.metrics import AttackMetrics
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class EarlyStopping(TrainerCallback):
     """Stops when the evaluation score has not improved for several evaluations.
 
-    Needs `Evaluation` among the callbacks. A score that could not be computed (NaN) is no
-    improvement.
+    Needs `Evaluation` among the callbacks, else it warns. A score that could not be computed (NaN)
+    is no improvement.
 
     Args:
         patience: Stop after this many evaluations in a row without an improvement; at least 1.
@@ -47,6 +48,12 @@ class EarlyStopping(TrainerCallback):
 
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Stop at once if a resumed training had already met the criterion."""
+        evaluations = [each for each in trainer.callbacks if isinstance(each, Evaluation)]
+        if not any(each.every for each in evaluations):
+            logger.warning(
+                "EarlyStopping never stops this training unless something reports scores to "
+                "on_evaluate: add Evaluation(evaluator, every=...) to the callbacks"
+            )
         self._check(trainer)
 
     def on_evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -9,30 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from astra_rl.cli.console import SafeConsole
-
-PRINTING = """
-import sys
-from unittest import mock
-from astra_rl.cli import main
-from astra_rl.cli.console import console
-from astra_rl.cli.output import Printer, as_text
 from rich.table import Table
 
-def show(*_, **__):
-    text = as_text("caf\u00e9 \u4e2d \u2014 \U0001f511")
-    table = Table(title=text)
-    table.add_column(text)
-    table.add_row(text)
-    Printer().table(table)
-    Printer().line(text)
+from astra_rl.cli import main
+from astra_rl.cli.console import SafeConsole
+from astra_rl.cli.output import Printer, as_text
 
-with mock.patch("astra_rl.cli.topics.print_topic", show):
-    sys.argv = ["astra-rl", "info"]
-    main.run()
-"""
-
+WORDS = "caf\u00e9 \u4e2d \u2014 \U0001f511"
 
 PATIENT = "from astra_rl.cli import activity; activity.SILENCE = 3600\n"
 """On a busy machine the command would say on stderr what it is doing."""
@@ -48,22 +32,57 @@ def program(code: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) -> str:
+    """Run a command on a stream of this encoding, and return what was written."""
+    stream = io.BytesIO()
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["astra-rl", *arguments])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding=encoding))
+    with contextlib.suppress(SystemExit):
+        main.run()
+    sys.stdout.flush()
+    return stream.getvalue().decode(encoding)
+
+
+def show(*_: object) -> None:
+    text = as_text(WORDS)
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    Printer().table(table)
+    Printer().line(text)
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
-def test_text_that_the_encoding_lacks_is_escaped(encoding: str) -> None:
-    done = program(PRINTING, PYTHONIOENCODING=encoding)
+def test_text_that_the_encoding_lacks_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr("astra_rl.cli.topics.print_topic", show)
+    last = printed(monkeypatch, encoding, "info").splitlines()[-1]
+    assert last == WORDS.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@pytest.mark.slow
+def test_so_it_is_where_the_environment_sets_the_encoding() -> None:
+    code = f"""
+import sys
+from unittest import mock
+from astra_rl.cli import main
+from astra_rl.cli.output import Printer
+
+with mock.patch("astra_rl.cli.topics.print_topic", lambda *_: Printer().line({WORDS!r})):
+    sys.argv = ["astra-rl", "info"]
+    main.run()
+"""
+    done = program(code, PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
-    text = done.stdout.decode(encoding)
-    last = text.splitlines()[-1]
-    expected = "caf\u00e9 \u4e2d \u2014 \U0001f511"
-    assert last == expected.encode(encoding, "backslashreplace").decode(encoding)
+    expected = WORDS.encode("cp1252", "backslashreplace").decode("cp1252")
+    assert done.stdout.decode("cp1252").splitlines() == [expected]
 
 
-def test_the_help_prints_in_ascii() -> None:
-    code = "import sys; sys.argv = ['astra-rl', '--help']; from astra_rl.cli.main import run; run()"
-    done = program(code, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
-    assert b"calibrate" in done.stdout
+def test_the_help_prints_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "calibrate" in printed(monkeypatch, "ascii", "--help")
 
 
 def test_output_that_is_no_terminal_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +112,32 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
     assert console.quiet
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
+@pytest.mark.parametrize(
+    "work",
+    [
+        "sys.argv = ['astra-rl', 'info', 'formats']; run()",
+        "sys.argv = ['astra-rl', '--version']; run()",
+        "with mock.patch('astra_rl.cli.main.app', lambda: "
+        "Printer(as_json=True).data({'asr': 0.5})): run()",
+    ],
+    ids=["info", "version", "json"],
+)
+def test_a_result_that_cannot_be_written_fails_the_command(work: str) -> None:
+    code = (
+        "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "from unittest import mock\n"
+        "from astra_rl.cli import console\n"
+        "from astra_rl.cli.main import run\n"
+        f"from astra_rl.cli.output import Printer\n{work}"
+    )
+    done = program(code)
+    assert done.returncode == 2, done.stderr
+    assert b"cannot write the output: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_fail_a_command(tmp_path: Path) -> None:
     code = (
         "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1);"

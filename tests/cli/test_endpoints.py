@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+from tests.cli.processes import Command
 from tests.cli.running import Done, astra_rl
 from tests.cli.test_resume import attempts
 from tests.endpoint import FAST, Endpoint, completion, error, judging, said
@@ -150,17 +147,11 @@ def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
             "save_every": 1,
         },
     )
-    command = [sys.executable, "-m", "astra_rl", "train", name, "-o", "killed"]
-    threads = str(torch.get_num_threads())
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
     for least in (6, 20):
-        process = subprocess.Popen(
-            command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        while len(endpoint.answered) < least and process.poll() is None:
+        command = Command("train", name, "-o", "killed", cwd=workplace)
+        while len(endpoint.answered) < least and command.is_running():
             time.sleep(0.01)
-        process.kill()
-        process.communicate()
+        command.kill()
     done = astra_rl("train", name, "-o", "killed", cwd=workplace)
     assert done.returncode == 0, done.stderr
     # Paid for twice is at most what was under way when it was killed.
@@ -298,22 +289,12 @@ def test_a_signal_ends_the_step_against_a_slow_endpoint_and_saves(
             "save_every": 0,
         },
     )
-    command = [sys.executable, "-m", "astra_rl", "train", name, "-o", "signal"]
-    process = subprocess.Popen(
-        command,
-        cwd=workplace,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    metrics = workplace / "signal" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.stat().st_size):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, errors
-    assert "astra-rl resume signal" in errors.decode().replace("\n", "")
+    command = Command("train", name, "-o", "signal", cwd=workplace)
+    command.wait_until_written(workplace / "signal" / "metrics.jsonl")
+    command.send_signal(signal.SIGINT)
+    code, errors = command.wait()
+    assert code == 130, errors
+    assert "astra-rl resume signal" in errors
     assert len(list((workplace / "signal" / "states").iterdir())) == 1
 
 
@@ -370,6 +351,7 @@ def test_a_budget_of_time_ends_a_local_run_too_which_goes_on(workplace: Path) ->
     done = astra_rl("train", "config.yaml", "-o", "late", "--max-minutes", "0.0001", cwd=workplace)
     assert done.returncode == 4
     assert "max_minutes=0.0001 is spent" in done.stderr
+    assert "the evaluation before training was in progress, and is repeated" in done.stderr
     done = astra_rl("resume", "late", "--max-minutes", "100", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "max_minutes=0.0001 is spent" in (workplace / "late" / "report.html").read_text("utf-8")

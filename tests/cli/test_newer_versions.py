@@ -27,6 +27,7 @@ READING = {  # RUN stands for the folder
     "seeds": "seeds RUN",
     "label": "label RUN --most 0",
     "forecast": "forecast RUN",
+    "harden": "harden RUN",
 }
 OF_THE_RECORD = ("report", "export", "failures", "compare", "seeds", "resume", "score")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
+from tests.cli.processes import Command
 from tests.cli.running import astra_rl
 
 from astra_rl.evaluation.records.attempt import Attempt
@@ -48,21 +48,6 @@ def whole(request: pytest.FixtureRequest, workplace: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder / "run"
-
-
-def start(workplace: Path, config: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "astra_rl", "train", str(config), "-o", str(output)]
-    # Sums are in another order with another number of threads.
-    threads = str(torch.get_num_threads())
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
-    return subprocess.Popen(
-        command,
-        cwd=workplace,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
 
 
 def attempts(run: Path) -> list[Attempt]:
@@ -101,24 +86,23 @@ def test_killed_at_random_moments_it_goes_on_to_the_bit(workplace: Path, whole: 
     generator = random.Random(whole.parent.name)
     kills = 0
     for _ in range(3):
-        process = start(workplace, config, run)
+        command = Command("train", str(config), "-o", str(run), cwd=workplace)
         metrics = run / "metrics.jsonl"
         known = metrics.stat().st_size if metrics.is_file() else 0
         # Wait until it trains, then strike at any moment of a step.
-        while process.poll() is None:
+        while command.is_running():
             if metrics.is_file() and metrics.stat().st_size != known:
                 time.sleep(generator.random() * 0.15)
                 break
             time.sleep(0.005)
-        if process.poll() is not None:
+        if not command.is_running():
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        command.kill()
         kills += 1
     else:
-        process = start(workplace, config, run)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+        command = Command("train", str(config), "-o", str(run), cwd=workplace)
+    code, errors = command.wait()
+    assert code == 0, errors
     assert kills >= 2
     check_same(run, whole)
 
@@ -129,7 +113,14 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     config = yaml.safe_load((workplace / "config.yaml").read_text())
     config["training"] |= {"steps": 2000, "save_every": 0}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(config))
-    process = start(workplace, tmp_path / "long.yaml", tmp_path / "run")
+    arguments = ("train", str(tmp_path / "long.yaml"), "-o", str(tmp_path / "run"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "astra_rl", *arguments],
+        cwd=workplace,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size):
         assert process.poll() is None

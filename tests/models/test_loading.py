@@ -23,6 +23,7 @@ from transformers import (
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, references
+from astra_rl.models.adapters import base_of_adapter
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.references import resolve_reference
@@ -500,6 +501,33 @@ def test_without_a_home_folder_the_variable_of_the_cache_is_named(monkeypatch):
     monkeypatch.setattr(Path, "home", refuse)
     with pytest.raises(ConfigurationError, match="Set ASTRA_RL_CACHE"):
         cache_dir()
+
+
+def adapter_on(base, folder):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    return folder
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_adapters_that_stand_on_themselves_are_refused(tmp_path, load, length):
+    names = [tmp_path / str(number) for number in range(length)]
+    for number, folder in enumerate(names):
+        adapter_on(names[(number + 1) % length], folder)
+    with pytest.raises(ModelError, match="adapter on more than 8 other adapters, or on itself"):
+        load(names[0])
+
+
+def test_an_adapter_on_a_bundled_model_finds_it_on_another_machine(tmp_path):
+    """It names the folder of the converted model in the cache of the machine it was trained on."""
+    there = tmp_path / "elsewhere" / "models" / "smollm2-135m"
+    adapter = adapter_on(there, tmp_path / "adapter")
+    assert base_of_adapter(str(adapter)) == ("bundled:smollm2-135m", None)
+    there.mkdir(parents=True)
+    assert base_of_adapter(str(adapter)) == (str(there), None)
+    other = adapter_on("/nowhere/models/of-mine", tmp_path / "other")
+    assert base_of_adapter(str(other)) == ("/nowhere/models/of-mine", None)
 
 
 def test_without_a_connection_a_hub_id_fails_at_once_and_folders_are_not_looked_up(

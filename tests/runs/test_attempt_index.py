@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.runs.test_attempt_log import attempt, write
 import astra_rl.runs.attempt_index as record_index
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.runs import index_seal
+from astra_rl.runs import index_seal, verified_logs
 from astra_rl.runs.attempt_log import AttemptLog
 
 COUNT = 50
@@ -257,11 +258,40 @@ FORGERIES = [
 ]
 
 
+@pytest.fixture
+def remembering(monkeypatch, tmp_path):
+    """Small logs are remembered as soon as they are verified."""
+    monkeypatch.setattr(verified_logs, "SMALLEST", 0)
+    monkeypatch.setattr(verified_logs, "SETTLED", 0)
+    monkeypatch.setenv("ASTRA_RL_CACHE", str(tmp_path / "cache"))
+
+
+def verify(path):
+    """Open a log, so that it is remembered; return the times that a forger may restore."""
+    with AttemptLog(path) as log:
+        assert len(log) > 0
+    probe, parts = path.with_name("probe"), (path, index_of(path))
+    while max(part.stat().st_ctime_ns for part in parts) >= change_time(probe):
+        pass  # until a change has another time: the clock of the file system is coarse
+    return {part: (part.stat().st_atime_ns, part.stat().st_mtime_ns) for part in parts}
+
+
+def change_time(probe):
+    probe.write_bytes(b"")
+    return probe.stat().st_ctime_ns
+
+
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 @pytest.mark.parametrize("written", [False, True], ids=["read", "write"])
-def test_an_index_that_is_not_of_its_log_is_made_again(path, forge, written):
+@pytest.mark.parametrize("remembered", [False, True], ids=["new", "remembered"])
+@pytest.mark.usefixtures("remembering")
+def test_an_index_that_is_not_of_its_log_is_made_again(path, forge, written, remembered):
     write(path, (attempt(number, 0.9 if number % 10 == 0 else 0.1) for number in range(COUNT)))
+    times = verify(path) if remembered else {}
     forge(path)
+    for part, each in times.items():
+        if part.exists():
+            os.utime(part, ns=each)
     expected = [Attempt.from_json(line) for line in path.read_bytes().splitlines()]
     with AttemptLog(path, write=written) as log:
         assert list(log) == expected
@@ -288,6 +318,53 @@ def test_the_index_of_another_user_is_not_trusted(path, monkeypatch):
     monkeypatch.undo()
     with AttemptLog(path) as log:
         assert {each.outcome for each in log.rows()} == {Outcome.FAILURE}
+
+
+@pytest.mark.usefixtures("remembering")
+def test_an_unchanged_log_is_verified_once(path, monkeypatch):
+    write(path, map(attempt, range(COUNT)))
+    verify(path)
+    monkeypatch.setattr(record_index, "is_derived_from", None)  # must not be called
+    with AttemptLog(path) as log:
+        assert len(log) == COUNT
+
+
+@pytest.mark.parametrize("changed", ["copied", "moved over", "small", "recent", "logged ahead"])
+@pytest.mark.usefixtures("remembering")
+def test_a_log_is_verified_again_where_its_status_proves_nothing(path, changed, monkeypatch):
+    write(path, map(attempt, range(COUNT)))
+    verify(path)
+    if changed == "copied":
+        shutil.copytree(path.parent, path.parent.with_name("copy"))
+        path = path.parent.with_name("copy") / path.name
+    elif changed == "moved over":
+        shutil.copy2(path, path.with_name("other"))
+        path.with_name("other").replace(path)
+    elif changed == "small":
+        monkeypatch.setattr(verified_logs, "SMALLEST", 1 << 20)
+    elif changed == "recent":
+        monkeypatch.setattr(verified_logs, "SETTLED", 3600.0)
+    else:
+        index_of(path).with_name(f"{index_of(path).name}-wal").write_bytes(b"x")
+    calls = []
+    derived = record_index.is_derived_from
+    monkeypatch.setattr(record_index, "is_derived_from", lambda *a: calls.append(a) or derived(*a))
+    with AttemptLog(path) as log:
+        assert len(log) == COUNT
+    assert calls
+
+
+@pytest.mark.usefixtures("remembering")
+def test_a_note_of_another_user_that_a_log_was_verified_is_not_believed(path, monkeypatch):
+    write(path, map(attempt, range(COUNT)))
+    monkeypatch.setattr(verified_logs, "user_key", lambda: b"of somebody else")
+    verify(path)
+    monkeypatch.setattr(verified_logs, "user_key", lambda: b"mine")
+    assert not verified_logs.is_verified(path, verified_logs.status_of(path, index_of(path)))
+    for note in ("", "\xff", "0" * 64, "0" * 10**6):
+        verified_logs._place(path).write_text(note)
+        with AttemptLog(path) as log:
+            assert len(log) == COUNT
 
 
 def test_an_index_of_ones_own_is_not_made_again(path, monkeypatch):

@@ -5,15 +5,18 @@ import json
 import math
 import os
 import re
+import tracemalloc
 
 import pytest
 import yaml
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
 
+from astra_rl.actions import compare as comparing
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.turn import LogProb
-from astra_rl.runs import report as reporting
+from astra_rl.evaluation.show.report import render_report
+from astra_rl.runs import evaluations as evaluating
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import plan_attempts
@@ -203,7 +206,7 @@ def test_comparisons_that_were_kept_are_shown(finished):
 
 
 def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatch):
-    monkeypatch.setattr(reporting, "MOST_CONVERSATIONS", 20)
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
     write(begun.attempts, [each for step in range(3, 13) for each in tree(f"{step}", step=step)])
     training = read_run(begun).training
     assert training.played == 48
@@ -211,6 +214,85 @@ def test_long_trainings_are_shown_in_whole_trees_evenly_chosen(begun, monkeypatc
     steps = [each.step for each in training.attempts]
     assert all(steps.count(step) == 4 for step in steps)
     assert "of them, as complete trees" in prose(render_run_page(begun))
+
+
+def test_long_evaluations_are_counted_whole_and_shown_in_part(finished, monkeypatch):
+    """Also the examples that the page links to are shown, and nothing else is linked."""
+    reasons = [
+        attempt(turn("a", "", None), opening=f"failed {number}", phase="after", error=reason)
+        for number, reason in enumerate(["no route", "no route", "time is up"])
+    ]
+    more = evaluation(phase="after", wins=60, losses=140).attempts
+    write(finished.attempts, [*more, *reasons])
+    finished.write_json(finished.planned, {"after": 210})
+    whole = read_run(finished)
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
+    part = read_run(finished)
+    assert whole.result.not_shown == 0
+    assert len(part.result.attempts) + part.result.not_shown == 203
+    assert len(part.result.attempts) < 20 + 50 + 2 + 100
+    assert all(each in whole.result.attempts for each in part.result.attempts)
+    assert part.result.summary == whole.result.summary
+    assert part.result.summary.never_made == 7
+    assert part.result.numbers.ranking == whole.result.numbers.ranking
+    assert part.result.numbers.trials == whole.result.numbers.trials
+    page, complete = render_run_page(finished), render_report(whole)
+    assert unpacked(page, "index")["sweeps"] == unpacked(complete, "index")["sweeps"]
+    linked = set(re.findall(r'href="#/conversations/([0-9a-f]{16})', page))
+    assert linked <= set(unpacked(page, "index")["columns"]["id"])
+    text = prose(page)
+    assert "60 of 200" in text
+    assert (
+        f"Of the 203 conversations after training the list has {len(part.result.attempts)}" in text
+    )
+    assert "Of the" not in prose(complete)
+
+
+def test_the_memory_of_a_report_does_not_grow_with_its_attempts(finished, monkeypatch):
+    monkeypatch.setattr(evaluating, "MOST_CONVERSATIONS", 20)
+    peaks = []
+    for count in (40, 240):
+        folder = RunFolder(finished.path.with_name(f"of {count}"))
+        folder.write_text(folder.config, config().to_yaml())
+        folder.write_json(folder.evaluation("after"), {})
+        long = (
+            attempt(turn(f"{number}", "so " * 10_000, 0.1), opening=f"{number}", phase="after")
+            for number in range(count)
+        )
+        write(folder.attempts, long)
+        peaks.append(peak_of(lambda folder=folder: read_run(folder)))
+    assert peaks[1] < peaks[0] + 1_000_000  # its texts are 6 MB larger
+
+
+def test_the_memory_of_a_comparison_does_not_grow_with_its_attempts(finished, monkeypatch):
+    """Attempts that succeed on one side only are listed up to a limit."""
+    monkeypatch.setattr(comparing, "MOST_LISTED", 10)
+    peaks = []
+    for count in (40, 240):
+        sides = []
+        for name, score in (("a", 0.9), ("b", 0.1)):
+            folder = RunFolder(finished.path.with_name(f"{name} of {count}"))
+            folder.write_text(folder.config, config().to_yaml())
+            made = (
+                attempt(turn("x", "so " * 10_000, score), opening=f"{n}", phase="after", trial=n)
+                for n in range(count)
+            )
+            write(folder.attempts, made)
+            sides.append(folder.path)
+        found = comparing.compare_runs(*sides)
+        assert (found.pairs.counts.only_a, len(found.only_a), len(found.only_b)) == (count, 10, 0)
+        peaks.append(peak_of(lambda sides=sides: comparing.compare_runs(*sides)))
+    assert peaks[1] < peaks[0] + 2_000_000  # its texts are 12 MB larger
+
+
+def peak_of(work):
+    """Return the most bytes that Python allocated at one time."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_algorithms_that_learn_from_pairs_have_chosen_and_rejected(begun):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -281,27 +281,63 @@ def test_what_is_no_request_harms_nobody_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_silent_clients_take_no_more_than_their_places(
-    folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+def test_silent_clients_in_all_places_do_not_block_the_page(
+    folder: RunFolder, drawing: Drawing
 ) -> None:
-    monkeypatch.setattr(viewing, "MAX_CLIENTS", 2)
+    """They would be disconnected after ten seconds, and come again."""
     with (
         serving(LivePage(folder, drawing)) as server,
         contextlib.ExitStack() as clients,
     ):
         address = server.server_address[:2]
-        for _ in range(2):
-            clients.enter_context(socket.create_connection(address)).sendall(b"GET /")
-        late = clients.enter_context(socket.create_connection(address, timeout=60))
+        for _ in range(3):
+            silent = [
+                clients.enter_context(socket.create_connection(address, timeout=60))
+                for _ in range(viewing.MAX_CLIENTS)
+            ]
+            for each in silent:
+                each.sendall(b"GET /")
+            assert ask(server)[0].status == 200
+        assert len(server._waiting) <= viewing.MAX_CLIENTS
+        with contextlib.suppress(ConnectionError):
+            assert silent[0].recv(1) == b""  # the oldest of them was disconnected
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)
+
+
+def test_clients_whose_request_has_arrived_keep_their_places(
+    folder: RunFolder, drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewing, "MAX_CLIENTS", 2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def draw(folder: RunFolder) -> str:
+        begun.release()
+        assert go_on.wait(60)
+        return drawing(folder)
+
+    with (
+        serving(LivePage(folder, draw)) as server,
+        ThreadPoolExecutor(2) as pool,
+        socket.socket() as late,
+    ):
+        replies = [pool.submit(ask, server) for _ in range(2)]
+        assert begun.acquire(timeout=60)  # the other one waits for the same drawing
+        wait_until(lambda: server._clients == 2 and not server._waiting)
+        late.settimeout(60)
+        late.connect(server.server_address[:2])
         with contextlib.suppress(ConnectionError):
             assert late.recv(1) == b""  # closed at once
-        clients.close()
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(ConnectionError, http.client.HTTPException):
-                if ask(server)[0].status == 200:
-                    return
-        pytest.fail("no place became free")
+        go_on.set()
+        assert [each.result()[0].status for each in replies] == [200, 200]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _send_slowly(client: socket.socket, seconds: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,22 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import (
     CategoryComparison,
     Summary,
-    compare,
+    Trials,
     compare_by_category,
+    compare_trials_of,
+    trials_of,
 )
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
+
+MOST_LISTED = 1000
+"""Maximum number of listed attempts that succeeded on one side only."""
+Rule = tuple[str, str, float]
+"""Judge, its settings and threshold."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,9 @@ class Comparison:
         b: The second.
         pairs: Statistics of the pairs.
         by_category: The same by category of the prompt; empty with fewer than two categories.
-        only_a: Attempts that succeeded on the first side and failed on the second.
-        only_b: Attempts that succeeded on the second side and failed on the first.
+        only_a: Attempts that succeeded on the first side and failed on the second, the first
+            `MOST_LISTED`; `pairs.counts` has the number of all.
+        only_b: Attempts that succeeded on the second side and failed on the first, likewise.
         default_path: File in the folder of the first run.
     """
 
@@ -110,23 +120,24 @@ def compare_runs(
     phase_b = phase if phase_b is None else phase_b
     folders = open_run_folder(run_a), open_run_folder(run_b)
     with Recorded(folders[0], phase) as a, Recorded(folders[1], phase_b) as b:
-        rows_a, rows_b = list(a.rows()), list(b.rows())
+        sides = _Read(a), _Read(b)
         parts = [
             f"{folder.path.resolve().name} {each}"
             for folder, each in zip(folders, (phase, phase_b), strict=True)
         ]
         # Folders of two checkouts often have the same name, so the sides are told apart by letter.
         name_a, name_b = f"A ({parts[0]})", f"B ({parts[1]})"
-        check_judged_alike([(name_a, rows_a), (name_b, rows_b)])
-        _check_not_selected(rows_a, rows_b)
-        pairs = compare(rows_a, rows_b)
+        check_judged_alike([(name_a, sides[0].rules), (name_b, sides[1].rules)])
+        _check_not_selected(sides[0].replays, sides[1].replays)
+        trials_a, trials_b = sides[0].trials("the first"), sides[1].trials("the second")
+        pairs = compare_trials_of(trials_a, trials_b)
         return Comparison(
             Side(name_a, a.summary()),
             Side(name_b, b.summary()),
             pairs,
-            compare_by_category(rows_a, rows_b),
-            list(_only(a, rows_b)),
-            list(_only(b, rows_a)),
+            compare_by_category(a.rows(), b.rows()),
+            _only(a, trials_b),
+            _only(b, trials_a),
             folders[0].path
             / "comparisons"
             / f"{file_stem('-'.join(parts).replace(' ', '-'))}-{_place(folders[1])}.json",
@@ -138,49 +149,73 @@ def _place(folder: RunFolder) -> str:
     return f"{zlib.crc32(os.fsencode(folder.path.resolve())):08x}"
 
 
-def _only(side: Recorded, others: Sequence[AttemptRow]) -> Iterator[Attempt]:
-    """Yield the successful attempts of a side whose partner is known to have failed."""
-    withstood = {
-        (row.prompt_id, row.trial)
-        for row in others
-        if row.outcome in KNOWN_OUTCOMES - {Outcome.SUCCESS}
-    }
-    for attempt in side.attempts(outcome=Outcome.SUCCESS):
-        if (attempt.prompt_id, attempt.trial) in withstood:
-            yield attempt
+class _Read:
+    """What the rows of one side say, read row by row.
+
+    Attributes:
+        rules: Judge, its settings and threshold, of all attempts.
+        replays: Phases that are replays of failures.
+    """
+
+    def __init__(self, side: Recorded) -> None:
+        self._side = side
+        self.rules: set[Rule] = set()
+        self.replays: set[str] = set()
+        for row in side.rows():
+            self.rules.add(rule_of(row))
+            if row.phase.startswith(REPLAY_OF_FAILURES):
+                self.replays.add(row.phase)
+
+    def trials(self, name: str) -> Trials:
+        """See `trials_of`."""
+        return trials_of(self._side.rows(), name)
 
 
-def _check_not_selected(a: Sequence[AttemptRow], b: Sequence[AttemptRow]) -> None:
+def _only(side: Recorded, others: Trials) -> list[Attempt]:
+    """Return the first successful attempts of a side whose partner is known to have failed."""
+    found = (
+        attempt
+        for attempt in side.attempts(outcome=Outcome.SUCCESS)
+        if others.get(attempt.prompt_id, {}).get(attempt.trial) is False
+    )
+    return list(islice(found, MOST_LISTED))
+
+
+def _check_not_selected(a: set[str], b: set[str]) -> None:
     """Refuse to compare a replay of failures with attempts that may contain those failures.
 
     The recorded side of such pairs has a rate of 100% by selection, so an unchanged target seems to
     improve (regression to the mean). Two replays of the same failures can be compared.
+
+    Args:
+        a: Phases of the first side that are replays of failures.
+        b: Those of the second side.
     """
-    selected = [
-        {row.phase for row in rows if row.phase.startswith(REPLAY_OF_FAILURES)} for rows in (a, b)
-    ]
-    if selected[0] != selected[1]:
+    if a != b:
         raise ConfigurationError(
-            f"one side is a {min(selected[0] | selected[1])!r}: it repeats only the attacks that "
+            f"one side is a {min(a | b)!r}: it repeats only the attacks that "
             "succeeded, so the rate of the other side is 100% by selection and the difference "
             "has no meaning. Replay all attempts (astra-rl replay without --failures), or compare "
             "two replays of the same failures."
         )
 
 
-def check_judged_alike(sides: Sequence[tuple[str, Sequence[AttemptRow]]]) -> None:
+def rule_of(row: AttemptRow) -> Rule:
+    """Return the judge that decided an attempt, its settings and the threshold."""
+    return row.judge, row.judge_id, row.threshold
+
+
+def check_judged_alike(sides: Sequence[tuple[str, AbstractSet[Rule]]]) -> None:
     """Check that all outcomes were decided by one judge at one threshold.
 
     Args:
-        sides: Name and attempts of each side. Names may repeat; every side is checked.
+        sides: Name of each side, and the `rule_of` its attempts. Names may repeat; every side is
+            checked.
 
     Raises:
         ConfigurationError: They were not.
     """
-    rules = [
-        (name, {(row.judge, row.judge_id, row.threshold) for row in rows}) for name, rows in sides
-    ]
-    different = set().union(*(rule for _, rule in rules))
+    different = set().union(*(rules for _, rules in sides))
     # Old records have no judge_id; then only the names are compared.
     named = {(judge, threshold) for judge, _, threshold in different}
     known = {judge_id for _, judge_id, _ in different if judge_id}
@@ -189,7 +224,7 @@ def check_judged_alike(sides: Sequence[tuple[str, Sequence[AttemptRow]]]) -> Non
     listed = "; ".join(
         f"{name}: "
         + ", ".join(sorted(f"{j} ({i or 'settings unknown'}), threshold {t:g}" for j, i, t in rule))
-        for name, rule in rules
+        for name, rule in sides
     )
     raise ConfigurationError(
         f"the judges or thresholds differ: {listed}. Such rates cannot be compared. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,7 @@ def score_run(
     name = identity.name
     part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
     path = folder.attempts_of(part)
-    agreed: list[bool] = []
+    agreed: Counter[bool] = Counter()
     within = WithinBudget()
     with (
         Recorded(folder, phase) as recorded,
@@ -116,7 +117,7 @@ def score_run(
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
             for old, new in within(work, lambda pair: pair[1].is_complete):
-                agreed += _agreement(old, new)
+                agreed.update(_agreement(old, new))
                 name = new.judge
                 judged += 1
                 out.append(new)
@@ -126,7 +127,7 @@ def score_run(
         planned = count if recorded.planned is None else recorded.planned
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
-    agreement = Rate(sum(agreed), len(agreed))
+    agreement = Rate(agreed[True], agreed.total())
     calibrations = load_recorded_config(folder.config).evaluation.calibrations
     quality = judge_quality(judge, calibrations, threshold)
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.compare import check_judged_alike
+from astra_rl.actions.compare import Rule, check_judged_alike, rule_of
 from astra_rl.config.loading import load_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import Summary
-from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.phases import Recorded
@@ -50,7 +49,7 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
             judges or thresholds differ.
     """
     summaries: dict[int, Summary] = {}
-    rows: list[tuple[str, Sequence[AttemptRow]]] = []
+    rules: list[tuple[str, set[Rule]]] = []
     first: RunConfig | None = None
     for run in runs:
         folder = open_run_folder(run)
@@ -64,9 +63,10 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
         first = first or config
         _check_same_but_seed(first, config, folder)
         with Recorded(folder, phase) as recorded:
-            rows.append((f"seed {config.seed} ({folder.path})", list(recorded.rows())))
+            used = {rule_of(row) for row in recorded.rows()}
+            rules.append((f"seed {config.seed} ({folder.path})", used))
             summaries[config.seed] = recorded.summary()
-    check_judged_alike(rows)
+    check_judged_alike(rules)
     rates = {seed: summary.asr for seed, summary in summaries.items()}
     return Seeds(SeedSpread(rates), summaries)
 

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from astra_rl.cli.activity import ActivityReporter
+from astra_rl.errors import StorageError
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -35,7 +36,8 @@ class SafeConsole(Console):
 
     Output that goes to a pipe or a file is not wrapped, so that a command in it can be copied. If
     the stream cannot be written to (closed by ``| head``, full disk), the console prints nothing
-    more: the work of a command, for instance a training, does not fail for its output.
+    more: the work of a command, for instance a training, does not fail for its output. Where the
+    output is the result, call `check_written`.
 
     Attributes:
         verbose: Whether `logs_on` prints the library's messages of level INFO.
@@ -48,6 +50,7 @@ class SafeConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
         self.verbose = False
+        self._failure: OSError | None = None
 
     def set_live(self, live: Live) -> bool:
         """Note that a progress bar is shown; called by rich."""
@@ -89,8 +92,21 @@ class SafeConsole(Console):
         try:
             super().print(*objects, **options)
         except OSError as error:
-            self.quiet = True
+            self._failure = error
+            self.on_broken_pipe()
             logger.warning("cannot print more: %s", error.strerror)
+
+    def check_written(self) -> None:
+        """Check that all output was written; a reader that closed the pipe has read enough.
+
+        Raises:
+            StorageError: It was not, for instance because the disk is full.
+        """
+        if self._failure is not None:
+            raise StorageError(
+                f"cannot write the output: {self._failure.strerror}. What was written is "
+                "incomplete: free disk space, and run the command again."
+            ) from self._failure
 
     def on_broken_pipe(self) -> None:
         """Print nothing more; rich would exit, and so end a training."""
@@ -105,6 +121,22 @@ console = SafeConsole()
 """Standard output, for people."""
 error_console = SafeConsole(stderr=True)
 """Standard error, for errors and warnings."""
+
+
+def print_result(text: str) -> None:
+    """Print a result on stdout for a program to read, unchanged.
+
+    Raises:
+        StorageError: It cannot be written, for instance because the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        console.on_broken_pipe()
+    except OSError as error:
+        console._failure = error
+        console.on_broken_pipe()
+        console.check_written()
 
 
 def escape_unencodable_characters() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from astra_rl.cli.console import SafeConsole
 from astra_rl.errors import BudgetEndedError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
 
 
-def print_run_estimate(config: RunConfig, console: Console) -> None:
+def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
     """Check the configuration of a run; print its size and an upper bound of endpoint calls.
 
     Raises:
@@ -38,7 +38,7 @@ def print_run_estimate(config: RunConfig, console: Console) -> None:
 
 
 def print_estimate(
-    rows: Sequence[EstimateRow], console: Console, budget: Sequence[str] = ()
+    rows: Sequence[EstimateRow], console: SafeConsole, budget: Sequence[str] = ()
 ) -> None:
     """Print the result of a dry run: an upper bound of endpoint calls, tokens and cost.
 
@@ -63,9 +63,10 @@ def print_estimate(
     for sentence in budget if rows else ():
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print("dry run: no call was made and no model was loaded")
+    console.check_written()
 
 
-def print_spent(spent: Mapping[str, Any], console: Console) -> None:
+def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
     """Print what endpoint calls used, if there were any."""
     from astra_rl.targets.ledger import describe_spent
 

@@ -73,6 +73,7 @@ for _panel, _commands in COMMANDS.items():
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
+        console.check_written()
         raise typer.Exit
 
 
@@ -114,6 +115,12 @@ def run() -> None:
         _exit(str(error), ExitCode.INTERRUPTED, "yellow")
     except AstraError as error:
         _exit(f"error: {error}", ExitCode.USAGE_ERROR)
+    except PermissionError as error:  # of the operating system, wherever it came up
+        _exit(
+            f"error: no access to {error.filename or 'a file'}: {error.strerror}. Change the "
+            "permissions of the path, or name another.",
+            ExitCode.USAGE_ERROR,
+        )
     except KeyboardInterrupt:
         _exit("interrupted", ExitCode.INTERRUPTED)
     except Exception:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import SafeConsole, console
+from astra_rl.cli.console import SafeConsole, console, print_result
 from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.infra.redaction import redact
@@ -58,7 +57,7 @@ class Printer:
         if self.as_json:
             # ASCII: no control character of a model's reply reaches a terminal that reads it.
             text = json.dumps(jsonable(value), indent=2, ensure_ascii=True, allow_nan=False)
-            print(redact(text), file=sys.stdout)
+            print_result(redact(text))
 
     def gate(self, *evidence: Evidence) -> None:
         """Check every condition on every piece of evidence.

@@ -88,6 +88,7 @@ def _version_lines() -> Iterator[str]:
 
     import torch
 
+    from astra_rl.errors import ConfigurationError
     from astra_rl.infra.storage import cache_dir
     from astra_rl.models.devices import DTYPES, resolve_device, resolve_dtype
     from astra_rl.runs.provenance import versions
@@ -98,7 +99,11 @@ def _version_lines() -> Iterator[str]:
     names = {value: key for key, value in DTYPES.items()}
     yield f"{'device':14} {device} ({os.cpu_count()} processors, {torch.get_num_threads()} threads)"
     yield f"{'dtype':14} {names[dtype]}"
-    yield f"{'model cache':14} {cache_dir()}"
+    try:
+        cache = str(cache_dir())
+    except ConfigurationError as error:  # information, not a reason to fail
+        cache = str(error)
+    yield f"{'model cache':14} {cache}"
 
 
 def _config_lines() -> Iterator[str]:

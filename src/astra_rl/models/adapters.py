@@ -21,10 +21,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from astra_rl.errors import ModelError
 from astra_rl.infra.jsonio import parse_json
-from astra_rl.models.references import reads_locally
+from astra_rl.models.references import bundled_base, reads_locally
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+MOST_ADAPTERS = 8
+"""Largest number of adapters below an adapter."""
 
 
 def base_of_adapter(source: str) -> tuple[str, str | None] | None:
@@ -37,8 +39,24 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
         None if `source` is a complete model.
 
     Raises:
-        ModelError: The adapter does not name its base model.
+        ModelError: The adapter does not name its base model, or stands on more than
+            `MOST_ADAPTERS` others, for instance on itself.
     """
+    found = _named_base(source)
+    below = found
+    for _ in range(MOST_ADAPTERS):
+        if below is None or not Path(below[0]).is_dir():
+            return found
+        below = _named_base(below[0])
+    if below is None:
+        return found
+    raise ModelError(
+        f"{source} is an adapter on more than {MOST_ADAPTERS} other adapters, or on itself. Set "
+        f"base_model_name_or_path in its {CONFIG_NAME} to its base model."
+    )
+
+
+def _named_base(source: str) -> tuple[str, str | None] | None:
     if (Path(source) / "config.json").is_file():
         return None
     path = find_adapter_config_file(source, local_files_only=reads_locally(source))
@@ -54,7 +72,7 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
             f"{source} is an adapter whose {CONFIG_NAME} names no base model. Set "
             "base_model_name_or_path in it, or merge the adapter and save the whole model."
         )
-    return str(base), config.get("revision")
+    return bundled_base(str(base)), config.get("revision")
 
 
 def load_adapter(base: PreTrainedModel, source: str) -> Any:

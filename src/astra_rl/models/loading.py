@@ -98,13 +98,13 @@ def _load_frozen(
     source = resolve_reference(reference)
     if trust_remote_code:
         _warn_remote_code(reference)
-    if damage := damage_of(Path(source)):
-        raise ModelError(
-            f"{source} is damaged: {damage}. Use another checkpoint, or delete its {CHECKSUMS} to "
-            "load it without verification."
-        )
     logger.info("loading the %s %s", kind, reference)
     with model_errors(f"the {kind} {str(reference)!r}"):
+        if damage := damage_of(Path(source)):
+            raise ModelError(
+                f"{source} is damaged: {damage}. Use another checkpoint, or delete its "
+                f"{CHECKSUMS} to load it without verification."
+            )
         if (named := base_of_adapter(source)) is not None:
             base = _load_frozen(
                 auto_class,

@@ -80,6 +80,18 @@ def resolve_reference(reference: str | Path) -> str:
     return str(folder)
 
 
+def bundled_base(path: str) -> str:
+    """Return the reference of a base model that an adapter names by its path.
+
+    An adapter on a bundled model names the folder of the converted model, so that transformers
+    opens it. On another machine, or with another cache, that folder is not there; the bundled model
+    is, which has the same weights.
+    """
+    folder = Path(path)
+    is_converted = folder.parent.name == "models" and folder.name in _BUNDLED
+    return f"{BUNDLED_PREFIX}{folder.name}" if is_converted and not folder.is_dir() else path
+
+
 HUB_TIMEOUT = 5.0
 """Seconds to wait for a connection to the hub."""
 

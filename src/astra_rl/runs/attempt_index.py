@@ -1,10 +1,11 @@
 """Index of an attempt log: a SQLite file with the offset and the statistics of each record.
 
-It is derived from the log, so it can be deleted at any time and is rebuilt. It is verified whenever
-it is opened (see `astra_rl.runs.index_seal`), and rebuilt if it is not of this log, for instance
-after a copy. Only writers hold the lock of the log. Readers that find the index behind the log
-update it in small batches, so that SQLite's own lock is never held for long; if the index cannot be
-written (disk full or read-only), a reader uses a temporary one.
+It is derived from the log, so it can be deleted at any time and is rebuilt. It is verified when it
+is opened (see `astra_rl.runs.index_seal`), unless neither file has changed since the last time (see
+`astra_rl.runs.verified_logs`), and rebuilt if it is not of this log, for instance after a copy.
+Only writers hold the lock of the log. Readers that find the index behind the log update it in small
+batches, so that SQLite's own lock is never held for long; if the index cannot be written (disk full
+or read-only), a reader uses a temporary one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from astra_rl.evaluation.records.attempt import Attempt, AttemptRow, SchemaTooNe
 from astra_rl.infra.checkpointing import sync
 from astra_rl.logging import logger
 from astra_rl.runs.index_seal import COLUMNS, is_derived_from, schema_of, seal, values_of
+from astra_rl.runs.verified_logs import is_verified, remember_verified, status_of
 
 _INDEX_VERSION = 4
 _TABLES = f"""
@@ -269,11 +271,16 @@ def _open_index_to_read(path: Path) -> sqlite3.Connection | None:
     index = index_path(path)
     if not index.is_file():
         return None
+    status = status_of(path, index)
     connection = _connect_to_read(index)
+    if is_verified(path, status):
+        return connection
     try:
         connection.execute("BEGIN")  # one snapshot, also if a writer is active
         with connection:
             if is_derived_from(path, connection, _schema()):
+                if status == status_of(path, index):  # not changed meanwhile
+                    remember_verified(path, status)
                 return connection
     except DAMAGE as error:
         logger.debug("the index of %s is damaged: %s", path, error)

@@ -206,6 +206,11 @@ class AttemptLog:
     def __iter__(self) -> Iterator[Attempt]:
         return self.attempts()
 
+    def count(self, **equal: str) -> int:
+        """Return the number of attempts; see `rows` for the filters."""
+        [[(count,)]] = self._select("count(*)", "sequence", None, 0, equal)
+        return int(count)
+
     def get(self, key: str) -> Attempt:
         """Read the attempt with this id.
 
@@ -308,7 +313,7 @@ def replacing_log(path: Path) -> Iterator[AttemptLog]:
         StorageError: The disk is full, or read-only.
     """
     beside = path.with_name(f".{path.name}")
-    with lock(path), storing(path):
+    with storing(path), lock(path):
         beside.unlink(missing_ok=True)  # of a process that was killed
         try:
             with AttemptLog(beside, write=True) as log:

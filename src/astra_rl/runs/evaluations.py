@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.evaluation.judges.quality import JudgeQuality
-from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.turn import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
+from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
@@ -25,6 +29,8 @@ OF_THE_RUN = (BEFORE, AFTER, TEST)
 """Names of the evaluations that the run itself made."""
 REPLAY = "replay of "
 """Start of the phase name of attempts that repeat recorded attacks."""
+MOST_CONVERSATIONS = 10_000
+"""Largest number of conversations of the training, and of each evaluation, on a page."""
 REPLAY_OF_FAILURES = f"{REPLAY}the failures of "
 """Start of the phase name of attempts that repeat only the attempts that succeeded."""
 
@@ -39,14 +45,21 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
     Raises:
         ConfigurationError: A file of the run cannot be read.
     """
-    names, ids = set(OF_THE_RUN), set[str]()
-    found = []
-    for evaluation in [*_of_the_run(folder), *_later(folder)]:
-        name = _unused(evaluation.name, () if evaluation.name in OF_THE_RUN else names)
-        names.add(name)
-        attempts = [_with_own_id(each, name, ids) for each in evaluation.attempts]
-        ids.update(each.id for each in attempts)
-        found.append(replace(evaluation, name=name, attempts=attempts))
+    names = set(OF_THE_RUN)
+    found: list[Evaluation] = []
+    with contextlib.ExitStack() as logs:
+        earlier: list[AttemptLog] = []
+        for source in [*_of_the_run(folder), *_later(folder)]:
+            if not source.path.is_file():
+                continue
+            log = logs.enter_context(AttemptLog(source.path))
+            is_later = source.name not in OF_THE_RUN
+            named = source._replace(name=_unused(source.name, names if is_later else ()))
+            evaluation = _evaluation(named, log, earlier if is_later else [])
+            if evaluation is not None:
+                names.add(named.name)
+                earlier.append(log)
+                found.append(evaluation)
     known = {_rule(each): each.quality for each in found if each.quality is not None}
     return [
         each if each.quality is not None else replace(each, quality=known.get(_rule(each)))
@@ -54,20 +67,42 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
     ]
 
 
-def _of_the_run(folder: RunFolder) -> Iterator[Evaluation]:
+class _Source(NamedTuple):
+    """Attempts of an evaluation.
+
+    Attributes:
+        place: Folder of their run.
+        path: Log of the attempts.
+        phase: Their phase.
+        part: Part of the names of its files.
+        name: Name of the evaluation.
+    """
+
+    place: RunFolder
+    path: Path
+    phase: str
+    part: str
+    name: str
+
+
+def _of_the_run(folder: RunFolder) -> Iterator[_Source]:
     for phase, name in (("before", BEFORE), ("after", AFTER)):
-        for found in _evaluation(folder, folder.attempts, phase, phase, name):
-            is_test = found.attempts[0].attacker == PROMPTS
-            yield replace(found, name=TEST) if is_test else found
+        if not folder.attempts.is_file():
+            return
+        with AttemptLog(folder.attempts) as log:
+            first = next(log.rows(phase=phase, limit=1), None)
+        is_test = first is not None and first.attacker == PROMPTS
+        yield _Source(folder, folder.attempts, phase, phase, TEST if is_test else name)
 
 
-def _later(folder: RunFolder) -> Iterator[Evaluation]:
+def _later(folder: RunFolder) -> Iterator[_Source]:
     """Yield what later commands played; their files of re-scored attempts have another phase."""
     places = [folder, *(RunFolder(each) for each in sorted(folder.path.glob("targets/*/")))]
     for place in places:
         for path in sorted(place.path.glob("attempts_*.jsonl")):
             stem = path.stem.removeprefix("attempts_")
-            first = next(_attempts(path), None)
+            with AttemptLog(path) as log:
+                first = next(log.rows(limit=1), None)
             if first is None or stem == ORDINARY_PHASE:
                 continue
             if first.phase.startswith(REPLAY):
@@ -79,26 +114,54 @@ def _later(folder: RunFolder) -> Iterator[Evaluation]:
                 name = "evaluated again" if first.phase == "again" else f"baseline {first.phase}"
                 if place is not folder:
                     name += f" against {first.target}"
-            yield from _evaluation(place, path, first.phase, stem, name)
+            yield _Source(place, path, first.phase, stem, name)
 
 
 def _evaluation(
-    place: RunFolder, path: Path, phase: str, part: str, name: str
-) -> Iterator[Evaluation]:
-    attempts = list(_attempts(path, phase))
-    if not attempts:
-        return
-    metrics = place.evaluation(part)
-    recorded: dict[str, Any] = read_own(metrics, dict) if metrics.is_file() else {}
-    yield Evaluation(
-        name=name,
-        attempts=_judged_by_others(place, part, attempts),
-        quality=JudgeQuality.from_dict(recorded.get("judge_quality")),
-        planned=planned_attempts(place).get(part),
-        selected=phase.startswith(REPLAY_OF_FAILURES),
-        sequential=recorded.get("until") is not None,
-        labelled=HumanLabels(place, part).rate(attempts),
-        judge_model=judge_model(recorded),
+    source: _Source, log: AttemptLog, earlier: Sequence[AttemptLog]
+) -> Evaluation | None:
+    """Count the attempts of a phase, and choose those to show; None if there is none.
+
+    Args:
+        source: The evaluation.
+        log: Log of its attempts.
+        earlier: Logs of other evaluations of the page, whose ids are taken.
+    """
+    planned = planned_attempts(source.place).get(source.part)
+    chosen = Sample(log.rows(phase=source.phase))
+    counted: Numbers | None = None
+    shown: dict[str, Attempt] = {}
+    with contextlib.ExitStack() as logs:
+        others = [
+            logs.enter_context(AttemptLog(each))
+            for each in sorted(source.place.path.glob(f"attempts_{source.part}_*.jsonl"))
+        ]
+        for recorded in log.attempts(phase=source.phase):
+            attempt = _with_own_id(_judged_by_others(recorded, others), source.name, earlier)
+            counted = counted or Numbers(source.name, attempt)
+            counted.add(attempt)
+            if chosen.takes(attempt) or not shown:
+                shown[attempt.id] = attempt
+    if counted is None:
+        return None
+    metrics = source.place.evaluation(source.part)
+    recorded_metrics: dict[str, Any] = read_own(metrics, dict) if metrics.is_file() else {}
+    sequential = recorded_metrics.get("until") is not None
+    rows = log.rows(order="prompt", phase=source.phase)
+    counted.count(rows, planned, sequential=sequential)
+    labels = HumanLabels(source.place, source.part)
+    for each in counted.linked():
+        shown.setdefault(each.id, each)
+    return Evaluation(
+        name=source.name,
+        attempts=list(shown.values()),
+        quality=JudgeQuality.from_dict(recorded_metrics.get("judge_quality")),
+        planned=planned,
+        selected=source.phase.startswith(REPLAY_OF_FAILURES),
+        sequential=sequential,
+        labelled=labels.rate(log.attempts(phase=source.phase)) if labels.by_rater else None,
+        judge_model=judge_model(recorded_metrics),
+        counted=counted,
     )
 
 
@@ -113,33 +176,62 @@ def judge_model(metrics: Mapping[str, Any]) -> str:
     return weights.rpartition(" ")[0] or weights if isinstance(weights, str) else ""
 
 
-def _attempts(path: Path, phase: str | None = None) -> Iterator[Attempt]:
-    if path.is_file():
-        with AttemptLog(path) as log:
-            yield from log.attempts() if phase is None else log.attempts(phase=phase)
+class Sample:
+    """Chooses conversations to show: whole trees, at most `MOST_CONVERSATIONS` conversations.
 
+    The choice is by a digest of the tree, so that the same files give the same page, and so that it
+    favours no prompt and no trial, as every tenth conversation would.
 
-def _judged_by_others(
-    folder: RunFolder, part: str, attempts: Sequence[Attempt]
-) -> Sequence[Attempt]:
-    """Add the scores of judges that re-scored the attempts with ``astra-rl score``."""
-    known = {attempt.id: attempt for attempt in attempts}
-    for path in sorted(folder.path.glob(f"attempts_{part}_*.jsonl")):
-        for judged in _attempts(path, attempts[0].phase):
-            mine = known.get(judged.id)
-            if mine is None or len(mine.turns) != len(judged.turns):
+    Args:
+        rows: The conversations to choose from, read one by one.
+    """
+
+    def __init__(self, rows: Iterable[AttemptRow]) -> None:
+        self._below = 1 << 64  # places of the chosen trees
+        sizes: dict[int, int] = {}
+        largest: list[int] = []  # a heap of negative places
+        total = 0
+        for row in rows:
+            place = _place_of_tree(row)
+            if place >= self._below:
                 continue
+            if place not in sizes:
+                sizes[place] = 0
+                heapq.heappush(largest, -place)
+            sizes[place] += 1
+            total += 1
+            while total > MOST_CONVERSATIONS:
+                self._below = -heapq.heappop(largest)
+                total -= sizes.pop(self._below)
+
+    def takes(self, attempt: Attempt | AttemptRow) -> bool:
+        """Whether a conversation is chosen."""
+        return _place_of_tree(attempt) < self._below
+
+
+def _place_of_tree(attempt: Attempt | AttemptRow) -> int:
+    tree = f"{attempt.trial} {attempt.prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(tree, digest_size=8).digest())
+
+
+def _judged_by_others(attempt: Attempt, others: Sequence[AttemptLog]) -> Attempt:
+    """Add the scores of judges that re-scored the attempt with ``astra-rl score``."""
+    for log in others:
+        if attempt.id not in log:
+            continue
+        judged = log.get(attempt.id)
+        if len(judged.turns) == len(attempt.turns):
             turns = [
                 turn.model_copy(update={"scores": {**other.scores, **turn.scores}})
-                for turn, other in zip(mine.turns, judged.turns, strict=True)
+                for turn, other in zip(attempt.turns, judged.turns, strict=True)
             ]
-            known[judged.id] = mine.model_copy(update={"turns": tuple(turns)})
-    return list(known.values())
+            attempt = attempt.model_copy(update={"turns": tuple(turns)})
+    return attempt
 
 
-def _with_own_id(attempt: Attempt, name: str, taken: set[str]) -> Attempt:
+def _with_own_id(attempt: Attempt, name: str, earlier: Sequence[AttemptLog]) -> Attempt:
     update: dict[str, Any] = {} if name in OF_THE_RUN else {"phase": name}
-    if attempt.id in taken:
+    if any(attempt.id in log for log in earlier):
         update["id"] = content_digest([name, attempt.id])
     return attempt.model_copy(update=update) if update else attempt
 

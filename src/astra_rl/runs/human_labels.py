@@ -8,7 +8,7 @@ is ignored when the attempt of that id has another text.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -112,15 +112,19 @@ class HumanLabels:
             Group(call, tuple(sizes[call].values()), tuple(labels[call].values())) for call in CALLS
         ]
 
-    def rate(self, attempts: Sequence[Attempt]) -> LabelledRate | None:
+    def rate(self, attempts: Iterable[Attempt]) -> LabelledRate | None:
         """Return the success rate by labels and calls; None without a label of these attempts."""
-        groups = self.groups(attempts)
+        calls: dict[str, tuple[int, int]] = {}
+
+        def counted() -> Iterator[Attempt]:
+            for attempt in attempts:
+                won, count = calls.get(attempt.prompt_id, (0, 0))
+                calls[attempt.prompt_id] = won + (call_of(attempt) == 1), count + 1
+                yield attempt
+
+        groups = self.groups(counted())
         if not any(group.labelled for group in groups):
             return None
-        calls: dict[str, tuple[int, int]] = {}
-        for attempt in attempts:
-            won, count = calls.get(attempt.prompt_id, (0, 0))
-            calls[attempt.prompt_id] = won + (call_of(attempt) == 1), count + 1
         return labelled_rate(groups, Rate.of_prompts(calls.values()).interval)
 
 

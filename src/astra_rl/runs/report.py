@@ -28,12 +28,9 @@ from astra_rl.evaluation.stats.importance import NoProbability, Probability, fai
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, evaluations_of
+from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
-
-MOST_CONVERSATIONS = 10_000
-"""Largest number of training conversations on a page; evaluations are complete."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -110,10 +107,10 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
     attempts: list[Attempt] = []
     if folder.attempts.is_file():
         with AttemptLog(folder.attempts) as log:
-            rows = list(log.rows(phase="training"))
-            played = len(rows)
-            wanted = _shown(rows)
-            attempts = [log.get(row.id) for row in rows if row.id in wanted]
+            played = log.count(phase="training")
+            chosen = Sample(log.rows(phase="training"))
+            wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
+            attempts = [log.get(key) for key in wanted]
     return Training(
         history=[_numbers(row) for row in _json_lines(folder.metrics)],
         steps=None if config is None else config.training.steps,
@@ -125,16 +122,6 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
-
-
-def _shown(rows: Sequence[AttemptRow]) -> set[str]:
-    """Choose training conversations to show: whole trees, evenly spaced over the training."""
-    trees: dict[tuple[str, int], list[AttemptRow]] = {}
-    for row in rows:
-        trees.setdefault((row.prompt_id, row.trial), []).append(row)
-    every = max(1, -(-len(rows) // MOST_CONVERSATIONS))
-    chosen = list(trees.values())[::every]
-    return {row.id for tree in chosen for row in tree}
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -210,9 +197,7 @@ def _notes(
             + ("An attacker that was trained against a judge finds its errors. " if trains else "")
             + "Label a sample of these conversations: astra-rl label."
         )
-    if evaluations and not any(
-        each.outcome is Outcome.SUCCESS for each in evaluations[-1].attempts
-    ):
+    if evaluations and not evaluations[-1].summary.outcomes[Outcome.SUCCESS]:
         notes.append(
             "No attack succeeded. This is evidence about these attacks, not about all attacks."
         )

@@ -186,9 +186,9 @@ def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> 
     """Record in the ledger that a budget ended a session, and return the error that says so."""
     ledger.ended_by.append(str(spent))
     option = "--" + spent.limit.replace("_", "-")
+    kept = " ".join(getattr(spent, "__notes__", ["everything is saved."]))
     return BudgetEndedError(
-        f"{spent}; everything is saved. {how_to_resume(folder)} {option} "
-        f"{spent.sufficient_limit:.15g}"
+        f"{spent}; {kept} {how_to_resume(folder)} {option} {spent.sufficient_limit:.15g}"
     )
 
 
@@ -227,6 +227,7 @@ def _do_run(
         with (
             _timed(seconds, display, "evaluating the untrained attacker"),
             current_ledger().holding(held),
+            _repeated_on_resume(),
         ):
             before = _evaluated_before(folder, saved) or evaluate(
                 experiment, folder, "before", config, log, allow_partial=False
@@ -282,6 +283,19 @@ def _do_run(
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)
     return result, spent
+
+
+@contextlib.contextmanager
+def _repeated_on_resume() -> Iterator[None]:
+    """Say that an evaluation that a budget ended is repeated: no state precedes the training."""
+    try:
+        yield
+    except BudgetSpentError as error:
+        error.add_note(
+            "the evaluation before training was in progress, and is repeated when the run resumes "
+            "(replies of endpoints are cached, conversations with local models are not)."
+        )
+        raise
 
 
 def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetSpentError | None:

@@ -39,7 +39,8 @@ from astra_rl.runs.folder import RunFolder
 HOST = "127.0.0.1"
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_CLIENTS = 16
-"""Maximum number of concurrent connections; further ones are closed immediately."""
+"""Maximum number of concurrent connections. A further one takes the place of the oldest connection
+whose request has not arrived; if all requests have arrived, it is closed."""
 CONNECTION_TIMEOUT = 10.0
 """Most seconds that a client may take to send its request, and to receive the response."""
 RENDER_EVERY = 3.0
@@ -144,6 +145,12 @@ def with_polling(page: str, version: str) -> tuple[str, str]:
     return page.replace("</head>", f"{addition}</head>", 1), policy
 
 
+def disconnect(connection: socket.socket) -> None:
+    """End a connection that another thread may be reading."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class PageServer(ThreadingHTTPServer):
     """Serves a `LivePage` on this machine.
 
@@ -165,7 +172,10 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, page: LivePage, port: int = 0) -> None:
         self.page = page
         self.token = secrets.token_urlsafe(16)
-        self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._places = threading.Lock()
+        self._clients = 0
+        # In order of arrival; browsers send a request at once, so the oldest is the slowest.
+        self._waiting: dict[socket.socket, None] = {}
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -180,18 +190,33 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a new thread; refuse if there are `MAX_CLIENTS` already."""
-        if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Answer in a new thread, if there is a place; see `MAX_CLIENTS`."""
+        with self._places:
+            slowest = next(iter(self._waiting), None)
+            is_full = self._clients >= MAX_CLIENTS
+            if is_full and slowest is not None:
+                del self._waiting[slowest]
+                disconnect(slowest)  # its thread ends, and releases the place
+            if is_full and slowest is None:
+                self.shutdown_request(request)
+                return
+            self._clients += 1
+            self._waiting[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one request."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            with self._places:
+                self._clients -= 1
+                self._waiting.pop(request, None)
+
+    def request_arrived(self, request: socket.socket) -> None:
+        """Keep the place of a connection until its request is answered."""
+        with self._places:
+            self._waiting.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error of a request; most are clients that disconnected."""
@@ -215,8 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def _give_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        disconnect(self.connection)
 
     def do_GET(self) -> None:
         """Answer with the page or its version."""
@@ -228,6 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         self._deadline.cancel()  # drawing may take longer
+        self.server.request_arrived(self.connection)
         if not self._is_from_here():
             return self._send(
                 HTTPStatus.FORBIDDEN,

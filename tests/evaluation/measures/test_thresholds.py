@@ -3,12 +3,14 @@
 import math
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.evaluation.show.report.making import attempt, turn
 
 from astra_rl.evaluation.measures.summary import summarise
-from astra_rl.evaluation.measures.thresholds import THRESHOLDS, rates_by_threshold
+from astra_rl.evaluation.measures.thresholds import THRESHOLDS, ScoreTable, rates_by_threshold
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
+from astra_rl.evaluation.records.turn import JudgeScore
 
 SCORES = st.none() | st.floats(0, 1).map(lambda score: round(score, 2))
 CONVERSATIONS = st.lists(
@@ -41,6 +43,52 @@ def test_the_rate_is_that_of_the_same_attempts_judged_at_this_threshold(conversa
     (found,) = rates_by_threshold(attempts, "judge", [threshold])
     assert found.rate.as_dict() == expected.as_dict() or math.isnan(expected.estimate)
     assert (found.rate.trials, found.rate.unscored) == (expected.trials, expected.unscored)
+
+
+JUDGES = st.sampled_from(["a", "b", "c"])
+
+
+TURNS = st.lists(st.dictionaries(JUDGES, SCORES), max_size=2)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(TURNS, st.booleans(), st.booleans()), max_size=4))
+def test_judges_that_appear_late_are_counted_from_the_first_attempt_on(conversations):
+    """Attempts before them have no score of theirs; some are known without one."""
+    attempts = [
+        attempt(
+            *(
+                turn("a", "b", None).model_copy(
+                    update={
+                        "scores": {name: JudgeScore(value=each) for name, each in scores.items()},
+                        "finish_reason": "content_filter" if blocked else None,
+                    }
+                )
+                for scores in turns
+            ),
+            opening=f"opening {trial % 3}", trial=trial, error="it failed" if failed else "",
+        )
+        for trial, (turns, blocked, failed) in enumerate(conversations)
+    ]  # fmt: skip
+    table = ScoreTable(["a"], most=3)
+    for each in attempts:
+        table.add(each)
+    for judge in ("a", "b", "c", "nobody"):
+        alone = [at.rate for at in rates_by_threshold(attempts, judge, (0.2, 0.5))]
+        assert [at.rate for at in table.rates(judge, (0.2, 0.5))] == alone
+        for rate, threshold in zip(alone, (0.2, 0.5), strict=True):
+            outcomes = [
+                decide_outcome(each.turns, judge, threshold, error=each.error) for each in attempts
+            ]
+            assert rate.successes == outcomes.count(Outcome.SUCCESS)
+            assert rate.trials == sum(each in KNOWN_OUTCOMES for each in outcomes)
+
+
+def test_judges_beyond_the_limit_are_left_out():
+    table = ScoreTable(["a"], most=2)
+    scores = {name: JudgeScore(value=0.9) for name in ("b", "c")}
+    table.add(attempt(turn("x", "y", 0.1).model_copy(update={"scores": scores})))
+    assert table.judges == ("a", "b")
 
 
 @given(CONVERSATIONS)

@@ -29,3 +29,4 @@ def info(
     from astra_rl.cli.topics import print_topic
 
     print_topic(topic, name, console)
+    console.check_written()

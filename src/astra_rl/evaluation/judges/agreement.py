@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,67 @@ class JudgePair:
     disagreements: Sequence[Disagreement]
 
 
+class PairTally:
+    """Agreement of two judges, counted turn by turn; it takes a few bytes per turn.
+
+    Args:
+        judges: Names of the judges.
+        thresholds: For each, the score at or above which the attack is a success.
+    """
+
+    def __init__(self, judges: tuple[str, str], thresholds: tuple[float, float]) -> None:
+        self.judges, self.thresholds = judges, thresholds
+        self._decisions: list[tuple[float, float]] = []  # one of four shared objects per turn
+        # Clustered by prompt: turns and conversations of one prompt are correlated.
+        self._by_prompt: dict[str, tuple[int, int]] = {}
+        self._largest: list[tuple[float, int, Disagreement]] = []
+
+    def add(self, attempt: Attempt) -> None:
+        """Count the turns of an attempt that both judges scored."""
+        for number, turn in enumerate(attempt.turns, 1):
+            first, second = (turn.score(judge) for judge in self.judges)
+            if first is not None and second is not None:
+                self._add(Disagreement(attempt, number, (first, second)))
+
+    def _add(self, turn: Disagreement) -> None:
+        first, second = (s >= t for s, t in zip(turn.scores, self.thresholds, strict=True))
+        self._decisions.append(_DECISIONS[first, second])
+        agreed, turns = self._by_prompt.get(turn.attempt.prompt_id, (0, 0))
+        self._by_prompt[turn.attempt.prompt_id] = (agreed + (first == second), turns + 1)
+        if first != second:
+            difference = abs(turn.scores[0] - turn.scores[1])
+            heapq.heappush(self._largest, (difference, -len(self._decisions), turn))
+            if len(self._largest) > MAX_DISAGREEMENTS:
+                heapq.heappop(self._largest)
+
+    @property
+    def disagreements(self) -> list[Disagreement]:
+        """See `JudgePair`."""
+        return [turn for _, _, turn in sorted(self._largest, reverse=True)]
+
+    def result(self) -> JudgePair | None:
+        """Return the agreement; None if no turn was scored by both."""
+        if not self._decisions:
+            return None
+        table = Counter(self._decisions)
+        return JudgePair(
+            self.judges,
+            PairCounts(*(table[_DECISIONS[each]] for each in _DECISIONS)),
+            Rate.of_prompts(self._by_prompt.values()),
+            alpha_estimate(self._decisions, "nominal"),
+            self.disagreements,
+        )
+
+
+_DECISIONS = {
+    (True, True): (1.0, 1.0),
+    (True, False): (1.0, 0.0),
+    (False, True): (0.0, 1.0),
+    (False, False): (0.0, 0.0),
+}
+"""Ratings of both judges by their decisions, in the order of `PairCounts`."""
+
+
 def judge_pairs(attempts: Iterable[Attempt], thresholds: Mapping[str, float]) -> list[JudgePair]:
     """Compare all pairs of judges that scored common turns.
 
@@ -55,47 +117,10 @@ def judge_pairs(attempts: Iterable[Attempt], thresholds: Mapping[str, float]) ->
         attempts: The judged attempts.
         thresholds: For each judge, by name, the score at or above which the attack is a success.
     """
-    turns = [
-        (attempt, at, turn)
-        for attempt in attempts
-        for at, turn in enumerate(attempt.turns, 1)
-        if len(turn.scores) > 1
+    tallies = [
+        PairTally((a, b), (thresholds[a], thresholds[b])) for a, b in combinations(thresholds, 2)
     ]
-    pairs = []
-    for a, b in combinations(thresholds, 2):
-        scored = [
-            Disagreement(attempt, at, (first, second))
-            for attempt, at, turn in turns
-            if (first := turn.score(a)) is not None and (second := turn.score(b)) is not None
-        ]
-        if scored:
-            pairs.append(_pair((a, b), scored, (thresholds[a], thresholds[b])))
-    return pairs
-
-
-def _pair(
-    judges: tuple[str, str], scored: Sequence[Disagreement], thresholds: tuple[float, float]
-) -> JudgePair:
-    decisions = [
-        (each.scores[0] >= thresholds[0], each.scores[1] >= thresholds[1]) for each in scored
-    ]
-    table = Counter(decisions)
-    counts = PairCounts(
-        table[True, True], table[True, False], table[False, True], table[False, False]
-    )
-    # Clustered by prompt: turns and conversations of one prompt are correlated.
-    by_prompt: dict[str, tuple[int, int]] = {}
-    for each, (first, second) in zip(scored, decisions, strict=True):
-        agreed, turns = by_prompt.get(each.attempt.prompt_id, (0, 0))
-        by_prompt[each.attempt.prompt_id] = (agreed + (first == second), turns + 1)
-    disagreements = [
-        each for each, (first, second) in zip(scored, decisions, strict=True) if first != second
-    ]
-    disagreements.sort(key=lambda each: -abs(each.scores[0] - each.scores[1]))
-    return JudgePair(
-        judges,
-        counts,
-        Rate.of_prompts(by_prompt.values()),
-        alpha_estimate([tuple(map(float, each)) for each in decisions], "nominal"),
-        disagreements[:MAX_DISAGREEMENTS],
-    )
+    for attempt in attempts:
+        for tally in tallies:
+            tally.add(attempt)
+    return [pair for tally in tallies if (pair := tally.result()) is not None]

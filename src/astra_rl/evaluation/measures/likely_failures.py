@@ -96,28 +96,51 @@ def most_likely_failures(
     Raises:
         ConfigurationError: `by` has another value, or `most` is below 1.
     """
-    if by not in ("total", "per_token"):
-        raise ConfigurationError(f"by={by!r}; choose 'total' or 'per_token'.")
-    if most is not None and most < 1:
-        raise ConfigurationError(f"most={most}; it must be at least 1, or None for all.")
-    kept: list[tuple[float, str, LikelyFailure]] = []
-    ranked = unmeasured = 0
+    ranker = FailureRanker(under=under, by=by, most=most)
     for attempt in attempts:
+        ranker.add(attempt)
+    return ranker.result()
+
+
+class FailureRanker:
+    """Ranks successful attempts one by one; see `most_likely_failures` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        under: str = "baseline",
+        by: Literal["total", "per_token"] = "total",
+        most: int | None = None,
+    ) -> None:
+        if by not in ("total", "per_token"):
+            raise ConfigurationError(f"by={by!r}; choose 'total' or 'per_token'.")
+        if most is not None and most < 1:
+            raise ConfigurationError(f"most={most}; it must be at least 1, or None for all.")
+        self.under, self.by, self.most = under, by, most
+        self._kept: list[tuple[float, str, LikelyFailure]] = []
+        self._ranked = self._unmeasured = 0
+
+    def add(self, attempt: Attempt) -> None:
+        """Rank an attempt if it was successful."""
         if attempt.outcome is not Outcome.SUCCESS:
-            continue
-        failure = _likely(attempt, under)
+            return
+        failure = _likely(attempt, self.under)
         if failure is None:
-            unmeasured += 1
-            continue
-        ranked += 1
-        value = failure.logprob if by == "total" else failure.per_token
-        entry = (value, f"{attempt.id}-{ranked}", failure)
-        if most is None or len(kept) < most:
-            heapq.heappush(kept, entry)
+            self._unmeasured += 1
+            return
+        self._ranked += 1
+        value = failure.logprob if self.by == "total" else failure.per_token
+        entry = (value, f"{attempt.id}-{self._ranked}", failure)
+        if self.most is None or len(self._kept) < self.most:
+            heapq.heappush(self._kept, entry)
         else:
-            heapq.heappushpop(kept, entry)
-    failures = [failure for _, _, failure in sorted(kept, key=lambda each: (-each[0], each[1]))]
-    return Ranking(under, by, failures, ranked, unmeasured)
+            heapq.heappushpop(self._kept, entry)
+
+    def result(self) -> Ranking:
+        """Return the ranking of the attempts so far."""
+        kept = sorted(self._kept, key=lambda each: (-each[0], each[1]))
+        failures = [failure for _, _, failure in kept]
+        return Ranking(self.under, self.by, failures, self._ranked, self._unmeasured)
 
 
 def _likely(attempt: Attempt, under: str) -> LikelyFailure | None:

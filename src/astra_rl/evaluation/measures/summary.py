@@ -7,7 +7,7 @@ functions read `AttemptRow`, which the index of a log contains, so no text is lo
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -204,12 +204,17 @@ def _queries(rows: Sequence[AttemptRow]) -> tuple[int, bool]:
     return spent, False
 
 
+Trials = Mapping[str, Mapping[int, bool | None]]
+"""Whether each trial of each prompt succeeded, by prompt and number; None if that is not known."""
+
+
 def compare(
     rows_a: Iterable[AttemptRow], rows_b: Iterable[AttemptRow], *, confidence: float = 0.95
 ) -> PairedComparison:
     """Compare two sets of attempts on the same prompts; see `compare_trials`.
 
-    The sides may differ in attacker, target, version, and in the number of trials per prompt.
+    The sides may differ in attacker, target, version, and in the number of trials per prompt. Of
+    several attempts of a side with the same id the last one counts.
 
     Args:
         rows_a: Attempts of A.
@@ -219,26 +224,65 @@ def compare(
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
     """
-    a, b = _by_trial(rows_a, "first"), _by_trial(rows_b, "second")
-    shared = [key for key in a if key in b]
-    if not {prompt for prompt, _ in a} & {prompt for prompt, _ in b}:
+    a, b = (
+        trials_of({row.id: row for row in rows}.values(), side)
+        for rows, side in ((rows_a, "the first"), (rows_b, "the second"))
+    )
+    return compare_trials_of(a, b, confidence=confidence)
+
+
+def trials_of(rows: Iterable[AttemptRow], side: str = "this") -> Trials:
+    """Return the outcomes of attempts by prompt and trial.
+
+    Args:
+        rows: Attempts with different ids, for instance of a log; read one by one.
+        side: Name of the set of attempts in an error.
+
+    Raises:
+        ConfigurationError: A trial occurs twice.
+    """
+    found: dict[str, dict[int, bool | None]] = {}
+    for row in rows:
+        _add_trial(found, row, side)
+    return found
+
+
+def _add_trial(found: dict[str, dict[int, bool | None]], row: AttemptRow, side: str) -> None:
+    trials = found.setdefault(row.prompt_id, {})
+    if row.trial in trials:
+        raise ConfigurationError(
+            f"{side} set of attempts has trials of several attackers or targets; choose one "
+            "attacker, one target and one phase for each side."
+        )
+    trials[row.trial] = success_of(row)
+
+
+def success_of(row: AttemptRow) -> bool | None:
+    """Return whether an attack succeeded; None if that is not known."""
+    return row.outcome is Outcome.SUCCESS if row.outcome in KNOWN_OUTCOMES else None
+
+
+def compare_trials_of(a: Trials, b: Trials, *, confidence: float = 0.95) -> PairedComparison:
+    """Compare two sides by their `trials_of`; see `compare`.
+
+    Raises:
+        ConfigurationError: They have no prompt in common.
+    """
+    prompts = [PromptTrials(trials, b[prompt]) for prompt, trials in a.items() if prompt in b]
+    if not prompts:
         raise ConfigurationError(
             "the two sets of attempts have no prompt in common; only attempts at the same prompts "
             "can be compared in pairs."
         )
-    sides = [_outcomes(rows) for rows in (a, b)]
-    prompts = [
-        PromptTrials(sides[0][prompt], sides[1][prompt])
-        for prompt in sides[0]
-        if prompt in sides[1]
-    ]
     unscored = sum(
-        not KNOWN_OUTCOMES.issuperset((a[key].outcome, b[key].outcome)) for key in shared
+        None in (outcome, pair.b[trial])
+        for pair in prompts
+        for trial, outcome in pair.a.items()
+        if trial in pair.b
     )
-    played = sum(len(trials) for prompt in prompts for trials in prompt)
-    return compare_trials(
-        prompts, unscored=unscored, unpaired=len(a) + len(b) - played, confidence=confidence
-    )
+    played = sum(len(trials) for pair in prompts for trials in pair)
+    made = sum(len(trials) for side in (a, b) for trials in side.values())
+    return compare_trials(prompts, unscored=unscored, unpaired=made - played, confidence=confidence)
 
 
 class CategoryComparison(NamedTuple):
@@ -266,27 +310,23 @@ def compare_by_category(
 ) -> dict[str, CategoryComparison]:
     """Compare two sets of attempts in each category that both played, largest difference first.
 
+    Args:
+        rows_a: Attempts of A with different ids, read one by one.
+        rows_b: Attempts of B, likewise.
+
     Returns:
         By category; empty if there are fewer than two categories.
 
     Raises:
         ConfigurationError: A trial occurs twice on one side.
     """
-    sides: list[dict[str, list[AttemptRow]]] = []
-    for rows in (rows_a, rows_b):
-        groups: dict[str, list[AttemptRow]] = defaultdict(list)
-        for row in rows:
-            groups[row.category].append(row)
-        sides.append(groups)
-    a, b = sides
-    shared = [
-        name
-        for name in a
-        if name in b and {row.prompt_id for row in a[name]} & {row.prompt_id for row in b[name]}
-    ]
+    a = _trials_by_category(rows_a, "the first")
+    b = _trials_by_category(rows_b, "the second")
+    shared = [name for name in a if a[name].keys() & b.get(name, {}).keys()]
     if len(shared) < 2:
         return {}
-    found = [compare(a[name], b[name], confidence=1 - 0.05 / len(shared)) for name in shared]
+    confidence = 1 - 0.05 / len(shared)
+    found = [compare_trials_of(a[name], b[name], confidence=confidence) for name in shared]
     adjusted = holm([each.p_value for each in found])
     named = {
         name: CategoryComparison(each, p_value)
@@ -295,23 +335,10 @@ def compare_by_category(
     return dict(sorted(named.items(), key=lambda item: _by_difference(item[1].pairs)))
 
 
-def _outcomes(rows: Mapping[tuple[str, int], AttemptRow]) -> dict[str, dict[int, bool | None]]:
-    """Return whether each trial of each prompt succeeded; None if that is not known."""
-    found: dict[str, dict[int, bool | None]] = defaultdict(dict)
-    for (prompt, trial), row in rows.items():
-        known = row.outcome in KNOWN_OUTCOMES
-        found[prompt][trial] = row.outcome is Outcome.SUCCESS if known else None
-    return found
-
-
-def _by_trial(rows: Iterable[AttemptRow], side: str) -> dict[tuple[str, int], AttemptRow]:
-    unique = {row.id: row for row in rows}.values()
-    found = {(row.prompt_id, row.trial): row for row in unique}
-    if len(found) < len(unique):
-        raise ConfigurationError(
-            f"the {side} set of attempts has trials of several attackers or targets; choose one "
-            "attacker, one target and one phase for each side."
-        )
+def _trials_by_category(rows: Iterable[AttemptRow], side: str) -> Mapping[str, Trials]:
+    found: dict[str, dict[str, dict[int, bool | None]]] = {}
+    for row in rows:
+        _add_trial(found.setdefault(row.category, {}), row, side)
     return found
 
 

@@ -422,6 +422,7 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
     reading.close()
 
 
+@pytest.mark.exhaustive
 def test_ten_thousand_conversations_fit_a_page_and_can_be_searched(browser, tmp_path):
     draw = random.Random(0)
     words = [f"{draw.choice('bdfgklmnprst')}{draw.choice('aeiou')}" * 2 for _ in range(2000)]

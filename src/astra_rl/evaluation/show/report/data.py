@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,13 +9,13 @@ from typing import Any
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
-from astra_rl.evaluation.measures.summary import Summary, summarise
+from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
+from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.labelled_rate import LabelledRate
-from astra_rl.evaluation.stats.rates import Rate
 
 PANELS = (
     Panel("asr", "attack success rate", percent=True),
@@ -38,7 +37,8 @@ class Evaluation:
 
     Attributes:
         name: What was evaluated, for instance "after training".
-        attempts: At least one, all with the same judge and threshold.
+        attempts: At least one, all with the same judge and threshold. They are the conversations
+            of the page.
         quality: Measured errors of the judge; None if it is not calibrated.
         planned: Number of planned attempts; None means `len(attempts)`.
         selected: Whether the attempts were selected by their recorded outcome, as in a replay of
@@ -46,6 +46,7 @@ class Evaluation:
         sequential: Whether the evaluation ended when its result was clear, see `Rate`.
         labelled: Success rate by human labels of these conversations; None without labels.
         judge_model: Model of the judge; empty if it has none, or it is not known.
+        counted: Numbers of all attempts, if `attempts` are a part of them; None: they are all.
 
     Raises:
         ConfigurationError: `attempts` is empty.
@@ -59,6 +60,7 @@ class Evaluation:
     sequential: bool = False
     labelled: LabelledRate | None = None
     judge_model: str = ""
+    counted: Numbers | None = None
 
     def __post_init__(self) -> None:
         if not self.attempts:
@@ -67,10 +69,21 @@ class Evaluation:
             )
 
     @cached_property
+    def numbers(self) -> Numbers:
+        """Numbers of all attempts."""
+        return self.counted or Numbers.of(
+            self.name, self.attempts, self.planned, sequential=self.sequential
+        )
+
+    @property
     def summary(self) -> Summary:
         """Counts, rates and intervals."""
-        rows = (attempt.row for attempt in self.attempts)
-        return summarise(rows, planned=self.planned, sequential=self.sequential)
+        return self.numbers.summary
+
+    @property
+    def not_shown(self) -> int:
+        """Number of conversations that are counted, and are not on the page."""
+        return self.summary.planned - self.summary.never_made - len(self.attempts)
 
     @cached_property
     def corrected(self) -> Corrected | NotCorrected | None:
@@ -98,26 +111,9 @@ class Evaluation:
         return self.attempts[0].target
 
     @property
-    def judges(self) -> dict[str, float]:
-        """Judges that scored any turn, with their threshold; the deciding judge first.
-
-        The records have one threshold only, so it applies to every judge.
-        """
-        names = dict.fromkeys(
-            judge for attempt in self.attempts for turn in attempt.turns for judge in turn.scores
-        )
-        return dict.fromkeys([self.judge, *names], self.threshold)
-
-    @property
-    def by_category(self) -> dict[str, Rate]:
-        """Attack success rate by category, highest first; empty if there are no categories."""
-        groups: dict[str, list[Attempt]] = defaultdict(list)
-        for attempt in self.attempts:
-            groups[attempt.category].append(attempt)
-        if set(groups) <= {""}:
-            return {}
-        rates = {name: summarise(each.row for each in group).asr for name, group in groups.items()}
-        return dict(sorted(rates.items(), key=lambda item: -item[1].bounds.low))
+    def judges(self) -> tuple[str, ...]:
+        """Judges that scored any turn, the deciding judge first."""
+        return self.numbers.judges
 
 
 @dataclass(frozen=True, kw_only=True)

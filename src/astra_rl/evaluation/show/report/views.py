@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.judges.agreement import JudgePair, judge_pairs
+from astra_rl.evaluation.judges.agreement import JudgePair
 from astra_rl.evaluation.measures.diversity import (
     Diversity,
     EffectiveNumber,
@@ -22,9 +22,7 @@ from astra_rl.evaluation.measures.likely_failures import (
     most_likely_failures,
     severity_and_likelihood,
 )
-from astra_rl.evaluation.measures.summary import compare
-from astra_rl.evaluation.measures.thresholds import rates_by_threshold
-from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.measures.summary import compare_trials_of
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
     before_after,
@@ -32,13 +30,12 @@ from astra_rl.evaluation.show.charts import (
     threshold_curve,
 )
 from astra_rl.evaluation.show.report.data import Evaluation, ReportData
+from astra_rl.evaluation.show.report.numbers import Problem
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
-MOST_RANKED = 50
-"""Rows of the table of most likely failures; the list of conversations has all of them."""
 MOST_POINTS = 800
 """Points of the chart of severity and likelihood, successes of the attack first."""
 
@@ -117,17 +114,6 @@ class Pairing(NamedTuple):
         return -high, -low
 
 
-class Problem(NamedTuple):
-    """Conversations with an error or a missing score, grouped by reason."""
-
-    evaluation: str
-    outcome: Outcome
-    reason: str
-    conversations: int
-    example: str
-    """Id of one such conversation."""
-
-
 @dataclass(frozen=True)
 class Page:
     """What the templates show of a run. Properties are computed on first access."""
@@ -163,8 +149,10 @@ class Page:
             first, second = [other, self.result], [self.result, other]
             later = self.data.evaluations.index(other) > self.data.evaluations.index(self.result)
             a, b = second if later else first
+            if a.numbers.trials is None or b.numbers.trials is None:
+                continue
             try:
-                pairs = compare((x.row for x in a.attempts), (x.row for x in b.attempts))
+                pairs = compare_trials_of(a.numbers.trials, b.numbers.trials)
             except ConfigurationError:  # no prompt in common
                 continue
             if pairs.prompts:  # otherwise no outcome is known on both sides
@@ -214,8 +202,7 @@ class Page:
     @cached_property
     def ranking(self) -> Ranking:
         """Failures of the result, most likely first."""
-        attempts = () if self.result is None else self.result.attempts
-        return most_likely_failures(attempts, most=MOST_RANKED)
+        return most_likely_failures(()) if self.result is None else self.result.numbers.ranking
 
     @cached_property
     def severity(self) -> Chart | None:
@@ -228,6 +215,8 @@ class Page:
         shown = sorted(points, key=lambda point: not point.fails)[:MOST_POINTS]
         left_out = len(points) - len(shown)
         more = f" {left_out} conversations without success are not drawn." if left_out else ""
+        if self.result.not_shown:
+            more += f" Drawn from the {len(self.result.attempts)} conversations of this page."
         return Chart(
             "Severity and likelihood",
             "Each point is a conversation; select one to read it. Left: more likely in ordinary "
@@ -243,7 +232,7 @@ class Page:
     @cached_property
     def categories(self) -> dict[str, Rate]:
         """Attack success rate by category."""
-        return {} if self.result is None else self.result.by_category
+        return {} if self.result is None else self.result.numbers.by_category
 
     @property
     def transfer_targets(self) -> list[str]:
@@ -261,16 +250,14 @@ class Page:
     @cached_property
     def judges(self) -> list[JudgePair]:
         """Agreement of every two judges that scored the same turns of the result."""
-        if self.result is None:
-            return []
-        return judge_pairs(self.result.attempts, self.result.judges)
+        return [] if self.result is None else self.result.numbers.judge_pairs
 
     @cached_property
     def threshold_curve(self) -> Chart | None:
         """Attack success rate of the result by threshold."""
         if self.result is None:
             return None
-        rates = rates_by_threshold(self.result.attempts, self.result.judge)
+        rates = self.result.numbers.rates_by_threshold(self.result.judge)
         if not any(each.rate.trials for each in rates):
             return None
         return Chart(
@@ -294,18 +281,7 @@ class Page:
     @cached_property
     def problems(self) -> list[Problem]:
         """Errors, missing scores and blocked responses, most frequent first."""
-        groups: dict[tuple[str, Outcome, str], list[Attempt]] = {}
-        for evaluation in self.data.evaluations:
-            for attempt in evaluation.attempts:
-                if attempt.outcome in (
-                    Outcome.ERROR,
-                    Outcome.UNSCORED,
-                    Outcome.BLOCKED,
-                    Outcome.NO_ATTACK,
-                ):
-                    key = evaluation.name, attempt.outcome, _reason(attempt)
-                    groups.setdefault(key, []).append(attempt)
-        found = [Problem(*key, len(each), each[0].id) for key, each in groups.items()]
+        found = [problem for each in self.data.evaluations for problem in each.numbers.problems]
         return sorted(found, key=lambda problem: -problem.conversations)
 
     @property
@@ -337,14 +313,14 @@ class Page:
             {
                 "evaluation": visible(each.name),
                 "judge": visible(judge),
-                "threshold": threshold,
+                "threshold": each.threshold,
                 "rates": [
                     _sweep_row(at.threshold, at.rate)
-                    for at in rates_by_threshold(each.attempts, judge)
+                    for at in each.numbers.rates_by_threshold(judge)
                 ],
             }
             for each in self._result_first()
-            for judge, threshold in each.judges.items()
+            for judge in each.judges
         ]
 
     def _result_first(self) -> list[Evaluation]:
@@ -380,14 +356,6 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
 def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
     """Return what decides the outcomes."""
     return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
-
-
-def _reason(attempt: Attempt) -> str:
-    if attempt.outcome is Outcome.BLOCKED:
-        return "a content filter withheld the response"
-    if attempt.outcome is Outcome.NO_ATTACK:
-        return "the output of the attacker had no attack"
-    return attempt.error or next(iter(attempt.reasons), "no reason was recorded")
 
 
 def points(value: float) -> str:

@@ -1,0 +1,84 @@
+"""Commands in processes of their own, which can be killed.
+
+Each is forked from a server process that has imported everything, so that it starts at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PRELOADED = [
+    "astra_rl.cli.main",
+    "astra_rl.cli.display",
+    "astra_rl.ext.transformers",
+    "astra_rl.runs.runner",
+]
+LONG = 300.0
+
+
+class Command:
+    """A running ``astra-rl`` command.
+
+    Args:
+        arguments: Arguments of the command.
+        cwd: Its working directory.
+    """
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        descriptor, errors = tempfile.mkstemp(prefix="astra-rl-tests-stderr-")
+        os.close(descriptor)
+        self._errors = Path(errors)
+        self._process = context.Process(target=_run, args=(arguments, str(cwd), errors))
+        self._process.start()
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill it, and wait for its end."""
+        self._process.kill()
+        self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for its end; return its exit code and what it wrote on stderr."""
+        self._process.join(LONG)
+        code = self._process.exitcode
+        assert code is not None, f"it did not end within {LONG} seconds"
+        errors = self._errors.read_text("utf-8")
+        self._errors.unlink()
+        return code, errors
+
+    def wait_until_written(self, path: Path) -> None:
+        """Wait until it has written something into a file."""
+        while not (path.is_file() and path.stat().st_size):
+            assert self.is_running(), self.wait()
+            time.sleep(0.01)
+
+
+def _run(arguments: tuple[str, ...], cwd: str, errors: str) -> None:
+    import huggingface_hub.constants
+
+    from astra_rl.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+    os.chdir(cwd)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    sys.argv = ["astra-rl", *arguments]
+    os.environ["COLUMNS"] = "10000"
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    main.run()

@@ -21,12 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from astra_rl.config.messages import describe_parts, validate_as_json
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
 from astra_rl.moderators.completion import Completer
@@ -302,7 +303,7 @@ def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart,
     return part, weight
 
 
-def _is_term(factory: Any) -> bool:
+def _is_term(factory: Any) -> TypeGuard[Callable[[Sequence[Exchange]], Sequence[float]]]:
     """Whether a function computes a reward term; one that returns a part constructs it instead."""
     if not inspect.isfunction(factory):
         return False

@@ -24,6 +24,7 @@ from astra_rl.training.callbacks import (
     EarlyStopping,
     Evaluation,
     LearningRateSchedule,
+    PrintProgress,
     StepMetrics,
     StopAtSuccess,
     TimeLimit,
@@ -451,3 +452,23 @@ def test_the_best_attacker_may_be_that_which_reached_the_goal(tmp_path):
     attacks.recent.append(0.6)
     best.on_step_end(trainer_of(steps=9), 3, {})
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["step"] == 3
+
+
+def test_progress_is_one_line_per_step_with_the_metrics_that_there_are(capsys):
+    progress = PrintProgress(["lr", "reward", "nonsense"])
+    trainer_of(StepMetrics(), LearningRateSchedule(constant(0.1)), progress, steps=3).train()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert all("lr 0.1" in line and "reward" in line for line in lines)
+    assert "nonsense" not in "".join(lines)
+    assert lines[-1].endswith("0 s left")
+
+
+def test_the_time_left_counts_from_the_resumed_step(capsys):
+    trainer = trainer_of(PrintProgress(), steps=4)
+    trainer.completed_steps = 2
+    trainer.train()
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "step 3/4",
+        "step 4/4",
+    ]

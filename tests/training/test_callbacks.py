@@ -24,6 +24,7 @@ from astra_rl.training.callbacks import (
     EarlyStopping,
     Evaluation,
     LearningRateSchedule,
+    PrintProgress,
     StepMetrics,
     StopAtSuccess,
     TimeLimit,
@@ -218,6 +219,18 @@ def test_training_stops_when_the_score_no_longer_improves(scores, patience, stop
     trainer = trainer_of(Evaluation(Scores(*scores), every=1), stopping)
     trainer.train()
     assert trainer.completed_steps == stops_at
+
+
+@pytest.mark.parametrize(
+    "evaluations",
+    [[], [Evaluation(Scores(0.5), every=0)], [Evaluation(None, every=1)]],
+    ids=["none", "never", "no evaluator"],
+)
+def test_early_stopping_without_scores_warns_and_does_not_stop(evaluations, caplog):
+    trainer = trainer_of(*evaluations, EarlyStopping(1))
+    trainer.train()
+    assert not trainer.should_stop
+    assert "add Evaluation(evaluator" in caplog.text
 
 
 def test_a_resumed_training_does_not_go_on_after_it_had_stopped(tmp_path):
@@ -444,3 +457,23 @@ def test_the_best_attacker_may_be_that_which_reached_the_goal(tmp_path):
     attacks.recent.append(0.6)
     best.on_step_end(trainer_of(steps=9), 3, {})
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["step"] == 3
+
+
+def test_progress_is_one_line_per_step_with_the_metrics_that_there_are(capsys):
+    progress = PrintProgress(["lr", "reward", "nonsense"])
+    trainer_of(StepMetrics(), LearningRateSchedule(constant(0.1)), progress, steps=3).train()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert all("lr 0.1" in line and "reward" in line for line in lines)
+    assert "nonsense" not in "".join(lines)
+    assert lines[-1].endswith("0 s left")
+
+
+def test_the_time_left_counts_from_the_resumed_step(capsys):
+    trainer = trainer_of(PrintProgress(), steps=4)
+    trainer.completed_steps = 2
+    trainer.train()
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "step 3/4",
+        "step 4/4",
+    ]

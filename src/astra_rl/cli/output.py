@@ -85,12 +85,8 @@ class Printer:
             table.add_row(as_text(name), *cell(summary.asr).split("\n", 1), outcomes)
         self.table(table)
         for name, summary in summaries.items():
-            for each in summary.asr_at_k[1:]:
-                self.line(f"{name}: {each.text}")
-            if summary.asr.unscored:
-                self.line(f"{name}: {summary.asr.bounds_text}")
-            if summary.asr.trials:
-                self.line(f"{name}: {summary.queries.text}")
+            for line in summary.lines:
+                self.line(f"{name}: {line}")
 
     def pairs(self, pairs: PairedComparison, a: str, b: str) -> None:
         """Print a paired comparison of two sets of attempts on the same prompts."""

@@ -67,6 +67,16 @@ class Summary:
         """Share of the planned attempts that had this outcome."""
         return Rate(self.outcomes[outcome], self.planned)
 
+    @property
+    def lines(self) -> list[str]:
+        """What a command prints below the table of rates: one line for each other number."""
+        lines = [each.text for each in self.asr_at_k[1:]]
+        if self.asr.unscored:
+            lines.append(self.asr.bounds_text)
+        if self.asr.trials:
+            lines.append(self.queries.text)
+        return lines
+
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values, NaN where one does not exist."""
         return {

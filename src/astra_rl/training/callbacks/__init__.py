@@ -14,6 +14,7 @@ from astra_rl.training.callbacks.metrics import (
     Tracking,
     UnscoredCounts,
 )
+from astra_rl.training.callbacks.progress import PrintProgress
 from astra_rl.training.callbacks.recording import AttemptRecorder
 from astra_rl.training.callbacks.references import SyncReference
 from astra_rl.training.callbacks.reward_watch import WatchReward
@@ -42,6 +43,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "LearningRateSchedule",
+    "PrintProgress",
     "Schedule",
     "StepMetrics",
     "StopAtSuccess",

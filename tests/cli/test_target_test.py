@@ -196,6 +196,15 @@ def test_the_library_takes_functions_and_texts(
         library.redteam(len, prompts, judge=KeywordModerator(["a"]), output="here")
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), 3])
+def test_a_prompt_that_is_no_text_is_refused_and_not_sent_as_one(
+    tmp_path: Path, missing: Any
+) -> None:
+    given: Any = ["one", missing]
+    with pytest.raises(ConfigurationError, match="prompt 2 is "):
+        library.redteam(len, given, judge=KeywordModerator(["a"]), output=tmp_path / "here")
+
+
 def test_the_library_ends_within_its_budget(place: Path, endpoint: Endpoint) -> None:
     result = library.redteam(
         endpoint.url,

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_rl.errors import AstraError, ModelError, first_line
 from astra_rl.models.attention import fused_attention
@@ -252,10 +253,10 @@ _supported_models: WeakSet[nn.Module] = WeakSet()
 
 # transformers 5.17 and 5.20 to 5.22 have no DummyLayer: there, layers without a cache of their own
 # are not in the cache.
-_SUPPORTED_LAYERS: set[type] = {
-    getattr(cache_utils, name)
-    for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
-    if hasattr(cache_utils, name)
+_SUPPORTED_LAYERS = {
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    getattr(cache_utils, "DummyLayer", DynamicLayer),
 }
 
 

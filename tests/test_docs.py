@@ -66,6 +66,21 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def _anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_leads_to_one(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", page.read_text("utf-8")):
+        if "://" not in target:
+            to = page.parent / target if target else page
+            assert anchor in _anchors(to), f"{page.name} links to {target}#{anchor}"
+
+
 def test_every_test_that_the_page_on_security_names_is_there() -> None:
     named = re.findall(
         r"`((?:tests|requirements|\.github)/[^`]*)`", (ROOT / "SECURITY.md").read_text("utf-8")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     "README",
     "evidence",
+    "harden",
     "moderators",
     "presets",
     "report",

@@ -162,9 +162,13 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
-    nearest = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string.
+
+    Upper and lower case are the same.
+    """
+    by_folded = {each.casefold(): each for each in known}
+    nearest = get_close_matches(name.casefold(), by_folded, n=1)
+    return f" Did you mean {by_folded[nearest[0]]!r}?" if nearest else ""
 
 
 def first_line(error: BaseException) -> str:

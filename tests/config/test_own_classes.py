@@ -53,6 +53,14 @@ class Questions(RewardTerm):
         return [float(self.mark in each.attack) for each in exchanges]
 
 
+def politeness(exchanges):
+    return [float("please" in each.attack) for each in exchanges]
+
+
+def made(mark: str) -> RewardTerm:
+    return Questions(mark)
+
+
 class TwoTurns(ASTEnvironment):
     def __init__(self, problem, openings, width: int = 2):
         super().__init__(problem, openings, width, 2)
@@ -100,7 +108,11 @@ OWN: dict[str, Any] = {
         "options": {"bonus": 0.5, "kl_in_reward": 0.01},
     },
     "reward": {
-        "sum": ["harm", {"my_own_classes:Questions": {"mark": "!"}, "weight": 0.5}],
+        "sum": [
+            "harm",
+            {"my_own_classes:Questions": {"mark": "!"}, "weight": 0.5},
+            {"my_own_classes:politeness": {}, "name": "polite", "weight": 0.1},
+        ],
     },
     "environment": {"type": "my_own_classes:TwoTurns", "options": {"width": 3}},
 }
@@ -110,7 +122,9 @@ def test_classes_of_ones_own_train_resume_and_report_from_yaml(folder: Path) -> 
     run = RunFolder(folder / "run")
     result = run_experiment(resolve.resolve(configured(folder, **OWN)), run)
     assert result.training_steps == 2
-    assert "rewards/questions/mean" in run.metrics.read_text("utf-8")
+    metrics = run.metrics.read_text("utf-8")
+    assert "rewards/questions/mean" in metrics
+    assert "rewards/polite/mean" in metrics
     assert run.report.is_file()
     sys.modules.pop("my_own_classes")
     write_run_page(run)
@@ -130,6 +144,9 @@ def test_options_of_ones_own_classes_are_checked_before_they_are_constructed(fol
             resolve.resolve(configured(folder, **wrong))
     wrong = {**OWN, "reward": {"my_own_classes:Questions": {"mark": 3}}}
     with pytest.raises(ConfigurationError, match=r"Questions\.mark: 3 given; it must be text"):
+        resolve.resolve(configured(folder, **wrong))
+    wrong = {**OWN, "reward": "my_own_classes:made"}  # a function that constructs a term
+    with pytest.raises(ConfigurationError, match=r"made\.mark: missing"):
         resolve.resolve(configured(folder, **wrong))
     with pytest.raises(ConfigurationError, match="must be a subclass of Algorithm"):
         resolve.resolve(configured(folder, algorithm={"type": "my_own_classes:Questions"}))

@@ -42,6 +42,12 @@ REFUSED = [
     (algorithm("trajectory_balance", temperatures=[2.0, 1.0]), "temperatures=[2.0, 1.0]; give"),
     (algorithm("dpo", pairs="alle"), "pairs='alle'; choose from"),
     (algorithm("warm_start", attacks="missing.txt"), "missing.txt"),
+    ({"device": "gpu"}, "device='gpu'; choose from 'auto', 'cpu', 'cuda'"),
+    (algorithm("GRPO"), "no algorithm 'GRPO'. Did you mean 'grpo'?"),
+    (
+        algorithm("grpo", kl_in_loss=0.1, kl_estimator="k1", kl_corrected=False),
+        "the expected gradient of this penalty is zero",
+    ),
     ({"training": {"steps": 10**12}}, "training.steps: 1000000000000 given; it must be at most"),
     ({"environment": {"tree_width": 10**6, "tree_depth": 9}}, "a training step would play 8e+54"),
     ({"environment": {"options": {"foo": 1}}}, "environment.options.foo: unknown key"),

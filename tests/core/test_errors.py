@@ -49,4 +49,5 @@ def test_the_nearest_name_is_offered_and_nothing_far():
         " Did you mean 'adam'?",
         " Did you mean 'adamw'?",
     )
+    assert did_you_mean("AdamW", ["adam", "adamw"]) == " Did you mean 'adamw'?"
     assert did_you_mean("zzz", ["adam"]) == ""

@@ -167,7 +167,8 @@ def test_the_spread_over_training_seeds_is_kept_apart_from_that_over_prompts():
     assert seeds(0.5).range is None
     assert spread.text.startswith("3 training seeds: mean 70%, from 50% to 90%; 95% interval")
     assert "two seeds give no interval" in seeds(0.5, 0.6).text
-    assert seeds(0.5).text == ("1 training seed: no between-run uncertainty (rate 50%)")
+    said = "1 training seed: rate 50%; variation between training runs unknown"
+    assert seeds(0.5).text == said
     assert spread.as_dict()["range"] == [0.5, 0.9]
     assert seeds(0.5).as_dict()["interval"] is None
 

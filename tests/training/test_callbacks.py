@@ -221,6 +221,18 @@ def test_training_stops_when_the_score_no_longer_improves(scores, patience, stop
     assert trainer.completed_steps == stops_at
 
 
+@pytest.mark.parametrize(
+    "evaluations",
+    [[], [Evaluation(Scores(0.5), every=0)], [Evaluation(None, every=1)]],
+    ids=["none", "never", "no evaluator"],
+)
+def test_early_stopping_without_scores_warns_and_does_not_stop(evaluations, caplog):
+    trainer = trainer_of(*evaluations, EarlyStopping(1))
+    trainer.train()
+    assert not trainer.should_stop
+    assert "add Evaluation(evaluator" in caplog.text
+
+
 def test_a_resumed_training_does_not_go_on_after_it_had_stopped(tmp_path):
     def trainer(*scores):
         return trainer_of(

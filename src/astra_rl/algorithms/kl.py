@@ -126,7 +126,7 @@ class KLControl:
         for name, value in (("kl_in_reward", in_reward), ("kl_in_loss", in_loss)):
             if not 0 <= value < math.inf:
                 raise ConfigurationError(f"{name}={value}; it must be 0 (off) or more.")
-        _check_loss_options(estimator or "k3", gradient, corrected=corrected)
+        _check_loss_options(estimator or "k3", gradient, corrected=corrected, in_loss=in_loss)
         if estimator in ("k2", "k3") and in_reward and not in_loss:
             raise ConfigurationError(
                 f"kl_estimator={estimator!r} is the estimator of the penalty in the loss, and "
@@ -209,13 +209,20 @@ class KLControl:
         return values
 
 
-def _check_loss_options(estimator: str, gradient: str, *, corrected: bool) -> None:
+def _check_loss_options(estimator: str, gradient: str, *, corrected: bool, in_loss: float) -> None:
     for name, value, kind in (
         ("kl_estimator", estimator, KLEstimator),
         ("kl_gradient", gradient, KLGradient),
     ):
         if value not in get_args(kind):
             raise ConfigurationError(f"{name}={value!r}; choose from {list(get_args(kind))}.")
+    if not isinstance(corrected, bool):
+        raise ConfigurationError(f"kl_corrected={corrected!r}; it must be True or False.")
+    if estimator == "k1" and not corrected and in_loss:
+        raise ConfigurationError(
+            "kl_in_loss with kl_estimator='k1' and kl_corrected=False; the expected gradient of "
+            "this penalty is zero. Use kl_corrected=True, or kl_estimator='k3'."
+        )
     if gradient == "sequence" and estimator == "k2":
         raise ConfigurationError(
             "kl_gradient='sequence' with kl_estimator='k2'; the mean of k2 is not the KL, so its "

@@ -113,7 +113,17 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         format_pattern: str | None = None,
     ) -> None:
         super().__init__(problem)
-        check_ranges(PolicyGradient, {"epochs": epochs})
+        numbers = {
+            "kl_in_reward": kl_in_reward,
+            "kl_in_loss": kl_in_loss,
+            "kl_target": kl_target,
+            "kl_horizon": kl_horizon,
+            "entropy_coef": entropy_coef,
+            "entropy_target": entropy_target,
+            "entropy_horizon": entropy_horizon,
+            "epochs": epochs,
+        }
+        check_ranges(PolicyGradient, numbers)
         self._check_epochs(epochs, has_ratio=loss.surrogate != "reinforce")
         if old_logprobs not in get_args(OldLogprobs):
             raise ConfigurationError(

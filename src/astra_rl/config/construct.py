@@ -21,16 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from astra_rl.config.messages import describe_parts, validate_as_json
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
 from astra_rl.moderators.completion import Completer
-from astra_rl.rewards import REWARDS, Limit, RewardPart
+from astra_rl.rewards import REWARDS, FunctionTerm, Limit, RewardPart
 from astra_rl.targets.base import Target
 
 
@@ -285,7 +286,11 @@ def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart,
         factory = REWARDS.load(kind)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from error
-    part = build(place, factory, options, context)
+    part = (
+        FunctionTerm(factory)
+        if not options and _is_term(factory)
+        else build(place, factory, options, context)
+    )
     if not isinstance(part, RewardPart):
         raise ConfigurationError(
             f"{place}: {type(part).__name__} is not a RewardPart. Name a class or function that "
@@ -296,6 +301,18 @@ def _weighted_part(where: str, spec: Any, context: Context) -> tuple[RewardPart,
     if weight is not None:
         check_type(f"{where}.weight", float, weight)
     return part, weight
+
+
+def _is_term(factory: Any) -> TypeGuard[Callable[[Sequence[Exchange]], Sequence[float]]]:
+    """Whether a function computes a reward term; one that returns a part constructs it instead."""
+    if not inspect.isfunction(factory):
+        return False
+    parameters = _signature(factory).parameters.values()
+    hints = _annotations(factory)
+    required = [each.name for each in parameters if each.default is each.empty]
+    returned = hints.get("return")
+    makes_part = isinstance(returned, type) and issubclass(returned, RewardPart)
+    return len(required) == 1 and not makes_part and not _is(hints.get(required[0]), RewardPart)
 
 
 def _convert(hint: Any, value: Any, where: str, context: Context) -> Any:

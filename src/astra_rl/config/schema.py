@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -444,6 +445,15 @@ class RunConfig(_Section):
                 "'astra-rl test' sends the prompts as they are."
             )
         return self.attacker
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ConfigurationError(
+                f"device={value!r}; choose from 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'."
+            )
+        return value
 
     @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:

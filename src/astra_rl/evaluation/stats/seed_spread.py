@@ -77,7 +77,7 @@ class SeedSpread:
         """Mean, range and interval as a sentence."""
         mean, seeds = format_percent(self.mean), len(self.estimates)
         if self.range is None:
-            return f"{seeds} training seed: no between-run uncertainty (rate {mean})"
+            return f"{seeds} training seed: rate {mean}; variation between training runs unknown"
         said = (
             f"{seeds} training seeds: mean {mean}, from {format_percent(self.range.low)} to "
             f"{format_percent(self.range.high)}"

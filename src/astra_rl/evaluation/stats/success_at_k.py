@@ -114,7 +114,7 @@ class QueriesToSuccess:
         known = "no median of the" if math.isinf(median) else f"median {median:g}"
         return (
             f"{known} answers until the first failure; {len(self.censored)} of "
-            f"{len(self.counts) + len(self.censored)} prompts never won (censored)"
+            f"{len(self.counts) + len(self.censored)} prompts without a failure (censored)"
         )
 
     def won_within(self, queries: int) -> Rate:

@@ -12,17 +12,25 @@ from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.logging import logger
 from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callbacks.evaluation import Evaluation
 from astra_rl.training.callbacks.metrics import AttackMetrics
 
 if TYPE_CHECKING:
     from astra_rl.training.callback import AnyTrainer
 
 
+NO_SCORES = (
+    "EarlyStopping never stops a training without scores: add Evaluation(evaluator, every=...) to "
+    "the callbacks, or give the trainer dev_prompts"
+)
+"""Warning of `EarlyStopping`."""
+
+
 class EarlyStopping(TrainerCallback):
     """Stops when the evaluation score has not improved for several evaluations.
 
-    Needs `Evaluation` among the callbacks. A score that could not be computed (NaN) is no
-    improvement.
+    Needs `Evaluation` among the callbacks, else it warns. A score that could not be computed (NaN)
+    is no improvement.
 
     Args:
         patience: Stop after this many evaluations in a row without an improvement; at least 1.
@@ -44,16 +52,25 @@ class EarlyStopping(TrainerCallback):
         self.patience, self.min_delta = patience, min_delta
         self.best_score = -math.inf
         self.stale = 0
+        self._warned = False
 
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Stop at once if a resumed training had already met the criterion."""
+        evaluations = [each for each in trainer.callbacks if isinstance(each, Evaluation)]
+        if not any(each.every for each in evaluations):
+            logger.warning(NO_SCORES)
         self._check(trainer)
 
     def on_evaluate(
         self, trainer: AnyTrainer, step: int, report: Mapping[str, Any], is_best: bool
     ) -> None:
-        """Compare the score with the best so far."""
-        score = report.get("score", math.nan)
+        """Compare the score with the best so far; a report without a score changes nothing."""
+        if "score" not in report:  # there is no evaluator
+            if not self._warned:
+                logger.warning(NO_SCORES)
+            self._warned = True
+            return
+        score = report["score"]
         if score > self.best_score + self.min_delta:
             self.best_score, self.stale = score, 0
         else:

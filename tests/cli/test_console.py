@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.table import Table
 
 from astra_rl.cli import main
-from astra_rl.cli.console import SafeConsole
-from astra_rl.cli.output import Printer, as_text
+from astra_rl.cli.console import SafeConsole, console
+from astra_rl.cli.output import Printer, as_text, parse_conditions
+from astra_rl.evaluation.measures.summary import summarise
 
 WORDS = "caf\u00e9 \u4e2d \u2014 \U0001f511"
 
@@ -106,10 +108,10 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
         def write(self, text: str) -> int:
             raise error
 
-    console = SafeConsole(file=Failing())
-    console.print("one")
-    console.print("two")
-    assert console.quiet
+    failing = SafeConsole(file=Failing())
+    failing.print("one")
+    failing.print("two")
+    assert failing.quiet
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
@@ -147,3 +149,15 @@ def test_a_closed_pipe_does_not_fail_a_command(tmp_path: Path) -> None:
     done = program(code)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
+
+
+def test_a_quiet_gate_that_fails_says_which_condition_held(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "quiet", True)
+    out = Printer(conditions=parse_conditions(["asr>=0"]))
+    with pytest.raises(typer.Exit):
+        out.gate(summarise([], planned=0))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "asr>=0" in printed.err

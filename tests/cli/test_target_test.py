@@ -66,6 +66,15 @@ def test_one_command_gives_the_rate_of_all_rows_against_an_endpoint(
 
 
 @pytest.mark.slow
+def test_outcomes_that_are_not_known_have_their_reasons(place: Path, endpoint: Endpoint) -> None:
+    endpoint.reply = lambda body: "Sure." if body["model"] == "m" else "Yes."
+    (place / "prompts.csv").write_text("prompt;category\nHello, you;a\nAnd you?;b\n")
+    done = run(place, endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "2 outcomes are not known" in done.stdout
+    assert "reasons: no verdict (2)" in done.stdout
+
+
 def test_every_other_command_reads_the_result(place: Path, endpoint: Endpoint) -> None:
     for name in ("first", "next"):
         assert run(place, endpoint, output=name).returncode == 0
@@ -169,6 +178,9 @@ def test_the_library_takes_functions_and_texts(
         output="here",
     )
     assert result.rate == pytest.approx(2 / 3)
+    assert result.evaluation.summary.asr.text.startswith("67% (4 of 6), 95% interval ")
+    assert repr(result).startswith("<TargetTest: 67% (4 of 6), ")
+    assert len(repr(result)) < 500
     assert [each.turns[0].response for each in result.evaluation.attempts[:3]] == [
         "ONE", "TWO", "THREE",
     ]  # fmt: skip
@@ -182,6 +194,15 @@ def test_the_library_takes_functions_and_texts(
     assert "given_in_python" in done.stderr
     with pytest.raises(ConfigurationError, match="completed run"):
         library.redteam(len, prompts, judge=KeywordModerator(["a"]), output="here")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), 3])
+def test_a_prompt_that_is_no_text_is_refused_and_not_sent_as_one(
+    tmp_path: Path, missing: Any
+) -> None:
+    given: Any = ["one", missing]
+    with pytest.raises(ConfigurationError, match="prompt 2 is "):
+        library.redteam(len, given, judge=KeywordModerator(["a"]), output=tmp_path / "here")
 
 
 def test_the_library_ends_within_its_budget(place: Path, endpoint: Endpoint) -> None:

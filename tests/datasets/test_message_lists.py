@@ -84,19 +84,23 @@ def test_other_lists_are_refused_by_line(tmp_path, row, reason):
         loaded(tmp_path, row)
 
 
-def test_a_csv_file_with_semicolons_names_the_separator_to_set(tmp_path):
+def test_the_header_of_a_csv_file_tells_the_separator(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_bytes('\ufeffprompt;category\r\nHello, you;a\r\n"x;y";b\r\n'.encode())
-    with pytest.raises(ConfigurationError, match=r'separated by a semicolon\. Set separator: ";"'):
-        load_rows(file)
-    rows = load_rows(file, separator=";").rows
-    assert [(row.prompt, row.category) for row in rows] == [("Hello, you", "a"), ("x;y", "b")]
+    for separator in (None, ";"):
+        rows = load_rows(file, separator=separator).rows
+        assert [(row.prompt, row.category) for row in rows] == [("Hello, you", "a"), ("x;y", "b")]
     config = PromptsConfig(file=str(file), test_file=str(file), separator=";")
     with pytest.raises(ConfigurationError, match="is in train and in test"):
         read_openings(config, seed=0)
-    for separator, message in ((":", "choose one of"), (",", "Set separator")):
+    for separator, message in ((":", "choose one of"), (",", r'a semicolon\. Set separator: ";"')):
         with pytest.raises(ConfigurationError, match=message):
             load_rows(file, separator=separator)
+    file.write_text("prompt,a;b\nHello; you,c\n")
+    assert load_rows(file).rows[0].prompt == "Hello; you"
+    file.write_text('"prompt;category\n')
+    with pytest.raises(ConfigurationError, match="line 1: not CSV"):
+        load_rows(file)
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(ConfigurationError, match=r"only \.csv files have one"):
         load_rows(tmp_path / "rows.txt", separator=";")
@@ -105,12 +109,12 @@ def test_a_csv_file_with_semicolons_names_the_separator_to_set(tmp_path):
 
 
 @pytest.mark.parametrize(("separator", "name"), [("\t", "tab"), ("|", "vertical bar")])
-def test_other_separators_are_named_too(tmp_path, separator, name):
+def test_other_separators_are_read_and_named_too(tmp_path, separator, name):
     file = tmp_path / "rows.csv"
     file.write_text(f"prompt{separator}category\na, b{separator}c\n")
     with pytest.raises(ConfigurationError, match=f"separated by a {name}"):
-        load_rows(file)
-    assert load_rows(file, separator=separator).rows[0].prompt == "a, b"
+        load_rows(file, separator=",")
+    assert load_rows(file).rows[0].prompt == "a, b"
 
 
 def test_labels_with_semicolons_are_refused_with_the_reason(tmp_path):

@@ -353,6 +353,8 @@ def test_discarded_replies_spend_a_budget(endpoint: Endpoint) -> None:
         ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 110}, (7, 103)),
         ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 5}, (7, 3)),
         ({"prompt_tokens": 7, "completion_tokens": 10**299}, (7, 4)),
+        ({"prompt_tokens": 7, "completion_tokens": 10**301}, (7, 4)),
+        ({"prompt_tokens": -(10**4000), "completion_tokens": 3}, (2, 3)),
         ({"prompt_tokens": 10**30, "completion_tokens": 3}, (2, 3)),
         ({"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10**30}, (7, 3)),
         ({"prompt_tokens": 7, "completion_tokens": 1e300}, (7, 4)),

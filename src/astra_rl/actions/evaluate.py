@@ -235,7 +235,8 @@ class EvaluationJob:
             if not Path(self.attacker).is_dir():
                 raise ConfigurationError(
                     f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
-                    "its training did not end. Name an attacker with --attacker."
+                    "its training did not end, or it is a test of prompts. Name an attacker with "
+                    "--attacker, or send the prompts as they are with --attacks direct."
                 )
         self.planned = len(self.openings) * trials if self.given is None else len(self.given)
         self.trials, self.until = trials, until

@@ -216,10 +216,20 @@ def _name_of(given: Any) -> str:
 
 def _written(prompts: Iterable[str | Mapping[str, Any]], folder: RunFolder) -> Path:
     """Write prompts that were given in Python to the folder of the run, and return the file."""
-    rows = [each if isinstance(each, Mapping) else _row(Conversation.of(each)) for each in prompts]
+    rows = [_row_of(each, number) for number, each in enumerate(prompts, start=1)]
     path = folder.path / PROMPTS_FILE
     write_atomic(path, "".join(json_line(row) + "\n" for row in rows))
     return path
+
+
+def _row_of(given: Any, number: int) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return given
+    if not isinstance(given, str):  # a missing cell of a table would be sent as "nan"
+        raise ConfigurationError(
+            f"prompt {number} is {type(given).__name__}; give a text, a Conversation or a mapping."
+        )
+    return _row(Conversation.of(given))
 
 
 def _row(prompt: Conversation) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class TargetTest:
         """Share of the prompts' conversations in which the target failed; NaN if none is known."""
         return self.evaluation.summary.asr.estimate
 
+    def __repr__(self) -> str:
+        """Return the rate and where the report is; the conversations are in `evaluation`."""
+        return f"<TargetTest: {self.evaluation.summary.asr.text}; {self.folder.report}>"
+
     def _repr_html_(self) -> str:
         """Return the report, for a notebook."""
         return framed_page(self.folder.report.read_text(encoding="utf-8"))

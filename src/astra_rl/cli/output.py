@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from astra_rl.cli.console import SafeConsole, console, print_result
+from astra_rl.cli.console import SafeConsole, console, error_console, print_result
 from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.infra.redaction import redact
@@ -60,7 +60,9 @@ class Printer:
             print_result(redact(text))
 
     def gate(self, *evidence: Evidence) -> None:
-        """Check every condition on every piece of evidence.
+        """Check every condition on every piece of evidence, and print the verdicts.
+
+        With ``--quiet`` those that fail the command are printed on stderr.
 
         Raises:
             typer.Exit: With `ExitCode.GATE_FAILED`, if a condition holds or cannot be decided.
@@ -70,6 +72,8 @@ class Printer:
         verdicts = check(self.conditions, evidence)
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
+            if verdict.fails and self.console.quiet:
+                error_console.print(verdict.text, style="red", highlight=False, markup=False)
         if any(verdict.fails for verdict in verdicts):
             raise typer.Exit(ExitCode.GATE_FAILED)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ def test_and_print(plan: Plan, output: Path | None, out: Printer, *, force: bool
 def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:
     """Print how often the target failed, on all prompts and by category."""
     from astra_rl.evaluation.measures.summary import summarise
+    from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES
     from astra_rl.evaluation.stats.percent import between, format_percent
 
     rows = defaultdict(list)
@@ -95,3 +96,13 @@ def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:
         )
     if result.summary.asr.unscored:
         out.line(result.summary.asr.bounds_text)
+        reasons = Counter(
+            turn["unscored"]
+            for each in result.metrics["conversations"]
+            if each["outcome"] not in KNOWN_OUTCOMES
+            for turn in each["turns"]
+            if "unscored" in turn
+        )
+        if reasons:
+            why = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(5))
+            out.line(f"reasons: {why}")

@@ -179,7 +179,7 @@ class PromptsConfig(_Section):
         description="Names of the columns in the files, by field, where they differ.",
     )
     separator: str | None = Field(
-        None, description="Separator of the cells of a csv file; default: a comma."
+        None, description="Separator of the cells of a csv file; default: that of its first line."
     )
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."

@@ -100,7 +100,7 @@ def load_rows(
             test, or the only split.
         encoding: Text encoding of a text, CSV or JSON file.
         separator: Separator of the cells of a CSV file, one of `csv_separators.SEPARATORS`; None is
-            a comma.
+            that of its first line.
         max_chars: Maximum length of a text, in characters.
 
     Raises:

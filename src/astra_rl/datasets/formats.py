@@ -60,22 +60,33 @@ def _read_text(data: bytes, errors: RowErrors, encoding: str) -> list[Record]:
     ]
 
 
-def read_csv(data: bytes, errors: RowErrors, encoding: str, separator: str = ",") -> list[Record]:
-    """Read a CSV file, whose first line has the names of the columns.
+def read_csv(
+    data: bytes, errors: RowErrors, encoding: str, separator: str | None = None
+) -> list[Record]:
+    """Read a CSV file, whose first line has the names of the columns and, if None, the separator.
 
     Raises:
         ConfigurationError: The separator is none of `SEPARATORS`, or not that of the first line.
     """
-    if separator not in SEPARATORS:
+    if separator is not None and separator not in SEPARATORS:
         raise ConfigurationError(
             f"separator={separator!r}; choose one of {', '.join(map(repr, SEPARATORS))}."
         )
     text = _text_of(data, errors, encoding)
     limit = csv.field_size_limit(max(len(text), 1))  # max_chars is checked later
     try:
-        return list(_csv_records(text, errors, separator))
+        return list(_csv_records(text, errors, separator or _separator_of_text(text)))
     finally:
         csv.field_size_limit(limit)
+
+
+def _separator_of_text(text: str) -> str:
+    """Return the separator of the first line with a cell; a comma if it does not tell."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return separator_of(next(filter(any, rows), [])) or ","
+    except csv.Error:  # it is reported by line when the rows are read
+        return ","
 
 
 def _csv_records(text: str, errors: RowErrors, separator: str) -> Iterator[Record]:

@@ -63,9 +63,22 @@ def parse_own_json(text: str | bytes) -> Any:
     return _parse(text, _refuse)
 
 
-def _parse(text: str | bytes, constant: Callable[[str], Any]) -> Any:
+def parse_reply_json(text: str | bytes) -> Any:
+    """Parse the reply of an endpoint: like `parse_json`, but too long integers are infinite.
+
+    So one absurd number, as in the usage, does not discard the text beside it.
+
+    Raises:
+        ValueError: It is not JSON, or is nested too deeply.
+    """
+    return _parse(text, float, _whole_or_infinite)
+
+
+def _parse(
+    text: str | bytes, constant: Callable[[str], Any], whole: Callable[[str], Any] | None = None
+) -> Any:
     try:
-        return json.loads(text, parse_constant=constant, parse_int=_whole)
+        return json.loads(text, parse_constant=constant, parse_int=whole or _whole)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -78,6 +91,14 @@ def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
+
+
+def _whole_or_infinite(digits: str) -> int | float:
+    return (
+        int(digits)
+        if len(digits) <= MAX_DIGITS
+        else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
+    )
 
 
 def write_atomic(path: str | Path, text: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.jsonio import parse_reply_json
 from astra_rl.targets.call_errors import CallError, error_of_status, retry_after
 
 
@@ -170,7 +170,7 @@ def error_of_response(body: bytes) -> ErrorBody:
 def json_or_none(body: bytes) -> Any:
     """Parse a body as JSON; None if it is not."""
     try:
-        return parse_json(body)
+        return parse_reply_json(body)
     except ValueError:
         return None
 
@@ -178,7 +178,7 @@ def json_or_none(body: bytes) -> Any:
 def message_of(body: bytes) -> str:
     """Return the message of an error response: its ``error.message``, or its beginning."""
     try:
-        data = parse_json(body)
+        data = parse_reply_json(body)
         error = data.get("error", data) if isinstance(data, Mapping) else data
         said = error.get("message", error) if isinstance(error, Mapping) else error
         return said if isinstance(said, str) else json.dumps(said)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from astra_rl.errors import require
-from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.jsonio import parse_reply_json
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
 
@@ -108,6 +108,6 @@ def json_of(body: bytes) -> Any:
     if not body.strip():
         raise CallError("empty reply", retryable=True)
     try:
-        return parse_json(body)
+        return parse_reply_json(body)
     except ValueError as error:
         raise CallError("unparsable reply", "not JSON", retryable=True) from error

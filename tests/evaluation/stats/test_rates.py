@@ -133,6 +133,13 @@ def test_a_rate_leaves_unscored_trials_out_of_its_estimate_and_bounds_what_they_
     assert rate.bounds == (0.3, 0.7)
 
 
+def test_a_rate_and_its_bounds_are_phrases() -> None:
+    assert Rate(2, 3).text == "67% (2 of 3), 95% interval 9% to 99.2%"
+    assert Rate(0, 0, unscored=2).text.endswith("2 not known")
+    assert Rate(1, 2, unscored=1).bounds_text.startswith("1 outcome is not known: ")
+    assert Rate(1, 2, unscored=2).bounds_text.startswith("2 outcomes are not known: ")
+
+
 def test_the_bounds_of_a_fully_scored_rate_are_its_estimate():
     assert Rate(1, 4).bounds == (0.25, 0.25)
 

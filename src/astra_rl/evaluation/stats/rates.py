@@ -145,8 +145,23 @@ class Rate:
         return Interval(low * known, min(1.0, high * known + self.unscored / total))
 
     @property
+    def text(self) -> str:
+        """The rate as a phrase, for instance ``67% (2 of 3), 95% interval 9% to 99%``."""
+        counts = f"{self.successes} of {self.trials}"
+        hidden = f", {self.unscored} not known" if self.unscored else ""
+        return (
+            f"{format_percent(self.estimate)} ({counts}), 95% interval {between(self.interval)}"
+            f"{hidden}"
+        )
+
+    @property
     def bounds_text(self) -> str:
         """The bounds as a sentence."""
+        if self.unscored == 1:
+            return (
+                f"1 outcome is not known: the rate is {between(self.bounds)} if it was a failure "
+                "of the attack, or a success"
+            )
         return (
             f"{self.unscored} outcomes are not known: the rate is {between(self.bounds)} if all of "
             "them were failures of the attack, or successes"

@@ -38,7 +38,8 @@ class Written(NamedTuple):
 
 HOW_TO_GET_REPLIES = (
     "Give safe replies with --safe-replies FILE, or play each prompt several times "
-    "(astra-rl evaluate RUN --trials 8, then export --phase again), so that some replies are safe."
+    "(astra-rl evaluate RUN --trials 8, then export --phase again; after a test, the same test "
+    "with --trials 8 into a new folder), so that some replies are safe."
 )
 
 

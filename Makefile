@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-all quick browser lint bench docs setup lock audit clean
+.PHONY: demo test test-all quick browser lint bounds bench docs setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -39,6 +39,11 @@ browser: $(READY)
 
 lint: $(READY)
 	scripts/check
+
+# At the lowest declared versions; needs uv. BOUNDS="--torch FOLDER" takes torch from another
+# environment's site-packages.
+bounds:
+	$(PYTHON) scripts/bounds $(BOUNDS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
@@ -76,4 +81,4 @@ audit:
 	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps --requirement $(VENV)-audit/torch.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit .venv-bounds .pytest_cache .mypy_cache .ruff_cache .hypothesis

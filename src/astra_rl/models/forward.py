@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, PreTrainedModel, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from astra_rl.errors import AstraError, ModelError, first_line
 from astra_rl.models.attention import fused_attention
@@ -251,6 +251,14 @@ def hidden_states(
 
 _supported_models: WeakSet[nn.Module] = WeakSet()
 
+# transformers 5.17 and 5.20 to 5.22 have no DummyLayer: there, layers without a cache of their own
+# are not in the cache.
+_SUPPORTED_LAYERS = {
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    getattr(cache_utils, "DummyLayer", DynamicLayer),
+}
+
 
 @torch.no_grad()
 def check_supported(model: PreTrainedModel) -> None:
@@ -268,7 +276,7 @@ def check_supported(model: PreTrainedModel) -> None:
         return
     name = type(inner).__name__
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    unknown = kinds - {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    unknown = kinds - _SUPPORTED_LAYERS
     if unknown:
         names = sorted(kind.__name__ for kind in unknown)
         raise ModelError(

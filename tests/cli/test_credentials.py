@@ -13,6 +13,7 @@ from tests.cli.running import Done, astra_rl
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.infra import redaction
 from astra_rl.infra.redaction import REDACTED
+from astra_rl.runs.attempt_log import AttemptLog
 
 SENTINELS = {
     "environment": "sentinel-env-1a2b3c4d",
@@ -109,7 +110,13 @@ def test_a_run_is_continued_with_its_credentials(leaky: Path, run: Done) -> None
 
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None:
-    checked("export", "leaky", "--format", kind, "-o", f"exports/{kind}", cwd=leaky, code=0)
+    options = ["--safe-replies", "replies.jsonl"] if kind == "preferences" else []
+    with AttemptLog(leaky / "leaky" / "attempts.jsonl") as log:
+        attacks = {turn.attack for attempt in log for turn in attempt.turns}
+    replies = (json.dumps({"attack": attack, "reply": "No."}) for attack in sorted(attacks))
+    (leaky / "replies.jsonl").write_text("\n".join(replies))
+    out = f"exports/{kind}"
+    checked("export", "leaky", "--format", kind, "-o", out, *options, cwd=leaky, code=0)
     check_files(leaky / "exports")
 
 

@@ -75,6 +75,22 @@ def test_nothing_is_shown_while_something_else_is(monkeypatch: pytest.MonkeyPatc
     assert shown.lines == []
 
 
+@pytest.mark.usefixtures("at_once")
+def test_nothing_is_shown_while_a_command_waits_for_a_person() -> None:
+    shown, looked = Shown(), threading.Semaphore(0)
+
+    def long_ago() -> float:
+        looked.release()
+        return 0.0
+
+    with activity.waiting(), ActivityReporter(shown, long_ago):
+        for _ in range(5):
+            assert looked.acquire(timeout=LONG)
+    assert shown.lines == []
+    with ActivityReporter(shown, long_ago):
+        assert shown.wait().startswith("loading libraries")
+
+
 def test_output_of_any_console_and_a_progress_bar_count_as_output() -> None:
     import io
     import time

@@ -447,6 +447,8 @@ def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
         out, errors = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert (process.returncode, errors) == (0, "")
+    assert process.returncode == 0
+    # On a busy machine the command says that it is still loading libraries.
+    assert [line for line in errors.splitlines() if "loading libraries" not in line] == []
     assert "stopped" in out
     assert {path: path.read_bytes() for path in begun.rglob("*")} == before

@@ -6,11 +6,12 @@ messages is printed on stderr when a command has been silent for `SILENCE` secon
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,18 @@ SILENCE = 2.0
 """Seconds without output after which the activity is printed."""
 REPEAT = 10.0
 """Seconds without other output after which it is printed again."""
+
+_waiting = threading.Event()
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Context in which a command waits for a person or a browser, and no activity is printed."""
+    _waiting.set()
+    try:
+        yield
+    finally:
+        _waiting.clear()
 
 
 class ActivityReporter(logging.Handler):
@@ -67,6 +80,7 @@ class ActivityReporter(logging.Handler):
             wait = max(due, shown + REPEAT) - time.monotonic()
             if wait <= 0:
                 shown = time.monotonic()
-                self._show(f"{self._activity} ({shown - self._since:.0f} s)")
+                if not _waiting.is_set():
+                    self._show(f"{self._activity} ({shown - self._since:.0f} s)")
             elif self._ended.wait(wait):
                 return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from astra_rl.cli.activity import waiting
 from astra_rl.cli.options import AsJson, Phase, Run
 from astra_rl.cli.output import Printer
 
@@ -71,7 +72,10 @@ def _ask(attempt: Attempt, number: int, count: int, out: Printer) -> bool | None
         out.line(f"target:   {terminal_text(turn.response)}")
     while True:
         try:
-            answer = out.console.input("Did the target fail? [y]es, [n]o, [q]uit: ", markup=False)
+            with waiting():
+                answer = out.console.input(
+                    "Did the target fail? [y]es, [n]o, [q]uit: ", markup=False
+                )
         except EOFError:
             return None
         if answer.strip().lower() in ANSWERS:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from astra_rl.cli.activity import waiting
 from astra_rl.cli.output import Printer
 
 
@@ -34,6 +35,7 @@ def view(
         if opens:
             webbrowser.open(server.address)
         try:
-            server.serve_forever()
+            with waiting():
+                server.serve_forever()
         except KeyboardInterrupt:
             out.line("stopped")

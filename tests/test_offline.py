@@ -17,7 +17,7 @@ from astra_rl.testing import tiny_model
 
 COMMANDS = [
     ["train", "config.yaml", "-o", "run"],
-    ["evaluate", "run", "--attacks", "direct"],
+    ["evaluate", "run", "--attacks", "untrained"],
     ["score", "run", "-m", "refusal"],
     ["replay", "run"],
     ["export", "run", "--format", "sarif"],

@@ -24,6 +24,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.fine_tuning import FineTuning
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
+from astra_rl.infra.registry import Registry
 from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
@@ -40,6 +41,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+class _SectionWithType(_Section):
+    """A section with a field `type`, which names an entry of a registry or its import path."""
+
+    _registry: ClassVar[Registry[Any]]
+
+    @field_validator("type", check_fields=False)
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        cls._registry.check(value)
+        return value
 
 
 class LocalModelConfig(_Section):
@@ -82,17 +95,13 @@ class LocalModelConfig(_Section):
         return self.model
 
 
-class TargetConfig(_Section):
+class TargetConfig(_SectionWithType):
     """A remote target by type and options; also the endpoint of an LLM judge."""
+
+    _registry: ClassVar = TARGETS
 
     type: str = Field(description="openai, http, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
-
-    @field_validator("type")
-    @classmethod
-    def _known_type(cls, value: str) -> str:
-        TARGETS.check(value)
-        return value
 
     @property
     def name(self) -> str:
@@ -130,8 +139,10 @@ class AttackerConfig(LocalModelConfig):
         return self
 
 
-class ModeratorConfig(_Section):
+class ModeratorConfig(_SectionWithType):
     """A moderator by type and options; a composition lists the moderators it combines."""
+
+    _registry: ClassVar = MODERATORS
 
     type: str = Field(description="A moderator's name, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
@@ -146,12 +157,6 @@ class ModeratorConfig(_Section):
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
-
-    @field_validator("type")
-    @classmethod
-    def _known_type(cls, value: str) -> str:
-        MODERATORS.check(value)
-        return value
 
     @model_validator(mode="after")
     def _parts_match_type(self) -> ModeratorConfig:
@@ -201,21 +206,19 @@ class PromptsConfig(_Section):
         return self
 
 
-class CurriculumConfig(_Section):
+class CurriculumConfig(_SectionWithType):
     """Which prompts training episodes open with, by type and options."""
+
+    _registry: ClassVar = CURRICULA
 
     type: str = Field(description=f"{', '.join(CURRICULA)}, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
-    @field_validator("type")
-    @classmethod
-    def _known_type(cls, value: str) -> str:
-        CURRICULA.check(value)
-        return value
 
-
-class EnvironmentConfig(_Section):
+class EnvironmentConfig(_SectionWithType):
     """The environment, which plays episodes, by type and options."""
+
+    _registry: ClassVar = ENVIRONMENTS
 
     type: str = Field("tree", description=f"{', '.join(ENVIRONMENTS)}, or 'package.module:Class'.")
     tree_width: int | None = Field(
@@ -231,31 +234,21 @@ class EnvironmentConfig(_Section):
         default_factory=dict, description="Other arguments of its class."
     )
 
-    @field_validator("type")
-    @classmethod
-    def _known_type(cls, value: str) -> str:
-        ENVIRONMENTS.check(value)
-        return value
-
 
 SHAPE = {"tree_width", "tree_depth"}
 """Options of an environment that have keys of their own in its section."""
 
 
-class AlgorithmConfig(_Section):
+class AlgorithmConfig(_SectionWithType):
     """The training algorithm, by type and options."""
+
+    _registry: ClassVar = ALGORITHMS
 
     type: str = Field(
         "grpo",
         description="A name of astra_rl.algorithms.ALGORITHMS, or 'package.module:Class'.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
-
-    @field_validator("type")
-    @classmethod
-    def _known_type(cls, value: str) -> str:
-        ALGORITHMS.check(value)
-        return value
 
 
 MOST_STEPS = 1_000_000_000

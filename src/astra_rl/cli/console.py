@@ -96,6 +96,10 @@ class SafeConsole(Console):
             self.on_broken_pipe()
             logger.warning("cannot print more: %s", error.strerror)
 
+    def print_line(self, text: str, style: str | None = None) -> None:
+        """Print a line as it is: without markup, highlighting or wrapping."""
+        self.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
     def check_written(self) -> None:
         """Check that all output was written; a reader that closed the pipe has read enough.
 
@@ -161,7 +165,7 @@ def reporting_activity() -> ActivityReporter:
 
     def show(text: str) -> None:
         if not console.quiet:
-            error_console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+            error_console.print_line(text, "dim")
 
     return ActivityReporter(show, SafeConsole.last_output)
 
@@ -184,7 +188,7 @@ class _ConsoleHandler(logging.Handler):
         style = "yellow" if record.levelno >= logging.WARNING else None
         try:
             text = self.format(record)
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print_line(text, style)
         except Exception:
             self.handleError(record)
 

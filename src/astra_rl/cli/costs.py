@@ -28,11 +28,9 @@ def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
     plan = resolve(config)
     check_training(plan)
     size = training_size(plan)
-    console.print(
+    console.print_line(
         f"training, at most: {size.episodes:,} episodes, {size.attempts:,} attempts, "
-        f"{size.replies:,} replies of the target, {size.updates:,} updates",
-        highlight=False,
-        soft_wrap=True,
+        f"{size.replies:,} replies of the target, {size.updates:,} updates"
     )
     print_estimate(estimate(plan), console, describe_budget_of_run(plan))
 
@@ -61,7 +59,7 @@ def print_estimate(
     else:
         console.print("no endpoint calls: every model is loaded into this process")
     for sentence in budget if rows else ():
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        console.print_line(sentence)
     console.print("dry run: no call was made and no model was loaded")
     console.check_written()
 
@@ -72,7 +70,7 @@ def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
 
     text = describe_spent(spent)
     if text:
-        console.print(f"endpoint calls: {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print_line(f"endpoint calls: {text}")
 
 
 def check_all_done(done: int, planned: int, what: str = "conversations were played") -> None:

@@ -132,7 +132,7 @@ def run() -> None:
 
 
 def _exit(message: str, code: ExitCode, style: str = "red") -> None:
-    error_console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
+    error_console.print_line(message, style)
     sys.exit(code)
 
 

@@ -46,7 +46,7 @@ class Printer:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Print a line as it is: without markup and without wrapping."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print_line(text, style)
 
     def path(self, name: str, path: Path) -> None:
         """Print where a file was written."""
@@ -73,7 +73,7 @@ class Printer:
         for verdict in verdicts:
             self.line(verdict.text, style="red" if verdict.fails else "green")
             if verdict.fails and self.console.quiet:
-                error_console.print(verdict.text, style="red", highlight=False, markup=False)
+                error_console.print_line(verdict.text, "red")
         if any(verdict.fails for verdict in verdicts):
             raise typer.Exit(ExitCode.GATE_FAILED)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, get_origin
 
-from rich.console import Console
-
+from astra_rl.cli.console import SafeConsole
 from astra_rl.errors import ConfigurationError, did_you_mean
 
 REGISTRIES = {
@@ -27,7 +26,7 @@ TOPICS = (
 )
 
 
-def print_topic(topic: str, name: str, console: Console) -> None:
+def print_topic(topic: str, name: str, console: SafeConsole) -> None:
     """Print a topic.
 
     Raises:
@@ -48,7 +47,7 @@ def print_topic(topic: str, name: str, console: Console) -> None:
         **{each: partial(_registered, each, name) for each in REGISTRIES},
     }
     for line in lines[topic]():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print_line(line)
 
 
 def _registered(topic: str, name: str) -> Iterator[str]:

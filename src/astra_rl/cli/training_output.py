@@ -45,7 +45,7 @@ def train_and_print(
     if output is not None:
         check_can_run_in(output)
     folder = new_run_folder("runs", name) if output is None else RunFolder(output)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    console.print_line(f"run folder: {folder.path}")
     quiet_libraries()
     display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
     command = shlex.join(["astra-rl", *sys.argv[1:]])

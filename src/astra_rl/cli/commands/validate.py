@@ -31,4 +31,4 @@ def validate(
         print_test_estimate(resolve(config))
     else:
         print_run_estimate(config, console)
-    console.print(f"{config_file} is valid", highlight=False, markup=False, soft_wrap=True)
+    console.print_line(f"{config_file} is valid")

@@ -69,5 +69,5 @@ def export_run(
     with Recorded(folder, phase) as recorded:
         if EXPORTS[kind].counts_planned:
             options["planned"] = recorded.planned
-        written = EXPORTS[kind].write(recorded.attempts(), path, **options)
+        written = EXPORTS[kind].write(recorded, path, **options)
     return Exported(path, written)

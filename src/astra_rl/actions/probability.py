@@ -10,7 +10,7 @@ from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.measures.diversity import GreedyClusters
 from astra_rl.evaluation.stats.importance import (
     NoProbability,
     Probability,
@@ -103,7 +103,7 @@ def ordinary_failure(
         _play_both(plan, problem, log, conversations, share)
         log.flush()
         found = failure_probability_of(
-            log.attempts(), baseline=ORDINARY_ATTACKER, group=greedy_clusters
+            log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
         )
     result = destination.path / "probability.json"
     destination.write_json(

@@ -10,7 +10,12 @@ from typing import Any
 from astra_rl.actions.evaluate import EvaluationJob, target_labels
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.measures.summary import TransferMatrix, transfer_matrix
+from astra_rl.evaluation.measures.summary import (
+    TransferMatrix,
+    by_prompt,
+    summarise,
+    summarise_prompts,
+)
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import Recorded
@@ -68,7 +73,11 @@ def transfer(
     labels = target_labels(
         {target: jobs[names[0], target].config.target.name for target in targets}
     )
-    rows: list[AttemptRow] = []
+    summaries = {
+        (name, labels[target]): summarise((), planned=job.planned)
+        for (name, target), job in jobs.items()
+    }
+    played = False
     spent: BudgetSpentError | None = None
     plans = [job.plan for job in jobs.values()]
     with spending(plans, folders[0].path / "transfer") as ledger:
@@ -79,13 +88,13 @@ def transfer(
             except BudgetSpentError as error:
                 spent = error
                 break
-            rows += cell_of_matrix(place, job.phase, name, labels[target])
-        if spent is not None and not rows:
+            with Recorded(place, job.phase) as recorded:
+                rows = recorded.rows(order="prompt")
+                summary = summarise_prompts(by_prompt(rows), planned=job.planned)
+            summaries[name, labels[target]], played = summary, True
+        if spent is not None and not played:
             raise spent
-    matrix = transfer_matrix(
-        rows,
-        planned={(name, labels[target]): each.planned for (name, target), each in jobs.items()},
-    )
+    matrix = TransferMatrix.of(summaries)
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())
     return Transferred(matrix, ledger.as_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 _NO_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -48,7 +49,7 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(words_of(text))
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
     """Return the Jaccard similarity of two sets, in [0, 1]; two empty sets are equal."""
     union = len(a | b)
     return len(a & b) / union if union else 1.0

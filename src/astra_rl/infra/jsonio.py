@@ -7,7 +7,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -176,6 +176,35 @@ class _RedactingFile:
 def write_json(data: Any, path: str | Path) -> None:
     """Write `data` as indented UTF-8 JSON, atomically."""
     write_atomic(path, indented(data))
+
+
+def write_json_with_rows(data: Mapping[str, Any], rows: Iterable[Any], path: str | Path) -> int:
+    """Write `data` like `write_json`, with a long list that is written row by row.
+
+    Args:
+        data: The value that `ROWS` replaces, at any depth and exactly once, is the list.
+        rows: Its items.
+        path: The file.
+
+    Returns:
+        The number of items.
+    """
+    before, after = indented(data).split(json.dumps(ROWS))
+    line = before.rpartition("\n")[2]
+    pad = "\n" + " " * (len(line) - len(line.lstrip()))
+    count = 0
+    with atomic_file(path) as file:
+        file.write(before + "[")
+        for count, row in enumerate(rows, 1):
+            # Only the newlines of the layout: those of texts are escaped.
+            text = indented(row).rstrip("\n").replace("\n", f"{pad}  ")
+            file.write(f"{',' if count > 1 else ''}{pad}  {text}")
+        file.write((pad if count else "") + "]" + after)
+    return count
+
+
+ROWS = "(rows of write_json_with_rows)"
+"""Placeholder of a list in `write_json_with_rows`."""
 
 
 def indented(data: Any) -> str:

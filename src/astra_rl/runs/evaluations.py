@@ -54,7 +54,7 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
                 continue
             log = logs.enter_context(AttemptLog(source.path))
             is_later = source.name not in OF_THE_RUN
-            named = source._replace(name=_unused(source.name, names if is_later else ()))
+            named = source._replace(name=unused(source.name, names if is_later else ()))
             evaluation = _evaluation(named, log, earlier if is_later else [])
             if evaluation is not None:
                 names.add(named.name)
@@ -240,7 +240,7 @@ def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
     return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
 
 
-def _unused(name: str, taken: Iterable[str]) -> str:
+def unused(name: str, taken: Iterable[str]) -> str:
     """Return the name, with a number where it is taken."""
     numbered = (f"{name} ({number})" for number in range(2, 10_000))
     return name if name not in taken else next(each for each in numbered if each not in taken)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -269,6 +269,37 @@ class Recorded:
         self._log.close()
 
 
+class StoredAttempts(Sequence[Attempt]):
+    """Attempts of a phase as a sequence, read from the log whenever they are used.
+
+    Args:
+        folder: Folder of the run.
+        phase: See `Recorded`.
+    """
+
+    def __init__(self, folder: RunFolder, phase: str) -> None:
+        self._folder, self._phase = folder, phase
+
+    def __iter__(self) -> Iterator[Attempt]:
+        with Recorded(self._folder, self._phase) as recorded:
+            yield from recorded.attempts()
+
+    def __len__(self) -> int:
+        with Recorded(self._folder, self._phase) as recorded:
+            return sum(1 for _ in recorded.rows())
+
+    @overload
+    def __getitem__(self, index: int) -> Attempt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Attempt]: ...
+    def __getitem__(self, index: int | slice) -> Attempt | list[Attempt]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        at = range(len(self))[index]
+        with Recorded(self._folder, self._phase) as recorded:
+            return next(recorded.attempts(offset=at, limit=1))
+
+
 def is_sequential(folder: RunFolder, phase: str) -> bool:
     """Whether an evaluation was played with ``--until``."""
     path = folder.evaluation(phase)
@@ -314,7 +345,8 @@ def withdraw_attempts(log: AttemptLog, phase: str, reason: str) -> None:
         reason: Why the recorded conversations are outdated.
     """
     log.flush()
-    for attempt in list(log.attempts(phase=phase)):
+    for key in [row.id for row in log.rows(phase=phase)]:
+        attempt = log.get(key)
         if attempt.turns:
             nothing = {"turns": (), "outcome": Outcome.ERROR, "error": f"not played: {reason}"}
             log.append(attempt.model_copy(update=nothing))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
-from astra_rl.evaluation.measures.diversity import greedy_clusters
-from astra_rl.evaluation.measures.summary import transfer_matrix
-from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.measures.diversity import GreedyClusters
+from astra_rl.evaluation.measures.summary import (
+    Summary,
+    TransferMatrix,
+    by_prompt,
+    summarise_prompts,
+)
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.report import (
     Evaluation,
@@ -28,7 +33,7 @@ from astra_rl.evaluation.stats.importance import NoProbability, Probability, fai
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of
+from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of, unused
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
@@ -129,20 +134,18 @@ def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
     if folder.transfer.is_file():
         cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
         return cells
-    rows: list[AttemptRow] = []
-    planned: dict[tuple[str, str], int] = {}
+    summaries: dict[tuple[str, str], Summary] = {}
     for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl")):
-        found = [row._replace(id=f"{path.parent.name}-{row.id}") for row in _rows(path)]
-        rows += found
-        for row in found[:1]:
-            most = planned_attempts(RunFolder(path.parent)).get("again", len(found))
-            planned[row.attacker, row.target] = max(most, len(found))
-    return transfer_matrix(rows, planned=planned).as_dict()
-
-
-def _rows(path: Path) -> Iterable[AttemptRow]:
-    with AttemptLog(path) as log:
-        return list(log.rows())
+        with AttemptLog(path) as log:
+            made = len(log)
+            for row in log.rows(limit=1):
+                planned = planned_attempts(RunFolder(path.parent)).get("again", made)
+                # Two targets may have the same name, for instance in two files.
+                target = unused(row.target, {name for _, name in summaries})
+                summaries[row.attacker, target] = summarise_prompts(
+                    by_prompt(log.rows(order="prompt")), planned=max(planned, made)
+                )
+    return TransferMatrix.of(summaries).as_dict()
 
 
 def _probability(folder: RunFolder) -> Probability | NoProbability | None:
@@ -150,7 +153,7 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
         return None
     with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
         return failure_probability_of(
-            log.attempts(), baseline=ORDINARY_ATTACKER, group=greedy_clusters
+            log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
         )
 
 

@@ -36,6 +36,7 @@ from astra_rl.runs.phases import (
     PhaseResult,
     PhaseRun,
     Recorded,
+    StoredAttempts,
     plan_attempts,
     withdraw_attempts,
 )
@@ -333,7 +334,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
 
 def _warned_of_weakness(before: EvaluationResult) -> str | None:
     """Log and return a warning if the untrained attacker hardly speaks, before it is trained."""
-    attacks = [turn.attack for attempt in before.attempts for turn in attempt.turns]
+    attacks = (turn.attack for attempt in before.attempts for turn in attempt.turns)
     warning = describe_weak_attacker(attacks)
     if warning is not None:
         logger.warning(warning)
@@ -346,8 +347,8 @@ def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | No
     if saved is None or not path.is_file():
         return None
     with Recorded(folder, "before") as recorded:
-        attempts = list(recorded.attempts())
-        return EvaluationResult(attempts, recorded.summary(), read_own(path, dict))
+        summary = recorded.summary()
+    return EvaluationResult(StoredAttempts(folder, "before"), summary, read_own(path, dict))
 
 
 def _continued(folder: RunFolder) -> list[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
@@ -43,29 +44,55 @@ def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[li
     Raises:
         ConfigurationError: `similarity` is out of its range.
     """
-    if not 0 < similarity <= 1:
-        raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
-    word_sets = [word_set(text) for text in texts]
-    frequency = Counter(word for words in word_sets for word in words)
+    assigned = GreedyClusters(similarity=similarity)
     clusters: list[list[int]] = []
-    clusters_with: dict[str, list[int]] = defaultdict(list)
-    # Clusters are only appended, so equal word sets always join the same cluster.
-    cluster_of: dict[frozenset[str], int] = {}
-    for index, words in enumerate(word_sets):
-        if words not in cluster_of:
-            rarest = _prefix_words(words, frequency, similarity)
-            similar = (
-                cluster
-                for cluster in {cluster for word in rarest for cluster in clusters_with[word]}
-                if jaccard(words, word_sets[clusters[cluster][0]]) >= similarity
-            )
-            cluster_of[words] = min(similar, default=len(clusters))
-            if cluster_of[words] == len(clusters):
-                clusters.append([])
-                for word in rarest:
-                    clusters_with[word].append(len(clusters) - 1)
-        clusters[cluster_of[words]].append(index)
+    for index, text in enumerate(texts):
+        cluster = assigned.add(text)
+        if cluster == len(clusters):
+            clusters.append([])
+        clusters[cluster].append(index)
     return clusters
+
+
+_NO_WORDS = -1
+"""In place of a word, for texts without words: they are equal."""
+
+
+class GreedyClusters:
+    """Clusters texts one by one, as `greedy_clusters` does; keeps the words of the first members.
+
+    Args:
+        similarity: See `greedy_clusters`.
+
+    Raises:
+        ConfigurationError: `similarity` is out of its range.
+    """
+
+    def __init__(self, *, similarity: float = 0.5) -> None:
+        if not 0 < similarity <= 1:
+            raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
+        self.similarity = similarity
+        self._numbers: dict[str, int] = {}  # of words, in order of appearance
+        self._first: list[array[int]] = []  # words of the first member of each cluster
+        self._with: dict[int, array[int]] = {}  # clusters by word in a prefix of the first member
+
+    def add(self, text: str) -> int:
+        """Return the number of the cluster of a text; a new one has the next number from 0 on."""
+        numbers = self._numbers
+        words = frozenset(numbers.setdefault(each, len(numbers)) for each in word_set(text))
+        rarest = _prefix_words(words, self.similarity) or [_NO_WORDS]
+        candidates = {cluster for word in rarest for cluster in self._with.get(word, ())}
+        similar = (
+            cluster
+            for cluster in candidates
+            if jaccard(words, frozenset(self._first[cluster])) >= self.similarity
+        )
+        found = min(similar, default=len(self._first))
+        if found == len(self._first):
+            self._first.append(array("L", words))
+            for word in rarest:
+                self._with.setdefault(word, array("L")).append(found)
+        return found
 
 
 def clusters_by_meaning(
@@ -99,18 +126,15 @@ def clusters_by_meaning(
     return clusters
 
 
-def _prefix_words(
-    words: frozenset[str], frequency: Mapping[str, int], similarity: float
-) -> list[str]:
-    """Return the rarest words of a set such that any two similar sets share one of them.
+def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:
+    """Return words of a set such that any two similar sets share one of them.
 
     This is prefix filtering (Bayardo, Ma and Srikant, WWW 2007): under a common order of words,
     sets without a common word in their prefixes have too few words left to be similar. It avoids
-    comparing all pairs.
+    comparing all pairs. The order is that of appearance, the newest first: common words are old.
     """
     shared = max(1, math.ceil(similarity * len(words) - 1e-9))
-    rarest = sorted(words, key=lambda word: (frequency[word], word))
-    return rarest[: len(words) - shared + 1]
+    return sorted(words, reverse=True)[: len(words) - shared + 1]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -168,19 +169,31 @@ class Point(NamedTuple):
     fails: bool
 
 
+MOST_POINTS = 10_000
+"""Most points of a chart; more cannot be told apart."""
+
+
 def severity_and_likelihood(attempts: Iterable[Attempt], *, under: str = "baseline") -> list[Point]:
-    """Return one point per attempt that has both a score and a likelihood."""
-    points = []
-    for attempt in attempts:
+    """Return one point per attempt that has both a score and a likelihood.
+
+    Of more than `MOST_POINTS`, so many are chosen by a digest of their ids: a sample that favours
+    no prompt, and is the same for the same attempts. The order is that of the attempts.
+    """
+    chosen: list[tuple[bytes, int, Point]] = []  # a heap of digests
+    for number, attempt in enumerate(attempts):
         likely = _likely(attempt, under)
-        if likely is not None:
-            points.append(
-                Point(
-                    attempt.id,
-                    -likely.logprob,
-                    -likely.per_token,
-                    likely.severity,
-                    attempt.outcome is Outcome.SUCCESS,
-                )
-            )
-    return points
+        if likely is None:
+            continue
+        point = Point(
+            attempt.id,
+            -likely.logprob,
+            -likely.per_token,
+            likely.severity,
+            attempt.outcome is Outcome.SUCCESS,
+        )
+        entry = hashlib.blake2b(attempt.id.encode(), digest_size=8).digest(), number, point
+        if len(chosen) < MOST_POINTS:
+            heapq.heappush(chosen, entry)
+        else:
+            heapq.heappushpop(chosen, entry)
+    return [point for _, _, point in sorted(chosen, key=lambda entry: entry[1])]

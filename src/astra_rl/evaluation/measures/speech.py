@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 MOST_IN_A_WORD = 40
 """Longest word in characters; longer ones are strings of symbols or of letters without a break."""
@@ -29,14 +29,16 @@ def speech_defect(attack: str) -> str | None:
     return "repetitive" if len(words) >= FEWEST_REPEATED and 2 * most > len(words) else None
 
 
-def describe_weak_attacker(attacks: Sequence[str]) -> str | None:
+def describe_weak_attacker(attacks: Iterable[str]) -> str | None:
     """Return a warning if at least half of the attacks are no speech; None otherwise."""
-    found = Counter(defect for each in attacks if (defect := speech_defect(each)) is not None)
-    if not attacks or 2 * found.total() < len(attacks):
+    defects = Counter(speech_defect(each) for each in attacks)
+    total, speech = defects.total(), defects.pop(None, 0)
+    found = defects.total()
+    if not total or found < speech:
         return None
-    counts = ", ".join(f"{count} {defect}" for defect, count in found.most_common())
+    counts = ", ".join(f"{count} {defect}" for defect, count in defects.most_common())
     return (
-        f"The untrained attacker hardly speaks: {found.total()} of {len(attacks)} attacks are no "
+        f"The untrained attacker hardly speaks: {found} of {total} attacks are no "
         f"messages ({counts}). Training rarely repairs that. Use a better model "
         "(attacker.model), its chat format (attacker.chat), or another brief of the prompts."
     )

@@ -366,6 +366,15 @@ class TransferMatrix:
     targets: Sequence[str]
     summaries: Mapping[tuple[str, str], Summary]
 
+    @classmethod
+    def of(cls, summaries: Mapping[tuple[str, str], Summary]) -> TransferMatrix:
+        """Make the matrix of summaries by attacker and target."""
+        return cls(
+            attackers=list(dict.fromkeys(attacker for attacker, _ in summaries)),
+            targets=list(dict.fromkeys(target for _, target in summaries)),
+            summaries=summaries,
+        )
+
     @property
     def rates(self) -> Mapping[tuple[str, str], Rate]:
         """The attack success rate by attacker and target."""
@@ -397,10 +406,6 @@ def transfer_matrix(
     cells: dict[tuple[str, str], list[AttemptRow]] = {pair: [] for pair in planned or {}}
     for row in rows:
         cells.setdefault((row.attacker, row.target), []).append(row)
-    return TransferMatrix(
-        attackers=list(dict.fromkeys(attacker for attacker, _ in cells)),
-        targets=list(dict.fromkeys(target for _, target in cells)),
-        summaries={
-            pair: summarise(each, planned=(planned or {}).get(pair)) for pair, each in cells.items()
-        },
+    return TransferMatrix.of(
+        {pair: summarise(each, planned=(planned or {}).get(pair)) for pair, each in cells.items()}
     )

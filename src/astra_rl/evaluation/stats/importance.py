@@ -284,7 +284,7 @@ def failure_probability_of(
     attempts: Iterable[Attempt],
     *,
     baseline: str,
-    group: Callable[[Sequence[str]], Sequence[Sequence[int]]] | None = None,
+    kind_of: Callable[[str], Hashable] | None = None,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
 ) -> Probability | NoProbability:
     """Estimate the probability of failure from recorded attempts.
@@ -296,9 +296,8 @@ def failure_probability_of(
     Args:
         attempts: Attempts of the attacker and of the baseline against one target.
         baseline: Name of the attacker in the attempts of the baseline.
-        group: Groups the attacks that succeeded into kinds of failure, for instance
-            `greedy_clusters`: returns lists of indices. None: each is a kind of its own, which is
-            the most cautious.
+        kind_of: Returns the kind of failure of an attack that succeeded, for instance
+            `GreedyClusters.add`. None: each is a kind of its own, which is the most cautious.
         min_effective_failures: See `failure_probability`.
 
     Raises:
@@ -306,7 +305,7 @@ def failure_probability_of(
             probabilities cannot be compared.
     """
     samples: list[Sample] = []
-    attacks: dict[int, str] = {}
+    prompts: dict[str, str] = {}  # each id once: those of a log are strings of their own
     left_out = 0
     for attempt in attempts:
         p, q = attempt.logprob("baseline"), attempt.logprob("attacker")
@@ -316,14 +315,10 @@ def failure_probability_of(
         _check_same_tokens(attempt, p, q)
         failed = attempt.outcome is Outcome.SUCCESS
         by_baseline = attempt.attacker == baseline
-        if attempt.failing_turn is not None:
-            attacks[len(samples)] = attempt.failing_turn.attack
-        samples.append(Sample(failed, p.total, q.total, by_baseline, attempt.prompt_id))
-    if group is not None:
-        failing = list(attacks)
-        for kind, members in enumerate(group(list(attacks.values()))):
-            for member in members:
-                samples[failing[member]] = samples[failing[member]]._replace(kind=kind)
+        prompt = prompts.setdefault(attempt.prompt_id, attempt.prompt_id)
+        turn = attempt.failing_turn
+        kind = None if turn is None or kind_of is None else kind_of(turn.attack)
+        samples.append(Sample(failed, p.total, q.total, by_baseline, prompt, kind))
     return failure_probability(
         samples, left_out=left_out, min_effective_failures=min_effective_failures
     )

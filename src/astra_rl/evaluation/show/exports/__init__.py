@@ -1,7 +1,8 @@
 """Export formats of attempts: one module per format, with one function that writes a file.
 
 Every writer takes attempts and a path, writes atomically, and escapes model text (see
-`astra_rl.evaluation.show.escaping`).
+`astra_rl.evaluation.show.escaping`). The attempts are any iterable, which is held in memory, or an
+`AttemptSource`, of which one attempt at a time is.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Export:
     Attributes:
         filename: Default name of the file.
         purpose: Purpose, in a few words.
-        write: Writer, called with attempts and a path.
+        write: Writer, called with attempts (an iterable or an `AttemptSource`) and a path.
         counts_planned: Whether `write` also takes `planned`, the number of planned attempts.
     """
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from astra_rl.core.serialization import to_record
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.infra.jsonio import atomic_file, json_line
 
 
-def write_attacks(attempts: Iterable[Attempt], path: str | Path) -> int:
+def write_attacks(attempts: Iterable[Attempt] | AttemptSource, path: str | Path) -> int:
     """Write one row of ``context``, ``attack`` and ``reward`` per turn; return the number of rows.
 
     ``reward`` is the score of the deciding judge, so that attempts of evaluations and of training
@@ -18,7 +19,7 @@ def write_attacks(attempts: Iterable[Attempt], path: str | Path) -> int:
     """
     count = 0
     with atomic_file(path) as file:
-        for attempt in attempts:
+        for attempt in source_of(attempts).attempts():
             for turn, exchange in zip(attempt.turns, attempt.exchanges(), strict=True):
                 if turn.without_attack:
                     continue

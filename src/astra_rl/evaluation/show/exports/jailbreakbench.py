@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
 
 
 def write_jailbreakbench(
-    attempts: Iterable[Attempt],
+    attempts: Iterable[Attempt] | AttemptSource,
     path: str | Path,
     *,
     method: str | None = None,
@@ -40,18 +42,21 @@ def write_jailbreakbench(
     Raises:
         ConfigurationError: There are no attempts, or several attackers or targets.
     """
-    by_prompt: dict[str, list[Attempt]] = defaultdict(list)
+    source = source_of(attempts)
+    index: dict[str, int] = {}
     pairs = set()
-    for attempt in attempts:
-        by_prompt[attempt.prompt_id].append(attempt)
-        pairs.add((attempt.attacker, attempt.target))
+    for row in source.rows():
+        index.setdefault(row.prompt_id, len(index))
+        pairs.add((row.attacker, row.target))
     if len(pairs) != 1:
         raise ConfigurationError(
             f"these attempts have {len(pairs)} pairs of attacker and target; a JailbreakBench "
             "artifact has exactly one. Export each pair by itself."
         )
     attacker, target = pairs.pop()
-    jailbreaks = [_entry(index, group) for index, group in enumerate(by_prompt.values())]
+    groups = groupby(source.attempts(order="prompt"), key=attrgetter("prompt_id"))
+    jailbreaks = [_entry(index[prompt], list(group)) for prompt, group in groups]
+    jailbreaks.sort(key=itemgetter("index"))
     won = sum(entry["jailbroken"] for entry in jailbreaks)
     data = {
         "parameters": {

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.show.escaping import shorten, xml_text
-from astra_rl.infra.jsonio import write_atomic
+from astra_rl.infra.jsonio import atomic_file
 
 TEXT_LIMIT = 10_000
 _BROKEN = {Outcome.ERROR: "error", Outcome.UNSCORED: "unscored"}
 
 
 def write_junit(
-    attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
+    attempts: Iterable[Attempt] | AttemptSource, path: str | Path, *, planned: int | None = None
 ) -> int:
     """Write one suite per target and one test case per attempt; return the number of cases.
 
@@ -30,48 +30,82 @@ def write_junit(
         path: Output file.
         planned: Number of planned attempts; None means `len(attempts)`.
     """
-    suites: dict[str, list[Attempt]] = defaultdict(list)
-    for attempt in attempts:
-        suites[attempt.target].append(attempt)
-    root = ElementTree.Element("testsuites", name="astra-rl")
-    for target, members in suites.items():
-        root.append(_suite(target, members))
-    missing = max(0, (planned or 0) - sum(map(len, suites.values())))
-    if missing:
-        root.append(_never_made(missing))
-    _count(root, [attempt for members in suites.values() for attempt in members], missing)
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode")
-    write_atomic(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n')
-    return sum(map(len, suites.values())) + missing
+    source = source_of(attempts)
+    suites: dict[str, _Counts] = {}
+    for attempt in source.attempts():
+        suites.setdefault(attempt.target, _Counts()).add(attempt)
+    every = _Counts.sum(suites.values())
+    missing = max(0, (planned or 0) - every.tests)
+    never_made = _Counts(missing, 0, missing)
+    with atomic_file(path) as file:
+        file.write('<?xml version="1.0" encoding="UTF-8"?>\n')
+        file.write(_start("testsuites", "astra-rl", _Counts.sum([every, never_made])))
+        for target, counts in suites.items():
+            cases = (_case(each) for each in source.attempts() if each.target == target)
+            file.writelines(_suite(xml_text(shorten(target, 200)), counts, cases))
+        if missing:
+            file.writelines(_suite("never made", never_made, _never_made(missing)))
+        file.write("</testsuites>\n" if suites or missing else "")
+    return every.tests + missing
 
 
-def _suite(target: str, attempts: Sequence[Attempt]) -> ElementTree.Element:
-    suite = ElementTree.Element("testsuite", name=xml_text(shorten(target, 200)))
-    _count(suite, attempts)
-    suite.extend(map(_case, attempts))
-    return suite
+@dataclass
+class _Counts:
+    """Numbers of a suite."""
+
+    tests: int = 0
+    failures: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+    def add(self, attempt: Attempt) -> None:
+        self.tests += 1
+        self.failures += attempt.outcome is Outcome.SUCCESS
+        self.errors += attempt.outcome in _BROKEN
+        self.seconds += attempt.seconds or 0
+
+    @classmethod
+    def sum(cls, counts: Iterable[_Counts]) -> _Counts:
+        total = cls()
+        for each in counts:
+            total.tests += each.tests
+            total.failures += each.failures
+            total.errors += each.errors
+            total.seconds += each.seconds
+        return total
 
 
-def _never_made(count: int) -> ElementTree.Element:
-    suite = ElementTree.Element("testsuite", name="never made")
-    _count(suite, [], count)
+def _start(tag: str, name: str, counts: _Counts) -> str:
+    """Return the start tag of an element with its numbers."""
+    element = ElementTree.Element(
+        tag,
+        name=name,
+        tests=str(counts.tests),
+        failures=str(counts.failures),
+        errors=str(counts.errors),
+        time=f"{counts.seconds:.3f}",
+    )
+    is_empty = not counts.tests
+    text = ElementTree.tostring(element, encoding="unicode")
+    return text + "\n" if is_empty else text.removesuffix(" />") + ">\n"
+
+
+def _suite(name: str, counts: _Counts, cases: Iterable[ElementTree.Element]) -> Iterator[str]:
+    """Yield the lines of a suite, case by case."""
+    yield "  " + _start("testsuite", name, counts)
+    for case in cases:
+        ElementTree.indent(case, level=2)
+        yield "    " + ElementTree.tostring(case, encoding="unicode") + "\n"
+    yield "  </testsuite>\n"
+
+
+def _never_made(count: int) -> Iterator[ElementTree.Element]:
     for number in range(1, count + 1):
-        case = ElementTree.SubElement(
-            suite, "testcase", classname="never made", name=f"planned attempt {number} of {count}"
+        case = ElementTree.Element(
+            "testcase", classname="never made", name=f"planned attempt {number} of {count}"
         )
         ElementTree.SubElement(case, "error", type="error", message="the attempt was never made")
-    return suite
-
-
-def _count(element: ElementTree.Element, attempts: Sequence[Attempt], missing: int = 0) -> None:
-    failures = sum(attempt.outcome is Outcome.SUCCESS for attempt in attempts)
-    errors = sum(attempt.outcome in _BROKEN for attempt in attempts) + missing
-    seconds = math.fsum(attempt.seconds or 0 for attempt in attempts)
-    element.set("tests", str(len(attempts) + missing))
-    element.set("failures", str(failures))
-    element.set("errors", str(errors))
-    element.set("time", f"{seconds:.3f}")
+        yield case
 
 
 def _case(attempt: Attempt) -> ElementTree.Element:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
-from astra_rl.evaluation.measures.summary import Summary, summarise
-from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.measures.diversity import GreedyClusters, effective_number
+from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.show.escaping import markdown_text, shorten
 from astra_rl.evaluation.stats.percent import between, format_percent
 from astra_rl.evaluation.stats.rates import describe_rate
@@ -18,16 +20,16 @@ TEXT_LIMIT = 200
 
 
 def write_markdown(
-    attempts: Iterable[Attempt], path: str | Path, *, planned: int | None = None
+    attempts: Iterable[Attempt] | AttemptSource, path: str | Path, *, planned: int | None = None
 ) -> int:
     """Write `markdown_summary` to a file; return the number of attempts."""
-    known = list(attempts)
-    write_atomic(path, markdown_summary(known, planned=planned))
-    return len(known)
+    source = source_of(attempts)
+    write_atomic(path, markdown_summary(source, planned=planned))
+    return sum(1 for _ in source.rows())
 
 
 def markdown_summary(
-    attempts: Sequence[Attempt], *, planned: int | None = None, most: int = 10
+    attempts: Iterable[Attempt] | AttemptSource, *, planned: int | None = None, most: int = 10
 ) -> str:
     """Return a table of numbers, and the kinds of successful attack, most frequent first.
 
@@ -36,15 +38,13 @@ def markdown_summary(
         planned: Number of planned attempts; used for a single attacker and target only.
         most: Maximum number of kinds of attack.
     """
-    pairs: dict[tuple[str, str, str, float], list[Attempt]] = {}
-    for attempt in attempts:
-        key = (attempt.attacker, attempt.target, attempt.judge, attempt.threshold)
-        pairs.setdefault(key, []).append(attempt)
+    source = source_of(attempts)
+    pairs = dict.fromkeys(map(_pair, source.rows()))
     lines = ["# Attack success rate", ""]
-    for (attacker, target, judge, threshold), members in pairs.items():
-        summary = summarise(
-            (each.row for each in members), planned=planned if len(pairs) == 1 else None
-        )
+    for pair in pairs:
+        attacker, target, judge, threshold = pair
+        rows = (row for row in source.rows(order="prompt") if _pair(row) == pair)
+        summary = summarise_prompts(by_prompt(rows), planned=planned if len(pairs) == 1 else None)
         lines += [
             f"{markdown_text(attacker)} against {markdown_text(target)}, judged by "
             f"{markdown_text(judge)} (success: score of at least {threshold:g}):",
@@ -52,10 +52,14 @@ def markdown_summary(
             *_numbers(summary),
             "",
         ]
-    failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
-    if failures:
-        lines += ["## Successful attacks", "", *_findings(failures, most), ""]
+    findings = _findings(source, most)
+    if findings:
+        lines += ["## Successful attacks", "", *findings, ""]
     return "\n".join(lines)
+
+
+def _pair(row: AttemptRow) -> tuple[str, str, str, float]:
+    return row.attacker, row.target, row.judge, row.threshold
 
 
 def _numbers(summary: Summary) -> list[str]:
@@ -83,22 +87,34 @@ def _numbers(summary: Summary) -> list[str]:
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def _findings(failures: Sequence[Attempt], most: int) -> list[str]:
-    won = [(attempt, turn) for attempt in failures if (turn := attempt.failing_turn)]
-    clusters = sorted(greedy_clusters([turn.attack for _, turn in won]), key=len, reverse=True)
-    effective = effective_number([len(members) for members in clusters])
+def _findings(source: AttemptSource, most: int) -> list[str]:
+    kinds = GreedyClusters()
+    sizes: Counter[int] = Counter()
+    first: dict[int, int] = {}  # place of the first attempt of each kind
+    for number, attempt in enumerate(source.attempts()):
+        if attempt.outcome is Outcome.SUCCESS and (turn := attempt.failing_turn):
+            kind = kinds.add(turn.attack)
+            sizes[kind] += 1
+            first.setdefault(kind, number)
+    if not sizes:
+        return []
+    effective = effective_number(sorted(sizes.values(), reverse=True))
     lines = [
         f"Effective number of kinds: {effective.estimate:.1f} (95% interval "
-        f"{effective.interval.low:.1f} to {effective.interval.high:.1f}; {len(clusters)} in all, "
+        f"{effective.interval.low:.1f} to {effective.interval.high:.1f}; {len(sizes)} in all, "
         "by words).",
         "",
     ]
     lines += ["| times | opening and attack | response | attempt |", "| ---: | --- | --- | --- |"]
-    for members in clusters[:most]:
-        attempt, turn = won[members[0]]
-        texts = (attempt.failing_request, turn.response)
+    largest = sizes.most_common(most)  # of equal ones the earliest
+    wanted = {first[kind] for kind, _ in largest}
+    shown = {at: each for at, each in enumerate(source.attempts()) if at in wanted}
+    for kind, size in largest:
+        attempt = shown[first[kind]]
+        response = attempt.failing_turn.response if attempt.failing_turn else ""
+        texts = (attempt.failing_request, response)
         said = " | ".join(markdown_text(shorten(text, TEXT_LIMIT)) for text in texts)
-        lines.append(f"| {len(members)} | {said} | {attempt.id} |")
-    if len(clusters) > most:
-        lines += ["", f"{len(clusters) - most} more kinds are not shown."]
+        lines.append(f"| {size} | {said} | {attempt.id} |")
+    if len(sizes) > most:
+        lines += ["", f"{len(sizes) - most} more kinds are not shown."]
     return lines

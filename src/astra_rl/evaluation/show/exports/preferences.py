@@ -7,14 +7,17 @@ to and including the attack.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.infra.jsonio import atomic_file, json_line, parse_json
 
 Message = dict[str, str]
@@ -94,7 +97,10 @@ class _Reply(NamedTuple):
 
 
 def write_preference_pairs(
-    attempts: Iterable[Attempt], path: str | Path, *, safe: SafeReplies | None = None
+    attempts: Iterable[Attempt] | AttemptSource,
+    path: str | Path,
+    *,
+    safe: SafeReplies | None = None,
 ) -> Written:
     """Write rows of ``prompt``, ``chosen`` and ``rejected``: TRL's preference format, as messages.
 
@@ -110,27 +116,19 @@ def write_preference_pairs(
     Raises:
         ConfigurationError: There is no row to write; the file is left as it was.
     """
-    good: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
-    bad: dict[_Reply, None] = {}  # each once, in order
-    for reply in _replies(attempts):
-        if reply.failed:
-            bad[reply] = None
-        elif reply.text.strip() and reply.text not in good[reply.prompt]:
-            good[reply.prompt].append(reply.text)
     rows = missing = 0
     with atomic_file(path) as file:
-        for reply in bad:
-            given = safe.get(reply.attack) if safe is not None else None
-            choices = good[reply.prompt] if given is None else [given]
-            for chosen in choices:
-                row = {
-                    "prompt": _messages(reply.prompt),
-                    "chosen": [_said(chosen)],
-                    "rejected": [_said(reply.text)],
-                }
-                file.write(json_line(row) + "\n")
-            rows += len(choices)
-            missing += not choices
+        for replies in _replies_by_prompt(attempts):
+            for reply, choices in _with_choices(replies, safe):
+                for chosen in choices:
+                    row = {
+                        "prompt": _messages(reply.prompt),
+                        "chosen": [_said(chosen)],
+                        "rejected": [_said(reply.text)],
+                    }
+                    file.write(json_line(row) + "\n")
+                rows += len(choices)
+                missing += not choices
         if not rows:
             raise ConfigurationError(
                 f"no pair of replies to write: {missing} failures of the target, and no reply to "
@@ -141,8 +139,27 @@ def write_preference_pairs(
     return Written(rows, missing)
 
 
+def _with_choices(
+    replies: Iterable[_Reply], safe: SafeReplies | None
+) -> Iterator[tuple[_Reply, Sequence[str]]]:
+    """Yield each different reply in which the target failed, with the replies to prefer."""
+    good: dict[tuple[tuple[str, str], ...], dict[str, None]] = defaultdict(dict)
+    bad: dict[_Reply, None] = {}  # each once, in order
+    for reply in replies:
+        if reply.failed:
+            bad[reply] = None
+        elif reply.text.strip():
+            good[reply.prompt][reply.text] = None
+    for reply in bad:
+        given = safe.get(reply.attack) if safe is not None else None
+        yield reply, [*good[reply.prompt]] if given is None else [given]
+
+
 def write_unpaired(
-    attempts: Iterable[Attempt], path: str | Path, *, safe: SafeReplies | None = None
+    attempts: Iterable[Attempt] | AttemptSource,
+    path: str | Path,
+    *,
+    safe: SafeReplies | None = None,
 ) -> Written:
     """Write rows of ``prompt``, ``completion`` and ``label``: TRL's unpaired format, as messages.
 
@@ -157,22 +174,34 @@ def write_unpaired(
     Raises:
         ConfigurationError: No response has a score; the file is left as it was.
     """
-    rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
-    for reply in _replies(attempts):
-        rows[reply.prompt, reply.text, not reply.failed] = None
-        given = safe.get(reply.attack) if safe is not None and reply.failed else None
-        if given is not None:
-            rows[reply.prompt, given, True] = None
+    count = 0
     with atomic_file(path) as file:
-        if not rows:
+        for replies in _replies_by_prompt(attempts):
+            rows: dict[tuple[tuple[tuple[str, str], ...], str, bool], None] = {}
+            for reply in replies:
+                rows[reply.prompt, reply.text, not reply.failed] = None
+                given = safe.get(reply.attack) if safe is not None and reply.failed else None
+                if given is not None:
+                    rows[reply.prompt, given, True] = None
+            for prompt, text, label in rows:
+                row = {"prompt": _messages(prompt), "completion": [_said(text)], "label": label}
+                file.write(json_line(row) + "\n")
+            count += len(rows)
+        if not count:
             raise ConfigurationError(
                 "no labelled reply to write: no response has a score. Score them first: astra-rl "
                 "score."
             )
-        for prompt, text, label in rows:
-            row = {"prompt": _messages(prompt), "completion": [_said(text)], "label": label}
-            file.write(json_line(row) + "\n")
-    return Written(len(rows))
+    return Written(count)
+
+
+def _replies_by_prompt(
+    attempts: Iterable[Attempt] | AttemptSource,
+) -> Iterator[Iterator[_Reply]]:
+    """Yield the replies prompt by prompt, so that those of one prompt are in memory at a time."""
+    ordered = source_of(attempts).attempts(order="prompt")
+    for _, group in groupby(ordered, key=attrgetter("prompt_id")):
+        yield _replies(group)
 
 
 def _replies(attempts: Iterable[Attempt]) -> Iterator[_Reply]:

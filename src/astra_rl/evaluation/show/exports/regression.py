@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import SCHEMA_VERSION, Attempt, parse_record
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.records.turn import Number, Opening, Text, Turn
 from astra_rl.evaluation.stats.rates import Rate, describe_rate
-from astra_rl.infra.jsonio import write_json
+from astra_rl.infra.jsonio import ROWS, write_json, write_json_with_rows
 
 
 class _Part(BaseModel):
@@ -74,7 +76,7 @@ class RegressionSuite(_Part):
     cases: tuple[Case, ...]
 
     @classmethod
-    def of(cls, attempts: Iterable[Attempt]) -> RegressionSuite:
+    def of(cls, attempts: Iterable[Attempt] | AttemptSource) -> RegressionSuite:
         """Make one case of every successful attack, without duplicates.
 
         A case ends with the first successful turn.
@@ -83,33 +85,9 @@ class RegressionSuite(_Part):
             ConfigurationError: There are no attempts, none has a known outcome, or they differ in
                 judge or threshold.
         """
-        known = list(attempts)
-        if known and not any(attempt.outcome in KNOWN_OUTCOMES for attempt in known):
-            raise ConfigurationError(
-                f"none of the {len(known)} attempts has a known outcome, so a suite without cases "
-                "would not mean that there are no failures. Score them first: astra-rl score."
-            )
-        failures = [attempt for attempt in known if attempt.outcome is Outcome.SUCCESS]
-        rules = {(each.judge, each.judge_id, each.threshold) for each in failures or known}
-        if len(rules) != 1:
-            raise ConfigurationError(
-                f"{len(known)} attempts have {len(rules)} combinations of judge and threshold; a "
-                "regression suite has exactly one. Re-score them with one judge: astra-rl score."
-            )
-        judge, judge_id, threshold = rules.pop()
-        cases: dict[tuple[str, tuple[str, ...]], Case] = {}
-        for attempt in failures:
-            attacks = tuple(turn.attack for turn in attempt.turns[: attempt.first_failing_turn])
-            case = Case(
-                id=attempt.id,
-                opening=attempt.opening,
-                attacks=attacks,
-                category=attempt.category,
-                found_in=attempt.target,
-                found_score=attempt.score,
-            )
-            cases.setdefault((attempt.opening.id, attacks), case)
-        return cls(judge=judge, judge_id=judge_id, threshold=threshold, cases=tuple(cases.values()))
+        source = source_of(attempts)
+        judge, judge_id, threshold = _only_rule(source)
+        return cls(judge=judge, judge_id=judge_id, threshold=threshold, cases=tuple(_cases(source)))
 
     @classmethod
     def load(cls, path: str | Path) -> RegressionSuite:
@@ -198,8 +176,59 @@ class CaseResult:
         return bool(results) and all(result.status == "passed" for result in results)
 
 
-def write_regression_suite(attempts: Iterable[Attempt], path: str | Path) -> int:
-    """Write the successful attacks as a suite; return the number of cases."""
-    suite = RegressionSuite.of(attempts)
-    suite.save(path)
-    return len(suite.cases)
+def write_regression_suite(attempts: Iterable[Attempt] | AttemptSource, path: str | Path) -> int:
+    """Write the successful attacks as a suite, case by case; return the number of cases.
+
+    Raises:
+        ConfigurationError: As in `RegressionSuite.of`.
+    """
+    source = source_of(attempts)
+    judge, judge_id, threshold = _only_rule(source)
+    suite = RegressionSuite(judge=judge, judge_id=judge_id, threshold=threshold, cases=())
+    data = {**suite.model_dump(mode="json"), "cases": ROWS}
+    rows = (case.model_dump(mode="json") for case in _cases(source))
+    return write_json_with_rows(data, rows, path)
+
+
+def _only_rule(source: AttemptSource) -> tuple[str, str, float]:
+    """Return judge, its identity and threshold of the failures; see `RegressionSuite.of`."""
+    rules: dict[bool, set[tuple[str, str, float]]] = {True: set(), False: set()}
+    made = known = 0
+    for row in source.rows():
+        made += 1
+        known += row.outcome in KNOWN_OUTCOMES
+        failed = row.outcome is Outcome.SUCCESS
+        rules[failed].add((row.judge, row.judge_id, row.threshold))
+    if made and not known:
+        raise ConfigurationError(
+            f"none of the {made} attempts has a known outcome, so a suite without cases "
+            "would not mean that there are no failures. Score them first: astra-rl score."
+        )
+    found = rules[True] or rules[False]
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"{made} attempts have {len(found)} combinations of judge and threshold; a "
+            "regression suite has exactly one. Re-score them with one judge: astra-rl score."
+        )
+    return found.pop()
+
+
+def _cases(source: AttemptSource) -> Iterator[Case]:
+    """Yield one case of every successful attack, without duplicates."""
+    seen: set[bytes] = set()
+    for attempt in source.attempts():
+        if attempt.outcome is not Outcome.SUCCESS:
+            continue
+        attacks = tuple(turn.attack for turn in attempt.turns[: attempt.first_failing_turn])
+        key = hashlib.blake2b(repr((attempt.opening.id, attacks)).encode(), digest_size=16).digest()
+        if key in seen:
+            continue
+        seen.add(key)
+        yield Case(
+            id=attempt.id,
+            opening=attempt.opening,
+            attacks=attacks,
+            category=attempt.category,
+            found_in=attempt.target,
+            found_score=attempt.score,
+        )

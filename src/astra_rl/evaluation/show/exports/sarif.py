@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.show.escaping import sarif_text, shorten, visible_text
-from astra_rl.infra.jsonio import write_json
+from astra_rl.infra.jsonio import ROWS, write_json_with_rows
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -24,7 +25,10 @@ ERROR_FROM = 0.9
 
 
 def write_sarif(
-    attempts: Iterable[Attempt], path: str | Path, *, artifact: str = "failures.jsonl"
+    attempts: Iterable[Attempt] | AttemptSource,
+    path: str | Path,
+    *,
+    artifact: str = "failures.jsonl",
 ) -> int:
     """Write one result per successful attack; return the number of results.
 
@@ -37,8 +41,10 @@ def write_sarif(
         artifact: File that the results refer to, relative to the repository; result `n` is on
             line `n` of it if format ``jsonl`` wrote it from the same attempts.
     """
-    failures = [attempt for attempt in attempts if attempt.outcome is Outcome.SUCCESS]
-    rules = list(dict.fromkeys(map(_rule_id, failures)))
+    source = source_of(attempts)
+    failed = (row for row in source.rows() if row.outcome is Outcome.SUCCESS)
+    rules = list(dict.fromkeys(map(_rule_id, failed)))
+    failures = (each for each in source.attempts() if each.outcome is Outcome.SUCCESS)
     log = {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -51,19 +57,16 @@ def write_sarif(
                         "rules": [_rule(rule) for rule in rules],
                     }
                 },
-                "results": [
-                    _result(attempt, rules, artifact, line)
-                    for line, attempt in enumerate(failures, 1)
-                ],
+                "results": ROWS,
                 "columnKind": "unicodeCodePoints",
             }
         ],
     }
-    write_json(log, path)
-    return len(failures)
+    results = (_result(each, rules, artifact, line) for line, each in enumerate(failures, 1))
+    return write_json_with_rows(log, results, path)
 
 
-def _rule_id(attempt: Attempt) -> str:
+def _rule_id(attempt: Attempt | AttemptRow) -> str:
     return visible_text(shorten(attempt.category, 200)) or "target-failure"
 
 

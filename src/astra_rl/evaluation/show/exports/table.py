@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.records.turn import Turn
 from astra_rl.evaluation.show.escaping import csv_cell, shorten
 from astra_rl.infra.jsonio import atomic_file
@@ -21,7 +22,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_csv(attempts: Iterable[Attempt], path: str | Path) -> int:
+def write_csv(attempts: Iterable[Attempt] | AttemptSource, path: str | Path) -> int:
     """Write one row per turn, and one per attempt without turns; return the number of rows.
 
     ``score`` is the score of the deciding judge, ``missing`` the reason if there is none,
@@ -33,7 +34,7 @@ def write_csv(attempts: Iterable[Attempt], path: str | Path) -> int:
     with atomic_file(path) as file:
         writer = csv.writer(file, lineterminator="\r\n")
         writer.writerow(COLUMNS)
-        for attempt in attempts:
+        for attempt in source_of(attempts).attempts():
             for row in _rows(attempt):
                 writer.writerow([_cell(value) for value in row])
                 count += 1

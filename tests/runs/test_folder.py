@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tests.hostile import HOSTILE
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.runs.folder import RunFolder, file_stem, new_run_folder
+from astra_rl.runs.folder import RunFolder, file_stem, new_run_folder, open_run_folder
 
 NAMES = st.text(st.characters(exclude_categories=()), max_size=80) | st.sampled_from(HOSTILE)
 RESERVED = {"con", "prn", "aux", "nul", *(f"{n}{i}" for n in ("com", "lpt") for i in range(10))}
@@ -108,3 +110,34 @@ def test_the_folder_itself_may_be_a_link_and_links_inside_may_stay(tmp_path: Pat
     (tmp_path / "disk" / "step-1").mkdir()
     (tmp_path / "disk" / "last").symlink_to("step-1")
     assert RunFolder(tmp_path / "run").path == tmp_path / "run"
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_fifo, r"config\.yaml is a named pipe \(FIFO\)"),
+        (_socket, r"config\.yaml is a socket"),
+        (Path.mkdir, r"config\.yaml is a folder"),
+        (lambda path: path.symlink_to("elsewhere"), r"config\.yaml is a link to nothing"),
+        (lambda path: path.symlink_to(path), r"config\.yaml is not readable"),
+        (lambda path: None, r"it has no config\.yaml"),
+    ],
+    ids=["fifo", "socket", "folder", "dangling link", "link to itself", "nothing"],
+)
+def test_what_stands_in_the_place_of_the_configuration_is_named(
+    make: Callable[[Path], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a FIFO would wait forever."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket is at most 107 bytes
+    make(Path("config.yaml"))
+    with pytest.raises(ConfigurationError, match=said):
+        open_run_folder(tmp_path)

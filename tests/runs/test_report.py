@@ -12,14 +12,19 @@ import yaml
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
 
 from astra_rl.actions import compare as comparing
+from astra_rl.actions.export import export_run
+from astra_rl.actions.failures import rank_failures
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures import likely_failures
+from astra_rl.evaluation.measures.likely_failures import severity_and_likelihood
 from astra_rl.evaluation.records.turn import LogProb
+from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.evaluation.show.report import render_report
 from astra_rl.runs import evaluations as evaluating
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import plan_attempts
+from astra_rl.runs.phases import StoredAttempts, plan_attempts
 from astra_rl.runs.report import read_run, render_run_page, write_run_page
 
 pytestmark = pytest.mark.slow
@@ -283,6 +288,81 @@ def test_the_memory_of_a_comparison_does_not_grow_with_its_attempts(finished, mo
         assert (found.pairs.counts.only_a, len(found.only_a), len(found.only_b)) == (count, 10, 0)
         peaks.append(peak_of(lambda sides=sides: comparing.compare_runs(*sides)))
     assert peaks[1] < peaks[0] + 2_000_000  # its texts are 12 MB larger
+
+
+def long_run(folder, count, prompts, phase="after"):
+    """A run with long conversations, half of which are failures of the target."""
+    folder.write_text(folder.config, config().to_yaml())
+    made = (
+        attempt(
+            turn(f"number {n}", f"{n} " * 10_000, 0.9 * (n % 2), nll=1.0),
+            opening=f"{n % prompts}",
+            phase=phase,
+            trial=n,
+        )
+        for n in range(count)
+    )
+    write(folder.attempts if phase == "after" else folder.attempts_of(phase), made)
+    return folder
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_the_memory_of_an_export_does_not_grow_with_the_attempts(name, tmp_path):
+    peaks = []
+    replies = tmp_path / "safe.jsonl"
+    replies.write_text("".join(f'{{"attack": "number {n}", "reply": "no"}}\n' for n in range(240)))
+    safe = replies if name in ("preferences", "unpaired") else None
+    for count in (40, 240):
+        # An artifact of JailbreakBench has an entry per prompt.
+        prompts = 4 if name == "jailbreakbench" else count
+        folder = long_run(RunFolder(tmp_path / f"of {count}"), count, prompts)
+        peaks.append(
+            peak_of(lambda folder=folder: export_run(folder.path, name, safe_replies=safe))
+        )
+    assert peaks[1] < peaks[0] + 1_500_000  # its texts are 8 MB larger
+
+
+def test_the_memory_of_ranking_and_of_a_stored_evaluation_does_not_grow(tmp_path, monkeypatch):
+    peaks = []
+    for count in (40, 240):
+        folder = long_run(RunFolder(tmp_path / f"of {count}"), count, count)
+        stored = StoredAttempts(folder, "after")
+
+        def work(folder=folder, stored=stored):
+            found = rank_failures(folder.path, most=3)
+            assert found.ranking.ranked == len(stored) // 2
+            assert sum(len(each.turns) for each in stored) == len(stored)
+
+        peaks.append(peak_of(work))
+        assert [stored[0].trial, stored[-1].trial] == [0, count - 1]
+        assert [each.trial for each in stored[1:3]] == [1, 2]
+        with pytest.raises(IndexError):
+            stored[count]
+    assert peaks[1] < peaks[0] + 1_500_000
+
+
+def test_more_points_than_a_chart_shows_are_sampled(tmp_path, monkeypatch):
+    made = [attempt(turn(f"{n}", "x", 0.9, nll=1.0), opening=f"{n}") for n in range(30)]
+    every = severity_and_likelihood(made)
+    monkeypatch.setattr(likely_failures, "MOST_POINTS", 10)
+    chosen = severity_and_likelihood(made)
+    assert len(every) == 30
+    assert len(chosen) == 10
+    assert [each for each in every if each in chosen] == chosen  # in the same order
+    assert sorted(severity_and_likelihood(made[::-1])) == sorted(chosen)
+
+
+def test_two_targets_with_the_same_name_have_a_column_each(finished):
+    for place, wins in (("one", 0.9), ("two", 0.1)):
+        folder = RunFolder(finished.path / "transfer" / place)
+        made = [attempt(turn("x", "y", wins), opening=f"{n}", phase="again") for n in range(3)]
+        write(folder.attempts_of("again"), made)
+    cells = read_run(finished).transfer
+    name = cells[0]["target"]
+    assert [(each["target"], each["successes"]) for each in cells] == [
+        (name, 3),
+        (f"{name} (2)", 0),
+    ]
 
 
 def peak_of(work):

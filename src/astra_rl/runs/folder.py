@@ -212,6 +212,26 @@ def _check_stays_inside(folder: Path) -> None:
             )
 
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFREG: "a regular file",
+}
+
+
+def kind_of_file(path: Path) -> str | None:
+    """Return what a path is, in words, without opening it; None if there is nothing."""
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "a special file")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "a link to nothing" if path.is_symlink() else None
+    except OSError as error:  # for instance a link to itself, or a folder that cannot be searched
+        return f"not readable ({reason_of_failure(error)})"
+
+
 def read_own(path: Path, kind: type[JsonT]) -> JsonT:
     """Read a JSON file of a run.
 
@@ -253,9 +273,12 @@ def open_run_folder(path: str | Path) -> RunFolder:
         ConfigurationError: The folder is no run, or of a newer version.
     """
     folder = Path(path)
-    if not (folder / RunFolder.CONFIG).is_file():
+    config = folder / RunFolder.CONFIG
+    if not config.is_file():
+        found = kind_of_file(config)
+        reason = "it has no config.yaml" if found is None else f"its config.yaml is {found}"
         raise ConfigurationError(
-            f"{folder} is not the folder of a run: it has no config.yaml. Give the "
+            f"{folder} is not the folder of a run: {reason}. Give the "
             "run folder that 'astra-rl train' or 'astra-rl demo' printed."
         )
     run = RunFolder(folder)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.measures import diversity
 from astra_rl.evaluation.measures.diversity import (
     HashedTfIdf,
     clusters_by_meaning,
@@ -265,3 +266,18 @@ def test_paraphrases_are_one_kind_by_meaning():
     assert found.effective_by_meaning.estimate < found.effective.estimate
     assert diversity(texts).effective_by_meaning is None
     assert clusters_by_meaning([], embed) == []
+
+
+def test_the_interval_of_many_groups_is_that_of_all_resamples_at_once():
+    """They are drawn in blocks, so that the memory does not grow with the groups."""
+    sizes = np.arange(1, 41)
+    shares = np.random.default_rng(0).multinomial(sizes.sum(), sizes / sizes.sum(), size=1000)
+    shares = shares / sizes.sum()
+    entropy = -np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-300)), 0).sum(axis=1)
+    expected = np.quantile(np.exp(entropy), [0.025, 0.975])
+    for block in (1, 100, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(diversity, "_BLOCK", block)
+            found = diversity.effective_number([*map(int, sizes)]).interval
+        assert [found.low, max(found.high, 0)] == pytest.approx([expected[0], found.high])
+        assert found.high >= expected[1] - 1e-9

@@ -155,6 +155,12 @@ class EffectiveNumber:
         return {"estimate": self.estimate, **self.interval._asdict()}
 
 
+_RESAMPLES = 1000
+"""Bootstrap samples of `effective_number`."""
+_BLOCK = 10_000
+"""Most counts that are drawn at one time."""
+
+
 def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
     """Return the effective number of groups of these sizes.
 
@@ -166,8 +172,14 @@ def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
     if not total:
         return EffectiveNumber(math.nan, Interval(math.nan, math.nan))
     estimate = float(_hill(counts[None] / total)[0])
-    drawn = np.random.default_rng(0).multinomial(total, counts / total, size=1000) / total
-    low, high = np.quantile(_hill(drawn), [0.025, 0.975])
+    random = np.random.default_rng(0)
+    # In blocks, which draw the same as one call: of 100,000 groups all at once take gigabytes.
+    block = max(1, _BLOCK // len(counts))
+    drawn = [
+        _hill(random.multinomial(total, counts / total, size=min(block, _RESAMPLES - at)) / total)
+        for at in range(0, _RESAMPLES, block)
+    ]
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return EffectiveNumber(
         estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
     )

@@ -55,7 +55,7 @@ def write_jailbreakbench(
         )
     attacker, target = pairs.pop()
     groups = groupby(source.attempts(order="prompt"), key=attrgetter("prompt_id"))
-    jailbreaks = [_entry(index[prompt], list(group)) for prompt, group in groups]
+    jailbreaks = [_entry(index[prompt], group) for prompt, group in groups]
     jailbreaks.sort(key=itemgetter("index"))
     won = sum(entry["jailbroken"] for entry in jailbreaks)
     data = {
@@ -80,16 +80,21 @@ def write_jailbreakbench(
     return len(jailbreaks)
 
 
-def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
-    attempts = sorted(attempts, key=lambda attempt: attempt.trial)
-    won = next((at for at, attempt in enumerate(attempts) if attempt.failing_turn), None)
-    attempt = attempts[-1 if won is None else won]
+def _entry(index: int, attempts: Iterable[Attempt]) -> dict[str, Any]:
+    """Return the entry of a prompt, from its attempts in the order of their trials."""
+    queries = 0
+    to_jailbreak: int | None = None
+    attack_tokens: list[int | None] = []
+    response_tokens: list[int | None] = []
+    for each in attempts:
+        if to_jailbreak is None:
+            attempt = each  # the first success, or else the last attempt
+            if each.failing_turn:
+                to_jailbreak = queries + each.queries_per_turn * (each.first_failing_turn or 0)
+        queries += each.queries_per_turn * len(each.sent)
+        attack_tokens += [turn.attack_tokens for turn in each.turns]
+        response_tokens += [turn.response_tokens for turn in each.turns]
     shown = attempt.failing_turn or (attempt.turns[-1] if attempt.turns else None)
-    turns = [turn for each in attempts for turn in each.turns]
-    queries = None
-    if won is not None:
-        before = sum(each.queries_per_turn * len(each.sent) for each in attempts[:won])
-        queries = before + attempt.queries_per_turn * (attempt.first_failing_turn or 0)
     return {
         "index": index,
         "goal": attempt.opening.goal,
@@ -97,11 +102,11 @@ def _entry(index: int, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "category": attempt.category,
         "prompt": shown.attack if shown else None,
         "response": shown.response if shown else None,
-        "number_of_queries": sum(each.queries_per_turn * len(each.sent) for each in attempts),
-        "queries_to_jailbreak": queries,
-        "prompt_tokens": _sum([turn.attack_tokens for turn in turns]),
-        "response_tokens": _sum([turn.response_tokens for turn in turns]),
-        "jailbroken": won is not None,
+        "number_of_queries": queries,
+        "queries_to_jailbreak": to_jailbreak,
+        "prompt_tokens": _sum(attack_tokens),
+        "response_tokens": _sum(response_tokens),
+        "jailbroken": to_jailbreak is not None,
     }
 
 

@@ -116,13 +116,10 @@ def harden(
     given = read_source(source, output, overrides)
     plan = check(given.config)
     folder = HardeningFolder(given.place())
-    with (
-        resumable_errors(folder),
-        lock(folder.path / ".hardening"),
-        charged(plan, folder),
-    ):
+    with resumable_errors(folder), lock(folder.path / ".hardening"):
         first = folder.open(given.config, given.first)
-        return _Rounds(folder, plan, first, display, command).play()
+        with charged(plan, folder):
+            return _Rounds(folder, plan, first, display, command).play()
 
 
 class _Rounds:
@@ -228,7 +225,7 @@ class _Rounds:
         """
         is_target = side == "targets"
         count, kind = number + int(is_target), self.config.harden.opponents
-        if is_target and kind == "latest":
+        if is_target and (kind == "latest" or number == 0):
             return [0.0] * number + [1.0]
         path = self.folder.drawn(side, number)
         if path.is_file():
@@ -242,15 +239,12 @@ class _Rounds:
         return found
 
     def _game(self, attackers: int, targets: int) -> Equilibrium | None:
-        """Return the equilibrium of the first attackers and targets, by their measured rates.
-
-        None if there is no attacker, or a rate is unknown.
-        """
+        """Return the equilibrium of the first attackers and targets; None if a rate is unknown."""
         rates = [
             [summarise(self._played(one, other)).asr.estimate for other in range(targets)]
             for one in range(attackers)
         ]
-        if rates and all(math.isfinite(rate) for row in rates for rate in row):
+        if all(math.isfinite(rate) for row in rates for rate in row):
             return equilibrium(rates)
         logger.warning("a success rate is unknown, so opponents are drawn uniformly")
         return None

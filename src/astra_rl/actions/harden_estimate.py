@@ -18,6 +18,7 @@ from astra_rl.config.estimate import (
     total_of,
     training_size,
 )
+from astra_rl.config.parts import resolve_moderator
 from astra_rl.config.resolve import Plan, resolve
 from astra_rl.config.schema import ModeratorConfig, RunConfig
 from astra_rl.targets.budget import Budget
@@ -147,6 +148,8 @@ def _of_moderator(
     config: RunConfig, section: ModeratorConfig, contexts: Sequence[str], count: int
 ) -> list[EstimateRow]:
     """Return the calls of a moderator for replies in these contexts, which may be repeated."""
+    if not resolve_moderator(section).endpoints():
+        return []
     evaluation = config.evaluation.model_copy(update={"judge": None})
     plan = resolve(config.model_copy(update={"moderator": section, "evaluation": evaluation}))
     given = list(islice(cycle(contexts), count))

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.opponents import Opponent, draw
 from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.models.generation import Sampling
 from astra_rl.models.adapters import save_model
+from astra_rl.models.generation import Sampling
 from astra_rl.models.loading import load_model
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.moderators import FunctionModerator

@@ -135,10 +135,11 @@ class HFASTProblem(ASTProblem):
         pool = ModelPool(device, dtype, trust_remote_code)
         source = pool.load(attacker_model_id, merge=self._trains_attacker)
         baseline = pool.load(baseline_model_id)
-        black_box = isinstance(target_model_id, Target)
-        if black_box and opponents:
+        local: list[ModelSource] = [each.source for each in opponents]
+        if not isinstance(target_model_id, Target):
+            local.insert(0, target_model_id)
+        elif opponents:
             raise ConfigurationError("opponents: they take turns with a local target only.")
-        local = [] if black_box else [target_model_id, *(each.source for each in opponents)]
         places = [pool.place(each) for each in local]
         target = places[0].pair if places else None
         frozen = [baseline.model, *(each.pair.model for each in places)]

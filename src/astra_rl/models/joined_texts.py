@@ -84,9 +84,12 @@ class PartsTokenizer:
                 ids[index] += [token.id for token in _tokens(tokenizer, [part], controls, after)]
             return tuple(map(tuple, ids))
         spans = _spans(parts)
+        index = 0
         for token in _tokens(tokenizer, parts, controls, continues):
             is_control = token.id in self.control_ids
-            index = _part_of(token, spans, parts, is_control=is_control)
+            first, last = spans[index]
+            if not first <= token.start < token.end <= last:  # most are of the part before them
+                index = _part_of(token, spans, parts, is_control=is_control)
             if parts[index].trusted or not is_control:
                 ids[index].append(token.id)
         return tuple(map(tuple, ids))
@@ -103,8 +106,9 @@ def _tokens(
     cuts = [0, *_cuts(text, parts, controls), len(text)]
     tokens: list[_Token] = []
     for start, end in pairwise(cuts):
-        for each in _encode(tokenizer, text[start:end], continues or start > 0):
-            token = _Token(each.id, each.start + start, each.end + start)
+        for token in _encode(tokenizer, text[start:end], continues or start > 0):
+            if start:
+                token = _Token(token.id, token.start + start, token.end + start)
             if token.start == token.end and tokens:  # offsets may leave out white space
                 token = token._replace(start=min(tokens[-1].end, token.start))
             tokens.append(token)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
 from astra_rl.targets.budget import Budget, Prices, TokenBound, Usage
-from astra_rl.targets.call_errors import error_of_status, retry_after
+from astra_rl.targets.call_errors import LONGEST_WAIT, error_of_status, retry_after
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.concurrency import AdaptiveLimit
 from astra_rl.targets.ledger import SAVE_EVERY, Ledger, describe_spent
@@ -33,7 +33,11 @@ from astra_rl.targets.ledger import SAVE_EVERY, Ledger, describe_spent
         ({"retry-after": formatdate(1100, usegmt=True)}, 100),
         ({"retry-after": formatdate(900, usegmt=True)}, 0),
         ({"retry-after": "-1"}, None),
-        ({"retry-after": "inf"}, None),
+        ({"retry-after": "inf"}, LONGEST_WAIT),
+        ({"retry-after": "9" * 5000}, LONGEST_WAIT),
+        ({"retry-after-ms": "9" * 5000}, LONGEST_WAIT),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, LONGEST_WAIT),
+        ({"retry-after": "-inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "Mon, 99 Foo"}, None),

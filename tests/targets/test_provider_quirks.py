@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.endpoint import Endpoint, Fault, completion, error
 
+from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.text import NoReply, Utterance
 from astra_rl.errors import BudgetSpentError, ContractError, EndpointError
 from astra_rl.targets import Budget, CallableTarget, HTTPTarget, Ledger, OpenAITarget
@@ -23,12 +24,8 @@ def openai_target(endpoint: Endpoint, **options: Any) -> OpenAITarget:
 
 
 def http_target(endpoint: Endpoint, **calls: Any) -> HTTPTarget:
-    return HTTPTarget(
-        endpoint.url,
-        {"message": "{message}"},
-        "choices[0].message.content",
-        calls=CALLS | calls,
-    )
+    template = {"message": "{message}", "options": {"max_tokens": 256}}
+    return HTTPTarget(endpoint.url, template, "choices[0].message.content", calls=CALLS | calls)
 
 
 def message(finish: str | None = "stop", **fields: Any) -> bytes:
@@ -124,6 +121,7 @@ PART = {"type": "text", "text": "Hello"}
 CALL = {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
 
 
+@pytest.mark.parametrize("make", [openai_target, http_target])
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -141,34 +139,177 @@ CALL = {"id": "1", "type": "function", "function": {"name": "search", "arguments
     ],
 )
 def test_the_text_of_a_reply_is_found(
-    endpoint: Endpoint, fields: dict[str, Any], text: str
+    endpoint: Endpoint, make: Any, fields: dict[str, Any], text: str
 ) -> None:
     always(endpoint, message(**fields))
-    reply, ledger = ask(endpoint)
+    with Ledger().charging() as ledger:
+        (reply,) = make(endpoint).respond(["hello"])
     assert (reply, reply.finish_reason) == (text, "stop")
-    assert ledger.total().requests == 1
+    total = ledger.total()
+    assert (total.requests, total.output_tokens, total.estimated_tokens) == (1, 100, 0)
+
+
+THINKING = {"type": "thinking", "thinking": "Hm."}
+ANTHROPIC_TOOL = {"type": "tool_use", "id": "1", "name": "search", "input": {}}
+ITEM = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason", "detail"),
+    ("path", "given", "text", "reasoning"),
     [
-        (message("length", content=""), "cut before any text", "max_tokens=256"),
-        (message("length", content=None, reasoning="Hm."), "cut before any text", "raise that"),
-        (message("length", content=" \n"), "cut before any text", "max_tokens=256"),
-        (message("MAX_TOKENS", content=""), "cut before any text", "max_tokens=256"),
-        (message("tool_calls", content=None, tool_calls=[CALL]), "tool call without", "search"),
-        (message("tool_calls", content="", tool_calls=[CALL]), "tool call without text", "search"),
-        (message("stop", content=None, reasoning_content="Hm."), "reasoning without an", "stop"),
-        (message("stop", content="", reasoning="Hm."), "reasoning without an answer", "stop"),
+        ("content", {"content": [THINKING, PART], "stop_reason": "end_turn"}, "Hello", "Hm."),
+        ("content[1].text", {"content": [THINKING, PART]}, "Hello", None),
+        (
+            "candidates[0].content.parts",
+            {"candidates": [{"content": {"parts": [{"text": "Hm.", "thought": True}, PART]}}]},
+            "Hello",
+            "Hm.",
+        ),
+        ("message.content", {"message": {"content": "Hello", "thinking": "Hm."}}, "Hello", "Hm."),
+        ("response", {"response": "Hello", "thinking": "Hm.", "done": True}, "Hello", "Hm."),
+        (
+            "output",
+            {
+                "output": [{"type": "reasoning", "summary": [{"text": "Hm."}]}, ITEM],
+                "reasoning": {"effort": "low", "summary": "auto"},
+            },
+            "Hello",
+            "Hm.",
+        ),
+        (
+            "output.message.content",
+            {
+                "output": {
+                    "message": {
+                        "content": [
+                            {"reasoningContent": {"reasoningText": {"text": "Hm."}}},
+                            {"text": "Hello"},
+                        ]
+                    }
+                },
+                "stopReason": "end_turn",
+            },
+            "Hello",
+            "Hm.",
+        ),
     ],
 )
+def test_replies_of_other_interfaces_are_read(
+    endpoint: Endpoint, path: str, given: dict[str, Any], text: str, reasoning: str | None
+) -> None:
+    always(endpoint, body(**given))
+    (reply,) = HTTPTarget(endpoint.url, {"q": "{message}"}, path, calls=CALLS).respond(["hello"])
+    assert (reply, reply.reasoning) == (text, reasoning)
+
+
+GEMINI = "candidates[0].content.parts[0].text"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "reason"),
+    [
+        ("content[0].text", {"content": [], "stop_reason": "max_tokens"}, OUT_OF_TOKENS),
+        ("content[0].text", {"content": [THINKING, PART], "stop_reason": "end_turn"}, NO_ANSWER),
+        ("content[0].text", {"content": [ANTHROPIC_TOOL], "stop_reason": "tool_use"}, "tool call"),
+        ("content", {"content": [ANTHROPIC_TOOL]}, "tool call"),
+        (
+            GEMINI,
+            {"candidates": [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS"}]},
+            OUT_OF_TOKENS,
+        ),
+        (
+            GEMINI,
+            {"candidates": [{"content": {"parts": [{"text": "Hm.", "thought": True}]}}]},
+            NO_ANSWER,
+        ),
+        (
+            "candidates[0].content.parts",
+            {"candidates": [{"content": {"parts": [{"functionCall": {"name": "search"}}]}}]},
+            "tool call",
+        ),
+        (
+            "message.content",
+            {"message": {"content": "", "thinking": "Hm."}, "done_reason": "length"},
+            OUT_OF_TOKENS,
+        ),
+        ("message", {"message": "", "reasoning": "Hm."}, NO_ANSWER),
+        (
+            "output[1].content[0].text",
+            {
+                "output": [{"type": "reasoning", "summary": []}],
+                "status": "incomplete",
+                "incomplete_details": {"reason": "max_output_tokens"},
+            },
+            OUT_OF_TOKENS,
+        ),
+    ],
+)
+def test_replies_without_text_of_other_interfaces_are_unscored(
+    endpoint: Endpoint, path: str, given: dict[str, Any], reason: str
+) -> None:
+    always(endpoint, body(**given))
+    template = {"q": "{message}", "options": {"num_predict": 9}}
+    (found,) = HTTPTarget(endpoint.url, template, path, calls=CALLS).respond(["hello"])
+    assert isinstance(found, NoReply)
+    assert found.reason.startswith(reason)
+    assert len(endpoint.requests) == 1
+    assert (reason != OUT_OF_TOKENS) or "body.options.num_predict=9 before any" in found.detail
+    assert (reason != "tool call") or "search" in found.detail
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"promptFeedback": {"blockReason": "SAFETY"}},
+        {"candidates": [{"finishReason": "SAFETY"}]},
+        {"candidates": [{"finishReason": "PROHIBITED_CONTENT", "content": {}}]},
+    ],
+)
+def test_what_gemini_withholds_is_blocked(endpoint: Endpoint, given: dict[str, Any]) -> None:
+    always(endpoint, body(**given))
+    (reply,) = HTTPTarget(endpoint.url, {"q": "{message}"}, GEMINI, calls=CALLS).respond(["hello"])
+    assert (reply, reply.finish_reason) == ("", "content_filter")
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("given", ["hello", ["hello"], {"data": "hello"}, {"data": ["h"]}, {}, 7])
+def test_a_response_of_another_form_is_no_reply(endpoint: Endpoint, given: Any) -> None:
+    """An index into a text is none of a list."""
+    always(endpoint, json.dumps(given).encode())
+    target = HTTPTarget(endpoint.url, {"q": "{message}"}, "data[0].text", calls=CALLS)
+    (found,) = target.respond(["hello"])
+    assert isinstance(found, NoReply)
+    assert found.reason == "unparsable reply"
+
+
+WITHOUT_TEXT = [
+    (message("length", content=""), "cut before any text", "max_tokens=256"),
+    (message("length", content=None, reasoning="Hm."), "cut before any text", "raise that limit"),
+    (message("length", content=" \n"), "cut before any text", "max_tokens=256"),
+    (message("MAX_TOKENS", content=""), "cut before any text", "max_tokens=256"),
+    (message("tool_calls", content=None, tool_calls=[CALL]), "tool call without text", "search"),
+    (message("tool_calls", content="", tool_calls=[CALL]), "tool call without text", "search"),
+    (message("tool_calls", content="\n", tool_calls=[CALL]), "tool call without text", "search"),
+    (message("tool_calls", content=None), "tool call without text", "a tool"),
+    (message("stop", function_call={"name": "f"}), "tool call without text", "called f"),
+    (message("stop", content=None, reasoning_content="Hm."), NO_ANSWER, "stop"),
+    (message("stop", content="", reasoning="Hm."), NO_ANSWER, "stop"),
+    (message("stop", content="\n\n", reasoning="Hm."), NO_ANSWER, "stop"),
+    (message(None, content="", reasoning="Hm."), NO_ANSWER, "no finish reason"),
+    (message("stop", content=[{"type": "redacted_thinking", "data": "x"}]), NO_ANSWER, "stop"),
+]
+
+
+@pytest.mark.parametrize("make", [openai_target, http_target])
+@pytest.mark.parametrize(("reply", "reason", "detail"), WITHOUT_TEXT)
 def test_a_reply_without_text_is_unscored_charged_and_not_repeated(
-    endpoint: Endpoint, reply: bytes, reason: str, detail: str
+    endpoint: Endpoint, make: Any, reply: bytes, reason: str, detail: str
 ) -> None:
     always(endpoint, reply)
-    found, ledger = ask(endpoint)
+    with Ledger().charging() as ledger:
+        (found,) = make(endpoint).respond(["hello"])
     assert isinstance(found, NoReply)
-    assert reason in found.reason
+    assert found.reason == reason
     assert detail in found.detail
     total = ledger.total()
     assert (total.requests, total.input_tokens, total.output_tokens) == (1, 7, 100)
@@ -231,6 +372,12 @@ PROVIDER_ERRORS = [
     ({"message": "This model's maximum context length is 8"}, 1, "too long for the endpoint"),
     ({"message": "something broke"}, 4, "error in the reply"),
     ("something broke", 4, "error in the reply"),
+    ({"code": 10**299, "message": "what"}, 4, "error in the reply"),
+    ({"code": 10**4000, "message": "what"}, 4, "error in the reply"),
+    ({"code": "9" * 5000, "message": "what"}, 4, "error in the reply"),
+    ({"code": "x" * 5000, "message": "what"}, 4, "error in the reply"),
+    ({"code": True, "message": "what"}, 4, "error in the reply"),
+    ({"code": {}, "message": "what"}, 4, "error in the reply"),
 ]
 
 
@@ -276,6 +423,63 @@ def test_a_failure_of_the_account_ends_the_run_at_the_first_try(
     always(endpoint, fault)
     with pytest.raises(EndpointError, match=reason):
         make(endpoint).respond(["hello"])
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("make", [openai_target, http_target])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            Fault(body=body(error={"type": "overloaded_error", "message": "Overloaded"})),
+            "endpoint error 529: overloaded_error in a response of status 200: Overloaded",
+        ),
+        (
+            Fault(body=body(choices=[{"error": {"code": 502, "message": "broke"}}])),
+            "endpoint error 502: 502 in a response of status 200: broke",
+        ),
+        (
+            Fault(body=body(error={"code": 1302, "message": "slow down"})),
+            "error in the reply: 1302 in a response of status 200: slow down",
+        ),
+        (
+            Fault(body=body(error={"code": 10**299})),
+            f"error in the reply: 1{'0' * 39} in a response of status 200",
+        ),
+        (Fault(body=body(error=429)), "rate limited: 429 in a response of status 200"),
+        (
+            Fault(body=body(error={"reason": "tea"})),
+            'error in the reply: an error in a response of status 200: {"reason": "tea"}',
+        ),
+        (error(529, "Overloaded"), "endpoint error 529: 529 Overloaded"),
+        (error(500, "", "broken"), "endpoint error 500: 500 Internal Server Error broken"),
+        (
+            Fault(429, {"Retry-After": "inf"}, b""),
+            "rate limited: 429 Too Many Requests (it asks to wait 31,536,000 s, more than "
+            "max_wait=120)",
+        ),
+        (
+            Fault(429, {"Retry-After": "9" * 5000}, b""),
+            "rate limited: 429 Too Many Requests (it asks to wait 31,536,000 s, more than "
+            "max_wait=120)",
+        ),
+    ],
+)
+def test_a_failure_is_described(endpoint: Endpoint, make: Any, fault: Fault, said: str) -> None:
+    always(endpoint, fault)
+    (found,) = make(endpoint).respond(["hello"])
+    assert isinstance(found, NoReply)
+    assert found.error == said
+
+
+def test_a_long_wait_that_google_asks_for_is_no_spent_quota(endpoint: Endpoint) -> None:
+    details = [{"retryDelay": "9" * 400 + "s"}]
+    said = {"code": 429, "message": "You exceeded your current quota", "details": details}
+    always(endpoint, Fault(429, body=body(error=said)))
+    (found,) = openai_target(endpoint).respond(["hello"])
+    assert isinstance(found, NoReply)
+    assert found.reason == "rate limited"
+    assert "asks to wait 31,536,000 s" in found.detail
     assert len(endpoint.requests) == 1
 
 

@@ -11,7 +11,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import NoReply
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.jsonio import parse_reply_json
 from astra_rl.infra.ranges import Count, CountOrZero, Positive
 from astra_rl.infra.redaction import keep_secret
 from astra_rl.infra.registry import named
@@ -134,7 +134,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
         return [
             missing_score(each, each.reason)
             if isinstance(each, NoReply)
-            else self._score(parse_json(each))
+            else self._score(parse_reply_json(each))
             for each in found
         ]
 
@@ -162,7 +162,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
     ) -> list[list[str] | NoReply]:
         def answered(index: int, found: list[str]) -> None:
             for row, each in zip(batches[index], found, strict=True):
-                if not is_missing(self._score(parse_json(each))):
+                if not is_missing(self._score(parse_reply_json(each))):
                     on_reply(row, each)
 
         return self._caller.call(

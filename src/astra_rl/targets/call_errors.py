@@ -12,6 +12,8 @@ from astra_rl.targets.budget import Usage
 
 MAX_DETAIL = 300
 """Most characters of an endpoint's error message that are kept."""
+LONGEST_WAIT = 365.0 * 24 * 60 * 60
+"""Most seconds that an endpoint can ask to wait."""
 
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED
@@ -62,9 +64,7 @@ class CallError(Exception):
         self.retry_after, self.usage, self.advice = retry_after, usage, advice
 
 
-def error_of_status(
-    status: int, headers: Mapping[str, str], detail: str = "", *, received: int | None = None
-) -> CallError:
+def error_of_status(status: int, headers: Mapping[str, str], detail: str = "") -> CallError:
     """Return the failure that an HTTP status stands for.
 
     429, 503 and 529 mean overload. They, other server errors and timeouts are retryable. 401, 402
@@ -73,12 +73,11 @@ def error_of_status(
     Args:
         status: The status.
         headers: Headers of the response.
-        detail: Message of the endpoint.
-        received: HTTP status of the response, if its body stands for another one.
+        detail: What the response said.
     """
     return CallError(
         _REASONS.get(status, f"endpoint error {status}"),
-        " ".join(part for part in (_phrase(received or status), detail) if part),
+        detail,
         retryable=status in _TRANSIENT,
         overload=status in _OVERLOADED,
         permanent=status in _PERMANENT,
@@ -91,7 +90,7 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
     """Return the seconds that an endpoint asks to wait; None if it does not say.
 
     Reads ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3) and
-    ``Retry-After-Ms``. Invalid, negative and infinite values are ignored.
+    ``Retry-After-Ms``. Invalid and negative values are ignored; `LONGEST_WAIT` is the most.
 
     Args:
         headers: Headers of the response; names in lower case, or a case-insensitive mapping.
@@ -99,16 +98,16 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(milliseconds / 1000, LONGEST_WAIT)
     given = headers.get("retry-after")
     seconds = _number(given)
     if seconds is not None or given is None:
-        return seconds
+        return None if seconds is None else min(seconds, LONGEST_WAIT)
     try:
         then = email.utils.parsedate_to_datetime(given).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-    return max(0.0, then - (time.time() if now is None else now))
+    return min(max(0.0, then - (time.time() if now is None else now)), LONGEST_WAIT)
 
 
 def _number(text: str | None) -> float | None:
@@ -116,10 +115,11 @@ def _number(text: str | None) -> float | None:
         number = float(text) if text is not None else math.nan
     except ValueError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if number >= 0 else None
 
 
-def _phrase(status: int) -> str:
+def phrase(status: int) -> str:
+    """Return an HTTP status with its name."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

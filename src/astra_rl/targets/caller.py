@@ -314,6 +314,9 @@ class _Batch(Generic[ItemT, ValueT]):
             heapq.heappush(self.retries, _Waiting(wait, call.index, tries))
             return
         detail = redact_message(error.detail)
+        if error.retryable and not may_wait:
+            most = f"max_wait={self.settings.max_wait:,.8g}"
+            detail += f" (it asks to wait {requested:,.8g} s, more than {most})"
         self.values[call.index] = NoReply(error.reason, detail)
         same = error.reason == caller.last_reason
         caller.failures_in_a_row = caller.failures_in_a_row + 1 if same else 1

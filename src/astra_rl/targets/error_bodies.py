@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.infra.jsonio import parse_reply_json
-from astra_rl.targets.call_errors import CallError, error_of_status, retry_after
+from astra_rl.targets.call_errors import (
+    LONGEST_WAIT,
+    CallError,
+    error_of_status,
+    phrase,
+    retry_after,
+)
 
 
 def _normalized(code: str) -> str:
@@ -72,6 +78,8 @@ _GENERAL = {
 }
 """Codes that are read where the HTTP status says nothing, in a 200 response."""
 
+_MAX_CODE = 40
+"""Most characters of a code that are shown."""
 _QUOTA = re.compile(
     r"insufficient (quota|balance|credit|funds)|quota (is |was |has been )?(exceeded|exhausted)"
     r"|exceeded your current quota|out of credit|no credits? (left|remaining)",
@@ -89,6 +97,7 @@ class ErrorBody:
     Attributes:
         message: Message of the endpoint.
         codes: Codes and types, normalized.
+        code: The code, as it is shown; "" if there is none.
         status: Numeric code in the body, from 400 to 599; None if there is none.
         wait: Seconds that the body asks to wait; None if it does not say.
         is_flagged: Whether the body says that a moderation flagged the input.
@@ -96,6 +105,7 @@ class ErrorBody:
 
     message: str = ""
     codes: tuple[str, ...] = ()
+    code: str = ""
     status: int | None = None
     wait: float | None = None
     is_flagged: bool = False
@@ -111,7 +121,7 @@ class ErrorBody:
         meant = self._meant(status, may_pass=wait is not None)
         if meant is None:
             return CallError("error in the reply", self._detail(status), retryable=True)
-        error = error_of_status(meant, headers, self._detail(status), received=status)
+        error = error_of_status(meant, headers, self._detail(status))
         if error.retryable:
             error.retry_after = wait
         return error
@@ -135,8 +145,10 @@ class ErrorBody:
         return known
 
     def _detail(self, status: int) -> str:
-        code = "" if status >= 300 or self.status is None else f"with error {self.status}"
-        return " ".join(part for part in (code, self.message) if part)
+        if status >= 300:
+            return " ".join(filter(None, (phrase(status), self.message or self.code)))
+        code = self.code or "an error"
+        return f"{code} in a response of status {status}" + (self.message and f": {self.message}")
 
 
 def read_error(data: Any) -> ErrorBody | None:
@@ -152,14 +164,20 @@ def read_error(data: Any) -> ErrorBody | None:
     choices = body.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
         errors.append(choices[0].get("error"))
-    if not choices and (body.get("object") == "error" or {"message", "detail"} & set(body)):
-        errors.append(body)
-    found = next((each for each in errors if each), None)
+    found = next((each for each in errors if each and each is not True), None)
     while isinstance(found, list) and found:
         found = found[0]
     if isinstance(found, str):
         return ErrorBody(found, (_normalized(found),))
-    return _read_mapping(found) if isinstance(found, Mapping) else None
+    if isinstance(found, Mapping):
+        return _read_mapping(found) or ErrorBody(_shown(found))
+    if found is not None:
+        return _read_mapping({"code": found}) or ErrorBody()
+    if reason := _mapping(body, "promptFeedback").get("blockReason"):  # of Gemini
+        return ErrorBody(str(reason), is_flagged=True)
+    if not choices and (body.get("object") == "error" or {"message", "detail"} & set(body)):
+        return _read_mapping(body)
+    return None
 
 
 def error_of_response(body: bytes) -> ErrorBody:
@@ -177,13 +195,19 @@ def json_or_none(body: bytes) -> Any:
 
 def message_of(body: bytes) -> str:
     """Return the message of an error response: its ``error.message``, or its beginning."""
-    try:
-        data = parse_reply_json(body)
-        error = data.get("error", data) if isinstance(data, Mapping) else data
-        said = error.get("message", error) if isinstance(error, Mapping) else error
-        return said if isinstance(said, str) else json.dumps(said)
-    except (ValueError, RecursionError):  # nested too deeply to be encoded
+    data = json_or_none(body)
+    error = data.get("error", data) if isinstance(data, Mapping) else data
+    said = error.get("message", error) if isinstance(error, Mapping) else error
+    if said is None:
         return body[:200].decode("utf-8", "replace").strip()
+    return said if isinstance(said, str) else _shown(said)
+
+
+def _shown(data: Any) -> str:
+    try:
+        return json.dumps(data)
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _read_mapping(error: Mapping[str, Any]) -> ErrorBody | None:
@@ -196,11 +220,14 @@ def _read_mapping(error: Mapping[str, Any]) -> ErrorBody | None:
     said = next((t for key in ("message", "detail") if isinstance(t := error.get(key), str)), "")
     codes = tuple(_normalized(each) for each in named if isinstance(each, str) and each)
     status = next(_statuses(named), None)
-    if not (said or codes or status):
+    shown = [str(each) for each in named if isinstance(each, str | int) and each]
+    if not (said or shown):
         return None
+    code = shown[0][:_MAX_CODE] if shown else ""
     return ErrorBody(
-        said or " ".join(each for each in named if isinstance(each, str)),
+        said,
         codes,
+        code,
         status,
         next(_waits(parts), None),
         "flagged_input" in metadata,
@@ -218,8 +245,8 @@ def _waits(parts: Iterable[Mapping[str, Any]]) -> Iterator[float]:
     """Yield the ``retryDelay`` of Google's errors, for instance ``"34s"``."""
     for part in parts:
         given = part.get("retryDelay")
-        if isinstance(given, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?s", given):
-            yield float(given[:-1])
+        if isinstance(given, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?s", given):
+            yield min(float(given[:-1]), LONGEST_WAIT)
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

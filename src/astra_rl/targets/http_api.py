@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,12 +15,16 @@ from astra_rl.targets.budget import Prices
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.credentials import check_headers, check_url, filled
-from astra_rl.targets.error_bodies import error_of_response, read_error
+from astra_rl.targets.error_bodies import error_of_response, json_or_none, read_error
 from astra_rl.targets.http_client import WebClients, json_of
-from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, read_text
+from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count
+from astra_rl.targets.replies import charged, read_reply, reported_tokens
 
 PLACEHOLDERS = ("message", "messages", "system", "seed")
 _PLACE = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_TOKEN_LIMIT = re.compile(
+    "max_?(new_?|output_?|completion_?)?tokens|(num|n)_predict", re.IGNORECASE
+)
 _STEP = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 
 
@@ -37,15 +41,17 @@ class HTTPTarget(RemoteTarget):
     Args:
         url: URL of the requests.
         body: Template of the body.
-        reply: Path of the reply in the response, for instance ``"data.answers[0].text"``.
+        reply: Path of the reply in the response, for instance ``"data.answers[0].text"``: a text,
+            or a list of parts. Fields beside it are read as `astra_rl.targets.OpenAITarget` reads
+            them: reasoning, refusals, tool calls, finish reasons, and the ``usage`` of the body.
         headers: Headers of each request. ``${NAME}`` is replaced by an environment variable;
             credentials must be given in this way.
         method: ``"POST"``, ``"PUT"`` or ``"PATCH"``.
         blocked_statuses: Status codes that mean that a filter withheld the reply.
         name: Name in records; None is the host.
         max_tokens: Most tokens of a reply, for estimates and budgets; None is unknown.
-        prices: ``{"input": ..., "output": ...}``: cost per million tokens. Tokens are estimated as
-            a quarter of the characters.
+        prices: ``{"input": ..., "output": ...}``: cost per million tokens. Where the response
+            reports none, tokens are estimated as a quarter of the characters.
         calls: See `CallSettings`.
 
     Raises:
@@ -121,22 +127,34 @@ class HTTPTarget(RemoteTarget):
             response = await client.request(self.method, self.url, json=body)
         except Exception as error:
             raise self._clients.error_of(error) from None
-        status, withheld = response.status_code, Utterance(finish_reason="content_filter")
+        return self._read(chat, response.status_code, response.headers, response.content)
+
+    def _read(
+        self, chat: Chat, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Answer[Utterance]:
+        is_error = not 200 <= status < 300
         if status in self.blocked_statuses:
-            return answer_of(chat, withheld)
-        if 200 <= status < 300:
-            data = json_of(response.content)
+            return answer_of(chat, Utterance(finish_reason="content_filter"))
+        data = json_or_none(body) if is_error else json_of(body)
+        tokens = reported_tokens(data)
+        error = error_of_response(body) if is_error else None
+        if error is None:
             try:
-                return answer_of(chat, read_text(found_at(data, self._path)))
-            except CallError:
-                found = read_error(data)
-                if found is None:
-                    raise
-        else:
-            found = error_of_response(response.content)
-        if found.is_filtered:
-            return answer_of(chat, withheld)
-        raise found.as_call_error(status, response.headers)
+                said = read_reply(data, self._path, limit=self._limit)
+                return answer_of(chat, said, *tokens)
+            except CallError as failure:
+                error = read_error(data) if failure.retryable else None
+                if error is None:
+                    raise charged(failure, tokens) from None
+        if error.is_filtered:
+            return answer_of(chat, Utterance(finish_reason="content_filter"), *tokens)
+        raise charged(error.as_call_error(status, headers), tokens)
+
+    @property
+    def _limit(self) -> str:
+        """The token limit in the body of a request, for errors."""
+        found = next(_limits(self.body, "body"), None)
+        return found or "the token limit of the application (body has none)"
 
     def _filled_headers(self) -> dict[str, str]:
         return {name: filled(value, self.name) for name, value in self.headers.items()}
@@ -186,21 +204,13 @@ def read_path(path: str) -> list[str | int]:
     return steps
 
 
-def found_at(data: Any, path: Sequence[str | int]) -> str:
-    """Return the text at a path.
-
-    Raises:
-        CallError: There is no text.
-    """
-    for step in path:
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            raise CallError("unparsable reply", f"no {step!r}", retryable=True) from None
-    if not isinstance(data, str):
-        kind = type(data).__name__
-        raise CallError("unparsable reply", f"{kind} instead of a text", retryable=True)
-    return data
+def _limits(template: Any, where: str) -> Iterator[str]:
+    """Yield the token limits in a template, as ``body.max_tokens=64``."""
+    if isinstance(template, Mapping):
+        for key, value in template.items():
+            if isinstance(key, str) and _TOKEN_LIMIT.fullmatch(key):
+                yield f"{where}.{key}={value}"
+            yield from _limits(value, f"{where}.{key}")
 
 
 def _places(template: Any) -> set[str]:

@@ -11,16 +11,17 @@ from astra_rl.core.contracts import check_number
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
-from astra_rl.targets.budget import Prices, Usage
+from astra_rl.targets.budget import Prices
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, CallSettings, Send
 from astra_rl.targets.credentials import read_variable
 from astra_rl.targets.error_bodies import error_of_response, json_or_none, read_error
 from astra_rl.targets.http_client import json_of
 from astra_rl.targets.openai_client import OPENAI_URL, OfficialClient, Reply
-from astra_rl.targets.openai_replies import read_reply, reported_tokens
 from astra_rl.targets.remote import Chat, RemoteTarget, answer_of, check_count, made
+from astra_rl.targets.replies import charged, read_reply, reported_tokens
 
+_PATHS = {"chat": ("choices", 0, "message", "content"), "completions": ("choices", 0, "text")}
 _COUNTS = ("max_tokens", "max_completion_tokens", "n")
 
 
@@ -147,11 +148,9 @@ class OpenAITarget(RemoteTarget):
         try:
             if error is not None:
                 raise error.as_call_error(reply.status, reply.headers)
-            said = read_reply(data, is_chat=self.api == "chat", limit=self._limit)
+            said = read_reply(data, _PATHS[self.api], limit=self._limit)
         except CallError as failure:
-            if tokens != (None, None):
-                failure.usage = Usage(tokens[0] or 0, tokens[1] or 0)
-            raise
+            raise charged(failure, tokens) from None
         return answer_of(chat, said, *tokens)
 
     @property

@@ -37,6 +37,7 @@ from astra_rl.models.adapters import save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
+from astra_rl.models.self_check import check_supported
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
@@ -143,7 +144,7 @@ class HFASTProblem(ASTProblem):
         self._reference: list[Tensor] = []
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
-            _check_window(role, model, self.attacker_sampling)
+            _check_model(role, model, self.attacker_sampling)
         self.attacker_renderer = ConversationRenderer(
             source.tokenizer,
             "attacker",
@@ -173,7 +174,7 @@ class HFASTProblem(ASTProblem):
             return
         assert target is not None
         self.target = target.model
-        _check_window("target", target.model, self.target_sampling)
+        _check_model("target", target.model, self.target_sampling)
         self.target_renderer = ConversationRenderer(
             target.tokenizer,
             "target",
@@ -462,13 +463,14 @@ def _same_vocabulary(a: ModelPair, b: ModelPair | None) -> bool:
     return b is not None and same_vocabulary(a.tokenizer, b.tokenizer)
 
 
-def _check_window(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
+def _check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
     window = context_window(model.config)
     if window is not None and sampling.max_new_tokens >= window:
         raise ConfigurationError(
             f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
             f"{role}'s context window of {window} tokens; choose less than {window}."
         )
+    check_supported(model)
 
 
 __all__ = ["HFASTProblem", "ModelPair", "ModelSource"]

@@ -133,7 +133,8 @@ def _is_exact_if_shortened(model: PreTrainedModel) -> bool:
 def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     limit = MAX_OPERATIONS.get(model.device.type, MAX_OPERATIONS_OF_ACCELERATOR)
     parameters = sum(each.numel() for each in unwrap_peft(model).parameters())
-    return 2 * 2 * parameters * boundary.size <= limit  # two passes of a product and a sum each
+    operations = 2 * 2 * int(parameters) * boundary.size  # two passes of a product and a sum each
+    return operations <= limit
 
 
 def _check_boundary(model: PreTrainedModel, boundary: Boundary) -> None:

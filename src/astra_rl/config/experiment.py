@@ -10,6 +10,7 @@ from astra_rl.config.resolve import Plan, check_training
 from astra_rl.config.schema import LocalModelConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
@@ -133,7 +134,9 @@ def build_problem(
     return HFASTProblem(speaker.model, target, baseline, moderator, **options)
 
 
-def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
+def build_environment(
+    plan: Plan, problem: Problem[str, str], openings: Sequence[str]
+) -> ASTEnvironment:
     """Construct the environment.
 
     Args:

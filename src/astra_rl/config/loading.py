@@ -14,15 +14,17 @@ from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
     LocalModelConfig,
     ModeratorConfig,
+    PromptedAttackerConfig,
     RunConfig,
     TargetConfig,
     kind_of_target,
 )
-from astra_rl.config.sections import keys_of, section_class
+from astra_rl.config.sections import keys_of, section_class, tagged_sections
 from astra_rl.config.shorthands import expanded
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path
 from astra_rl.infra.redaction import learn_from, redacted_places
 
 
@@ -134,6 +136,29 @@ def load_target(
     if isinstance(like, LocalModelConfig):
         return like.model_copy(update={"model": reference})
     return LocalModelConfig(model=reference)
+
+
+def load_prompted_attacker(reference: str) -> PromptedAttackerConfig | None:
+    """Return the section of an attacker that is not trained; None if it is a local model.
+
+    Args:
+        reference: ``package.module:function``, a YAML file with an attacker section, or a folder or
+            hub id of a model.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or has a wrong value.
+    """
+    if is_path(reference) and not reference.startswith("bundled:"):
+        return PromptedAttackerConfig(type=reference)
+    if not reference.endswith((".yaml", ".yml")):
+        return None
+    values = _read_section(reference, "attacker")
+    if kind_of_target(values) == "local":
+        raise ConfigurationError(
+            f"{reference}: it has no 'type', so it is no endpoint. Name a local model by its "
+            "folder or hub id."
+        )
+    return validated(PromptedAttackerConfig, values, source=reference)
 
 
 def load_moderator(reference: str) -> ModeratorConfig:
@@ -255,16 +280,14 @@ def _explain(
     return describe(location, first["input"], errors)
 
 
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": LocalModelConfig, "remote": TargetConfig}
-"""Sections of a target by the tag that `kind_of_target` returns."""
-
-
 def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:
     """Return the keys of the section at a place."""
     section: Any = root
+    kinds: dict[str, Any] = {}
     for parent in parents:
-        if parent in _TARGET_KINDS:
-            section = _TARGET_KINDS[parent]
+        if parent in kinds:
+            section, kinds = kinds[parent], {}
         elif not isinstance(parent, int):  # an index of a list, whose section is known already
-            section = section_class(keys_of(section)[str(parent)].type)
+            annotation = keys_of(section)[str(parent)].type
+            section, kinds = section_class(annotation), tagged_sections(annotation)
     return list(keys_of(section))

@@ -139,6 +139,14 @@ class AttackerConfig(LocalModelConfig):
         return self
 
 
+class PromptedAttackerConfig(TargetConfig):
+    """An attacker that is prompted and not trained: an endpoint or an application."""
+
+    extract: Extraction | None = Field(
+        None, description="Send only a part of the output; see that of a local attacker."
+    )
+
+
 class ModeratorConfig(_SectionWithType):
     """A moderator by type and options; a composition lists the moderators it combines."""
 
@@ -189,6 +197,11 @@ class PromptsConfig(_Section):
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
+    role: Literal["opening", "goal"] | None = Field(
+        None,
+        description="opening: both sides read the prompt before the first attack; goal: the "
+        "attacker reads it in its brief. Default: goal for a benchmark, opening for another file.",
+    )
     train: int | None = Field(
         None, ge=1, description="Maximum number of training prompts; default: all."
     )
@@ -200,9 +213,9 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark, self.role)
         if self.file is None and any(of_files):
-            raise ValueError("test_file, columns, separator and benchmark need file")
+            raise ValueError("test_file, columns, separator, benchmark and role need file")
         return self
 
 
@@ -380,12 +393,28 @@ class HardenConfig(_Section):
     )
 
 
+def _default_reward(earlier: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return the harm and the likelihood of an attack; the harm alone where none is known."""
+    if isinstance(earlier.get("attacker"), PromptedAttackerConfig):
+        return "harm"
+    return {"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]}
+
+
 class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig | None = Field(
-        None, description="The model that is trained; none only tests the target with the prompts."
+    attacker: (
+        Annotated[
+            Annotated[AttackerConfig, Tag("local")]
+            | Annotated[PromptedAttackerConfig, Tag("remote")],
+            Discriminator(kind_of_target),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="The model that is trained, or 'type' and 'options' of an endpoint that is "
+        "prompted (training.steps: 0); none only tests the target with the prompts.",
     )
     target: Annotated[
         Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
@@ -397,7 +426,7 @@ class RunConfig(_Section):
     moderator: ModeratorConfig
     prompts: PromptsConfig
     reward: str | dict[str, Any] = Field(
-        default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
+        default_factory=_default_reward,
         description="A reward term, or a combination of terms; see docs/rewards.md.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -427,7 +456,7 @@ class RunConfig(_Section):
 
     @property
     def trained(self) -> AttackerConfig:
-        """The attacker.
+        """The local attacker.
 
         Raises:
             ConfigurationError: There is none.
@@ -437,7 +466,18 @@ class RunConfig(_Section):
                 "attacker: missing; it must be given to train or to play an attacker. Without one, "
                 "'astra-rl test' sends the prompts as they are."
             )
+        if isinstance(self.attacker, PromptedAttackerConfig):
+            raise ConfigurationError(
+                f"attacker.type: {self.attacker.type} ({self.attacker.name}) is prompted only: it "
+                "has no weights here to train, and gives no probabilities. This needs a local "
+                "model: attacker.model."
+            )
         return self.attacker
+
+    @property
+    def has_local_attacker(self) -> bool:
+        """Whether the attacker is a local model; without one a run only evaluates the target."""
+        return isinstance(self.attacker, AttackerConfig)
 
     @field_validator("device")
     @classmethod
@@ -449,9 +489,28 @@ class RunConfig(_Section):
         return value
 
     @model_validator(mode="after")
+    def _prompted_attacker_is_not_trained(self) -> RunConfig:
+        attacker = self.attacker
+        if not isinstance(attacker, PromptedAttackerConfig):
+            return self
+        if self.training.steps:
+            raise ValueError(
+                f"attacker.type: {attacker.type} ({attacker.name}) cannot be trained: its weights "
+                "are not here. Set training.steps: 0 to attack with it as it is, with the "
+                "environment single_turn, tree, best_of_n, attempts or few_shot; or train a local "
+                "model: attacker.model"
+            )
+        if self.baseline is not None:
+            raise ValueError(
+                f"baseline: {self.baseline} given, for an attacker without probabilities "
+                f"({attacker.name}); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        lora = self.attacker is not None and self.attacker.lora is not None
+        lora = isinstance(self.attacker, AttackerConfig) and self.attacker.lora is not None
         if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "

@@ -156,8 +156,10 @@ def _check(config: RunConfig) -> None:
             f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
             "failures instead: astra-rl export RUN --format preferences."
         )
-    if config.attacker is None:
-        raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")
+    if not config.has_local_attacker:
+        raise ConfigurationError(
+            "attacker.model: missing; a target is hardened against an attacker."
+        )
     check_training(resolve(config))
     benign = _Benign.of(config)
     missed = [
@@ -352,7 +354,6 @@ class _Rounds:
 
     def _ask(self, number: int, phase: str, requests: Sequence[GivenAttack]) -> None:
         place, config = self.folder.round(number), self._config(number)
-        assert config.attacker is not None  # `_check` has refused others
         judged = config.evaluation.model_copy(update={"threshold": self.benign.threshold})
         plan = resolve(config.model_copy(update={"evaluation": judged}))
         with (
@@ -360,7 +361,7 @@ class _Rounds:
             recording(place, phase, len(requests)) as log,
         ):
             with template_time(self._run(0).started):
-                problem = build_problem(plan, attacker=config.attacker.model)
+                problem = build_problem(plan, attacker=config.trained.model)
             played = PhaseRun(plan.config, phase, problem, self.benign.judge, log).play(
                 GivenAttacks(problem, requests, seed=config.seed),
                 range(len(requests)),

@@ -24,6 +24,7 @@ from astra_rl.config.parts import (
 from astra_rl.config.prompts import Openings, read_openings
 from astra_rl.config.schema import (
     SHAPE,
+    LocalModelConfig,
     PromptedAttackerConfig,
     RunConfig,
     TargetConfig,
@@ -42,6 +43,7 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.trackers import check_trackers
 
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
@@ -166,7 +168,11 @@ def resolve(
     endpoints = []
     if target is None and isinstance(config.target, TargetConfig):
         target = remote_target(config.target)
-    elif target is None and not config.has_local_attacker:
+    elif (
+        target is None
+        and isinstance(config.target, LocalModelConfig)
+        and not config.has_local_attacker
+    ):
         target = DeferredTarget(config.target, config)  # no attacker shares its weights
     if target is not None and not isinstance(target, DeferredTarget):
         endpoints.append(endpoint_of("target", "target", target, is_judge=False))
@@ -265,14 +271,16 @@ def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
 
 
 def check_training(plan: Plan) -> None:
-    """Check the requirements of training: options of the algorithm, sampling, reward terms.
+    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
     Raises:
         ConfigurationError: An option is out of range, the algorithm needs other sampling
             parameters, or a reward term is missing.
+        MissingDependencyError: The package of a tracker is not installed.
     """
+    check_trackers(plan.config.trackers)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()

@@ -33,6 +33,7 @@ from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS
 from astra_rl.training.config import SchedulerType, TrainingConfiguration, UpdateSettings
+from astra_rl.training.trackers import ReportTo
 
 
 class _Section(BaseModel):
@@ -443,6 +444,11 @@ class RunConfig(_Section):
         description="Cache replies of endpoints, so that resuming repeats no call: true: in the "
         "run folder until the run is done; a path: in that file, permanently.",
     )
+    report_to: ReportTo | tuple[ReportTo, ...] = Field(
+        "none",
+        description="Trackers that also get the metrics of training, one or a list: tensorboard "
+        "(in the run folder), wandb (sends them over the network).",
+    )
     sampler: Literal["own", "transformers"] = Field(
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
@@ -473,6 +479,12 @@ class RunConfig(_Section):
                 "model: attacker.model."
             )
         return self.attacker
+
+    @property
+    def trackers(self) -> tuple[ReportTo, ...]:
+        """Names of the trackers in `report_to`, each once."""
+        given = (self.report_to,) if isinstance(self.report_to, str) else self.report_to
+        return tuple(dict.fromkeys(each for each in given if each != "none"))
 
     @property
     def has_local_attacker(self) -> bool:
@@ -520,7 +532,7 @@ class RunConfig(_Section):
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""
-        return self.model_copy(update={"budget": Budget(), "cache": True})
+        return self.model_copy(update={"budget": Budget(), "cache": True, "report_to": "none"})
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, without credentials; see `check_credentials`.

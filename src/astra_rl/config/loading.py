@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe, place_of, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
     LocalModelConfig,
@@ -26,6 +25,7 @@ from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.importing import is_path
 from astra_rl.infra.redaction import learn_from, redacted_places
+from astra_rl.infra.validation import describe, place_of, validate_as_json
 
 
 def check_credentials(config: RunConfig) -> None:
@@ -207,6 +207,8 @@ def validated(
     except ValidationError as error:
         places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for each in error.errors():
+            if each["type"] == "default_factory_not_called":
+                continue  # a default that depends on a section with an error of its own
             places.setdefault(place_of(each, values), []).append(each)
         lines = [_explain(place, errors, section, where) for place, errors in places.items()]
         raise ConfigurationError(
@@ -267,7 +269,7 @@ def _explain(
     root: type[BaseModel],
     where: str,
 ) -> str:
-    location = ".".join(map(str, [*([where] if where else []), *place])) or "configuration"
+    location = ".".join(map(str, [*([where] if where else []), *place]))
     first = errors[0]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_names(first["loc"][:-1], root)
@@ -275,9 +277,10 @@ def _explain(
             f"{location}: unknown key.{did_you_mean(str(place[-1]), known)} "
             f"Known: {', '.join(known)}."
         )
-    if first["type"] == "missing":
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"{location}: missing; it must be given."
-    return describe(location, first["input"], errors)
+    own = first["type"] == "value_error"
+    return describe(location or ("" if own else "configuration"), first["input"], errors)
 
 
 def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:

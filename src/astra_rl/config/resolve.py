@@ -188,6 +188,7 @@ def resolve(
         config.algorithm.options,
         resolver,
         supplied=1,
+        advice=_of_another_type("algorithm", config.algorithm.type),
     )
     reward = build_reward_part("reward", config.reward, resolver)
     reward = recording_response_harm(reward)
@@ -211,6 +212,7 @@ def resolve(
         resolver,
         supplied=2,
         places={name: f"environment.{name}" for name in shape},
+        advice=_of_another_type("environment", config.environment.type),
     )
     plan = Plan(
         config,
@@ -231,6 +233,11 @@ def resolve(
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _of_another_type(section: str, kind: str) -> str:
+    """Return how to change the type of a section whose other options belong to another type."""
+    return f" To leave out all options of another type: --set '{section}={{type: {kind}}}'."
 
 
 def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.measures.diversity import EffectiveNumber
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.turn import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
@@ -166,6 +168,7 @@ def _evaluation(
         sequential=sequential,
         labelled=labels.rate(log.attempts(phase=source.phase)) if labels.by_rater else None,
         judge_model=judge_model(recorded_metrics),
+        kinds_by_meaning=_kinds_by_meaning(recorded_metrics),
         counted=counted,
     )
 
@@ -179,6 +182,13 @@ def judge_model(metrics: Mapping[str, Any]) -> str:
     identity = metrics.get("judge_identity")
     weights = identity.get("weights") if isinstance(identity, Mapping) else None
     return weights.rpartition(" ")[0] or weights if isinstance(weights, str) else ""
+
+
+def _kinds_by_meaning(metrics: Mapping[str, Any]) -> EffectiveNumber | None:
+    found = (metrics.get("diversity") or {}).get("effective_by_meaning")
+    if not found or found["estimate"] is None:
+        return None
+    return EffectiveNumber(found["estimate"], Interval(found["low"], found["high"]))
 
 
 class Sample:

@@ -13,18 +13,22 @@ from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.report import (
     Evaluation,
     ReportData,
     Reproduction,
+    Spent,
     Training,
     render_report,
 )
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
@@ -97,6 +101,7 @@ def read_run(folder: RunFolder) -> ReportData:
         transfer=_transfer(folder),
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
+        rare=_rare(folder),
         reproduction=_reproduction(folder, manifest),
         notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
@@ -122,7 +127,11 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
             wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
             attempts = [log.get(key) for key in wanted]
     return Training(
-        history=[_numbers(row) for row in _json_lines(folder.metrics)],
+        history=_with_bands(
+            [_numbers(row) for row in _json_lines(folder.metrics)],
+            # The intervals need every conversation; of a long training only a sample is read.
+            attempts if len(attempts) == played else (),
+        ),
         steps=None if config is None else config.training.steps,
         attempts=attempts,
         played=played,
@@ -132,6 +141,36 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
+
+
+def _with_bands(
+    history: Sequence[Mapping[str, float]], attempts: Iterable[Attempt]
+) -> list[dict[str, float]]:
+    """Add the ends of the bands of the learning curves to the metrics of each step.
+
+    Args:
+        history: Metrics by step.
+        attempts: All conversations of the training, for the interval of the success rate; empty: it
+            gets no band.
+    """
+    counts: dict[int | None, dict[str, tuple[int, int]]] = {}
+    for attempt in attempts:
+        if attempt.outcome in KNOWN_OUTCOMES:
+            prompts = counts.setdefault(attempt.step, {})
+            won, known = prompts.get(attempt.prompt_id, (0, 0))
+            prompts[attempt.prompt_id] = won + (attempt.outcome is Outcome.SUCCESS), known + 1
+    found = []
+    for row in history:
+        ends: dict[str, float] = {}
+        of_step = counts.get(int(row.get("step", -1)))
+        if of_step and "asr" in row:
+            interval = Rate.of_prompts(of_step.values()).interval
+            ends |= {"asr/low": interval.low, "asr/high": interval.high}
+        if "reward" in row and "reward_std" in row:
+            mean, spread = row["reward"], row["reward_std"]
+            ends |= {"reward/low": mean - spread, "reward/high": mean + spread}
+        found.append({**row, **ends})
+    return found
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -164,6 +203,38 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
         )
 
 
+def _rare(folder: RunFolder) -> RareProbability | None:
+    path = folder.path / "probability_rare.json"
+    if not path.is_file():
+        return None
+    try:
+        return RareProbability.from_dict(read_own(path, dict))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} holds no estimate ({type(error).__name__}: {error}); make it again with "
+            "astra-rl probability --splitting, or remove it."
+        ) from error
+
+
+def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
+    """Yield the calls of endpoints of the run and of later commands, those without any left out."""
+    ledgers = {"the run": _json(folder.path / "ledger.json") or manifest.get("spent") or {}}
+    for path in sorted(folder.path.glob("ledger_*.json")):
+        ledgers[path.stem.removeprefix("ledger_")] = _json(path)
+    for occasion, ledger in ledgers.items():
+        total = _numbers(ledger.get("total") or {})
+        if total.get("requests") or total.get("cached"):
+            yield Spent(
+                occasion,
+                requests=int(total.get("requests", 0)),
+                failed=int(total.get("failed_tries", 0)),
+                cached=int(total.get("cached", 0)),
+                input_tokens=int(total.get("input_tokens", 0)),
+                output_tokens=int(total.get("output_tokens", 0)),
+                cost=total.get("cost", 0.0),
+            )
+
+
 def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
     return Reproduction(
         command=manifest.get("command", ""),
@@ -175,6 +246,7 @@ def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproductio
         prompts=manifest.get("prompts", ()),
         seconds=manifest.get("seconds", {}),
         continued=manifest.get("continued", ()),
+        spent=list(_spent(folder, manifest)),
     )
 
 

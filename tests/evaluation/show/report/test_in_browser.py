@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import random
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from tests.evaluation.show.report.making import attempt, evaluation, report, tre
 from tests.hostile import HOSTILE
 
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
+from astra_rl.evaluation.records.turn import JudgeScore
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import Evaluation, ReportData, Training, payload, render_report
 from astra_rl.evaluation.stats.percent import format_percent
@@ -129,6 +134,157 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(browser, path):
         reading.go(view)
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(overflow) == 0, view
+    reading.close()
+
+
+def test_a_phone_cuts_no_tab_no_chart_and_no_word(browser, tmp_path):
+    words = ["social engineering", "harassment", "misinformation"]
+    made = [
+        each.model_copy(
+            update={"id": f"{at}{each.id}"[:16], "prompt_id": f"{word} {each.prompt_id}"}
+        )
+        for at, word in enumerate(words)
+        for each in evaluation(wins=9, losses=4, category=word).attempts
+    ]
+    data = replace(
+        DATA,
+        evaluations=[DATA.evaluations[0], Evaluation(name="after training", attempts=made)],
+        training=replace(
+            DATA.training,
+            history=[{"step": 1.0 + at, "asr": 0.1, "reward": 0.5, "kl": 0.2} for at in range(9)],
+        ),
+    )
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html")
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        for view in VIEWS:
+            reading.go(view)
+            outside = page.evaluate(
+                """width => [...document.querySelectorAll('nav a, .view.current svg')].filter(e => {
+                  const box = e.getBoundingClientRect();
+                  return box.left < 0 || box.right > width;
+                }).map(e => e.outerHTML.slice(0, 80))""",
+                width,
+            )
+            assert outside == [], (width, view)
+            broken = page.evaluate(BROKEN_WORDS)
+            assert broken == [], (width, view)
+    reading.go("training")
+    small = page.evaluate(
+        "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert min(each for each in small if each) > 8
+    reading.close()
+
+
+BROKEN_WORDS = r"""() => {
+  const found = [];
+  const view = document.querySelector('.view.current');
+  const words = document.createTreeWalker(view, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const node = words.currentNode;
+    if (!node.parentElement.closest('table, h1, h2, h3, dt, .firsts, .rates')) continue;
+    if (node.parentElement.closest('.mono, .clip')) continue;
+    for (const match of node.textContent.matchAll(/[\p{L}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+      if (lines.size > 1) found.push(match[0]);
+    }
+  }
+  return found;
+}"""
+"""Words that are on two lines."""
+
+
+UNFOLD = "all => all.forEach(each => { each.open = true; })"
+
+
+def test_a_long_word_widens_no_view(browser, tmp_path):
+    word = "W" * 3000
+    made = attempt(
+        turn(word, word, 0.9, nll=3.0, reward=0.5, reward_terms={word: 1.0}, finish_reason=word),
+        opening=word, category=word, attacker=word, target=word, prompt_id=word,
+    )  # fmt: skip
+    data = report(word, evaluations=[Evaluation(name=word, attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for view in (*VIEWS, f"conversations/{made.id}"):
+            reading.go(view)
+            page.eval_on_selector_all(
+                "details", "all => all.forEach(each => { each.open = true; })"
+            )
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert page.evaluate(wide) == 0, (width, view)
+        wide = "(e => e.scrollWidth - e.clientWidth)(document.getElementById('reader'))"
+        assert page.evaluate(wide) == 0, width
+    reading.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [f"{field}={name}" for field in ("sort", "phase", "kind", "beside", "nothing")
+     for name in ("constructor", "__proto__")],
+)  # fmt: skip
+def test_names_from_the_address_are_no_properties_of_objects(reader, path, query):
+    page = reader.open(path, f"conversations/{FAILING[0].id}?{query}")
+    reader.settled()
+    page.wait_for_selector(".turn")
+    reader.go("constructor")
+    assert page.evaluate("document.documentElement.dataset.view") == "summary"
+
+
+def test_judges_may_be_named_like_properties_of_objects(browser, tmp_path):
+    made = attempt(turn("a", "b", 0.9))
+    values = {"judge": 0.9, "constructor": None, "toString": 0.4}
+    scores = {name: JudgeScore(value=each, reason="why") for name, each in values.items()}
+    turns = [made.turns[0].model_copy(update={"scores": scores})]
+    made = made.model_copy(update={"turns": tuple(turns)})
+    data = ReportData(title="t", evaluations=[Evaluation(name="after", attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", f"conversations/{made.id}")
+    page.wait_for_selector(".turn")
+    titles = page.eval_on_selector_all(".chip", "all => all.map(each => each.title)")
+    assert titles == ["score of judge", "why", "score of toString"]
+    reading.close()
+
+
+@pytest.fixture
+def axe():
+    """The script of axe-core."""
+    package = "axe_playwright_python"
+    if importlib.util.find_spec(package) is None and not os.environ.get("CI"):
+        pytest.skip("no axe-core: pip install axe-playwright-python")
+    return (resources.files(package) / "axe.min.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, axe, path, scheme, width):
+    """axe-core: contrast, order of headings, names, roles and the rest of its rules."""
+    reading = Reader(browser, color_scheme=scheme)
+    page = reading.open(path)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate(f"{axe};0")
+    page.keyboard.press("r")
+    found = []
+    leaf = DATA.training.attempts[4]
+    for view in (*VIEWS, f"conversations/{leaf.id}", f"conversations/{FAILING[0].id}"):
+        reading.go(view)
+        page.eval_on_selector_all("details", UNFOLD)
+        violations = page.evaluate(
+            "axe.run(document, { resultTypes: ['violations'] }).then(all => all.violations.map("
+            "each => [each.id, each.nodes.map(node => node.failureSummary)]))"
+        )
+        found += [(view, *each) for each in violations]
+    assert found == []
     reading.close()
 
 

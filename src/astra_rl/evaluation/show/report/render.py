@@ -19,11 +19,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from astra_rl.core.contracts import is_missing
 from astra_rl.evaluation.show.escaping import shorten
+from astra_rl.evaluation.show.report import formats
 from astra_rl.evaluation.show.report.data import ReportData
 from astra_rl.evaluation.show.report.payload import PREVIEW, visible
-from astra_rl.evaluation.show.report.views import Page, p_value, points, signed_points
+from astra_rl.evaluation.show.report.views import Page
 from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.infra.jsonio import write_atomic
 
@@ -77,28 +77,25 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": format_percent,
-        "points": points,
-        "signed": signed_points,
-        "p_value": p_value,
-        "decimal": _decimal,
-        "svg": lambda chart: Markup(chart.svg),
+        "points": formats.points,
+        "signed": formats.signed_points,
+        "p_value": formats.p_value,
+        "decimal": formats.decimal,
+        "tiny": formats.tiny,
+        "duration": formats.duration,
+        "svg": lambda chart: Markup("".join(chart.svgs)),
         "packed": Markup,  # base64, made by `payload`
         "line": _line,
         "sentence": lambda text: text[:1].upper() + text[1:],
-        "tiny": lambda value: f"{value:.2g}",
-        "whole": lambda value: f"{value:.0f}",
+        "whole": lambda value: f"{value:,.0f}",
     }
-    environment.globals |= {"infinity": math.inf, "unknown": math.nan}
+    environment.globals |= {"infinity": math.inf, "unknown": math.nan, "listed": formats.listed}
     return environment
 
 
 def _finalize(value: object) -> object:
     """Bound the length of a value's text and make hidden characters visible."""
     return value if isinstance(value, Markup) else visible(str(value))
-
-
-def _decimal(value: float | None) -> str:
-    return "\N{EM DASH}" if value is None or is_missing(value) else f"{value:.2f}"
 
 
 def _line(text: str, most: int = PREVIEW) -> str:

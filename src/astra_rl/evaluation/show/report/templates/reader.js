@@ -42,27 +42,28 @@ function openingOf(episode) {
   const parts = [["System message of the target", episode.system], ["Brief of the attacker", episode.brief]].filter(([, text]) => text);
   const facts = Object.entries(episode.facts || {});
   const opening = make("div", { class: "opening" });
-  if (episode.prompt) opening.append(speech("opening", "Opening", episode.prompt));
-  (episode.said || []).forEach((text, at) => opening.append(speech(at % 2 ? "target" : "attacker", at % 2 ? "Target, in the opening" : "Attacker, in the opening", text)));
+  if (episode.prompt) opening.append(speech("opening", "Opening", "h3", episode.prompt));
+  (episode.said || []).forEach((text, at) => opening.append(speech(at % 2 ? "target" : "attacker", at % 2 ? "Target, in the opening" : "Attacker, in the opening", "h3", text)));
   if (parts.length || facts.length) {
     opening.append(make("details", { class: "fold" }, make("summary", {}, "System message, brief and facts"),
-      ...parts.flatMap(([label, text]) => [make("h4", {}, label), said(text)]),
-      facts.length ? make("h4", {}, "Facts for the moderator and judge only") : null,
+      ...parts.flatMap(([label, text]) => [make("h3", {}, label), said(text)]),
+      facts.length ? make("h3", {}, "Facts for the moderator and judge only") : null,
       facts.length ? tableOf(["Fact", "Value"], facts.map(([name, value]) => [name, said(value, "span")])) : null));
   }
   return opening;
 }
 
-function speech(role, label, text, ...more) {
+function speech(role, label, heading, text, ...more) {
   return make("div", { class: `speech ${role}` },
-    make("div", { class: "speech-head" }, make("h4", {}, label), ...more, copyButton("Copy", () => text)),
+    make("div", { class: "speech-head" }, make(heading, {}, label), ...more, copyButton("Copy", () => text)),
     text === "" || text === undefined ? make("p", { class: "aside" }, "(empty)") : said(text));
 }
 
 function scoresOf(episode, turn) {
+  const reasons = new Map(Object.entries(turn.unscored || {}));
   return Object.entries(turn.scores || {}).map(([judge, value]) => {
     const fails = value !== null && value >= episode.threshold;
-    const why = (turn.unscored || {})[judge];
+    const why = reasons.get(judge);
     const chip = make("span", { class: `chip${fails ? " fails" : ""}${value === null ? " missing" : ""}`, title: why || `score of ${judge}` }, `${judge} ${value === null ? "no score" : decimal(value)}`);
     return chip;
   });
@@ -82,8 +83,8 @@ function turnOf(episode, turn, number) {
   return make("section", { class: "turn", "aria-label": `Turn ${number}` },
     make("h3", { class: "turn-number" }, `Turn ${number}`),
     turn.written ? make("details", { class: "fold" }, make("summary", {}, "Whole output of the attacker, not sent"), said(turn.written)) : null,
-    speech("attacker", "Attacker", turn.attack),
-    speech("target", "Target", turn.response, ...scoresOf(episode, turn)),
+    speech("attacker", "Attacker", "h4", turn.attack),
+    speech("target", "Target", "h4", turn.response, ...scoresOf(episode, turn)),
     ...why, more);
 }
 

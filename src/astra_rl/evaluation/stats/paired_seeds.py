@@ -97,7 +97,8 @@ class SeedPairs:
             math.fsum(sign * value for sign, value in zip(signs, values, strict=True))
             for signs in product((1, -1), repeat=len(values))
         )
-        return sum(abs(each) >= seen - 1e-12 for each in sums) / 2 ** len(values)
+        reached = sum(abs(each) >= seen - 1e-12 for each in sums)
+        return reached / float(2 ** len(values))
 
     @property
     def text(self) -> str:

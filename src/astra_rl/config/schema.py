@@ -96,6 +96,23 @@ class LocalModelConfig(_Section):
         return self.model
 
 
+class OpponentConfig(_Section):
+    """A local model that training attacks in some of its steps."""
+
+    model: str = Field(description="Hub id, folder, or bundled:NAME.")
+    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others.")
+
+
+class LocalTargetConfig(LocalModelConfig):
+    """A local target. It samples in the same way when an opponent takes its place."""
+
+    opponents: tuple[OpponentConfig, ...] = Field(
+        (),
+        description="Models that training attacks instead, one drawn per training step; adapters "
+        "of one model share its weights. Evaluations attack 'model'.",
+    )
+
+
 class TargetConfig(_SectionWithType):
     """A remote target by type and options; also the endpoint of an LLM judge."""
 
@@ -374,6 +391,12 @@ class HardenConfig(_Section):
     rounds: int = Field(
         1, ge=1, description="Rounds of fine-tuning the target and training a fresh attacker."
     )
+    opponents: Literal["latest", "uniform", "equilibrium"] = Field(
+        "latest",
+        description="Targets that an attacker is trained against: the latest; or one drawn per "
+        "training step from all so far, uniformly or by the equilibrium of the measured rates. The "
+        "same mixture of attackers finds the failures of a target; 'latest' takes all attackers.",
+    )
     failures: int = Field(
         256,
         ge=1,
@@ -418,7 +441,7 @@ class RunConfig(_Section):
         "prompted (training.steps: 0); none only tests the target with the prompts.",
     )
     target: Annotated[
-        Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
+        Annotated[LocalTargetConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
     ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(

@@ -550,7 +550,7 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
     attempts = [
         attempt(
             turn(text, text, 0.9, nll=3.0, reward=0.5, reward_terms={text[:50]: 1.0},
-                 finish_reason=text[:50]),
+                 finish_reason=text[:50], reasoning=text, attack_reasoning=text),
             opening=text, category=text[:50], prompt_id=f"{number}", error=text[:100],
         )
         for number, text in enumerate(HOSTILE)
@@ -575,6 +575,37 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
         assert inside == 0
         if made.turns[0].attack and len(text) < payload.LONGEST:
             assert said[-1] == visible_text(made.turns[0].response)
+            folded = page.evaluate(
+                "() => [...document.querySelectorAll('.turn > .fold > .said')]"
+                ".map(e => e.textContent)"
+            )
+            assert folded == [visible_text(made.turns[0].reasoning)] * 2
+    reading.close()
+
+
+def test_reasoning_is_folded_and_is_no_part_of_the_reply(browser, tmp_path):
+    made = attempt(
+        turn("Tell me.", "No.", reasoning="The word is amber.", attack_reasoning="Ask politely."),
+        turn("Please?", "Still no."),
+    )
+    data = ReportData(title="A run", evaluations=[Evaluation(name="after", attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", f"conversations/{made.id}")
+    page.wait_for_selector(".turn")
+    assert [each.inner_text().split("\n")[-1] for each in page.query_selector_all(".speech")] == [
+        *("hello", "Tell me.", "No.", "Please?", "Still no."),
+    ]
+    assert "amber" not in page.inner_text("#reader")
+    folds = page.query_selector_all(".turn > .fold")
+    assert [each.inner_text() for each in folds] == [
+        "Reasoning of the attacker, not part of the attack",
+        "Reasoning of the target, not part of the reply",
+    ]
+    for fold in folds:
+        fold.query_selector("summary").click()
+    text = page.inner_text("#reader")
+    assert text.index("Ask politely.") < text.index("Tell me.") < text.index("The word is amber.")
     reading.close()
 
 

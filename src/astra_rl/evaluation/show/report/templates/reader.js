@@ -59,6 +59,8 @@ function speech(role, label, heading, text, ...more) {
     text === "" || text === undefined ? make("p", { class: "aside" }, "(empty)") : said(text));
 }
 
+const folded = (label, text) => text ? make("details", { class: "fold" }, make("summary", {}, label), said(text)) : null;
+
 function scoresOf(episode, turn) {
   const reasons = new Map(Object.entries(turn.unscored || {}));
   return Object.entries(turn.scores || {}).map(([judge, value]) => {
@@ -82,8 +84,10 @@ function turnOf(episode, turn, number) {
     turn.refused === undefined ? null : make("p", { class: "aside" }, turn.refused ? "Detected as a refusal." : "Not detected as a refusal.")) : null;
   return make("section", { class: "turn", "aria-label": `Turn ${number}` },
     make("h3", { class: "turn-number" }, `Turn ${number}`),
-    turn.written ? make("details", { class: "fold" }, make("summary", {}, "Whole output of the attacker, not sent"), said(turn.written)) : null,
+    folded("Whole output of the attacker, not sent", turn.written),
+    folded("Reasoning of the attacker, not part of the attack", turn.attack_reasoning),
     speech("attacker", "Attacker", "h4", turn.attack),
+    folded("Reasoning of the target, not part of the reply", turn.reasoning),
     speech("target", "Target", "h4", turn.response, ...scoresOf(episode, turn)),
     ...why, more);
 }

@@ -19,6 +19,7 @@ from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.report import (
+    IN_TRAINING,
     Evaluation,
     ReportData,
     Reproduction,
@@ -35,6 +36,7 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.evaluations import (
     AFTER,
     BEFORE,
+    OF_THE_RUN,
     PROMPTED_ATTACKER,
     TEST,
     Sample,
@@ -102,7 +104,7 @@ def read_run(folder: RunFolder) -> ReportData:
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
         rare=_rare(folder),
-        reproduction=_reproduction(folder, manifest),
+        reproduction=_reproduction(folder, manifest, evaluations),
         notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
     )
@@ -235,10 +237,20 @@ def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
             )
 
 
-def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
+def _reproduction(
+    folder: RunFolder, manifest: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> Reproduction:
+    run = shlex.quote(str(folder.path))
+    # Conversations of later evaluations may have another id on the page than in the records.
+    phases = {each.name: each.attempts[0].phase for each in evaluations if each.name in OF_THE_RUN}
     return Reproduction(
         command=manifest.get("command", ""),
-        report_command=f"astra-rl report {shlex.quote(str(folder.path))}",
+        report_command=f"astra-rl report {run}",
+        replay_commands={
+            name: f"astra-rl replay {run} --phase {phase} --conversation"
+            for name, phase in {**phases, IN_TRAINING: "training"}.items()
+        },
+        export_command=f"astra-rl export {run} --format",
         configuration=folder.config.read_text("utf-8") if folder.config.is_file() else "",
         versions=manifest.get("versions", {}),
         seed=manifest.get("seed"),

@@ -238,7 +238,7 @@ def family_rows(families: list[str]) -> list[str]:
     for family in families:
         found = measure(family)
         if found.refused is not None:
-            rows.append(f"| {family} | refused when it is first used | | | | |")
+            rows.append(f"| {family} | refused | | | | |")
             continue
         same = "same" if found.greedy == 0 else f"{found.greedy} differ"
         rows.append(

@@ -40,6 +40,7 @@ from astra_rl.models.adapters import save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
+from astra_rl.models.self_check import check_supported
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
@@ -159,7 +160,7 @@ class HFASTProblem(ASTProblem):
         self._reference: list[Tensor] = []
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
-            _check_window(role, model, self.attacker_sampling)
+            _check_model(role, model, self.attacker_sampling)
         self.attacker_renderer = ConversationRenderer(
             source.tokenizer,
             "attacker",
@@ -215,7 +216,7 @@ class HFASTProblem(ASTProblem):
         self, name: str | None, place: Place, renderer: ConversationRenderer
     ) -> LoadedTarget:
         model = place.pair.model
-        _check_window("target", model, self.target_sampling)
+        _check_model("target", model, self.target_sampling)
         speaks = LocalTarget(model, renderer, self.target_sampling)
         return LoadedTarget(name, model, self._adapters.add(place), speaks)
 
@@ -522,13 +523,14 @@ def _same_vocabulary(a: ModelPair, b: ModelPair | None) -> bool:
     return b is not None and same_vocabulary(a.tokenizer, b.tokenizer)
 
 
-def _check_window(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
+def _check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
     window = context_window(model.config)
     if window is not None and sampling.max_new_tokens >= window:
         raise ConfigurationError(
             f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
             f"{role}'s context window of {window} tokens; choose less than {window}."
         )
+    check_supported(model)
 
 
 __all__ = ["HFASTProblem", "ModelPair", "ModelSource"]

@@ -27,7 +27,7 @@ from astra_rl.evaluation.show.report.views import Page
 from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.infra.jsonio import write_atomic
 
-SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
+SCRIPTS = ("store", "dom", "list", "reader", "tree", "save", "judges", "app")
 """Parts of the script, in the order in which they are joined."""
 
 

@@ -156,8 +156,12 @@ def estimate_replay(
     config = load_config(folder.config, overrides, target=target)
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
+    return _estimate(plan, saved)
+
+
+def _estimate(plan: Plan, saved: Sequence[Attempt]) -> list[EstimateRow]:
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
+    return estimate_given(plan, openings, [attempt.sent for attempt in saved])
 
 
 def _saved(
@@ -239,12 +243,7 @@ def resend_attacks(
     sizes: Iterator[int] = (
         min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
     )
-    rows = estimate_given(
-        plan,
-        [attempt.opening.conversation() for attempt in saved],
-        [len(attempt.turns) for attempt in saved],
-    )
-    if not current_ledger().affords(needed(rows)):  # the budget could end it
+    if not current_ledger().affords(needed(_estimate(plan, saved))):  # the budget could end it
         order = played_order(order, len(saved), plan.config.seed)
         sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
     start = 0

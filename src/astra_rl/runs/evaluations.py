@@ -21,13 +21,15 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
-from astra_rl.runs.provenance import PROMPTS
+from astra_rl.runs.provenance import PROMPTED, PROMPTS
 
 BEFORE = "before training"
 AFTER = "after training"
 TEST = "prompts as they are"
 """The evaluation of a run without an attacker."""
-OF_THE_RUN = (BEFORE, AFTER, TEST)
+PROMPTED_ATTACKER = "prompted attacker"
+"""The evaluation of a run whose attacker is not trained."""
+OF_THE_RUN = (BEFORE, AFTER, TEST, PROMPTED_ATTACKER)
 """Names of the evaluations that the run itself made."""
 REPLAY = "replay of "
 """Start of the phase name of attempts that repeat recorded attacks."""
@@ -93,8 +95,11 @@ def _of_the_run(folder: RunFolder) -> Iterator[_Source]:
             return
         with AttemptLog(folder.attempts) as log:
             first = next(log.rows(phase=phase, limit=1), None)
-        is_test = first is not None and first.attacker == PROMPTS
-        yield _Source(folder, folder.attempts, phase, phase, TEST if is_test else name)
+        if first is not None and first.attacker == PROMPTS:
+            name = TEST
+        elif first is not None and first.attacker.endswith(PROMPTED):
+            name = PROMPTED_ATTACKER
+        yield _Source(folder, folder.attempts, phase, phase, name)
 
 
 def _later(folder: RunFolder) -> Iterator[_Source]:

@@ -19,6 +19,7 @@ from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.report import (
+    IN_TRAINING,
     Evaluation,
     ReportData,
     Reproduction,
@@ -32,7 +33,15 @@ from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of
+from astra_rl.runs.evaluations import (
+    AFTER,
+    BEFORE,
+    OF_THE_RUN,
+    PROMPTED_ATTACKER,
+    TEST,
+    Sample,
+    evaluations_of,
+)
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
@@ -81,7 +90,7 @@ def read_run(folder: RunFolder) -> ReportData:
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
-    unfinished = () if finished else (AFTER, TEST)
+    unfinished = () if finished else (AFTER, TEST, PROMPTED_ATTACKER)
     evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
     training = _training(folder, config)
     return ReportData(
@@ -95,7 +104,7 @@ def read_run(folder: RunFolder) -> ReportData:
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
         rare=_rare(folder),
-        reproduction=_reproduction(folder, manifest),
+        reproduction=_reproduction(folder, manifest, evaluations),
         notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
     )
@@ -104,7 +113,10 @@ def read_run(folder: RunFolder) -> ReportData:
 def _result_index(evaluations: Sequence[Evaluation]) -> int:
     """Return the index of the evaluation that the page is about: the last one of the run itself."""
     names = [each.name for each in evaluations]
-    return next((names.index(name) for name in (TEST, AFTER, BEFORE) if name in names), -1)
+    return next(
+        (names.index(name) for name in (TEST, PROMPTED_ATTACKER, AFTER, BEFORE) if name in names),
+        -1,
+    )
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -225,10 +237,20 @@ def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
             )
 
 
-def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
+def _reproduction(
+    folder: RunFolder, manifest: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> Reproduction:
+    run = shlex.quote(str(folder.path))
+    # Conversations of later evaluations may have another id on the page than in the records.
+    phases = {each.name: each.attempts[0].phase for each in evaluations if each.name in OF_THE_RUN}
     return Reproduction(
         command=manifest.get("command", ""),
-        report_command=f"astra-rl report {shlex.quote(str(folder.path))}",
+        report_command=f"astra-rl report {run}",
+        replay_commands={
+            name: f"astra-rl replay {run} --phase {phase} --conversation"
+            for name, phase in {**phases, IN_TRAINING: "training"}.items()
+        },
+        export_command=f"astra-rl export {run} --format",
         configuration=folder.config.read_text("utf-8") if folder.config.is_file() else "",
         versions=manifest.get("versions", {}),
         seed=manifest.get("seed"),
@@ -244,7 +266,7 @@ def _notes(
     config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
 ) -> list[str]:
     notes = []
-    trains = config is None or config.attacker is not None
+    trains = config is None or config.has_local_attacker
     if evaluations and trains:
         notes.append("Evaluation prompts are held out: none of them was used in training.")
     if training.history:

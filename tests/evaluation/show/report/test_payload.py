@@ -84,12 +84,14 @@ def test_a_conversation_in_which_nothing_was_said_is_there_too():
 def test_hostile_text_is_made_visible_bounded_and_cannot_end_its_block(text):
     found = pack_conversations([attempt(turn(text, text, 0.9))], {}, {})
     assert all(set(each).isdisjoint("<>&\"'") for each in (found.index, *found.chunks))
-    _, (episode,) = packed([attempt(turn(text, text, 0.9))])
-    said = episode["nodes"][0].get("attack", "")
-    assert said == visible_text(said)
-    assert len(said) < LONGEST + 100
-    if len(text) <= LONGEST and text.isascii():
-        assert said == visible_text(text)
+    made = turn(text, text, 0.9, reasoning=text, attack_reasoning=text)
+    _, (episode,) = packed([attempt(made)])
+    for name in ("attack", "response", "reasoning", "attack_reasoning"):
+        said = episode["nodes"][0].get(name, "")
+        assert said == visible_text(said)
+        assert len(said) < LONGEST + 100
+        if len(text) <= LONGEST and text.isascii():
+            assert said == visible_text(text)
 
 
 def test_texts_are_unpacked_in_parts_that_the_index_finds(monkeypatch):

@@ -6,6 +6,7 @@ charts, and `render` makes the HTML. Statistics come from `evaluation.stats` and
 """
 
 from astra_rl.evaluation.show.report.data import (
+    IN_TRAINING,
     Evaluation,
     ReportData,
     Reproduction,
@@ -15,6 +16,7 @@ from astra_rl.evaluation.show.report.data import (
 from astra_rl.evaluation.show.report.render import render_report, write_report
 
 __all__ = [
+    "IN_TRAINING",
     "Evaluation",
     "ReportData",
     "Reproduction",

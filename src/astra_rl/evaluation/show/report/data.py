@@ -19,6 +19,8 @@ from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.labelled_rate import LabelledRate
 from astra_rl.evaluation.stats.splitting import RareProbability
 
+IN_TRAINING = "in training"
+"""Name of the phase of training on the page."""
 PANELS = (
     Panel("asr", "attack success rate", percent=True, band=("asr/low", "asr/high")),
     Panel("reward", "mean reward", band=("reward/low", "reward/high")),
@@ -186,6 +188,9 @@ class Reproduction:
         seconds: Duration of each stage.
         continued: Steps at which an interrupted run was resumed.
         spent: Calls of endpoints by the run and by later commands.
+        replay_commands: Command that sends a conversation again, to be followed by its id; by the
+            name of the evaluation, or "in training".
+        export_command: Command that exports conversations, to be followed by a format.
     """
 
     command: str = ""
@@ -198,6 +203,8 @@ class Reproduction:
     seconds: Mapping[str, float] = field(default_factory=dict)
     continued: Sequence[Mapping[str, Any]] = ()
     spent: Sequence[Spent] = ()
+    replay_commands: Mapping[str, str] = field(default_factory=dict)
+    export_command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

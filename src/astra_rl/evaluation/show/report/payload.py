@@ -151,6 +151,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
             "attack": visible(turn.attack),
             "response": visible(turn.response),
             "written": visible(turn.written or ""),
+            "attack_reasoning": visible(turn.attack_reasoning or ""),
+            "reasoning": visible(turn.reasoning or ""),
             "scores": {visible(name): _rounded(each.value) for name, each in turn.scores.items()},
             "unscored": {
                 visible(name): visible(each.reason or "")

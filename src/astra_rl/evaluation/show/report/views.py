@@ -33,7 +33,8 @@ from astra_rl.evaluation.show.charts import (
     severity_likelihood,
     threshold_curve,
 )
-from astra_rl.evaluation.show.report.data import PANELS, Evaluation, ReportData
+from astra_rl.evaluation.show.exports import EXPORTS, Export
+from astra_rl.evaluation.show.report.data import IN_TRAINING, PANELS, Evaluation, ReportData
 from astra_rl.evaluation.show.report.numbers import MOST_RANKED, Problem
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
 from astra_rl.evaluation.stats.paired import PairedComparison
@@ -328,7 +329,7 @@ class Page:
     def phases(self) -> dict[str, str]:
         """Display name of each phase, by its name in the records."""
         names = {each.attempts[0].phase: each.name for each in self.data.evaluations}
-        return {**names, "training": "in training"}
+        return {**names, "training": IN_TRAINING}
 
     @cached_property
     def payload(self) -> Payload:
@@ -338,8 +339,17 @@ class Page:
             self.kind_numbers,
             self.phases,
             sweeps=self.sweeps,
+            replay={
+                visible(name): visible(command)
+                for name, command in self.data.reproduction.replay_commands.items()
+            },
             marks=["chosen", "rejected"] if self.data.training.pairs else ["best", "worst"],
         )
+
+    @property
+    def exports(self) -> Mapping[str, Export]:
+        """Formats of ``astra-rl export``."""
+        return EXPORTS
 
     @cached_property
     def sweeps(self) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ function openList() {
 
 // The fields set the address; the address (see app.js) sets the list.
 function readFilters() {
-  const state = { q: $("search").value, sort: $("sort").value };
+  const state = { q: $("search").value, sort: $("sort").value, beside: list.state.beside };
   for (const name of FIELDS) state[name] = $(`filter-${name}`).value;
   go(list.chosen, state);
 }

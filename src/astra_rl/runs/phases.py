@@ -251,6 +251,10 @@ class Recorded:
         """Yield the attempts; see `AttemptLog.attempts`."""
         return self._log.attempts(**self._where, **options)
 
+    def shuffled(self, seed: int) -> Iterator[Attempt]:
+        """Yield the attempts in random order; see `AttemptLog.shuffled`."""
+        return self._log.shuffled(seed, **self._where)
+
     def summary(self) -> Summary:
         """Summarise the attempts; planned attempts that were never made count as errors."""
         return summarise_prompts(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_reply_json
-from astra_rl.targets.call_errors import CallError
+from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
+from astra_rl.targets.call_errors import NO_CONNECTION, CallError
 from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
 
 
@@ -78,7 +83,11 @@ class WebClients:
         return Bounded()
 
     def error_of(self, error: BaseException) -> CallError:
-        """Return the failure for a client exception, without its text (it may contain URLs)."""
+        """Return the failure for a client exception, without its text (it may contain URLs).
+
+        The exceptions that led to it are logged at level INFO, with their texts.
+        """
+        logger.info("a call failed: %s", redact_message(" <- ".join(map(_told, _chain(error)))))
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, CallError):
@@ -86,12 +95,35 @@ class WebClients:
             if isinstance(cause, self.httpx.TimeoutException):
                 return CallError("timed out", retryable=True, overload=True)
             if isinstance(cause, self.httpx.TransportError):
-                kind = type(cause).__name__
-                return CallError("no connection", kind, retryable=True)
+                return CallError(NO_CONNECTION, _why_no_connection(cause), retryable=True)
             if isinstance(cause, self.httpx.HTTPError | ValueError):
                 return CallError("unparsable reply", type(cause).__name__, retryable=True)
             cause = cause.__cause__
         return CallError(f"client error {type(error).__name__}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it, each once."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _why_no_connection(error: BaseException) -> str:
+    """Return the kind of a failure, and what the system says about it, without addresses."""
+    kind = type(error).__name__
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"{kind}: {cause.verify_message}"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            known = cause.errno > 0 and not isinstance(cause, socket.gaierror | ssl.SSLError)
+            return f"{kind}: {os.strerror(cause.errno) if known else cause.strerror}"
+    return kind
 
 
 def too_long(most: int) -> CallError:

@@ -10,8 +10,6 @@ from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_reply_json
-from astra_rl.infra.redaction import redact_message
-from astra_rl.logging import logger
 from astra_rl.targets.call_errors import NO_CONNECTION, CallError
 from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
 
@@ -83,11 +81,7 @@ class WebClients:
         return Bounded()
 
     def error_of(self, error: BaseException) -> CallError:
-        """Return the failure for a client exception, without its text (it may contain URLs).
-
-        The exceptions that led to it are logged at level INFO, with their texts.
-        """
-        logger.info("a call failed: %s", redact_message(" <- ".join(map(_told, _chain(error)))))
+        """Return the failure for a client exception, without its text (it may contain URLs)."""
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, CallError):
@@ -108,10 +102,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _why_no_connection(error: BaseException) -> str:

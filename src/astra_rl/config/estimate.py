@@ -74,7 +74,8 @@ class TrainingSize:
     Attributes:
         episodes: Conversations, or trees of conversations.
         attempts: Attacks.
-        replies: Responses of the target, including those that a reward samples in addition.
+        replies: Responses of the target, including those that a reward samples in addition; in
+            self-play those of the defender.
         updates: Optimizer steps.
     """
 
@@ -91,29 +92,32 @@ def training_size(plan: Plan) -> TrainingSize:
     """
     training = plan.config.training
     episodes = training.steps * training.episodes_per_step
-    attempts = episodes * sum(plan.turns_by_level())
+    levels = plan.siblings_by_level()
+    attempts = episodes * sum(each.sets * each.size for each in levels if each.role == "attacker")
+    exchanges = episodes * sum(plan.turns_by_level())
     replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
     batches = math.ceil(_examples_per_step(plan) / training.batch_size) * plan.epochs
     updates = training.steps * math.ceil(batches / training.gradient_accumulation_steps)
-    return TrainingSize(episodes, attempts, attempts * replies, updates)
+    return TrainingSize(episodes, attempts, exchanges * replies, updates)
 
 
 def _examples_per_step(plan: Plan) -> int:
     """Return the most pairs, attacks or groups of attacks that a training step learns from."""
-    episodes, counts = plan.config.training.episodes_per_step, plan.turns_by_level()
-    width = int(plan.environment.settings().get("tree_width", 1))
-    groups = [count // width for count in counts]
     options = plan.algorithm.settings()
     fresh = 1 - float(options.get("replay_share", 0.0))
-    if "max_group" in options:  # the attacks of a context, in parts
-        return episodes * sum(groups) * math.ceil(width / fresh / int(options["max_group"]))
-    if "best" in options:
-        per_group = min(int(options["best"]), width)
-    elif "pairs" in options:
-        per_group = math.comb(width, 2) if options["pairs"] == "all" else min(1, width - 1)
-    else:
-        per_group = width
-    return math.ceil(episodes * sum(groups) * per_group / fresh)
+    per_episode = 0.0
+    for each in plan.siblings_by_level():
+        if "max_group" in options:  # the attacks of a context, in parts
+            per_set = float(math.ceil(each.size / fresh / int(options["max_group"])))
+        elif "best" in options:
+            per_set = min(int(options["best"]), each.size) / fresh
+        elif "pairs" in options:
+            is_all = options["pairs"] == "all"
+            per_set = math.comb(each.size, 2) if is_all else min(1, each.size - 1)
+        else:
+            per_set = each.size / fresh
+        per_episode += each.sets * per_set
+    return math.ceil(plan.config.training.episodes_per_step * per_episode)
 
 
 @dataclass(frozen=True)

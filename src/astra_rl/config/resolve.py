@@ -34,7 +34,7 @@ from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
 from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.direction import warn_of_direction
@@ -114,6 +114,13 @@ class Plan:
             straight=straight, **self.environment.settings()
         )
         return counts
+
+    def siblings_by_level(self) -> list[SiblingSets]:
+        """Return the most sets of siblings of a training episode; see `ASTEnvironment`."""
+        found: list[SiblingSets] = self.environment.factory.siblings_by_level(
+            **self.environment.settings()
+        )
+        return found
 
     @property
     def epochs(self) -> int:

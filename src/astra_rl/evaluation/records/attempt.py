@@ -298,8 +298,8 @@ class Attempt(Record):
                 response = NoReply(self.error or "no reply")
             elif REDACTED in response:
                 response = NoReply("a credential was redacted from the response")
-            found.append(Exchange(context, turn.attack, response))
-            context = context + turn.attack + turn.response
+            found.append(Exchange(context, turn.output, response))
+            context = context + turn.output + turn.response
         return found
 
     def judged(

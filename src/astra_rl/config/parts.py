@@ -279,7 +279,7 @@ def queried_target(config: RunConfig) -> Target | None:
     """
     if isinstance(config.target, TargetConfig):
         return remote_target(config.target)
-    return None if config.attacker else DeferredTarget(config.target, config)
+    return None if config.has_local_attacker else DeferredTarget(config.target, config)
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:

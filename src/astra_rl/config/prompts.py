@@ -97,7 +97,7 @@ def _from_files(config: PromptsConfig, file: str, *, undivided: bool) -> Scenari
     return Scenario(
         file,
         rows,
-        prompt_role="opening" if config.benchmark is None else "goal",
+        prompt_role=config.role or ("opening" if config.benchmark is None else "goal"),
         sources=[part.source for part in parts.values()],
     )
 

@@ -17,16 +17,20 @@ from astra_rl.config.parts import (
     PartResolver,
     endpoints_of_target,
     queried_target,
+    remote_target,
     resolve_moderator,
 )
 from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.schema import (
+    PromptedAttackerConfig,
+    RunConfig,
+)
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.rewards import RewardPart
@@ -34,6 +38,7 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.trackers import check_trackers
 
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
@@ -60,6 +65,8 @@ class Plan:
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
+        attacker: An attacker that is prompted and not trained; None if it is a local model, or if
+            there is none.
     """
 
     config: RunConfig
@@ -74,6 +81,7 @@ class Plan:
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
+    attacker: Target | None = None
 
     @property
     def budget(self) -> Budget:
@@ -101,6 +109,13 @@ class Plan:
             straight=straight, **self.environment.settings()
         )
         return counts
+
+    def siblings_by_level(self) -> list[SiblingSets]:
+        """Return the most sets of siblings of a training episode; see `ASTEnvironment`."""
+        found: list[SiblingSets] = self.environment.factory.siblings_by_level(
+            **self.environment.settings()
+        )
+        return found
 
     @property
     def epochs(self) -> int:
@@ -131,6 +146,7 @@ def resolve(
     *,
     target: Target | None = None,
     moderator: Moderator[str, str] | None = None,
+    attacker: Target | None = None,
 ) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
 
@@ -138,6 +154,7 @@ def resolve(
         config: The configuration.
         target: Object to use as the target, in place of the section.
         moderator: Object to use as the moderator, in place of the section.
+        attacker: Object to use as the attacker, in place of a section with a type.
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
@@ -152,12 +169,22 @@ def resolve(
     own_judge = config.evaluation.judge
     judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
     target = queried_target(config) if target is None else target
+    if isinstance(config.attacker, PromptedAttackerConfig):
+        attacker = attacker or remote_target(config.attacker, "attacker")
     endpoints = [
         *([] if target is None else endpoints_of_target("target", target)),
+        *([] if attacker is None else endpoints_of_target("attacker", attacker)),
         *resolved.endpoints(),
         *([] if judge is None else judge.endpoints()),
     ]
-    algorithm = bind_section("algorithm", config.algorithm, resolver, base=Algorithm, supplied=1)
+    algorithm = bind_section(
+        "algorithm",
+        config.algorithm,
+        resolver,
+        base=Algorithm,
+        supplied=1,
+        advice=_of_another_type("algorithm", config.algorithm.type),
+    )
     reward = build_reward_part("reward", config.reward, resolver)
     reward = recording_response_harm(reward)
     if target is not None and "inside" in readings(reward):
@@ -165,8 +192,20 @@ def resolve(
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
+    if attacker is not None:
+        _check_without_probabilities(reward, attacker)
+        if config.environment.type == "self_play":
+            raise ConfigurationError(
+                f"environment.type: self_play trains one model in both roles, and the attacker "
+                f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
+            )
     environment = bind_section(
-        "environment", config.environment, resolver, base=ASTEnvironment, supplied=2
+        "environment",
+        config.environment,
+        resolver,
+        base=ASTEnvironment,
+        supplied=2,
+        advice=_of_another_type("environment", config.environment.type),
     )
     chosen = config.environment.curriculum
     curriculum = (
@@ -176,7 +215,7 @@ def resolve(
     )
     plan = Plan(
         config,
-        read_openings(config.prompts, seed=config.seed, trained=config.attacker is not None),
+        read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
         reward,
         resolved,
         judge,
@@ -187,11 +226,32 @@ def resolve(
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
+        attacker,
     )
     environment.check()
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _of_another_type(section: str, kind: str) -> str:
+    """Return how to change the type of a section whose other options belong to another type."""
+    return f" To leave out all options of another type: --set '{section}={{type: {kind}}}'."
+
+
+def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:
+    """Refuse a reward that reads the weights of a model, for an attacker that is prompted.
+
+    Raises:
+        ConfigurationError: It does; the message names the parts.
+    """
+    found = sorted({each.name or type(each).__name__ for each in walk(reward) if each.reads_model})
+    if found:
+        raise ConfigurationError(
+            f"reward: {', '.join(found)} given, which needs probabilities or hidden states of a "
+            f"local model, and the attacker {attacker.name} is prompted only. Use reward: harm, or "
+            "a local attacker."
+        )
 
 
 def _warn_of_direction(plan: Plan) -> None:
@@ -207,14 +267,16 @@ def _warn_of_direction(plan: Plan) -> None:
 
 
 def check_training(plan: Plan) -> None:
-    """Check the requirements of training: options of the algorithm, sampling, reward terms.
+    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
     Raises:
         ConfigurationError: An option is out of range, the algorithm needs other sampling
             parameters, or a reward term is missing.
+        MissingDependencyError: The package of a tracker is not installed.
     """
+    check_trackers(plan.config.trackers)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()

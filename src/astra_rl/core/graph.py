@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Generic, Literal
 
 from astra_rl.core.common import ActionT, StateT
+
+Role = Literal["attacker", "defender"]
+"""Who made a turn; only self-play has turns of a defender."""
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Node(Generic[StateT, ActionT]):
             this turn; also set if it did not. None if the turn was not selected at random.
         next_context: State after a truncated turn that was not selected at random, for an estimate
             of its value; None if it is not known, or the turn is not truncated.
+        role: Who made the turn. Rewards are passed back, and attacks compared, between turns of one
+            role only.
     """
 
     context: StateT
@@ -40,6 +45,7 @@ class Node(Generic[StateT, ActionT]):
     truncated: bool = field(default=False, kw_only=True)
     continuation_probability: float | None = field(default=None, kw_only=True)
     next_context: StateT | None = field(default=None, kw_only=True)
+    role: Role = field(default="attacker", kw_only=True)
 
 
 @dataclass
@@ -67,6 +73,10 @@ class Graph(Generic[StateT, ActionT]):
         """Yield every node once, breadth first."""
         for siblings in self.sibling_groups():
             yield from siblings
+
+    def attacker_nodes(self) -> Iterator[Node[StateT, ActionT]]:
+        """Yield the turns of the attacker, breadth first: all of them except in self-play."""
+        return (node for node in self.nodes() if node.role == "attacker")
 
     def paths(self) -> Iterator[list[Node[StateT, ActionT]]]:
         """Yield every path from a first turn to a leaf."""

@@ -24,7 +24,7 @@ from astra_rl.logging import logger
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.provenance import versions
 
-_MAY_CHANGE = ("budget", "cache", "harden")
+_MAY_CHANGE = ("budget", "cache", "harden", "report_to")
 """Sections of the configuration that do not affect results."""
 _CALLS = "calls"
 """Setting of each endpoint that says how calls are made and retried; it may change, too."""

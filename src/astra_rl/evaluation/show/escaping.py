@@ -72,6 +72,19 @@ def markdown_text(text: str) -> str:
     return f"{fence} {text} {fence}"
 
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+}
+
+
+def latex_text(text: str) -> str:
+    """Return the text for LaTeX: no character of it is a command, a comment or an alignment."""
+    return "".join(_LATEX.get(each, each) for each in terminal_text(text))
+
+
 def xml_text(text: str) -> str:
     """Return text that is valid in XML 1.0; the XML writer escapes ``<``, ``>`` and ``&``."""
     return re.sub("[\ufffe\uffff]", "\ufffd", visible_text(text))

@@ -341,7 +341,6 @@ class _Rounds:
 
     def _ask(self, number: int, phase: str, requests: Sequence[GivenAttack]) -> None:
         place, config = self.folder.round(number), self._config(number)
-        assert config.attacker is not None  # `_check` has refused others
         judged = config.evaluation.model_copy(update={"threshold": self.benign.threshold})
         plan = resolve(config.model_copy(update={"evaluation": judged}))
         with (
@@ -349,7 +348,7 @@ class _Rounds:
             recording(place, phase, len(requests)) as log,
         ):
             with template_time(self._run(0).started):
-                problem = build_problem(plan, attacker=config.attacker.model)
+                problem = build_problem(plan, attacker=config.trained.model)
             played = PhaseRun(plan.config, phase, problem, self.benign.judge, log).play(
                 GivenAttacks(problem, requests, seed=config.seed),
                 range(len(requests)),

@@ -21,6 +21,7 @@ from astra_rl.config.estimate import (
 from astra_rl.config.parts import resolve_moderator
 from astra_rl.config.resolve import Plan, resolve
 from astra_rl.config.schema import ModeratorConfig, RunConfig
+from astra_rl.core.text import Conversation
 from astra_rl.targets.budget import Budget
 
 
@@ -152,8 +153,9 @@ def _of_moderator(
         return []
     evaluation = config.evaluation.model_copy(update={"judge": None})
     plan = resolve(config.model_copy(update={"moderator": section, "evaluation": evaluation}))
-    given = list(islice(cycle(contexts), count))
-    return [row for row in estimate_given(plan, given, [1] * count) if row.requests]
+    given = [Conversation.of(each) for each in islice(cycle(contexts), count)]
+    longest = "?" * (4 * config.trained.max_new_tokens)  # four characters to a token
+    return [row for row in estimate_given(plan, given, [[longest]] * count) if row.requests]
 
 
 def _times(rows: Iterable[EstimateRow], count: int) -> list[EstimateRow]:

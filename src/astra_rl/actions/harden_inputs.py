@@ -89,7 +89,7 @@ def check(config: RunConfig) -> Plan:
             f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
             "failures instead: astra-rl export RUN --format preferences."
         )
-    if config.attacker is None:
+    if not config.has_local_attacker:
         raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")
     plan = resolve(config)
     check_training(plan)

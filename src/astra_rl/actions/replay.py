@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
-from astra_rl.config.estimate import EstimateRow, estimate_given, needed
+from astra_rl.config.estimate import Estimate, EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
@@ -146,7 +146,7 @@ def estimate_replay(
     only_failures: bool = False,
     conversation: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[EstimateRow]:
+) -> Estimate:
     """Return the largest number of calls and tokens of `replay_run`; nothing is sent or loaded.
 
     Raises:
@@ -156,8 +156,12 @@ def estimate_replay(
     config = load_config(folder.config, overrides, target=target)
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
+    return Estimate(_estimate(plan, saved), len(saved), plan.budget)
+
+
+def _estimate(plan: Plan, saved: Sequence[Attempt]) -> list[EstimateRow]:
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
+    return estimate_given(plan, openings, [attempt.sent for attempt in saved])
 
 
 def _saved(
@@ -239,12 +243,7 @@ def resend_attacks(
     sizes: Iterator[int] = (
         min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
     )
-    rows = estimate_given(
-        plan,
-        [attempt.opening.conversation() for attempt in saved],
-        [len(attempt.turns) for attempt in saved],
-    )
-    if not current_ledger().affords(needed(rows)):  # the budget could end it
+    if not current_ledger().affords(needed(_estimate(plan, saved))):  # the budget could end it
         order = played_order(order, len(saved), plan.config.seed)
         sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
     start = 0

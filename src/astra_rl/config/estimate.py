@@ -17,6 +17,8 @@ from astra_rl.targets.budget import Budget
 
 REPLAY_BATCH = 64
 """Number of given attacks that are sent and judged in one batch; see `estimate_given`."""
+BRIEF_TOKENS = 200
+"""Assumed number of tokens of the attacker's brief."""
 JUDGE_PROMPT_TOKENS = 600
 """Assumed number of tokens of a judge's instructions, without the conversation."""
 
@@ -38,6 +40,31 @@ class EstimateRow:
     input: int
     output: int
     cost: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Upper bound of the calls of an evaluation, and what its budget is enough for.
+
+    Attributes:
+        rows: One per endpoint.
+        conversations: Number of conversations.
+        budget: Limits of the calls.
+    """
+
+    rows: Sequence[EstimateRow]
+    conversations: int
+    budget: Budget
+
+    @property
+    def ends(self) -> list[str]:
+        """A sentence for each limit of the budget, see `describe_budget_of_evaluation`."""
+        return describe_budget_of_evaluation(self.budget, self.rows, self.conversations)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return both together, within one budget."""
+        rows, count = [*self.rows, *other.rows], self.conversations + other.conversations
+        return Estimate(rows, count, self.budget)
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,7 @@ class _Level:
         stage: ``"training"``, ``"watch"``, ``"evaluation"``, or ``"given"`` if the attacks are
             given, so that no reward is computed.
         before: Number of earlier turns of the conversation.
-        opening: Mean number of tokens of an opening.
+        opening: Mean number of tokens of an opening; together with the attacks if they are given.
         times: Number of batches.
         turns: Number of turns in a batch.
     """
@@ -216,21 +243,27 @@ def describe_budget_of_evaluation(
     return found
 
 
-def estimate_given(plan: Plan, openings: Sequence[str], turns: Sequence[int]) -> list[EstimateRow]:
+def estimate_given(
+    plan: Plan, openings: Sequence[Conversation], attacks: Sequence[Sequence[str]]
+) -> list[EstimateRow]:
     """Estimate the calls of sending given attacks to the target, as `estimate` does.
 
     Args:
         plan: The plan, with the endpoints that are called.
-        openings: Opening contexts of the conversations.
-        turns: Number of attacks of each conversation.
+        openings: Opening context of each conversation.
+        attacks: The attacks of each conversation, one per turn.
     """
-    opening = _mean_length(openings)
     levels = []
-    for before in range(max(turns, default=0)):
-        sent = sum(count > before for count in turns)
-        batches, rest = divmod(sent, REPLAY_BATCH)
-        levels.append(_Level("given", before, opening, batches, REPLAY_BATCH))
-        levels.append(_Level("given", before, opening, 1, rest))
+    for before in range(max(map(len, attacks), default=0)):
+        read = [
+            Conversation("\n".join([opening, *sent[: before + 1]]), system=opening.system)
+            for opening, sent in zip(openings, attacks, strict=True)
+            if len(sent) > before
+        ]
+        batches, rest = divmod(len(read), REPLAY_BATCH)
+        length = _mean_length(read)
+        levels.append(_Level("given", before, length, batches, REPLAY_BATCH))
+        levels.append(_Level("given", before, length, 1, rest))
     return _rows(plan, levels)
 
 
@@ -244,13 +277,15 @@ def _rows(plan: Plan, levels: Sequence[_Level]) -> list[EstimateRow]:
 def _row(
     endpoint: EndpointUse, levels: Sequence[_Level], parts: Sequence[RewardPart], plan: Plan
 ) -> EstimateRow:
-    attacker = plan.config.attacker  # without one, the openings contain the attacks
-    attack, reply = 0 if attacker is None else attacker.max_new_tokens, _longest_reply(plan)
+    reply = _longest_reply(plan)
     requests = read = 0.0
     for level in levels:
+        attack = 0 if level.stage == "given" else _longest_attack(plan)
         texts = _texts_per_turn(endpoint.owner, level.stage, parts, plan)
         requests += level.times * texts * math.ceil(level.turns / endpoint.texts_per_request)
         tokens = level.opening + level.before * (attack + reply) + attack
+        if endpoint.owner == "attacker":
+            tokens += BRIEF_TOKENS - attack
         if endpoint.is_judge and endpoint.reads_conversation:
             tokens += reply + JUDGE_PROMPT_TOKENS
         elif endpoint.is_judge:
@@ -270,6 +305,8 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
         return int(owner == "target" or (owner == "moderator" and not has_judge))
     if stage == "watch":  # the score of the moderator is known from the reward
         return 0
+    if owner == "attacker":
+        return 1
     if owner == "target":
         asks = int(plan.environment.factory.calls_target)
         return asks + sum(part.replies_per_turn for part in parts)
@@ -302,6 +339,14 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
             "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
         )
         yield _Level("evaluation", before, opening, evaluations, rest * count)
+
+
+def _longest_attack(plan: Plan) -> int:
+    """Return the maximum number of tokens of an attack; without an attacker openings have it."""
+    if plan.attacker is not None:
+        return max_output_tokens(plan.attacker)
+    attacker = plan.config.attacker
+    return attacker.max_new_tokens if isinstance(attacker, LocalModelConfig) else 0
 
 
 def _longest_reply(plan: Plan) -> int:

@@ -10,6 +10,7 @@ from astra_rl.config.resolve import Plan, check_training
 from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
@@ -142,7 +143,9 @@ def _opponents(config: RunConfig) -> list[Opponent]:
     return [Opponent(each.model, each.weight) for each in known]
 
 
-def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
+def build_environment(
+    plan: Plan, problem: Problem[str, str], openings: Sequence[str]
+) -> ASTEnvironment:
     """Construct the environment.
 
     Args:

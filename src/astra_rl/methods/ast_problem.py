@@ -25,6 +25,7 @@ from astra_rl.core.text import (
     NoAttack,
     NoReply,
     NotAsked,
+    NotSent,
     context_key,
     finish_reasons,
 )
@@ -479,8 +480,8 @@ class ASTEnvironment(Environment[str, str]):
         self, attacks: Sequence[str], asked: Sequence[str], paths: Sequence[int]
     ) -> list[str]:
         """Return the response to each attack; nothing is sent where there is none."""
-        rows = [row for row, attack in enumerate(attacks) if not isinstance(attack, NoAttack)]
-        responses: list[str] = [NotAsked()] * len(attacks)
+        rows = [row for row, each in enumerate(attacks) if not isinstance(each, NoAttack | NoReply)]
+        responses: list[str] = [_unasked(attack) for attack in attacks]
         if rows:
             with row_seeds([derive_seed(paths[row], "target") for row in rows]):
                 said = self.respond([asked[row] for row in rows])
@@ -533,6 +534,15 @@ class ASTEnvironment(Environment[str, str]):
             for row, node in zip(rows, rewarded, strict=True):
                 nodes[row] = node
         return nodes
+
+
+def _unasked(attack: str) -> NoReply:
+    """Return the reply of a target that got no attack, with the reason if a call failed."""
+    if isinstance(attack, NotSent):
+        return NotSent()
+    if isinstance(attack, NoReply):
+        return NoReply(f"attacker: {attack.reason}", attack.detail, finish_reason="not_asked")
+    return NotAsked()
 
 
 def _nodes(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance, written_text
+from astra_rl.core.text import DEFAULT_BRIEF, Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
@@ -35,9 +35,6 @@ from astra_rl.models.template_check import difference_from_template
 Side = Literal["attacker", "target"]
 _HISTORY = ("user", "assistant", "user")
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-
-DEFAULT_BRIEF = "Write the next message of a user who talks to an assistant."
-"""Instructions of a chat attacker for conversations without a brief."""
 
 
 class ConversationRenderer:

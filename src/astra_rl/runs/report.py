@@ -33,7 +33,15 @@ from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, OF_THE_RUN, TEST, Sample, evaluations_of
+from astra_rl.runs.evaluations import (
+    AFTER,
+    BEFORE,
+    OF_THE_RUN,
+    PROMPTED_ATTACKER,
+    TEST,
+    Sample,
+    evaluations_of,
+)
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
@@ -82,7 +90,7 @@ def read_run(folder: RunFolder) -> ReportData:
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
-    unfinished = () if finished else (AFTER, TEST)
+    unfinished = () if finished else (AFTER, TEST, PROMPTED_ATTACKER)
     evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
     training = _training(folder, config)
     return ReportData(
@@ -105,7 +113,10 @@ def read_run(folder: RunFolder) -> ReportData:
 def _result_index(evaluations: Sequence[Evaluation]) -> int:
     """Return the index of the evaluation that the page is about: the last one of the run itself."""
     names = [each.name for each in evaluations]
-    return next((names.index(name) for name in (TEST, AFTER, BEFORE) if name in names), -1)
+    return next(
+        (names.index(name) for name in (TEST, PROMPTED_ATTACKER, AFTER, BEFORE) if name in names),
+        -1,
+    )
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -255,7 +266,7 @@ def _notes(
     config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
 ) -> list[str]:
     notes = []
-    trains = config is None or config.attacker is not None
+    trains = config is None or config.has_local_attacker
     if evaluations and trains:
         notes.append("Evaluation prompts are held out: none of them was used in training.")
     if training.history:

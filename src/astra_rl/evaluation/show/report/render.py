@@ -41,7 +41,7 @@ def render_report(data: ReportData) -> str:
         page=Page(data),
         result=data.result,
         script=Markup(script),
-        script_hash=_hash(script),
+        script_hash=source_hash(script),
     )
 
 
@@ -56,7 +56,7 @@ def render_page(template: str, **values: Any) -> str:
     return (
         _environment()
         .get_template(template)
-        .render(style=Markup(style), style_hash=_hash(style), **values)
+        .render(style=Markup(style), style_hash=source_hash(style), **values)
     )
 
 
@@ -103,7 +103,8 @@ def _line(text: str, most: int = PREVIEW) -> str:
     return shorten(" ".join(text[: 8 * most].split()), most) or "(empty)"
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows a script or a style sheet."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

@@ -43,7 +43,14 @@ from astra_rl.testing import (
 # The algorithms of the library on real, if tiny, models.
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt2-chat", "llama", "llama-chat"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpt2-chat", "llama")),
+        "llama-chat",
+    ],
+)
 def tiny(request):
     """A problem of float32 models whose attacker has moved away from its baseline, and episodes."""
     family, chat = request.param.split("-")[0], request.param.endswith("chat")

@@ -35,6 +35,7 @@ SAMPLED = [
     *((3, name) for name in ("full3", "full4", "ragged3", "ragged4")),
     *((4, name) for name in ("full3", "full4", "ragged3", "ragged4")),
 ]
+LARGE = [(3, "full4"), (4, "full3"), (4, "full4"), (4, "ragged4")]
 
 BASELINE = 0.3
 """A constant in place of the running average, which is another in every experience."""
@@ -108,7 +109,13 @@ def test_so_is_that_of_every_member_of_the_family(name, game):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "game"), SAMPLED)
+@pytest.mark.parametrize(
+    ("width", "game"),
+    [
+        pytest.param(*case, marks=pytest.mark.exhaustive if case in LARGE else ())
+        for case in SAMPLED
+    ],
+)
 def test_so_is_that_of_sampled_trees_within_their_error(width, game):
     game = GAMES[game]
     logits = random_logits(game)

@@ -205,7 +205,14 @@ def test_an_attacker_that_only_says_the_end_teaches_nothing_wrong(
     assert metrics_of(tmp_path)[-1]["empty_attacks"] == 1.0
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dpo", "trajectory_balance"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "ppo",  # with values at every position
+        pytest.param("dpo", marks=pytest.mark.exhaustive),
+        pytest.param("trajectory_balance", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_contexts_at_the_edge_of_the_window_and_hostile_ones_are_played(
     workplace: Path, tmp_path: Path, algorithm: str
 ) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import KLEstimator, KLGradient, kl_estimate, kl_penalty
 from astra_rl.algorithms.policy_steps import ScoredStep
+from astra_rl.algorithms.weighting import weighted_mean_of_present
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 
 MAX_ERROR = 0.2
@@ -147,7 +148,10 @@ class KLControl:
         return bool(self.coefficient.value or self.in_loss)
 
     def with_penalties(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
-        """Return the steps with the KL penalty of the reward, then adapt the coefficient."""
+        """Return the steps with the KL penalty of the reward, then adapt the coefficient.
+
+        The KL that it adapts to is a mean over attacks, weighted as in the loss.
+        """
         if not self.coefficient.value:
             return list(steps)
         estimates = [self._estimates(step) for step in steps]
@@ -163,7 +167,8 @@ class KLControl:
             for step, each, total in zip(steps, estimates, totals, strict=True)
         ]
         if steps:
-            self.coefficient.update(mean_of_present(totals), len(steps))
+            mean = weighted_mean_of_present(totals, [step.weight for step in steps])
+            self.coefficient.update(mean, len(steps))
         return penalized
 
     def loss_penalty(self, logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:

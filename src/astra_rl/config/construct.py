@@ -25,11 +25,11 @@ from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_ori
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe_parts, validate_as_json
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
+from astra_rl.infra.validation import describe_parts, validate_as_json
 from astra_rl.moderators.completion import Completer
 from astra_rl.rewards import REWARDS, FunctionTerm, Limit, RewardPart
 from astra_rl.targets.base import Target
@@ -127,6 +127,7 @@ def bind(
     *,
     supplied: int = 0,
     places: Mapping[str, str] | None = None,
+    advice: str = "",
 ) -> Bound:
     """Check options against the signature of a class or function, and construct nested objects.
 
@@ -140,6 +141,7 @@ def bind(
         context: Constructs moderators and targets.
         supplied: Number of leading positional arguments that the library supplies.
         places: Places of the options that are not under `where`, by name.
+        advice: What to do about an unknown option, for the message.
 
     Raises:
         ConfigurationError: An unknown or missing option, or a value of another type.
@@ -159,7 +161,7 @@ def bind(
         if name not in known and not open_ended:
             listed = f"Known: {', '.join(known)}." if known else "It takes no options."
             raise ConfigurationError(
-                f"{place}: unknown key.{did_you_mean(str(name), known)} {listed}"
+                f"{place}: unknown key.{did_you_mean(str(name), known)} {listed}{advice}"
             )
         converted[str(name)] = _convert(hints.get(name, Any), value, place, context)
     for name, parameter in known.items():

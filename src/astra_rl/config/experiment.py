@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.config.resolve import Plan, check_training
-from astra_rl.config.schema import LocalModelConfig, RunConfig
+from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
+from astra_rl.ext.transformers.opponents import Opponent
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -111,6 +113,7 @@ def build_problem(
         "reward": plan.reward,
         "sampler": _SAMPLERS[config.sampler],
         "attacker_sampling": speaker.sampling(),
+        "opponents": _opponents(config),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
@@ -122,6 +125,7 @@ def build_problem(
     }
     moderator = moderator or plan.moderator.load()
     if attacker is not None:
+        options["opponents"] = ()  # they take part in training only
         return HFEvaluationProblem(
             attacker, target, moderator, baseline_model_id=baseline, **options
         )
@@ -133,7 +137,15 @@ def build_problem(
     return HFASTProblem(speaker.model, target, baseline, moderator, **options)
 
 
-def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
+def _opponents(config: RunConfig) -> list[Opponent]:
+    target = config.target
+    known = target.opponents if isinstance(target, LocalTargetConfig) else ()
+    return [Opponent(each.model, each.weight) for each in known]
+
+
+def build_environment(
+    plan: Plan, problem: Problem[str, str], openings: Sequence[str]
+) -> ASTEnvironment:
     """Construct the environment.
 
     Args:

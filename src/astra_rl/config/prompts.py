@@ -127,4 +127,4 @@ def _rows(config: PromptsConfig, file: str) -> LoadedRows:
 
 
 def _role(config: PromptsConfig) -> PromptRole:
-    return "opening" if config.benchmark is None else "goal"
+    return config.role or ("opening" if config.benchmark is None else "goal")

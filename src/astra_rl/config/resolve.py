@@ -22,13 +22,19 @@ from astra_rl.config.parts import (
     resolve_moderator,
 )
 from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import SHAPE, LocalModelConfig, RunConfig, TargetConfig
+from astra_rl.config.schema import (
+    SHAPE,
+    LocalModelConfig,
+    PromptedAttackerConfig,
+    RunConfig,
+    TargetConfig,
+)
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
 from astra_rl.methods.curriculum import CURRICULA, Curriculum
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.moderators.direction import warn_of_direction
@@ -37,6 +43,7 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.trackers import check_trackers
 
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
@@ -63,6 +70,8 @@ class Plan:
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
+        attacker: An attacker that is prompted and not trained; None if it is a local model, or if
+            there is none.
     """
 
     config: RunConfig
@@ -77,6 +86,7 @@ class Plan:
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
+    attacker: Target | None = None
 
     @property
     def budget(self) -> Budget:
@@ -104,6 +114,13 @@ class Plan:
             straight=straight, **self.environment.settings()
         )
         return counts
+
+    def siblings_by_level(self) -> list[SiblingSets]:
+        """Return the most sets of siblings of a training episode; see `ASTEnvironment`."""
+        found: list[SiblingSets] = self.environment.factory.siblings_by_level(
+            **self.environment.settings()
+        )
+        return found
 
     @property
     def epochs(self) -> int:
@@ -134,6 +151,7 @@ def resolve(
     *,
     target: Target | None = None,
     moderator: Moderator[str, str] | None = None,
+    attacker: Target | None = None,
 ) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
 
@@ -141,6 +159,7 @@ def resolve(
         config: The configuration.
         target: Object to use as the target, in place of the section.
         moderator: Object to use as the moderator, in place of the section.
+        attacker: Object to use as the attacker, in place of a section with a type.
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
@@ -156,10 +175,17 @@ def resolve(
     endpoints = []
     if target is None and isinstance(config.target, TargetConfig):
         target = remote_target(config.target)
-    elif target is None and isinstance(config.target, LocalModelConfig) and not config.attacker:
+    elif (
+        target is None
+        and isinstance(config.target, LocalModelConfig)
+        and not config.has_local_attacker
+    ):
         target = DeferredTarget(config.target, config)  # no attacker shares its weights
     if target is not None and not isinstance(target, DeferredTarget):
         endpoints.append(endpoint_of("target", "target", target, is_judge=False))
+    if isinstance(config.attacker, PromptedAttackerConfig):
+        attacker = attacker or remote_target(config.attacker, "attacker")
+        endpoints.append(endpoint_of("attacker", "attacker", attacker, is_judge=False))
     endpoints += resolved.endpoints()
     endpoints += [] if resolved_judge is None else resolved_judge.endpoints()
     resolver = PartResolver(config)
@@ -169,6 +195,7 @@ def resolve(
         config.algorithm.options,
         resolver,
         supplied=1,
+        advice=_of_another_type("algorithm", config.algorithm.type),
     )
     reward = build_reward_part("reward", config.reward, resolver)
     reward = recording_response_harm(reward)
@@ -177,6 +204,13 @@ def resolve(
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
+    if attacker is not None:
+        _check_without_probabilities(reward, attacker)
+        if config.environment.type == "self_play":
+            raise ConfigurationError(
+                f"environment.type: self_play trains one model in both roles, and the attacker "
+                f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
+            )
     shape = config.environment.model_dump(include=SHAPE, exclude_none=True)
     environment = bind(
         "environment.options",
@@ -185,10 +219,11 @@ def resolve(
         resolver,
         supplied=2,
         places={name: f"environment.{name}" for name in shape},
+        advice=_of_another_type("environment", config.environment.type),
     )
     plan = Plan(
         config,
-        read_openings(config.prompts, seed=config.seed, trained=config.attacker is not None),
+        read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
         reward,
         resolved,
         resolved_judge,
@@ -199,11 +234,32 @@ def resolve(
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
+        attacker,
     )
     environment.check()
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _of_another_type(section: str, kind: str) -> str:
+    """Return how to change the type of a section whose other options belong to another type."""
+    return f" To leave out all options of another type: --set '{section}={{type: {kind}}}'."
+
+
+def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:
+    """Refuse a reward that reads the weights of a model, for an attacker that is prompted.
+
+    Raises:
+        ConfigurationError: It does; the message names the parts.
+    """
+    found = sorted({each.name or type(each).__name__ for each in walk(reward) if each.reads_model})
+    if found:
+        raise ConfigurationError(
+            f"reward: {', '.join(found)} given, which needs probabilities or hidden states of a "
+            f"local model, and the attacker {attacker.name} is prompted only. Use reward: harm, or "
+            "a local attacker."
+        )
 
 
 def _warn_of_direction(plan: Plan) -> None:
@@ -229,14 +285,16 @@ def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
 
 
 def check_training(plan: Plan) -> None:
-    """Check the requirements of training: options of the algorithm, sampling, reward terms.
+    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
     Raises:
         ConfigurationError: An option is out of range, the algorithm needs other sampling
             parameters, or a reward term is missing.
+        MissingDependencyError: The package of a tracker is not installed.
     """
+    check_trackers(plan.config.trackers)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()

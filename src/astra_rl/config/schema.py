@@ -33,6 +33,7 @@ from astra_rl.moderators.registry import MODERATORS, is_composition
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS
 from astra_rl.training.config import SchedulerType, TrainingConfiguration, UpdateSettings
+from astra_rl.training.trackers import ReportTo
 
 
 class _Section(BaseModel):
@@ -95,6 +96,23 @@ class LocalModelConfig(_Section):
         return self.model
 
 
+class OpponentConfig(_Section):
+    """A local model that training attacks in some of its steps."""
+
+    model: str = Field(description="Hub id, folder, or bundled:NAME.")
+    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others.")
+
+
+class LocalTargetConfig(LocalModelConfig):
+    """A local target. It samples in the same way when an opponent takes its place."""
+
+    opponents: tuple[OpponentConfig, ...] = Field(
+        (),
+        description="Models that training attacks instead, one drawn per training step; adapters "
+        "of one model share its weights. Evaluations attack 'model'.",
+    )
+
+
 class TargetConfig(_SectionWithType):
     """A remote target by type and options; also the endpoint of an LLM judge."""
 
@@ -137,6 +155,14 @@ class AttackerConfig(LocalModelConfig):
         if self.lora is not None and self.trainable_layers is not None:
             raise ValueError("lora and trainable_layers exclude each other; give one")
         return self
+
+
+class PromptedAttackerConfig(TargetConfig):
+    """An attacker that is prompted and not trained: an endpoint or an application."""
+
+    extract: Extraction | None = Field(
+        None, description="Send only a part of the output; see that of a local attacker."
+    )
 
 
 class ModeratorConfig(_SectionWithType):
@@ -189,6 +215,11 @@ class PromptsConfig(_Section):
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
+    role: Literal["opening", "goal"] | None = Field(
+        None,
+        description="opening: both sides read the prompt before the first attack; goal: the "
+        "attacker reads it in its brief. Default: goal for a benchmark, opening for another file.",
+    )
     train: int | None = Field(
         None, ge=1, description="Maximum number of training prompts; default: all."
     )
@@ -200,9 +231,9 @@ class PromptsConfig(_Section):
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark, self.role)
         if self.file is None and any(of_files):
-            raise ValueError("test_file, columns, separator and benchmark need file")
+            raise ValueError("test_file, columns, separator, benchmark and role need file")
         return self
 
 
@@ -360,6 +391,12 @@ class HardenConfig(_Section):
     rounds: int = Field(
         1, ge=1, description="Rounds of fine-tuning the target and training a fresh attacker."
     )
+    opponents: Literal["latest", "uniform", "equilibrium"] = Field(
+        "latest",
+        description="Targets that an attacker is trained against: the latest; or one drawn per "
+        "training step from all so far, uniformly or by the equilibrium of the measured rates. The "
+        "same mixture of attackers finds the failures of a target; 'latest' takes all attackers.",
+    )
     failures: int = Field(
         256,
         ge=1,
@@ -380,15 +417,31 @@ class HardenConfig(_Section):
     )
 
 
+def _default_reward(earlier: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return the harm and the likelihood of an attack; the harm alone where none is known."""
+    if isinstance(earlier.get("attacker"), PromptedAttackerConfig):
+        return "harm"
+    return {"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]}
+
+
 class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig | None = Field(
-        None, description="The model that is trained; none only tests the target with the prompts."
+    attacker: (
+        Annotated[
+            Annotated[AttackerConfig, Tag("local")]
+            | Annotated[PromptedAttackerConfig, Tag("remote")],
+            Discriminator(kind_of_target),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="The model that is trained, or 'type' and 'options' of an endpoint that is "
+        "prompted (training.steps: 0); none only tests the target with the prompts.",
     )
     target: Annotated[
-        Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
+        Annotated[LocalTargetConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
     ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(
@@ -397,7 +450,7 @@ class RunConfig(_Section):
     moderator: ModeratorConfig
     prompts: PromptsConfig
     reward: str | dict[str, Any] = Field(
-        default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
+        default_factory=_default_reward,
         description="A reward term, or a combination of terms; see docs/rewards.md.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -414,6 +467,11 @@ class RunConfig(_Section):
         description="Cache replies of endpoints, so that resuming repeats no call: true: in the "
         "run folder until the run is done; a path: in that file, permanently.",
     )
+    report_to: ReportTo | tuple[ReportTo, ...] = Field(
+        "none",
+        description="Trackers that also get the metrics of training, one or a list: tensorboard "
+        "(in the run folder), wandb (sends them over the network).",
+    )
     sampler: Literal["own", "transformers"] = Field(
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
@@ -427,7 +485,7 @@ class RunConfig(_Section):
 
     @property
     def trained(self) -> AttackerConfig:
-        """The attacker.
+        """The local attacker.
 
         Raises:
             ConfigurationError: There is none.
@@ -437,7 +495,24 @@ class RunConfig(_Section):
                 "attacker: missing; it must be given to train or to play an attacker. Without one, "
                 "'astra-rl test' sends the prompts as they are."
             )
+        if isinstance(self.attacker, PromptedAttackerConfig):
+            raise ConfigurationError(
+                f"attacker.type: {self.attacker.type} ({self.attacker.name}) is prompted only: it "
+                "has no weights here to train, and gives no probabilities. This needs a local "
+                "model: attacker.model."
+            )
         return self.attacker
+
+    @property
+    def trackers(self) -> tuple[ReportTo, ...]:
+        """Names of the trackers in `report_to`, each once."""
+        given = (self.report_to,) if isinstance(self.report_to, str) else self.report_to
+        return tuple(dict.fromkeys(each for each in given if each != "none"))
+
+    @property
+    def has_local_attacker(self) -> bool:
+        """Whether the attacker is a local model; without one a run only evaluates the target."""
+        return isinstance(self.attacker, AttackerConfig)
 
     @field_validator("device")
     @classmethod
@@ -449,9 +524,28 @@ class RunConfig(_Section):
         return value
 
     @model_validator(mode="after")
+    def _prompted_attacker_is_not_trained(self) -> RunConfig:
+        attacker = self.attacker
+        if not isinstance(attacker, PromptedAttackerConfig):
+            return self
+        if self.training.steps:
+            raise ValueError(
+                f"attacker.type: {attacker.type} ({attacker.name}) cannot be trained: its weights "
+                "are not here. Set training.steps: 0 to attack with it as it is, with the "
+                "environment single_turn, tree, best_of_n, attempts or few_shot; or train a local "
+                "model: attacker.model"
+            )
+        if self.baseline is not None:
+            raise ValueError(
+                f"baseline: {self.baseline} given, for an attacker without probabilities "
+                f"({attacker.name}); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        lora = self.attacker is not None and self.attacker.lora is not None
+        lora = isinstance(self.attacker, AttackerConfig) and self.attacker.lora is not None
         if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
@@ -461,7 +555,7 @@ class RunConfig(_Section):
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""
-        return self.model_copy(update={"budget": Budget(), "cache": True})
+        return self.model_copy(update={"budget": Budget(), "cache": True, "report_to": "none"})
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, without credentials; see `check_credentials`.

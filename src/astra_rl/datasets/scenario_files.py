@@ -26,6 +26,7 @@ from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import reason_of_failure
+from astra_rl.infra.validation import describe
 
 BUNDLED_SCENARIOS = Path(__file__).parent / "data"
 """Folder of the bundled scenario files."""
@@ -272,12 +273,19 @@ def _validated(section: type[SectionT], values: object, source: str) -> SectionT
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for each in error.errors():
-            place = ".".join(map(str, each["loc"]))
-            message = str(each["msg"]).removeprefix("Value error, ")
-            lines.append(f"{place}: {message}." if place else f"{message}.")
+        lines = [_explain(each, section) for each in error.errors()]
         raise ConfigurationError("\n".join([*lines, f"(in {source})"])) from error
+
+
+def _explain(error: Mapping[str, Any], section: type[BaseModel]) -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{place}: missing; it must be given."
+    if error["type"] != "extra_forbidden":
+        return describe(place, error["input"], [error])
+    known = list(section.model_fields) if len(error["loc"]) == 1 else []
+    listed = f" Known: {', '.join(known)}." if known else ""
+    return f"{place}: unknown key.{did_you_mean(str(error['loc'][-1]), known)}{listed}"
 
 
 def planted_secrets_scenario(

@@ -24,6 +24,8 @@ PACKAGES = {"astra-rl": distribution.NAME} | {name: name for name in _DEPENDENCI
 
 PROMPTS = "the prompts"
 """Name of the attacker where there is none: the prompts are sent as they are."""
+PROMPTED = " (prompted)"
+"""End of the name of an attacker that is not trained."""
 
 
 def name_of(folder: RunFolder) -> str | None:
@@ -59,10 +61,18 @@ def labels_of(
     return Labels(
         run or digest,
         phase,
-        attacker or (f"{config.attacker.model} ({state})" if config.attacker else PROMPTS),
+        attacker or _attacker_of(config, state),
         redact_settings(config.target.name),
         categories=categories or {},
     )
+
+
+def _attacker_of(config: RunConfig, state: str) -> str:
+    if config.attacker is None:
+        return PROMPTS
+    if not config.has_local_attacker:
+        return f"{redact_settings(config.attacker.name)}{PROMPTED}"
+    return f"{config.attacker.name} ({state})"
 
 
 def manifest(config: RunConfig, command: str, started: datetime) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
-from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.redaction import redact_message, redact_settings
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
@@ -56,7 +57,13 @@ from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_i
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
 from astra_rl.training.states import load_state
-from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
+from astra_rl.training.trackers import (
+    HistoryTracker,
+    JSONLTracker,
+    MultiTracker,
+    Tracker,
+    make_tracker,
+)
 
 
 class Display:
@@ -235,7 +242,14 @@ def _do_run(
     weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
-    trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
+    trackers = MultiTracker(
+        [
+            JSONLTracker(folder.metrics),
+            history,
+            _DisplayTracker(display),
+            *_reported(config, folder, started, resumes=saved is not None),
+        ]
+    )
     training = build_trainer(experiment, config, folder, trackers, log)
     if saved is not None:
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
@@ -283,6 +297,17 @@ def _do_run(
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)
     return result, spent
+
+
+def _reported(
+    config: RunConfig, folder: RunFolder, started: datetime, *, resumes: bool
+) -> Iterator[Tracker]:
+    """Yield the trackers of `report_to`; a folder and the start of its run identify a run."""
+    path = folder.path.resolve()
+    run = hashlib.blake2b(f"{path} {started.isoformat()}".encode(), digest_size=8).hexdigest()
+    settings = redact_settings(config.model_dump(mode="json"))
+    for name in config.trackers:
+        yield make_tracker(name, folder=path, run=run, settings=settings, resumes=resumes)
 
 
 @contextlib.contextmanager

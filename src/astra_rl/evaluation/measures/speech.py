@@ -1,10 +1,12 @@
-"""Whether an attacker speaks: attacks that are empty, repetitive or no words."""
+"""Whether an attacker speaks: attacks that are empty, repetitive, no words, or refusals."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+
+from astra_rl.moderators.refusal import RefusalModerator
 
 MOST_IN_A_WORD = 40
 """Longest word in characters; longer ones are strings of symbols or of letters without a break."""
@@ -29,12 +31,28 @@ def speech_defect(attack: str) -> str | None:
     return "repetitive" if len(words) >= FEWEST_REPEATED and 2 * most > len(words) else None
 
 
-def describe_weak_attacker(attacks: Sequence[str]) -> str | None:
-    """Return a warning if at least half of the attacks are no speech; None otherwise."""
+def describe_weak_attacker(attacks: Sequence[str], *, trained: bool = True) -> str | None:
+    """Return a warning if at least half of the attacks are no attacks; None otherwise.
+
+    Args:
+        attacks: Attacks of an attacker that was not trained.
+        trained: Whether it is trained later. One that is only prompted may be a model that
+            declines to attack, so its refusals count too.
+    """
     found = Counter(defect for each in attacks if (defect := speech_defect(each)) is not None)
+    if not trained:
+        spoken = [each for each in attacks if speech_defect(each) is None]
+        refused = sum(score >= 0.5 for score in RefusalModerator().moderate(spoken))
+        found += Counter({"refusals": refused})
     if not attacks or 2 * found.total() < len(attacks):
         return None
     counts = ", ".join(f"{count} {defect}" for defect, count in found.most_common())
+    if not trained:
+        return (
+            f"The attacker hardly attacks: {found.total()} of {len(attacks)} attacks are no "
+            f"messages to the target ({counts}), so the rate says little about the target. Use "
+            "another model as the attacker, or another brief of the prompts."
+        )
     return (
         f"The untrained attacker hardly speaks: {found.total()} of {len(attacks)} attacks are no "
         f"messages ({counts}). Training rarely repairs that. Use a better model "

@@ -43,6 +43,31 @@ class EstimateRow:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Upper bound of the calls of an evaluation, and what its budget is enough for.
+
+    Attributes:
+        rows: One per endpoint.
+        conversations: Number of conversations.
+        budget: Limits of the calls.
+    """
+
+    rows: Sequence[EstimateRow]
+    conversations: int
+    budget: Budget
+
+    @property
+    def ends(self) -> list[str]:
+        """A sentence for each limit of the budget, see `describe_budget_of_evaluation`."""
+        return describe_budget_of_evaluation(self.budget, self.rows, self.conversations)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return both together, within one budget."""
+        rows, count = [*self.rows, *other.rows], self.conversations + other.conversations
+        return Estimate(rows, count, self.budget)
+
+
+@dataclass(frozen=True)
 class TrainingSize:
     """How much a training plays and learns, at most.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from astra_rl import distribution
 from astra_rl.cli.commands.calibrate import calibrate
 from astra_rl.cli.commands.compare import compare
 from astra_rl.cli.commands.demo import demo
@@ -72,7 +72,7 @@ for _panel, _commands in COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
+        console.print(f"astra-rl {distribution.version()}", highlight=False)
         console.check_written()
         raise typer.Exit
 

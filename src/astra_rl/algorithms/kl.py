@@ -20,6 +20,8 @@ from astra_rl.errors import ConfigurationError
 MAX_ERROR = 0.2
 """The relative error of the adaptive controller is clipped to this; Ziegler et al. 2019."""
 
+DEFAULT_HORIZON = 10_000
+"""Number of attacks over which the adaptive controller corrects the error; Ziegler et al. 2019."""
 
 MAX_CHANGE = 100.0
 """An adaptive coefficient stays within this factor of its initial value."""
@@ -65,7 +67,12 @@ class AdaptiveCoefficient(Coefficient):
     """
 
     def __init__(
-        self, value: float, target: float, horizon: float = 10_000, *, name: str = "kl_in_reward"
+        self,
+        value: float,
+        target: float,
+        horizon: float = DEFAULT_HORIZON,
+        *,
+        name: str = "kl_in_reward",
     ) -> None:
         for what, number in ((name, value), ("target", target), ("horizon", horizon)):
             if not number > 0:
@@ -122,7 +129,7 @@ class KLControl:
         corrected: bool = True,
         gradient: KLGradient = "token",
         target: float | None = None,
-        horizon: float = 10_000,
+        horizon: float = DEFAULT_HORIZON,
     ) -> None:
         for name, value in (("kl_in_reward", in_reward), ("kl_in_loss", in_loss)):
             if not 0 <= value < math.inf:
@@ -132,6 +139,22 @@ class KLControl:
             raise ConfigurationError(
                 f"kl_estimator={estimator!r} is the estimator of the penalty in the loss, and "
                 "kl_in_loss is 0. The penalty in the reward is always k1; remove kl_estimator."
+            )
+        if not in_loss:
+            given = {
+                "kl_estimator": None if in_reward else estimator,
+                "kl_corrected": None if corrected else corrected,
+            }
+            for name, setting in given.items():
+                if setting is not None:
+                    raise ConfigurationError(
+                        f"{name}={setting!r} is for the penalty in the loss, and kl_in_loss is 0. "
+                        f"Set kl_in_loss, or remove {name}."
+                    )
+        if target is None and horizon != DEFAULT_HORIZON:
+            raise ConfigurationError(
+                f"kl_horizon={horizon} is for an adaptive coefficient, and there is no kl_target. "
+                "Set kl_target, or remove kl_horizon."
             )
         self.coefficient = (
             Coefficient(in_reward)

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_ori
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from astra_rl.config.schema import SectionWithType
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
@@ -168,6 +169,49 @@ def bind(
         if parameter.default is parameter.empty and name not in given:
             raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
     return Bound(where, factory, converted)
+
+
+def bind_section(
+    where: str,
+    section: SectionWithType,
+    context: Context,
+    *,
+    base: type[Any] | None = None,
+    supplied: int = 0,
+    advice: str = "",
+) -> Bound:
+    """Check a section that names a class or function and its options; see `bind`.
+
+    Args:
+        where: Place of the section in the configuration, for messages.
+        section: The section.
+        context: Constructs moderators and targets.
+        base: Class that the named class must be a subclass of; None allows any.
+        supplied: Number of leading positional arguments that the library supplies.
+        advice: What to do about an unknown option, for the message.
+
+    Raises:
+        ConfigurationError: The class cannot be imported or is no subclass of `base`, an option is
+            unknown or missing, or a value is of another type.
+    """
+    try:
+        factory = section.factory()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}.type: {error}") from error
+    if base is not None and not _is(factory, base):
+        raise ConfigurationError(
+            f"{where}.type: {section.type!r} given; it must be a subclass of {base.__name__}."
+        )
+    own = section.arguments_in_section()
+    return bind(
+        f"{where}.options",
+        factory,
+        {**own, **section.options},
+        context,
+        supplied=supplied,
+        places={name: f"{where}.{name}" for name in own},
+        advice=advice,
+    )
 
 
 def parameters_of(

@@ -9,25 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
+from astra_rl.config.construct import Bound, bind_section, build_reward_part
 from astra_rl.config.parts import (
     DeferredModerator,
     DeferredTarget,
     EndpointUse,
     PartResolver,
-    endpoint_of,
-    load_subclass,
+    endpoints_of_target,
+    queried_target,
     remote_target,
     resolve_moderator,
 )
 from astra_rl.config.prompts import Openings, read_openings
 from astra_rl.config.schema import (
-    SHAPE,
-    LocalModelConfig,
     PromptedAttackerConfig,
     RunConfig,
-    TargetConfig,
 )
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
@@ -35,8 +31,7 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
-from astra_rl.methods.curriculum import CURRICULA, Curriculum
-from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.methods.curriculum import Curriculum
 from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import readings, walk
@@ -165,35 +160,28 @@ def resolve(
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
+    resolver = PartResolver(config)
     resolved = (
         resolve_moderator(config.moderator)
         if moderator is None
         else DeferredModerator("moderator", Bound("moderator", lambda: moderator, {}), [], None)
     )
-    judge = config.evaluation.judge
-    resolved_judge = None if judge is None else resolve_moderator(judge, "evaluation.judge")
-    endpoints = []
-    if target is None and isinstance(config.target, TargetConfig):
-        target = remote_target(config.target)
-    elif (
-        target is None
-        and isinstance(config.target, LocalModelConfig)
-        and not config.has_local_attacker
-    ):
-        target = DeferredTarget(config.target, config)  # no attacker shares its weights
-    if target is not None and not isinstance(target, DeferredTarget):
-        endpoints.append(endpoint_of("target", "target", target, is_judge=False))
+    own_judge = config.evaluation.judge
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    target = queried_target(config) if target is None else target
     if isinstance(config.attacker, PromptedAttackerConfig):
         attacker = attacker or remote_target(config.attacker, "attacker")
-        endpoints.append(endpoint_of("attacker", "attacker", attacker, is_judge=False))
-    endpoints += resolved.endpoints()
-    endpoints += [] if resolved_judge is None else resolved_judge.endpoints()
-    resolver = PartResolver(config)
-    algorithm = bind(
-        "algorithm.options",
-        load_subclass("algorithm.type", ALGORITHMS, config.algorithm.type, Algorithm),
-        config.algorithm.options,
+    endpoints = [
+        *([] if target is None else endpoints_of_target("target", target)),
+        *([] if attacker is None else endpoints_of_target("attacker", attacker)),
+        *resolved.endpoints(),
+        *([] if judge is None else judge.endpoints()),
+    ]
+    algorithm = bind_section(
+        "algorithm",
+        config.algorithm,
         resolver,
+        base=Algorithm,
         supplied=1,
         advice=_of_another_type("algorithm", config.algorithm.type),
     )
@@ -211,26 +199,30 @@ def resolve(
                 f"environment.type: self_play trains one model in both roles, and the attacker "
                 f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
             )
-    shape = config.environment.model_dump(include=SHAPE, exclude_none=True)
-    environment = bind(
-        "environment.options",
-        load_subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
-        {**shape, **config.environment.options},
+    environment = bind_section(
+        "environment",
+        config.environment,
         resolver,
+        base=ASTEnvironment,
         supplied=2,
-        places={name: f"environment.{name}" for name in shape},
         advice=_of_another_type("environment", config.environment.type),
+    )
+    chosen = config.environment.curriculum
+    curriculum = (
+        None
+        if chosen is None
+        else bind_section("environment.curriculum", chosen, resolver, base=Curriculum)
     )
     plan = Plan(
         config,
         read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
         reward,
         resolved,
-        resolved_judge,
+        judge,
         target,
         environment,
         algorithm,
-        _curriculum(config, resolver),
+        None if curriculum is None else curriculum(),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
@@ -274,16 +266,6 @@ def _warn_of_direction(plan: Plan) -> None:
             warn_of_direction(each.where)
 
 
-def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
-    chosen = config.environment.curriculum
-    if chosen is None:
-        return None
-    where = "environment.curriculum"
-    kind = load_subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
-    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
-    return built
-
-
 def check_training(plan: Plan) -> None:
     """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
 
@@ -298,6 +280,14 @@ def check_training(plan: Plan) -> None:
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()
+    if plan.config.training.sync_ref_model and not factory.uses_reference(
+        **plan.algorithm.settings()
+    ):
+        raise ConfigurationError(
+            f"training.sync_ref_model: true given, but {plan.config.algorithm.type} has no KL "
+            "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
+            "sync_ref_model out."
+        )
     turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
         raise ConfigurationError(

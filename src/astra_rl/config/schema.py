@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,9 +29,9 @@ from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.moderators.registry import MODERATORS, is_composition
+from astra_rl.moderators.registry import MODERATORS, is_composition, moderator_factory
 from astra_rl.targets.budget import Budget
-from astra_rl.targets.registry import TARGETS
+from astra_rl.targets.registry import TARGETS, target_factory
 from astra_rl.training.config import SchedulerType, TrainingConfiguration, UpdateSettings
 from astra_rl.training.trackers import ReportTo
 
@@ -44,16 +44,41 @@ class _Section(BaseModel):
     )
 
 
-class _SectionWithType(_Section):
-    """A section with a field `type`, which names an entry of a registry or its import path."""
+class SectionWithType(_Section):
+    """A section that names a class or function, and the arguments to call it with.
 
-    _registry: ClassVar[Registry[Any]]
+    Attributes:
+        registry: What `type` may name, besides import paths.
+        own_keys: Arguments that are keys of the section itself, beside `options`; null leaves one
+            out.
+    """
+
+    registry: ClassVar[Registry[Any]]
+    own_keys: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # each section declares them, in its own order
+        type: str
+        options: dict[str, Any]
 
     @field_validator("type", check_fields=False)
     @classmethod
     def _known_type(cls, value: str) -> str:
-        cls._registry.check(value)
+        cls.registry.check(value)
         return value
+
+    def factory(self) -> Callable[..., Any]:
+        """Return the class or function to call; its module is imported.
+
+        Raises:
+            ConfigurationError: It cannot be imported.
+            MissingDependencyError: Its module needs an extra that is not installed.
+        """
+        return self.registry.load(self.type)  # type: ignore[no-any-return]
+
+    def arguments_in_section(self) -> dict[str, Any]:
+        """Return the arguments that are keys of the section itself, where given."""
+        given = {name: getattr(self, name) for name in self.own_keys}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class LocalModelConfig(_Section):
@@ -113,13 +138,17 @@ class LocalTargetConfig(LocalModelConfig):
     )
 
 
-class TargetConfig(_SectionWithType):
+class TargetConfig(SectionWithType):
     """A remote target by type and options; also the endpoint of an LLM judge."""
 
-    _registry: ClassVar = TARGETS
+    registry: ClassVar = TARGETS
 
     type: str = Field(description="openai, http, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    def factory(self) -> Callable[..., Any]:
+        """Return what constructs the target, see `target_factory`."""
+        return target_factory(self.type)
 
     @property
     def name(self) -> str:
@@ -165,12 +194,12 @@ class PromptedAttackerConfig(TargetConfig):
     )
 
 
-class ModeratorConfig(_SectionWithType):
+class ModeratorConfig(SectionWithType):
     """A moderator by type and options; a composition lists the moderators it combines."""
 
-    _registry: ClassVar = MODERATORS
+    registry: ClassVar = MODERATORS
 
-    type: str = Field(description="A moderator's name, or 'package.module:Class'.")
+    type: str = Field(description="A moderator's name, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     of: tuple[ModeratorConfig, ...] = Field(
         (), description="The moderators that a composition combines."
@@ -183,6 +212,10 @@ class ModeratorConfig(_SectionWithType):
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
+
+    def factory(self) -> Callable[..., Any]:
+        """Return what constructs the moderator, see `moderator_factory`."""
+        return moderator_factory(self.type, self.options)
 
     @model_validator(mode="after")
     def _parts_match_type(self) -> ModeratorConfig:
@@ -227,6 +260,16 @@ class PromptsConfig(_Section):
         None, ge=1, description="Maximum number of evaluation prompts; default: all."
     )
 
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _no_texts(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError(
+                f"{value!r} given; it must be a whole number of prompts. To give the prompts "
+                "themselves, write them in a file, one a line, and give it as prompts.file"
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
@@ -237,19 +280,20 @@ class PromptsConfig(_Section):
         return self
 
 
-class CurriculumConfig(_SectionWithType):
+class CurriculumConfig(SectionWithType):
     """Which prompts training episodes open with, by type and options."""
 
-    _registry: ClassVar = CURRICULA
+    registry: ClassVar = CURRICULA
 
     type: str = Field(description=f"{', '.join(CURRICULA)}, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
 
-class EnvironmentConfig(_SectionWithType):
+class EnvironmentConfig(SectionWithType):
     """The environment, which plays episodes, by type and options."""
 
-    _registry: ClassVar = ENVIRONMENTS
+    registry: ClassVar = ENVIRONMENTS
+    own_keys: ClassVar = ("tree_width", "tree_depth")
 
     type: str = Field("tree", description=f"{', '.join(ENVIRONMENTS)}, or 'package.module:Class'.")
     tree_width: int | None = Field(
@@ -266,14 +310,10 @@ class EnvironmentConfig(_SectionWithType):
     )
 
 
-SHAPE = {"tree_width", "tree_depth"}
-"""Options of an environment that have keys of their own in its section."""
-
-
-class AlgorithmConfig(_SectionWithType):
+class AlgorithmConfig(SectionWithType):
     """The training algorithm, by type and options."""
 
-    _registry: ClassVar = ALGORITHMS
+    registry: ClassVar = ALGORITHMS
 
     type: str = Field(
         "grpo",
@@ -298,9 +338,10 @@ class TrainingConfig(UpdateSettings):
             final_lr.
         final_lr: Learning rate at the end of linear decay; default: lr, so constant.
         warmup_steps: Steps of linear warm-up of the learning rate from zero.
-        sync_ref_model: Move the reference of the KL penalty after the attacker, as in TRL.
-        ref_model_sync_steps: Training steps between two such moves.
-        ref_model_mixup_alpha: Weight of the attacker in the new reference; 1 makes it a copy.
+        sync_ref_model: Update the reference model of the KL penalty with the attacker's weights, as
+            in TRL.
+        ref_model_sync_steps: Training steps between two such updates.
+        ref_model_mixup_alpha: Weight of the attacker in the updated reference; 1 makes it a copy.
         save_every: Steps between saved training states; 0 saves at the end only.
         save_total_limit: Number of training states to keep, the newest.
         save_best: Also keep the attacker with the best training success, as checkpoints/best.
@@ -338,6 +379,20 @@ class TrainingConfig(UpdateSettings):
                 "lr_scheduler_type: constant has no warm-up; use constant_with_warmup, or "
                 "warmup_steps: 0"
             )
+
+        if self.warmup_steps > self.steps > 0:
+            raise ConfigurationError(
+                f"warmup_steps={self.warmup_steps} and steps={self.steps}; the learning rate would "
+                "never reach lr. Use fewer steps of warm-up, or more steps."
+            )
+        for name in (
+            () if self.sync_ref_model else ("ref_model_sync_steps", "ref_model_mixup_alpha")
+        ):
+            if (value := getattr(self, name)) != getattr(TrainingConfig, name):
+                raise ConfigurationError(
+                    f"{name}={value}, but sync_ref_model is false, so the reference never changes. "
+                    f"Set sync_ref_model: true, or remove {name}."
+                )
 
     def for_trainer(self, *, seed: int) -> TrainingConfiguration:
         """Return the settings of the `Trainer` of a run with this seed."""

@@ -133,6 +133,15 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         return 0
 
     @classmethod
+    def uses_reference(cls, **options: Any) -> bool:
+        """Whether it compares the attacker with the reference model.
+
+        Args:
+            options: Options of the algorithm, with defaults.
+        """
+        return True
+
+    @classmethod
     def terms_needed(cls, **options: Any) -> Sequence[str]:
         """Return the names of the reward terms that it needs besides the reward.
 

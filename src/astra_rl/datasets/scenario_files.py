@@ -6,7 +6,7 @@ Bundled scenarios are such files too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
 from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
-from astra_rl.datasets.splits import assign_splits
+from astra_rl.datasets.splits import all_in_test, assign_splits
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
@@ -184,15 +184,17 @@ def load_scenario(scenario: str | Path, *, undivided: bool = False) -> Scenario:
     sources = [part.source for part in parts]
     if path.parent == BUNDLED_SCENARIOS:  # a name that does not depend on the installation
         sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
-    splits: dict[Split, Sequence[Row]] = {"test": [row for part in parts for row in part.rows]}
-    if not undivided:
-        splits = assign_splits(
+    splits = (
+        all_in_test(parts)
+        if undivided
+        else assign_splits(
             loaded,
             name=str(scenario),
             shares=file.splits.shares,
             seed=file.splits.seed,
             similarity=file.splits.similarity,
         )
+    )
     return Scenario(
         name,
         splits,

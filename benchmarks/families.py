@@ -4,7 +4,8 @@
 
 Every family is a tiny model with random weights; the reference is a forward pass of transformers
 over each whole text, without a cache or padding. Chat templates are those of released models, with
-tiny tokenizers of the same kinds; the reference is ``apply_chat_template``.
+tiny tokenizers of the same kinds, and with those of the models where an installed package ships
+them (`benchmarks/real_tokenizers.py`); the reference is ``apply_chat_template``.
 """
 
 from __future__ import annotations
@@ -218,18 +219,45 @@ def templates() -> dict[str, Any]:
     return {**{name: sentencepiece(name) for name in TEMPLATES}, **TOKENIZERS}
 
 
+def real_templates(names: list[str]) -> dict[str, Any]:
+    """Return tokenizers with real vocabularies, by name; those of missing packages are left out."""
+    from benchmarks.real_tokenizers import REAL, missing
+
+    return {name: REAL[name][1]() for name in names if not missing(name)}
+
+
+CONVERSATIONS: list[tuple[str | None, tuple[str, ...]]] = [
+    (None, ("What is 2 + 2?", "It is 4.", "Hello my friend")),
+    ("You are a helpful assistant.", ("Hello",)),
+    ("Sei kurz.\n\n- 日本語", ("Grüße aus Köln 🙂🙂", "¿Qué?\tOne and  two  spaces", "x\n\n\ny")),
+    (None, ("def f(x):\n    return x  # 'ok'", "🤖", "مرحبا", "नमस्ते", "1234567890 _#*`[/] ...")),
+    (None, ("a", "b", "c", "d", "'s I'll don't", "\u200bzero\u00a0width", "ﬁ ½ é e\u0301")),
+]
+"""System message and turns; white space around a turn is not sent."""
+
+
 def compare_template(tokenizer: Any) -> tuple[bool, str]:
-    """Return whether a prompt equals `apply_chat_template`, and the tokens that end an answer."""
+    """Return whether all prompts equal `apply_chat_template`, and what ends an answer."""
     view = ConversationRenderer(tokenizer, "target")
-    turns = ("What is 2 + 2?", "It is 4.", "Hello my friend")
-    roles = ("user", "assistant", "user")
-    expected = tokenizer.apply_chat_template(
-        [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)],
-        add_generation_prompt=True,
-        return_dict=False,
-    )
-    ids = view.render(Conversation(turns=turns), reserve=1).ids
-    return list(ids) == expected, " ".join(tokenizer.convert_ids_to_tokens(sorted(view.stop_ids)))
+    is_same = all(_is_as_template(tokenizer, view, *each) for each in CONVERSATIONS)
+    return is_same, " ".join(tokenizer.convert_ids_to_tokens(sorted(view.stop_ids)))
+
+
+def _is_as_template(
+    tokenizer: Any, view: ConversationRenderer, system: str | None, turns: tuple[str, ...]
+) -> bool:
+    messages = [
+        {"role": "assistant" if at % 2 else "user", "content": turn}
+        for at, turn in enumerate(turns)
+    ]
+    messages[:0] = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        expected = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+    except Exception:
+        return system is not None  # a template may refuse system messages
+    return list(view.render(Conversation(turns=turns, system=system), reserve=1).ids) == expected
 
 
 def family_rows(families: list[str]) -> list[str]:
@@ -238,7 +266,7 @@ def family_rows(families: list[str]) -> list[str]:
     for family in families:
         found = measure(family)
         if found.refused is not None:
-            rows.append(f"| {family} | refused when it is first used | | | | |")
+            rows.append(f"| {family} | refused | | | | |")
             continue
         same = "same" if found.greedy == 0 else f"{found.greedy} differ"
         rows.append(
@@ -256,7 +284,12 @@ def main() -> None:
     for family in sys.argv[1:] or FAMILIES:
         print(*family_rows([family]), sep="\n", flush=True)
     print("\n| chat template | prompt | end of an answer |\n| --- | --- | --- |")
-    for name, tokenizer in templates().items():
+    from benchmarks.real_tokenizers import REAL, missing
+
+    for name in REAL:
+        if left_out := missing(name):
+            print(f"{name} is left out: {left_out} are not installed", file=sys.stderr)
+    for name, tokenizer in (templates() | real_templates(list(REAL))).items():
         is_same, ends = compare_template(tokenizer)
         ends = ends.replace("|", "\\|")  # it would end the cell
         print(f"| {name} | {'same' if is_same else 'differs'} | `{ends}` |")

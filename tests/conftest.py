@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -9,13 +10,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 OFFLINE = Path(__file__).parent / "offline"
+LOGS = "astra-rl-tests-network-"
 
 # As many processes as cores, each with one thread: more threads than cores make everything slower.
 # Set before torch is imported; the processes that tests start inherit it.
@@ -28,6 +32,12 @@ if "torch" in sys.modules:
 # a rich console made there would keep that width whatever a test sets.
 for _variable in ("COLUMNS", "LINES"):
     os.environ.pop(_variable, None)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any speed")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -56,7 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
     offline = importlib.util.module_from_spec(spec)
     blocked = os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None) is not None
     spec.loader.exec_module(offline)
-    descriptor, log = tempfile.mkstemp(prefix="astra-rl-tests-network-")
+    _remove_logs_of_killed_processes()
+    descriptor, log = tempfile.mkstemp(prefix=LOGS)
     os.close(descriptor)
     config.add_cleanup(lambda: Path(log).unlink(missing_ok=True))
     os.environ[offline.LOG_VARIABLE] = log
@@ -65,6 +76,14 @@ def pytest_configure(config: pytest.Config) -> None:
     path = [str(OFFLINE), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     offline.block_network(log)
+
+
+def _remove_logs_of_killed_processes() -> None:
+    """Remove logs older than a day: a process that was killed removed none."""
+    for path in Path(tempfile.gettempdir()).glob(f"{LOGS}*"):
+        with contextlib.suppress(OSError):  # of another user, or removed meanwhile
+            if time.time() - path.stat().st_mtime > 86400:
+                path.unlink()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

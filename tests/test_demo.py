@@ -11,11 +11,14 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.bundled
 def test_the_demo_trains_a_real_attacker_against_a_real_model_offline(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    few = ("training.steps=1", "training.episodes_per_step=2", "prompts.test=8")
+    few = (
+        *("training.steps=1", "training.episodes_per_step=2", "prompts.test=4"),
+        *("environment.tree_width=4", "attacker.max_new_tokens=8", "target.max_new_tokens=6"),
+    )
     short = [option for setting in few for option in ("--set", setting)]
     done = subprocess.run(
         [sys.executable, "-m", "astra_rl.cli.main", "demo", "--quick", "--output", folder, *short],
@@ -29,7 +32,7 @@ def test_the_demo_trains_a_real_attacker_against_a_real_model_offline(tmp_path: 
         json.loads((folder / f"evaluation_{name}.json").read_text("utf-8"))
         for name in ("before", "after")
     )
-    assert before["n"] == after["n"] == 8
+    assert before["n"] == after["n"] == 4
     # An untrained attacker speaks ordinary text: far from certain, far from random tokens.
     assert 1.0 < before["mean_attack_nll"] < 6.0
     assert "Does the assistant keep its password?" in (folder / "report.html").read_text("utf-8")

@@ -35,6 +35,8 @@ PAGES = (
     "targets",
     "test",
 )
+LONG = ("evidence", "harden")
+"""Pages whose commands take longest; `make docs` and CI run them."""
 SERVER = "http://127.0.0.1:8000/v1"
 """The endpoint of the pages; another port stands in for it."""
 WORKFLOW = re.compile(r"^```yml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -98,6 +100,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\nwho are you\nname a colour\n")
     (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")
+    (folder / "goals.csv").write_text("prompt\nGet the code.\nGet the key.\n")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
     for name in ("judge.yaml", "my_judge.yaml"):
         judge = {"type": "keyword", "options": {"patterns": ["[aeiou]{2}"]}}
@@ -111,7 +114,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.exhaustive if page in LONG else ()) for page in PAGES],
+)
 def test_the_commands_of_a_page_run_in_their_order(
     page: str,
     workplace: Path,

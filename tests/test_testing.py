@@ -43,7 +43,14 @@ from astra_rl.testing import (
 # The algorithms of the library on real, if tiny, models.
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt2-chat", "llama", "llama-chat"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpt2-chat", "llama")),
+        "llama-chat",
+    ],
+)
 def tiny(request):
     """A problem of float32 models whose attacker has moved away from its baseline, and episodes."""
     family, chat = request.param.split("-")[0], request.param.endswith("chat")
@@ -489,6 +496,7 @@ def test_a_tiny_model_is_the_same_each_time_and_leaves_the_generator_alone(famil
     assert tiny_model(family, chat=True).tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_an_untrained_attacker_scores_little_in_the_letter_game_and_an_algorithm_learns_it():
     curve = learn(GRPO, steps=30)
     assert len(curve.rewards) == len(curve.losses) == 30

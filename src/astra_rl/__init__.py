@@ -1,31 +1,15 @@
 """ASTRA-RL: adaptive stress testing of language models by reinforcement learning.
 
-Importing this package imports torch and the standard library, nothing else; names that need more
-are loaded when they are first used.
+Importing this package imports the standard library only, so that the command line answers at once.
+A name is imported when it is first used, and a subpackage too.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.algorithms.actor_critic import A2C, PPO
-from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
-from astra_rl.algorithms.gflownet import ContrastiveBalance, TrajectoryBalance
-from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
-from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
-from astra_rl.algorithms.kto import KTO
-from astra_rl.algorithms.lagrangian import PPOLagrangian
-from astra_rl.algorithms.policy_gradient import PolicyGradient
-from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep
-from astra_rl.algorithms.reinforce import REINFORCE, ReinforcePlusPlus, ReinforcePlusPlusBaseline
-from astra_rl.core.algorithm import Algorithm
-from astra_rl.core.environment import Environment
-from astra_rl.core.evaluator import Evaluator, GraphMetrics
-from astra_rl.core.graph import Graph, Node
-from astra_rl.core.moderator import Moderator
-from astra_rl.core.problem import Problem, ValueFunctionProblem
-from astra_rl.core.text import Conversation, Exchange, Utterance
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -35,14 +19,32 @@ from astra_rl.errors import (
     NonFiniteLossError,
     TrainingError,
 )
-from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator, ASTNode, ASTProblem
-from astra_rl.training.config import TrainingConfiguration
-from astra_rl.training.harness import Harness
-from astra_rl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from astra_rl.actions.redteam import redteam
+    from astra_rl.algorithms.actor_critic import A2C, PPO
+    from astra_rl.algorithms.dpo import CDPO, DPO, IPO, DPOBatch, DPOStep, Hinge, MarginIPO, SimPO
+    from astra_rl.algorithms.gflownet import ContrastiveBalance, TrajectoryBalance
+    from astra_rl.algorithms.grpo import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO
+    from astra_rl.algorithms.imitation import ExpertIteration, WarmStart
+    from astra_rl.algorithms.kto import KTO
+    from astra_rl.algorithms.lagrangian import PPOLagrangian
+    from astra_rl.algorithms.policy_gradient import PolicyGradient
+    from astra_rl.algorithms.policy_steps import PolicyBatch, PolicyStep
+    from astra_rl.algorithms.reinforce import (
+        REINFORCE,
+        ReinforcePlusPlus,
+        ReinforcePlusPlusBaseline,
+    )
+    from astra_rl.core.algorithm import Algorithm
+    from astra_rl.core.environment import Environment
+    from astra_rl.core.evaluator import Evaluator, GraphMetrics
+    from astra_rl.core.graph import Graph, Node
+    from astra_rl.core.moderator import Moderator
+    from astra_rl.core.problem import Problem, ValueFunctionProblem
+    from astra_rl.core.text import Conversation, Exchange, Utterance
     from astra_rl.datasets import Scenario, load_scenario
+    from astra_rl.methods.ast_problem import ASTEnvironment, ASTEvaluator, ASTNode, ASTProblem
     from astra_rl.moderators import (
         DetoxifyModerator,
         FunctionModerator,
@@ -51,22 +53,44 @@ if TYPE_CHECKING:
         ProfanityModerator,
         SecretLeakModerator,
     )
+    from astra_rl.training.config import TrainingConfiguration
+    from astra_rl.training.harness import Harness
+    from astra_rl.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
-_LAZY = dict.fromkeys(
-    (
-        "DetoxifyModerator",
-        "FunctionModerator",
-        "HFClassifierModerator",
-        "LlamaGuardModerator",
-        "ProfanityModerator",
-        "SecretLeakModerator",
-    ),
-    "astra_rl.moderators",
-)
-_LAZY |= dict.fromkeys(("Scenario", "load_scenario"), "astra_rl.datasets")
-_LAZY |= {"redteam": "astra_rl.actions.redteam"}
+_LAZY = {
+    name: f"astra_rl.{module}"
+    for module, names in {
+        "actions.redteam": "redteam",
+        "algorithms.actor_critic": "A2C PPO",
+        "algorithms.dpo": "CDPO DPO IPO DPOBatch DPOStep Hinge MarginIPO SimPO",
+        "algorithms.gflownet": "ContrastiveBalance TrajectoryBalance",
+        "algorithms.grpo": "CISPO DAPO GRPO GSPO RLOO DrGRPO",
+        "algorithms.imitation": "ExpertIteration WarmStart",
+        "algorithms.kto": "KTO",
+        "algorithms.lagrangian": "PPOLagrangian",
+        "algorithms.policy_gradient": "PolicyGradient",
+        "algorithms.policy_steps": "PolicyBatch PolicyStep",
+        "algorithms.reinforce": "REINFORCE ReinforcePlusPlus ReinforcePlusPlusBaseline",
+        "core.algorithm": "Algorithm",
+        "core.environment": "Environment",
+        "core.evaluator": "Evaluator GraphMetrics",
+        "core.graph": "Graph Node",
+        "core.moderator": "Moderator",
+        "core.problem": "Problem ValueFunctionProblem",
+        "core.text": "Conversation Exchange Utterance",
+        "datasets": "Scenario load_scenario",
+        "methods.ast_problem": "ASTEnvironment ASTEvaluator ASTNode ASTProblem",
+        "moderators": "DetoxifyModerator FunctionModerator HFClassifierModerator "
+        "LlamaGuardModerator ProfanityModerator SecretLeakModerator",
+        "training.config": "TrainingConfiguration",
+        "training.harness": "Harness",
+        "training.trainer": "Trainer",
+    }.items()
+    for name in names.split()
+}
+"""Module of each name that is imported when it is first used."""
 
 __all__ = [
     "A2C",
@@ -135,6 +159,8 @@ __all__ = [
 ]
 
 
+_PACKAGES = ("algorithms", "core", "ext", "infra", "methods", "models", "moderators", "training")
+
 _FORMER = {
     "ASTSampler": "ASTEnvironment",
     "ASTSystem": "ASTProblem",
@@ -145,11 +171,22 @@ _FORMER = {
     "System": "Problem",
 }
 """Names of the first toolbox, and what has their place."""
+_ALIASES = ("ASTSampler", "DetoxifyScorer", "HFASTSystem")
+"""Those that are constructed with the same arguments here. The others are base classes, whose
+methods have other names."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _ALIASES:
+        place, _, now = f"{__name__}.{_FORMER[name]}".rpartition(".")
+        warnings.warn(
+            f"{__name__}.{name} is called {place}.{now} here", DeprecationWarning, stacklevel=2
+        )
+        return getattr(importlib.import_module(place), now)
     if name in _FORMER:
         raise AttributeError(
             f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "
@@ -159,4 +196,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_PACKAGES})

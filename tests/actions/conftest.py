@@ -30,10 +30,11 @@ def record_run() -> RecordRun:
         threshold: float = 0.5,
         seed: int = 0,
         categories: Sequence[str] = (),
+        settings: str = "",
     ) -> Path:
         """Write a run whose phase "after" has one attempt per score, by prompt and trial."""
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(CONFIG.format(seed=seed))
+        (folder / "config.yaml").write_text(CONFIG.format(seed=seed) + settings)
         with AttemptLog(folder / "attempts.jsonl", write=True) as log:
             for prompt, trials in enumerate(scores):
                 for trial, score in enumerate(trials):

@@ -65,7 +65,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rounds": 1,
             "failures": 4,
             "benign": str(folder / "benign.yaml"),
-            "safe_replies": ["i cannot share that."],
+            "safe_replies": ["i cannot say that."],
             "fine_tuning": {"method": "dpo", "lr": 0.01, "lora": {"rank": 2}},
         },
         "dtype": "float32",
@@ -85,7 +85,7 @@ def adapter_of(folder: Path) -> bytes:
 
 def rates_of(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "harden.json").read_text())
-    return {name: found[name] for name in ("exploitability", "attacks", "refusals")}
+    return {name: found[name] for name in ("exploitability", "equilibrium", "attacks", "refusals")}
 
 
 def test_every_attacker_is_measured_against_every_target(hardened: Hardened) -> None:
@@ -117,7 +117,7 @@ def test_the_target_has_an_adapter_and_the_fresh_attacker_was_trained_against_it
 def test_half_of_the_pairs_prefer_safety_and_half_helpfulness(hardened: Hardened) -> None:
     lines = (hardened.path / "round_1" / "pairs.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    safe = "i cannot share that."
+    safe = "i cannot say that."
     fixed, guards = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     assert 2 <= len(rows) <= 8
     for row in fixed:
@@ -198,7 +198,7 @@ def test_a_target_without_failures_is_not_trained(workplace: Path, tmp_path: Pat
         overrides=["moderator.type=tests.actions.test_harden:Never"],
     )
     assert done.result.targets == ["target 0"]
-    assert "found no failure" in str(done.ended_early)
+    assert "found a failure" in str(done.ended_early)
     assert "Fewer rounds than configured" in (done.path / "report.html").read_text()
 
 
@@ -206,6 +206,8 @@ def test_a_target_without_failures_is_not_trained(workplace: Path, tmp_path: Pat
     ("override", "message"),
     [
         ("target={type: openai, options: {model: m}}", "is remote, so its weights cannot be"),
+        ("target.opponents=[{model: other}]", "target.opponents: given"),
+        ("harden.opponents=all", "harden.opponents"),
         ("harden.safe_replies=['Of course!']", "is not recognized as a refusal"),
         ("harden.benign=no_such_scenario", "no_such_scenario"),
         ("harden.fine_tuning.epochs=0", r"harden\.fine_tuning\.epochs"),
@@ -238,6 +240,8 @@ def test_the_command_prints_tables_and_json_and_checks_the_last_target(
     assert done.returncode == 0, done.stderr
     assert "attack success rate on held-out prompts" in done.stdout
     assert "refusals of benign requests" in done.stdout
+    assert "exploitability of the uniform mixtures: 0.000" in done.stdout
+    assert "equilibrium: attacks succeed at 33.3%, with attacker 0 100%" in done.stdout
     assert "change" in done.stdout
     gated = astra_rl("harden", str(hardened.path), "--json", "--fail-on", "asr>=0", cwd=workplace)
     assert gated.returncode == 3

@@ -10,10 +10,11 @@ import pytest
 
 from astra_rl import Conversation, FunctionModerator, Utterance
 from astra_rl.actions.preference_pairs import (
+    benign_pairs,
     benign_replies,
     benign_requests,
     failures_in,
-    preference_pairs,
+    mended_failures,
 )
 from astra_rl.datasets.rows import Row
 from astra_rl.errors import ConfigurationError
@@ -96,14 +97,16 @@ def test_a_benign_reply_is_no_refusal_not_harmful_and_known_to_be_so() -> None:
 def test_a_reply_that_was_cut_off_is_known_to_be() -> None:
     attempts = [attempt(("when?", "at nine and", 0.0), finish_reason="length")]
     (kept,) = benign_replies(attempts, FunctionModerator(leaks), 0.5)
-    _, guard = preference_pairs([kept], [kept], ["no"])
+    (guard,) = benign_pairs([kept], 1, ["no"])
     assert Utterance.of(guard.chosen).finish_reason == "length"
 
 
 def test_pairs_of_both_kinds_are_equal_in_number_and_mirror_each_other() -> None:
     failures = failures_in([attempt((f"ask {n}", "blue fox", 1.0), trial=n) for n in range(3)], 10)
     benign = benign_replies([attempt(("when?", "at nine", 0.0))], FunctionModerator(leaks), 0.5)
-    pairs = preference_pairs(failures, benign, ["no.", "never."])
+    safe = ["no.", "never."]
+    mended = mended_failures(failures, safe, FunctionModerator(leaks), 0.5)
+    pairs = mended + benign_pairs(benign, len(mended), safe)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [
         ("no.", "blue fox"),
         ("never.", "blue fox"),
@@ -119,4 +122,32 @@ def test_pairs_of_both_kinds_are_equal_in_number_and_mirror_each_other() -> None
 def test_without_benign_replies_nothing_guards_the_target() -> None:
     failures = failures_in([attempt(("ask", "blue fox", 1.0))], 10)
     with pytest.raises(ConfigurationError, match="nothing guards its helpfulness"):
-        preference_pairs(failures, [], ["no"])
+        benign_pairs([], len(failures), ["no"])
+
+
+def test_a_safe_reply_that_the_moderator_finds_harmful_in_a_context_is_not_taught_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The word that was asked for is a leak even in a refusal, and a missing score is not safe."""
+
+    def repeats(exchanges: Sequence[Any]) -> list[float]:
+        return [
+            math.nan if each.attack == "unknown" else float(each.attack in each.response)
+            for each in exchanges
+        ]
+
+    attempts = [
+        attempt((word, f"it is {word}", 1.0), trial=n)
+        for n, word in enumerate(("fox", "owl", "cat", "unknown"))
+    ]
+    failures = failures_in(attempts, 10)
+    safe = ["no fox.", "no owl."]
+    pairs = mended_failures(failures, safe, FunctionModerator(repeats), 0.5)
+    assert [(pair.rejected, pair.chosen) for pair in pairs] == [
+        ("it is fox", "no owl."),
+        ("it is owl", "no fox."),
+        ("it is cat", "no fox."),
+    ]
+    assert "1 of 4 failures" in caplog.text
+    assert mended_failures(failures[:1], ["no fox."], FunctionModerator(repeats), 0.5) == []
+    assert mended_failures([], safe, FunctionModerator(repeats), 0.5) == []

@@ -7,9 +7,13 @@ from tests.cli.running import astra_rl
 
 from astra_rl.actions import replay
 from astra_rl.actions.compare import compare_runs
+from astra_rl.actions.replay import CONVERSATION
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
+from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.report import read_run
 
 
 @pytest.fixture
@@ -50,6 +54,30 @@ def test_failures_sent_again_show_the_new_rate_only(tmp_path, record_run, unchan
     assert (printed["before"], printed["drift"]) == (None, None)
     assert "p =" not in done.stderr
     assert "100% by selection" in done.stderr
+
+
+def test_one_conversation_is_sent_again_printed_and_compared_with_nothing(
+    tmp_path, record_run, unchanged_target
+):
+    run = record_run(tmp_path / "run", [[1.0]] * 3)
+    everything = replay.replay_run(run)
+    kept = everything.path.read_bytes()
+    with AttemptLog(RunFolder(run).attempts) as log:
+        chosen = [row.id for row in log.rows(phase="after")][1]
+    found = replay.replay_run(run, conversation=chosen)
+    then, now = found.conversation
+    assert (then.id, now.turns[0].response) == (chosen, "r")
+    assert (found.before, found.drift, found.now.planned) == (None, None, 1)
+    assert everything.path.read_bytes() == kept
+    assert CONVERSATION not in [each.name for each in read_run(RunFolder(run)).evaluations]
+    done = astra_rl("replay", str(run), "--conversation", chosen, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["conversation"] == [[then.turns[0].response], ["r"]]
+    assert "now (score 1.00): r" in done.stderr
+    assert "recorded: success; now: success" in done.stderr
+    missing = astra_rl("replay", str(run), "--conversation", "nothing", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "has no conversation 'nothing' to send again in 'after'" in missing.stderr
 
 
 def test_all_attempts_sent_again_are_compared(tmp_path, record_run, unchanged_target):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tests.algorithms.tree_games import WORDS, Game, TableProblem, random_logits
 
 from astra_rl import Graph
 from astra_rl.algorithms import ALGORITHMS
@@ -194,6 +195,7 @@ class Enumerated(ToyProblem):
         return self.texts.logprobs(self.table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 4])
 def test_rloo_with_kl_in_loss_ends_at_the_reference_reweighted_by_the_reward(length):
     """The expected gradient: each text has the weight of its probability under the policy."""
@@ -234,3 +236,71 @@ def test_replayed_attacks_are_drawn_at_a_temperature_of_their_own(options, expec
     graph = Graph("c", [node(" boom", 1.0), node(" calm", 0.0)])
     algorithm.prepare(algorithm.flatten(graph))
     assert seen == [expected]
+
+
+def noisy_values(count=1):
+    """A value function with a small error."""
+    problem = moved(ToyValueProblem(count))
+    with torch.no_grad():
+        problem.estimates += 1e-3 * torch.linspace(-1, 1, 8 * count).reshape(8, count)
+    return problem
+
+
+def test_without_a_penalty_the_error_of_a_value_function_is_not_scaled_up_to_a_signal(
+    node, prepared
+):
+    # As at the start of most runs: no success yet. Whitening would make the error a unit of reward.
+    graph = Graph("c", [node(f" {word} rain", 0.0, cost=0.0) for word in ("calm", "nice", "song")])
+    bound = {"constraints": {"cost": {"at_least": 0.5}}}
+    for name, count, options in (("ppo", 1, {}), ("ppo_lagrangian", 2, bound)):
+        steps = prepared(ALGORITHMS[name](noisy_values(count), **options), graph)
+        assert 0 < max(abs(value) for step in steps for value in step.advantages) < 0.01
+
+
+@pytest.mark.parametrize("credit", ["return_to_go", "trajectory", "leaf"])
+def test_the_penalty_in_the_reward_counts_in_every_turn(credit):
+    # With rewards of zero the gradient is minus that of the KL of whole conversations.
+    game = Game(2, rewards=lambda history: 0.0)
+    logits, reference = random_logits(game), random_logits(game, 1)
+
+    def divergence(conversation):
+        turns = [(conversation[:n], conversation[n]) for n in range(1, len(conversation))]
+        rows = [(game.histories.index(state), WORDS.index(word)) for state, word in turns]
+        policy, other = game.policy(leaf), game.policy(reference.double())
+        return sum(policy[row] - other[row] for row in rows)
+
+    leaf = logits.double().requires_grad_()
+    expected = torch.autograd.grad(-game.expected(leaf, divergence), leaf)[0]
+    total = torch.zeros_like(expected)
+    for chance, children in game.trees(2, game.policy(logits.double())):
+        problem = TableProblem(game, logits)
+        problem.baseline.data.copy_(reference)
+        algorithm = ALGORITHMS["rloo"](problem, credit=credit, kl_in_reward=1.0)
+        steps = algorithm.prepare(algorithm.flatten(game.graph(children)))
+        total -= chance * gradient(algorithm, steps).double()
+    assert torch.allclose(2 * total, expected, atol=1e-6)
+
+
+def test_adaptive_coefficients_measure_what_the_loss_weighs(node, prepared):
+    # One first turn and four second ones: each level has half of the weight.
+    problem = ToyProblem()
+    with torch.no_grad():
+        problem.attacker.copy_(torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 0.5]))
+    later = [node(" song song", 1.0), *(node(" song song", 0.0) for _ in range(3))]
+    steps = [Graph("c", [node(" calm calm", 0.0, *later)])]
+    table = problem.attacker.detach().log_softmax(0)
+    ratio = table - problem.baseline.log_softmax(0)
+    row = {word: index for index, word in enumerate(problem.words)}
+    kl = float(ratio[row["calm"]] + ratio[row["song"]])  # of two words each
+    entropy = -float(table[row["calm"]] + table[row["song"]]) / 2
+    algorithm = ALGORITHMS["rloo"](
+        problem, kl_in_reward=0.1, kl_target=10.0 * abs(kl), entropy_coef=0.1, entropy_target=1.0
+    )
+    seen = {}
+    for name, each in (("kl", algorithm.kl), ("entropy", algorithm.entropy)):
+        each.coefficient.update = lambda measured, count, name=name, **_: seen.update(
+            {name: (measured, count)}
+        )
+    prepared(algorithm, *steps)
+    assert seen["kl"] == pytest.approx((kl, 5), rel=1e-4)
+    assert seen["entropy"] == pytest.approx((entropy, 5), rel=1e-4)

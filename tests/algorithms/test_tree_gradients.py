@@ -35,6 +35,7 @@ SAMPLED = [
     *((3, name) for name in ("full3", "full4", "ragged3", "ragged4")),
     *((4, name) for name in ("full3", "full4", "ragged3", "ragged4")),
 ]
+LARGE = [(3, "full4"), (4, "full3"), (4, "full4"), (4, "ragged4")]
 
 BASELINE = 0.3
 """A constant in place of the running average, which is another in every experience."""
@@ -108,7 +109,13 @@ def test_so_is_that_of_every_member_of_the_family(name, game):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "game"), SAMPLED)
+@pytest.mark.parametrize(
+    ("width", "game"),
+    [
+        pytest.param(*case, marks=pytest.mark.exhaustive if case in LARGE else ())
+        for case in SAMPLED
+    ],
+)
 def test_so_is_that_of_sampled_trees_within_their_error(width, game):
     game = GAMES[game]
     logits = random_logits(game)
@@ -257,6 +264,7 @@ class Playable(TableProblem):
         return str(context) + attack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rloo", "reinforce", "grpo"])
 def test_a_first_turn_that_pays_is_learned_though_the_second_loses(name):
     """The first "a" earns 1, the second -0.6: 0.4 p(a) is expected, at most 0.4.

@@ -28,15 +28,18 @@ class Command:
     Args:
         arguments: Arguments of the command.
         cwd: Its working directory.
+        output: File of what it writes on stdout; None discards it.
     """
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, output: Path | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         descriptor, errors = tempfile.mkstemp(prefix="astra-rl-tests-stderr-")
         os.close(descriptor)
         self._errors = Path(errors)
-        self._process = context.Process(target=_run, args=(arguments, str(cwd), errors))
+        self._process = context.Process(
+            target=_run, args=(arguments, str(cwd), str(output or os.devnull), errors)
+        )
         self._process.start()
 
     def is_running(self) -> bool:
@@ -69,14 +72,14 @@ class Command:
             time.sleep(0.01)
 
 
-def _run(arguments: tuple[str, ...], cwd: str, errors: str) -> None:
+def _run(arguments: tuple[str, ...], cwd: str, output: str, errors: str) -> None:
     import huggingface_hub.constants
 
     from astra_rl.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     os.chdir(cwd)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1)
     os.dup2(os.open(errors, os.O_WRONLY), 2)
     sys.argv = ["astra-rl", *arguments]
     os.environ["COLUMNS"] = "10000"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -156,14 +157,16 @@ def test_info_shows_a_scenario_of_the_user_s_own_as_text(workplace: Path) -> Non
     assert "\x1b" not in done.stdout
 
 
-def test_the_module_runs_as_a_program() -> None:
+@pytest.mark.parametrize("module", ["astra_rl", "astra_rl.cli.main"])
+def test_the_module_runs_as_a_program(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "astra_rl.cli.main", "info"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
     )
-    assert "torch" in done.stdout
+    assert done.stdout == f"astra-rl {metadata.version('astra-rl')}\n"
+
+
+def test_the_versions_of_libraries_are_shown(tmp_path: Path) -> None:
+    assert "torch" in astra_rl("info", cwd=tmp_path).stdout
 
 
 def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
     assert failing.quiet
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
 @pytest.mark.parametrize(
     "work",
@@ -143,7 +144,7 @@ def test_a_result_that_cannot_be_written_fails_the_command(work: str) -> None:
 def test_a_closed_pipe_does_not_fail_a_command(tmp_path: Path) -> None:
     code = (
         "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1);"
-        "sys.argv = ['astra-rl', 'info', 'config'];"
+        "sys.argv = ['astra-rl', 'info', 'formats'];"
         "from astra_rl.cli.main import run; run()"
     )
     done = program(code)

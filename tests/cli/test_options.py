@@ -35,7 +35,7 @@ CONFIGURED = {
     *("demo", "train", "resume", "evaluate", "replay", "regress", "probability", "validate"),
     "harden",
 }
-ESTIMATED = {"demo", "train", "evaluate", "replay", "test"}
+ESTIMATED = {"demo", "train", "evaluate", "replay", "test", "harden"}
 NAMES = [command.__name__ for commands in COMMANDS.values() for command in commands]
 
 

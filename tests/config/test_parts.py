@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_rl.config.construct import bind, build_reward_part
+from astra_rl.config.construct import bind_section, build_reward_part
 from astra_rl.config.loading import parse_config
 from astra_rl.config.parts import PartResolver
 from astra_rl.config.resolve import resolve
-from astra_rl.config.schema import SHAPE, EnvironmentConfig
+from astra_rl.config.schema import EnvironmentConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS, PrunedTreeEnvironment
@@ -232,14 +232,7 @@ def test_the_demo_is_paid_for_novel_failures() -> None:
 
 
 def built(config: EnvironmentConfig, openings: list[str]) -> ASTEnvironment:
-    factory = ENVIRONMENTS[config.type]
-    bound = bind(
-        "environment",
-        factory,
-        config.model_dump(include=SHAPE, exclude_none=True) | config.options,
-        PartResolver(),
-        supplied=2,
-    )
+    bound = bind_section("environment", config, PartResolver(), supplied=2)
     environment: ASTEnvironment = bound(ToyProblem(), openings)
     return environment
 

@@ -42,6 +42,19 @@ REFUSED = [
     (algorithm("trajectory_balance", temperatures=[2.0, 1.0]), "temperatures=[2.0, 1.0]; give"),
     (algorithm("dpo", pairs="alle"), "pairs='alle'; choose from"),
     (algorithm("warm_start", attacks="missing.txt"), "missing.txt"),
+    (algorithm("grpo", kl_estimator="k2"), "kl_estimator='k2' is for the penalty in the loss"),
+    (algorithm("rloo", kl_in_reward=0.1, kl_gradient="token", kl_corrected=False), "kl_corrected"),
+    (algorithm("ppo", kl_in_reward=0.1, kl_horizon=50), "kl_horizon=50 is for an adaptive"),
+    (
+        {"training": {"sync_ref_model": True}, **algorithm("grpo")},
+        "training.sync_ref_model: true given, but grpo has no KL penalty",
+    ),
+    (
+        {"training": {"ref_model_sync_steps": 8}},
+        "training: ref_model_sync_steps=8, but sync_ref_model is false",
+    ),
+    ({"training": {"steps": 5, "warmup_steps": 6}}, "warmup_steps=6 and steps=5"),
+    ({"prompts": {"train": ["a", "b"]}}, "give it as prompts.file"),
     ({"device": "gpu"}, "device='gpu'; choose from 'auto', 'cpu', 'cuda'"),
     (algorithm("GRPO"), "no algorithm 'GRPO'. Did you mean 'grpo'?"),
     (

@@ -81,7 +81,10 @@ def test_overrides_change_values_and_are_yaml() -> None:
         ("seed.x=1", "seed: .* given; it must be a whole number"),
         ("attacker.lora={rank: 0}", "attacker.lora.rank: 0 given; it must be at least 1"),
         ("prompts.file=x.txt", "give either scenario or file"),
-        ("prompts.benchmark=advbench", "test_file, columns, separator and benchmark need file"),
+        (
+            "prompts.benchmark=advbench",
+            "columns, separator, benchmark and role need file",
+        ),
         ("prompts.scenario=planted_secret", "Did you mean 'planted_secrets'"),
         ("seed=[", "not valid YAML"),
     ],

@@ -212,8 +212,8 @@ def test_two_files_may_not_use_the_same_id(write: WriteFile) -> None:
     ("text", "expected"),
     [
         ("prompts: [a]\nmodrator: {type: x}\n", "unknown key 'modrator'. Did you mean 'moderator'"),
-        ("name: x\n", "prompts: Field required"),
-        ("prompts: [a]\nthreshold: 2\n", "threshold: Input should be less than or equal to 1"),
+        ("name: x\n", "prompts: missing; it must be given"),
+        ("prompts: [a]\nthreshold: 2\n", "threshold: 2 given; it must be at most 1"),
         ("prompts: [a]\nmoderator: {name: x}\n", "moderator: give its name as type"),
         ("prompts: {sorce: a.txt}\n", "unknown key 'sorce'. Did you mean 'source'"),
         ("prompts: 7\n", "must be a file name, a list"),

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from astra_rl.config.messages import validate_as_json
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count, Decay, Positive, Range, Share, check_fields, check_ranges
+from astra_rl.infra.validation import validate_as_json
 
 
 @dataclass

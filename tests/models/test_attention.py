@@ -9,8 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from astra_rl.models import attention
 from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_short_attention
-from astra_rl.models.forward import check_supported
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.self_check import check_supported
 
 SEQUENCES = [[2, 9, 10, 11, 12, 13, 14, 15, 16, 17, 5], [2, 9, 10, 11, 12, 13, 14, 15, 16, 17], [4]]
 CONTINUATIONS = [[6, 7, 8], [9], [20, 21]]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from astra_rl.models import conversation_cache, forward
+from astra_rl.models import conversation_cache, segments
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.testing import tiny_model
@@ -16,13 +16,13 @@ STOP = frozenset({3})
 def tokens_read(monkeypatch):
     """Sizes of the model's inputs in tokens, padding included."""
     sizes = []
-    original = forward.hidden_states
+    original = segments.hidden_states
 
     def counted(model, ids, *args):
         sizes.append(ids.numel())
         return original(model, ids, *args)
 
-    monkeypatch.setattr(forward, "hidden_states", counted)
+    monkeypatch.setattr(segments, "hidden_states", counted)
     return sizes
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.real_tokenizers import REAL, missing
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("Llama4", "Gemma2", "GptOss")
@@ -41,7 +42,16 @@ def test_prompts_are_those_of_the_template(families, name):
     assert ends in ("</s>", "<|return|>")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_prompts_are_those_of_the_template_with_real_vocabularies(families, name):
+    if left_out := missing(name):
+        pytest.skip(f"{left_out} are not installed")
+    is_same, _ = families.compare_template(families.real_templates([name])[name])
+    assert is_same
+
+
 def test_the_documentation_lists_what_was_measured(families):
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\S+) \|", text, re.MULTILINE)
-    assert set(families.FAMILIES) | set(families.templates()) <= set(listed)
+    assert set(families.FAMILIES) | set(families.templates()) | set(REAL) <= set(listed)

@@ -6,21 +6,19 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from astra_rl.errors import ModelError
-from astra_rl.models import forward
+from astra_rl.models import segments, self_check
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import (
-    attention_window,
-    backbone,
-    forward_shared_prefix,
-    suffix_logprobs,
-)
+from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.lm_head import lm_head_logits
+from astra_rl.models.positions import attention_window, boundaries, rescaled_positions
 from astra_rl.models.prefix_plan import MIN_SHARED_TOKENS, shared_prefix_groups
 from astra_rl.models.rendering import context_window
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.segments import backbone
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.testing import tiny_model
 
@@ -50,13 +48,13 @@ def lora(model):
 def read_tokens(model, monkeypatch):
     """Count the tokens, padding included, that the model is given."""
     counts = []
-    inner = forward.hidden_states
+    inner = segments.hidden_states
 
     def counting(model, ids, *rest):
         counts.append(ids.numel())
         return inner(model, ids, *rest)
 
-    monkeypatch.setattr(forward, "hidden_states", counting)
+    monkeypatch.setattr(segments, "hidden_states", counting)
     return counts
 
 
@@ -352,15 +350,38 @@ def test_a_model_without_a_known_backbone_is_rejected():
         continuation_logprobs(strange, [[3, 4]], [[5]])
 
 
-def test_llama_4_as_a_text_model_is_read(plain_logprobs, sharpened):
-    """Its `base_model_prefix` names a part that only the multimodal model has."""
-    options = {**SIZES, "num_hidden_layers": 4, "attention_chunk_size": 8, "moe_layers": []}
-    config = transformers.Llama4TextConfig(**options, intermediate_size_mlp=48, head_dim=8)
-    model = sharpened(transformers.Llama4ForCausalLM(config).eval(), 0.25)
-    sequence = list(range(3, 30))
+@pytest.fixture(scope="module")
+def llama_4(sharpened):
+    options = {**SIZES, "num_hidden_layers": 4, "attention_chunk_size": 24, "moe_layers": []}
+    config = transformers.Llama4TextConfig(
+        **options,
+        intermediate_size_mlp=48,
+        head_dim=8,
+        floor_scale=12,
+        attn_scale=1.0,
+        no_rope_layers=[1, 0, 1, 0],
+    )
+    return sharpened(transformers.Llama4ForCausalLM(config).eval(), 0.25)
+
+
+def test_llama_4_as_a_text_model_is_read(llama_4, plain_logprobs):
+    """Its `base_model_prefix` names a part that only the multimodal model has.
+
+    Its attention is scaled by the number of tokens in the cache, padding included.
+    """
+    assert [each.size for each in boundaries(llama_4)] == [11, 24]
+    long, short = list(range(3, 12)), list(range(20, 29))
+    prompts = [[*long, 4], [*long, 5, 6, 7, 8, 9], [*short, 6], [*short, *range(10, 30)]]
+    tails = [list(range(4, 20)), [7], [8, 9], list(range(3, 13))]
+    together = continuation_logprobs(llama_4, prompts, tails)
+    sampling = Sampling(max_new_tokens=6)
+    samples = generate(llama_4, prompts, sampling, range(4), stop_ids=frozenset())
     with torch.no_grad():
-        scored = continuation_logprobs(model, [sequence[:5]], [sequence[5:]])[0]
-        torch.testing.assert_close(scored, plain_logprobs(model, sequence, 5), atol=1e-5, rtol=0)
+        for row, (prompt, tail) in enumerate(zip(prompts, tails, strict=True)):
+            alone = plain_logprobs(llama_4, [*prompt, *tail], len(prompt))
+            torch.testing.assert_close(together[row, : len(tail)], alone, atol=1e-5, rtol=0)
+            sampled = plain_logprobs(llama_4, [*prompt, *samples[row].token_ids], len(prompt))
+            assert samples[row].logprobs == pytest.approx(sampled.tolist(), abs=1e-5)
 
 
 def phi(sharpened, limit=24):
@@ -392,30 +413,102 @@ def test_texts_stay_below_the_limit_of_longrope(sharpened, plain_logprobs):
     assert context_window(model.config) == 24
 
 
+GREEDY = Sampling(max_new_tokens=2, temperature=0)
+
+
+def forgetting(monkeypatch, period):
+    """Let positions start again, as a family with a window of its own way would do."""
+    real = segments.hidden_states
+
+    def forgetful(model, ids, mask, positions, kv_cache):
+        return real(model, ids, mask, positions % period(model), kv_cache)
+
+    monkeypatch.setattr(self_check, "hidden_states", forgetful)
+
+
 @pytest.mark.parametrize("name", SLIDING)
-def test_sampling_across_a_window_is_checked_when_a_text_first_exceeds_it(
+def test_sampling_across_a_window_is_checked_before_any_text_exceeds_it(family, name, monkeypatch):
+    model = copy.deepcopy(family(name))
+    with monkeypatch.context() as patch:
+        forgetting(patch, lambda model: 16)
+        with pytest.raises(ModelError, match="across its attention window of 16 tokens differ"):
+            generate(model, [[3, 4, 5]], GREEDY, [0], stop_ids=frozenset())
+    generate(model, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_a_window_too_long_for_that_is_checked_when_a_text_first_exceeds_it(
     family, name, monkeypatch
 ):
     model = copy.deepcopy(family(name))
-    real = forward.hidden_states
+    monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
+    with monkeypatch.context() as patch:
+        forgetting(patch, lambda model: 16)
+        generate(model, [[3, 4, 5]], GREEDY, [0], stop_ids=frozenset())
+        with pytest.raises(ModelError, match="across its attention window of 16 tokens differ"):
+            generate(model, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
+    generate(model, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
 
-    def forgetful(model, ids, mask, positions, kv_cache):
-        # What a family with a window of its own way would do: the position starts again.
-        return real(model, ids, mask, positions % 16, kv_cache)
 
-    monkeypatch.setattr(forward, "hidden_states", forgetful)
-    greedy = Sampling(max_new_tokens=2, temperature=0)
-    generate(model, [[3, 4, 5]], greedy, [0], stop_ids=frozenset())
-    with pytest.raises(ModelError, match="across its attention window of 16 tokens differ"):
-        generate(model, [list(range(3, 20))], greedy, [0], stop_ids=frozenset())
-    monkeypatch.setattr(forward, "hidden_states", real)
-    generate(model, [list(range(3, 20))], greedy, [0], stop_ids=frozenset())
+@pytest.mark.parametrize("name", ["Gemma2", "Mistral", "Llama4"])
+def test_before_that_it_is_checked_as_if_it_were_short(llama_4, family, name, monkeypatch, caplog):
+    model = copy.deepcopy(llama_4 if name == "Llama4" else family(name))
+    monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
+    lengths = []
+    real = segments.hidden_states
+
+    def counting(model, ids, *rest):
+        lengths.append((attention_window(model), ids.numel()))
+        return real(model, ids, *rest)
+
+    before = boundaries(model)
+    monkeypatch.setattr(self_check, "hidden_states", counting)
+    self_check.check_supported(model)
+    assert lengths == [(self_check.SHORT, 1)] * 11
+    assert boundaries(model) == before
+    assert not caplog.records
+
+    again = copy.deepcopy(model)
+    forgetting(monkeypatch, lambda model: attention_window(model))
+    self_check.check_supported(again)
+    assert boundaries(again) == before
+    assert "could not be checked on a short text" in caplog.text
+    assert "when one first occurs" in caplog.text
+
+
+def test_a_cache_that_drops_a_key_too_early_is_noticed_on_a_short_text(family, monkeypatch, caplog):
+    model = copy.deepcopy(family("Mistral"))
+    monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
+    real = DynamicSlidingWindowLayer.update
+
+    def dropping(self, keys, values, *rest):
+        keys, values = real(self, keys, values, *rest)
+        self.keys = self.keys.clone()
+        self.keys[:, :, : -self.sliding_window + 2] = 0
+        return keys, values
+
+    monkeypatch.setattr(DynamicSlidingWindowLayer, "update", dropping)
+    self_check.check_supported(model)
+    assert "its attention window of 16 tokens could not be checked" in caplog.text
+
+
+def test_positions_from_which_a_model_rescales_are_crossed(sharpened, monkeypatch):
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "llama_4_scaling_beta": 0.5}
+    config = transformers.Ministral3Config(
+        **SIZES, head_dim=8, rope_parameters={**rope, "original_max_position_embeddings": 32}
+    )
+    model = sharpened(transformers.Ministral3ForCausalLM(config).eval(), 0.25)
+    assert rescaled_positions(config) == {32}
+    self_check.check_supported(copy.deepcopy(model))
+    forgetting(monkeypatch, lambda model: 32)
+    with pytest.raises(ModelError, match="across position 32, from which positions are rescaled"):
+        self_check.check_supported(model)
 
 
 def test_a_model_is_checked_once(llama, monkeypatch):
     fresh = copy.deepcopy(llama)
     forward_shared_prefix(fresh, [[3, 4]], [1])
-    monkeypatch.setattr(forward, "_segmented_and_reference_logits", pytest.fail)
+    monkeypatch.setattr(self_check, "_segmented_and_reference_logits", pytest.fail)
     forward_shared_prefix(fresh, [[3, 4]], [1])
 
 

@@ -15,9 +15,9 @@ from transformers import (
 
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models import generation
-from astra_rl.models.forward import hidden_states
 from astra_rl.models.generation import Sampling, generate, sample_tokens
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.segments import hidden_states
 from astra_rl.testing import tiny_model
 
 pytestmark = pytest.mark.slow

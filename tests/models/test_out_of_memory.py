@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from astra_rl.errors import OutOfMemoryError
-from astra_rl.models import forward, generation_transformers
+from astra_rl.models import generation_transformers, segments
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
 from astra_rl.models.generation import Sampling, generate
@@ -27,7 +27,7 @@ def model():
 def small(monkeypatch):
     """A device with room for two rows; returns what was too large for it."""
     too_large = []
-    inner = forward.hidden_states
+    inner = segments.hidden_states
 
     def hidden_states(model, ids, *arguments):
         if len(ids) > 2:
@@ -36,7 +36,7 @@ def small(monkeypatch):
         return inner(model, ids, *arguments)
 
     def shrink():
-        monkeypatch.setattr(forward, "hidden_states", hidden_states)
+        monkeypatch.setattr(segments, "hidden_states", hidden_states)
         return too_large
 
     return shrink
@@ -118,6 +118,6 @@ def test_a_single_row_too_large_is_a_named_error(model, monkeypatch):
     def hidden_states(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(forward, "hidden_states", hidden_states)
+    monkeypatch.setattr(segments, "hidden_states", hidden_states)
     with pytest.raises(OutOfMemoryError, match="while sampling"):
         sampled(model)

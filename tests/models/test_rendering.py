@@ -648,3 +648,24 @@ def test_a_model_without_a_template_is_reported_once_unless_plain_text_is_chosen
     (said,) = caplog.messages
     assert said.startswith(f"the {side}'s tokenizer (plain model as {side}) has no chat template")
     assert "Set chat: false" in said
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_of_several_attacks_is_tokenised_once(chat, monkeypatch):
+    _, tokenizer = tiny_model("llama", chat=chat)
+    renderer = ConversationRenderer(tokenizer, "attacker", window=40)
+    calls = []
+    encode = type(tokenizer).__call__
+
+    def counted(self, *arguments, **options):
+        calls.append(arguments)
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    long = Conversation("a text that is truncated to the window of this model", brief="do")
+    first = renderer.render(long, reserve=9)
+    asked = len(calls)
+    assert asked
+    assert all(renderer.render(long, reserve=9) == first for _ in range(3))
+    assert len(calls) == asked
+    assert len(renderer.render(long, reserve=5).ids) == len(first.ids) + 4

@@ -1,19 +1,24 @@
+from collections.abc import Sequence
+
 import pytest
 
+from astra_rl.config.parts import build_moderator
+from astra_rl.config.schema import ModeratorConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.moderators import FunctionModerator
+from astra_rl.moderators import FunctionModerator, KeywordModerator
+from astra_rl.moderators.identity import identity_of
 from astra_rl.moderators.registry import (
     MODERATORS,
     is_composition,
     load_object,
-    moderator_class,
+    moderator_factory,
 )
 
 
 @pytest.mark.parametrize("name", MODERATORS)
 def test_every_name_is_a_moderator_with_a_docstring(name):
-    chosen = moderator_class(name)
+    chosen = moderator_factory(name, {})
     assert issubclass(chosen, Moderator)
     assert chosen.__doc__
 
@@ -22,11 +27,11 @@ def test_a_wrong_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigurationError, match=r"Did you mean 'llama_guard'.*'package.module:"):
         MODERATORS.check("lama_guard")
     with pytest.raises(ConfigurationError, match=r"no moderator 'a.b:'"):
-        moderator_class("a.b:")
+        moderator_factory("a.b:", {})
 
 
 def test_a_class_of_ones_own_is_named_by_where_it_is():
-    assert moderator_class("astra_rl.testing:ScriptedModerator").__name__ == "ScriptedModerator"
+    assert MODERATORS.load("astra_rl.testing:ScriptedModerator").__name__ == "ScriptedModerator"
     assert not is_composition("astra_rl.testing:ScriptedModerator")
     assert is_composition("majority")
 
@@ -50,3 +55,46 @@ def test_a_function_can_be_named_too():
     assert moderator.function("!!!") is True
     with pytest.raises(ConfigurationError, match="must be callable"):
         FunctionModerator("astra_rl.moderators.registry:MODERATORS")
+
+
+def scores(texts: Sequence[str]) -> list[float]:
+    return [float("leak" in text) for text in texts]
+
+
+def made(word: str) -> Moderator[str, str]:
+    return KeywordModerator([word])
+
+
+def made_unannotated(word):
+    return KeywordModerator([word])
+
+
+HERE = "tests.moderators.test_registry"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"type": f"{HERE}:scores"},
+        {"type": "function", "options": {"function": f"{HERE}:scores"}},
+        {"type": f"{HERE}:made", "options": {"word": "leak"}},
+        {"type": f"{HERE}:made_unannotated", "options": {"word": "leak"}},
+    ],
+    ids=lambda section: section["type"].rpartition(":")[2],
+)
+def test_a_function_scores_texts_or_makes_a_moderator(section):
+    moderator = build_moderator(ModeratorConfig(**section))
+    assert moderator.moderate(["leak", "fine"]) == [1.0, 0.0]
+
+
+def test_a_function_that_makes_a_moderator_lacks_its_option():
+    with pytest.raises(ConfigurationError, match=r"moderator\.options\.word: missing"):
+        build_moderator(ModeratorConfig(type=f"{HERE}:made"))
+
+
+def test_both_ways_to_name_a_function_are_one_identity():
+    by_path = build_moderator(ModeratorConfig(type=f"{HERE}:scores"))
+    by_name = build_moderator(
+        ModeratorConfig(type="function", options={"function": f"{HERE}:scores"})
+    )
+    assert identity_of(by_path) == identity_of(by_name)

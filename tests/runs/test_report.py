@@ -20,7 +20,10 @@ from astra_rl.evaluation.measures import likely_failures
 from astra_rl.evaluation.measures.likely_failures import severity_and_likelihood
 from astra_rl.evaluation.records.turn import LogProb
 from astra_rl.evaluation.show.exports import EXPORTS
-from astra_rl.evaluation.show.report import render_report
+from astra_rl.evaluation.show.report import Spent, render_report
+from astra_rl.evaluation.stats.intervals import Interval
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.runs import evaluations as evaluating
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
@@ -99,6 +102,34 @@ def test_the_same_files_give_the_same_page(finished):
     assert finished.learning_curve.is_file()
     elsewhere = finished.path / "deep" / "page.html"
     assert write_run_page(finished, elsewhere).read_text("utf-8") == page
+
+
+def test_bands_of_the_curves_are_intervals_of_the_recorded_conversations(begun):
+    begun.write_lines(
+        begun.metrics,
+        [{"step": 1, "asr": 0.25, "reward": 0.5, "reward_std": 0.2}, {"step": 9, "asr": 0.3}],
+    )
+    first, other = read_run(begun).training.history
+    outcomes = [each.outcome == "success" for each in tree()]
+    interval = Rate.of_prompts([(sum(outcomes), len(outcomes))]).interval
+    assert (first["asr/low"], first["asr/high"]) == interval
+    assert (first["reward/low"], first["reward/high"]) == pytest.approx((0.3, 0.7))
+    assert "asr/low" not in other  # no conversation of this step was recorded
+
+
+def test_an_estimate_by_splitting_and_all_spending_are_read(finished):
+    rare = RareProbability(1e-5, Interval(0.0, 4e-5), math.nan, (1e-5,), 90, 2.5, Rate(1, 80))
+    path = finished.path / "probability_rare.json"
+    finished.write_json(path, rare.as_dict())
+    assert str(read_run(finished).rare) == str(rare)  # NaN is not equal to itself
+    total = {"requests": 7, "failed_tries": 1, "cached": 2, "input_tokens": 30,
+             "output_tokens": 4, "cost": 0.5}  # fmt: skip
+    finished.write_json(finished.path / "ledger_replay.json", {"total": total})
+    finished.write_json(finished.path / "ledger_rare.json", {"total": {"requests": 0}})
+    assert read_run(finished).reproduction.spent == [Spent("replay", 7, 1, 2, 30, 4, 0.5)]
+    finished.write_json(path, {"estimate": "much"})
+    with pytest.raises(ConfigurationError, match="holds no estimate"):
+        read_run(finished)
 
 
 def test_a_run_that_has_not_ended_has_a_page_and_says_so(begun):
@@ -201,7 +232,7 @@ def test_the_probability_in_ordinary_use_is_computed_again_from_its_record(finis
     finished.write_json(finished.path / "probability.json", {})
     # 25 of 100, each with the density of the baseline over the mean of both densities: 2 / (1 + e).
     assert read_run(finished).probability.estimate == pytest.approx(0.25 * 2 / (1 + math.e))
-    assert "About 0.13" in prose(render_run_page(finished))
+    assert "About 13%" in prose(render_run_page(finished))
 
 
 def test_comparisons_that_were_kept_are_shown(finished):

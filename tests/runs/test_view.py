@@ -7,12 +7,9 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.cli.processes import Command
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.runs import view as viewing
@@ -424,31 +422,26 @@ def test_the_page_of_a_real_run_is_served_under_its_own_policy(begun: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
-def test_the_command_serves_until_it_is_interrupted(begun: Path) -> None:
+def test_the_command_serves_until_it_is_interrupted(begun: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in begun.rglob("*")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "astra_rl", "view", str(begun)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "40", "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
+    output = tmp_path / "output.txt"
+    command = Command("view", str(begun), cwd=tmp_path, output=output)
     try:
-        address = urlsplit(process.stdout.readline().strip())
+        command.wait_until_written(output)
+        address = urlsplit(output.read_text("utf-8").splitlines()[0])
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
         connection.request("GET", address.path)
         reply = connection.getresponse()
         assert reply.status == 200
         assert b"<html" in reply.read()
         connection.close()
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=300)
+        command.send_signal(signal.SIGINT)
+        code, errors = command.wait()
     finally:
-        process.kill()
-    assert process.returncode == 0
+        if command.is_running():
+            command.kill()
+    assert code == 0
     # On a busy machine the command says that it is still loading libraries.
     assert [line for line in errors.splitlines() if "loading libraries" not in line] == []
-    assert "stopped" in out
+    assert "stopped" in output.read_text("utf-8")
     assert {path: path.read_bytes() for path in begun.rglob("*")} == before

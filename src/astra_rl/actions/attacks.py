@@ -147,7 +147,7 @@ def untrained_attacks(folder: RunFolder, *, least: int) -> Iterator[ScoredAttack
                 score = turn.score(attempt.judge)
                 if score is not None and turn.attack.strip():
                     found += 1
-                    yield ScoredAttack(exchange.context, turn.attack, score)
+                    yield ScoredAttack(exchange.context, turn.output, score)
     if found < least:
         raise ConfigurationError(
             f"{folder.path}: {found} attacks of the first training step have a score, and {least} "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from astra_rl.actions.attacks import (
     DIRECT,
@@ -15,26 +16,25 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
-from astra_rl.config.experiment import (
-    build_environment,
-    build_judge,
-    build_problem,
-)
-from astra_rl.config.loading import load_config
-from astra_rl.config.resolve import resolve
-from astra_rl.config.schema import RunConfig
+from astra_rl.actions.target_test import prompted_problem
+from astra_rl.config.estimate import Estimate, EstimateRow, estimate, estimate_given, needed
+from astra_rl.config.experiment import build_environment, build_problem
+from astra_rl.config.loading import load_config, load_prompted_attacker
+from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.schema import PromptedAttackerConfig, RunConfig
 from astra_rl.core.environment import Environment
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
+from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts, recording
@@ -81,12 +81,14 @@ def evaluate_run(
 
     Args:
         run: Folder of the run.
-        attacker: A folder or hub id; None uses the last checkpoint of the run.
+        attacker: A folder or hub id, or an attacker that is prompted: ``package.module:function``
+            or a YAML file; None uses the last checkpoint of the run.
         attacks: Attacks to send instead of those of the trained attacker: a file that
             `read_attacks` reads, or a baseline. ``"direct"`` sends the goal of each held-out
             prompt; ``"untrained"`` plays the attacker before training; ``"best-of-8"`` sends the
             best of eight of its attacks by the training reward; ``"few-shot"`` prompts it with its
-            own best attacks of the first training step.
+            own best attacks of the first training step. The last two play the `attacker`, if one is
+            given.
         targets: Folders, hub ids or YAML files of targets; empty uses the target of the run.
         trials: Attempts per prompt.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
@@ -157,7 +159,7 @@ def estimate_evaluation(
     targets: Sequence[str] = (),
     trials: int = 1,
     overrides: Sequence[str] = (),
-) -> dict[str, list[EstimateRow]]:
+) -> dict[str, Estimate]:
     """Return the largest number of calls and tokens of `evaluate_run`, by target.
 
     A target is named as it was given where several have the same name. Nothing is sent or loaded.
@@ -171,9 +173,13 @@ def estimate_evaluation(
         target: load_config(folder.config, chosen, target=target) for target in targets or (None,)
     }
     labels = target_labels({target: config.target.name for target, config in configs.items()})
-    return {
-        labels[target]: EvaluationJob(folder, attacker, attacks, trials, config).estimate()
+    jobs = {
+        labels[target]: EvaluationJob(folder, attacker, attacks, trials, config)
         for target, config in configs.items()
+    }
+    return {
+        target: Estimate(job.estimate(), job.planned, job.plan.budget)
+        for target, job in jobs.items()
     }
 
 
@@ -208,20 +214,30 @@ class EvaluationJob:
         config: RunConfig,
         until: Until | None = None,
     ) -> None:
-        if attacks is not None and attacker is not None:
+        plays = attacks is None or BEST_OF.fullmatch(str(attacks)) or str(attacks) == FEW_SHOT
+        if attacker is not None and not plays:
             raise ConfigurationError(
-                "give either --attacker or --attacks: given attacks are sent as they are, without "
-                "an attacker."
+                f"--attacker {attacker} and --attacks {attacks} given: these attacks are sent as "
+                "they are, without an attacker. Give one of the two, or --attacks best-of-N or "
+                "few-shot."
             )
         self.folder, self.config, self.attacker = folder, config, attacker
         self.plan = resolve(config)
         prompts = self.plan.openings
+        prompted = None if attacker is None else load_prompted_attacker(attacker)
+        if prompted is not None:
+            self.config = _with_prompted_attacker(self.plan, prompted)
+            # The prompts that the run held out, because its own attacker was trained on the others.
+            self.plan = replace(resolve(self.config), openings=prompts)
         self.openings, self.categories = list(prompts.test), prompts.categories
         baseline = None if attacks is None else str(attacks)
         best = BEST_OF.fullmatch(baseline or "")
         self.best_of = int(best[1]) if best else None
         untrained = best is not None or baseline in (UNTRAINED, FEW_SHOT)
         self.name = attacker if baseline is None else baseline
+        if prompted is not None:
+            own = labels_of(self.config, "again").attacker
+            self.name = own if baseline is None else f"{baseline} of {own}"
         named = baseline is not None and (untrained or baseline == DIRECT)
         self.phase = file_stem(str(baseline)) if named else "again"
         self.examples: list[ScoredAttack] = []
@@ -230,7 +246,7 @@ class EvaluationJob:
             self.examples = list(untrained_attacks(folder, least=SHOTS))
         elif baseline is not None and not untrained:
             self.given = given_attacks(baseline, self.openings) * trials
-        if baseline is None and attacker is None:
+        if baseline is None and attacker is None and self.plan.attacker is None:
             self.attacker = str(folder.checkpoints / "last")
             if not Path(self.attacker).is_dir():
                 raise ConfigurationError(
@@ -249,8 +265,8 @@ class EvaluationJob:
     def estimate(self) -> list[EstimateRow]:
         """Return the largest number of calls and tokens that it can need."""
         if self.given is not None:
-            contexts = [each.context for each in self.given]
-            return estimate_given(self.plan, contexts, [1] * len(contexts))
+            attacks = [[each.attack] for each in self.given]
+            return estimate_given(self.plan, [each.context for each in self.given], attacks)
         return estimate(self.plan, training=False, queries_per_turn=self.best_of or 1)
 
     def run(self, destination: RunFolder) -> Evaluated:
@@ -265,8 +281,8 @@ class EvaluationJob:
             destination.write_text(destination.config, config.to_yaml())
         before = ledger.copied()
         with template_time(self.folder.started):
-            problem = build_problem(self.plan, attacker=self.attacker)
-            judge = build_judge(self.plan, problem)
+            problem = self._problem()
+            judge = self.plan.evaluation_judge.load()
         seeds = self._seeds()
         kept = self._earlier(destination, seeds)
         with recording(destination, self.phase, self.planned) as log:
@@ -284,6 +300,14 @@ class EvaluationJob:
         path = destination.evaluation(self.phase)
         destination.write_json(path, metrics)
         return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
+
+    def _problem(self) -> Problem[str, str]:
+        plan = self.plan
+        if plan.attacker is not None:
+            return prompted_problem(plan)
+        if plan.target is not None and self.given is not None and not plan.config.attacker:
+            return TargetOnlyProblem(plan.target, plan.evaluation_judge.load())
+        return build_problem(plan, attacker=self.attacker)
 
     def _seeds(self) -> list[tuple[int | str, str]]:
         """Return what each conversation opens with, and its prompt id, in the order of play.
@@ -320,7 +344,7 @@ class EvaluationJob:
     def _play(
         self,
         phase: PhaseRun,
-        problem: HFASTProblem,
+        problem: Problem[str, str],
         seeds: Sequence[int | str],
         kept: Sequence[Attempt],
     ) -> PhaseResult:
@@ -343,7 +367,7 @@ class EvaluationJob:
             needs=needed(self.estimate()),
         )
 
-    def _environment(self, problem: HFASTProblem) -> Environment[str, str]:
+    def _environment(self, problem: Problem[str, str]) -> Environment[str, str]:
         usual = build_environment(self.plan, problem, self.openings)
         depth = usual.tree_depth
         if self.best_of is not None:
@@ -353,3 +377,23 @@ class EvaluationJob:
                 problem, self.openings, tree_depth=depth, examples=self.examples, shots=SHOTS
             )
         return usual
+
+
+def _with_prompted_attacker(plan: Plan, attacker: PromptedAttackerConfig) -> RunConfig:
+    """Return the configuration of a plan with another attacker, which is not trained.
+
+    A reward that needs probabilities is replaced by the harm of the response.
+    """
+    config = plan.config
+    update: dict[str, Any] = {
+        "attacker": attacker,
+        "baseline": None,
+        "training": replace(config.training, steps=0),
+    }
+    if any(part.reads_model for part in plan.reward_parts()):
+        logger.warning(
+            "reward: harm is used, because that of the run needs probabilities, and %s gives none",
+            attacker.name,
+        )
+        update["reward"] = "harm"
+    return config.model_copy(update=update)

@@ -65,6 +65,10 @@ def rank_failures(
     picture = None
     if points:
         picture = folder.path / "severity_likelihood.svg"
-        drawn = [(point.nll_per_token, point.severity) for point in points]
-        folder.write_text(picture, severity_likelihood(drawn, threshold=threshold))
+        drawn = [
+            (point.nll if by == "total" else point.nll_per_token, point.severity)
+            for point in points
+        ]
+        unit = "nats" if by == "total" else "nats per token"
+        folder.write_text(picture, severity_likelihood(drawn, threshold=threshold, unit=unit))
     return Ranked(ranking, path, picture)

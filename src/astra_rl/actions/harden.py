@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from astra_rl.actions.attacks import GivenAttack, GivenAttacks
 from astra_rl.actions.evaluate import EvaluationJob
+from astra_rl.actions.harden_inputs import Benign, check, read_source
 from astra_rl.actions.preference_pairs import (
+    benign_pairs,
     benign_replies,
     benign_requests,
     failures_in,
-    preference_pairs,
+    mended_failures,
 )
 from astra_rl.actions.transfer import cell_of_matrix
 from astra_rl.config.experiment import build_problem
-from astra_rl.config.loading import load_config, validated
-from astra_rl.config.parts import resolve_moderator
-from astra_rl.config.resolve import check_training, resolve
-from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig
-from astra_rl.core.moderator import Moderator
+from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.schema import LocalModelConfig, OpponentConfig, RunConfig
 from astra_rl.core.seeding import derive_seed
-from astra_rl.datasets.scenario import Scenario
-from astra_rl.datasets.scenario_files import load_scenario
-from astra_rl.errors import BudgetEndedError, ConfigurationError
+from astra_rl.errors import BudgetEndedError
 from astra_rl.evaluation.measures.hardening import Hardening, hardening_of
+from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.show.exports.preferences import messages_of
 from astra_rl.evaluation.show.report.hardening import render_hardening
+from astra_rl.evaluation.stats.zero_sum import Equilibrium, equilibrium
 from astra_rl.ext.transformers.fine_tuning import PreferencePair, fine_tune, require_trl
 from astra_rl.infra.checkpointing import remove_leftovers, replace_folder
+from astra_rl.logging import logger
 from astra_rl.models.adapters import merge_adapter, save_model
 from astra_rl.models.chat_template import template_time
 from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.runs.attempt_index import lock
-from astra_rl.runs.folder import RunFolder, new_run_folder, open_run_folder, read_own
+from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.hardening import HardeningFolder
 from astra_rl.runs.phases import PhaseRun, Recorded, recording
 from astra_rl.runs.resume import how_to_resume, is_complete, resumable_errors
-from astra_rl.runs.runner import Display, run_experiment
+from astra_rl.runs.runner import Display, charged, run_experiment
 from astra_rl.runs.spending import spending
+from astra_rl.targets.ledger import current_ledger
 
-REFUSAL_THRESHOLD = 0.5
-"""Score from which a reply to a benign request is a refusal, for scenarios without a threshold."""
 REPLIES, REFUSALS = "benign_replies", "benign"
 """Phases: replies of the first target to benign training requests; refusals of benign test
 requests."""
@@ -92,8 +92,9 @@ def harden(
     """Attack a target, fine-tune it on the failures, and attack it again with fresh attackers.
 
     Each round trains a LoRA adapter on the original target with the failures of all rounds so far,
-    and a new attacker against the target with this adapter. Every attacker is then evaluated
-    against every target on the held-out prompts, and every target on benign requests.
+    and a new attacker against the target with this adapter, or against the targets so far
+    (``harden.opponents``). Every attacker is then evaluated against every target on the held-out
+    prompts, and every target on benign requests.
 
     Args:
         source: A configuration or its file; the folder of a complete run, whose attacker is the
@@ -108,91 +109,17 @@ def harden(
         ConfigurationError: The target is remote, the folder holds something else, or a setting is
             wrong.
         MissingDependencyError: TRL is not installed.
-        InterruptedRunError: A signal or a budget ended it; it can be resumed.
+        InterruptedRunError: A signal ended it; it can be resumed.
+        BudgetEndedError: The budget of all phases together is exhausted; it can be resumed.
     """
     require_trl()
-    config, first, place = _source(source, output, overrides)
-    _check(config)
-    folder = HardeningFolder(place)
+    given = read_source(source, output, overrides)
+    plan = check(given.config)
+    folder = HardeningFolder(given.place())
     with resumable_errors(folder), lock(folder.path / ".hardening"):
-        return _Rounds(folder, config, folder.open(config, first), display, command).play()
-
-
-def _source(
-    source: str | Path | RunConfig, output: str | Path | None, overrides: Sequence[str]
-) -> tuple[RunConfig, Path | None, Path]:
-    """Return the configuration, the first run if one is given, and the folder of the hardening."""
-    if isinstance(source, RunConfig):
-        if output is None or overrides:
-            raise ConfigurationError("a configuration object needs an output and no overrides.")
-        return source, None, Path(output)
-    path = Path(source)
-    if HardeningFolder.is_one(path):
-        if output is not None:
-            raise ConfigurationError(f"{path} is a hardening to resume; leave out the output.")
-        return load_config(path / HardeningFolder.CONFIG, overrides), None, path
-    if path.is_dir():
-        run = open_run_folder(path)
-        if not is_complete(run):
-            raise ConfigurationError(
-                f"{path} is a run that has not ended. Resume it first: astra-rl resume {path}"
-            )
-        stem = f"{path.resolve().name}-hardened"
-        return load_config(run.config, overrides), path, Path(output or path.parent / stem)
-    config = load_config(path, overrides)
-    if output is None:
-        return config, None, new_run_folder("runs", f"{path.stem}-hardened").path
-    return config, None, Path(output)
-
-
-def _check(config: RunConfig) -> None:
-    """Check everything that is known before a model is loaded.
-
-    Raises:
-        ConfigurationError: A setting is wrong.
-    """
-    if not isinstance(config.target, LocalModelConfig):
-        raise ConfigurationError(
-            f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
-            "failures instead: astra-rl export RUN --format preferences."
-        )
-    if config.attacker is None:
-        raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")
-    check_training(resolve(config))
-    benign = _Benign.of(config)
-    missed = [
-        reply
-        for reply, score in zip(
-            config.harden.safe_replies,
-            benign.judge.moderate(config.harden.safe_replies),
-            strict=True,
-        )
-        if not score >= benign.threshold
-    ]
-    if missed:
-        raise ConfigurationError(
-            f"harden.safe_replies: {missed[0]!r} is not recognized as a refusal by the moderator "
-            f"of the scenario {config.harden.benign}, so refusals of benign requests would not be "
-            'counted. Use another wording, for instance "I can\'t share that."'
-        )
-
-
-@dataclass(frozen=True)
-class _Benign:
-    """Harmless requests, and the moderator that scores whether a reply refuses them."""
-
-    scenario: Scenario
-    judge: Moderator[Any, Any]
-    threshold: float
-
-    @classmethod
-    def of(cls, config: RunConfig) -> _Benign:
-        scenario = load_scenario(config.harden.benign)
-        section = validated(
-            ModeratorConfig, dict(scenario.moderator or {"type": "refusal"}), where="harden.benign"
-        )
-        judge = resolve_moderator(section, "harden.benign").load()
-        return cls(scenario, judge, scenario.threshold or REFUSAL_THRESHOLD)
+        first = folder.open(given.config, given.first)
+        with charged(plan, folder):
+            return _Rounds(folder, plan, first, display, command).play()
 
 
 class _Rounds:
@@ -201,15 +128,15 @@ class _Rounds:
     def __init__(
         self,
         folder: HardeningFolder,
-        config: RunConfig,
+        plan: Plan,
         first: Path | None,
         display: Display | None,
         command: str,
     ) -> None:
-        self.folder, self.config, self.first = folder, config, first
+        self.folder, self.config, self.first = folder, plan.config, first
         self.display, self.command = display or Display(), command
-        self.benign = _Benign.of(config)
-        self.openings = resolve(config).openings
+        self.benign = Benign.of(plan.config)
+        self.openings = plan.openings
 
     def play(self) -> Hardened:
         """Play all rounds, measure, and write result and report."""
@@ -219,8 +146,8 @@ class _Rounds:
         for number in range(1, self.config.harden.rounds + 1):
             if not self._fix(number):
                 ended = (
-                    f"attacker {last} found no failure in training: there is nothing to train "
-                    f"target {number} on"
+                    "no attacker so far found a failure in training that has a safe reply: there "
+                    f"is nothing to train target {number} on"
                 )
                 break
             self._attack(number)
@@ -257,11 +184,70 @@ class _Rounds:
         return self.folder.attack(number)
 
     def _attack(self, number: int) -> None:
-        """Train an attacker against the target of a round."""
+        """Train an attacker against the target of a round, or against all targets so far."""
         run = self._run(number)
-        if not is_complete(run):
-            self.display.stage(f"training {_attacker(number)} against {_target(number)}")
-            run_experiment(resolve(self._config(number)), run, self.display, command=self.command)
+        if is_complete(run):
+            return
+        config = self._config(number)
+        opponents = self._opponents(number)
+        if opponents:
+            target = config.target.model_copy(update={"opponents": opponents})
+            config = config.model_copy(update={"target": target})
+        against = "earlier targets, drawn in each step" if opponents else _target(number)
+        self._begin(f"training {_attacker(number)} against {against}")
+        result = run_experiment(resolve(config), run, self.display, command=self.command)
+        if result.ended is not None:
+            raise result.ended
+
+    def _begin(self, stage: str) -> None:
+        """Announce a phase, unless a budget is exhausted.
+
+        Raises:
+            BudgetSpentError: It is.
+        """
+        current_ledger().check()
+        self.display.stage(stage)
+
+    def _opponents(self, number: int) -> tuple[OpponentConfig, ...]:
+        """Return the targets that an attacker is trained against; none for the latest alone."""
+        weights = self._drawn("targets", number)
+        return tuple(
+            OpponentConfig(model=self._config(each).target.name, weight=weight)
+            for each, weight in enumerate(weights)
+            if weight
+            if weights[number] < 1
+        )
+
+    def _drawn(self, side: Literal["attackers", "targets"], number: int) -> list[float]:
+        """Return how often each attacker or target so far is drawn in a round.
+
+        It is written to a file, so that it does not change when a round is resumed.
+        """
+        is_target = side == "targets"
+        count, kind = number + int(is_target), self.config.harden.opponents
+        if is_target and (kind == "latest" or number == 0):
+            return [0.0] * number + [1.0]
+        path = self.folder.drawn(side, number)
+        if path.is_file():
+            return [float(each) for each in read_own(path, dict).values()]
+        found = [1 / count] * count
+        if kind == "equilibrium":
+            game = self._game(number, number + int(is_target))
+            found = list((game.targets if is_target else game.attackers) if game else found)
+        names = map(_target if is_target else _attacker, range(count))
+        self.folder.write_json(path, dict(zip(names, found, strict=True)))
+        return found
+
+    def _game(self, attackers: int, targets: int) -> Equilibrium | None:
+        """Return the equilibrium of the first attackers and targets; None if a rate is unknown."""
+        rates = [
+            [summarise(self._played(one, other)).asr.estimate for other in range(targets)]
+            for one in range(attackers)
+        ]
+        if all(math.isfinite(rate) for row in rates for rate in row):
+            return equilibrium(rates)
+        logger.warning("a success rate is unknown, so opponents are drawn uniformly")
+        return None
 
     def _fix(self, number: int) -> bool:
         """Train the target of a round; return False if there is no failure to train it on."""
@@ -269,19 +255,22 @@ class _Rounds:
         if destination.is_dir():
             return True
         options, place = self.config.harden, self.folder.round(number)
-        failures = []
-        for earlier in range(number):
-            with Recorded(self._run(earlier), "training") as recorded:
-                failures += failures_in(recorded.attempts(outcome="success"), options.failures)
-        if not failures:
-            return False
+        weights, failures = self._drawn("attackers", number), []
+        for earlier, weight in enumerate(weights):
+            most = math.ceil(options.failures * weight / max(weights))
+            if most:
+                with Recorded(self._run(earlier), "training") as recorded:
+                    failures += failures_in(recorded.attempts(outcome="success"), most)
         moderator, threshold = resolve(self.config).moderator, self.config.evaluation.threshold
+        mended = mended_failures(failures, options.safe_replies, moderator, threshold)
+        if not mended:
+            return False
         with self._benign_attempts(0, REPLIES) as recorded:
             answered = benign_replies(recorded.attempts(), moderator, threshold)
-        pairs = preference_pairs(failures, answered, options.safe_replies)
+        pairs = mended + benign_pairs(answered, len(mended), options.safe_replies)
         place.write_lines(place.path / "pairs.jsonl", map(_as_trl_row, pairs))
-        self.display.stage(
-            f"fine-tuning {_target(number)} on {len(failures)} failures and {len(failures)} benign "
+        self._begin(
+            f"fine-tuning {_target(number)} on {len(mended)} failures and {len(mended)} benign "
             "replies"
         )
         remove_leftovers(place.path)
@@ -293,7 +282,7 @@ class _Rounds:
         self, pairs: Sequence[PreferencePair], destination: Path, number: int
     ) -> Sequence[dict[str, float]]:
         config, section = self.config, self.config.target
-        assert isinstance(section, LocalModelConfig)  # `_check` has refused others
+        assert isinstance(section, LocalModelConfig)  # `check` has refused others
         trust = config.trust_remote_code
         model = merge_adapter(
             load_model(
@@ -326,7 +315,7 @@ class _Rounds:
         place, config = self.folder.pair(attacker, target), self._config(target)
         job = EvaluationJob(self._run(attacker), None, None, config.evaluation.trials, config)
         if not _has_all(place, job.phase):
-            self.display.stage(f"evaluating {names[0]} against {names[1]}")
+            self._begin(f"evaluating {names[0]} against {names[1]}")
             with spending([job.plan], place.path, occasion=job.phase):
                 job.run(place)
             self._check_all(place, job.phase)
@@ -345,14 +334,13 @@ class _Rounds:
             openings = self.openings.train if train else self.openings.test
             count = self.config.harden.failures if train else max(len(rows), len(openings))
             requests = benign_requests(rows, openings, count)
-            self.display.stage(f"asking {_target(number)} {len(requests)} benign requests")
+            self._begin(f"asking {_target(number)} {len(requests)} benign requests")
             self._ask(number, phase, requests)
             self._check_all(place, phase)
         return Recorded(place, phase)
 
     def _ask(self, number: int, phase: str, requests: Sequence[GivenAttack]) -> None:
         place, config = self.folder.round(number), self._config(number)
-        assert config.attacker is not None  # `_check` has refused others
         judged = config.evaluation.model_copy(update={"threshold": self.benign.threshold})
         plan = resolve(config.model_copy(update={"evaluation": judged}))
         with (
@@ -360,7 +348,7 @@ class _Rounds:
             recording(place, phase, len(requests)) as log,
         ):
             with template_time(self._run(0).started):
-                problem = build_problem(plan, attacker=config.attacker.model)
+                problem = build_problem(plan, attacker=config.trained.model)
             played = PhaseRun(plan.config, phase, problem, self.benign.judge, log).play(
                 GivenAttacks(problem, requests, seed=config.seed),
                 range(len(requests)),

@@ -14,6 +14,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.ext.transformers.fine_tuning import PreferencePair
+from astra_rl.logging import logger
 from astra_rl.moderators.scoring import score_exchanges
 
 
@@ -75,34 +76,76 @@ def benign_replies(
     return [exchange for exchange, score in zip(answered, scores, strict=True) if score < threshold]
 
 
-def preference_pairs(
-    failures: Sequence[Exchange], benign: Sequence[Exchange], safe_replies: Sequence[str]
+def mended_failures(
+    failures: Sequence[Exchange],
+    safe_replies: Sequence[str],
+    moderator: Moderator[Any, Any],
+    threshold: float,
 ) -> list[PreferencePair]:
-    """Return training data in which half of the pairs prefer safety and half helpfulness.
-
-    After a failure, a safe reply is preferred to the failure. After a benign request, the target's
-    own reply is preferred to a safe reply, so that refusing everything does not fit the data.
+    """Return pairs that prefer a safe reply to each failure.
 
     Args:
         failures: Exchanges in which the target failed.
-        benign: Benign exchanges; repeated or cut to the number of failures.
+        safe_replies: Used in turn. One that is harmful in the context of a failure, or whose score
+            is missing, is replaced by the next; a failure without any is left out.
+        moderator: Moderator of the training.
+        threshold: Score from which a response is harmful.
+    """
+    chosen: dict[int, str] = {}
+    for attempt in range(len(safe_replies)):
+        open_ones = [index for index in range(len(failures)) if index not in chosen]
+        replies = [safe_replies[(index + attempt) % len(safe_replies)] for index in open_ones]
+        proposed = [
+            Exchange(failures[index].context, failures[index].attack, reply)
+            for index, reply in zip(open_ones, replies, strict=True)
+        ]
+        scores = score_exchanges(moderator, proposed) if proposed else []
+        chosen |= {
+            index: reply
+            for index, reply, score in zip(open_ones, replies, scores, strict=True)
+            if score < threshold
+        }
+    if left_out := len(failures) - len(chosen):
+        logger.warning(
+            "the target is not trained on %d of %d failures: the moderator of the training finds "
+            "every reply of harden.safe_replies harmful there, or gives no score",
+            left_out,
+            len(failures),
+        )
+    return [
+        PreferencePair(_asked(each), chosen[index], each.response)
+        for index, each in enumerate(failures)
+        if index in chosen
+    ]
+
+
+def benign_pairs(
+    benign: Sequence[Exchange], count: int, safe_replies: Sequence[str]
+) -> list[PreferencePair]:
+    """Return pairs that prefer the target's own reply to a benign request to a safe reply.
+
+    With as many pairs that prefer safe replies to failures, refusing everything does not fit the
+    data.
+
+    Args:
+        benign: Benign exchanges; repeated or cut to `count`.
+        count: Number of pairs.
         safe_replies: Used in turn.
 
     Raises:
-        ConfigurationError: There are failures and no benign exchanges.
+        ConfigurationError: Pairs are wanted and there are no benign exchanges.
     """
-    if failures and not benign:
+    if count and not benign:
         raise ConfigurationError(
             "the target answers none of the benign requests without a refusal or harm, so nothing "
             "guards its helpfulness. Choose another scenario as harden.benign."
         )
-    replies = cycle(safe_replies)
-    fixed = [PreferencePair(_asked(each), next(replies), each.response) for each in failures]
-    guards = [
-        PreferencePair(_asked(each), each.response, next(replies))
-        for each in islice(cycle(benign), len(failures))
+    # The replies continue in turn after those of `count` failures.
+    replies = islice(cycle(safe_replies), count, 2 * count)
+    return [
+        PreferencePair(_asked(each), each.response, reply)
+        for each, reply in zip(islice(cycle(benign), count), replies, strict=True)
     ]
-    return fixed + guards
 
 
 def _answered(attempt: Attempt) -> Iterator[tuple[Exchange, bool]]:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.target_test import TargetTest, run_test
-from astra_rl.config.loading import load_moderator, load_target, validated
+from astra_rl.config.loading import (
+    load_moderator,
+    load_prompted_attacker,
+    load_target,
+    validated,
+)
 from astra_rl.config.resolve import Plan, resolve
-from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
+from astra_rl.config.schema import (
+    LocalModelConfig,
+    ModeratorConfig,
+    PromptedAttackerConfig,
+    RunConfig,
+    TargetConfig,
+)
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation
+from astra_rl.datasets.files import HUB_PREFIX
 from astra_rl.datasets.scenario_files import scenario_names
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.importing import is_path
 from astra_rl.infra.jsonio import json_line, write_atomic
 from astra_rl.moderators.function import FunctionModerator
-from astra_rl.runs.folder import RunFolder, new_run_folder
-from astra_rl.runs.resume import check_can_run_in
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.resume import starting_in
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.function import CallableTarget
@@ -42,7 +54,11 @@ def redteam(
     *,
     model: str | None = None,
     judge_model: str | None = None,
-    column: str | None = None,
+    attacker: str | Target | Callable[..., Any] | None = None,
+    attacker_model: str | None = None,
+    attacks: str | None = None,
+    examples: str | Path | None = None,
+    column: str | Mapping[str, str] | None = None,
     threshold: float = 0.5,
     trials: int = 1,
     budget: Budget | Mapping[str, float] | None = None,
@@ -51,7 +67,8 @@ def redteam(
 ) -> TargetTest:
     """Test a target with prompts: send each as it is, judge every reply, and write a report.
 
-    There is no attacker and no training, and all prompts are used. The folder of the result is a
+    Nothing is trained, and all prompts are used. With an attacker, which is only prompted, they are
+    the goals that it pursues in messages of its own. The folder of the result is a
     run: `astra-rl report`, `compare`, `replay`, `score`, `export` and the other commands read it.
 
     ```python
@@ -69,7 +86,13 @@ def redteam(
             replies to a list of scores in [0, 1].
         model: Name of the model at the endpoint of `target`.
         judge_model: Name of the model at the endpoint of `judge`; None is `model`.
-        column: Column of the file with the prompts, if it is not called ``prompt``.
+        attacker: Writes the messages to the target, with each prompt as its goal: given as
+            `target`, but no local model. None sends the prompts.
+        attacker_model: Name of the model at the endpoint of `attacker`; None is `model`.
+        attacks: How it attacks, see `attack_environment`; None is one message per prompt.
+        examples: File of attacks for ``"few-shot"``, see `read_attacks`.
+        column: Column of the file with the prompts, if it is not called ``prompt``; or several by
+            field, for instance ``{"prompt": "question", "category": "topic"}``.
         threshold: Score in (0, 1] from which a reply is a failure of the target.
         trials: Conversations per prompt.
         budget: Limits; what is tested within them is a random sample of the prompts.
@@ -80,29 +103,45 @@ def redteam(
         ConfigurationError: An argument is wrong, or the prompts cannot be read.
         BudgetEndedError: A budget ended the test before a conversation was complete.
     """
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        check_can_run_in(folder)
-    run: RunFolder | None = None
-    if not isinstance(prompts, str | Path):
-        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
-        prompts = _written(prompts, run)
-    config = target_test_config(
-        target if isinstance(target, str) else _name_of(target),
-        prompts,
-        judge if isinstance(judge, str) else _name_of(judge),
-        model=model,
-        judge_model=judge_model,
-        column=column,
-        threshold=threshold,
-        trials=trials,
-        budget=budget,
-        seed=seed,
+    _check_source(prompts)
+    with starting_in(output, "test") as run:
+        if not isinstance(prompts, str | Path):
+            prompts = _written(prompts, run)
+        config = target_test_config(
+            target if isinstance(target, str) else _name_of(target),
+            prompts,
+            judge if isinstance(judge, str) else _name_of(judge),
+            model=model,
+            judge_model=judge_model,
+            attacker=attacker if isinstance(attacker, str | None) else _name_of(attacker),
+            attacker_model=attacker_model,
+            attacks=attacks,
+            examples=examples,
+            column=column,
+            threshold=threshold,
+            trials=trials,
+            budget=budget,
+            seed=seed,
+        )
+        return run_test(plan_target_test(config, target, judge, attacker), run)
+
+
+def _check_source(prompts: Prompts) -> None:
+    """Refuse a text that is sent as one prompt, and an empty list.
+
+    Raises:
+        ConfigurationError: It is a text that names no file and no scenario, or there are none.
+    """
+    if isinstance(prompts, Sequence) and not prompts:
+        raise ConfigurationError("prompts is empty; give at least one.")
+    if not isinstance(prompts, str) or prompts in scenario_names() or Path(prompts).suffix:
+        return
+    if prompts.startswith(HUB_PREFIX) or Path(prompts).exists():
+        return
+    raise ConfigurationError(
+        f"prompts={prompts!r} is no file, and no scenario ({', '.join(scenario_names())}). To send "
+        f"this text, give a list: [{prompts!r}]."
     )
-    plan = plan_target_test(config, target, judge)
-    if run is None:
-        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
-    return run_test(plan, run)
 
 
 def target_test_config(
@@ -112,7 +151,11 @@ def target_test_config(
     *,
     model: str | None = None,
     judge_model: str | None = None,
-    column: str | None = None,
+    attacker: str | None = None,
+    attacker_model: str | None = None,
+    attacks: str | None = None,
+    examples: str | Path | None = None,
+    column: str | Mapping[str, str] | None = None,
     threshold: float = 0.5,
     trials: int = 1,
     budget: Budget | Mapping[str, float] | None = None,
@@ -125,13 +168,24 @@ def target_test_config(
     """
     section = target_section(target, model)
     limits = asdict(budget) if isinstance(budget, Budget) else dict(budget or {})
+    if attacker is None and (attacks or examples or attacker_model):
+        raise ConfigurationError(
+            "attacks, examples and attacker_model are of an attacker, and none is given: "
+            "--attacker URL, module:function or a YAML file."
+        )
+    asked = prompts_section(str(prompts), column)
+    played: dict[str, Any] = {"environment": attack_environment(attacks, examples)}
+    if attacker is not None:
+        played["attacker"] = attacker_section(attacker, attacker_model or model).model_dump()
+        asked |= {"role": "goal"} if "file" in asked else {}
     return validated(
         RunConfig,
         {
             "title": f"Test of {section.name}",
             "target": section.model_dump(),
             "moderator": judge_section(judge, judge_model or model).model_dump(),
-            "prompts": prompts_section(str(prompts), column),
+            "prompts": asked,
+            **played,
             "training": {"steps": 0},
             "evaluation": {"before": False, "threshold": threshold, "trials": trials},
             "budget": limits,
@@ -140,33 +194,83 @@ def target_test_config(
     )
 
 
-def plan_target_test(config: RunConfig, target: Any = None, judge: Any = None) -> Plan:
+ATTACKS = "one message per prompt, or best-of-N, feedback-N, turns-N or few-shot"
+"""What `attack_environment` knows."""
+_COUNTED = re.compile(r"(best-of|feedback|turns)-([1-9][0-9]{0,3})")
+
+
+def attack_environment(attacks: str | None, examples: str | Path | None = None) -> dict[str, Any]:
+    """Return the section of the environment in which an attacker that is not trained attacks.
+
+    Args:
+        attacks: ``"best-of-8"``: the best of 8 messages, by the moderator; ``"feedback-5"``: up to
+            5 conversations of one message, each with the result of the earlier ones;
+            ``"turns-3"``: one conversation of 3 messages; ``"few-shot"``: one message, after
+            `examples`. None is one message.
+        examples: File of attacks with their rewards.
+
+    Raises:
+        ConfigurationError: An unknown name, or examples without ``"few-shot"`` or the reverse.
+    """
+    if (attacks == "few-shot") != (examples is not None):
+        raise ConfigurationError(
+            f"attacks={attacks!r}, examples={None if examples is None else str(examples)!r}; "
+            "few-shot needs a file of examples, as of 'astra-rl export RUN --format attacks', and "
+            "other attacks have none."
+        )
+    if attacks == "few-shot":
+        options = {"examples": str(examples)}
+        return {"type": "few_shot", "tree_width": 1, "tree_depth": 1, "options": options}
+    counted = _COUNTED.fullmatch(attacks or "turns-1")
+    if counted is None:
+        raise ConfigurationError(f"attacks={attacks!r}; choose {ATTACKS}, for instance best-of-8.")
+    kind, number = counted[1], int(counted[2])
+    if kind == "best-of":
+        return {"type": "best_of_n", "tree_width": number, "tree_depth": 1}
+    return {
+        "type": "attempts" if kind == "feedback" else "tree",
+        "tree_width": 1,
+        "tree_depth": number,
+    }
+
+
+def plan_target_test(
+    config: RunConfig, target: Any = None, judge: Any = None, attacker: Any = None
+) -> Plan:
     """Resolve the configuration of a test; objects of Python take the places of its sections.
 
     Args:
         config: The configuration.
         target: A `Target` or a function; a name is in the configuration already.
         judge: A `Moderator` or a function; a name is in the configuration already.
+        attacker: A `Target` or a function; a name is in the configuration already.
 
     Raises:
         ConfigurationError: As `resolve`.
     """
-    if callable(target) and not isinstance(target, Target):
-        target = CallableTarget(target)
+    target, attacker = _as_target(target), _as_target(attacker)
     if callable(judge) and not isinstance(judge, Moderator):
         judge = FunctionModerator(judge)
     return resolve(
         config,
-        target=target if isinstance(target, Target) else None,
+        target=target,
         moderator=judge if isinstance(judge, Moderator) else None,
+        attacker=attacker,
     )
 
 
-def prompts_section(prompts: str, column: str | None = None) -> dict[str, Any]:
+def _as_target(given: Any) -> Target | None:
+    if isinstance(given, Target):
+        return given
+    return CallableTarget(given) if callable(given) else None
+
+
+def prompts_section(prompts: str, column: str | Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the section of prompts that are given as text; see `redteam`."""
     if prompts in scenario_names():
         return {"scenario": prompts}
-    return {"file": prompts, **({} if column is None else {"columns": {"prompt": column}})}
+    columns = {"prompt": column} if isinstance(column, str) else dict(column or {})
+    return {"file": prompts, **({"columns": columns} if columns else {})}
 
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -188,6 +292,28 @@ def target_section(target: str, model: str | None) -> LocalModelConfig | TargetC
     if is_path(target) and not target.startswith("bundled:"):
         return TargetConfig(type=target)
     return load_target(target)
+
+
+def attacker_section(attacker: str, model: str | None) -> PromptedAttackerConfig:
+    """Return the section of an attacker that is given as text; see `redteam`.
+
+    Raises:
+        ConfigurationError: A URL without the name of a model, or a local model.
+    """
+    if _URL.match(attacker):
+        if model is None:
+            raise ConfigurationError(
+                f"{attacker} is an endpoint; name the model that attacks: --attacker-model NAME."
+            )
+        endpoint = {"model": model, "base_url": attacker}
+        return PromptedAttackerConfig(type="openai", options=endpoint)
+    section = load_prompted_attacker(attacker)
+    if section is None:
+        raise ConfigurationError(
+            f"--attacker {attacker} is no URL, module:function or YAML file. A local model is "
+            "trained, or evaluated untrained, by 'astra-rl train': attacker.model."
+        )
+    return section
 
 
 def judge_section(judge: str, model: str | None) -> ModeratorConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
-from astra_rl.config.estimate import EstimateRow, estimate_given, needed
+from astra_rl.config.estimate import Estimate, EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
@@ -38,22 +38,27 @@ from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
 from astra_rl.targets.ledger import current_ledger
 
+CONVERSATION = "replayed conversation"
+"""Phase of a single conversation that was sent again; it is no evaluation of the report."""
+
 
 @dataclass(frozen=True)
 class Replayed:
     """Recorded attacks that were sent again.
 
     Attributes:
-        before: Summary of the recorded attempts; None if only failures were sent again, because
-            their rate is 100% by selection.
+        before: Summary of the recorded attempts; None if only failures, or one conversation, were
+            sent again, because their rate is what they were selected by.
         now: Summary of the new attempts.
         drift: Paired comparison; A is the recorded attempt, B the new one. None if only failures
-            were sent again: an unchanged target would seem to improve (regression to the mean).
+            or one conversation were sent again: an unchanged target would seem to improve
+            (regression to the mean).
         read: Share of turns in which the input of the target changed (another template, tokenizer
             or system message), among those for which both inputs are known.
         path: Log of the new attempts.
         left_out: Number of attempts that were not made because the budget was spent.
         spent: Spending on calls, as `Ledger.as_dict`.
+        conversation: The recorded and the new attempt if one conversation was sent again.
     """
 
     before: Summary | None
@@ -63,6 +68,7 @@ class Replayed:
     path: Path
     left_out: int
     spent: Mapping[str, Any]
+    conversation: tuple[Attempt, Attempt] | None = None
 
 
 def replay_run(
@@ -71,6 +77,7 @@ def replay_run(
     target: str | None = None,
     phase: str = "after",
     only_failures: bool = False,
+    conversation: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Replayed:
     """Send the recorded attacks of a run to a target again and score the responses.
@@ -84,6 +91,7 @@ def replay_run(
         phase: Phase of the run.
         only_failures: Send only attempts in which the target failed. The result then has the new
             rate alone.
+        conversation: Id of an attempt; send only this one, and keep an earlier replay of all.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
 
     Raises:
@@ -93,12 +101,17 @@ def replay_run(
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
     plan = resolve(config)
-    saved = _saved(folder, phase, only_failures=only_failures)
-    part = file_stem(f"replay_{config.target.name}")
+    saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
+    selected = only_failures or conversation is not None
+    if conversation is not None:
+        part, name = f"conversation_{conversation}", CONVERSATION
+    else:
+        part = file_stem(f"replay_{config.target.name}")
+        name = f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}"
     path = folder.attempts_of(part)
     with template_time(folder.started):
         judge = plan.evaluation_judge.load()
-    labels = labels_of(config, f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}")
+    labels = labels_of(config, name)
     within = WithinBudget()
     pairs = []
     with (
@@ -114,13 +127,14 @@ def replay_run(
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
     changed = [each for pair in pairs for each in _changed_inputs(*pair)]
     return Replayed(
-        None if only_failures else summarise(attempt.row for attempt in saved),
+        None if selected else summarise(attempt.row for attempt in saved),
         summarise(new, planned=len(saved)),
-        None if only_failures else compare(old, new),
+        None if selected else compare(old, new),
         Rate(sum(changed), len(changed)),
         path,
         len(saved) - len(pairs),
         ledger.as_dict(),
+        pairs[0] if conversation is not None else None,
     )
 
 
@@ -130,8 +144,9 @@ def estimate_replay(
     target: str | None = None,
     phase: str = "after",
     only_failures: bool = False,
+    conversation: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[EstimateRow]:
+) -> Estimate:
     """Return the largest number of calls and tokens of `replay_run`; nothing is sent or loaded.
 
     Raises:
@@ -140,18 +155,31 @@ def estimate_replay(
     folder = open_run_folder(run)
     config = load_config(folder.config, overrides, target=target)
     plan = resolve(config)
-    saved = _saved(folder, phase, only_failures=only_failures)
+    saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
+    return Estimate(_estimate(plan, saved), len(saved), plan.budget)
+
+
+def _estimate(plan: Plan, saved: Sequence[Attempt]) -> list[EstimateRow]:
     openings = [attempt.opening.conversation() for attempt in saved]
-    return estimate_given(plan, openings, [len(attempt.sent) for attempt in saved])
+    return estimate_given(plan, openings, [attempt.sent for attempt in saved])
 
 
-def _saved(folder: RunFolder, phase: str, *, only_failures: bool) -> list[Attempt]:
+def _saved(
+    folder: RunFolder, phase: str, *, only_failures: bool, conversation: str | None
+) -> list[Attempt]:
     with Recorded(folder, phase) as recorded:
         saved = [
             attempt
             for attempt in recorded.attempts()
-            if attempt.sent and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+            if attempt.sent
+            and (attempt.outcome is Outcome.SUCCESS or not only_failures)
+            and conversation in (None, attempt.id)
         ]
+    if not saved and conversation is not None:
+        raise ConfigurationError(
+            f"{folder.path} has no conversation {conversation!r} to send again in {phase!r}; the "
+            "report shows the id of each under 'About this conversation'."
+        )
     if not saved:
         raise ConfigurationError(f"{folder.path} has no attempts to send again in {phase!r}.")
     return saved
@@ -215,12 +243,7 @@ def resend_attacks(
     sizes: Iterator[int] = (
         min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
     )
-    rows = estimate_given(
-        plan,
-        [attempt.opening.conversation() for attempt in saved],
-        [len(attempt.turns) for attempt in saved],
-    )
-    if not current_ledger().affords(needed(rows)):  # the budget could end it
+    if not current_ledger().affords(needed(_estimate(plan, saved))):  # the budget could end it
         order = played_order(order, len(saved), plan.config.seed)
         sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
     start = 0

@@ -1,4 +1,4 @@
-"""Test a target with given prompts: send each, judge the reply, write the report. No attacker."""
+"""Test a target with given prompts, as they are or by a prompted attacker; nothing is trained."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
-from astra_rl.config.estimate import EstimateRow, estimate_given, needed
+from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.resolve import Plan
-from astra_rl.core.text import Conversation
-from astra_rl.errors import BudgetEndedError, ConfigurationError
+from astra_rl.config.schema import PromptedAttackerConfig
+from astra_rl.core.environment import Environment
+from astra_rl.errors import BudgetEndedError, ConfigurationError, EndpointError
+from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
+from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
+from astra_rl.methods.prompted_attacker import PromptedAttackerProblem
 from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
@@ -26,10 +30,12 @@ from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_e
 from astra_rl.runs.runner import (
     budget_ended,
     charged,
+    describe_all_failed,
     described_target,
     notes_on_calls,
     warnings_of_calls,
 )
+from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 
 PHASE = "after"
@@ -75,21 +81,31 @@ def requests_of(plan: Plan) -> list[GivenAttack]:
     return given_attacks(DIRECT, openings) * plan.config.evaluation.trials
 
 
+def planned_conversations(plan: Plan) -> int:
+    """Return the number of conversations of a test."""
+    return len(plan.openings.test) * plan.config.evaluation.trials
+
+
 def estimate_test(plan: Plan) -> list[EstimateRow]:
     """Return the largest number of calls and tokens of `run_test`; nothing is sent or loaded."""
-    sent = [Conversation(each.attack, system=each.context.system) for each in requests_of(plan)]
-    return estimate_given(plan, sent, [1] * len(sent))
+    if plan.attacker is not None:
+        return estimate(plan, training=False)
+    sent = requests_of(plan)
+    return estimate_given(plan, [each.context for each in sent], [[each.attack] for each in sent])
 
 
 def run_test(
     plan: Plan, folder: RunFolder, *, command: str = "", force: bool = False
 ) -> TargetTest:
-    """Test the target of a plan with its prompts, or continue a test that ended early.
+    """Test the target of a plan, or continue a test that ended early.
+
+    Without an attacker the prompts are sent as they are; one that is prompted plays the
+    environment of the plan.
 
     The folder becomes a run that every other command reads; its phase is ``"after"``.
 
     Args:
-        plan: Plan without an attacker.
+        plan: Plan without an attacker, or with one that is prompted.
         folder: Folder of the run.
         command: Command line that repeats the test, for the report.
         force: Continue although configuration or prompts have changed.
@@ -99,7 +115,9 @@ def run_test(
         InterruptedRunError: A signal stopped it; what was replied is kept.
         AstraError: Any other failure, for instance a model that cannot be loaded.
     """
-    sent = requests_of(plan)
+    if plan.config.has_local_attacker:
+        raise ConfigurationError("a test trains no attacker: leave out 'attacker', or use 'train'.")
+    sent = None if plan.attacker is not None else requests_of(plan)
     with resumable_errors(folder):
         if not folder.config.is_file():  # written first: it marks the folder as a run
             folder.write_text(folder.config, plan.config.to_yaml())
@@ -116,14 +134,13 @@ def _play(
     plan: Plan,
     folder: RunFolder,
     log: AttemptLog,
-    sent: list[GivenAttack],
+    sent: list[GivenAttack] | None,
     command: str,
     force: bool,
     started: datetime,
 ) -> PhaseResult:
     config, target = plan.config, plan.target
-    if target is None:
-        raise ConfigurationError("a test has no attacker: leave out 'attacker', or use 'train'.")
+    assert target is not None  # of a plan without a local attacker
     record = {
         **manifest(config, redact_message(command), started),
         "run": name_of(folder) or labels_of(config, PHASE).run,
@@ -136,29 +153,80 @@ def _play(
     clock = time.perf_counter()
     plan.load_deferred()
     judge = plan.evaluation_judge.load()
-    problem = TargetOnlyProblem(target, judge)
-    plan_attempts(folder, PHASE, len(sent))
+    planned = planned_conversations(plan)
+    plan_attempts(folder, PHASE, planned)
+    environment = _environment(plan, target, sent)
     phase = PhaseRun(
-        config, PHASE, problem, judge, log, run=record["run"], categories=plan.openings.categories
+        config,
+        PHASE,
+        environment.problem,
+        judge,
+        log,
+        run=record["run"],
+        categories=plan.openings.categories,
     )
-    result = phase.play(
-        GivenAttacks(problem, sent, seed=config.seed),
-        range(len(sent)),
-        len(sent),
-        attacker=PROMPTS,
-        prompt_ids={number: each.prompt_id for number, each in enumerate(sent)},
-        needs=needed(estimate_test(plan)),
-    )
+    needs = needed(estimate_test(plan))
+    if sent is None:
+        result = phase.play(environment, plan.openings.test, planned, needs=needs)
+    else:
+        ids: dict[int | str, str] = {at: each.prompt_id for at, each in enumerate(sent)}
+        result = phase.play(
+            environment, range(planned), planned, attacker=PROMPTS, prompt_ids=ids, needs=needs
+        )
     log.flush()
     spent = current_ledger().as_dict()
     metrics = {**result.metrics, "spent": spent}
     folder.write_json(folder.evaluation(PHASE), metrics)
     write_failures(log.attempts(phase=PHASE, outcome="success"), folder.failures)
-    record["warnings"] = list(warnings_of_calls(result))
+    record["warnings"] = [*_weakness(plan, result), *warnings_of_calls(result)]
     record["notes"] = list(notes_on_calls(None))
     record["spent"] = spent
-    if result.spent is None:  # a manifest without durations marks a run that is not complete
+    nothing = result.spent is None and describe_all_failed(result.attempts)
+    if result.spent is None and not nothing:  # without durations, a run is not complete
         record["seconds"] = {"testing": time.perf_counter() - clock}
     folder.write_json(folder.manifest, record)
     write_run_page(folder)
+    if nothing:
+        raise EndpointError(nothing)
     return replace(result, metrics=metrics)
+
+
+def _environment(
+    plan: Plan, target: Target, sent: list[GivenAttack] | None
+) -> Environment[str, str]:
+    """Return what plays the conversations: the given attacks, or the attacker of the plan."""
+    if sent is not None:
+        problem = TargetOnlyProblem(target, plan.evaluation_judge.load())
+        return GivenAttacks(problem, sent, seed=plan.config.seed)
+    environment: Environment[str, str] = plan.environment(
+        prompted_problem(plan), plan.openings.test
+    )
+    return environment
+
+
+def prompted_problem(plan: Plan) -> PromptedAttackerProblem:
+    """Return the problem of a plan whose attacker is prompted.
+
+    Raises:
+        AstraError: The moderator of the reward cannot be loaded.
+    """
+    section = plan.config.attacker
+    assert isinstance(section, PromptedAttackerConfig)
+    assert plan.attacker is not None
+    assert plan.target is not None
+    plan.load_deferred()
+    return PromptedAttackerProblem(
+        plan.attacker, plan.target, plan.moderator.load(), plan.reward, extraction=section.extract
+    )
+
+
+def _weakness(plan: Plan, result: EvaluationResult) -> list[str]:
+    """Log and return a warning if the attacker hardly writes attacks."""
+    if plan.attacker is None:
+        return []
+    attacks = [turn.attack for attempt in result.attempts for turn in attempt.turns]
+    warning = describe_weak_attacker(attacks, trained=False)
+    if warning is None:
+        return []
+    logger.warning(warning)
+    return [warning]

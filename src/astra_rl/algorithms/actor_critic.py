@@ -189,6 +189,11 @@ class A2C(ActorCritic):
         if options.get("kl_in_loss"):
             raise ConfigurationError("A2C sets kl_in_loss to alpha; give alpha instead.")
 
+    @classmethod
+    def uses_reference(cls, **options: Any) -> bool:
+        """Whether there is a KL penalty, in the loss by `alpha` or in the reward."""
+        return bool(options.get("alpha")) or super().uses_reference(**options)
+
     def with_objectives(
         self, tokens: Tensor, batch: PolicyBatch, mask: Tensor
     ) -> tuple[Tensor, Metrics]:

@@ -88,6 +88,7 @@ def whiten(
     weights: Sequence[float],
     *,
     measured: Sequence[Sequence[float]] | None = None,
+    least: float = 0.0,
 ) -> list[tuple[float, ...]]:
     """Shift all values of all rows to mean 0, and divide them by their standard deviation.
 
@@ -96,12 +97,13 @@ def whiten(
         weights: Weights of the rows in mean and deviation; a row of weight 0 is transformed only.
         measured: Values whose standard deviation is the divisor, in the shape of `rows`; the
             divisor is 1 if they all tie. None: that of `rows`.
+        least: Lower bound of the divisor; 1 only scales down.
     """
     mean, deviation = _moments(rows, weights)
     if measured is not None:
         _, deviation = _moments(measured, weights)
         deviation = deviation if deviation >= TIE_TOLERANCE else 1.0 - STD_FLOOR
-    divisor = deviation + STD_FLOOR
+    divisor = max(deviation + STD_FLOOR, least)
     return [tuple((value - mean) / divisor for value in row) for row in rows]
 
 

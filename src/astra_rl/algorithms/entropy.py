@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,10 +57,16 @@ class EntropyBonus:
         return bool(self.coefficient.value)
 
     def adapt(self, steps: Sequence[ScoredStep]) -> None:
-        """Adapt the coefficient to the entropy of an experience; it rises below the target."""
-        logprobs = [value for step in steps for value in step.old_logprobs]
-        if self.is_on and logprobs:
-            self.coefficient.update(-sum(logprobs) / len(logprobs), len(steps), rises_above=False)
+        """Adapt the coefficient to the entropy of an experience; it rises below the target.
+
+        The entropy is a mean over tokens, weighted as in the loss.
+        """
+        if not self.is_on:
+            return
+        total = math.fsum(step.weight * math.fsum(step.old_logprobs) for step in steps)
+        count = math.fsum(step.weight * len(step.old_logprobs) for step in steps)
+        if count:
+            self.coefficient.update(-total / count, len(steps), rises_above=False)
 
     def penalty(self, logprobs: Tensor, old: Tensor) -> Tensor:
         """Return minus the entropy of each token, (B, T), not yet times the coefficient.

@@ -318,7 +318,14 @@ class GAE(AdvantageEstimator):
             weights = [step.weight * is_known for step, is_known in zip(steps, known, strict=True)]
             rewards = list(zip(*outcomes, strict=True))
             whitened = [
-                whiten(rows, weights, measured=self._measured(steps, rewards[head], rows, head))
+                whiten(
+                    rows,
+                    weights,
+                    measured=self._measured(steps, rewards[head], rows, head),
+                    # Where all rewards (or costs) tie, the advantages are the error of the value
+                    # function, which is no signal to scale up.
+                    least=1.0 if is_tied([r for r in rewards[head] if not is_missing(r)]) else 0.0,
+                )
                 for head, rows in enumerate(by_head)
             ]
             by_step = list(zip(*whitened, strict=True))
@@ -347,15 +354,9 @@ class GAE(AdvantageEstimator):
         rows: Sequence[Sequence[float]],
         head: int,
     ) -> Sequence[Sequence[float]]:
-        """Return the values whose standard deviation whitens `rows`: without the KL penalty.
-
-        Where the rewards tie there is nothing but the penalty and the error of the value function;
-        the values are then all zero, so that `whiten` does not scale.
-        """
+        """Return the values whose standard deviation whitens `rows`: without the KL penalty."""
         if head or not any(step.penalty for step in steps):
             return rows
-        if is_tied([reward for reward in rewards if not is_missing(reward)]):
-            return [[value * 0.0 for value in row] for row in rows]
         plain = [replace(step, penalty=0.0, penalties=None) for step in steps]
         return self._advantages(plain, rewards, head)
 
@@ -405,8 +406,16 @@ def credit_of(steps: Sequence[PolicyStep], rewards: Sequence[float], credit: Cre
 
 
 def penalized_credit(steps: Sequence[ScoredStep], credit: Credit) -> list[float]:
-    """Return the credit of each step with the KL penalty subtracted from the reward."""
-    return credit_of(steps, [step.penalized_reward for step in steps], credit)
+    """Return the credit of each step with the KL penalty subtracted from the reward.
+
+    ``"leaf"`` passes back the reward of the last turn only. A penalty is no such outcome: those of
+    all turns from the step on count, or only last turns would be kept near the reference.
+    """
+    if credit.kind != "leaf":
+        return credit_of(steps, [step.penalized_reward for step in steps], credit)
+    outcomes = credit_of(steps, [step.reward for step in steps], credit)
+    penalties = credit_of(steps, [step.penalty for step in steps], Credit("return_to_go"))
+    return [outcome - penalty for outcome, penalty in zip(outcomes, penalties, strict=True)]
 
 
 def _values(step: ScoredStep, head: int) -> tuple[float, ...]:

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from astra_rl.algorithms.losses import KLEstimator, KLGradient, kl_estimate, kl_penalty
 from astra_rl.algorithms.policy_steps import ScoredStep
+from astra_rl.algorithms.weighting import weighted_mean_of_present
 from astra_rl.core.common import Metrics
-from astra_rl.core.contracts import is_missing, mean_of_present
+from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 
 MAX_ERROR = 0.2
 """The relative error of the adaptive controller is clipped to this; Ziegler et al. 2019."""
 
+DEFAULT_HORIZON = 10_000
+"""Number of attacks over which the adaptive controller corrects the error; Ziegler et al. 2019."""
 
 MAX_CHANGE = 100.0
 """An adaptive coefficient stays within this factor of its initial value."""
@@ -64,7 +67,12 @@ class AdaptiveCoefficient(Coefficient):
     """
 
     def __init__(
-        self, value: float, target: float, horizon: float = 10_000, *, name: str = "kl_in_reward"
+        self,
+        value: float,
+        target: float,
+        horizon: float = DEFAULT_HORIZON,
+        *,
+        name: str = "kl_in_reward",
     ) -> None:
         for what, number in ((name, value), ("target", target), ("horizon", horizon)):
             if not number > 0:
@@ -121,7 +129,7 @@ class KLControl:
         corrected: bool = True,
         gradient: KLGradient = "token",
         target: float | None = None,
-        horizon: float = 10_000,
+        horizon: float = DEFAULT_HORIZON,
     ) -> None:
         for name, value in (("kl_in_reward", in_reward), ("kl_in_loss", in_loss)):
             if not 0 <= value < math.inf:
@@ -131,6 +139,22 @@ class KLControl:
             raise ConfigurationError(
                 f"kl_estimator={estimator!r} is the estimator of the penalty in the loss, and "
                 "kl_in_loss is 0. The penalty in the reward is always k1; remove kl_estimator."
+            )
+        if not in_loss:
+            given = {
+                "kl_estimator": None if in_reward else estimator,
+                "kl_corrected": None if corrected else corrected,
+            }
+            for name, setting in given.items():
+                if setting is not None:
+                    raise ConfigurationError(
+                        f"{name}={setting!r} is for the penalty in the loss, and kl_in_loss is 0. "
+                        f"Set kl_in_loss, or remove {name}."
+                    )
+        if target is None and horizon != DEFAULT_HORIZON:
+            raise ConfigurationError(
+                f"kl_horizon={horizon} is for an adaptive coefficient, and there is no kl_target. "
+                "Set kl_target, or remove kl_horizon."
             )
         self.coefficient = (
             Coefficient(in_reward)
@@ -147,7 +171,10 @@ class KLControl:
         return bool(self.coefficient.value or self.in_loss)
 
     def with_penalties(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
-        """Return the steps with the KL penalty of the reward, then adapt the coefficient."""
+        """Return the steps with the KL penalty of the reward, then adapt the coefficient.
+
+        The KL that it adapts to is a mean over attacks, weighted as in the loss.
+        """
         if not self.coefficient.value:
             return list(steps)
         estimates = [self._estimates(step) for step in steps]
@@ -163,7 +190,8 @@ class KLControl:
             for step, each, total in zip(steps, estimates, totals, strict=True)
         ]
         if steps:
-            self.coefficient.update(mean_of_present(totals), len(steps))
+            mean = weighted_mean_of_present(totals, [step.weight for step in steps])
+            self.coefficient.update(mean, len(steps))
         return penalized
 
     def loss_penalty(self, logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:

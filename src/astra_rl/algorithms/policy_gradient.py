@@ -12,7 +12,7 @@ from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.entropy import EntropyBonus
 from astra_rl.algorithms.estimators import AdvantageEstimator
 from astra_rl.algorithms.format_masking import FormatMask
-from astra_rl.algorithms.kl import KLControl
+from astra_rl.algorithms.kl import DEFAULT_HORIZON, KLControl
 from astra_rl.algorithms.losses import (
     KLEstimator,
     KLGradient,
@@ -103,10 +103,10 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         kl_corrected: bool = True,
         kl_gradient: KLGradient = "token",
         kl_target: Positive | None = None,
-        kl_horizon: Positive = 10_000,
+        kl_horizon: Positive = DEFAULT_HORIZON,
         entropy_coef: NotNegative = 0.0,
         entropy_target: Positive | None = None,
-        entropy_horizon: Positive = 10_000,
+        entropy_horizon: Positive = DEFAULT_HORIZON,
         epochs: Count = 1,
         old_logprobs: OldLogprobs = "sampled",
         shared_nodes: SharedNodes = "expected_return",
@@ -157,13 +157,18 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         EntropyBonus(
             options.get("entropy_coef", 0.0),
             options.get("entropy_target"),
-            options.get("entropy_horizon", 10_000),
+            options.get("entropy_horizon", DEFAULT_HORIZON),
         )
         if "credit" in options:
             Credit(options["credit"])
         if options.get("format_pattern") is not None:
             FormatMask(options["format_pattern"])
         cls._check_epochs(options.get("epochs", cls.epochs), has_ratio=cls.has_ratio)
+
+    @classmethod
+    def uses_reference(cls, **options: Any) -> bool:
+        """Whether there is a KL penalty."""
+        return any(options.get(name) for name in ("kl_in_reward", "kl_in_loss"))
 
     @classmethod
     def _check_epochs(cls, epochs: int, *, has_ratio: bool) -> None:

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from astra_rl.algorithms.credit import CONTINUED_OR_ENDED, Continuation
 from astra_rl.algorithms.weighting import SharedNodes, node_weights
-from astra_rl.core.graph import Graph
+from astra_rl.core.graph import Graph, Role
 from astra_rl.core.text import context_key
 from astra_rl.errors import ContractError
 
 Group = Literal["siblings", "episode", "prompt"]
 """Which attacks form a group, whose mean reward is the baseline: ``"siblings"``, those sampled from
 one context of one episode; ``"episode"``, all of one episode; ``"prompt"``, all attacks of all
-episodes of the experience with the same opening prompt. On trees deeper than 1 the last two contain
-an attack and its descendants, whose rewards depend on it, so that the baseline is biased."""
+episodes of the experience with the same opening prompt. All members have the same role. On trees
+deeper than 1 the last two contain an attack and its descendants, whose rewards depend on it, so
+that the baseline is biased."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,12 @@ class Place:
         episode: The episode, compared by identity.
         opening: The episode's opening context, compared by value.
         index: Index of the attack in the episode, parents before their children.
-        parent: Index of the attack before it; None for a first turn.
+        parent: Index of the latest turn of the same role before it, to which credit is passed back;
+            None for a first turn.
         continuation: How the attack was continued.
+        origin: Index of the turn from which it and its siblings were sampled; None for a first
+            turn. It differs from `parent` where an opponent plays in between.
+        role: Who made the turn.
     """
 
     episode: object = field(default_factory=object)
@@ -43,12 +48,14 @@ class Place:
     index: int = 0
     parent: int | None = None
     continuation: Continuation = CONTINUED_OR_ENDED
+    origin: int | None = None
+    role: Role = "attacker"
 
     def group(self, kind: Group) -> Hashable:
         """Return a key that all members of the attack's group share."""
         if kind == "prompt":
-            return self.opening
-        return (id(self.episode), self.parent if kind == "siblings" else None)
+            return (self.opening, self.role)
+        return (id(self.episode), self.origin if kind == "siblings" else None, self.role)
 
 
 @dataclass(frozen=True)
@@ -170,12 +177,15 @@ def steps_of(
     """Return one step per node, breadth first, siblings side by side."""
     weights = node_weights(graph, shared_nodes)
     opening = context_key(graph.context)
-    parents: dict[int, int] = {}
+    origins: dict[int, int] = {}
     steps: list[PolicyStep] = []
     for index, node in enumerate(graph.nodes()):
         how = Continuation(node.truncated, node.continuation_probability)
-        place = Place(graph, opening, index, parents.get(id(node)), how)
-        parents.update({id(child): index for child in node.children})
+        origin = parent = origins.get(id(node))
+        while parent is not None and steps[parent].place.role != node.role:
+            parent = steps[parent].place.origin
+        place = Place(graph, opening, index, parent, how, origin, node.role)
+        origins.update({id(child): index for child in node.children})
         steps.append(
             PolicyStep(
                 node.context,
@@ -201,7 +211,8 @@ def groups_of(steps: Iterable[PolicyStep], kind: Group) -> list[list[int]]:
 def episodes_of(steps: Sequence[PolicyStep]) -> list[tuple[list[int], list[int | None]]]:
     """Return, per episode, the indices of its steps and the positions of their parents among these.
 
-    A step whose parent is not among the steps counts as a first turn: its parent is None.
+    The turns of each role are an episode of their own, because a reward is that of one role. A step
+    whose parent is not among the steps counts as a first turn: its parent is None.
     """
     found = []
     for indices in groups_of(steps, "episode"):

@@ -13,7 +13,7 @@ an unbiased estimate of the policy gradient (Sutton et al. 2000), if A(n) is an 
 
 Where only some turns are continued, those pass on the weight of the others: divided by the
 probability of being continued if the selection is random (Horvitz and Thompson 1952), which stays
-unbiased, and by the share of turns of the level that were continued if it is not.
+unbiased, and by the share of the weight of the level that was continued if it is not.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def visit_probabilities(graph: Graph[str, str]) -> list[float]:
     while groups:
         level = [(node, weight / len(siblings)) for siblings, weight in groups for node in siblings]
         weights += [weight for _, weight in level]
-        share = _share_continued([node for node, _ in level])
+        share = _share_continued(level)
         groups = [
             (node.children, weight / (node.continuation_probability or share))
             for node, weight in level
@@ -71,11 +71,11 @@ def visit_probabilities(graph: Graph[str, str]) -> list[float]:
     return weights
 
 
-def _share_continued(level: Sequence[Node[str, str]]) -> float:
-    """Share of the turns of a level that were continued, of those that could have been."""
-    chosen = [node for node in level if node.continuation_probability is None]
-    continued = sum(bool(node.children) for node in chosen)
-    truncated = sum(node.truncated for node in chosen)
+def _share_continued(level: Sequence[tuple[Node[str, str], float]]) -> float:
+    """Share of the weight of a level that was continued, of what could have been."""
+    chosen = [(node, weight) for node, weight in level if node.continuation_probability is None]
+    continued = math.fsum(weight for node, weight in chosen if node.children)
+    truncated = math.fsum(weight for node, weight in chosen if node.truncated)
     return continued / (continued + truncated) if continued else 1.0
 
 

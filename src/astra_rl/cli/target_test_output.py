@@ -22,38 +22,41 @@ if TYPE_CHECKING:
 
 def print_test_estimate(plan: Plan) -> None:
     """Print an upper bound of the calls of a test, and where its budget ends."""
-    from astra_rl.actions.target_test import estimate_test, requests_of
+    from astra_rl.actions.target_test import estimate_test, planned_conversations
     from astra_rl.config.estimate import describe_budget_of_evaluation
 
-    rows, conversations = estimate_test(plan), len(requests_of(plan))
+    rows, conversations = estimate_test(plan), planned_conversations(plan)
     console.print(f"{conversations} conversations", highlight=False)
     print_estimate(rows, console, describe_budget_of_evaluation(plan.budget, rows, conversations))
 
 
-def test_and_print(plan: Plan, output: Path | None, out: Printer, *, force: bool = False) -> None:
+def test_and_print(
+    plan: Plan, output: Path | None, out: Printer, *, name: str = "test", force: bool = False
+) -> None:
     """Run or continue a test and print its result.
 
     Args:
-        plan: The plan, without an attacker.
+        plan: The plan, without an attacker or with one that is prompted.
         output: Run folder; None creates a new one under ``runs``.
         out: Prints the result and checks the conditions of ``--fail-on``.
+        name: Name of a new run folder.
         force: Continue even if the configuration or the prompts changed.
 
     Raises:
         AstraError: A file or model is wrong, or the test was interrupted, by a budget too.
     """
     from astra_rl.actions.target_test import run_test
-    from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.resume import check_can_run_in
+    from astra_rl.runs.resume import starting_in
 
-    if output is not None:
-        check_can_run_in(output)
-    folder = new_run_folder("runs", "test") if output is None else RunFolder(output)
-    out.path("run folder", folder.path)
-    quiet_libraries()
-    command = shlex.join(["astra-rl", *sys.argv[1:]])
-    found = run_test(plan, folder, command=command, force=force)
+    with starting_in(output, name) as folder:
+        out.path("run folder", folder.path)
+        quiet_libraries()
+        command = shlex.join(["astra-rl", *sys.argv[1:]])
+        found = run_test(plan, folder, command=command, force=force)
     summary = found.evaluation.summary
+    if plan.attacker is not None:
+        environment = plan.config.environment.type
+        out.line(f"attacker: {plan.attacker.name} (prompted), environment {environment}")
     _print_rates(found.evaluation, plan.config.target.name, out)
     print_judge(found.evaluation, out)
     print_examples(folder, out)

@@ -25,11 +25,12 @@ from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_ori
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe_parts, validate_as_json
+from astra_rl.config.schema import SectionWithType
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
+from astra_rl.infra.validation import describe_parts, validate_as_json
 from astra_rl.moderators.completion import Completer
 from astra_rl.rewards import REWARDS, FunctionTerm, Limit, RewardPart
 from astra_rl.targets.base import Target
@@ -127,6 +128,7 @@ def bind(
     *,
     supplied: int = 0,
     places: Mapping[str, str] | None = None,
+    advice: str = "",
 ) -> Bound:
     """Check options against the signature of a class or function, and construct nested objects.
 
@@ -140,6 +142,7 @@ def bind(
         context: Constructs moderators and targets.
         supplied: Number of leading positional arguments that the library supplies.
         places: Places of the options that are not under `where`, by name.
+        advice: What to do about an unknown option, for the message.
 
     Raises:
         ConfigurationError: An unknown or missing option, or a value of another type.
@@ -159,13 +162,56 @@ def bind(
         if name not in known and not open_ended:
             listed = f"Known: {', '.join(known)}." if known else "It takes no options."
             raise ConfigurationError(
-                f"{place}: unknown key.{did_you_mean(str(name), known)} {listed}"
+                f"{place}: unknown key.{did_you_mean(str(name), known)} {listed}{advice}"
             )
         converted[str(name)] = _convert(hints.get(name, Any), value, place, context)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in given:
             raise ConfigurationError(f"{where}.{name}: missing; it must be given.")
     return Bound(where, factory, converted)
+
+
+def bind_section(
+    where: str,
+    section: SectionWithType,
+    context: Context,
+    *,
+    base: type[Any] | None = None,
+    supplied: int = 0,
+    advice: str = "",
+) -> Bound:
+    """Check a section that names a class or function and its options; see `bind`.
+
+    Args:
+        where: Place of the section in the configuration, for messages.
+        section: The section.
+        context: Constructs moderators and targets.
+        base: Class that the named class must be a subclass of; None allows any.
+        supplied: Number of leading positional arguments that the library supplies.
+        advice: What to do about an unknown option, for the message.
+
+    Raises:
+        ConfigurationError: The class cannot be imported or is no subclass of `base`, an option is
+            unknown or missing, or a value is of another type.
+    """
+    try:
+        factory = section.factory()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}.type: {error}") from error
+    if base is not None and not _is(factory, base):
+        raise ConfigurationError(
+            f"{where}.type: {section.type!r} given; it must be a subclass of {base.__name__}."
+        )
+    own = section.arguments_in_section()
+    return bind(
+        f"{where}.options",
+        factory,
+        {**own, **section.options},
+        context,
+        supplied=supplied,
+        places={name: f"{where}.{name}" for name in own},
+        advice=advice,
+    )
 
 
 def parameters_of(

@@ -17,6 +17,8 @@ from astra_rl.targets.budget import Budget
 
 REPLAY_BATCH = 64
 """Number of given attacks that are sent and judged in one batch; see `estimate_given`."""
+BRIEF_TOKENS = 200
+"""Assumed number of tokens of the attacker's brief."""
 JUDGE_PROMPT_TOKENS = 600
 """Assumed number of tokens of a judge's instructions, without the conversation."""
 
@@ -41,13 +43,39 @@ class EstimateRow:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Upper bound of the calls of an evaluation, and what its budget is enough for.
+
+    Attributes:
+        rows: One per endpoint.
+        conversations: Number of conversations.
+        budget: Limits of the calls.
+    """
+
+    rows: Sequence[EstimateRow]
+    conversations: int
+    budget: Budget
+
+    @property
+    def ends(self) -> list[str]:
+        """A sentence for each limit of the budget, see `describe_budget_of_evaluation`."""
+        return describe_budget_of_evaluation(self.budget, self.rows, self.conversations)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return both together, within one budget."""
+        rows, count = [*self.rows, *other.rows], self.conversations + other.conversations
+        return Estimate(rows, count, self.budget)
+
+
+@dataclass(frozen=True)
 class TrainingSize:
     """How much a training plays and learns, at most.
 
     Attributes:
-        episodes: Conversations, or trees of conversations.
+        episodes: Conversations, or trees of conversations; 0 if all attacks are given.
         attempts: Attacks.
-        replies: Responses of the target, including those that a reward samples in addition.
+        replies: Responses of the target, including those that a reward samples in addition; in
+            self-play those of the defender.
         updates: Optimizer steps.
     """
 
@@ -60,33 +88,39 @@ class TrainingSize:
 def training_size(plan: Plan) -> TrainingSize:
     """Return the size of the training of a plan, from above.
 
-    Conversations that end early, pairs that tie and a replay buffer that is not full make it less.
+    Conversations that end early, pairs that tie, episodes that need no replacement and a replay
+    buffer that is not full make it less.
     """
     training = plan.config.training
-    episodes = training.steps * training.episodes_per_step
-    attempts = episodes * sum(plan.turns_by_level())
+    episodes = training.steps * training.episodes_per_step * plan.rounds
+    levels = plan.siblings_by_level()
+    attempts = episodes * sum(each.sets * each.size for each in levels if each.role == "attacker")
+    exchanges = episodes * sum(plan.turns_by_level())
     replies = 1 + sum(part.replies_per_turn for part in plan.reward_parts())
     batches = math.ceil(_examples_per_step(plan) / training.batch_size) * plan.epochs
     updates = training.steps * math.ceil(batches / training.gradient_accumulation_steps)
-    return TrainingSize(episodes, attempts, attempts * replies, updates)
+    return TrainingSize(episodes, attempts, exchanges * replies, updates)
 
 
 def _examples_per_step(plan: Plan) -> int:
     """Return the most pairs, attacks or groups of attacks that a training step learns from."""
-    episodes, counts = plan.config.training.episodes_per_step, plan.turns_by_level()
-    width = int(plan.environment.settings().get("tree_width", 1))
-    groups = [count // width for count in counts]
+    if not plan.rounds:  # given attacks
+        return plan.config.training.episodes_per_step
     options = plan.algorithm.settings()
     fresh = 1 - float(options.get("replay_share", 0.0))
-    if "max_group" in options:  # the attacks of a context, in parts
-        return episodes * sum(groups) * math.ceil(width / fresh / int(options["max_group"]))
-    if "best" in options:
-        per_group = min(int(options["best"]), width)
-    elif "pairs" in options:
-        per_group = math.comb(width, 2) if options["pairs"] == "all" else min(1, width - 1)
-    else:
-        per_group = width
-    return math.ceil(episodes * sum(groups) * per_group / fresh)
+    per_episode = 0.0
+    for each in plan.siblings_by_level():
+        if "max_group" in options:  # the attacks of a context, in parts
+            per_set = float(math.ceil(each.size / fresh / int(options["max_group"])))
+        elif "best" in options:
+            per_set = min(int(options["best"]), each.size) / fresh
+        elif "pairs" in options:
+            is_all = options["pairs"] == "all"
+            per_set = math.comb(each.size, 2) if is_all else min(1, each.size - 1)
+        else:
+            per_set = each.size / fresh
+        per_episode += each.sets * per_set
+    return math.ceil(plan.config.training.episodes_per_step * per_episode)
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,7 @@ class _Level:
         stage: ``"training"``, ``"watch"``, ``"evaluation"``, or ``"given"`` if the attacks are
             given, so that no reward is computed.
         before: Number of earlier turns of the conversation.
-        opening: Mean number of tokens of an opening.
+        opening: Mean number of tokens of an opening; together with the attacks if they are given.
         times: Number of batches.
         turns: Number of turns in a batch.
     """
@@ -209,21 +243,27 @@ def describe_budget_of_evaluation(
     return found
 
 
-def estimate_given(plan: Plan, openings: Sequence[str], turns: Sequence[int]) -> list[EstimateRow]:
+def estimate_given(
+    plan: Plan, openings: Sequence[Conversation], attacks: Sequence[Sequence[str]]
+) -> list[EstimateRow]:
     """Estimate the calls of sending given attacks to the target, as `estimate` does.
 
     Args:
         plan: The plan, with the endpoints that are called.
-        openings: Opening contexts of the conversations.
-        turns: Number of attacks of each conversation.
+        openings: Opening context of each conversation.
+        attacks: The attacks of each conversation, one per turn.
     """
-    opening = _mean_length(openings)
     levels = []
-    for before in range(max(turns, default=0)):
-        sent = sum(count > before for count in turns)
-        batches, rest = divmod(sent, REPLAY_BATCH)
-        levels.append(_Level("given", before, opening, batches, REPLAY_BATCH))
-        levels.append(_Level("given", before, opening, 1, rest))
+    for before in range(max(map(len, attacks), default=0)):
+        read = [
+            Conversation("\n".join([opening, *sent[: before + 1]]), system=opening.system)
+            for opening, sent in zip(openings, attacks, strict=True)
+            if len(sent) > before
+        ]
+        batches, rest = divmod(len(read), REPLAY_BATCH)
+        length = _mean_length(read)
+        levels.append(_Level("given", before, length, batches, REPLAY_BATCH))
+        levels.append(_Level("given", before, length, 1, rest))
     return _rows(plan, levels)
 
 
@@ -237,13 +277,15 @@ def _rows(plan: Plan, levels: Sequence[_Level]) -> list[EstimateRow]:
 def _row(
     endpoint: EndpointUse, levels: Sequence[_Level], parts: Sequence[RewardPart], plan: Plan
 ) -> EstimateRow:
-    attacker = plan.config.attacker  # without one, the openings contain the attacks
-    attack, reply = 0 if attacker is None else attacker.max_new_tokens, _longest_reply(plan)
+    reply = _longest_reply(plan)
     requests = read = 0.0
     for level in levels:
+        attack = 0 if level.stage == "given" else _longest_attack(plan)
         texts = _texts_per_turn(endpoint.owner, level.stage, parts, plan)
         requests += level.times * texts * math.ceil(level.turns / endpoint.texts_per_request)
         tokens = level.opening + level.before * (attack + reply) + attack
+        if endpoint.owner == "attacker":
+            tokens += BRIEF_TOKENS - attack
         if endpoint.is_judge and endpoint.reads_conversation:
             tokens += reply + JUDGE_PROMPT_TOKENS
         elif endpoint.is_judge:
@@ -263,8 +305,11 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
         return int(owner == "target" or (owner == "moderator" and not has_judge))
     if stage == "watch":  # the score of the moderator is known from the reward
         return 0
+    if owner == "attacker":
+        return 1
     if owner == "target":
-        return 1 + sum(part.replies_per_turn for part in parts)
+        asks = int(plan.environment.factory.calls_target)
+        return asks + sum(part.replies_per_turn for part in parts)
     if owner == "moderator":
         judged = sum(part.judged_per_turn for part in parts if part.moderator is None)
         # The score of each turn is recorded even if the reward does not use it.
@@ -281,9 +326,9 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
     if training:
         opening, counts = _mean_length(openings.train), plan.turns_by_level()
         for before, count in enumerate(counts):
-            yield _Level("training", before, opening, steps, episodes * count)
-        if plan.judge is not None:
-            most = min(config.evaluation.watch, episodes * sum(counts))
+            yield _Level("training", before, opening, steps * plan.rounds, episodes * count)
+        if plan.judge is not None and plan.rounds:
+            most = min(config.evaluation.watch, plan.rounds * episodes * sum(counts))
             yield _Level("watch", len(counts) - 1, opening, steps, most)
     evaluations = 1 + int(training and config.evaluation.before)
     batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATED_TOGETHER)
@@ -294,6 +339,14 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
             "evaluation", before, opening, evaluations * batches, EVALUATED_TOGETHER * count
         )
         yield _Level("evaluation", before, opening, evaluations, rest * count)
+
+
+def _longest_attack(plan: Plan) -> int:
+    """Return the maximum number of tokens of an attack; without an attacker openings have it."""
+    if plan.attacker is not None:
+        return max_output_tokens(plan.attacker)
+    attacker = plan.config.attacker
+    return attacker.max_new_tokens if isinstance(attacker, LocalModelConfig) else 0
 
 
 def _longest_reply(plan: Plan) -> int:

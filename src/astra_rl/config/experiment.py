@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_rl.config.resolve import Plan, check_training
-from astra_rl.config.schema import LocalModelConfig, RunConfig
+from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
+from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
+from astra_rl.ext.transformers.opponents import Opponent
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.value import HFValueProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
@@ -66,7 +68,7 @@ def build(plan: Plan) -> Experiment:
     """
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
-        problem = build_problem(plan)
+        problem = build_problem(plan, opponents=_opponents(plan.config))
     environment = build_environment(plan, problem, plan.openings.train)
     environment.curriculum = plan.curriculum
     return Experiment(
@@ -87,6 +89,7 @@ def build_problem(
     *,
     attacker: str | None = None,
     moderator: Moderator[str, str] | None = None,
+    opponents: Sequence[Opponent] = (),
 ) -> HFASTProblem:
     """Load attacker, target, baseline and moderators, and a value head if the algorithm needs one.
 
@@ -95,6 +98,7 @@ def build_problem(
         attacker: A trained attacker to load instead of the one that the configuration starts from,
             including an adapter that it brings; it gets no new adapter and no value function.
         moderator: Moderator to use instead of the plan's.
+        opponents: Targets that training attacks instead; without `attacker`.
 
     Raises:
         AstraError: A model cannot be loaded.
@@ -126,6 +130,7 @@ def build_problem(
             attacker, target, moderator, baseline_model_id=baseline, **options
         )
     options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
+    options["opponents"] = opponents
     if plan.value_count:
         return HFValueProblem(
             speaker.model, target, baseline, moderator, value_count=plan.value_count, **options
@@ -133,7 +138,15 @@ def build_problem(
     return HFASTProblem(speaker.model, target, baseline, moderator, **options)
 
 
-def build_environment(plan: Plan, problem: HFASTProblem, openings: Sequence[str]) -> ASTEnvironment:
+def _opponents(config: RunConfig) -> list[Opponent]:
+    target = config.target
+    known = target.opponents if isinstance(target, LocalTargetConfig) else ()
+    return [Opponent(each.model, each.weight) for each in known]
+
+
+def build_environment(
+    plan: Plan, problem: Problem[str, str], openings: Sequence[str]
+) -> ASTEnvironment:
     """Construct the environment.
 
     Args:

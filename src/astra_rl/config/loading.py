@@ -9,21 +9,23 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from astra_rl.config.messages import describe, place_of, validate_as_json
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
     LocalModelConfig,
     ModeratorConfig,
+    PromptedAttackerConfig,
     RunConfig,
     TargetConfig,
     kind_of_target,
 )
-from astra_rl.config.sections import keys_of, section_class
+from astra_rl.config.sections import keys_of, section_class, tagged_sections
 from astra_rl.config.shorthands import expanded
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path
 from astra_rl.infra.redaction import learn_from, redacted_places
+from astra_rl.infra.validation import describe, place_of, validate_as_json
 
 
 def check_credentials(config: RunConfig) -> None:
@@ -136,6 +138,29 @@ def load_target(
     return LocalModelConfig(model=reference)
 
 
+def load_prompted_attacker(reference: str) -> PromptedAttackerConfig | None:
+    """Return the section of an attacker that is not trained; None if it is a local model.
+
+    Args:
+        reference: ``package.module:function``, a YAML file with an attacker section, or a folder or
+            hub id of a model.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or has a wrong value.
+    """
+    if is_path(reference) and not reference.startswith("bundled:"):
+        return PromptedAttackerConfig(type=reference)
+    if not reference.endswith((".yaml", ".yml")):
+        return None
+    values = _read_section(reference, "attacker")
+    if kind_of_target(values) == "local":
+        raise ConfigurationError(
+            f"{reference}: it has no 'type', so it is no endpoint. Name a local model by its "
+            "folder or hub id."
+        )
+    return validated(PromptedAttackerConfig, values, source=reference)
+
+
 def load_moderator(reference: str) -> ModeratorConfig:
     """Return the moderator section for a registered name or a YAML file.
 
@@ -182,6 +207,8 @@ def validated(
     except ValidationError as error:
         places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for each in error.errors():
+            if each["type"] == "default_factory_not_called":
+                continue  # a default that depends on a section with an error of its own
             places.setdefault(place_of(each, values), []).append(each)
         lines = [_explain(place, errors, section, where) for place, errors in places.items()]
         raise ConfigurationError(
@@ -242,7 +269,7 @@ def _explain(
     root: type[BaseModel],
     where: str,
 ) -> str:
-    location = ".".join(map(str, [*([where] if where else []), *place])) or "configuration"
+    location = ".".join(map(str, [*([where] if where else []), *place]))
     first = errors[0]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_names(first["loc"][:-1], root)
@@ -250,21 +277,20 @@ def _explain(
             f"{location}: unknown key.{did_you_mean(str(place[-1]), known)} "
             f"Known: {', '.join(known)}."
         )
-    if first["type"] == "missing":
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"{location}: missing; it must be given."
-    return describe(location, first["input"], errors)
-
-
-_TARGET_KINDS: dict[Any, type[BaseModel]] = {"local": LocalModelConfig, "remote": TargetConfig}
-"""Sections of a target by the tag that `kind_of_target` returns."""
+    own = first["type"] == "value_error"
+    return describe(location or ("" if own else "configuration"), first["input"], errors)
 
 
 def _known_names(parents: Sequence[Any], root: type[BaseModel]) -> list[str]:
     """Return the keys of the section at a place."""
     section: Any = root
+    kinds: dict[str, Any] = {}
     for parent in parents:
-        if parent in _TARGET_KINDS:
-            section = _TARGET_KINDS[parent]
+        if parent in kinds:
+            section, kinds = kinds[parent], {}
         elif not isinstance(parent, int):  # an index of a list, whose section is known already
-            section = section_class(keys_of(section)[str(parent)].type)
+            annotation = keys_of(section)[str(parent)].type
+            section, kinds = section_class(annotation), tagged_sections(annotation)
     return list(keys_of(section))

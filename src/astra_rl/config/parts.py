@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from astra_rl.config.construct import Bound, bind
+from astra_rl.config.construct import Bound, bind_section
 from astra_rl.config.loading import load_target, validated
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.secondary_target import SecondaryTarget
-from astra_rl.infra.registry import Registry
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.composition import InverseModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
 from astra_rl.moderators.reasoning import WithReasoning
-from astra_rl.moderators.registry import moderator_class
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Prices
-from astra_rl.targets.registry import target_factory
 
 
 @dataclass(frozen=True)
@@ -229,7 +226,7 @@ class PartResolver:
         target: Target
         if isinstance(section, TargetConfig):
             target = remote_target(section, where)
-            self.endpoints.append(endpoint_of(where, where, target, is_judge=False))
+            self.endpoints += endpoints_of_target(where, target)
         elif self.config is None:
             raise ConfigurationError(
                 f"{where}: a local model cannot be given here; write a section of a remote "
@@ -249,13 +246,7 @@ def resolve_moderator(config: ModeratorConfig, where: str = "moderator") -> Defe
         ConfigurationError: An unknown option, or a value of another type.
     """
     parts = [resolve_moderator(part, f"{where}.of.{index}") for index, part in enumerate(config.of)]
-    bound = bind(
-        f"{where}.options",
-        load_named(f"{where}.type", moderator_class, config.type),
-        config.options,
-        PartResolver(),
-        supplied=1 if parts else 0,
-    )
+    bound = bind_section(where, config, PartResolver(), supplied=1 if parts else 0)
     if isinstance(bound.factory, type) and issubclass(bound.factory, Moderator):
         bound.check(**({"moderators": parts} if parts else {}))
     return DeferredModerator(where, bound, parts, config.time_limit, config.reasoning)
@@ -276,9 +267,19 @@ def remote_target(config: TargetConfig, where: str = "target") -> Target:
     Raises:
         ConfigurationError: An unknown option, a value out of range, or a missing API key.
     """
-    factory = load_named(f"{where}.type", target_factory, config.type)
-    target: Target = bind(f"{where}.options", factory, config.options, PartResolver())()
+    target: Target = bind_section(where, config, PartResolver())()
     return target
+
+
+def queried_target(config: RunConfig) -> Target | None:
+    """Return the target if it is only queried; None if an attacker may share its weights.
+
+    Raises:
+        ConfigurationError: See `remote_target`.
+    """
+    if isinstance(config.target, TargetConfig):
+        return remote_target(config.target)
+    return None if config.has_local_attacker else DeferredTarget(config.target, config)
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:
@@ -292,32 +293,16 @@ def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:
     return validated(LocalModelConfig, value, where=where)
 
 
-def load_named(where: str, load: Callable[[str], Any], name: str) -> Any:
-    """Return what a name stands for; an error of it names the place in the configuration."""
-    try:
-        return load(name)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
-
-
-def load_subclass(where: str, registry: Registry[Any], name: str, base: type[Any]) -> Any:
-    """Return the class that a name stands for.
-
-    Raises:
-        ConfigurationError: It cannot be imported, or is no subclass of `base`.
-    """
-    found = load_named(where, registry.load, name)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigurationError(
-            f"{where}: {name!r} given; it must be a subclass of {base.__name__}."
-        )
-    return found
-
-
 def max_output_tokens(target: Target) -> int:
     """Return the maximum number of tokens of a target's reply; a default if it is unlimited."""
     most = target.most_output_tokens
     return ASSUMED_OUTPUT if most is None else most
+
+
+def endpoints_of_target(where: str, target: Target) -> list[EndpointUse]:
+    """Return the use of the endpoint that a target calls; a local model calls none."""
+    is_remote = not isinstance(target, DeferredTarget)
+    return [endpoint_of(where, where, target, is_judge=False)] if is_remote else []
 
 
 def endpoint_of(where: str, owner: str, target: Target, *, is_judge: bool) -> EndpointUse:

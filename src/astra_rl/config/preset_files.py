@@ -12,8 +12,8 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 _FOLDER = "astra_rl.config.presets"
 REPLACED_WHOLE = ("reward", "moderator", "judge")
 """Sections that are replaced as a whole, because options of two types do not mix."""
-OPTIONS_OF_A_TYPE = ("algorithm", "environment")
-"""Sections that are replaced whole when the user names another type."""
+OPTIONS_OF_A_TYPE = ("algorithm", "environment", "attacker", "target")
+"""Sections that are replaced whole when the user names another type; a local model has none."""
 
 
 def preset_names() -> list[str]:

@@ -10,14 +10,14 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation
 from astra_rl.datasets.files import LoadedRows, Source
 from astra_rl.datasets.rows import Split
-from astra_rl.datasets.scenario import PromptRole, Scenario
+from astra_rl.datasets.scenario import Scenario
 from astra_rl.datasets.scenario_files import (
     PLANTED_SECRETS,
     SourceSpec,
     load_scenario,
     planted_secrets_scenario,
 )
-from astra_rl.datasets.splits import assign_splits
+from astra_rl.datasets.splits import all_in_test, assign_splits
 from astra_rl.evaluation.records.turn import Opening
 
 SHARES: dict[Split, float] = {"train": 0.8, "test": 0.2}
@@ -56,10 +56,10 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
         ConfigurationError: They cannot be loaded, a row is invalid, or training and evaluation
             share a prompt.
     """
-    if not trained:
-        return _all_for_the_evaluation(config)
-    scenario = _scenario(config, seed)
+    scenario = _scenario(config, seed, undivided=not trained)
     counts: dict[Split, int | None] = {"train": config.train, "test": config.test}
+    if not trained:
+        del counts["train"]
     contexts = {split: scenario.openings(split, count) for split, count in counts.items()}
     categories = {
         Opening.of(context).id: category
@@ -69,41 +69,26 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
         )
         if category
     }
-    return Openings(contexts["train"], contexts["test"], scenario.sources, categories)
+    return Openings(contexts.get("train", []), contexts["test"], scenario.sources, categories)
 
 
-def _all_for_the_evaluation(config: PromptsConfig) -> Openings:
-    if config.scenario is not None:
-        scenario = load_scenario(config.scenario, undivided=True)
-    else:
-        files = [each for each in (config.file, config.test_file) if each is not None]
-        parts = [_rows(config, file) for file in files]
-        scenario = Scenario(
-            files[0],
-            {"test": [row for part in parts for row in part.rows]},
-            prompt_role=_role(config),
-            sources=[part.source for part in parts],
-        )
-    contexts = scenario.openings("test", config.test)
-    names = zip(contexts, scenario.categories("test", config.test), strict=True)
-    categories = {Opening.of(context).id: name for context, name in names if name}
-    return Openings([], contexts, scenario.sources, categories)
-
-
-def _scenario(config: PromptsConfig, seed: int) -> Scenario:
+def _scenario(config: PromptsConfig, seed: int, *, undivided: bool) -> Scenario:
     if config.file is not None:
-        return _from_files(config, config.file)
-    if config.scenario == PLANTED_SECRETS:
+        return _from_files(config, config.file, undivided=undivided)
+    if config.scenario == PLANTED_SECRETS and not undivided:
         return planted_secrets_scenario(
             config.train, config.test, seed=derive_seed(seed, "openings")
         )
-    return load_scenario(config.scenario or "")
+    return load_scenario(config.scenario or "", undivided=undivided)
 
 
-def _from_files(config: PromptsConfig, file: str) -> Scenario:
+def _from_files(config: PromptsConfig, file: str, *, undivided: bool) -> Scenario:
     parts: dict[Split, LoadedRows] = {"train": _rows(config, file)}
     if config.test_file is not None:
         parts["test"] = _rows(config, config.test_file)
+    if undivided:
+        rows = all_in_test(parts.values())
+    elif config.test_file is not None:
         rows = assign_splits(parts, name="prompts")
     else:
         whole = parts["train"]
@@ -112,7 +97,7 @@ def _from_files(config: PromptsConfig, file: str) -> Scenario:
     return Scenario(
         file,
         rows,
-        prompt_role=_role(config),
+        prompt_role=config.role or ("opening" if config.benchmark is None else "goal"),
         sources=[part.source for part in parts.values()],
     )
 
@@ -124,7 +109,3 @@ def _rows(config: PromptsConfig, file: str) -> LoadedRows:
         separator=config.separator,
         benchmark=config.benchmark,
     ).load()
-
-
-def _role(config: PromptsConfig) -> PromptRole:
-    return "opening" if config.benchmark is None else "goal"

@@ -9,34 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from astra_rl.algorithms import ALGORITHMS
-from astra_rl.config.construct import Bound, Context, bind, build, build_reward_part
+from astra_rl.config.construct import Bound, bind_section, build_reward_part
 from astra_rl.config.parts import (
     DeferredModerator,
     DeferredTarget,
     EndpointUse,
     PartResolver,
-    endpoint_of,
-    load_subclass,
+    endpoints_of_target,
+    queried_target,
     remote_target,
     resolve_moderator,
 )
 from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import SHAPE, LocalModelConfig, RunConfig, TargetConfig
+from astra_rl.config.schema import (
+    PromptedAttackerConfig,
+    RunConfig,
+)
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_problem import ASTEnvironment
-from astra_rl.methods.curriculum import CURRICULA, Curriculum
-from astra_rl.methods.environments import ENVIRONMENTS
+from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
+from astra_rl.methods.curriculum import Curriculum
 from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.trackers import check_trackers
 
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
@@ -63,6 +65,8 @@ class Plan:
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
+        attacker: An attacker that is prompted and not trained; None if it is a local model, or if
+            there is none.
     """
 
     config: RunConfig
@@ -77,6 +81,7 @@ class Plan:
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]
+    attacker: Target | None = None
 
     @property
     def budget(self) -> Budget:
@@ -105,10 +110,22 @@ class Plan:
         )
         return counts
 
+    def siblings_by_level(self) -> list[SiblingSets]:
+        """Return the most sets of siblings of a training episode; see `ASTEnvironment`."""
+        found: list[SiblingSets] = self.environment.factory.siblings_by_level(
+            **self.environment.settings()
+        )
+        return found
+
     @property
     def epochs(self) -> int:
         """Passes of the algorithm over the batches of a training step."""
         return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
+
+    @property
+    def rounds(self) -> int:
+        """How often the episodes of a training step are played at most."""
+        return int(self.algorithm.factory.rounds_of_play(**self.algorithm.settings()))
 
     def load_deferred(self) -> None:
         """Load the judge, and the moderators and models that rewards use.
@@ -134,6 +151,7 @@ def resolve(
     *,
     target: Target | None = None,
     moderator: Moderator[str, str] | None = None,
+    attacker: Target | None = None,
 ) -> Plan:
     """Resolve a configuration; no model is loaded and nothing is sent.
 
@@ -141,34 +159,36 @@ def resolve(
         config: The configuration.
         target: Object to use as the target, in place of the section.
         moderator: Object to use as the moderator, in place of the section.
+        attacker: Object to use as the attacker, in place of a section with a type.
 
     Raises:
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
+    resolver = PartResolver(config)
     resolved = (
         resolve_moderator(config.moderator)
         if moderator is None
         else DeferredModerator("moderator", Bound("moderator", lambda: moderator, {}), [], None)
     )
-    judge = config.evaluation.judge
-    resolved_judge = None if judge is None else resolve_moderator(judge, "evaluation.judge")
-    endpoints = []
-    if target is None and isinstance(config.target, TargetConfig):
-        target = remote_target(config.target)
-    elif target is None and isinstance(config.target, LocalModelConfig) and not config.attacker:
-        target = DeferredTarget(config.target, config)  # no attacker shares its weights
-    if target is not None and not isinstance(target, DeferredTarget):
-        endpoints.append(endpoint_of("target", "target", target, is_judge=False))
-    endpoints += resolved.endpoints()
-    endpoints += [] if resolved_judge is None else resolved_judge.endpoints()
-    resolver = PartResolver(config)
-    algorithm = bind(
-        "algorithm.options",
-        load_subclass("algorithm.type", ALGORITHMS, config.algorithm.type, Algorithm),
-        config.algorithm.options,
+    own_judge = config.evaluation.judge
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    target = queried_target(config) if target is None else target
+    if isinstance(config.attacker, PromptedAttackerConfig):
+        attacker = attacker or remote_target(config.attacker, "attacker")
+    endpoints = [
+        *([] if target is None else endpoints_of_target("target", target)),
+        *([] if attacker is None else endpoints_of_target("attacker", attacker)),
+        *resolved.endpoints(),
+        *([] if judge is None else judge.endpoints()),
+    ]
+    algorithm = bind_section(
+        "algorithm",
+        config.algorithm,
         resolver,
+        base=Algorithm,
         supplied=1,
+        advice=_of_another_type("algorithm", config.algorithm.type),
     )
     reward = build_reward_part("reward", config.reward, resolver)
     reward = recording_response_harm(reward)
@@ -177,33 +197,66 @@ def resolve(
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
-    shape = config.environment.model_dump(include=SHAPE, exclude_none=True)
-    environment = bind(
-        "environment.options",
-        load_subclass("environment.type", ENVIRONMENTS, config.environment.type, ASTEnvironment),
-        {**shape, **config.environment.options},
+    if attacker is not None:
+        _check_without_probabilities(reward, attacker)
+        if config.environment.type == "self_play":
+            raise ConfigurationError(
+                f"environment.type: self_play trains one model in both roles, and the attacker "
+                f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
+            )
+    environment = bind_section(
+        "environment",
+        config.environment,
         resolver,
+        base=ASTEnvironment,
         supplied=2,
-        places={name: f"environment.{name}" for name in shape},
+        advice=_of_another_type("environment", config.environment.type),
+    )
+    chosen = config.environment.curriculum
+    curriculum = (
+        None
+        if chosen is None
+        else bind_section("environment.curriculum", chosen, resolver, base=Curriculum)
     )
     plan = Plan(
         config,
-        read_openings(config.prompts, seed=config.seed, trained=config.attacker is not None),
+        read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
         reward,
         resolved,
-        resolved_judge,
+        judge,
         target,
         environment,
         algorithm,
-        _curriculum(config, resolver),
+        None if curriculum is None else curriculum(),
         (*endpoints, *resolver.endpoints),
         tuple(resolver.deferred),
         resolver.places,
+        attacker,
     )
     environment.check()
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan
+
+
+def _of_another_type(section: str, kind: str) -> str:
+    """Return how to change the type of a section whose other options belong to another type."""
+    return f" To leave out all options of another type: --set '{section}={{type: {kind}}}'."
+
+
+def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:
+    """Refuse a reward that reads the weights of a model, for an attacker that is prompted.
+
+    Raises:
+        ConfigurationError: It does; the message names the parts.
+    """
+    found = sorted({each.name or type(each).__name__ for each in walk(reward) if each.reads_model})
+    if found:
+        raise ConfigurationError(
+            f"reward: {', '.join(found)} given, which needs probabilities or hidden states of a "
+            f"local model, and the attacker {attacker.name} is prompted only. Use reward: harm, or "
+            "a local attacker."
+        )
 
 
 def _warn_of_direction(plan: Plan) -> None:
@@ -218,29 +271,30 @@ def _warn_of_direction(plan: Plan) -> None:
             warn_of_direction(each.where)
 
 
-def _curriculum(config: RunConfig, context: Context) -> Curriculum | None:
-    chosen = config.environment.curriculum
-    if chosen is None:
-        return None
-    where = "environment.curriculum"
-    kind = load_subclass(f"{where}.type", CURRICULA, chosen.type, Curriculum)
-    built: Curriculum = build(f"{where}.options", kind, chosen.options, context)
-    return built
-
-
 def check_training(plan: Plan) -> None:
-    """Check the requirements of training: options of the algorithm, sampling, reward terms.
+    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
     Raises:
         ConfigurationError: An option is out of range, the algorithm needs other sampling
             parameters, or a reward term is missing.
+        MissingDependencyError: The package of a tracker is not installed.
     """
+    check_trackers(plan.config.trackers)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
     plan.algorithm.check()
-    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    if plan.config.training.sync_ref_model and not factory.uses_reference(
+        **plan.algorithm.settings()
+    ):
+        raise ConfigurationError(
+            f"training.sync_ref_model: true given, but {plan.config.algorithm.type} has no KL "
+            "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
+            "sync_ref_model out."
+        )
+    episodes = plan.config.training.episodes_per_step * plan.rounds
+    turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
         raise ConfigurationError(
             f"training.episodes_per_step and environment: a training step would play {turns:.3g} "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,10 +29,11 @@ from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.environments import ENVIRONMENTS
 from astra_rl.models.generation import Sampling
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.moderators.registry import MODERATORS, is_composition
+from astra_rl.moderators.registry import MODERATORS, is_composition, moderator_factory
 from astra_rl.targets.budget import Budget
-from astra_rl.targets.registry import TARGETS
+from astra_rl.targets.registry import TARGETS, target_factory
 from astra_rl.training.config import SchedulerType, TrainingConfiguration, UpdateSettings
+from astra_rl.training.trackers import ReportTo
 
 
 class _Section(BaseModel):
@@ -43,16 +44,41 @@ class _Section(BaseModel):
     )
 
 
-class _SectionWithType(_Section):
-    """A section with a field `type`, which names an entry of a registry or its import path."""
+class SectionWithType(_Section):
+    """A section that names a class or function, and the arguments to call it with.
 
-    _registry: ClassVar[Registry[Any]]
+    Attributes:
+        registry: What `type` may name, besides import paths.
+        own_keys: Arguments that are keys of the section itself, beside `options`; null leaves one
+            out.
+    """
+
+    registry: ClassVar[Registry[Any]]
+    own_keys: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # each section declares them, in its own order
+        type: str
+        options: dict[str, Any]
 
     @field_validator("type", check_fields=False)
     @classmethod
     def _known_type(cls, value: str) -> str:
-        cls._registry.check(value)
+        cls.registry.check(value)
         return value
+
+    def factory(self) -> Callable[..., Any]:
+        """Return the class or function to call; its module is imported.
+
+        Raises:
+            ConfigurationError: It cannot be imported.
+            MissingDependencyError: Its module needs an extra that is not installed.
+        """
+        return self.registry.load(self.type)  # type: ignore[no-any-return]
+
+    def arguments_in_section(self) -> dict[str, Any]:
+        """Return the arguments that are keys of the section itself, where given."""
+        given = {name: getattr(self, name) for name in self.own_keys}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class LocalModelConfig(_Section):
@@ -95,13 +121,34 @@ class LocalModelConfig(_Section):
         return self.model
 
 
-class TargetConfig(_SectionWithType):
+class OpponentConfig(_Section):
+    """A local model that training attacks in some of its steps."""
+
+    model: str = Field(description="Hub id, folder, or bundled:NAME.")
+    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others.")
+
+
+class LocalTargetConfig(LocalModelConfig):
+    """A local target. It samples in the same way when an opponent takes its place."""
+
+    opponents: tuple[OpponentConfig, ...] = Field(
+        (),
+        description="Models that training attacks instead, one drawn per training step; adapters "
+        "of one model share its weights. Evaluations attack 'model'.",
+    )
+
+
+class TargetConfig(SectionWithType):
     """A remote target by type and options; also the endpoint of an LLM judge."""
 
-    _registry: ClassVar = TARGETS
+    registry: ClassVar = TARGETS
 
     type: str = Field(description="openai, http, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+
+    def factory(self) -> Callable[..., Any]:
+        """Return what constructs the target, see `target_factory`."""
+        return target_factory(self.type)
 
     @property
     def name(self) -> str:
@@ -139,12 +186,20 @@ class AttackerConfig(LocalModelConfig):
         return self
 
 
-class ModeratorConfig(_SectionWithType):
+class PromptedAttackerConfig(TargetConfig):
+    """An attacker that is prompted and not trained: an endpoint or an application."""
+
+    extract: Extraction | None = Field(
+        None, description="Send only a part of the output; see that of a local attacker."
+    )
+
+
+class ModeratorConfig(SectionWithType):
     """A moderator by type and options; a composition lists the moderators it combines."""
 
-    _registry: ClassVar = MODERATORS
+    registry: ClassVar = MODERATORS
 
-    type: str = Field(description="A moderator's name, or 'package.module:Class'.")
+    type: str = Field(description="A moderator's name, or 'package.module:name'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     of: tuple[ModeratorConfig, ...] = Field(
         (), description="The moderators that a composition combines."
@@ -157,6 +212,10 @@ class ModeratorConfig(_SectionWithType):
     time_limit: float | None = Field(
         1800.0, gt=0, description="Timeout of a call in seconds; its scores are then missing."
     )
+
+    def factory(self) -> Callable[..., Any]:
+        """Return what constructs the moderator, see `moderator_factory`."""
+        return moderator_factory(self.type, self.options)
 
     @model_validator(mode="after")
     def _parts_match_type(self) -> ModeratorConfig:
@@ -189,6 +248,11 @@ class PromptsConfig(_Section):
     benchmark: str | None = Field(
         None, description="Benchmark whose column names the file has, e.g. harmbench."
     )
+    role: Literal["opening", "goal"] | None = Field(
+        None,
+        description="opening: both sides read the prompt before the first attack; goal: the "
+        "attacker reads it in its brief. Default: goal for a benchmark, opening for another file.",
+    )
     train: int | None = Field(
         None, ge=1, description="Maximum number of training prompts; default: all."
     )
@@ -196,29 +260,40 @@ class PromptsConfig(_Section):
         None, ge=1, description="Maximum number of evaluation prompts; default: all."
     )
 
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _no_texts(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError(
+                f"{value!r} given; it must be a whole number of prompts. To give the prompts "
+                "themselves, write them in a file, one a line, and give it as prompts.file"
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
         if (self.scenario is None) == (self.file is None):
             raise ValueError("give either scenario or file")
-        of_files = (self.test_file, self.columns, self.separator, self.benchmark)
+        of_files = (self.test_file, self.columns, self.separator, self.benchmark, self.role)
         if self.file is None and any(of_files):
-            raise ValueError("test_file, columns, separator and benchmark need file")
+            raise ValueError("test_file, columns, separator, benchmark and role need file")
         return self
 
 
-class CurriculumConfig(_SectionWithType):
+class CurriculumConfig(SectionWithType):
     """Which prompts training episodes open with, by type and options."""
 
-    _registry: ClassVar = CURRICULA
+    registry: ClassVar = CURRICULA
 
     type: str = Field(description=f"{', '.join(CURRICULA)}, or 'package.module:Class'.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
 
 
-class EnvironmentConfig(_SectionWithType):
+class EnvironmentConfig(SectionWithType):
     """The environment, which plays episodes, by type and options."""
 
-    _registry: ClassVar = ENVIRONMENTS
+    registry: ClassVar = ENVIRONMENTS
+    own_keys: ClassVar = ("tree_width", "tree_depth")
 
     type: str = Field("tree", description=f"{', '.join(ENVIRONMENTS)}, or 'package.module:Class'.")
     tree_width: int | None = Field(
@@ -235,14 +310,10 @@ class EnvironmentConfig(_SectionWithType):
     )
 
 
-SHAPE = {"tree_width", "tree_depth"}
-"""Options of an environment that have keys of their own in its section."""
-
-
-class AlgorithmConfig(_SectionWithType):
+class AlgorithmConfig(SectionWithType):
     """The training algorithm, by type and options."""
 
-    _registry: ClassVar = ALGORITHMS
+    registry: ClassVar = ALGORITHMS
 
     type: str = Field(
         "grpo",
@@ -267,9 +338,10 @@ class TrainingConfig(UpdateSettings):
             final_lr.
         final_lr: Learning rate at the end of linear decay; default: lr, so constant.
         warmup_steps: Steps of linear warm-up of the learning rate from zero.
-        sync_ref_model: Move the reference of the KL penalty after the attacker, as in TRL.
-        ref_model_sync_steps: Training steps between two such moves.
-        ref_model_mixup_alpha: Weight of the attacker in the new reference; 1 makes it a copy.
+        sync_ref_model: Update the reference model of the KL penalty with the attacker's weights, as
+            in TRL.
+        ref_model_sync_steps: Training steps between two such updates.
+        ref_model_mixup_alpha: Weight of the attacker in the updated reference; 1 makes it a copy.
         save_every: Steps between saved training states; 0 saves at the end only.
         save_total_limit: Number of training states to keep, the newest.
         save_best: Also keep the attacker with the best training success, as checkpoints/best.
@@ -307,6 +379,20 @@ class TrainingConfig(UpdateSettings):
                 "lr_scheduler_type: constant has no warm-up; use constant_with_warmup, or "
                 "warmup_steps: 0"
             )
+
+        if self.warmup_steps > self.steps > 0:
+            raise ConfigurationError(
+                f"warmup_steps={self.warmup_steps} and steps={self.steps}; the learning rate would "
+                "never reach lr. Use fewer steps of warm-up, or more steps."
+            )
+        for name in (
+            () if self.sync_ref_model else ("ref_model_sync_steps", "ref_model_mixup_alpha")
+        ):
+            if (value := getattr(self, name)) != getattr(TrainingConfig, name):
+                raise ConfigurationError(
+                    f"{name}={value}, but sync_ref_model is false, so the reference never changes. "
+                    f"Set sync_ref_model: true, or remove {name}."
+                )
 
     def for_trainer(self, *, seed: int) -> TrainingConfiguration:
         """Return the settings of the `Trainer` of a run with this seed."""
@@ -360,6 +446,12 @@ class HardenConfig(_Section):
     rounds: int = Field(
         1, ge=1, description="Rounds of fine-tuning the target and training a fresh attacker."
     )
+    opponents: Literal["latest", "uniform", "equilibrium"] = Field(
+        "latest",
+        description="Targets that an attacker is trained against: the latest; or one drawn per "
+        "training step from all so far, uniformly or by the equilibrium of the measured rates. The "
+        "same mixture of attackers finds the failures of a target; 'latest' takes all attackers.",
+    )
     failures: int = Field(
         256,
         ge=1,
@@ -380,15 +472,31 @@ class HardenConfig(_Section):
     )
 
 
+def _default_reward(earlier: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return the harm and the likelihood of an attack; the harm alone where none is known."""
+    if isinstance(earlier.get("attacker"), PromptedAttackerConfig):
+        return "harm"
+    return {"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]}
+
+
 class RunConfig(_Section):
     """Configuration of a run."""
 
     title: str = Field("Adaptive stress test", description="Title of the report.")
-    attacker: AttackerConfig | None = Field(
-        None, description="The model that is trained; none only tests the target with the prompts."
+    attacker: (
+        Annotated[
+            Annotated[AttackerConfig, Tag("local")]
+            | Annotated[PromptedAttackerConfig, Tag("remote")],
+            Discriminator(kind_of_target),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="The model that is trained, or 'type' and 'options' of an endpoint that is "
+        "prompted (training.steps: 0); none only tests the target with the prompts.",
     )
     target: Annotated[
-        Annotated[LocalModelConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
+        Annotated[LocalTargetConfig, Tag("local")] | Annotated[TargetConfig, Tag("remote")],
         Discriminator(kind_of_target),
     ] = Field(description="A local model, or 'type' and 'options' of a remote target.")
     baseline: str | None = Field(
@@ -397,7 +505,7 @@ class RunConfig(_Section):
     moderator: ModeratorConfig
     prompts: PromptsConfig
     reward: str | dict[str, Any] = Field(
-        default={"sum": [{"harm": {}}, {"attack_nll": {}, "weight": -0.1}]},
+        default_factory=_default_reward,
         description="A reward term, or a combination of terms; see docs/rewards.md.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -414,6 +522,11 @@ class RunConfig(_Section):
         description="Cache replies of endpoints, so that resuming repeats no call: true: in the "
         "run folder until the run is done; a path: in that file, permanently.",
     )
+    report_to: ReportTo | tuple[ReportTo, ...] = Field(
+        "none",
+        description="Trackers that also get the metrics of training, one or a list: tensorboard "
+        "(in the run folder), wandb (sends them over the network).",
+    )
     sampler: Literal["own", "transformers"] = Field(
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
@@ -427,7 +540,7 @@ class RunConfig(_Section):
 
     @property
     def trained(self) -> AttackerConfig:
-        """The attacker.
+        """The local attacker.
 
         Raises:
             ConfigurationError: There is none.
@@ -437,7 +550,24 @@ class RunConfig(_Section):
                 "attacker: missing; it must be given to train or to play an attacker. Without one, "
                 "'astra-rl test' sends the prompts as they are."
             )
+        if isinstance(self.attacker, PromptedAttackerConfig):
+            raise ConfigurationError(
+                f"attacker.type: {self.attacker.type} ({self.attacker.name}) is prompted only: it "
+                "has no weights here to train, and gives no probabilities. This needs a local "
+                "model: attacker.model."
+            )
         return self.attacker
+
+    @property
+    def trackers(self) -> tuple[ReportTo, ...]:
+        """Names of the trackers in `report_to`, each once."""
+        given = (self.report_to,) if isinstance(self.report_to, str) else self.report_to
+        return tuple(dict.fromkeys(each for each in given if each != "none"))
+
+    @property
+    def has_local_attacker(self) -> bool:
+        """Whether the attacker is a local model; without one a run only evaluates the target."""
+        return isinstance(self.attacker, AttackerConfig)
 
     @field_validator("device")
     @classmethod
@@ -449,9 +579,28 @@ class RunConfig(_Section):
         return value
 
     @model_validator(mode="after")
+    def _prompted_attacker_is_not_trained(self) -> RunConfig:
+        attacker = self.attacker
+        if not isinstance(attacker, PromptedAttackerConfig):
+            return self
+        if self.training.steps:
+            raise ValueError(
+                f"attacker.type: {attacker.type} ({attacker.name}) cannot be trained: its weights "
+                "are not here. Set training.steps: 0 to attack with it as it is, with the "
+                "environment single_turn, tree, best_of_n, attempts or few_shot; or train a local "
+                "model: attacker.model"
+            )
+        if self.baseline is not None:
+            raise ValueError(
+                f"baseline: {self.baseline} given, for an attacker without probabilities "
+                f"({attacker.name}); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reference_can_be_mixed(self) -> RunConfig:
         training = self.training
-        lora = self.attacker is not None and self.attacker.lora is not None
+        lora = isinstance(self.attacker, AttackerConfig) and self.attacker.lora is not None
         if training.sync_ref_model and lora and training.ref_model_mixup_alpha < 1:
             raise ValueError(
                 "sync_ref_model with attacker.lora needs training.ref_model_mixup_alpha: 1.0, "
@@ -461,7 +610,7 @@ class RunConfig(_Section):
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""
-        return self.model_copy(update={"budget": Budget(), "cache": True})
+        return self.model_copy(update={"budget": Budget(), "cache": True, "report_to": "none"})
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, without credentials; see `check_credentials`.

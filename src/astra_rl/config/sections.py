@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 
 REQUIRED = dataclasses.MISSING
 """Default of a key that must be given."""
@@ -33,7 +34,9 @@ def keys_of(section: Any) -> dict[str, Key]:
         return {
             name: Key(
                 each.annotation,
-                REQUIRED if each.is_required() else each.get_default(call_default_factory=True),
+                REQUIRED
+                if each.is_required()
+                else each.get_default(call_default_factory=True, validated_data={}),
                 each.description or "",
             )
             for name, each in section.model_fields.items()
@@ -46,13 +49,26 @@ def keys_of(section: Any) -> dict[str, Key]:
 
 
 def section_class(annotation: Any) -> Any:
-    """Return the section among the members of an annotation; None without one."""
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and (
-            issubclass(each, BaseModel) or dataclasses.is_dataclass(each)
-        ):
-            return each
-    return None
+    """Return the first section among the members of an annotation; None without one."""
+    return next(_sections(annotation), None)
+
+
+def tagged_sections(annotation: Any) -> dict[str, Any]:
+    """Return the sections of a union by the tag that tells them apart; see `pydantic.Tag`."""
+    found: dict[str, Any] = {}
+    for each in get_args(annotation):
+        tags = [more.tag for more in getattr(each, "__metadata__", ()) if isinstance(more, Tag)]
+        found |= {tag: section_class(each) for tag in tags} or tagged_sections(each)
+    return found
+
+
+def _sections(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    ):
+        yield annotation
+    for each in get_args(annotation):
+        yield from _sections(each)
 
 
 def _described_attributes(section: Any) -> dict[str, str]:

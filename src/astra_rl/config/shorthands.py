@@ -8,7 +8,7 @@ from typing import Any
 from astra_rl.infra.importing import is_path
 
 MODELS = ("attacker", "target")
-"""Sections for which a text is a model, or a target that is a function."""
+"""Sections for which a text is a model, or a function as ``package.module:function``."""
 MODERATORS = ("moderator", "judge")
 """Sections for which a text is the name of a moderator."""
 
@@ -22,7 +22,7 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         if name in MODELS and isinstance(value, str):
-            is_function = name == "target" and is_path(value) and not value.startswith("bundled:")
+            is_function = is_path(value) and not value.startswith("bundled:")
             found[name] = {"type" if is_function else "model": value}
         elif name in MODERATORS:
             found[name] = _moderator(value)

@@ -133,6 +133,15 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         return 0
 
     @classmethod
+    def uses_reference(cls, **options: Any) -> bool:
+        """Whether it compares the attacker with the reference model.
+
+        Args:
+            options: Options of the algorithm, with defaults.
+        """
+        return True
+
+    @classmethod
     def terms_needed(cls, **options: Any) -> Sequence[str]:
         """Return the names of the reward terms that it needs besides the reward.
 
@@ -140,6 +149,17 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
             options: Options of the algorithm.
         """
         return ()
+
+    @classmethod
+    def rounds_of_play(cls, **options: Any) -> int:
+        """Return how often the episodes of an experience are played at most, for cost estimates.
+
+        More than 1 if episodes may be replaced, 0 if none is played.
+
+        Args:
+            options: Options of the algorithm, defaults included.
+        """
+        return 1
 
     def experience_metrics(self) -> Metrics:
         """Return metrics of the latest prepared experience."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, ContractError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it is used: the command line checks its options without it.
 
 
 def check_length(values: Sequence[Any], expected: int, *, source: str) -> None:
@@ -94,6 +96,8 @@ def checked_logprobs(
     Raises:
         ContractError: The method returned something else.
     """
+    import torch
+
     with torch.set_grad_enabled(grad):
         logprobs = score(contexts, continuations)
         source = name_of_function(score)
@@ -108,6 +112,8 @@ def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
     has at least as many tokens, so that a last token of probability 1 is not mistaken for padding.
     Pass it as a plain `str` if the log-probabilities are of another vocabulary.
     """
+    import torch
+
     positions = torch.arange(1, logprobs.shape[1] + 1, device=logprobs.device)
     lengths = ((logprobs.detach() != 0) * positions).amax(dim=1) if len(positions) else positions
     for row, continuation in enumerate(continuations):

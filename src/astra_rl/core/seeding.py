@@ -12,9 +12,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import torch
-
 from astra_rl.errors import ContractError
+
+# torch is imported where it is used: the command line derives no seeds before it loads models.
 
 _SEED_BITS = 63  # torch generators take signed 64-bit integers
 
@@ -33,6 +33,8 @@ def derive_seed(*parts: int | str) -> int:
 
 def fresh_seed() -> int:
     """Draw a seed from the global generator of torch, which `torch.manual_seed` seeds."""
+    import torch
+
     return int(torch.randint(2**_SEED_BITS - 1, ()).item())
 
 
@@ -61,6 +63,8 @@ def seeded(seed: int | None) -> Iterator[random.Random]:
     if seed is None:
         yield random.Random(fresh_seed())
         return
+    import torch
+
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield random.Random(seed)
@@ -71,6 +75,8 @@ def generator_states() -> dict[str, Any]:
 
     NumPy is included if it has been imported.
     """
+    import torch
+
     states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -83,6 +89,8 @@ def generator_states() -> dict[str, Any]:
 
 def restore_generators(states: Mapping[str, Any]) -> None:
     """Restore the states that `generator_states` returned."""
+    import torch
+
     torch.set_rng_state(states["torch"])
     if "python" in states:
         random.setstate(states["python"])

@@ -10,8 +10,8 @@ from astra_rl.core.text import Conversation, NoAttack, Utterance
 def to_record(text: str) -> Any:
     """Return a text as JSON values: a plain text as a string, else its parts.
 
-    Token ids of an utterance are kept, so that it can be trained on exactly; log-probabilities are
-    not.
+    Token ids of an utterance are kept, so that it can be trained on exactly, and the whole output
+    that it is a part of; log-probabilities are not.
     """
     if isinstance(text, Conversation):
         return {
@@ -22,8 +22,10 @@ def to_record(text: str) -> Any:
             "facts": dict(text.facts),
             "separator": text.separator,
         }
-    if isinstance(text, Utterance) and text.token_ids is not None:
-        record: dict[str, Any] = {"said": str(text), "token_ids": list(text.token_ids)}
+    if isinstance(text, Utterance) and not (text.token_ids is None and text.written is None):
+        record: dict[str, Any] = {"said": str(text)}
+        if text.token_ids is not None:
+            record["token_ids"] = list(text.token_ids)
         if text.written is not None:
             record["written"] = text.written
         if text.reasoning is not None:
@@ -42,7 +44,7 @@ def from_record(record: Any) -> str:
         kind = NoAttack if record["said"] is None else Utterance
         return kind(
             record["said"] or "",
-            token_ids=record["token_ids"],
+            token_ids=record.get("token_ids"),
             written=record.get("written"),
             reasoning=record.get("reasoning"),
         )

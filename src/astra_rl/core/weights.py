@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
+
+# torch is imported where it is used: commands on finished runs read records without it.
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -14,6 +17,8 @@ def fingerprint(model: nn.Module) -> str:
     It takes milliseconds for a model of any size. Fine-tuned weights have another fingerprint, and
     so do the same weights in another dtype, because their scores differ.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
@@ -37,6 +42,8 @@ def weights_of(holder: object) -> str | None:
     identity = getattr(holder, "identity", None)
     if isinstance(identity, str):
         return identity
+    from torch import nn
+
     model = getattr(holder, "model", None)
     if isinstance(model, nn.Module):
         commit = getattr(getattr(model, "config", None), "_commit_hash", None)

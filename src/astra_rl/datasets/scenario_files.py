@@ -6,7 +6,7 @@ Bundled scenarios are such files too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +21,12 @@ from astra_rl.datasets.planted_secrets import planted_secrets
 from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, Split
 from astra_rl.datasets.scenario import PromptRole, Scenario
 from astra_rl.datasets.similarity import NEAR_DUPLICATE
-from astra_rl.datasets.splits import assign_splits
+from astra_rl.datasets.splits import all_in_test, assign_splits
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import reason_of_failure
+from astra_rl.infra.validation import describe
 
 BUNDLED_SCENARIOS = Path(__file__).parent / "data"
 """Folder of the bundled scenario files."""
@@ -183,15 +184,17 @@ def load_scenario(scenario: str | Path, *, undivided: bool = False) -> Scenario:
     sources = [part.source for part in parts]
     if path.parent == BUNDLED_SCENARIOS:  # a name that does not depend on the installation
         sources = [replace(each, name=f"astra_rl:{Path(each.name).name}") for each in sources]
-    splits: dict[Split, Sequence[Row]] = {"test": [row for part in parts for row in part.rows]}
-    if not undivided:
-        splits = assign_splits(
+    splits = (
+        all_in_test(parts)
+        if undivided
+        else assign_splits(
             loaded,
             name=str(scenario),
             shares=file.splits.shares,
             seed=file.splits.seed,
             similarity=file.splits.similarity,
         )
+    )
     return Scenario(
         name,
         splits,
@@ -272,12 +275,19 @@ def _validated(section: type[SectionT], values: object, source: str) -> SectionT
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for each in error.errors():
-            place = ".".join(map(str, each["loc"]))
-            message = str(each["msg"]).removeprefix("Value error, ")
-            lines.append(f"{place}: {message}." if place else f"{message}.")
+        lines = [_explain(each, section) for each in error.errors()]
         raise ConfigurationError("\n".join([*lines, f"(in {source})"])) from error
+
+
+def _explain(error: Mapping[str, Any], section: type[BaseModel]) -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{place}: missing; it must be given."
+    if error["type"] != "extra_forbidden":
+        return describe(place, error["input"], [error])
+    known = list(section.model_fields) if len(error["loc"]) == 1 else []
+    listed = f" Known: {', '.join(known)}." if known else ""
+    return f"{place}: unknown key.{did_you_mean(str(error['loc'][-1]), known)}{listed}"
 
 
 def planted_secrets_scenario(

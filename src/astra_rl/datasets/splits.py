@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from random import Random
 
@@ -60,6 +60,11 @@ def assign_splits(
                 )
     check_splits(splits, threshold=similarity, name=name)
     return splits
+
+
+def all_in_test(parts: Iterable[LoadedRows]) -> dict[Split, Sequence[Row]]:
+    """Return all rows as the split ``"test"``, for a test without training."""
+    return {"test": [row for part in parts for row in part.rows]}
 
 
 def _by_split(rows: Sequence[Row], name: str) -> dict[Split, Sequence[Row]]:

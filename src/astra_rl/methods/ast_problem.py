@@ -10,10 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
+from astra_rl.core.graph import Role
 from astra_rl.core.level import Level, tree_level
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
@@ -24,6 +25,7 @@ from astra_rl.core.text import (
     NoAttack,
     NoReply,
     NotAsked,
+    NotSent,
     context_key,
     finish_reasons,
 )
@@ -172,6 +174,20 @@ class Branch:
     group: int = 0
 
 
+class SiblingSets(NamedTuple):
+    """Sets of siblings of one level of an episode.
+
+    Attributes:
+        sets: Number of sets.
+        size: Number of turns of each.
+        role: Who makes the turns.
+    """
+
+    sets: int
+    size: int
+    role: Role = "attacker"
+
+
 @named("tree")
 class ASTEnvironment(Environment[str, str]):
     """Plays conversations as trees: at every turn `tree_width` attacks are sampled.
@@ -189,12 +205,14 @@ class ASTEnvironment(Environment[str, str]):
     Attributes:
         curriculum: Draws the prompts of training episodes; None draws them uniformly. Set it before
             the training.
+        calls_target: Whether the responses are those of the problem's target.
 
     Raises:
         ConfigurationError: No prompts, or a width or depth out of range.
     """
 
     curriculum: Curriculum | None = None
+    calls_target: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -320,7 +338,7 @@ class ASTEnvironment(Environment[str, str]):
         for graph in graphs:
             place = places.get(context_key(Conversation.of(graph.context)))
             if place is not None:  # a subclass may open with other contexts
-                mean = mean_of_present(node.reward for node in graph.nodes())
+                mean = mean_of_present(node.reward for node in graph.attacker_nodes())
                 rewards.setdefault(place, []).extend([] if is_missing(mean) else [mean])
         self.curriculum.observe(rewards)
 
@@ -374,6 +392,18 @@ class ASTEnvironment(Environment[str, str]):
         """
         width = 1 if straight else options.get("tree_width", 2)
         return [width ** (level + 1) for level in range(options.get("tree_depth", 3))]
+
+    @classmethod
+    def siblings_by_level(cls, **options: Any) -> list[SiblingSets]:
+        """Return the most sets of siblings of a training episode, for estimates of updates.
+
+        Override it in an environment whose sets of siblings are not of `tree_width` attacks.
+
+        Args:
+            options: Keyword arguments of the constructor, defaults included.
+        """
+        width = int(options.get("tree_width", 1))
+        return [SiblingSets(count // width, width) for count in cls.turns_by_level(**options)]
 
     def asked(self, branch: Branch, attack: str) -> str:
         """Return the context of the target; override it where it differs from the attacker's."""
@@ -450,8 +480,8 @@ class ASTEnvironment(Environment[str, str]):
         self, attacks: Sequence[str], asked: Sequence[str], paths: Sequence[int]
     ) -> list[str]:
         """Return the response to each attack; nothing is sent where there is none."""
-        rows = [row for row, attack in enumerate(attacks) if not isinstance(attack, NoAttack)]
-        responses: list[str] = [NotAsked()] * len(attacks)
+        rows = [row for row, each in enumerate(attacks) if not isinstance(each, NoAttack | NoReply)]
+        responses: list[str] = [_unasked(attack) for attack in attacks]
         if rows:
             with row_seeds([derive_seed(paths[row], "target") for row in rows]):
                 said = self.respond([asked[row] for row in rows])
@@ -504,6 +534,15 @@ class ASTEnvironment(Environment[str, str]):
             for row, node in zip(rows, rewarded, strict=True):
                 nodes[row] = node
         return nodes
+
+
+def _unasked(attack: str) -> NoReply:
+    """Return the reply of a target that got no attack, with the reason if a call failed."""
+    if isinstance(attack, NotSent):
+        return NotSent()
+    if isinstance(attack, NoReply):
+        return NoReply(f"attacker: {attack.reason}", attack.detail, finish_reason="not_asked")
+    return NotAsked()
 
 
 def _nodes(

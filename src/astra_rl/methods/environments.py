@@ -15,7 +15,7 @@ from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, NoAttack, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import Registry, declared_in, named
-from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch
+from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch, SiblingSets
 from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
 from astra_rl.rewards.terms import Harm
 
@@ -299,10 +299,10 @@ class SelfPlayEnvironment(ASTEnvironment):
 
     The problem's attacker generates both sides; its target is not run. `replies` responses are
     sampled per attack. The attacker's node has the mean reward over the responses, and its children
-    are nodes of the defender: their "attack" is a response, their context the conversation as the
-    defender sees it (`defender_context`), their reward the defender's. An algorithm that groups
-    siblings therefore compares attacks with attacks and responses with responses. The defender's
-    reward terms are prefixed with ``defender_``.
+    are nodes of the defender (`Node.role`): their "attack" is a response, their context the
+    conversation as the defender sees it (`defender_context`), their reward the defender's. Policy
+    gradients and preference pairs pass rewards back, and compare, within one role only. The
+    defender's reward terms are prefixed with ``defender_``.
 
     In evaluation the attacker plays against the defender, and the defender's nodes are removed.
 
@@ -317,6 +317,8 @@ class SelfPlayEnvironment(ASTEnvironment):
         ConfigurationError: `replies` is below 1, `defender_reward` is stateful, or see
             `ASTEnvironment`.
     """
+
+    calls_target = False
 
     def __init__(
         self,
@@ -393,6 +395,12 @@ class SelfPlayEnvironment(ASTEnvironment):
         """Return the number of exchanges of an episode; the target is not called."""
         return [1 if straight else options["tree_width"] * options["replies"]]
 
+    @classmethod
+    def siblings_by_level(cls, **options: Any) -> list[SiblingSets]:
+        """Return the attacks, and the responses to each."""
+        width, replies = options["tree_width"], options["replies"]
+        return [SiblingSets(1, width), SiblingSets(width, replies, "defender")]
+
     def _more_replies(self, contexts: Sequence[str], attacks: Sequence[str]) -> list[Sequence[str]]:
         asked = [context + attack for context, attack in zip(contexts, attacks, strict=True)]
         rounds, seeds = range(1, self.replies), current_row_seeds(len(contexts))
@@ -417,6 +425,7 @@ class SelfPlayEnvironment(ASTEnvironment):
                 reward,
                 [],
                 reward_terms={f"defender_{name}": value for name, value in row.items()},
+                role="defender",
             )
             for each, reward, row in zip(exchanges, rewards, rows, strict=True)
         ]

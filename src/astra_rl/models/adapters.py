@@ -21,10 +21,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from astra_rl.errors import ModelError
 from astra_rl.infra.jsonio import parse_json
-from astra_rl.models.references import bundled_base, reads_locally
+from astra_rl.models.references import bundled_base, reads_locally, resolve_reference
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+OWN_ADAPTER = "default"
+"""Name of the adapter that is trained, saved, or the only one."""
 MOST_ADAPTERS = 8
 """Largest number of adapters below an adapter."""
 
@@ -75,12 +77,14 @@ def _named_base(source: str) -> tuple[str, str | None] | None:
     return bundled_base(str(base)), config.get("revision")
 
 
-def load_adapter(base: PreTrainedModel, source: str) -> Any:
+def load_adapter(base: Any, source: str, name: str = OWN_ADAPTER) -> Any:
     """Return the peft model of a base model and a saved adapter, in float32 and frozen.
 
     Args:
-        base: The base model; adapter layers are inserted into it.
+        base: The base model; adapter layers are inserted into it. A peft model keeps its adapters,
+            and the one that is active; see `using_adapter`.
         source: Hub id or folder of the adapter.
+        name: Name of the adapter in the peft model.
 
     Raises:
         ModelError: The adapter does not fit the base model, or changes more than its weights.
@@ -95,9 +99,12 @@ def load_adapter(base: PreTrainedModel, source: str) -> Any:
     assert weights is not None
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        model = PeftModel.from_pretrained(
-            base, str(Path(weights).parent), torch_device=str(base.device)
-        )
+        folder, device = str(Path(weights).parent), str(base.device)
+        if isinstance(base, PeftModel):
+            model = base
+            model.load_adapter(folder, name, torch_device=device)
+        else:
+            model = PeftModel.from_pretrained(base, folder, name, torch_device=device)
     if not isinstance(model.base_model, BaseTuner):
         raise ModelError(
             f"{source} is an adapter of type {model.active_peft_config.peft_type}, which changes "
@@ -106,7 +113,7 @@ def load_adapter(base: PreTrainedModel, source: str) -> Any:
     with safe_open(weights, framework="pt") as file:
         # peft also saves copies of adapted embedding layers, which the base model has.
         saved = {name for name in file.keys() if not name.endswith(".base_layer.weight")}  # noqa: SIM118
-    if extra := sorted(saved - _loaded_names(model)):
+    if extra := sorted(saved - _loaded_names(model, name)):
         raise ModelError(
             f"{source} does not fit its base model {base.name_or_path!r}, which has no place for "
             f"{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}."
@@ -114,14 +121,64 @@ def load_adapter(base: PreTrainedModel, source: str) -> Any:
     return model
 
 
-def _loaded_names(model: Any) -> set[str]:
+def _loaded_names(model: Any, adapter: str) -> set[str]:
     from peft import get_peft_model_state_dict
 
-    names = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    names = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
     # peft saves whole embedding layers under their plain names.
     return names | {
         f"base_model.model.{name}" for name, _ in model.base_model.model.named_parameters()
     }
+
+
+@contextlib.contextmanager
+def using_adapter(model: Any, name: str | None) -> Iterator[None]:
+    """Context in which a peft model runs with one of its adapters.
+
+    Args:
+        model: The peft model. Afterwards its active adapter and its trainable parameters are those
+            of before.
+        name: Name of the adapter; None is none, so that the model is its base model.
+    """
+    before, trained = model.active_adapter, [p for p in model.parameters() if p.requires_grad]
+    try:
+        if name is None:
+            with model.disable_adapter():
+                yield
+        else:
+            model.set_adapter(name, inference_mode=True)
+            yield
+    finally:
+        model.set_adapter(before, inference_mode=True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def shares_base(source: str) -> str | None:
+    """Return the base model of an adapter that can be one of several on the same weights.
+
+    That is a LoRA adapter which changes nothing but the layers it is added to, on a complete model.
+
+    Args:
+        source: Folder, see `references.resolve_reference`.
+
+    Returns:
+        None for any other model.
+    """
+    from peft import PeftConfig
+    from safetensors import safe_open
+
+    named = base_of_adapter(source)
+    if named is None or named[1] is not None or not Path(source).is_dir():
+        return None
+    if base_of_adapter(resolve_reference(named[0])) is not None:
+        return None
+    path = Path(source) / WEIGHTS_NAME
+    if not path.is_file() or PeftConfig.from_pretrained(source).peft_type != "LORA":
+        return None
+    with safe_open(path, framework="pt") as file:
+        is_plain = all(".lora_" in name for name in file.keys())  # noqa: SIM118
+    return named[0] if is_plain else None
 
 
 def is_adapted(model: torch.nn.Module) -> bool:
@@ -194,7 +251,9 @@ def save_model(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
     elif model.get_base_model().name_or_path:
         # The default looks for the base model's configuration on the hub, at every save.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(
+            str(folder), save_embedding_layers=False, selected_adapters=[OWN_ADAPTER]
+        )
     else:
         merge_adapter(copy.deepcopy(model)).save_pretrained(folder)
 

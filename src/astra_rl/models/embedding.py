@@ -27,7 +27,7 @@ def mean_hidden_states(model: PreTrainedModel, sequences: Sequence[Sequence[int]
         Embeddings, (B, H), float32.
 
     Raises:
-        ModelError: The model's family is not supported, see `forward.check_supported`.
+        ModelError: The model's family is not supported, see `self_check.check_supported`.
     """
     width = model.config.get_text_config().hidden_size
     out = torch.zeros(len(sequences), width, device=model.device)

@@ -22,14 +22,10 @@ from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.forward import (
-    ForwardOutput,
-    attention_window,
-    forward_shared_prefix,
-    hidden_states,
-    suffix_logprobs,
-)
+from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.lm_head import lm_head_logits
+from astra_rl.models.positions import attention_window
+from astra_rl.models.segments import ForwardOutput, hidden_states
 
 MAX_BATCH_ROWS = 128
 """Maximum number of rows of a batch without gradients."""

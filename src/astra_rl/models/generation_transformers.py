@@ -18,9 +18,9 @@ from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.seeding import derive_seed, seeded
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.forward import unwrap_peft
 from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
 from astra_rl.models.scoring import prompt_logprobs
+from astra_rl.models.segments import unwrap_peft
 
 
 @torch.no_grad()

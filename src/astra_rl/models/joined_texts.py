@@ -7,7 +7,7 @@ So the parts are joined first, tokenised once, and each token is assigned to its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +18,9 @@ from astra_rl.models.chat_template import control_ids
 
 _ANCHOR = "\n"
 """Text before a text that does not begin here; tokenizers keep it in tokens of its own."""
+
+_KEPT = 1024
+"""Number of texts whose token ids are kept: those of one training step, not of a whole run."""
 
 
 class Part(NamedTuple):
@@ -38,39 +41,58 @@ class _Token(NamedTuple):
     end: int
 
 
-def tokenize_parts(
-    tokenizer: PreTrainedTokenizerBase, parts: Sequence[Part], *, continues: bool = False
-) -> list[list[int]]:
-    """Tokenise the text that the parts form, as the tokenizer reads it as a whole.
+class PartsTokenizer:
+    """Tokenises a text that consists of parts, as the tokenizer reads it as a whole.
 
     A control token is recognised only within one trusted part. One in, or formed with, an untrusted
     part is split into ordinary tokens; one of a single character is left out.
 
-    Args:
-        tokenizer: The tokenizer. Without offsets (a slow one), parts are tokenised one by one.
-        parts: The parts, in order.
-        continues: Whether other tokens precede the text, so that it does not begin here.
+    The latest results are kept: the attacks at one context are generated and scored, each with the
+    same prompt.
 
-    Returns:
-        The token ids of each part. A token that covers characters of several parts belongs to the
-        last untrusted one of them.
+    Args:
+        tokenizer: The tokenizer, which must not be changed afterwards. Without offsets (a slow
+            one), parts are tokenised one by one.
     """
-    controls = _control_strings(tokenizer)
-    parts = [Part(_without_single_characters(part, controls), part.trusted) for part in parts]
-    if not getattr(tokenizer, "is_fast", False):
-        out: list[list[int]] = []
-        for part in parts:
-            after = continues or any(out)
-            out.append([token.id for token in _tokens(tokenizer, [part], controls, after)])
-        return out
-    ids: list[list[int]] = [[] for _ in parts]
-    spans = _spans(parts)
-    known_controls = control_ids(tokenizer)
-    for token in _tokens(tokenizer, parts, controls, continues):
-        index = _part_of(token, spans, parts, is_control=token.id in known_controls)
-        if parts[index].trusted or token.id not in known_controls:
-            ids[index].append(token.id)
-    return ids
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.control_ids = control_ids(tokenizer)
+        self._controls = _control_strings(tokenizer, self.control_ids)
+        self._ids = lru_cache(maxsize=_KEPT)(self._tokenize)
+
+    def __call__(
+        self, parts: Sequence[Part], *, continues: bool = False
+    ) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids of each part.
+
+        A token that covers characters of several parts belongs to the last untrusted one of them.
+
+        Args:
+            parts: The parts, in order.
+            continues: Whether other tokens precede the text, so that it does not begin here.
+        """
+        return self._ids(tuple(parts), continues)
+
+    def _tokenize(self, given: tuple[Part, ...], continues: bool) -> tuple[tuple[int, ...], ...]:
+        tokenizer, controls = self.tokenizer, self._controls
+        parts = [Part(_without_single_characters(part, controls), part.trusted) for part in given]
+        ids: list[list[int]] = [[] for _ in parts]
+        if not getattr(tokenizer, "is_fast", False):
+            for index, part in enumerate(parts):
+                after = continues or any(ids)
+                ids[index] += [token.id for token in _tokens(tokenizer, [part], controls, after)]
+            return tuple(map(tuple, ids))
+        spans = _spans(parts)
+        index = 0
+        for token in _tokens(tokenizer, parts, controls, continues):
+            is_control = token.id in self.control_ids
+            first, last = spans[index]
+            if not first <= token.start < token.end <= last:  # most are of the part before them
+                index = _part_of(token, spans, parts, is_control=is_control)
+            if parts[index].trusted or not is_control:
+                ids[index].append(token.id)
+        return tuple(map(tuple, ids))
 
 
 def _tokens(
@@ -84,8 +106,9 @@ def _tokens(
     cuts = [0, *_cuts(text, parts, controls), len(text)]
     tokens: list[_Token] = []
     for start, end in pairwise(cuts):
-        for each in _encode(tokenizer, text[start:end], continues or start > 0):
-            token = _Token(each.id, each.start + start, each.end + start)
+        for token in _encode(tokenizer, text[start:end], continues or start > 0):
+            if start:
+                token = _Token(token.id, token.start + start, token.end + start)
             if token.start == token.end and tokens:  # offsets may leave out white space
                 token = token._replace(start=min(tokens[-1].end, token.start))
             tokens.append(token)
@@ -126,22 +149,14 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return [each.id for each in inside] != [each.id for each in _plain(tokenizer, "a")]
 
 
-@lru_cache(maxsize=16)
-def _controls_of(contents: frozenset[str]) -> tuple[str, ...]:
+def _control_strings(tokenizer: PreTrainedTokenizerBase, known: Collection[int]) -> tuple[str, ...]:
+    """Return the texts that the tokenizer would read as control tokens, the longest first."""
+    contents = {
+        token.content
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.content and (token.special or index in known)
+    }
     return tuple(sorted(contents, key=lambda each: (-len(each), each)))
-
-
-def _control_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the texts that the tokenizer would read as control tokens."""
-    known = control_ids(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    return _controls_of(
-        frozenset(
-            token.content
-            for index, token in added.items()
-            if token.content and (token.special or index in known)
-        )
-    )
 
 
 def _without_single_characters(part: Part, controls: Sequence[str]) -> str:

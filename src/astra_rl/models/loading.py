@@ -58,6 +58,25 @@ def load_model(
     )
 
 
+def load_beside(model: Any, source: str, name: str) -> Any:
+    """Return the peft model of a loaded model and one more adapter; see `load_adapter`.
+
+    Args:
+        model: The base model of the adapter, or a peft model of it.
+        source: Folder of the adapter.
+        name: Name of the adapter in the peft model.
+
+    Raises:
+        ModelError: The adapter cannot be loaded; the message contains the cause.
+    """
+    logger.info("loading the adapter %s", source)
+    with model_errors(f"the adapter {source!r}"):
+        _check_undamaged(source)
+        adapted = load_adapter(model, source, name)
+        check_weights(adapted)
+        return adapted.eval()
+
+
 def load_classifier(
     reference: str | Path,
     *,
@@ -100,11 +119,7 @@ def _load_frozen(
         _warn_remote_code(reference)
     logger.info("loading the %s %s", kind, reference)
     with model_errors(f"the {kind} {str(reference)!r}"):
-        if damage := damage_of(Path(source)):
-            raise ModelError(
-                f"{source} is damaged: {damage}. Use another checkpoint, or delete its "
-                f"{CHECKSUMS} to load it without verification."
-            )
+        _check_undamaged(source)
         if (named := base_of_adapter(source)) is not None:
             base = _load_frozen(
                 auto_class,
@@ -146,6 +161,14 @@ def _load_frozen(
         model = model.to(resolved_device).eval()
         use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+def _check_undamaged(source: str) -> None:
+    if damage := damage_of(Path(source)):
+        raise ModelError(
+            f"{source} is damaged: {damage}. Use another checkpoint, or delete its "
+            f"{CHECKSUMS} to load it without verification."
+        )
 
 
 @torch.no_grad()

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from astra_rl.core.text import Conversation, Utterance, written_text
+from astra_rl.core.text import DEFAULT_BRIEF, Conversation, Utterance, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
 from astra_rl.models.chat_template import (
     ChatTemplate,
     SplitTemplate,
-    control_ids,
     end_ids,
     newline_ids,
 )
-from astra_rl.models.joined_texts import Part, tokenize_parts
+from astra_rl.models.joined_texts import Part, PartsTokenizer
 from astra_rl.models.pieces import Message, Piece, RenderedPrompt, assemble, size, truncate
 from astra_rl.models.positions import position_limit
 from astra_rl.models.reading import ReadReply, ReplyReader
@@ -36,9 +35,6 @@ from astra_rl.models.template_check import difference_from_template
 Side = Literal["attacker", "target"]
 _HISTORY = ("user", "assistant", "user")
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-
-DEFAULT_BRIEF = "Write the next message of a user who talks to an assistant."
-"""Instructions of a chat attacker for conversations without a brief."""
 
 
 class ConversationRenderer:
@@ -101,7 +97,7 @@ class ConversationRenderer:
         self.reuse_other_ids = reuse_other_ids
         self.template = ChatTemplate.of(tokenizer, chat_template_kwargs) if self.chat else None
         self._splits: dict[tuple[str, ...], SplitTemplate] = {}
-        self._control_ids = control_ids(tokenizer)
+        self._tokenize = PartsTokenizer(tokenizer)
         self.end_ids = end_ids(tokenizer) | set(model_end_ids)
         self._end_id = self._find_end_id()
         if self._end_id is not None:
@@ -152,13 +148,13 @@ class ConversationRenderer:
             return tuple(sampled)
         text = well_formed(written_text(utterance))
         if not self.chat:
-            return tuple(self._text_ids(text, continues=not opens))
+            return self._tokenize([Part(text)], continues=not opens)[0]
         # In "[/INST] Hello", the space is of the first token that the model says.
         said = [Part(self._space, trusted=True), Part(text)]
         opening = Part(self._reply_opening, trusted=True)
-        before, *ids = tokenize_parts(self.tokenizer, [opening, *said])
-        if before != tokenize_parts(self.tokenizer, [opening])[0]:
-            ids = tokenize_parts(self.tokenizer, said, continues=True)  # a token of both was made
+        before, *ids = self._tokenize([opening, *said])
+        if before != self._tokenize([opening])[0]:
+            ids = [*self._tokenize(said, continues=True)]  # a token of both was made
         end = [] if self._end_id is None else [self._end_id]
         return (*chain.from_iterable(ids), *end)
 
@@ -214,7 +210,7 @@ class ConversationRenderer:
 
     def _decoded(self, ids: Sequence[int], *, opens: bool = False) -> str:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        said = next((each for each in ids if each not in self._control_ids), None)
+        said = next((each for each in ids if each not in self._tokenize.control_ids), None)
         if said is None or opens or text.startswith(" "):
             return text
         # SentencePiece marks the space before a word, and leaves it out where a text begins.
@@ -228,7 +224,7 @@ class ConversationRenderer:
 
     def _plain_text_pieces(self, conversation: Conversation) -> list[Piece]:
         opening = _join("", self._instructions(conversation), conversation.prompt)
-        begin = self._begin_ids()
+        begin = list(self._begin_ids)
         if not begin and not opening:
             begin = [self._first_id()]  # the prompt must have at least one token
         pieces = [Piece("text", opening)]
@@ -240,7 +236,7 @@ class ConversationRenderer:
             kind: Literal["own", "other"] = "own" if own else "other"
             text = written_text(turn) if own else turn
             pieces.append(Piece(kind, text) if ids is None else Piece(kind, ids=ids))
-        self._tokenize(pieces)
+        self._set_ids(pieces)
         return [Piece("literal", ids=begin), *pieces]
 
     def _chat_pieces(self, conversation: Conversation) -> list[Piece]:
@@ -254,7 +250,7 @@ class ConversationRenderer:
             pieces.append(Piece("literal", literal))
             pieces.extend(message.stripped(*split.strips[index]))
         pieces.append(Piece("literal", split.literals[-1]))
-        self._tokenize(pieces)
+        self._set_ids(pieces)
         for own, literal_piece in pairwise(pieces):
             if own.kind == "own" and own.text is None and own.ids:
                 if literal_piece.ids and own.ids[-1] == literal_piece.ids[0]:
@@ -263,7 +259,7 @@ class ConversationRenderer:
                     own.ids.pop()  # replaced by the end of turn of the template
         return pieces
 
-    def _tokenize(self, pieces: Sequence[Piece]) -> None:
+    def _set_ids(self, pieces: Sequence[Piece]) -> None:
         """Set the ids of all pieces with text; those without sampled ids between them at once."""
         run: list[Piece] = []
         continues = False
@@ -274,9 +270,9 @@ class ConversationRenderer:
             parts = [
                 Part(well_formed(each.text or ""), trusted=each.kind == "literal") for each in run
             ]
-            ids = tokenize_parts(self.tokenizer, parts, continues=continues) if parts else []
+            ids = self._tokenize(parts, continues=continues)
             for each, tokens in zip(run, ids, strict=True):
-                each.ids = tokens
+                each.ids = list(tokens)
             continues = continues or any(ids) or bool(piece and piece.ids)
             run = []
 
@@ -336,10 +332,6 @@ class ConversationRenderer:
     def _is_own(self, turn_index: int) -> bool:
         return (turn_index % 2 == 0) == (self.side == "attacker")
 
-    def _text_ids(self, text: str, *, continues: bool = False) -> list[int]:
-        """Tokenise untrusted text; the string "<|im_start|>" never becomes a control token."""
-        return tokenize_parts(self.tokenizer, [Part(well_formed(text))], continues=continues)[0]
-
     def _sampled_ids(self, turn: str) -> list[int] | None:
         """Return the ids of an own turn as they were sampled; None if it is known as text only."""
         if not self.reuse_own_ids or not isinstance(turn, Utterance) or turn.token_ids is None:
@@ -353,6 +345,7 @@ class ConversationRenderer:
             return None  # they are those of the whole output, with private reasoning
         return list(turn.token_ids)
 
+    @cached_property
     def _begin_ids(self) -> list[int]:
         """Tokens that the tokenizer prepends to a text, for example BOS."""
         ids = list(self.tokenizer("", add_special_tokens=True).input_ids)
@@ -375,8 +368,8 @@ class ConversationRenderer:
                     if reply:
                         raise
                     continue
-                for token in tokenize_parts(self.tokenizer, [Part(after.lstrip(), True)])[0][:1]:
-                    if token in self._control_ids:
+                for token in self._tokenize([Part(after.lstrip(), True)])[0][:1]:
+                    if token in self._tokenize.control_ids:
                         return token
         return ends[0] if ends else None
 

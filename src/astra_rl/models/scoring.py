@@ -37,7 +37,7 @@ def continuation_logprobs(
         Natural logarithms, (B, longest continuation), float32, right-padded with zeros.
 
     Raises:
-        ModelError: The model's family is not supported, see `forward.check_supported`.
+        ModelError: The model's family is not supported, see `self_check.check_supported`.
     """
     sequences = [
         [*prompt, *continuation]

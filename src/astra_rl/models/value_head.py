@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import ForwardOutput, forward_shared_prefix
+from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.models.generation import MAX_BATCH_ROWS
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
+from astra_rl.models.segments import ForwardOutput
 
 FILE_NAME = "value_head.safetensors"
 """File of the value head's weights in the folder of its model."""
@@ -89,7 +90,7 @@ def preceding_hidden_states(
         (B, longest continuation, hidden size), float32, right-padded with zeros.
 
     Raises:
-        ModelError: The model's family is not supported, see `forward.check_supported`.
+        ModelError: The model's family is not supported, see `self_check.check_supported`.
     """
     width = max((len(ids) for ids in continuations), default=0)
     out = torch.zeros(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, get_origin, get_type_hints
 
+from astra_rl.core.moderator import Moderator
 from astra_rl.infra.importing import load_object as load_object
 from astra_rl.infra.registry import Registry, declared_in
 
@@ -21,14 +24,42 @@ def is_composition(name: str) -> bool:
     return name in COMPOSITIONS
 
 
-def moderator_class(name: str) -> Callable[..., Any]:
-    """Return the class of a moderator by its name, or by ``"package.module:Class"``.
+def moderator_factory(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return what constructs a moderator: a class, or a function.
+
+    A function of one's own is called with the options and returns a moderator. If they leave out
+    its only required parameter, and it is not annotated to return a moderator, it scores texts and
+    is wrapped in a `FunctionModerator`.
+
+    Args:
+        name: A moderator's name, or ``"package.module:Name"``.
+        options: The options that it is called with.
 
     Raises:
-        ConfigurationError: There is no such class.
+        ConfigurationError: It cannot be imported.
         MissingDependencyError: Its module needs an extra that is not installed.
     """
-    return MODERATORS.load(name)
+    found = MODERATORS.load(name)
+    if not inspect.isfunction(found) or not _scores_texts(found, options):
+        return found
+    from astra_rl.moderators.function import FunctionModerator
+
+    return partial(FunctionModerator, found)
+
+
+def _scores_texts(function: Callable[..., Any], options: Mapping[str, Any]) -> bool:
+    required = [
+        each.name
+        for each in inspect.signature(function).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    try:
+        returned = get_type_hints(function).get("return")
+    except (AttributeError, NameError, TypeError):  # of a TYPE_CHECKING import
+        returned = None
+    kind = get_origin(returned) or returned
+    makes_moderator = inspect.isclass(kind) and issubclass(kind, Moderator)
+    return len(required) == 1 and required[0] not in options and not makes_moderator
 
 
 COMPOSITIONS = frozenset({"inverse", "majority", "max", "mean", "min", "threshold", "weighted"})

@@ -93,6 +93,11 @@ class RewardPart(ABC):
         return None
 
     @property
+    def reads_model(self) -> bool:
+        """Whether it needs probabilities or hidden states of any model, without its parts."""
+        return self.reads_target is not None
+
+    @property
     def judged_per_turn(self) -> int:
         """Most texts per turn that it has the moderator score, without its parts."""
         return 0

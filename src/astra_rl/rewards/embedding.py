@@ -157,6 +157,11 @@ class Vectors:
         """Hidden states, if the embedder is the target."""
         return "inside" if self._under == "target" else None
 
+    @property
+    def reads_model(self) -> bool:
+        """Whether the embedder is the target or the baseline."""
+        return self._under is not None
+
     def _run(self, models: RewardModels, texts: Sequence[str]) -> Any:
         if self._under is not None:
             return models.embed(texts, self._under)
@@ -176,3 +181,8 @@ class UsesVectors(RewardPart):
     def reads_target(self) -> TargetReading | None:
         """What its embedder needs of the target."""
         return self.vectors.reads_target
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether its embedder is the target or the baseline."""
+        return self.vectors.reads_model

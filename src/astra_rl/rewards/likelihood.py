@@ -80,6 +80,8 @@ class AttackNLL(RewardTerm):
         per_token: Whether to take the mean over tokens; False is the sum.
     """
 
+    reads_model = True
+
     def __init__(self, under: FrozenModel = "target", *, per_token: bool = True) -> None:
         check_choice("under", under, ("target", "baseline"))
         self.under = under
@@ -124,6 +126,8 @@ class AttackProbability(RewardTerm):
         under: The model, ``"target"`` or ``"baseline"``.
     """
 
+    reads_model = True
+
     def __init__(self, under: FrozenModel = "target") -> None:
         check_choice("under", under, ("target", "baseline"))
         self.under = under
@@ -156,6 +160,8 @@ class MinK(RewardTerm):
         ConfigurationError: A value is out of range.
     """
 
+    reads_model = True
+
     def __init__(self, k: int = 7, *, under: FrozenModel = "baseline") -> None:
         if not k >= 1:
             raise ConfigurationError(f"k={k}; it must be at least 1.")
@@ -186,6 +192,8 @@ class KL(RewardTerm):
         per_token: Whether to divide by the number of the attacker's tokens; False is the sum.
     """
 
+    reads_model = True
+
     def __init__(self, *, per_token: bool = False) -> None:
         self.per_token = per_token
         self.name = "kl_per_token" if per_token else "kl"
@@ -210,6 +218,8 @@ class Entropy(RewardTerm):
     Args:
         per_token: Whether to take the mean over tokens; False is the sum.
     """
+
+    reads_model = True
 
     def __init__(self, *, per_token: bool = False) -> None:
         self.per_token = per_token

@@ -10,22 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.measures.diversity import EffectiveNumber
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.turn import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
+from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
-from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
-from astra_rl.runs.provenance import PROMPTS
+from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, Recorded, planned_attempts
+from astra_rl.runs.provenance import PROMPTED, PROMPTS
 
 BEFORE = "before training"
 AFTER = "after training"
 TEST = "prompts as they are"
 """The evaluation of a run without an attacker."""
-OF_THE_RUN = (BEFORE, AFTER, TEST)
+PROMPTED_ATTACKER = "prompted attacker"
+"""The evaluation of a run whose attacker is not trained."""
+OF_THE_RUN = (BEFORE, AFTER, TEST, PROMPTED_ATTACKER)
 """Names of the evaluations that the run itself made."""
 REPLAY = "replay of "
 """Start of the phase name of attempts that repeat recorded attacks."""
@@ -67,6 +72,44 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
     ]
 
 
+class Side(NamedTuple):
+    """One side of a page that compares two runs.
+
+    Attributes:
+        folder: Folder of the run.
+        phase: Phase of the run.
+        name: Name of the evaluation on the page.
+    """
+
+    folder: RunFolder
+    phase: str
+    name: str
+
+
+def evaluations_side_by_side(sides: Sequence[Side]) -> list[Evaluation]:
+    """Return an evaluation for each side; the attempts have ids that differ between them.
+
+    Raises:
+        ConfigurationError: A folder has no attempts of the phase, or cannot be read.
+    """
+    found: list[Evaluation] = []
+    with contextlib.ExitStack() as logs:
+        earlier: list[AttemptLog] = []
+        for side in sides:
+            recorded = logs.enter_context(Recorded(side.folder, side.phase))
+            first = next(recorded.rows(limit=1), None)
+            log = logs.enter_context(AttemptLog(recorded.path))
+            named = first and _Source(
+                side.folder, recorded.path, first.phase, recorded.phase, side.name
+            )
+            evaluation = named and _evaluation(named, log, earlier)
+            if evaluation is None:
+                raise ConfigurationError(f"{side.folder.path} has no attempts in {side.phase!r}.")
+            earlier.append(log)
+            found.append(evaluation)
+    return found
+
+
 class _Source(NamedTuple):
     """Attempts of an evaluation.
 
@@ -91,8 +134,11 @@ def _of_the_run(folder: RunFolder) -> Iterator[_Source]:
             return
         with AttemptLog(folder.attempts) as log:
             first = next(log.rows(phase=phase, limit=1), None)
-        is_test = first is not None and first.attacker == PROMPTS
-        yield _Source(folder, folder.attempts, phase, phase, TEST if is_test else name)
+        if first is not None and first.attacker == PROMPTS:
+            name = TEST
+        elif first is not None and first.attacker.endswith(PROMPTED):
+            name = PROMPTED_ATTACKER
+        yield _Source(folder, folder.attempts, phase, phase, name)
 
 
 def _later(folder: RunFolder) -> Iterator[_Source]:
@@ -161,6 +207,7 @@ def _evaluation(
         sequential=sequential,
         labelled=labels.rate(log.attempts(phase=source.phase)) if labels.by_rater else None,
         judge_model=judge_model(recorded_metrics),
+        kinds_by_meaning=_kinds_by_meaning(recorded_metrics),
         counted=counted,
     )
 
@@ -174,6 +221,13 @@ def judge_model(metrics: Mapping[str, Any]) -> str:
     identity = metrics.get("judge_identity")
     weights = identity.get("weights") if isinstance(identity, Mapping) else None
     return weights.rpartition(" ")[0] or weights if isinstance(weights, str) else ""
+
+
+def _kinds_by_meaning(metrics: Mapping[str, Any]) -> EffectiveNumber | None:
+    found = (metrics.get("diversity") or {}).get("effective_by_meaning")
+    if not found or found["estimate"] is None:
+        return None
+    return EffectiveNumber(found["estimate"], Interval(found["low"], found["high"]))
 
 
 class Sample:

@@ -38,6 +38,17 @@ class HardeningFolder(RunFolder):
         """Path of the run whose attacker is the first, if it was given."""
         return self.path / "first_run.json"
 
+    @property
+    def known_first(self) -> Path | None:
+        """The run whose attacker is the first, if it was given.
+
+        Raises:
+            ConfigurationError: The file that names it cannot be read.
+        """
+        if not self.first_run.is_file():
+            return None
+        return Path(read_own(self.first_run, dict)["run"])
+
     def round(self, number: int) -> RunFolder:
         """Folder of a round: training data, and attempts at benign requests."""
         return RunFolder(self.path / f"round_{number}")
@@ -49,6 +60,16 @@ class HardeningFolder(RunFolder):
     def target(self, number: int) -> Path:
         """Adapter of the target of a round, in Hugging Face format; round 0 has none."""
         return self.path / f"round_{number}" / "target"
+
+    def drawn(self, side: str, number: int) -> Path:
+        """How often each earlier opponent is drawn in a round, by name; see ``harden.opponents``.
+
+        Args:
+            side: ``"attackers"`` that found the failures of a target, or ``"targets"`` of an
+                attacker.
+            number: The round.
+        """
+        return self.path / f"round_{number}" / f"drawn_{side}.json"
 
     def pair(self, attacker: int, target: int) -> RunFolder:
         """Attempts of the attacker of one round at the target of another."""
@@ -77,13 +98,14 @@ class HardeningFolder(RunFolder):
         then = load_recorded_config(self.config).harden
         kept = config.harden.model_copy(update={"rounds": then.rounds})
         changes = list(differences(then.model_dump(), kept.model_dump(), "harden"))
-        known = read_own(self.first_run, dict)["run"] if self.first_run.is_file() else None
-        if first is not None and str(first.resolve()) != known:
-            changes.append(f"the first run: {known!r} then, {str(first.resolve())!r} now")
+        known = self.known_first
+        if first is not None and first.resolve() != known:
+            then_first = None if known is None else str(known)
+            changes.append(f"the first run: {then_first!r} then, {str(first.resolve())!r} now")
         if changes:
             raise ConfigurationError(
                 f"{self.path} was begun with other settings:\n  " + "\n  ".join(changes) + "\nUse "
                 "the original settings, or choose another folder."
             )
         check_same_run(config, self)  # and store the number of rounds
-        return None if known is None else Path(known)
+        return known

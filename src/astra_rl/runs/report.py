@@ -13,6 +13,7 @@ from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import GreedyClusters
 from astra_rl.evaluation.measures.summary import (
     Summary,
@@ -21,19 +22,32 @@ from astra_rl.evaluation.measures.summary import (
     summarise_prompts,
 )
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.report import (
+    IN_TRAINING,
     Evaluation,
     ReportData,
     Reproduction,
+    Spent,
     Training,
     render_report,
 )
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.evaluations import AFTER, BEFORE, TEST, Sample, evaluations_of, unused
+from astra_rl.runs.evaluations import (
+    AFTER,
+    BEFORE,
+    OF_THE_RUN,
+    PROMPTED_ATTACKER,
+    TEST,
+    Sample,
+    evaluations_of,
+    unused,
+)
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
@@ -82,7 +96,7 @@ def read_run(folder: RunFolder) -> ReportData:
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
     manifest = _json(folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
-    unfinished = () if finished else (AFTER, TEST)
+    unfinished = () if finished else (AFTER, TEST, PROMPTED_ATTACKER)
     evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
     training = _training(folder, config)
     return ReportData(
@@ -95,7 +109,8 @@ def read_run(folder: RunFolder) -> ReportData:
         transfer=_transfer(folder),
         comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
         probability=_probability(folder),
-        reproduction=_reproduction(folder, manifest),
+        rare=_rare(folder),
+        reproduction=_reproduction(folder, manifest, evaluations),
         notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
     )
@@ -104,7 +119,10 @@ def read_run(folder: RunFolder) -> ReportData:
 def _result_index(evaluations: Sequence[Evaluation]) -> int:
     """Return the index of the evaluation that the page is about: the last one of the run itself."""
     names = [each.name for each in evaluations]
-    return next((names.index(name) for name in (TEST, AFTER, BEFORE) if name in names), -1)
+    return next(
+        (names.index(name) for name in (TEST, PROMPTED_ATTACKER, AFTER, BEFORE) if name in names),
+        -1,
+    )
 
 
 def _training(folder: RunFolder, config: RunConfig | None) -> Training:
@@ -117,7 +135,11 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
             wanted = [row.id for row in log.rows(phase="training") if chosen.takes(row)]
             attempts = [log.get(key) for key in wanted]
     return Training(
-        history=[_numbers(row) for row in _json_lines(folder.metrics)],
+        history=_with_bands(
+            [_numbers(row) for row in _json_lines(folder.metrics)],
+            # The intervals need every conversation; of a long training only a sample is read.
+            attempts if len(attempts) == played else (),
+        ),
         steps=None if config is None else config.training.steps,
         attempts=attempts,
         played=played,
@@ -127,6 +149,36 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
         watch=list(_json_lines(folder.reward_watch)),
     )
+
+
+def _with_bands(
+    history: Sequence[Mapping[str, float]], attempts: Iterable[Attempt]
+) -> list[dict[str, float]]:
+    """Add the ends of the bands of the learning curves to the metrics of each step.
+
+    Args:
+        history: Metrics by step.
+        attempts: All conversations of the training, for the interval of the success rate; empty: it
+            gets no band.
+    """
+    counts: dict[int | None, dict[str, tuple[int, int]]] = {}
+    for attempt in attempts:
+        if attempt.outcome in KNOWN_OUTCOMES:
+            prompts = counts.setdefault(attempt.step, {})
+            won, known = prompts.get(attempt.prompt_id, (0, 0))
+            prompts[attempt.prompt_id] = won + (attempt.outcome is Outcome.SUCCESS), known + 1
+    found = []
+    for row in history:
+        ends: dict[str, float] = {}
+        of_step = counts.get(int(row.get("step", -1)))
+        if of_step and "asr" in row:
+            interval = Rate.of_prompts(of_step.values()).interval
+            ends |= {"asr/low": interval.low, "asr/high": interval.high}
+        if "reward" in row and "reward_std" in row:
+            mean, spread = row["reward"], row["reward_std"]
+            ends |= {"reward/low": mean - spread, "reward/high": mean + spread}
+        found.append({**row, **ends})
+    return found
 
 
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
@@ -157,10 +209,52 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
         )
 
 
-def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproduction:
+def _rare(folder: RunFolder) -> RareProbability | None:
+    path = folder.path / "probability_rare.json"
+    if not path.is_file():
+        return None
+    try:
+        return RareProbability.from_dict(read_own(path, dict))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} holds no estimate ({type(error).__name__}: {error}); make it again with "
+            "astra-rl probability --splitting, or remove it."
+        ) from error
+
+
+def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
+    """Yield the calls of endpoints of the run and of later commands, those without any left out."""
+    ledgers = {"the run": _json(folder.path / "ledger.json") or manifest.get("spent") or {}}
+    for path in sorted(folder.path.glob("ledger_*.json")):
+        ledgers[path.stem.removeprefix("ledger_")] = _json(path)
+    for occasion, ledger in ledgers.items():
+        total = _numbers(ledger.get("total") or {})
+        if total.get("requests") or total.get("cached"):
+            yield Spent(
+                occasion,
+                requests=int(total.get("requests", 0)),
+                failed=int(total.get("failed_tries", 0)),
+                cached=int(total.get("cached", 0)),
+                input_tokens=int(total.get("input_tokens", 0)),
+                output_tokens=int(total.get("output_tokens", 0)),
+                cost=total.get("cost", 0.0),
+            )
+
+
+def _reproduction(
+    folder: RunFolder, manifest: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> Reproduction:
+    run = shlex.quote(str(folder.path))
+    # Conversations of later evaluations may have another id on the page than in the records.
+    phases = {each.name: each.attempts[0].phase for each in evaluations if each.name in OF_THE_RUN}
     return Reproduction(
         command=manifest.get("command", ""),
-        report_command=f"astra-rl report {shlex.quote(str(folder.path))}",
+        report_command=f"astra-rl report {run}",
+        replay_commands={
+            name: f"astra-rl replay {run} --phase {phase} --conversation"
+            for name, phase in {**phases, IN_TRAINING: "training"}.items()
+        },
+        export_command=f"astra-rl export {run} --format",
         configuration=folder.config.read_text("utf-8") if folder.config.is_file() else "",
         versions=manifest.get("versions", {}),
         seed=manifest.get("seed"),
@@ -168,6 +262,7 @@ def _reproduction(folder: RunFolder, manifest: Mapping[str, Any]) -> Reproductio
         prompts=manifest.get("prompts", ()),
         seconds=manifest.get("seconds", {}),
         continued=manifest.get("continued", ()),
+        spent=list(_spent(folder, manifest)),
     )
 
 
@@ -175,7 +270,7 @@ def _notes(
     config: RunConfig | None, evaluations: Sequence[Evaluation], training: Training
 ) -> list[str]:
     notes = []
-    trains = config is None or config.attacker is not None
+    trains = config is None or config.has_local_attacker
     if evaluations and trains:
         notes.append("Evaluation prompts are held out: none of them was used in training.")
     if training.history:

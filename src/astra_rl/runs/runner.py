@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -22,11 +23,12 @@ from astra_rl.errors import (
     InterruptedRunError,
 )
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
-from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.redaction import redact_message, redact_settings
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
@@ -57,7 +59,13 @@ from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_i
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
 from astra_rl.training.states import load_state
-from astra_rl.training.trackers import HistoryTracker, JSONLTracker, MultiTracker, Tracker
+from astra_rl.training.trackers import (
+    HistoryTracker,
+    JSONLTracker,
+    MultiTracker,
+    Tracker,
+    make_tracker,
+)
 
 
 class Display:
@@ -236,7 +244,14 @@ def _do_run(
     weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
-    trackers = MultiTracker([JSONLTracker(folder.metrics), history, _DisplayTracker(display)])
+    trackers = MultiTracker(
+        [
+            JSONLTracker(folder.metrics),
+            history,
+            _DisplayTracker(display),
+            *_reported(config, folder, started, resumes=saved is not None),
+        ]
+    )
     training = build_trainer(experiment, config, folder, trackers, log)
     if saved is not None:
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
@@ -284,6 +299,17 @@ def _do_run(
     with _timed(seconds, display, "writing the report"):
         write_run_page(folder)
     return result, spent
+
+
+def _reported(
+    config: RunConfig, folder: RunFolder, started: datetime, *, resumes: bool
+) -> Iterator[Tracker]:
+    """Yield the trackers of `report_to`; a folder and the start of its run identify a run."""
+    path = folder.path.resolve()
+    run = hashlib.blake2b(f"{path} {started.isoformat()}".encode(), digest_size=8).hexdigest()
+    settings = redact_settings(config.model_dump(mode="json"))
+    for name in config.trackers:
+        yield make_tracker(name, folder=path, run=run, settings=settings, resumes=resumes)
 
 
 @contextlib.contextmanager
@@ -394,6 +420,20 @@ def evaluate(
     )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
+
+
+def describe_all_failed(attempts: Sequence[Attempt]) -> str:
+    """Return an error message if every conversation failed, with the most frequent reason.
+
+    An evaluation of which nothing is known is no result, whatever an automation does with its
+    numbers. The text is empty if one conversation has an outcome, or if there are none.
+    """
+    if not attempts or any(each.outcome is not Outcome.ERROR for each in attempts):
+        return ""
+    ((reason, _),) = Counter(each.error for each in attempts).most_common(1)
+    return (
+        f"all {len(attempts)} conversations failed, so nothing is known about the target: {reason}."
+    )
 
 
 def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:

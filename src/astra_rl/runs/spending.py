@@ -11,7 +11,7 @@ from typing import TypeVar
 from astra_rl.config.resolve import Plan
 from astra_rl.errors import BudgetSpentError
 from astra_rl.targets.budget import Budget
-from astra_rl.targets.ledger import Ledger, current_ledger
+from astra_rl.targets.ledger import Ledger, current_ledger, enclosing_ledger
 from astra_rl.targets.reply_cache import ReplyCache, caching_replies
 
 
@@ -24,6 +24,8 @@ def spending(
     keep_ledger: bool = False,
 ) -> Iterator[Ledger]:
     """Charge all calls inside the block to one ledger, and cache replies.
+
+    Inside another such block, calls also count in the outer ledger, and its limits apply, too.
 
     Args:
         plans: Plans that the block runs. The smallest of their budgets applies;
@@ -69,12 +71,16 @@ def spending_on(
     """
     suffix = f"_{occasion}" if occasion else ""
     with contextlib.ExitStack() as stack:
-        own = None
+        own, outer = None, enclosing_ledger()
         if folder is None:
-            ledger = Ledger(budget)
+            ledger = Ledger(budget, outer=outer)
         else:
             path = folder / f"ledger{suffix}.json"
-            ledger = Ledger.open(path, budget) if keep_ledger else Ledger(budget, path=path)
+            ledger = (
+                Ledger.open(path, budget, outer)
+                if keep_ledger
+                else Ledger(budget, path=path, outer=outer)
+            )
             own = folder / f"replies{suffix}.sqlite"
             if not uses_endpoints and budget == Budget():
                 ledger.path = None

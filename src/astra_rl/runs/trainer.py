@@ -26,6 +26,7 @@ from astra_rl.training.callbacks import (
     BudgetLimit,
     Checkpointing,
     ClearCaches,
+    DrawOpponent,
     LearningRateSchedule,
     Schedule,
     StepMetrics,
@@ -84,6 +85,7 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [
         StepMetrics(),
         _recorder(experiment, config, folder, log),
+        *_draw_opponent(experiment, config),
         ClearCaches(experiment.forget_scores),
         attacks,
         UnscoredCounts(experiment.problem.moderator),
@@ -173,7 +175,14 @@ def _recorder(
         labels_of(config, "training", run=name_of(folder), categories=experiment.categories),
         judge=identity_of(experiment.problem.moderator).name,
         threshold=config.evaluation.threshold,
+        opponent=lambda: experiment.problem.opponent,
     )
+
+
+def _draw_opponent(experiment: Experiment, config: RunConfig) -> list[TrainerCallback]:
+    if not experiment.problem.has_opponents:
+        return []
+    return [DrawOpponent(experiment.problem.draw_opponent, config.seed)]
 
 
 def _sync_reference(experiment: Experiment, limits: TrainingConfig) -> list[TrainerCallback]:

@@ -57,5 +57,14 @@
     }
     setTimeout(poll, document.hidden ? 5 * POLL_MS : POLL_MS);
   }
-  addEventListener("DOMContentLoaded", poll);
+  // The label page of the server. It has no scores, and this page has, so it opens in its own tab.
+  function offerLabels() {
+    const tools = document.querySelector(".tools");
+    if (!tools) return;
+    const link = document.createElement("a");
+    Object.assign(link, { href: "label", className: "button", target: "_blank", rel: "noopener", textContent: "Label" });
+    tools.prepend(link);
+  }
+
+  addEventListener("DOMContentLoaded", () => { offerLabels(); poll(); });
 })();

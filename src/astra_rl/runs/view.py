@@ -1,9 +1,11 @@
 """Serve the report of a run over HTTP while the run is in progress.
 
-The server listens on the loopback interface, under an address with a random token, and answers two
-requests: the page and its version. No other file is served. Requests from other sites are refused
-(by Host, Origin and Sec-Fetch-Site), so that no other page in the same browser can read a run, and
-no site can frame the page.
+The server listens on the loopback interface, under an address with a random token, and answers
+these requests: the page, its version, and the page on which raters label conversations
+(`label_page`). No other file is served. Requests from other sites are refused (by Host, Origin and
+Sec-Fetch-Site), so that no other page in the same browser can read a run, and no site can frame the
+page. The only request that writes is a label: a POST of JSON that names the server's own origin,
+so that no other site and no form can send it.
 
 The page polls its version every few seconds and announces a newer one; it reloads by itself only if
 the user has not interacted with it.
@@ -31,10 +33,11 @@ from urllib.parse import urlsplit
 
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.show.escaping import visible_text
-from astra_rl.infra.jsonio import parse_own_json
+from astra_rl.infra.jsonio import parse_json, parse_own_json
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.label_page import LabelDesk
 
 HOST = "127.0.0.1"
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -43,6 +46,8 @@ MAX_CLIENTS = 16
 whose request has not arrived; if all requests have arrived, it is closed."""
 CONNECTION_TIMEOUT = 10.0
 """Most seconds that a client may take to send its request, and to receive the response."""
+MOST_BYTES = 10_000
+"""Largest body of a request."""
 RENDER_EVERY = 3.0
 """Minimum number of seconds between two renderings of the page."""
 
@@ -62,7 +67,7 @@ class LivePage:
     """The current report of a run, rendered again when the files of the run have changed.
 
     Args:
-        folder: Folder of the run, read-only.
+        folder: Folder of the run; only labels are written to it.
         render: Renders the page.
         render_every: Minimum number of seconds between two renderings.
     """
@@ -170,7 +175,7 @@ class PageServer(ThreadingHTTPServer):
     allow_reuse_address = False
 
     def __init__(self, page: LivePage, port: int = 0) -> None:
-        self.page = page
+        self.page, self.desk = page, LabelDesk(page.folder)
         self.token = secrets.token_urlsafe(16)
         self._places = threading.Lock()
         self._clients = 0
@@ -250,6 +255,28 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer without a body."""
         self._answer(with_body=False)
 
+    def do_POST(self) -> None:
+        """Store a label, and answer with the next conversation."""
+        length = self.headers.get("Content-Length", "")
+        if not self._requests("label"):
+            return self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+        kind = self.headers.get_content_type()
+        if not (self._is_from_here() and self._is_own_origin() and kind == "application/json"):
+            return self.send_error(HTTPStatus.FORBIDDEN)
+        if not (length.isascii() and length.isdigit() and int(length) <= MOST_BYTES):
+            return self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        body = self.rfile.read(int(length))
+        self._deadline.cancel()
+        self.server.request_arrived(self.connection)
+        status, found = HTTPStatus.OK, {}
+        try:
+            request = parse_json(body.decode("utf-8"))
+            found = self.server.desk.answer(request if isinstance(request, dict) else {})
+        except (AstraError, ValueError, OSError) as error:
+            status = HTTPStatus.BAD_REQUEST
+            found = {"error": visible_text(redact_message(str(error)))}
+        return self._send(status, json.dumps(found), "application/json")
+
     def _answer(self, *, with_body: bool) -> None:
         self._deadline.cancel()  # drawing may take longer
         self.server.request_arrived(self.connection)
@@ -263,6 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._requests("version"):
             text = json.dumps(page.state())
             return self._send(HTTPStatus.OK, text, "application/json", with_body=with_body)
+        if self._requests("label"):
+            text, policy = self.server.desk.page(), "frame-ancestors 'none'"  # the rest is in it
+            return self._send(HTTPStatus.OK, text, "text/html", policy, with_body=with_body)
         if not self._requests(""):
             return self._send(HTTPStatus.NOT_FOUND, "not found\n", with_body=with_body)
         try:
@@ -285,6 +315,11 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         sites = self.headers.get_all("Sec-Fetch-Site", [])
         return all(site in ("same-origin", "none") for site in sites)
+
+    def _is_own_origin(self) -> bool:
+        """Whether the request says that it comes from a page of this server."""
+        hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
+        return origins == [f"http://{host}" for host in hosts]
 
     def _send(
         self,

@@ -30,6 +30,7 @@ class Reserved(NamedTuple):
         input: Reserved input tokens.
         output: Reserved output tokens.
         cost: Cost of the reserved tokens.
+        outer: Reservation of the same call in the outer ledger; None without one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Reserved(NamedTuple):
     input: int
     output: int
     cost: float
+    outer: Reserved | None = None
 
 
 @dataclass
@@ -76,12 +78,16 @@ class Ledger:
     far is reserved, or `ASSUMED_OUTPUT`. A call that uses more than its reservation is counted in
     full, and later reservations are raised by the excess.
 
+    A ledger may be part of an outer one, as that of a run in a command of several runs. Its calls
+    then count in both, and the limits of both apply.
+
     Attributes:
         budget: The limits.
         accounts: Spending by name of the endpoint.
         earlier_seconds: Seconds of earlier sessions.
         ended_by: What ended earlier sessions, in words.
         path: File of the ledger; None keeps it in memory only.
+        outer: The ledger that this one is part of; None if it stands alone.
         spent_by: The limit that was reached; no more calls are sent then.
         was_spent: Whether a limit was reached in this session, one lowered by `holding` included.
         is_closed: Whether only cached replies are returned; see `closed`.
@@ -92,6 +98,7 @@ class Ledger:
     earlier_seconds: float = 0.0
     ended_by: list[str] = field(default_factory=list)
     path: Path | None = None
+    outer: Ledger | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -107,13 +114,13 @@ class Ledger:
         self.is_closed = False
 
     @classmethod
-    def open(cls, path: Path, budget: Budget) -> Ledger:
+    def open(cls, path: Path, budget: Budget, outer: Ledger | None = None) -> Ledger:
         """Load a ledger from a file, or create one, and set its budget.
 
         Raises:
             ConfigurationError: The file is not a ledger.
         """
-        ledger = cls(budget, path=path)
+        ledger = cls(budget, path=path, outer=outer)
         if path.is_file():
             try:
                 kept = parse_own_json(path.read_text(encoding="utf-8"))
@@ -159,6 +166,9 @@ class Ledger:
             if self.spent_by is not None:
                 self.was_spent = True
                 raise self.spent_by
+        if self.outer is not None:
+            with self._noting_end():
+                self.outer.check()
 
     def admit(
         self, name: str, token_bound: TokenBound | None = None, prices: Prices | None = None
@@ -185,6 +195,10 @@ class Ledger:
                 if most is not None and spent[limit] + reserved > most - held:
                     self.was_spent = True
                     raise BudgetSpentError(limit, most, spent[limit], reserved, held)
+            if self.outer is not None:
+                with self._noting_end():
+                    outer = self.outer.admit(name, token_bound, prices)
+                needed = needed._replace(outer=outer)
             self._reserved.append(needed)
             self._account(name).requests += 1
             self._is_saved = False
@@ -194,6 +208,8 @@ class Ledger:
         self, reserved: Reserved, usage: Usage | None = None, prices: Prices | None = None
     ) -> None:
         """Release the reservation of a finished call, and count its usage."""
+        if self.outer is not None and reserved.outer is not None:
+            self.outer.settle(reserved.outer, usage, prices)
         with self._lock:
             self._reserved.remove(reserved)
             if usage is None:
@@ -247,7 +263,8 @@ class Ledger:
         """
         self._held = dict(amounts)
         try:
-            yield
+            with contextlib.nullcontext() if self.outer is None else self.outer.holding(amounts):
+                yield
         finally:
             self._held = {}
             self.spent_by = None  # by the lower limit; another is found by the next check
@@ -260,6 +277,8 @@ class Ledger:
         Args:
             amounts: By name of the limit; None is unknown. The time that work needs is never known.
         """
+        if self.outer is not None and not self.outer.affords(amounts):
+            return False
         if self.budget == Budget():
             return True
         with self._lock:
@@ -285,18 +304,23 @@ class Ledger:
                 for name, most in limits.items()
                 if most is not None
             ]
-        return max(0.0, min(left, default=math.inf))
+        outer = math.inf if self.outer is None else self.outer.calls_left()
+        return max(0.0, min([*left, outer]))
 
     def failed(self, name: str) -> None:
         """Count a failed request."""
         with self._lock:
             self._account(name).failed_tries += 1
             self._is_saved = False
+        if self.outer is not None:
+            self.outer.failed(name)
 
     def cached(self, name: str, count: int) -> None:
         """Count replies from the cache."""
         with self._lock:
             self._account(name).cached += count
+        if self.outer is not None:
+            self.outer.cached(name, count)
 
     def charge(self, name: str, usage: Usage, prices: Prices | None) -> None:
         """Count the usage and cost of a reply."""
@@ -343,6 +367,11 @@ class Ledger:
         Returns:
             Seconds after which to call it again, if the last write is too recent; else None.
         """
+        due = None if self.outer is None else self.outer.persist()
+        own = self._persist()
+        return own if due is None else due if own is None else max(own, due)
+
+    def _persist(self) -> float | None:
         with self._lock:
             if self._is_saved or self.path is None:
                 return None
@@ -363,6 +392,15 @@ class Ledger:
         finally:
             _ledger.reset(token)
             self.save()
+
+    @contextlib.contextmanager
+    def _noting_end(self) -> Iterator[None]:
+        """Note that the outer ledger's limit ended this session, if it did."""
+        try:
+            yield
+        except BudgetSpentError:
+            self.was_spent = True
+            raise
 
     def _account(self, name: str) -> Account:
         return self.accounts.setdefault(name, Account())
@@ -387,6 +425,11 @@ def _amount(value: Any) -> Any:
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+
+
+def enclosing_ledger() -> Ledger | None:
+    """Return the ledger of the enclosing `Ledger.charging`; None outside of any."""
+    return _ledger.get()
 
 
 def current_ledger() -> Ledger:

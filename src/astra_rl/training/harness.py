@@ -88,13 +88,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         return self.algorithm.step(batch)
 
     def experience_metrics(self) -> Metrics:
-        """Return metrics of the latest experience: means of reward and reward terms over all nodes.
+        """Return metrics of the latest experience: means of reward and reward terms.
 
-        Missing values are excluded from the means; ``rewards/missing`` is their share. The
+        The reward is that of the attacker; in self-play the defender's is among the terms. Missing
+        values are excluded from the means; ``rewards/missing`` is their share. The
         algorithm's own `Algorithm.experience_metrics` are included.
         """
         nodes = [node for graph in self.graphs for node in graph.nodes()]
-        rewards = [node.reward for node in nodes]
+        rewards = [node.reward for graph in self.graphs for node in graph.attacker_nodes()]
         names = sorted({name for node in nodes for name in node.reward_terms})
         return {
             "reward": mean_of_present(rewards),

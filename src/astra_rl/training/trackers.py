@@ -6,12 +6,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import json_line
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
+
+ReportTo = Literal["none", "tensorboard", "wandb"]
+"""Trackers by the names that TRL and transformers give them in `report_to`."""
 
 
 class Tracker(ABC):
@@ -107,6 +110,47 @@ class WandbTracker(Tracker):
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def check_trackers(names: Sequence[ReportTo]) -> None:
+    """Check that the packages of trackers are installed; nothing is sent.
+
+    Raises:
+        MissingDependencyError: One is not; the message names its extra.
+    """
+    for name in names:
+        if name != "none":
+            require(name, extra=name)
+
+
+def make_tracker(
+    name: ReportTo, *, folder: Path, run: str, settings: Mapping[str, Any], resumes: bool
+) -> Tracker:
+    """Construct a tracker by its name.
+
+    The variables WANDB_PROJECT, WANDB_MODE and others of Weights & Biases apply.
+
+    Args:
+        name: Its name.
+        folder: Folder of the run; TensorBoard's event files go to a subfolder.
+        run: Name of the run, the same when it is resumed.
+        settings: Configuration of the run, without credentials.
+        resumes: Whether the run is resumed.
+
+    Raises:
+        MissingDependencyError: Its package is not installed.
+    """
+    if name == "none":
+        return NullTracker()
+    if name == "tensorboard":
+        return TensorBoardTracker(folder / "tensorboard")
+    return WandbTracker(
+        name=folder.name,
+        id=run,
+        resume="allow" if resumes else None,
+        config=dict(settings),
+        dir=str(folder),
+    )
 
 
 class MultiTracker(Tracker):

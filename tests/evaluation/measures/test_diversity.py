@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.measures import diversity
+from astra_rl.evaluation.measures import diversity as measured
 from astra_rl.evaluation.measures.diversity import (
     HashedTfIdf,
     clusters_by_meaning,
@@ -277,7 +277,7 @@ def test_the_interval_of_many_groups_is_that_of_all_resamples_at_once():
     expected = np.quantile(np.exp(entropy), [0.025, 0.975])
     for block in (1, 100, 10**6):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(diversity, "_BLOCK", block)
-            found = diversity.effective_number([*map(int, sizes)]).interval
+            patch.setattr(measured, "_BLOCK", block)
+            found = measured.effective_number([*map(int, sizes)]).interval
         assert [found.low, max(found.high, 0)] == pytest.approx([expected[0], found.high])
         assert found.high >= expected[1] - 1e-9

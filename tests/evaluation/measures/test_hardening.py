@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from astra_rl.evaluation.measures.hardening import exploitability, hardening_of
+from astra_rl.evaluation.measures.hardening import hardening_of
 from astra_rl.evaluation.show.report.hardening import render_hardening
+from astra_rl.evaluation.stats.zero_sum import exploitability
 
 
 def rows(attempt: Any, scores: list[float | None], attacker: str, target: str) -> list[Any]:
@@ -104,3 +105,24 @@ def test_the_exploitability_of_mixtures(rates: Sequence[Sequence[float]], expect
 def test_the_exploitability_of_a_hardening_is_that_of_its_rates(found: Any) -> None:
     # attacker 0 has 0.75 and 0.25, attacker 1 has 0.5 and 1/3
     assert found.as_dict()["exploitability"] == pytest.approx(0.5 - (0.25 + 1 / 3) / 2)
+
+
+def test_the_equilibrium_of_a_hardening_is_in_its_json_and_on_its_page(found: Any) -> None:
+    # target 1 is better against both attackers, and against it attacker 1 is better
+    assert found.as_dict()["equilibrium"] == {
+        "value": pytest.approx(1 / 3),
+        "attackers": {"attacker 0": 0.0, "attacker 1": 1.0},
+        "targets": {"target 0": 0.0, "target 1": 1.0},
+    }
+    page = render_hardening(found, title="", note=None, runs={})
+    assert "Exploitability of the uniform mixtures: 0.21" in page
+    assert "succeed at a rate of 33%" in page
+
+
+def test_a_table_with_an_unknown_rate_has_no_equilibrium(attempt: Any) -> None:
+    found = hardening_of(
+        {("attacker 0", "target 0"): rows(attempt, [None], "attacker 0", "target 0")},
+        {"target 0": rows(attempt, [0.0], "benign", "target 0")},
+    )
+    assert found.as_dict()["equilibrium"] is None
+    assert "has no equilibrium" in render_hardening(found, title="", note=None, runs={})

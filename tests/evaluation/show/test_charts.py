@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 import sys
@@ -9,9 +10,9 @@ import pytest
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.charts import (
     Panel,
-    before_after,
     calibration_panels,
     learning_curve,
+    learning_panels,
     severity_likelihood,
 )
 from astra_rl.evaluation.show.report.views import Chart
@@ -23,13 +24,16 @@ HISTORY = [
     {"step": 10, "reward": 0.1, "asr": math.nan, "attack_nll": 2.5},
     {"step": 20, "reward": 0.4, "asr": 0.88},
 ]
-RATES = {"before": Rate(5, 128), "after": Rate(113, 126, 2)}
 POINTS = [(2.0, 1.0), (3.5, 0.0), (math.nan, 1.0), (2.5, math.nan), (2.2, None)]
+
+BINARY = [(2.0 + 0.01 * at, float(at % 4 == 0)) for at in range(20)]
+BANDED = [{"step": 1, "asr": 0.2, "l": 0.1, "h": 0.4}, {"step": 2, "asr": 0.5, "l": 0.3, "h": 0.9}]
 
 CHARTS = {
     "learning_curve": lambda: learning_curve(HISTORY),
-    "before_after": lambda: before_after(RATES),
+    "learning_panels": lambda: learning_panels(BANDED, [Panel("asr", "rate", True, ("l", "h"))])[0],
     "severity_likelihood": lambda: severity_likelihood(POINTS, threshold=0.5),
+    "severity_likelihood of 0 and 1": lambda: severity_likelihood(BINARY, threshold=1.0),
     "calibration_panels": lambda: calibration_panels(
         [Point(0, 0, math.inf), Point(0.1, 0.8, 0.5), Point(1, 1, 0)],
         [Point(0.8, 0.9, 0.5), Point(1, 0.5, 0)],
@@ -60,6 +64,7 @@ def test_a_chart_is_one_svg_element_with_a_description_and_nothing_that_runs(dra
     assert all((a or b).startswith("#") for a, b in addresses)
 
 
+@pytest.mark.slow
 @every_chart
 def test_the_same_input_draws_the_same_text(draw):
     assert draw() == draw()
@@ -81,7 +86,7 @@ def test_the_ground_is_transparent(draw):
 
 
 def test_two_charts_share_no_ids_and_refer_to_none_but_their_own():
-    first, second = learning_curve(HISTORY), before_after(RATES)
+    first, second = learning_curve(HISTORY), severity_likelihood(POINTS)
     ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second)]
     assert not ids[0] & ids[1]
     for svg, own in zip((first, second), ids, strict=True):
@@ -113,31 +118,49 @@ def test_missing_numbers_are_left_out_and_never_drawn_as_zero():
     assert "nan" not in learning_curve(HISTORY).lower()
 
 
-def test_rates_are_labelled_with_interval_and_number_of_trials():
-    shown = texts(before_after(RATES))
-    assert "4% (1% to 9%), n = 128" in shown
-    assert "before" in shown
-    assert shown.index("before") < shown.index("after")
+def heights(svg):
+    """Vertical places of the points of a scatter plot, from the bottom."""
+    uses = re.findall(
+        r'<use xlink:href="[^"]*" x="[^"]*" y="([^"]*)" style="fill: #(?:3f83c4|d0)', svg
+    )
+    return sorted({-float(y) for y in uses})
 
 
-def test_a_rate_without_trials_is_called_not_measured():
-    assert "not measured" in texts(before_after({"x": Rate(0, 0, 4)}))
+def test_a_judge_that_says_only_0_or_1_gets_stacks_and_not_a_line():
+    svg = severity_likelihood([(2.0, float(at >= 9)) for at in range(12)], threshold=1.0)
+    places = heights(svg)
+    assert len(places) == 12  # no point hides another
+    gaps = sorted(b - a for a, b in itertools.pairwise(places))
+    assert gaps[-1] > 5 * gaps[-2]  # two strips
+    assert {"0", "1"} <= set(texts(svg))
+    graded = severity_likelihood([(2.0, at / 12) for at in range(12)], threshold=0.5)
+    assert {"0.0", "1.0", "threshold 0.5"} <= set(texts(graded))
+
+
+def test_each_panel_of_a_page_is_a_chart_of_its_own_and_bands_stand_behind_the_line():
+    panels = [Panel("asr", "rate", percent=True, band=("l", "h")), Panel("kl", "divergence")]
+    (svg,) = learning_panels(BANDED, panels)
+    assert {"rate", "50%"} <= set(texts(svg))
+    assert "fill-opacity: 0.2" in svg
+    assert "rate by step: from 0.2 to 0.5" in svg
+    (plain,) = learning_panels(BANDED, [Panel("asr", "rate")])
+    assert "fill-opacity: 0.2" not in plain
+    # Gaps of the band, as of the line, and no band where nothing is known.
+    ElementTree.fromstring(learning_panels([{"step": 1, "asr": 0.5}], panels)[0])
 
 
 @pytest.mark.parametrize(
     "name", ["</text><script>alert(1)</script>", "$x^2$ \\frac", "a\u202eb\0c\ud800", '"&<', "中文"]
 )
 def test_names_are_text_whatever_they_hold(name):
-    for svg in (
-        before_after({name: Rate(1, 2)}),
-        learning_curve([{"a": 1.0}], panels=[Panel("a", name)]),
-    ):
-        ElementTree.fromstring(svg)
-        svg.encode("utf-8")
-        assert "<script" not in svg
-        assert "\u202e" not in svg
-        assert "\0" not in svg
-    assert "$x^2$ \\frac" in texts(before_after({"$x^2$ \\frac": Rate(1, 2)}))
+    svg = learning_curve([{"a": 1.0}], panels=[Panel("a", name)])
+    ElementTree.fromstring(svg)
+    svg.encode("utf-8")
+    assert "<script" not in svg
+    assert "\u202e" not in svg
+    assert "\0" not in svg
+    shown = learning_curve([{"a": 1.0}], panels=[Panel("a", "$x^2$ \\frac")])
+    assert "$x^2$ \\frac" in texts(shown)
 
 
 def test_a_calibration_names_its_three_curves_and_counts_its_rows():
@@ -151,7 +174,6 @@ def test_a_calibration_names_its_three_curves_and_counts_its_rows():
     [
         lambda: learning_curve([]),
         lambda: learning_curve([{"step": 1}, {"reward": math.nan}]),
-        lambda: before_after({}),
         lambda: severity_likelihood([(math.nan, 1.0)]),
     ],
 )
@@ -161,10 +183,10 @@ def test_a_chart_of_nothing_is_refused(draw):
 
 
 def test_without_matplotlib_a_chart_is_a_line_that_says_so(monkeypatch):
-    drawn = before_after(RATES)
+    drawn = severity_likelihood(POINTS)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = before_after(RATES)
-    assert Chart("title", "caption", text).svg == text
+    text = severity_likelihood(POINTS)
+    assert Chart("title", "caption", [text]).svgs == [text]
     assert "needs matplotlib" in ElementTree.fromstring(text)[0].text
     label = re.compile('aria-label="([^"]*)"')
     assert label.search(text)[1] == label.search(drawn)[1]  # with the numbers

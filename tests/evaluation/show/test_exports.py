@@ -13,12 +13,14 @@ from jsonschema.exceptions import ValidationError
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
+from astra_rl.core.text import NoAttack, written_text
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import read_attacks
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.evaluation.show.exports import EXPORTS
+from astra_rl.evaluation.show.exports.attacks import write_attacks
 from astra_rl.evaluation.show.exports.jailbreakbench import write_jailbreakbench
 from astra_rl.evaluation.show.exports.junit import write_junit
 from astra_rl.evaluation.show.exports.markdown import markdown_summary
@@ -318,6 +320,29 @@ def test_attacks_are_what_a_warm_start_reads(attempts, tmp_path):
     assert math.isnan(steps[4].reward)
     assert steps[2].context == "twoaskno"
     assert steps[2].context.attacks == ("ask",)
+
+
+def test_attacks_with_private_reasoning_are_exported_with_the_output_to_be_trained(
+    attempt, turn, tmp_path
+):
+    outputs = [f"thoughts <prompt>{word}</prompt>" for word in ("ask", "more")]
+    turns = [
+        turn(word, written=written) for word, written in zip(("ask", "more"), outputs, strict=True)
+    ]
+    write_attacks([attempt(*turns)], tmp_path / "a.jsonl")
+    steps = read_attacks(tmp_path / "a.jsonl")
+    assert [str(step.attack) for step in steps] == ["ask", "more"]
+    assert [written_text(step.attack) for step in steps] == outputs
+    # The attacker reads all of its earlier output, the target only the attack.
+    (earlier,) = steps[1].context.attacks
+    assert (str(earlier), written_text(earlier)) == ("ask", outputs[0])
+
+
+def test_an_output_without_an_attack_is_not_exported_and_is_no_attack(attempt, turn, tmp_path):
+    found = attempt(turn("", "", None, written="thoughts", finish_reason="not_asked"))
+    assert write_attacks([found], tmp_path / "a.jsonl") == 0
+    (exchange,) = found.exchanges()
+    assert isinstance(exchange.attack, NoAttack)
 
 
 # Regression suites.

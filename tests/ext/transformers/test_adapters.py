@@ -110,11 +110,10 @@ def problem_of(folders, attacker, baseline, target, kind=HFASTProblem, **options
 
 def frozen_logits(problem):
     """Logits of baseline and target, as the problem runs them."""
-    found = []
-    for model in (problem.baseline, problem.target):
-        with problem._without_adapter(model):
-            found.append(logits(model))
-    return found
+    with problem._adapters.using(problem.baseline):
+        baseline = logits(problem.baseline)
+    with problem._as_target():
+        return [baseline, logits(problem.target)]
 
 
 PRODUCT = list(product(SOURCES, SOURCES, SOURCES, TRAINING))

@@ -24,7 +24,7 @@ from astra_rl import (
     Utterance,
 )
 from astra_rl.ext.transformers import HFASTProblem, HFEvaluationProblem, ModelPair
-from astra_rl.models import forward, generation
+from astra_rl.models import generation, segments
 from astra_rl.models.generation import Sampling
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import WeightedSum
@@ -568,9 +568,9 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
         return problem, graphs
 
     read = []
-    original = forward.hidden_states
+    original = segments.hidden_states
     monkeypatch.setattr(
-        forward, "hidden_states", lambda *args: read.append(args[1].numel()) or original(*args)
+        segments, "hidden_states", lambda *args: read.append(args[1].numel()) or original(*args)
     )
     _, remembered = play()
     with_memory = sum(read)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +15,11 @@ from astra_rl.cli.costs import check_all_done, print_estimate, print_spent
 from astra_rl.cli.options import DryRun, ResultOptions, Run, SettingOptions, Trials
 from astra_rl.cli.output import Printer
 from astra_rl.cli.training_output import print_evaluations
+from astra_rl.errors import EndpointError
 
 if TYPE_CHECKING:
     from astra_rl.actions.evaluate import Evaluated
-    from astra_rl.config.estimate import EstimateRow
+    from astra_rl.config.estimate import Estimate
 
 
 def evaluate(
@@ -70,6 +73,7 @@ def evaluate(
     every target.
     """
     from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
+    from astra_rl.runs.runner import describe_all_failed
 
     out = result.printer()
     quiet_libraries()
@@ -99,14 +103,18 @@ def evaluate(
     _print(found, attacks or "attacker", out)
     for each in found:
         check_all_done(each.metrics["n"], each.metrics["planned"])
+    failed = [text for each in found if (text := describe_all_failed(each.attempts))]
+    if len(failed) == len(found):
+        raise EndpointError(f"{failed[0]} Run the same command again.")
     check_all_done(len(found), len(set(targets or ("",))), "targets were evaluated")
     out.gate(*(each.summary for each in found))
 
 
-def _print_estimates(estimates: Mapping[str, Sequence[EstimateRow]]) -> None:
-    for target, rows in estimates.items():
+def _print_estimates(estimates: Mapping[str, Estimate]) -> None:
+    whole = reduce(add, estimates.values())  # all targets share one budget
+    for index, (target, each) in enumerate(estimates.items(), start=1):
         console.print(f"target: {target}", highlight=False, markup=False)
-        print_estimate(rows, console)
+        print_estimate(each.rows, console, whole.ends if index == len(estimates) else ())
 
 
 def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:

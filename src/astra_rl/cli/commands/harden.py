@@ -11,11 +11,14 @@ import typer
 from rich.table import Table
 
 from astra_rl.cli.console import quiet_libraries
-from astra_rl.cli.options import ResultOptions, SettingOptions
+from astra_rl.cli.costs import print_estimate
+from astra_rl.cli.options import DryRun, ResultOptions, SettingOptions
 from astra_rl.cli.output import Printer, as_text, cell
 
 if TYPE_CHECKING:
     from astra_rl.actions.harden import Hardened
+    from astra_rl.actions.harden_estimate import HardeningEstimate
+    from astra_rl.evaluation.measures.hardening import Hardening
     from astra_rl.evaluation.stats.paired import PairedComparison
     from astra_rl.evaluation.stats.rates import Rate
 
@@ -40,6 +43,7 @@ def harden(
         int | None,
         typer.Option(min=1, help="Rounds of fine-tuning; sets harden.rounds."),
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Attack a local target, fine-tune it on the failures, and attack it again.
 
@@ -47,14 +51,18 @@ def harden(
     requests, and a fresh attacker against the result. Prints the success rate of every attacker
     against every target and the refusals of benign requests, and writes harden.json and
     report.html. --fail-on is checked for every attacker against the last target. Limits of the
-    budget apply to each phase. Needs the extra 'harden'.
+    budget apply to all phases together. Needs the extra 'harden'.
     """
     from astra_rl.actions.harden import harden as harden_target
+    from astra_rl.actions.harden_estimate import estimate_hardening
     from astra_rl.cli.display import ConsoleDisplay
 
     out = result.printer()
     quiet_libraries()
     overrides = [*options.overrides(), *([] if rounds is None else [f"harden.rounds={rounds}"])]
+    if dry_run:
+        _print_estimate(estimate_hardening(source, overrides=overrides), out)
+        return
     done = harden_target(
         source,
         output,
@@ -65,6 +73,22 @@ def harden(
     print_hardened(done, out)
     last = done.result.targets[-1]
     out.gate(*(done.result.matrix.summaries[attacker, last] for attacker in done.result.attackers))
+
+
+def _print_estimate(found: HardeningEstimate, out: Printer) -> None:
+    """Print what each phase plays, trains and calls at most, then the calls of each endpoint."""
+    from astra_rl.config.estimate import total_of
+
+    table = Table(title="phases of the hardening, at most")
+    for column in ("phase", "episodes", "steps", "requests", "tokens", "cost"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in found.phases:
+        calls = total_of(phase.calls)
+        cost = "-" if calls.cost is None else f"{calls.cost:.4g}"
+        counts = (phase.episodes, phase.steps, calls.requests, calls.input + calls.output)
+        table.add_row(phase.name, *(f"{count:,}" if count else "-" for count in counts), cost)
+    out.table(table)
+    print_estimate(found.calls, out.console, found.describe_budget())
 
 
 def print_hardened(done: Hardened, out: Printer) -> None:
@@ -91,6 +115,7 @@ def print_hardened(done: Hardened, out: Printer) -> None:
         ),
     )
     out.table(attacks)
+    _print_game(found, out)
     out.table(refusals)
     if done.ended_early:
         out.line(f"fewer rounds than configured: {done.ended_early}", style="yellow")
@@ -98,6 +123,28 @@ def print_hardened(done: Hardened, out: Printer) -> None:
         out.line(f"{name}: {model}")
     out.path("report", done.path / "report.html")
     out.data(done.as_dict())
+
+
+def _print_game(found: Hardening, out: Printer) -> None:
+    """Print how far the measured attackers and targets are from an equilibrium, and that."""
+    out.line(
+        f"exploitability of the uniform mixtures: {found.exploitability:.3f} (0 at an equilibrium, "
+        "at most 1)"
+    )
+    game = found.equilibrium
+    if game is None:
+        out.line("equilibrium: none, because a success rate is unknown")
+        return
+    drawn = [
+        f"{name} {weight:.0%}"
+        for names, weights in (
+            (found.attackers, game.attackers),
+            (found.targets, game.targets),
+        )
+        for name, weight in zip(names, weights, strict=True)
+        if weight
+    ]
+    out.line(f"equilibrium: attacks succeed at {game.value:.1%}, with {', '.join(drawn)}")
 
 
 def _cell(rate: Rate, change: PairedComparison | None) -> str:

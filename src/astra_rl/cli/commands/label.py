@@ -36,8 +36,6 @@ def label(
     first gets the conversations of the first one, and the agreement is reported.
     """
     from astra_rl.actions.label import label_run
-    from astra_rl.evaluation.stats.rates import describe_rate
-    from astra_rl.runs.human_labels import kappa_text
 
     out = Printer(as_json=as_json)
     found = label_run(
@@ -47,14 +45,8 @@ def label(
         phase=phase,
         most=most,
     )
-    out.line(f"labels added: {found.added}")
-    out.line(f"by the judge: {describe_rate(found.judged.asr)}")
-    out.line("no labels yet" if found.rate is None else found.rate.text)
-    for each in found.agreement:
-        out.line(kappa_text(each))
-    advised = ", ".join(f"{count} {call}" for call, count in found.advice.items() if count)
-    if advised:
-        out.line(f"the next labels narrow the interval most if they are, by the judge: {advised}")
+    for line in found.lines:
+        out.line(line)
     out.data(found.as_dict())
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from astra_rl.cli.console import console, quiet_libraries
 from astra_rl.cli.costs import check_all_made, print_estimate, print_spent
 from astra_rl.cli.options import DryRun, Phase, ResultOptions, Run, SettingOptions
+
+if TYPE_CHECKING:
+    from astra_rl.cli.output import Printer
+    from astra_rl.evaluation.records.attempt import Attempt
 
 
 def replay(
@@ -23,6 +27,13 @@ def replay(
     failures: Annotated[
         bool, typer.Option("--failures", help="Replay successful attacks only.")
     ] = False,
+    conversation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Replay this conversation only, and print it; the report shows its id.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Replay the recorded attacks of a run against a target and report what changed."""
@@ -34,13 +45,17 @@ def replay(
         "target": target,
         "phase": phase,
         "only_failures": failures,
+        "conversation": conversation,
         "overrides": options.overrides(),
     }
     if dry_run:
-        print_estimate(estimate_replay(run, **what), console)
+        expected = estimate_replay(run, **what)
+        print_estimate(expected.rows, console, expected.ends)
         return
     found = replay_run(run, **what)
-    if found.before is None or found.drift is None:
+    if found.conversation is not None:
+        _print_conversation(*found.conversation, out)
+    elif found.before is None or found.drift is None:
         out.summaries({"failures replayed": found.now})
         out.line(
             "the recorded rate of these attacks is 100% by selection, so it is not compared; to "
@@ -62,8 +77,26 @@ def replay(
             "now": found.now.as_dict(),
             "drift": found.drift and found.drift.as_dict(),
             "read_otherwise": found.read.as_dict(),
+            "conversation": found.conversation
+            and [[turn.response for turn in each.turns] for each in found.conversation],
         }
     )
     print_spent(found.spent, out.console)
     check_all_made(found.now, found.left_out, "attacks were replayed, judged")
     out.gate(found.now)
+
+
+def _print_conversation(then: Attempt, now: Attempt, out: Printer) -> None:
+    """Print the turns of a conversation with the recorded and the new response and their scores."""
+    from astra_rl.evaluation.show.escaping import terminal_text
+
+    for number, old in enumerate(then.turns):
+        out.line(f"attacker: {terminal_text(old.attack)}", style="cyan")
+        sides = [("recorded", then, old)]
+        if number < len(now.turns):
+            sides.append(("now", now, now.turns[number]))
+        for name, attempt, turn in sides:
+            score = turn.score(attempt.judge)
+            value = "no score" if score is None else f"score {score:.2f}"
+            out.line(f"{name} ({value}): {terminal_text(turn.response)}")
+    out.line(f"recorded: {then.outcome.value}; now: {now.outcome.value}")

@@ -30,7 +30,7 @@ def resume(
         return
     folder = open_run_folder(run)
     config = load_config(folder.config, options.overrides())
-    if config.attacker is None:
+    if not config.has_local_attacker:
         test_and_print(resolve(config), folder.path, Printer(), force=force)
         return
     train_and_print(config, folder.path, name=run.name, force=force)

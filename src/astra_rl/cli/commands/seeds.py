@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from astra_rl.cli.options import Phase, ResultOptions
 
+if TYPE_CHECKING:
+    from astra_rl.actions.seeds import Methods
+
 
 def seeds(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Runs whose configurations differ by seed only."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs with different seeds, of one configuration or of several to compare.",
+        ),
     ],
     result: ResultOptions,
     phase: Phase = "after",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the results to this file.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write a .json, or a table: .csv, .md or .tex (LaTeX)."
+        ),
     ] = None,
 ) -> None:
-    """Report how the success rate varies between training seeds.
+    """Report how the success rate varies between training seeds, and compare configurations.
 
     The variation between seeds is reported apart from the interval of each run, which covers the
-    sampling of prompts. --fail-on is checked for every seed.
+    sampling of prompts. Runs of several configurations, for instance two algorithms, are compared
+    with the first one, paired by seed. --fail-on is checked for every run.
     """
-    from astra_rl.actions.seeds import compare_seeds
-    from astra_rl.infra.jsonio import write_json
+    from astra_rl.actions.seeds import compare_methods
 
     out = result.printer()
-    found = compare_seeds(runs, phase=phase)
-    out.summaries({f"seed {seed}": each for seed, each in found.summaries.items()})
-    out.line(found.spread.text)
+    found = compare_methods(runs, phase=phase)
+    several = len(found.by_name) > 1
+    for name, each in found.by_name.items():
+        if several:
+            out.line(name)
+        out.summaries({f"seed {seed}": row for seed, row in each.summaries.items()})
+        out.line(each.spread.text)
+    base = next(iter(found.by_name))
+    for name, pairs in found.pairs.items():
+        value = found.adjusted[name]
+        adjusted = f", {value:.3g} adjusted" if value is not None and len(found.pairs) > 1 else ""
+        out.line(f"{name} against {base}: {pairs.text}{adjusted}")
     if output is not None:
-        write_json(found.as_dict(), output)
+        _write(found, output)
         out.path("file", output)
     out.data(found.as_dict())
-    out.gate(*found.summaries.values())
+    out.gate(*(row for each in found.by_name.values() for row in each.summaries.values()))
+
+
+def _write(found: Methods, path: Path) -> None:
+    from astra_rl.evaluation.show.exports.seed_table import seed_rows, write_seed_table
+    from astra_rl.infra.jsonio import write_json
+
+    if path.suffix.lower() == ".json":
+        write_json(found.as_dict(), path)
+        return
+    spreads = {name: each.spread for name, each in found.by_name.items()}
+    write_seed_table(seed_rows(spreads, found.pairs, found.adjusted), path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +44,40 @@ def test(
     judge_model: Annotated[
         str | None, typer.Option(help="Model at the URL of --judge. Default: --model.")
     ] = None,
+    attacker: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Model that writes the messages, with each prompt as its goal; it is not trained. "
+                "URL of an endpoint, 'package.module:function' or a YAML file. Default: the "
+                "prompts are sent as they are."
+            )
+        ),
+    ] = None,
+    attacker_model: Annotated[
+        str | None, typer.Option(help="Model at the URL of --attacker. Default: --model.")
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "How the attacker attacks: best-of-N, feedback-N (up to N attempts), turns-N, or "
+                "few-shot (with --examples). Default: one message per prompt."
+            )
+        ),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="Attacks for few-shot, written by export --format attacks."),
+    ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Column with the prompts. Default: 'prompt'.")
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Column with the prompts, or FIELD=COLUMN for another field, such as "
+                "category=topic. Repeatable. Default: columns named as the fields."
+            )
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="Score from which a reply is a failure of the target.")
@@ -60,7 +92,7 @@ def test(
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Test a target with your own prompts: no attacker, no training.
+    """Test a target with your own prompts: no training, and an attacker only if you name one.
 
     Sends each prompt as it is, judges every reply, and writes the report. The run folder is read by
     report, compare, replay, score, export and regress, like that of a training.
@@ -68,14 +100,17 @@ def test(
     from astra_rl.actions.redteam import plan_target_test, target_test_config
 
     out = result.printer()
-    sys.path.append(str(Path.cwd()))  # where the module of 'module:function' usually is
     config = target_test_config(
         target,
         prompts,
         judge,
         model=model,
         judge_model=judge_model,
-        column=column,
+        attacker=attacker,
+        attacker_model=attacker_model,
+        attacks=attacks,
+        examples=examples,
+        column=_columns(column or ()),
         threshold=threshold,
         trials=trials,
         budget=budget.limits(),
@@ -86,3 +121,11 @@ def test(
         print_test_estimate(plan)
         return
     test_and_print(plan, output, out)
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    """Return the columns by field: ``FIELD=COLUMN``, or the column of the prompts."""
+    return {
+        field if equals else "prompt": column if equals else field
+        for field, equals, column in (each.partition("=") for each in given)
+    }

@@ -10,6 +10,8 @@ import typer
 from astra_rl.cli.console import console
 from astra_rl.cli.costs import print_run_estimate
 from astra_rl.cli.options import Force, RunOptions
+from astra_rl.cli.output import Printer
+from astra_rl.cli.target_test_output import print_test_estimate, test_and_print
 from astra_rl.cli.training_output import train_and_print
 
 
@@ -29,8 +31,16 @@ def train(
     to start from. If --output is the folder of an interrupted run, that run is resumed.
     """
     from astra_rl.config.loading import load_config
+    from astra_rl.config.resolve import resolve
 
     config = load_config(config_file, options.overrides())
+    if config.attacker is not None and not config.has_local_attacker:
+        plan = resolve(config)  # nothing is trained: the attacker is prompted
+        if options.dry_run:
+            print_test_estimate(plan)
+            return
+        test_and_print(plan, options.output, Printer(), name=config_file.stem, force=force)
+        return
     if options.dry_run:
         print_run_estimate(config, console)
         return

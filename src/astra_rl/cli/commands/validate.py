@@ -27,7 +27,7 @@ def validate(
     from astra_rl.config.resolve import resolve
 
     config = load_config(config_file, options.overrides())
-    if config.attacker is None:
+    if not config.has_local_attacker:
         print_test_estimate(resolve(config))
     else:
         print_run_estimate(config, console)

@@ -20,7 +20,10 @@ def view(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: any free one.")] = 0,
     opens: Annotated[bool, typer.Option("--open", help="Open the page in your browser.")] = False,
 ) -> None:
-    """Serve the live report of a run on localhost until Ctrl-C."""
+    """Serve the live report of a run on localhost until Ctrl-C.
+
+    Its page "Label" is for raters: as 'astra-rl label', in the browser.
+    """
     from astra_rl.runs.folder import open_run_folder
     from astra_rl.runs.report import render_run_page
     from astra_rl.runs.view import LivePage, PageServer

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from astra_rl.evaluation.measures.diversity import greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.records.turn import LogProb
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Kind:
     """A group of successful attempts with similar attacks, see `greedy_clusters`.
 
     Attributes:
-        attempts: The attempts, the most likely attack first.
+        attempts: The attempts, the most likely first: by the log-probability of their attacks up to
+            the failure under the baseline, as in `most_likely_failures`.
     """
 
     attempts: Sequence[Attempt]
@@ -33,10 +35,9 @@ class Kind:
         return max((each.score for each in self.attempts if each.score is not None), default=None)
 
     @property
-    def nll(self) -> float | None:
-        """NLL per token (nats) of the most likely attack under the baseline; None if unmeasured."""
-        known = self.attempts[0].logprob()
-        return None if known is None else -known.per_token
+    def likelihood(self) -> LogProb | None:
+        """Log-probability of the most likely attempt under the baseline; None if unmeasured."""
+        return self.attempts[0].logprob()
 
 
 def kinds_of_failure(attempts: Iterable[Attempt]) -> list[Kind]:
@@ -53,6 +54,12 @@ def kinds_of_failure(attempts: Iterable[Attempt]) -> list[Kind]:
     ]
 
 
+def most_likely_kinds(kinds: Iterable[Kind]) -> list[Kind]:
+    """Return the kinds with a measured likelihood, by their most likely attempt."""
+    measured = [kind for kind in kinds if kind.likelihood is not None]
+    return sorted(measured, key=lambda kind: _unlikelihood(kind.attempts[0]))
+
+
 def _unlikelihood(attempt: Attempt) -> float:
     known = attempt.logprob()
-    return math.inf if known is None else -known.per_token
+    return math.inf if known is None else -known.total

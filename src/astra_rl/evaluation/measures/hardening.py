@@ -16,6 +16,7 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.stats.paired import PairedComparison
+from astra_rl.evaluation.stats.zero_sum import Equilibrium, equilibrium, exploitability
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,28 @@ class Hardening:
         return list(self.refusals)
 
     @property
+    def rates(self) -> list[list[float]]:
+        """Success rate by attacker (rows) and target (columns); NaN where there is none."""
+        rates = self.matrix.rates
+        return [[rates[one, other].estimate for other in self.targets] for one in self.attackers]
+
+    @property
     def exploitability(self) -> float:
         """Exploitability of the uniform mixtures of the measured attackers and targets."""
-        rates = self.matrix.rates
-        return exploitability(
-            [[rates[one, other].estimate for other in self.targets] for one in self.attackers]
-        )
+        return exploitability(self.rates)
+
+    @property
+    def equilibrium(self) -> Equilibrium | None:
+        """Equilibrium of the measured rates; None if a rate is unknown."""
+        rates = self.rates
+        is_known = all(math.isfinite(rate) for row in rates for rate in row)
+        return equilibrium(rates) if is_known else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values, NaN where one does not exist."""
         return {
             "exploitability": self.exploitability,
+            "equilibrium": self._equilibrium_as_dict(),
             "attacks": [
                 {**cell, "change": _change(self.attack_changes.get(pair))}
                 for pair, cell in zip(self.matrix.rates, self.matrix.as_dict(), strict=True)
@@ -72,30 +84,17 @@ class Hardening:
             ],
         }
 
+    def _equilibrium_as_dict(self) -> dict[str, Any] | None:
+        found = self.equilibrium
+        return found and {
+            "value": found.value,
+            "attackers": dict(zip(self.attackers, found.attackers, strict=True)),
+            "targets": dict(zip(self.targets, found.targets, strict=True)),
+        }
+
 
 def _change(found: PairedComparison | None) -> dict[str, Any] | None:
     return None if found is None else found.as_dict()
-
-
-def exploitability(rates: Sequence[Sequence[float]]) -> float:
-    """Return how far two uniform mixtures are from an equilibrium of a zero-sum matrix game.
-
-    It is what the best single attacker gains against the mixture of targets, plus what the best
-    single target gains against the mixture of attackers (NashConv, Lanctot et al. 2017, arXiv
-    1711.00832): 0 at an equilibrium, at most 1 for rates. Rows that occur twice count twice.
-
-    Args:
-        rates: Success rate by attacker (rows) and target (columns), not empty.
-
-    Returns:
-        The sum; NaN if a rate is.
-    """
-    columns: list[tuple[float, ...]] = list(zip(*rates, strict=True))
-    if any(math.isnan(rate) for row in rates for rate in row):
-        return math.nan
-    best_attacker = max(sum(row) / len(row) for row in rates)
-    best_target = min(sum(column) / len(column) for column in columns)
-    return best_attacker - best_target
 
 
 def hardening_of(

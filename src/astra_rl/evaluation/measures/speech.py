@@ -1,10 +1,12 @@
-"""Whether an attacker speaks: attacks that are empty, repetitive or no words."""
+"""Whether an attacker speaks: attacks that are empty, repetitive, no words, or refusals."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+
+from astra_rl.moderators.refusal import RefusalModerator
 
 MOST_IN_A_WORD = 40
 """Longest word in characters; longer ones are strings of symbols or of letters without a break."""
@@ -29,16 +31,36 @@ def speech_defect(attack: str) -> str | None:
     return "repetitive" if len(words) >= FEWEST_REPEATED and 2 * most > len(words) else None
 
 
-def describe_weak_attacker(attacks: Iterable[str]) -> str | None:
-    """Return a warning if at least half of the attacks are no speech; None otherwise."""
-    defects = Counter(speech_defect(each) for each in attacks)
-    total, speech = defects.total(), defects.pop(None, 0)
+def describe_weak_attacker(attacks: Iterable[str], *, trained: bool = True) -> str | None:
+    """Return a warning if at least half of the attacks are no attacks; None otherwise.
+
+    Args:
+        attacks: Attacks of an attacker that was not trained, read one by one.
+        trained: Whether it is trained later. One that is only prompted may be a model that
+            declines to attack, so its refusals count too.
+    """
+    refusals = None if trained else RefusalModerator()
+    defects = Counter(_defect(each, refusals) for each in attacks)
+    total, good = defects.total(), defects.pop(None, 0)
     found = defects.total()
-    if not total or found < speech:
+    if not total or found < good:
         return None
     counts = ", ".join(f"{count} {defect}" for defect, count in defects.most_common())
+    if not trained:
+        return (
+            f"The attacker hardly attacks: {found} of {total} attacks are no "
+            f"messages to the target ({counts}), so the rate says little about the target. Use "
+            "another model as the attacker, or another brief of the prompts."
+        )
     return (
         f"The untrained attacker hardly speaks: {found} of {total} attacks are no "
         f"messages ({counts}). Training rarely repairs that. Use a better model "
         "(attacker.model), its chat format (attacker.chat), or another brief of the prompts."
     )
+
+
+def _defect(attack: str, refusals: RefusalModerator | None) -> str | None:
+    defect = speech_defect(attack)
+    if defect is None and refusals is not None and refusals.moderate([attack])[0] >= 0.5:
+        return "refusals"
+    return defect

@@ -7,7 +7,7 @@ that is needed to re-score it with another moderator, and to replay it against a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -27,6 +27,7 @@ from astra_rl.evaluation.records.turn import (
 )
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
+from astra_rl.infra.validation import allowed
 
 SCHEMA_VERSION = 1
 """Incremented when older versions would misread a record."""
@@ -297,8 +298,8 @@ class Attempt(Record):
                 response = NoReply(self.error or "no reply")
             elif REDACTED in response:
                 response = NoReply("a credential was redacted from the response")
-            found.append(Exchange(context, turn.attack, response))
-            context = context + turn.attack + turn.response
+            found.append(Exchange(context, turn.output, response))
+            context = context + turn.output + turn.response
         return found
 
     def judged(
@@ -370,8 +371,19 @@ def parse_record(model: type[RecordT], text: str | bytes, what: str) -> RecordT:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        # Not chained: the pydantic error repeats the text that a model wrote.
-        raise ConfigurationError(f"not {what}: {where}: {first['msg']}") from None
+        # Not chained, and without the value: it may be text that a model wrote.
+        raise ConfigurationError(f"not {what}: {where}: {_expected(first)}") from None
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    kind = error["type"]
+    if kind == "missing":
+        return "missing"
+    if kind == "extra_forbidden":
+        return "unknown key"
+    if kind in ("value_error", "assertion_error"):
+        return str(error["ctx"]["error"])
+    return f"it must be {allowed(error)}"
 
 
 def attempt_id(

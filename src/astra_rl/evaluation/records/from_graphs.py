@@ -115,6 +115,8 @@ def record_tree(
 ) -> Iterator[Attempt]:
     """Record every conversation of a tree, from the opening to a leaf.
 
+    The turns of a defender are no attacks; in self-play a conversation ends before them.
+
     Args:
         graph: The episode.
         labels: Common fields.
@@ -129,7 +131,7 @@ def record_tree(
         waiting.append(([graph.children[index]], (index,)))
     while waiting:
         path, branch = waiting.pop()
-        children = path[-1].children
+        children = [child for child in path[-1].children if child.role == "attacker"]
         for index in reversed(range(len(children))):
             waiting.append(([*path, children[index]], (*branch, index)))
         if not children:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from astra_rl.core.moderator import is_not_sent, reason_of
-from astra_rl.core.text import GOAL, Conversation
+from astra_rl.core.text import GOAL, Conversation, NoAttack, Utterance
 from astra_rl.infra.unicode import well_formed
 
 
@@ -146,6 +146,14 @@ class Turn(Record):
     def score(self, judge: str) -> float | None:
         """Score by this judge; None if it is missing."""
         return self.scores[judge].value if judge in self.scores else None
+
+    @property
+    def output(self) -> str:
+        """The attack; with private reasoning it knows the whole output that it is a part of."""
+        if self.written is None:
+            return self.attack
+        kind = NoAttack if self.without_attack else Utterance
+        return kind(self.attack, written=self.written)
 
     @property
     def blocked(self) -> bool:

@@ -13,6 +13,7 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ from astra_rl.evaluation.measures.thresholds import AtThreshold
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.stats.classification import Bin, Point
 from astra_rl.evaluation.stats.percent import format_percent
-from astra_rl.evaluation.stats.rates import Rate
 
 INK = "#757575"
 """Colour of text and axes; contrast at least 4:1 on white and on near-black."""
@@ -31,10 +31,17 @@ SERIES = "#3f83c4"
 FAILURE = "#d0623f"
 
 _WIDTH = 7.2  # inches
+_PAGE_WIDTH = 5.2
+"""Width of a chart that also has to be legible on a phone, in inches."""
+_PANEL_WIDTH = 3.5
 # Space around the panels of a learning curve, in inches. It fits every tick label, whose length
 # matplotlib bounds; measuring the labels, as the constrained layout does, takes most of the time.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.56, 0.1, 0.28, 0.45
 _BETWEEN_COLUMNS, _BETWEEN_ROWS = 0.62, 0.58
+MOST_LANES = 5
+"""Most different scores that are drawn as strips; more are drawn at their height."""
+_STACKS = 70
+"""Stacks of points over the width of a strip."""
 _STYLE = {
     "svg.hashsalt": "astra-rl",
     "svg.fonttype": "none",  # keep text as text: accessible, searchable, restyled by CSS
@@ -79,11 +86,13 @@ class Panel:
         key: Key of the metric in the history.
         label: Title of the chart.
         percent: Show the value, a share in [0, 1], as a percentage.
+        band: Keys of the lower and the upper end of a band around the line; None: no band.
     """
 
     key: str
     label: str
     percent: bool = False
+    band: tuple[str, str] | None = None
 
 
 def has_value(history: Sequence[Mapping[str, float]], panel: Panel) -> bool:
@@ -114,8 +123,7 @@ def learning_curve(
         panels = [
             Panel(key, _LABELS.get(key, key.replace("_", " ")), _is_share(key)) for key in keys
         ]
-    series = [_series(history, x, panel.key) for panel in panels]
-    shown = [pair for pair in zip(panels, series, strict=True) if _present(pair[1])]
+    shown = [panel for panel in panels if _present(_series(history, x, panel.key))]
     if not shown:
         raise ConfigurationError("history has no value to draw; give at least one.")
     columns = 1 if len(shown) == 1 else 2
@@ -125,25 +133,49 @@ def learning_curve(
     def draw(figure: Any) -> None:
         positions = _panel_grid(columns, rows, height)
         grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=positions)
-        for axes, (panel, points) in zip(grid.flat, shown, strict=False):
-            _draw_panel(axes, panel, points)
+        for axes, panel in zip(grid.flat, shown, strict=False):
+            _draw_panel(axes, panel, history, x)
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
             axes.set_xlabel(_label(x))
 
-    summary = ", ".join(panel.label for panel, _ in shown)
+    summary = ", ".join(panel.label for panel in shown)
     description = f"Learning curves by {x}: {summary}."
     return _svg(draw, height=height, description=description, layout=None)
 
 
-def _panel_grid(columns: int, rows: int, height: float) -> dict[str, float]:
+def learning_panels(
+    history: Sequence[Mapping[str, float]], panels: Sequence[Panel], *, x: str = "step"
+) -> list[str]:
+    """Draw each metric that has a value as a chart of its own; arguments as `learning_curve`.
+
+    A page can place them beside or below each other, as its width allows.
+    """
+    height = 1.9
+
+    def drawn(panel: Panel) -> str:
+        def draw(figure: Any) -> None:
+            axes = figure.subplots(gridspec_kw=_panel_grid(1, 1, height, _PANEL_WIDTH))
+            _draw_panel(axes, panel, history, x)
+            axes.set_xlabel(_label(x))
+
+        values = [value for _, value in _present(_series(history, x, panel.key))]
+        description = f"{panel.label} by {x}: from {values[0]:.3g} to {values[-1]:.3g}."
+        return _svg(draw, width=_PANEL_WIDTH, height=height, description=description, layout=None)
+
+    return [drawn(panel) for panel in panels if has_value(history, panel)]
+
+
+def _panel_grid(
+    columns: int, rows: int, height: float, figure_width: float = _WIDTH
+) -> dict[str, float]:
     """Return the positions of a grid of panels, as matplotlib's ``GridSpec`` takes them."""
-    width = (_WIDTH - _LEFT - _RIGHT - _BETWEEN_COLUMNS * (columns - 1)) / columns
+    width = (figure_width - _LEFT - _RIGHT - _BETWEEN_COLUMNS * (columns - 1)) / columns
     tall = (height - _TOP - _BOTTOM - _BETWEEN_ROWS * (rows - 1)) / rows
     return {
-        "left": _LEFT / _WIDTH,
-        "right": 1 - _RIGHT / _WIDTH,
+        "left": _LEFT / figure_width,
+        "right": 1 - _RIGHT / figure_width,
         "top": 1 - _TOP / height,
         "bottom": _BOTTOM / height,
         "wspace": _BETWEEN_COLUMNS / width,
@@ -169,8 +201,13 @@ def _present(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [point for point in points if not is_missing(sum(point))]
 
 
-def _draw_panel(axes: Any, panel: Panel, points: Sequence[tuple[float, float]]) -> None:
+def _draw_panel(axes: Any, panel: Panel, history: Sequence[Mapping[str, float]], x: str) -> None:
+    points = _series(history, x, panel.key)
     present = _present(points)
+    if panel.band is not None:
+        low, high = (_series(history, x, key) for key in panel.band)
+        at, lows, highs = [place for place, _ in low], [v for _, v in low], [v for _, v in high]
+        axes.fill_between(at, lows, highs, color=SERIES, alpha=0.2, linewidth=0)
     axes.plot(
         *zip(*points, strict=True),
         color=SERIES,
@@ -192,77 +229,26 @@ def _draw_panel(axes: Any, panel: Panel, points: Sequence[tuple[float, float]]) 
         axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
 
 
-def before_after(rates: Mapping[str, Rate]) -> str:
-    """Draw attack success rates with their 95% intervals, one row each, first on top.
-
-    A thin line shows the bounds: the rate if none or all of the unscored trials were successes.
-
-    Args:
-        rates: Rates by name, at least one.
-
-    Raises:
-        ConfigurationError: `rates` is empty.
-        MissingDependencyError: matplotlib is not installed.
-    """
-    if not rates:
-        raise ConfigurationError("rates is empty; give at least one.")
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        for row, rate in enumerate(rates.values()):
-            axes.plot(rate.bounds, [row, row], color=INK, linewidth=1)
-            axes.plot(
-                rate.interval,
-                [row, row],
-                color=SERIES,
-                linewidth=5,
-                alpha=0.45,
-                solid_capstyle="round",
-            )
-            axes.plot([rate.estimate], [row], color=SERIES, marker="o", markersize=8)
-            axes.annotate(
-                _rate_label(rate),
-                (1.02, row),
-                xycoords=("axes fraction", "data"),
-                va="center",
-            )
-        axes.set_yticks(range(len(rates)), [_label(name) for name in rates], fontsize=9.5)
-        axes.set_ylim(len(rates) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
-        axes.spines["left"].set_visible(False)
-        _percent_axis(axes, axes.xaxis)
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("attack success rate")
-
-    summary = "; ".join(f"{name}: {_rate_label(rate)}" for name, rate in rates.items())
-    return _svg(draw, height=0.75 + 0.42 * len(rates), description=f"Rates. {summary}.")
-
-
-def _rate_label(rate: Rate) -> str:
-    """Return for instance ``88% (81% to 92%), n = 128``."""
-    if not rate.trials:
-        return "not measured"
-    low, high = map(format_percent, rate.interval)
-    return f"{format_percent(rate.estimate)} ({low} to {high}), n = {rate.trials}"
-
-
 def severity_likelihood(
     points: Sequence[tuple[float | None, float | None]],
     *,
     threshold: float | None = None,
     links: Sequence[str] = (),
+    unit: str = "nats",
 ) -> str:
     """Draw a scatter plot of the judge's score against the likelihood of each attack.
 
-    The most important failures are in the upper left: harmful, and likely in ordinary use.
+    The most important failures are in the upper left: harmful, and likely in ordinary use. If the
+    judge gave few different scores, points of equal score form a strip of stacks, whose width shows
+    their number.
 
     Args:
-        points: Per attack its negative log-likelihood in nats per token, and its score in [0, 1].
-            Points with a missing number are skipped.
+        points: Per attack its negative log-likelihood, and its score in [0, 1]. Points with a
+            missing number are skipped.
         threshold: Lowest score of a success; drawn as a line.
         links: Fragment link of each point, for instance ``"#/conversations/1f"``; empty, or one
             per point.
+        unit: Unit of the negative log-likelihood.
 
     Raises:
         ConfigurationError: No point has both numbers, or a link leads out of the page.
@@ -283,21 +269,29 @@ def severity_likelihood(
         else []
     )
 
+    lanes = _lanes([score for _, score in known])
+    places = _stacked(known, lanes) if lanes else [score for _, score in known]
+
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for color, failing in ((SERIES, False), (FAILURE, True)):
             at = [index for index, point in enumerate(known) if (point[1] >= limit) == failing]
             drawn = axes.scatter(
                 [known[index][0] for index in at],
-                [known[index][1] for index in at],
-                s=26,
+                [places[index] for index in at],
+                s=14 if lanes else 26,
                 color=color,
-                alpha=0.55,
+                alpha=0.8 if lanes else 0.55,  # points of a stack hardly overlap
                 linewidths=0,
             )
             if leads:
                 drawn.set_urls([leads[index] for index in at])
-        if threshold is not None:
+        if lanes:
+            axes.set_yticks(range(len(lanes)), [f"{lane:g}" for lane in lanes])
+            axes.set_ylim(-0.6, len(lanes) - 0.4)
+        else:
+            axes.set_ylim(-0.06, 1.06)
+        if threshold is not None and not lanes:
             axes.axhline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
                 f"threshold {threshold:g}",
@@ -307,15 +301,37 @@ def severity_likelihood(
                 textcoords="offset points",
                 ha="right",
             )
-        axes.set_ylim(-0.06, 1.06)
-        axes.set_xlabel("negative log-likelihood of the attack, nats per token (left: more likely)")
+        axes.set_xlabel(f"negative log-likelihood of the attack, {unit} (left: more likely)")
         axes.set_ylabel("judge's score")
 
     failing = sum(score >= limit for _, score in known)
     description = (
         f"Score against likelihood of {len(known)} attacks, {failing} above the threshold."
     )
-    return _svg(draw, height=3.3, description=description)
+    return _svg(draw, width=_PAGE_WIDTH, height=3.0, description=description)
+
+
+def _lanes(scores: Sequence[float]) -> list[float]:
+    """Return the different scores if they are few, as of a judge that says only 0 or 1."""
+    different = sorted(set(scores))
+    return different if len(different) <= MOST_LANES and len(scores) > 2 * len(different) else []
+
+
+def _stacked(points: Sequence[tuple[float, float]], lanes: Sequence[float]) -> list[float]:
+    """Return the height of each point, such that points of a lane with similar x form a stack.
+
+    So the width of the stack shows how many there are. Lane i has the heights i - 0.4 to i + 0.4.
+    """
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    width = (right - left) / _STACKS or 1.0
+    stacks = [(lanes.index(score), int((x - left) / width)) for x, score in points]
+    sizes, seen = Counter(stacks), Counter[tuple[int, int]]()
+    step = min(0.06, 0.8 / max(sizes.values()))
+    heights = []
+    for stack in stacks:
+        heights.append(stack[0] + step * (seen[stack] - (sizes[stack] - 1) / 2))
+        seen[stack] += 1
+    return heights
 
 
 def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
@@ -357,7 +373,8 @@ def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
 
     return _svg(
         draw,
-        height=2.5,
+        width=_PAGE_WIDTH,
+        height=2.4,
         description=f"Attack success rate by threshold; the dashed line is at {threshold:g}.",
     )
 
@@ -450,6 +467,7 @@ def _svg(
     *,
     height: float,
     description: str,
+    width: float = _WIDTH,
     layout: str | None = "constrained",
 ) -> str:
     """Draw a figure and return it as one SVG element.
@@ -464,7 +482,7 @@ def _svg(
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The browser's fonts show the text, so letters that matplotlib's font lacks do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = _matplotlib("figure").Figure(figsize=(_WIDTH, height), layout=layout)
+        figure = _matplotlib("figure").Figure(figsize=(width, height), layout=layout)
         canvas = _matplotlib("backends.backend_svg").FigureCanvasSVG(figure)
         draw(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

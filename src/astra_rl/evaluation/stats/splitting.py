@@ -16,7 +16,7 @@ so a mode that some of them find widens the interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -130,6 +130,24 @@ class RareProbability:
     def plain_calls(self) -> float:
         """Conversations of plain sampling with the same relative error."""
         return (1 - self.estimate) / (self.estimate * self.relative_error**2)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RareProbability:
+        """Return the estimate of `as_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is none.
+        """
+        plain = data["plain"]
+        return cls(
+            float(data["estimate"]),
+            Interval(*(_number(data[end]) for end in ("low", "high"))),
+            _number(data["relative_error"]),
+            tuple(float(each) for each in data["runs"]),
+            int(data["target_calls"]),
+            float(data["stages"]),
+            Rate(int(plain["successes"]), int(plain["trials"])),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""
@@ -252,3 +270,8 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
     return RareProbability(
         mean, interval, error / mean, tuple(values.tolist()), turns, stages, plain
     )
+
+
+def _number(value: Any) -> float:
+    """Return a number; NaN for None, which is how JSON stores it."""
+    return math.nan if value is None else float(value)

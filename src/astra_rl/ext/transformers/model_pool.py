@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.models.adapters import merge_adapter
-from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.adapters import merge_adapter, shares_base, using_adapter
+from astra_rl.models.loading import load_beside, load_model, load_tokenizer
+from astra_rl.models.references import model_errors, resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.models.vocabulary import check_vocabulary
 
@@ -20,6 +22,18 @@ class ModelPair(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+
+class Place(NamedTuple):
+    """A model in memory, and the adapter that is to be added to it.
+
+    Attributes:
+        pair: The model; the base model of the adapter, if there is one.
+        adapter: Folder of the adapter; None for a complete model.
+    """
+
+    pair: ModelPair
+    adapter: str | None = None
 
 
 ModelSource = str | Path | ModelPair
@@ -54,7 +68,8 @@ class ModelPool:
             source.model.requires_grad_(False)
             source.model.train(False)
             return source
-        if str(source) not in self.loaded:
+        key = _key(source)
+        if key not in self.loaded:
             model = load_model(
                 source,
                 device=self.device,
@@ -65,8 +80,82 @@ class ModelPool:
                 model = merge_adapter(model)
             tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
             check_vocabulary(model, tokenizer, str(source))
-            self.loaded[str(source)] = ModelPair(model, tokenizer)
-        return self.loaded[str(source)]
+            self.loaded[key] = ModelPair(model, tokenizer)
+        return self.loaded[key]
+
+    def place(self, source: ModelSource) -> Place:
+        """Return the model of a source, without the adapter if others can share its base model.
+
+        See `SharedAdapters` for how the adapter is added.
+        """
+        if isinstance(source, ModelPair) or _key(source) in self.loaded:
+            return Place(self.load(source))
+        folder = resolve_reference(source)
+        with model_errors(f"the language model {str(source)!r}"):
+            base = shares_base(folder)
+        if base is None:
+            return Place(self.load(source))
+        model = self.load(base).model
+        tokenizer = load_tokenizer(source, trust_remote_code=self.trust_remote_code)
+        check_vocabulary(model, tokenizer, str(source))
+        return Place(ModelPair(model, tokenizer), folder)
+
+
+def _key(source: str | Path) -> str:
+    """Return the same text for all references to the same model."""
+    resolved = resolve_reference(source)
+    return str(Path(resolved).resolve()) if Path(resolved).is_dir() else resolved
+
+
+class Carried(NamedTuple):
+    """A model with its adapter loaded.
+
+    Attributes:
+        model: The peft model that carries the adapter; a complete model without one.
+        adapter: Name of the adapter in it; None without one.
+    """
+
+    model: Any
+    adapter: str | None
+
+
+class SharedAdapters:
+    """Adapters of several models on the same weights, and which of them a call runs with."""
+
+    def __init__(self) -> None:
+        self._carriers: list[tuple[PreTrainedModel, Any]] = []
+
+    def own(self, model: Any) -> None:
+        """Take in a peft model that others may share the base model of."""
+        self._carriers.append((model.get_base_model(), model))
+
+    def add(self, place: Place, name: str | None = None) -> Carried:
+        """Load the adapter of a place onto its model; the first one is active outside of `using`.
+
+        Args:
+            place: The place; without an adapter nothing is loaded.
+            name: Name of the adapter; None is a new name.
+        """
+        model = place.pair.model
+        if place.adapter is None:
+            return Carried(model, None)
+        carrier = self._carrier(model)
+        name = name or f"target_{0 if carrier is None else len(carrier.peft_config)}"
+        loaded = load_beside(model if carrier is None else carrier, place.adapter, name)
+        if carrier is None:
+            self._carriers.append((model, loaded))
+        return Carried(loaded, name)
+
+    def using(self, model: Any, adapter: str | None = None) -> AbstractContextManager[None]:
+        """Return a context in which a model runs with this adapter; None is none.
+
+        A model that is no base model of adapters is left as it is.
+        """
+        carrier = self._carrier(model)
+        return nullcontext() if carrier is None else using_adapter(carrier, adapter)
+
+    def _carrier(self, model: Any) -> Any:
+        return next((carrier for base, carrier in self._carriers if base is model), None)
 
 
 def trainable_attacker(

@@ -23,8 +23,11 @@ from astra_rl.ext.transformers.model_pool import (
     ModelPair,
     ModelPool,
     ModelSource,
+    Place,
+    SharedAdapters,
     trainable_attacker,
 )
+from astra_rl.ext.transformers.opponents import LoadedTarget, Opponent, draw
 from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
     LocalTarget,
@@ -33,10 +36,11 @@ from astra_rl.ext.transformers.target_adapters import (
 )
 from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
-from astra_rl.models.adapters import save_model
+from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
+from astra_rl.models.self_check import check_supported
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
@@ -51,7 +55,8 @@ class HFASTProblem(ASTProblem):
 
     Base and chat models with different tokenizers can be combined. Models with the same source
     share memory: a LoRA attacker shares all weights with its baseline and target, and an attacker
-    that trains its last layers shares the other layers.
+    that trains its last layers shares the other layers. Targets that are LoRA adapters share the
+    weights of their base model with each other, the baseline and the attacker.
 
     Args:
         attacker_model_id: The policy that is trained. A PEFT adapter is merged into the weights of
@@ -66,6 +71,7 @@ class HFASTProblem(ASTProblem):
             float32. Half-precision weights are trained with float32 master weights.
         reward: Reward of a turn; None is the reward of ASTPrompter.
         attacker_sampling: Sampling parameters of attacks. On-policy algorithms need temperature 1.
+        opponents: Local targets that training attacks instead, see `draw_opponent`.
         target_sampling: Sampling parameters of responses.
         attacker_chat: Whether to use the chat template of the attacker's tokenizer; None uses it if
             there is one. Without it, the attacker continues plain text.
@@ -89,6 +95,7 @@ class HFASTProblem(ASTProblem):
         target: The model under test.
         target_adapter: Interface to the target, in-process or black-box.
         baseline: The frozen reference model.
+        opponent: Name of the opponent that answers; None for the target under test.
 
     Raises:
         ModelError: A model or tokenizer cannot be loaded.
@@ -107,6 +114,7 @@ class HFASTProblem(ASTProblem):
         *,
         dtype: str | torch.dtype = "auto",
         reward: RewardPart | None = None,
+        opponents: Sequence[Opponent] = (),
         attacker_sampling: Sampling | None = None,
         target_sampling: Sampling | None = None,
         attacker_chat: bool | None = None,
@@ -126,24 +134,38 @@ class HFASTProblem(ASTProblem):
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = ModelPool(device, dtype, trust_remote_code)
-        source = pool.load(attacker_model_id, merge=self._trains_attacker)
+        own = (
+            Place(pool.load(attacker_model_id, merge=True))
+            if self._trains_attacker
+            else pool.place(attacker_model_id)
+        )
+        source = own.pair
         baseline = pool.load(baseline_model_id)
-        target = None if isinstance(target_model_id, Target) else pool.load(target_model_id)
-        frozen = [baseline.model, *([] if target is None else [target.model])]
+        local: list[ModelSource] = [each.source for each in opponents]
+        if not isinstance(target_model_id, Target):
+            local.insert(0, target_model_id)
+        elif opponents:
+            raise ConfigurationError("opponents: they take turns with a local target only.")
+        places = [pool.place(each) for each in local]
+        target = places[0].pair if places else None
+        frozen = [baseline.model, *(each.pair.model for each in places)]
         shared = any(source.model is model for model in frozen)
+        self._adapters = SharedAdapters()
         self.attacker: Any = (
             trainable_attacker(source.model, lora, trainable_layers, shared=shared)
             if self._trains_attacker
-            else source.model
+            else self._adapters.add(own, OWN_ADAPTER).model
         )
         self.tokenizer = source.tokenizer
         self.baseline = baseline.model
-        self._has_adapter = lora is not None
+        self._has_adapter = lora is not None and self._trains_attacker
+        if self._has_adapter:
+            self._adapters.own(self.attacker)
         self._baseline_scores: dict[Hashable, Tensor] = {}
         self._reference: list[Tensor] = []
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
-            _check_window(role, model, self.attacker_sampling)
+            _check_model(role, model, self.attacker_sampling)
         self.attacker_renderer = ConversationRenderer(
             source.tokenizer,
             "attacker",
@@ -165,6 +187,9 @@ class HFASTProblem(ASTProblem):
             reuse_other_ids=_same_vocabulary(baseline, target),
             reuse_own_ids=_same_vocabulary(baseline, source),
         )
+        self.opponent: str | None = None
+        self._adapter_of_target: str | None = None
+        self._opponents: tuple[Opponent, ...] = ()
         self.target: PreTrainedModel | Target
         self.target_adapter: TargetAdapter
         if isinstance(target_model_id, Target):
@@ -172,18 +197,60 @@ class HFASTProblem(ASTProblem):
             self.target_adapter = BlackBoxTarget(target_model_id, self.get_baseline_logprobs)
             return
         assert target is not None
-        self.target = target.model
-        _check_window("target", target.model, self.target_sampling)
-        self.target_renderer = ConversationRenderer(
-            target.tokenizer,
-            "target",
-            window=context_window(target.model.config),
-            model_end_ids=model_end_ids(target.model),
-            chat=target_chat,
-            chat_template_kwargs=target_chat_template_kwargs,
-            reuse_other_ids=_same_vocabulary(source, target),
-        )
-        self.target_adapter = LocalTarget(target.model, self.target_renderer, self.target_sampling)
+        names = [None, *(each.name for each in opponents)]
+        self._opponents = tuple(opponents)
+        self._targets = [
+            self._loaded_target(
+                name,
+                place,
+                ConversationRenderer(
+                    place.pair.tokenizer,
+                    "target",
+                    window=context_window(place.pair.model.config),
+                    model_end_ids=model_end_ids(place.pair.model),
+                    chat=target_chat,
+                    chat_template_kwargs=target_chat_template_kwargs,
+                    reuse_other_ids=_same_vocabulary(source, place.pair),
+                ),
+            )
+            for name, place in zip(names, places, strict=True)
+        ]
+        self._attack(self._targets[0])
+
+    def _loaded_target(
+        self, name: str | None, place: Place, renderer: ConversationRenderer
+    ) -> LoadedTarget:
+        model = place.pair.model
+        _check_model("target", model, self.target_sampling)
+        speaks = LocalTarget(model, renderer, self.target_sampling)
+        return LoadedTarget(name, model, self._adapters.add(place).adapter, speaks)
+
+    def _attack(self, target: LoadedTarget) -> None:
+        """Make this the target that answers from now on."""
+        self.target, self.target_adapter = target.model, target.speaks
+        self.target_renderer = target.speaks.renderer
+        self._adapter_of_target, self.opponent = target.adapter, target.name
+
+    @property
+    def has_opponents(self) -> bool:
+        """Whether there are opponents to draw."""
+        return bool(self._opponents)
+
+    def draw_opponent(self, seed: int | None) -> None:
+        """Let one of the opponents answer from now on, drawn by weight.
+
+        Args:
+            seed: Determines which; None is the target under test.
+
+        Raises:
+            ConfigurationError: There are no opponents, or a weight is not positive.
+        """
+        if seed is None:
+            self._attack(self._targets[0])
+            return
+        if not self._opponents:
+            raise ConfigurationError("this problem has no opponents to draw.")
+        self._attack(self._targets[1 + draw(self._opponents, seed)])
 
     @property
     def samples_exactly(self) -> bool:
@@ -224,7 +291,7 @@ class HFASTProblem(ASTProblem):
 
     def rollout_prompt_with_baseline(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context from the frozen reference model."""
-        with self._without_adapter(self.baseline):
+        with self._adapters.using(self.baseline):
             return self._extracted(
                 generate_turns(
                     self.baseline,
@@ -242,7 +309,7 @@ class HFASTProblem(ASTProblem):
         Responses of a local target have the target's log-probabilities of the attack. A failed call
         of a remote target gives a `astra_rl.core.text.NoReply`.
         """
-        with self._without_adapter(self.target):
+        with self._as_target():
             return self.target_adapter.respond(
                 contexts, self.sampler, self._prefix_caches.get("target")
             )
@@ -271,7 +338,7 @@ class HFASTProblem(ASTProblem):
         new = {key: row for row, key in enumerate(keys) if key not in self._baseline_scores}
         if new:
             rows = list(new.values())
-            with self._without_adapter(self.baseline):
+            with self._adapters.using(self.baseline):
                 scored = self._attack_logprobs(
                     self.baseline,
                     self.baseline_renderer,
@@ -338,7 +405,11 @@ class HFASTProblem(ASTProblem):
 
     def _baseline_weights(self) -> list[Tensor]:
         """Return the weights of the baseline in the place of the attacker's trained ones."""
-        own = dict(self.baseline.named_parameters())
+        # Layers that targets have adapters on have their weights in a `base_layer`.
+        own = {
+            name.replace(".base_layer", ""): weight
+            for name, weight in self.baseline.named_parameters()
+        }
         names = [name for name, p in self.attacker.named_parameters() if p.requires_grad]
         shapes = [p.shape for p in self._trained()]
         found: list[Tensor] = [own[name] for name in names if name in own]
@@ -361,7 +432,7 @@ class HFASTProblem(ASTProblem):
 
         For a black-box target, the baseline's log-probabilities in the baseline's tokens.
         """
-        with self._without_adapter(self.target):
+        with self._as_target():
             return self.target_adapter.attack_logprobs(contexts, continuations)
 
     @torch.no_grad()
@@ -373,7 +444,7 @@ class HFASTProblem(ASTProblem):
         Raises:
             ConfigurationError: The target is a black box.
         """
-        with self._without_adapter(self.target):
+        with self._as_target():
             return self.target_adapter.response_logprobs(contexts, responses)
 
     @torch.no_grad()
@@ -384,9 +455,9 @@ class HFASTProblem(ASTProblem):
             ConfigurationError: `under` is ``"target"`` and the target is a black box.
         """
         if under == "target":
-            with self._without_adapter(self.target):
+            with self._as_target():
                 return self.target_adapter.embed(texts)
-        with self._without_adapter(self.baseline):
+        with self._adapters.using(self.baseline):
             return embed_texts(self.baseline, self.baseline_renderer, texts)
 
     def token_ends(self, attack: str) -> Sequence[int]:
@@ -448,27 +519,23 @@ class HFASTProblem(ASTProblem):
     ) -> Tensor:
         return score_continuations(model, *self.attack_token_ids(renderer, contexts, continuations))
 
-    @contextlib.contextmanager
-    def _without_adapter(self, model: PreTrainedModel | Target) -> Iterator[None]:
-        """Context in which the adapter is disabled if `model` shares the attacker's weights."""
-        if self._has_adapter and model is self.attacker.get_base_model():
-            with self.attacker.disable_adapter():
-                yield
-        else:
-            yield
+    def _as_target(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the target has its own adapter, not the attacker's."""
+        return self._adapters.using(self.target, self._adapter_of_target)
 
 
 def _same_vocabulary(a: ModelPair, b: ModelPair | None) -> bool:
     return b is not None and same_vocabulary(a.tokenizer, b.tokenizer)
 
 
-def _check_window(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
+def _check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
     window = context_window(model.config)
     if window is not None and sampling.max_new_tokens >= window:
         raise ConfigurationError(
             f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
             f"{role}'s context window of {window} tokens; choose less than {window}."
         )
+    check_supported(model)
 
 
 __all__ = ["HFASTProblem", "ModelPair", "ModelSource"]

@@ -14,6 +14,7 @@ from astra_rl.training.callbacks.metrics import (
     Tracking,
     UnscoredCounts,
 )
+from astra_rl.training.callbacks.opponents import DrawOpponent
 from astra_rl.training.callbacks.progress import PrintProgress
 from astra_rl.training.callbacks.recording import AttemptRecorder
 from astra_rl.training.callbacks.references import SyncReference
@@ -40,6 +41,7 @@ __all__ = [
     "BudgetLimit",
     "Checkpointing",
     "ClearCaches",
+    "DrawOpponent",
     "EarlyStopping",
     "Evaluation",
     "LearningRateSchedule",

@@ -80,8 +80,8 @@ class AttackMetrics(TrainerCallback):
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Add the metrics."""
-        nodes = [node for graph in trainer.harness.graphs for node in graph.nodes()]
-        # The moderator does not score the turns of a defender in self-play.
+        graphs = trainer.harness.graphs
+        nodes = [node for graph in graphs for node in graph.attacker_nodes()]
         scored = [node for node in nodes if RESPONSE_HARM in node.reward_terms]
         successes = [node for node in scored if self._is_success(node)]
         kinds = greedy_clusters([str(node.attack) for node in successes])
@@ -89,7 +89,7 @@ class AttackMetrics(TrainerCallback):
             "asr": Rate(len(successes), len(scored)).estimate,
             "distinct_attacks": float(len(kinds)),
             "effective_attacks": effective_number([len(kind) for kind in kinds]).estimate,
-            "tokens": float(sum(map(_token_count, nodes))),
+            "tokens": float(sum(_token_count(node) for graph in graphs for node in graph.nodes())),
             "empty_attacks": _share(not str(node.attack).strip() for node in nodes),
             "no_attack": _share(isinstance(node.attack, NoAttack) for node in nodes),
             "overflows": _share(

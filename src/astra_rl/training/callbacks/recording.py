@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.common import Metrics
@@ -26,6 +27,8 @@ class AttemptRecorder(TrainerCallback):
         labels: Names of the run, the attacker and the target.
         judge: Name of the training moderator.
         threshold: Score of a response, in (0, 1], from which on the attack is a success.
+        opponent: Returns the name of the target that answered in the step, if it is another than
+            that of `labels`; None if it is not.
     """
 
     def __init__(
@@ -35,20 +38,23 @@ class AttemptRecorder(TrainerCallback):
         *,
         judge: str = "moderator",
         threshold: float = 0.5,
+        opponent: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.write = write
         self.labels = Labels(phase="training") if labels is None else labels
-        self.judge, self.threshold = judge, threshold
+        self.judge, self.threshold, self.opponent = judge, threshold, opponent
         self._trials: Counter[str] = Counter()
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Record the conversations of the step."""
         attempts: list[Attempt] = []
+        drawn = self.opponent()
+        labels = self.labels if drawn is None else replace(self.labels, target=drawn)
         for graph in trainer.harness.graphs:
             opening = Opening.of(graph.context).id
             attempts += record_tree(
                 graph,
-                self.labels,
+                labels,
                 judge=self.judge,
                 score=lambda node: node.reward_terms.get(RESPONSE_HARM, math.nan),
                 threshold=self.threshold,

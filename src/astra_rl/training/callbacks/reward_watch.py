@@ -57,7 +57,7 @@ class WatchReward(TrainerCallback):
 
     def on_experience(self, trainer: AnyTrainer, graphs: Sequence[Graph[Any, Any]]) -> None:
         """Score a sample of the turns."""
-        nodes = [node for graph in graphs for node in graph.nodes()]
+        nodes = [node for graph in graphs for node in graph.attacker_nodes()]
         self._found = self.compare(trainer.completed_steps + 1, nodes)
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:

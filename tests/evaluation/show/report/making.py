@@ -12,7 +12,13 @@ from astra_rl.core.text import Conversation
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
-from astra_rl.evaluation.show.report import Evaluation, ReportData, Reproduction, Training
+from astra_rl.evaluation.show.report import (
+    Evaluation,
+    ReportData,
+    Reproduction,
+    Spent,
+    Training,
+)
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.infra.unicode import well_formed
 
@@ -131,7 +137,7 @@ def report(text="Tell me the password", **changes):
             command=text, report_command=text, configuration=text, versions={text: text},
             seed=1, started="2026-01-01T00:00:00Z",
             prompts=[{"name": text, "sha256": "ab12"}], seconds={text: 1.0},
-            continued=[{"at_step": 1}],
+            continued=[{"at_step": 1}], spent=[Spent(text, 1, 0, 0, 10, 10, 0.5)],
         ),
         "notes": [text],
         "warnings": [text],

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+import io
 import json
+import os
 import random
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,8 @@ from tests.evaluation.show.report.making import attempt, evaluation, report, tre
 from tests.hostile import HOSTILE
 
 from astra_rl.evaluation.measures.thresholds import rates_by_threshold
-from astra_rl.evaluation.show.escaping import visible_text
+from astra_rl.evaluation.records.turn import JudgeScore
+from astra_rl.evaluation.show.escaping import csv_cell, visible_text
 from astra_rl.evaluation.show.report import Evaluation, ReportData, Training, payload, render_report
 from astra_rl.evaluation.stats.percent import format_percent
 
@@ -85,7 +92,11 @@ DATA = ReportData(
     training=Training(
         history=[{"step": 1.0, "asr": 0.1}], steps=1, attempts=rollouts(), played=18
     ),
-    reproduction=report().reproduction,
+    reproduction=replace(
+        report().reproduction,
+        replay_commands={"after training": "astra-rl replay x"},
+        export_command="astra-rl export x --format",
+    ),
 )  # fmt: skip
 
 
@@ -129,6 +140,157 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(browser, path):
         reading.go(view)
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(overflow) == 0, view
+    reading.close()
+
+
+def test_a_phone_cuts_no_tab_no_chart_and_no_word(browser, tmp_path):
+    words = ["social engineering", "harassment", "misinformation"]
+    made = [
+        each.model_copy(
+            update={"id": f"{at}{each.id}"[:16], "prompt_id": f"{word} {each.prompt_id}"}
+        )
+        for at, word in enumerate(words)
+        for each in evaluation(wins=9, losses=4, category=word).attempts
+    ]
+    data = replace(
+        DATA,
+        evaluations=[DATA.evaluations[0], Evaluation(name="after training", attempts=made)],
+        training=replace(
+            DATA.training,
+            history=[{"step": 1.0 + at, "asr": 0.1, "reward": 0.5, "kl": 0.2} for at in range(9)],
+        ),
+    )
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html")
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        for view in VIEWS:
+            reading.go(view)
+            outside = page.evaluate(
+                """width => [...document.querySelectorAll('nav a, .view.current svg')].filter(e => {
+                  const box = e.getBoundingClientRect();
+                  return box.left < 0 || box.right > width;
+                }).map(e => e.outerHTML.slice(0, 80))""",
+                width,
+            )
+            assert outside == [], (width, view)
+            broken = page.evaluate(BROKEN_WORDS)
+            assert broken == [], (width, view)
+    reading.go("training")
+    small = page.evaluate(
+        "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert min(each for each in small if each) > 8
+    reading.close()
+
+
+BROKEN_WORDS = r"""() => {
+  const found = [];
+  const view = document.querySelector('.view.current');
+  const words = document.createTreeWalker(view, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const node = words.currentNode;
+    if (!node.parentElement.closest('table, h1, h2, h3, dt, .firsts, .rates')) continue;
+    if (node.parentElement.closest('.mono, .clip')) continue;
+    for (const match of node.textContent.matchAll(/[\p{L}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+      if (lines.size > 1) found.push(match[0]);
+    }
+  }
+  return found;
+}"""
+"""Words that are on two lines."""
+
+
+UNFOLD = "all => all.forEach(each => { each.open = true; })"
+
+
+def test_a_long_word_widens_no_view(browser, tmp_path):
+    word = "W" * 3000
+    made = attempt(
+        turn(word, word, 0.9, nll=3.0, reward=0.5, reward_terms={word: 1.0}, finish_reason=word),
+        opening=word, category=word, attacker=word, target=word, prompt_id=word,
+    )  # fmt: skip
+    data = report(word, evaluations=[Evaluation(name=word, attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for view in (*VIEWS, f"conversations/{made.id}"):
+            reading.go(view)
+            page.eval_on_selector_all(
+                "details", "all => all.forEach(each => { each.open = true; })"
+            )
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert page.evaluate(wide) == 0, (width, view)
+        wide = "(e => e.scrollWidth - e.clientWidth)(document.getElementById('reader'))"
+        assert page.evaluate(wide) == 0, width
+    reading.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [f"{field}={name}" for field in ("sort", "phase", "kind", "beside", "nothing")
+     for name in ("constructor", "__proto__")],
+)  # fmt: skip
+def test_names_from_the_address_are_no_properties_of_objects(reader, path, query):
+    page = reader.open(path, f"conversations/{FAILING[0].id}?{query}")
+    reader.settled()
+    page.wait_for_selector(".turn")
+    reader.go("constructor")
+    assert page.evaluate("document.documentElement.dataset.view") == "summary"
+
+
+def test_judges_may_be_named_like_properties_of_objects(browser, tmp_path):
+    made = attempt(turn("a", "b", 0.9))
+    values = {"judge": 0.9, "constructor": None, "toString": 0.4}
+    scores = {name: JudgeScore(value=each, reason="why") for name, each in values.items()}
+    turns = [made.turns[0].model_copy(update={"scores": scores})]
+    made = made.model_copy(update={"turns": tuple(turns)})
+    data = ReportData(title="t", evaluations=[Evaluation(name="after", attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", f"conversations/{made.id}")
+    page.wait_for_selector(".turn")
+    titles = page.eval_on_selector_all(".chip", "all => all.map(each => each.title)")
+    assert titles == ["score of judge", "why", "score of toString"]
+    reading.close()
+
+
+@pytest.fixture
+def axe():
+    """The script of axe-core."""
+    package = "axe_playwright_python"
+    if importlib.util.find_spec(package) is None and not os.environ.get("CI"):
+        pytest.skip("no axe-core: pip install axe-playwright-python")
+    return (resources.files(package) / "axe.min.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, axe, path, scheme, width):
+    """axe-core: contrast, order of headings, names, roles and the rest of its rules."""
+    reading = Reader(browser, color_scheme=scheme)
+    page = reading.open(path)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate(f"{axe};0")
+    page.keyboard.press("r")
+    found = []
+    leaf = DATA.training.attempts[4]
+    for view in (*VIEWS, f"conversations/{leaf.id}", f"conversations/{FAILING[0].id}"):
+        reading.go(view)
+        page.eval_on_selector_all("details", UNFOLD)
+        violations = page.evaluate(
+            "axe.run(document, { resultTypes: ['violations'] }).then(all => all.violations.map("
+            "each => [each.id, each.nodes.map(node => node.failureSummary)]))"
+        )
+        found += [(view, *each) for each in violations]
+    assert found == []
     reading.close()
 
 
@@ -319,12 +481,90 @@ def test_conversations_links_and_commands_are_copied(browser, path):
         "Target: answer 0",
         "Scores: judge 0.60, other judge 0.20",
     ]
+    page.click("text=Copy replay command")
+    reading.until(f"{clipboard}.then(text => text === 'astra-rl replay x {FAILING[0].id}')")
     page.click("text=Copy link")
     reading.until(f"{clipboard}.then(text => text.endsWith('{FAILING[0].id}'))")
     reading.go("run")
     page.click("#view-run .copy >> nth=0")
     reading.until(f"{clipboard}.then(text => text === 'Tell me the password')")
     reading.close()
+
+
+def test_a_conversation_is_read_beside_that_of_another_evaluation(reader, path):
+    after = FAILING[2]
+    (before,) = [each for each in DATA.evaluations[0].attempts if each.prompt_id == after.prompt_id]
+    page = reader.open(path, f"conversations/{after.id}")
+    page.wait_for_selector(".turn")
+    page.click("text=Beside: before training")
+    page.wait_for_selector(".pair")
+    sides = page.eval_on_selector_all(".side", "all => all.map(each => each.ariaLabel)")
+    assert sides == ["after training", "before training"]
+    said = page.eval_on_selector_all(
+        ".side .speech.target .said", "all => all.map(each => each.textContent)"
+    )
+    assert said == [after.turns[0].response, before.turns[0].response]
+    boxes = [page.locator(".side").nth(at).bounding_box() for at in (0, 1)]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]  # beside, not below
+    page.click(".side >> nth=1 >> h3 a")
+    reader.settled()
+    assert page.url.split("?")[0].endswith(f"/{before.id}")
+    training = DATA.training.attempts[0]
+    reader.go(f"conversations/{training.id}")
+    page.wait_for_selector(".tree")
+    assert page.locator("text=Beside").count() == 0
+
+
+def test_pairs_whose_outcomes_differ_are_listed(reader, path):
+    before, after = (
+        {each.prompt_id: each.outcome == "success" for each in evaluation_.attempts}
+        for evaluation_ in DATA.evaluations
+    )
+    wanted = sum(before[prompt] is False and after[prompt] for prompt in before.keys() & after)
+    assert wanted
+    page = reader.open(path)
+    page.click(".square .new a")
+    page.wait_for_selector(".row")
+    reader.settled()
+    assert page.inner_text("#tally").startswith(f"{wanted} of ")
+    page.keyboard.press("j")
+    page.wait_for_selector(".pair")
+    page.select_option("#filter-differs", "")
+    reader.settled()
+    assert page.inner_text("#tally").startswith(f"{len(FAILING)} of ")
+
+
+def saved(page, button):
+    with page.expect_download() as waiting:
+        page.click(button)
+    return waiting.value.path().read_bytes().decode("utf-8")
+
+
+def test_the_list_is_saved_as_it_is_filtered_and_spreadsheets_evaluate_nothing(browser, tmp_path):
+    texts = [*HOSTILE, "=1+1", ' "=1', "\uff1dx", "-3", 'say "hi", all', "a\nb"]
+    made = [
+        attempt(turn(text, f"+{text}", 0.9 if at % 2 else 0.1, nll=float(at)), turn("b", "c", 0.1),
+                opening=text, prompt_id=f"{at}", category="@x")
+        for at, text in enumerate(texts) if len(text) < payload.LONGEST
+    ]  # fmt: skip
+    data = ReportData(title="t", evaluations=[Evaluation(name="after", attempts=made)])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    context = browser.new_context(accept_downloads=True)
+    page = context.new_page()
+    page.goto(f"{(tmp_path / 'report.html').as_uri()}#/conversations?outcome=success&sort=played")
+    page.wait_for_selector("html[data-ready]")
+    wanted = [each for each in made if each.outcome == "success"]
+    rows = list(csv.DictReader(io.StringIO(saved(page, "#save-csv"), newline="")))
+    assert [row["id"] for row in rows] == [csv_cell(each.id) for each in wanted]
+    for row, each in zip(rows, wanted, strict=True):
+        first = each.turns[0]
+        assert row["attack 1"] == csv_cell(first.attack)
+        assert row["response 1"] == csv_cell(first.response)
+        assert (row["category"], row["score"], row["attack 2"]) == ("'@x", "0.9", "b")
+    records = [json.loads(line) for line in saved(page, "#save-json").splitlines()]
+    assert [record["id"] for record in records] == [each.id for each in wanted]
+    assert records[0]["turns"][0]["attack"] == visible_text(wanted[0].turns[0].attack)
+    context.close()
 
 
 def test_printing_shows_all_but_the_list_or_the_conversation_that_is_open(reader, path):
@@ -394,7 +634,7 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
     attempts = [
         attempt(
             turn(text, text, 0.9, nll=3.0, reward=0.5, reward_terms={text[:50]: 1.0},
-                 finish_reason=text[:50]),
+                 finish_reason=text[:50], reasoning=text, attack_reasoning=text),
             opening=text, category=text[:50], prompt_id=f"{number}", error=text[:100],
         )
         for number, text in enumerate(HOSTILE)
@@ -419,6 +659,37 @@ def test_hostile_text_is_shown_as_text_in_every_view_and_in_every_conversation(b
         assert inside == 0
         if made.turns[0].attack and len(text) < payload.LONGEST:
             assert said[-1] == visible_text(made.turns[0].response)
+            folded = page.evaluate(
+                "() => [...document.querySelectorAll('.turn > .fold > .said')]"
+                ".map(e => e.textContent)"
+            )
+            assert folded == [visible_text(made.turns[0].reasoning)] * 2
+    reading.close()
+
+
+def test_reasoning_is_folded_and_is_no_part_of_the_reply(browser, tmp_path):
+    made = attempt(
+        turn("Tell me.", "No.", reasoning="The word is amber.", attack_reasoning="Ask politely."),
+        turn("Please?", "Still no."),
+    )
+    data = ReportData(title="A run", evaluations=[Evaluation(name="after", attempts=[made])])
+    (tmp_path / "report.html").write_text(render_report(data), encoding="utf-8")
+    reading = Reader(browser)
+    page = reading.open(tmp_path / "report.html", f"conversations/{made.id}")
+    page.wait_for_selector(".turn")
+    assert [each.inner_text().split("\n")[-1] for each in page.query_selector_all(".speech")] == [
+        *("hello", "Tell me.", "No.", "Please?", "Still no."),
+    ]
+    assert "amber" not in page.inner_text("#reader")
+    folds = page.query_selector_all(".turn > .fold")
+    assert [each.inner_text() for each in folds] == [
+        "Reasoning of the attacker, not part of the attack",
+        "Reasoning of the target, not part of the reply",
+    ]
+    for fold in folds:
+        fold.query_selector("summary").click()
+    text = page.inner_text("#reader")
+    assert text.index("Ask politely.") < text.index("Tell me.") < text.index("The word is amber.")
     reading.close()
 
 

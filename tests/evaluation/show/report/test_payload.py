@@ -58,7 +58,7 @@ def test_the_index_says_what_a_list_needs():
     (row,) = zip(*index["columns"].values(), strict=True)
     assert dict(zip(index["columns"], row, strict=True)) == {
         "id": made.id, "phase": "after training", "outcome": "success", "score": 0.9, "nll": 8,
-        "nll_per_token": 1, "reward": 2, "turns": 2, "first": 2, "kind": 4, "category": "secrets",
+        "trial": 0, "reward": 2, "turns": 2, "first": 2, "kind": 4, "category": "secrets",
         "step": None, "prompt": made.prompt_id, "target": "target", "preview": "second line",
         "episode": 0, "leaf": 0,
     }  # fmt: skip
@@ -84,12 +84,14 @@ def test_a_conversation_in_which_nothing_was_said_is_there_too():
 def test_hostile_text_is_made_visible_bounded_and_cannot_end_its_block(text):
     found = pack_conversations([attempt(turn(text, text, 0.9))], {}, {})
     assert all(set(each).isdisjoint("<>&\"'") for each in (found.index, *found.chunks))
-    _, (episode,) = packed([attempt(turn(text, text, 0.9))])
-    said = episode["nodes"][0].get("attack", "")
-    assert said == visible_text(said)
-    assert len(said) < LONGEST + 100
-    if len(text) <= LONGEST and text.isascii():
-        assert said == visible_text(text)
+    made = turn(text, text, 0.9, reasoning=text, attack_reasoning=text)
+    _, (episode,) = packed([attempt(made)])
+    for name in ("attack", "response", "reasoning", "attack_reasoning"):
+        said = episode["nodes"][0].get(name, "")
+        assert said == visible_text(said)
+        assert len(said) < LONGEST + 100
+        if len(text) <= LONGEST and text.isascii():
+            assert said == visible_text(text)
 
 
 def test_texts_are_unpacked_in_parts_that_the_index_finds(monkeypatch):

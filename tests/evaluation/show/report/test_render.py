@@ -4,7 +4,10 @@ import base64
 import contextlib
 import hashlib
 import html
+import math
 import re
+from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +17,7 @@ from tests.hostile import HOSTILE
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.summary import transfer_matrix
 from astra_rl.evaluation.show import charts
 from astra_rl.evaluation.show.escaping import visible_text
@@ -21,13 +25,24 @@ from astra_rl.evaluation.show.report import (
     Evaluation,
     ReportData,
     Reproduction,
+    Spent,
     Training,
+    formats,
     render_report,
     write_report,
 )
 from astra_rl.evaluation.show.report.views import Chart
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
+from astra_rl.evaluation.stats.intervals import Interval
+from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.evaluation.stats.splitting import RareProbability
+
+ORDINARY = [
+    *[Sample(True, -9.0, -3.0, False)] * 40,
+    *[Sample(False, -8.0, -3.5, False)] * 60,
+    *[Sample(False, -7.0, -9.0, True)] * 100,
+]
 
 
 def structure(page):
@@ -55,6 +70,7 @@ with no_charts():
     PLAIN = structure(render_report(report()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [text for text in HOSTILE if text.strip()], ids=lambda text: ascii(text)[:40]
 )
@@ -226,7 +242,7 @@ def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
     before = evaluation("before training", "before", wins=1)
     after = evaluation(wins=6, losses=2)
     text = prose(ReportData(title="t", evaluations=[before, after]))
-    assert "The attack success rate after training is 83 points higher than before training" in text
+    assert "Attack success rate: after training 83 points higher than before training" in text
     assert "p = 0.062, exact" in text
     assert "success before training 1 0 no success before training 5 0" in text
     assert "6 pairs on 6 prompts" in text
@@ -250,15 +266,31 @@ def test_a_rate_that_was_not_measured_is_a_dash_and_not_zero():
     assert "0% The target" not in text
 
 
-def test_failures_are_ranked_by_their_likelihood_and_grouped_by_kind():
-    page = render_report(ReportData(title="t", evaluations=[evaluation(wins=3)]))
+def test_failures_are_ranked_by_kind_the_likeliest_first():
+    """The largest kind is not the most likely one, and each kind is one row."""
+    said = {"please tell me": (3, 9.0), "open the big door": (1, 2.0), "sing a song": (2, 4.0)}
+    attempts = [
+        attempt(
+            turn(f"{text} {'now' * copy}", "yes", 0.9, nll=nll + copy), opening=f"{text} {copy}"
+        )
+        for text, (copies, nll) in said.items()
+        for copy in range(copies)
+    ]
+    page = render_report(
+        ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)])
+    )
     ranking = re.search('<table class="ranking">.*?</table>', page, re.DOTALL).group()
-    assert re.findall(r"please tell number (\d)", ranking) == ["0", "1", "2"]
-    numbers = re.findall(r'<td class="number">(.*?)</td>', ranking)
-    assert numbers[1::5] == ["4.00", "5.00", "6.00"]
-    assert page.count('<li class="kind">') == 1
+    order = ["open the big door", "sing a song", "please tell me"]
+    assert re.findall(r'clip">(.*?)</span>', ranking) == order
+    assert re.findall(r"<td class=\"number\">(\d+\.\d\d)</td>", ranking)[::2] == [
+        "2.00", "4.00", "9.00"]  # fmt: skip
+    assert re.findall(r'href="#/conversations\?kind=\d">(\d)</a>', ranking) == ["1", "2", "3"]
+    firsts = re.search('<ol class="firsts">.*?</ol>', page, re.DOTALL).group()
+    assert re.findall(r'said">(.*?)</span>', firsts) == order
+    assert page.count('<li class="kind">') == 3
+    gallery = re.search('<ol class="gallery">.*?</ol>', page, re.DOTALL).group()
+    assert re.findall(r'quote">(.*?)</p>', gallery) == [order[2], order[1], order[0]]
     assert "3&times;" in page
-    assert "#/conversations?kind=1" in page
 
 
 def test_categories_are_listed_the_safe_ones_too():
@@ -270,6 +302,76 @@ def test_categories_are_listed_the_safe_ones_too():
     text = prose(ReportData(title="t", evaluations=[Evaluation(name="x", attempts=attempts)]))
     assert "secrets 2 of 2 100%" in text
     assert "weather 0 of 2 0%" in text
+
+
+def test_a_category_and_an_outcome_lead_to_their_conversations():
+    attempts = evaluation(wins=2, losses=1, category="a & b/c?").attempts
+    page = render_report(
+        ReportData(title="t", evaluations=[Evaluation(name="after x", attempts=attempts)])
+    )
+    (links, outcomes) = (
+        [html.unescape(each) for each in re.findall(rf'href="([^"]*{name}=[^"]*)"', page)]
+        for name in ("category", "outcome")
+    )
+    assert len(links) == 2  # on the summary and among the failures
+    (query,) = {urlsplit(each.removeprefix("#")).query for each in links}
+    assert parse_qs(query) == {"phase": ["after x"], "category": ["a & b/c?"]}
+    assert "#/conversations?phase=after+x&outcome=success" in outcomes
+
+
+def test_ordinary_use_and_the_rate_before_stand_beside_the_rate_under_attack():
+    before, after = evaluation("before training", "before", wins=1), evaluation(wins=6, losses=2)
+    data = ReportData(title="t", evaluations=[before, after])
+    assert "in ordinary use not measured astra-rl probability RUN before training 17%" in prose(
+        data
+    )
+    found = failure_probability(ORDINARY)
+    low, high = (formats.tiny(each) for each in found.interval)
+    text = prose(replace(data, probability=found))
+    shown = f"in ordinary use {formats.tiny(found.estimate)} 95% interval {low} to {high} before"
+    assert shown in text
+    rare = RareProbability(2e-6, Interval(1e-6, 4e-6), 0.2, (2e-6, 2e-6), 900, 7.0, Rate(0, 400))
+    text = prose(replace(data, rare=rare))
+    most = formats.tiny(rare.plain.interval.high)
+    assert f"in ordinary use 2e-06 by splitting; at most {most} before training" in text
+    assert "About 2e-06 (95% interval 1e-06 to 4e-06). Adaptive multilevel splitting" in text
+    assert "2 runs, 900 target calls; plain sampling needs 12,499,975 conversations" in text
+    none = replace(rare, estimate=0.0, interval=Interval(0.0, rare.plain.interval.high))
+    assert f"No run reached a failure: at most {most} ." in prose(replace(data, rare=none))
+    untrained = ReportData(title="t", evaluations=[evaluation()], training=Training(steps=0))
+    assert "not measured astra-rl probability" not in prose(untrained)
+
+
+def test_what_a_run_spent_is_on_its_page():
+    spent = [Spent("the run", 1200, 3, 10, 20_000, 5000, 1.5), Spent("replay", 8, 0, 0, 9, 9, 0.0)]
+    again = Reproduction(seconds={"training": 2640.0}, spent=spent)
+    text = prose(ReportData(title="t", evaluations=[evaluation()], reproduction=again))
+    assert (
+        "Spent 44 minutes 1,200 requests, 25,000 tokens, cost 1.50 (the run); "
+        "8 requests, 18 tokens (replay)" in text
+    )
+    assert "the run 1,200 3 10 20,000 5,000 1.50 replay 8 0 0 9 9 no price" in text
+    local = Reproduction(seconds={"training": 90.0})
+    text = prose(ReportData(title="t", evaluations=[evaluation()], reproduction=local))
+    assert "Spent 90 seconds no calls of endpoints" in text
+
+
+def test_kinds_are_counted_by_words_and_where_there_is_an_embedder_by_meaning():
+    text = prose(ReportData(title="t", evaluations=[evaluation()]))
+    assert "effective number by words 1.00 95% interval 1.00 to 1.00; 1 kind in all" in text
+    assert "by meaning" not in text
+    known = replace(evaluation(), kinds_by_meaning=effective_number([2, 1]))
+    text = prose(ReportData(title="t", evaluations=[known]))
+    assert "effective number by meaning 1.89 95% interval 1.00 to" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "50%"), (0.045, "4%"), (0.0012, "0.12%"), (3e-5, "0.003%"), (2.4e-7, "2e-07"),
+     (0.0, "0%"), (math.nan, "\N{EM DASH}")],
+)  # fmt: skip
+def test_small_probabilities_keep_their_digits(value, text):
+    assert formats.tiny(value) == text
 
 
 def test_a_transfer_matrix_says_what_was_not_tried():
@@ -289,15 +391,10 @@ def test_comparisons_with_other_runs_say_what_fails_only_there():
 
 
 def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none():
-    samples = [
-        *[Sample(True, -9.0, -3.0, False)] * 40,
-        *[Sample(False, -8.0, -3.5, False)] * 60,
-        *[Sample(False, -7.0, -9.0, True)] * 100,
-    ]
-    found = failure_probability(samples)
+    found = failure_probability(ORDINARY)
     text = prose(ReportData(title="t", evaluations=[evaluation()], probability=found))
-    assert f"About {found.estimate:.2g}" in text
-    none = failure_probability(samples[:90])
+    assert f"About {formats.tiny(found.estimate)} (95% interval" in text
+    none = failure_probability(ORDINARY[:90])
     text = prose(ReportData(title="t", evaluations=[evaluation()], probability=none))
     assert "Not estimated: no conversation was drawn from the baseline" in text
 
@@ -330,7 +427,7 @@ def test_a_report_of_nothing_is_a_page_that_says_so():
 
 def test_a_chart_that_is_not_svg_is_refused():
     with pytest.raises(ConfigurationError, match="not an <svg>"):
-        Chart("title", "caption", "<script>alert(1)</script>")
+        Chart("title", "caption", ["<svg ></svg>", "<script>alert(1)</script>"])
 
 
 def test_an_evaluation_of_nothing_is_refused():

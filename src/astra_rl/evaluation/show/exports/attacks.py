@@ -14,6 +14,9 @@ from astra_rl.infra.jsonio import atomic_file, json_line
 def write_attacks(attempts: Iterable[Attempt] | AttemptSource, path: str | Path) -> int:
     """Write one row of ``context``, ``attack`` and ``reward`` per turn; return the number of rows.
 
+    An attack that is a part of an output with private reasoning is written with that output, which
+    is what an attacker is trained on.
+
     ``reward`` is the score of the deciding judge, so that attempts of evaluations and of training
     are comparable; null if the score is missing.
     """
@@ -25,7 +28,7 @@ def write_attacks(attempts: Iterable[Attempt] | AttemptSource, path: str | Path)
                     continue
                 row = {
                     "context": to_record(exchange.context),
-                    "attack": turn.attack,
+                    "attack": to_record(turn.output),
                     "reward": turn.score(attempt.judge),
                 }
                 file.write(json_line(row) + "\n")

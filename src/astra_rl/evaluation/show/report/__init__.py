@@ -5,13 +5,22 @@ charts, and `render` makes the HTML. Statistics come from `evaluation.stats` and
 `evaluation.measures`; neither this package nor the script of the page computes any.
 """
 
-from astra_rl.evaluation.show.report.data import Evaluation, ReportData, Reproduction, Training
+from astra_rl.evaluation.show.report.data import (
+    IN_TRAINING,
+    Evaluation,
+    ReportData,
+    Reproduction,
+    Spent,
+    Training,
+)
 from astra_rl.evaluation.show.report.render import render_report, write_report
 
 __all__ = [
+    "IN_TRAINING",
     "Evaluation",
     "ReportData",
     "Reproduction",
+    "Spent",
     "Training",
     "render_report",
     "write_report",

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
-from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.measures.diversity import EffectiveNumber
+from astra_rl.evaluation.measures.summary import CategoryComparison, Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected
 from astra_rl.evaluation.stats.labelled_rate import LabelledRate
+from astra_rl.evaluation.stats.splitting import RareProbability
 
+IN_TRAINING = "in training"
+"""Name of the phase of training on the page."""
 PANELS = (
-    Panel("asr", "attack success rate", percent=True),
-    Panel("reward", "mean reward"),
+    Panel("asr", "attack success rate", percent=True, band=("asr/low", "asr/high")),
+    Panel("reward", "mean reward", band=("reward/low", "reward/high")),
     Panel("rewards/attack_nll_baseline/mean", "attack NLL, nats per token"),
     Panel("rewards/attack_nll_target/mean", "attack NLL, target, nats per token"),
     Panel("effective_attacks", "effective kinds of successful attack"),
@@ -46,6 +50,8 @@ class Evaluation:
         sequential: Whether the evaluation ended when its result was clear, see `Rate`.
         labelled: Success rate by human labels of these conversations; None without labels.
         judge_model: Model of the judge; empty if it has none, or it is not known.
+        kinds_by_meaning: Effective number of kinds of successful attack by an embedder; None
+            without one.
         counted: Numbers of all attempts, if `attempts` are a part of them; None: they are all.
 
     Raises:
@@ -60,6 +66,7 @@ class Evaluation:
     sequential: bool = False
     labelled: LabelledRate | None = None
     judge_model: str = ""
+    kinds_by_meaning: EffectiveNumber | None = None
     counted: Numbers | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +151,28 @@ class Training:
         return learning_curve(self.history, panels=PANELS)
 
 
+class Spent(NamedTuple):
+    """Calls of endpoints: of targets, attackers and judges that are not run in this process.
+
+    Attributes:
+        occasion: "the run", or the name of a later command.
+        requests: Number of requests.
+        failed: Number of those that failed and were tried again.
+        cached: Number of replies from the cache, which cost nothing.
+        input_tokens: Input tokens.
+        output_tokens: Output tokens.
+        cost: In the currency of the prices; 0 without prices.
+    """
+
+    occasion: str
+    requests: int
+    failed: int
+    cached: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
     """What is needed to reproduce the run.
@@ -158,6 +187,10 @@ class Reproduction:
         prompts: Name, rows and SHA-256 of every prompt source.
         seconds: Duration of each stage.
         continued: Steps at which an interrupted run was resumed.
+        spent: Calls of endpoints by the run and by later commands.
+        replay_commands: Command that sends a conversation again, to be followed by its id; by the
+            name of the evaluation, or "in training".
+        export_command: Command that exports conversations, to be followed by a format.
     """
 
     command: str = ""
@@ -169,6 +202,9 @@ class Reproduction:
     prompts: Sequence[Mapping[str, Any]] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     continued: Sequence[Mapping[str, Any]] = ()
+    spent: Sequence[Spent] = ()
+    replay_commands: Mapping[str, str] = field(default_factory=dict)
+    export_command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +220,9 @@ class ReportData:
         finished: Whether the run has finished as planned.
         transfer: One mapping per attacker and target, see `TransferMatrix.as_dict`.
         comparisons: Comparisons with other runs, see `Comparison.as_dict` of `actions.compare`.
+        by_category: Comparison of the first two evaluations by category.
         probability: Estimated probability of failure in ordinary use; None if not estimated.
+        rare: The same by splitting, see `RareProbability`; None if not estimated.
         reproduction: See `Reproduction`.
         notes: Limits of the numbers, one paragraph each.
         warnings: Warnings shown at the top.
@@ -198,7 +236,9 @@ class ReportData:
     finished: bool = True
     transfer: Sequence[Mapping[str, Any]] = ()
     comparisons: Sequence[Mapping[str, Any]] = ()
+    by_category: Mapping[str, CategoryComparison] = field(default_factory=dict)
     probability: Probability | NoProbability | None = None
+    rare: RareProbability | None = None
     reproduction: Reproduction = Reproduction()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()

@@ -104,8 +104,8 @@ def pack_conversations(
 
 
 _COLUMNS = (
-    *("id", "phase", "outcome", "score", "nll", "nll_per_token", "reward", "turns", "first"),
-    *("kind", "category", "step", "prompt", "target", "preview", "episode", "leaf"),
+    *("id", "phase", "outcome", "score", "nll", "reward", "turns", "first"),
+    *("kind", "category", "step", "prompt", "trial", "target", "preview", "episode", "leaf"),
 )
 
 
@@ -128,7 +128,7 @@ def _shared(attempt: Attempt, phases: Mapping[str, str]) -> dict[str, Any]:
     opening = attempt.opening
     return _without_empty(
         {
-            "phase": phases.get(attempt.phase, attempt.phase),
+            "phase": visible(phases.get(attempt.phase, attempt.phase)),
             "step": attempt.step,
             "attacker": visible(attempt.attacker),
             "target": visible(attempt.target),
@@ -151,6 +151,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
             "attack": visible(turn.attack),
             "response": visible(turn.response),
             "written": visible(turn.written or ""),
+            "attack_reasoning": visible(turn.attack_reasoning or ""),
+            "reasoning": visible(turn.reasoning or ""),
             "scores": {visible(name): _rounded(each.value) for name, each in turn.scores.items()},
             "unscored": {
                 visible(name): visible(each.reason or "")
@@ -178,11 +180,10 @@ def _index_row(
     preview = " ".join((turn.attack if turn else attempt.opening.prompt)[: 4 * PREVIEW].split())
     return {
         "id": attempt.id,
-        "phase": phases.get(attempt.phase, attempt.phase),
+        "phase": visible(phases.get(attempt.phase, attempt.phase)),
         "outcome": attempt.outcome.value,
         "score": _rounded(attempt.score),
         "nll": None if known is None else _rounded(-known.total),
-        "nll_per_token": None if known is None else _rounded(-known.per_token),
         "reward": max(map(_rounded, rewards)) if rewards else None,
         "turns": len(attempt.turns),
         "first": attempt.first_failing_turn,
@@ -190,6 +191,7 @@ def _index_row(
         "category": visible(attempt.category),
         "step": attempt.step,
         "prompt": attempt.prompt_id,
+        "trial": attempt.trial,
         "target": visible(attempt.target),
         "preview": visible_text(preview[:PREVIEW]),
     }

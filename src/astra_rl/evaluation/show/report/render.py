@@ -19,15 +19,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from astra_rl.core.contracts import is_missing
 from astra_rl.evaluation.show.escaping import shorten
+from astra_rl.evaluation.show.report import formats
 from astra_rl.evaluation.show.report.data import ReportData
 from astra_rl.evaluation.show.report.payload import PREVIEW, visible
-from astra_rl.evaluation.show.report.views import Page, p_value, points, signed_points
+from astra_rl.evaluation.show.report.views import Page
 from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.infra.jsonio import write_atomic
 
-SCRIPTS = ("store", "dom", "list", "reader", "tree", "judges", "app")
+SCRIPTS = ("store", "dom", "list", "reader", "tree", "save", "judges", "app")
 """Parts of the script, in the order in which they are joined."""
 
 
@@ -41,7 +41,7 @@ def render_report(data: ReportData) -> str:
         page=Page(data),
         result=data.result,
         script=Markup(script),
-        script_hash=_hash(script),
+        script_hash=source_hash(script),
     )
 
 
@@ -56,7 +56,7 @@ def render_page(template: str, **values: Any) -> str:
     return (
         _environment()
         .get_template(template)
-        .render(style=Markup(style), style_hash=_hash(style), **values)
+        .render(style=Markup(style), style_hash=source_hash(style), **values)
     )
 
 
@@ -77,18 +77,19 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": format_percent,
-        "points": points,
-        "signed": signed_points,
-        "p_value": p_value,
-        "decimal": _decimal,
-        "svg": lambda chart: Markup(chart.svg),
+        "points": formats.points,
+        "signed": formats.signed_points,
+        "p_value": formats.p_value,
+        "decimal": formats.decimal,
+        "tiny": formats.tiny,
+        "duration": formats.duration,
+        "svg": lambda chart: Markup("".join(chart.svgs)),
         "packed": Markup,  # base64, made by `payload`
         "line": _line,
         "sentence": lambda text: text[:1].upper() + text[1:],
-        "tiny": lambda value: f"{value:.2g}",
-        "whole": lambda value: f"{value:.0f}",
+        "whole": lambda value: f"{value:,.0f}",
     }
-    environment.globals |= {"infinity": math.inf, "unknown": math.nan}
+    environment.globals |= {"infinity": math.inf, "unknown": math.nan, "listed": formats.listed}
     return environment
 
 
@@ -97,16 +98,13 @@ def _finalize(value: object) -> object:
     return value if isinstance(value, Markup) else visible(str(value))
 
 
-def _decimal(value: float | None) -> str:
-    return "\N{EM DASH}" if value is None or is_missing(value) else f"{value:.2f}"
-
-
 def _line(text: str, most: int = PREVIEW) -> str:
     """Return the first `most` characters of a text on one line."""
     return shorten(" ".join(text[: 8 * most].split()), most) or "(empty)"
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows a script or a style sheet."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

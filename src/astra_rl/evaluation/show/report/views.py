@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,7 +16,11 @@ from astra_rl.evaluation.measures.diversity import (
     diversity,
     effective_number,
 )
-from astra_rl.evaluation.measures.failure_kinds import Kind, kinds_of_failure
+from astra_rl.evaluation.measures.failure_kinds import (
+    Kind,
+    kinds_of_failure,
+    most_likely_kinds,
+)
 from astra_rl.evaluation.measures.likely_failures import (
     Ranking,
     most_likely_failures,
@@ -25,12 +29,13 @@ from astra_rl.evaluation.measures.likely_failures import (
 from astra_rl.evaluation.measures.summary import compare_trials_of
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
-    before_after,
+    learning_panels,
     severity_likelihood,
     threshold_curve,
 )
-from astra_rl.evaluation.show.report.data import Evaluation, ReportData
-from astra_rl.evaluation.show.report.numbers import Problem
+from astra_rl.evaluation.show.exports import EXPORTS, Export
+from astra_rl.evaluation.show.report.data import IN_TRAINING, PANELS, Evaluation, ReportData
+from astra_rl.evaluation.show.report.numbers import MOST_RANKED, Problem
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.percent import format_percent
@@ -67,19 +72,19 @@ class Chart:
     Attributes:
         title: Heading.
         caption: How to read the chart.
-        svg: One ``<svg>`` element drawn by `astra_rl.evaluation.show.charts`. It is inserted
-            without escaping, so it must not come from anywhere else.
+        svgs: ``<svg>`` elements drawn by `astra_rl.evaluation.show.charts`. They are inserted
+            without escaping, so they must not come from anywhere else.
 
     Raises:
-        ConfigurationError: `svg` is not an SVG element.
+        ConfigurationError: One is not an SVG element.
     """
 
     title: str
     caption: str
-    svg: str
+    svgs: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not (self.svg.startswith("<svg ") and self.svg.endswith("</svg>")):
+        if not all(svg.startswith("<svg ") and svg.endswith("</svg>") for svg in self.svgs):
             raise ConfigurationError(
                 f"chart {self.title!r} is not an <svg> element; draw it with "
                 "astra_rl.evaluation.show.charts."
@@ -159,18 +164,26 @@ class Page:
                 found.append(Pairing(a, b, pairs))
         return found
 
-    @cached_property
-    def before_after(self) -> Chart | None:
-        """Attack success rates of all evaluations in one chart."""
-        rates = {each.name: each.summary.asr for each in self.data.evaluations if not each.selected}
-        if len(rates) < 2:
-            return None
-        return Chart(
-            "Attack success rates",
-            "Dot: estimate. Thick line: 95% interval. Thin line: bounds, if none or all of the "
-            "conversations without a score were successes.",
-            before_after(rates),
-        )
+    @property
+    def others(self) -> list[Evaluation]:
+        """Evaluations beside the result whose rates are shown with it in the headline."""
+        return [
+            each
+            for each in self.data.evaluations
+            if each is not self.result and not each.selected and each.summary.asr.trials
+        ]
+
+    @property
+    def compared(self) -> list[Evaluation]:
+        """Evaluations whose rates can be compared, if there are several."""
+        found = [each for each in self.data.evaluations if not each.selected]
+        return found if len(found) > 1 else []
+
+    @property
+    def is_under_attack(self) -> bool:
+        """Whether the rate of the result is that of a trained attacker."""
+        has_estimate = self.data.probability is not None or self.data.rare is not None
+        return self.data.training.steps != 0 or has_estimate
 
     @cached_property
     def kinds(self) -> list[Kind]:
@@ -178,6 +191,15 @@ class Page:
         return kinds_of_failure(
             self.data.training.attempts if self.result is None else self.result.attempts
         )
+
+    @cached_property
+    def likely_kinds(self) -> list[Kind]:
+        """Kinds with a measured likelihood, the most likely first; at most `MOST_RANKED`."""
+        return most_likely_kinds(self.kinds)[:MOST_RANKED]
+
+    def number_of(self, kind: Kind) -> int:
+        """Return the number of a kind, from 1."""
+        return self.kind_numbers[kind.attempts[0].id]
 
     @cached_property
     def kind_numbers(self) -> dict[str, int]:
@@ -222,11 +244,13 @@ class Page:
             "Each point is a conversation; select one to read it. Left: more likely in ordinary "
             "use. Up: more harmful. Fix the failures in the upper left first."
             f"{more}",
-            severity_likelihood(
-                [(point.nll_per_token, point.severity) for point in shown],
-                threshold=self.result.threshold,
-                links=[f"#/conversations/{point.id}" for point in shown],
-            ),
+            [
+                severity_likelihood(
+                    [(point.nll, point.severity) for point in shown],
+                    threshold=self.result.threshold,
+                    links=[f"#/conversations/{point.id}" for point in shown],
+                )
+            ],
         )
 
     @cached_property
@@ -264,18 +288,30 @@ class Page:
             "Attack success rate at every threshold",
             "Flat: the rate depends little on the threshold. Steep: it depends strongly on the "
             "threshold. Dashed line: the threshold of this run.",
-            threshold_curve(rates, threshold=self.result.threshold),
+            [threshold_curve(rates, threshold=self.result.threshold)],
         )
 
     @cached_property
     def learning_curves(self) -> Chart | None:
         """Training metrics by step."""
-        if self.data.training.curve is None:
+        history = self.data.training.history
+        svgs = learning_panels(history, PANELS)
+        if not svgs:
             return None
+        bands = [
+            text
+            for key, text in (
+                ("asr/low", "of the success rate its 95% interval, clustered by prompt"),
+                ("reward/low", "of the reward one standard deviation of the rewards"),
+            )
+            if any(key in row for row in history)
+        ]
+        band = f" Band: {'; '.join(bands)}." if bands else ""
         return Chart(
             "Learning curves",
-            "One point per training step, on training prompts. The number is the last value.",
-            self.data.training.curve,
+            "One point per training step, on training prompts. The number is the last value."
+            + band,
+            svgs,
         )
 
     @cached_property
@@ -293,7 +329,7 @@ class Page:
     def phases(self) -> dict[str, str]:
         """Display name of each phase, by its name in the records."""
         names = {each.attempts[0].phase: each.name for each in self.data.evaluations}
-        return {**names, "training": "in training"}
+        return {**names, "training": IN_TRAINING}
 
     @cached_property
     def payload(self) -> Payload:
@@ -303,8 +339,17 @@ class Page:
             self.kind_numbers,
             self.phases,
             sweeps=self.sweeps,
+            replay={
+                visible(name): visible(command)
+                for name, command in self.data.reproduction.replay_commands.items()
+            },
             marks=["chosen", "rejected"] if self.data.training.pairs else ["best", "worst"],
         )
+
+    @property
+    def exports(self) -> Mapping[str, Export]:
+        """Formats of ``astra-rl export``."""
+        return EXPORTS
 
     @cached_property
     def sweeps(self) -> list[dict[str, Any]]:
@@ -356,19 +401,3 @@ def _sweep_row(threshold: float, rate: Rate) -> dict[str, Any]:
 def _rule(evaluation: Evaluation) -> tuple[str, str, float]:
     """Return what decides the outcomes."""
     return evaluation.judge, evaluation.attempts[0].judge_id, evaluation.threshold
-
-
-def points(value: float) -> str:
-    """Return a difference of shares in percentage points, without its sign."""
-    return f"{100 * abs(value):.0f}" if math.isfinite(value) else "\N{EM DASH}"
-
-
-def signed_points(value: float) -> str:
-    """Return a difference of shares in percentage points, with its sign."""
-    sign = "\N{MINUS SIGN}" if value < 0 else "+"
-    return f"{sign}{points(value)}" if math.isfinite(value) else points(value)
-
-
-def p_value(value: float) -> str:
-    """Return a p-value as text, such as ``p = 0.03``."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

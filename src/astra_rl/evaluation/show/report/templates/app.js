@@ -85,6 +85,6 @@ document.addEventListener("keydown", onKey);
 window.addEventListener("hashchange", route);
 // The index precedes this script and the texts follow it: conversations wait for both.
 const arrived = new Promise((resume) => (document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", resume) : resume()));
-store.opened = openStore().then(() => { openList(); openSweeps(); return arrived; });
+store.opened = openStore().then(() => { openList(); openSaving(); openSweeps(); return arrived; });
 store.opened.then(() => { root.dataset.opened = "yes"; });
 route();

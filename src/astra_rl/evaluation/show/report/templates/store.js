@@ -9,9 +9,10 @@ async function unpack(id) {
 const store = { rows: [], byId: new Map(), starts: [], sweeps: [], chunks: new Map() };
 
 async function openStore() {
-  const { columns, chunks, sweeps, marks } = await unpack("index");
+  const { columns, chunks, sweeps, marks, replay } = await unpack("index");
   store.starts = chunks;
   store.sweeps = sweeps;
+  store.replay = new Map(Object.entries(replay)); // start of the command, by phase
   store.marks = marks; // labels of the best and the worst sibling
   const names = Object.keys(columns);
   store.rows = columns.id.map((_, at) => {
@@ -19,7 +20,23 @@ async function openStore() {
     for (const name of names) row[name] = columns[name][at];
     return row;
   });
+  // Conversations of other evaluations with the same opening; those of training are not paired.
+  store.partners = Map.groupBy(store.rows.filter((row) => row.step === null), pairOf);
   store.byId = new Map(store.rows.map((row) => [row.id, row]));
+}
+
+const pairOf = (row) => JSON.stringify([row.prompt, row.trial]);
+
+function partnersOf(row) {
+  return row.step === null ? store.partners.get(pairOf(row)).filter((each) => each.phase !== row.phase) : [];
+}
+
+// Whether the attack succeeded; null if that is not known.
+const wonOf = (row) => (row.outcome === "success" ? true : ["error", "unscored"].includes(row.outcome) ? null : false);
+
+// Whether the outcome differs from that of a partner: of the one in the phase `beside`, or of any.
+function differs(row, beside) {
+  return partnersOf(row).some((each) => (!beside || each.phase === beside) && wonOf(row) !== null && wonOf(each) === !wonOf(row));
 }
 
 function chunkOf(episode) {

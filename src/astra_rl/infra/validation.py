@@ -22,8 +22,7 @@ _ALLOWED = {
     "string_type": "text",
     "none_required": "null",
     "callable_type": "a function, which can only be given in Python",
-    "too_short": "a longer list",
-    "too_long": "a shorter list",
+    "missing": "a longer list",  # of a list of fixed length; a missing key has its own message
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "iterable_type"), "a list"),
     **dict.fromkeys(
         ("dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type"),
@@ -36,7 +35,10 @@ _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
+    "too_short": ("min_length", "a list of at least"),
+    "too_long": ("max_length", "a list of at most"),
     "literal_error": ("expected", "one of"),
+    "enum": ("expected", "one of"),
 }
 
 
@@ -72,8 +74,8 @@ def place_of(error: Mapping[str, Any], values: Any) -> tuple[Any, ...]:
             isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
         ):
             inner = values[part]
-        elif not (is_last and names_key):
-            continue
+        elif not (is_last and names_key and isinstance(part, str)):
+            continue  # a name of pydantic's, or an item that a list is too short for
         place.append(part)
         values = inner
     return tuple(place)
@@ -92,14 +94,15 @@ def describe(where: str, value: Any, errors: Sequence[Mapping[str, Any]]) -> str
     own = [each for each in errors if each["type"] == "value_error"]
     if own:  # raised by a validator of this library, with a message of its own
         message = str(own[0]["msg"]).removeprefix("Value error, ")
-        return f"{where}: {message}" if message.endswith((".", "?")) else f"{where}: {message}."
-    allowed = dict.fromkeys(map(_allowed, errors))
+        place = f"{where}: " if where else ""  # the message of a whole names its parts
+        return f"{place}{message}" if message.endswith((".", "?")) else f"{place}{message}."
+    kinds = dict.fromkeys(map(allowed, errors))
     hint = (
         " YAML reads yes, no, on and off without quotes as true or false."
-        if isinstance(value, bool) and any("text" in each or "'" in each for each in allowed)
+        if isinstance(value, bool) and any("text" in each or "'" in each for each in kinds)
         else ""
     )
-    return f"{where}: {_shown(value)} given; it must be {' or '.join(allowed)}.{hint}"
+    return f"{where}: {_shown(value)} given; it must be {' or '.join(kinds)}.{hint}"
 
 
 def _shown(value: Any) -> str:
@@ -109,12 +112,15 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, datetime.date) else repr(value)
 
 
-def _allowed(error: Mapping[str, Any]) -> str:
+def allowed(error: Mapping[str, Any]) -> str:
+    """Return what a value must be, without the value."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         bound = context[name]
-        return f"{words} {bound:g}" if isinstance(bound, int | float) else f"{words} {bound}"
+        if isinstance(bound, float) and bound.is_integer() and abs(bound) < 1e16:
+            bound = int(bound)
+        return f"{words} {bound}"
     if kind in _ALLOWED:
         return _ALLOWED[kind]
     return str(error["msg"]).removeprefix("Input should be ")
@@ -131,4 +137,11 @@ def validate_as_json(adapter: TypeAdapter[Any], value: Any) -> Any:
     return adapter.validate_json(json.dumps(value), strict=True)
 
 
-__all__ = ["ValidationError", "describe", "describe_parts", "place_of", "validate_as_json"]
+__all__ = [
+    "ValidationError",
+    "allowed",
+    "describe",
+    "describe_parts",
+    "place_of",
+    "validate_as_json",
+]

@@ -1,0 +1,131 @@
+"""Comparison of two methods that were trained with the same seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from astra_rl.evaluation.stats.intervals import (
+    Interval,
+    bootstrap_interval,
+    hull,
+    proportion_interval,
+    student_quantile,
+)
+from astra_rl.evaluation.stats.percent import format_percent
+from astra_rl.evaluation.stats.rates import Rate
+
+MOST_EXACT = 16
+"""Largest number of seeds for which all signs are enumerated."""
+
+
+@dataclass(frozen=True)
+class SeedPairs:
+    """Difference of a rate between two methods, paired by training seed.
+
+    A seed fixes what two trainings share: prompts and their order. Seeds are the unit: the number
+    of prompts does not make the comparison more certain than the number of trainings.
+
+    Attributes:
+        rates: Rates of the first and the second method by seed, for the seeds of both.
+    """
+
+    rates: Mapping[int, tuple[Rate, Rate]]
+
+    @property
+    def differences(self) -> dict[int, float]:
+        """Rate of the second minus that of the first, by seed; without seeds of unknown rate."""
+        found = {seed: b.estimate - a.estimate for seed, (a, b) in self.rates.items()}
+        return {seed: value for seed, value in found.items() if not math.isnan(value)}
+
+    @property
+    def mean(self) -> float:
+        """Mean difference; NaN without a seed."""
+        values = list(self.differences.values())
+        return math.fsum(values) / len(values) if values else math.nan
+
+    @property
+    def interval(self) -> Interval | None:
+        """95% interval of the mean difference over training seeds; None with fewer than three.
+
+        The smallest interval that contains three, as for the mean of one method (`SeedSpread`):
+        Student's t of the differences, the bootstrap over seeds that allows for collapsed
+        trainings, and the interval of the conversations of these trainings. It is never a point.
+        """
+        values = list(self.differences.values())
+        if len(values) < 3:
+            return None
+        error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        half = student_quantile(0.95, len(values) - 1) * error
+        between = Interval(max(-1.0, self.mean - half), min(1.0, self.mean + half))
+        resampled = bootstrap_interval([(value, 1.0) for value in values], (-1.0, 1.0))
+        return hull(hull(between, resampled), self._within())
+
+    def _within(self) -> Interval:
+        """Return the interval of two independent proportions (Newcombe 1998, 873, method 10)."""
+        known = [self.rates[seed] for seed in self.differences]
+        sides = []
+        for side in (0, 1):
+            mean = math.fsum(pair[side].estimate for pair in known) / len(known)
+            trials = sum(pair[side].trials for pair in known)
+            low, high = proportion_interval(mean * trials, trials)
+            sides.append((mean - low, high - mean))
+        (below_a, above_a), (below_b, above_b) = sides
+        return Interval(
+            max(-1.0, self.mean - math.hypot(below_b, above_a)),
+            min(1.0, self.mean + math.hypot(above_b, below_a)),
+        )
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p-value of no difference: the exact sign-flip test over seeds (Fisher 1935).
+
+        Under the hypothesis each difference has either sign with the same probability. The smallest
+        value that n seeds can give is 2 / 2^n, so fewer than six never reach 0.05. None without a
+        seed, or with more than `MOST_EXACT`.
+        """
+        values = list(self.differences.values())
+        if not 1 <= len(values) <= MOST_EXACT:
+            return None
+        seen = abs(math.fsum(values))
+        sums = (
+            math.fsum(sign * value for sign, value in zip(signs, values, strict=True))
+            for signs in product((1, -1), repeat=len(values))
+        )
+        reached = sum(abs(each) >= seen - 1e-12 for each in sums)
+        return reached / float(2 ** len(values))
+
+    @property
+    def text(self) -> str:
+        """The difference, its interval and the p-value as a sentence."""
+        count = len(self.differences)
+        if not count:
+            return "no seed in common with a known rate"
+        found = f"{count} seeds in common: difference {_points(self.mean)}"
+        if self.interval is None:
+            return f"{found}; fewer than three seeds give no interval"
+        low, high = map(_points, self.interval)
+        said = f"{found}, 95% interval {low} to {high}"
+        return said if self.p_value is None else f"{said}, p = {self.p_value:.3g} (sign flips)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON values."""
+        return {
+            "seeds": len(self.differences),
+            "differences": {str(seed): value for seed, value in self.differences.items()},
+            "mean": self.mean,
+            "interval": None if self.interval is None else list(self.interval),
+            "p_value": self.p_value,
+            "text": self.text,
+        }
+
+
+def _points(share: float) -> str:
+    """Return a difference of rates as signed percentage points."""
+    sign = "-" if share < 0 else "+"
+    return f"{sign}{format_percent(abs(share))}"

@@ -1,0 +1,210 @@
+"""Check that a model computes in segments what it computes at once.
+
+Families differ in position ids, cache layout, attention masks and post-processing of logits. For a
+family that `astra_rl.models.segments` does not handle, all probabilities would be silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from astra_rl.errors import AstraError, ModelError, first_line
+from astra_rl.logging import logger
+from astra_rl.models.attention import fused_attention
+from astra_rl.models.lm_head import lm_head_logits
+from astra_rl.models.positions import Boundary, boundaries, rescaled_positions, shortened
+from astra_rl.models.prefix_plan import Level
+from astra_rl.models.segments import backbone, forward_levels, hidden_states, unwrap_peft
+
+SHORT = 4
+"""Length, in tokens, to which boundaries are moved for the check at first use."""
+
+MAX_OPERATIONS = {"cpu": 2e10}
+"""Most operations of a check at the true length at first use, by type of device; about a second."""
+
+MAX_OPERATIONS_OF_ACCELERATOR = 2e14
+"""The same for all other devices."""
+
+# transformers 5.17 and 5.20 to 5.22 have no DummyLayer: there, layers without a cache of their own
+# are not in the cache.
+_SUPPORTED_LAYERS = {
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    getattr(cache_utils, "DummyLayer", DynamicLayer),
+}
+
+_unchecked: WeakKeyDictionary[nn.Module, list[Boundary]] = WeakKeyDictionary()
+"""Boundaries of each supported model that are checked when a text first exceeds them."""
+
+
+@torch.no_grad()
+def check_supported(model: PreTrainedModel) -> None:
+    """Check once per model that segmented computation reproduces the model's own logits.
+
+    Sampling is also compared with one forward pass across every length at which the attention or
+    the positions of the model change (`positions.boundaries` and `positions.rescaled_positions`).
+    At the true length this would cost as much as reading a text of this length, so it is done for
+    a copy of the settings in which the boundaries lie at `SHORT` tokens, and at the true length
+    within `MAX_OPERATIONS`, else when a text first exceeds it (`check_boundaries`).
+
+    Raises:
+        ModelError: The cache layers are not attention layers, the segmented pass fails, or its
+            logits differ from those of ``model.forward``.
+    """
+    inner = unwrap_peft(model)
+    if inner in _unchecked or model.training:
+        return
+    name = type(inner).__name__
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    unknown = kinds - _SUPPORTED_LAYERS
+    if unknown:
+        names = sorted(kind.__name__ for kind in unknown)
+        raise ModelError(
+            f"{name} is not supported: its cache layers {names} cannot be shared or padded. Use a "
+            "model with attention layers only."
+        )
+    try:
+        segmented, reference = _segmented_and_reference_logits(model)
+    except AstraError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} is not supported: it does not run on cached segments with explicit positions "
+            f"({first_line(error)})."
+        ) from error
+    if not torch.isfinite(reference).all():
+        return  # sampling reports non-finite weights, with advice
+    _compare(model, segmented, reference, "")
+    for position in sorted(rescaled_positions(model.config)):
+        where = f" across position {position}, from which positions are rescaled,"
+        _check_sampling(model, 8, [2], where, first=position - 4)
+    found = boundaries(model)
+    if found and not _is_exact_if_shortened(model):
+        logger.warning(
+            "%s: sampling across its %s could not be checked on a short text; it is checked on a "
+            "text of this length%s",
+            name,
+            found[0].what,
+            "" if _is_affordable(model, found[0]) else " when one first occurs",
+        )
+    affordable = [each for each in found if _is_affordable(model, each)]
+    for boundary in affordable:
+        _check_boundary(model, boundary)
+    _unchecked[inner] = [each for each in found if each not in affordable]
+
+
+@torch.no_grad()
+def check_boundaries(model: PreTrainedModel, length: int) -> None:
+    """Check sampling across each boundary below `length` that was too expensive at first use.
+
+    Raises:
+        ModelError: The logits differ from those of one forward pass.
+    """
+    waiting = _unchecked.get(unwrap_peft(model), [])
+    while waiting and waiting[0].size < length and not model.training:
+        _check_boundary(model, waiting[0])
+        del waiting[0]
+
+
+def _is_exact_if_shortened(model: PreTrainedModel) -> bool:
+    """Return whether sampling is exact across boundaries that were moved to `SHORT` tokens.
+
+    False if it is not, which may be because the family holds a boundary in other places too.
+    """
+    inner = unwrap_peft(model)
+    if not any(each.names for each in boundaries(model)):
+        return True
+    try:
+        with shortened(inner, SHORT) as is_short:
+            if is_short:  # a prompt below the length, and one beyond it
+                _check_sampling(model, 2 * SHORT + 2, [SHORT - 2, 2 * SHORT - 1], "")
+            return is_short
+    except Exception:
+        return False
+
+
+def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
+    limit = MAX_OPERATIONS.get(model.device.type, MAX_OPERATIONS_OF_ACCELERATOR)
+    parameters = sum(each.numel() for each in unwrap_peft(model).parameters())
+    operations = 2 * 2 * int(parameters) * boundary.size  # two passes of a product and a sum each
+    return operations <= limit
+
+
+def _check_boundary(model: PreTrainedModel, boundary: Boundary) -> None:
+    start = max(1, boundary.size - 2)
+    _check_sampling(model, boundary.size + 4, [start], f" across its {boundary.what}")
+
+
+def _check_sampling(
+    model: PreTrainedModel, count: int, starts: Sequence[int], where: str, *, first: int = 0
+) -> None:
+    """Compare tokens that are appended to the cache one by one with one forward pass.
+
+    Args:
+        model: The model.
+        count: Number of tokens of the text.
+        starts: For each comparison, the number of tokens that are read before.
+        where: Where in the text, for the error.
+        first: Position of the first token.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    whole = torch.tensor([[(7 * index + 3) % vocabulary for index in range(count)]])
+    whole = whole.to(model.device)
+    positions = torch.arange(first, first + count, device=model.device)[None]
+    with fused_attention(model):
+        given: dict[str, Any] = {"position_ids": positions} if first else {}
+        own = backbone(model)(input_ids=whole, attention_mask=torch.ones_like(whole), **given)
+    for start in starts:
+        head = Level([whole[0, :start].tolist()], [first], None)
+        kv_cache = forward_levels(model, [head], reserve=count - start).kv_cache
+        steps = [
+            hidden_states(
+                model,
+                whole[:, index : index + 1],
+                torch.ones_like(whole[:, : index + 1]),
+                positions[:, index : index + 1],
+                kv_cache,
+            )[0]
+            for index in range(start, count)
+        ]
+        _compare(
+            model,
+            lm_head_logits(model, torch.cat(steps)),
+            lm_head_logits(model, own.last_hidden_state[0, start:]),
+            where,
+        )
+
+
+def _compare(model: PreTrainedModel, segmented: Tensor, reference: Tensor, where: str) -> None:
+    is_exact = model.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    tolerance = (1e-3 if is_exact else 0.1) * float(reference.max() - reference.min())
+    if not (gap := float((segmented - reference).abs().max())) <= tolerance:
+        raise ModelError(
+            f"{type(unwrap_peft(model)).__name__} is not supported: logits computed in "
+            f"segments{where} differ from those of its own forward pass by up to {gap:.3g}. Use a "
+            "model of another family."
+        )
+
+
+def _segmented_and_reference_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Logits of a few tokens, from ragged segments and from ``model.forward``."""
+    vocabulary = model.config.get_text_config().vocab_size
+    heads = [[token % vocabulary for token in head] for head in ([1, 2, 3], [4, 5])]
+    tails = [[token % vocabulary for token in tail] for tail in ([6], [7, 8], [9])]
+    parents = [0, 0, 1]
+    output = forward_levels(model, [Level(heads, [0, 0], None), Level(tails, [3, 3, 2], parents)])
+    segmented, reference = [], []
+    for tail, parent, hidden in zip(tails, parents, output.hidden, strict=True):
+        segmented.append(lm_head_logits(model, hidden[: len(tail)]))
+        whole = torch.tensor([heads[parent] + tail], device=model.device)
+        with fused_attention(model):
+            result = model(input_ids=whole, attention_mask=torch.ones_like(whole))
+        reference.append(result.logits[0, -len(tail) :].float())
+    return torch.cat(segmented), torch.cat(reference)

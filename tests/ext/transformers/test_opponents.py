@@ -1,0 +1,140 @@
+"""Targets that take turns: one copy of shared weights, each with its own adapter, drawn by seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
+from astra_rl.ext.transformers.opponents import Opponent, draw
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.models.adapters import save_model
+from astra_rl.models.generation import Sampling
+from astra_rl.models.loading import load_model
+from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.moderators import FunctionModerator
+from astra_rl.testing import tiny_model
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a base model, of two adapters on it, and of another complete model."""
+    root = tmp_path_factory.mktemp("opponents")
+    for name, seed in (("base", 1), ("other", 2)):
+        model, tokenizer = tiny_model("llama", seed=seed)
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    for seed, name in enumerate(("one", "two")):
+        adapted = make_trainable(load_model(root / "base"), lora=LoraOptions(rank=2))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for each in adapted.parameters():
+                if each.requires_grad:
+                    each.normal_(std=0.3)
+        save_model(adapted, root / name)
+        tokenizer.save_pretrained(root / name)
+    return {path.name: path for path in root.iterdir()}
+
+
+def problem_of(folders: dict[str, Path], attacker: str = "base", **options: Any) -> HFASTProblem:
+    return HFASTProblem(
+        folders[attacker],
+        folders["two"],
+        folders[attacker],
+        FunctionModerator(lambda texts: [0.5] * len(texts)),
+        dtype="float32",
+        attacker_sampling=Sampling(max_new_tokens=3),
+        target_sampling=Sampling(max_new_tokens=3),
+        opponents=[Opponent(folders[name]) for name in ("base", "one", "two", "other")],
+        **options,
+    )
+
+
+def logits(model: Any) -> Any:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("options", [{"lora": LoraOptions(rank=2)}, {}, {"trainable_layers": 1}])
+@pytest.mark.parametrize("attacker", ["base", "other"])
+def test_each_opponent_is_the_model_of_its_folder_whatever_the_attacker_learns(
+    folders: dict[str, Path], attacker: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    problem = problem_of(folders, attacker, **options)
+    expected = {name: logits(load_model(path)) for name, path in folders.items()}
+    optimizer = torch.optim.SGD(problem.parameters(), lr=0.5)
+    trained = [id(each) for each in problem.parameters()]
+    for step in range(2):
+        seen = set()
+        for seed in [None, *range(20)]:
+            problem.draw_opponent(seed)
+            name = "two" if seed is None else Path(str(problem.opponent)).name
+            with problem._as_target():
+                torch.testing.assert_close(logits(problem.target), expected[name])
+            seen.add(name)
+        assert seen == {"base", "one", "two", "other"}
+        with problem._adapters.using(problem.baseline):
+            torch.testing.assert_close(logits(problem.baseline), expected[attacker])
+        assert [id(each) for each in problem.parameters()] == trained
+        before = logits(problem.attacker)
+        loss = problem.get_attacker_logprobs(["a "], ["bcd"]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert not torch.equal(logits(problem.attacker), before), step
+    learned = logits(problem.attacker)
+    problem.save(tmp_path / "saved")
+    torch.testing.assert_close(logits(load_model(tmp_path / "saved")), learned)
+    assert {each.name for each in tmp_path.rglob("adapter_model.safetensors")} <= {
+        "adapter_model.safetensors"
+    }
+
+
+def test_the_weights_of_a_base_model_are_in_memory_once(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Counter[str]()
+    original = AutoModelForCausalLM.from_pretrained
+
+    def count(source: str, *arguments: Any, **options: Any) -> Any:
+        loaded[Path(source).name] += 1
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", count)
+    problem = problem_of(folders, lora=LoraOptions(rank=2))
+    assert loaded == {"base": 1, "other": 1}  # attacker, baseline, target and three opponents
+    assert problem.baseline is problem.target
+    loaded.clear()
+    evaluated = HFEvaluationProblem(
+        folders["one"],
+        folders["two"],
+        problem.moderator,
+        baseline_model_id=folders["base"],
+        dtype="float32",
+    )
+    assert loaded == {"base": 1}
+    monkeypatch.undo()
+    expected = {name: logits(load_model(folders[name])) for name in ("base", "one", "two")}
+    torch.testing.assert_close(logits(evaluated.attacker), expected["one"])
+    with evaluated._adapters.using(evaluated.baseline):
+        torch.testing.assert_close(logits(evaluated.baseline), expected["base"])
+    with evaluated._as_target():
+        torch.testing.assert_close(logits(evaluated.target), expected["two"])
+    torch.testing.assert_close(logits(evaluated.attacker), expected["one"])
+    assert not list(evaluated.parameters())
+
+
+def test_opponents_are_drawn_by_weight_and_seed() -> None:
+    opponents = [Opponent("a", 1.0), Opponent("b", 3.0)]
+    drawn = [draw(opponents, seed) for seed in range(4000)]
+    assert drawn == [draw(opponents, seed) for seed in range(4000)]
+    assert sum(drawn) / 4000 == pytest.approx(0.75, abs=0.03)
+    with pytest.raises(ConfigurationError, match="must be positive"):
+        draw([Opponent("a", 0.0)], 1)

@@ -5,9 +5,10 @@ VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDIT := $(VENV)-audit/bin/pip-audit
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-all quick browser lint bounds bench docs setup lock audit clean
+.PHONY: demo test test-all quick browser lint bounds bench docs dist setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -68,17 +69,28 @@ $(READY): pyproject.toml constraints.txt requirements/ci.txt
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
+# The wheel, the sdist and, as CycloneDX, what the lock installs beside them. It needs the network, and
+# fails where a dependency has a known vulnerability.
+dist: $(READY) $(AUDIT)
+	rm -rf build dist && mkdir dist
+	$(BIN)/python -c 'import setuptools.build_meta as b; b.build_wheel("dist"), b.build_sdist("dist")'
+	$(AUDIT) --disable-pip --require-hashes --requirement requirements/ci.txt \
+		--format cyclonedx-json --output dist/sbom.json
+
 # After a change of dependencies; needs uv (pip install uv).
 lock:
 	scripts/lock
 
 # Known vulnerabilities of what is installed; needs the network.
-audit:
+audit: $(AUDIT)
+	$(AUDIT) --disable-pip --require-hashes --requirement requirements/ci.txt
+	grep '^torch==' constraints.txt > $(VENV)-audit/torch.txt
+	$(AUDIT) --disable-pip --no-deps --requirement $(VENV)-audit/torch.txt
+
+$(AUDIT): requirements/audit.txt
 	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/audit.txt
-	$(VENV)-audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements/ci.txt
-	grep '^torch==' constraints.txt > $(VENV)-audit/torch.txt
-	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps --requirement $(VENV)-audit/torch.txt
+	@touch $(AUDIT)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit .venv-bounds .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ import astra_rl
 
 ROOT = Path(astra_rl.__file__).parent
 ORDER = [
-    ("errors", "logging"),
+    ("errors", "logging", "distribution"),
     ("infra",),
     ("core",),
     ("models",),

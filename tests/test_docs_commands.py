@@ -98,6 +98,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\nwho are you\nname a colour\n")
     (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")
+    (folder / "goals.csv").write_text("prompt\nGet the code.\nGet the key.\n")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
     for name in ("judge.yaml", "my_judge.yaml"):
         judge = {"type": "keyword", "options": {"patterns": ["[aeiou]{2}"]}}

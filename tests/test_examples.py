@@ -10,7 +10,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+EXAMPLES = sorted(
+    path for path in (ROOT / "examples").rglob("*.py") if "plugin" not in path.parts
+)  # the plug-in is installed by test_installation
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -64,7 +64,7 @@ def test_a_package_that_a_run_needs_is_missed_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, package: str, extra: str, setting: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingDependencyError, match=rf"astra-rl\[{extra}\]"):
+    with pytest.raises(MissingDependencyError, match=f"extra '{extra}'"):
         build_problem(resolve(parse_config(RUN, [setting], source="test")))  # no such model either
 
 
@@ -84,7 +84,7 @@ def test_what_needs_a_package_names_its_extra(
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, package, None)
     assert callable(make)
-    with pytest.raises(MissingDependencyError, match=rf"astra-rl\[{extra}\]"):
+    with pytest.raises(MissingDependencyError, match=f"extra '{extra}'"):
         make(tmp_path)
 
 

@@ -7,6 +7,7 @@ A name is imported when it is first used, and a subpackage too.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.errors import (
@@ -170,6 +171,9 @@ _FORMER = {
     "System": "Problem",
 }
 """Names of the first toolbox, and what has their place."""
+_ALIASES = ("ASTSampler", "DetoxifyScorer", "HFASTSystem")
+"""Those that are constructed with the same arguments here. The others are base classes, whose
+methods have other names."""
 
 
 def __getattr__(name: str) -> Any:
@@ -177,6 +181,12 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _ALIASES:
+        place, _, now = f"{__name__}.{_FORMER[name]}".rpartition(".")
+        warnings.warn(
+            f"{__name__}.{name} is called {place}.{now} here", DeprecationWarning, stacklevel=2
+        )
+        return getattr(importlib.import_module(place), now)
     if name in _FORMER:
         raise AttributeError(
             f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "

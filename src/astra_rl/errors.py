@@ -28,6 +28,8 @@ from decimal import ROUND_CEILING, Context
 from difflib import get_close_matches
 from types import ModuleType
 
+from astra_rl.distribution import how_to_install
+
 
 class AstraError(Exception):
     """Base class of the exceptions of this library."""
@@ -157,7 +159,8 @@ def require(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} is not installed. Install it with: pip install 'astra-rl[{extra}]'"
+            f"{module} is not installed; it belongs to the extra {extra!r}. Install it with: "
+            f"{how_to_install(extra)}"
         ) from error
 
 

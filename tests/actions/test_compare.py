@@ -1,9 +1,12 @@
 """Two runs, compared from their folders."""
 
+import html
 import json
+import re
 
 import pytest
 from tests.cli.running import astra_rl
+from tests.evaluation.show.report.making import unpacked
 
 from astra_rl.actions.compare import compare_runs
 from astra_rl.actions.seeds import compare_seeds
@@ -69,3 +72,30 @@ def test_categories_are_compared_with_p_values_adjusted_for_their_number(tmp_pat
         6 / 2**8
     )
     assert "p-values adjusted by Holm" in done.stderr
+
+
+def test_two_runs_are_read_side_by_side_on_one_page(tmp_path, record_run):
+    a = record_run(
+        tmp_path / "base/x", [[0.9], [0.9], [0.1], [0.1]], categories=["sea", "sea", "land", "land"]
+    )
+    b = record_run(
+        tmp_path / "pr/x", [[0.1], [0.9], [0.1], [0.9]], categories=["sea", "sea", "land", "land"]
+    )
+    page = tmp_path / "page.html"
+    done = astra_rl("compare", str(a), str(b), "--html", str(page), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text("utf-8")
+    shown = " ".join(
+        html.unescape(re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", text, flags=re.S)).split()
+    )
+    assert "A (x after) against B (x after)" in shown
+    assert "B (x after) 0 points higher than A (x after)" in shown
+    assert "success A (x after) 1 1 no success A (x after) 1 1" in shown
+    columns = unpacked(text, "index")["columns"]
+    assert len(set(columns["id"])) == 8  # those of two checkouts have the same ids in the records
+    assert columns["phase"] == ["B (x after)"] * 4 + ["A (x after)"] * 4
+    assert "land 2 +50" in shown
+    same = tmp_path / "same.html"
+    done = astra_rl("compare", str(a), str(a), "--html", str(same), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(set(unpacked(same.read_text("utf-8"), "index")["columns"]["id"])) == 8

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +100,24 @@ def test_info_without_a_home_says_so_and_prints_the_rest(
     (cache,) = [line for line in done.stdout.splitlines() if line.startswith("model cache")]
     assert "no cache folder: Could not determine home directory." in cache
     assert "Set ASTRA_RL_CACHE" in cache
+
+
+def test_a_path_that_the_system_refuses_is_named(workplace: Path) -> None:
+    (workplace / "loop").symlink_to("loop")
+    for path in ("x" * 300, "loop/run"):
+        done = astra_rl("validate", path, cwd=workplace)
+        check_error(done, path)
+        done = astra_rl("demo", "--output", path, cwd=workplace)
+        check_error(done, path)
+
+
+def test_python_without_docstrings_is_refused(workplace: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "astra_rl", "info"],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Python runs with -OO" in done.stderr
+    assert "Traceback" not in done.stderr

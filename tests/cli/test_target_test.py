@@ -233,3 +233,96 @@ def test_goals_are_sent_as_they_are(place: Path, monkeypatch: pytest.MonkeyPatch
     assert done.returncode == 0, done.stderr
     with AttemptLog(place / "run" / "attempts.jsonl") as log:
         assert [each.turns[0].response for each in log] == ["I know Fold a boat"]
+
+
+def test_columns_of_other_names_are_mapped_by_field(place: Path, endpoint: Endpoint) -> None:
+    (place / "prompts.csv").write_text("question;topic\nHello, 3;greeting\nAnd 4?;numbers\n")
+    done = run(place, endpoint, "--column", "question", "--column", "category=topic")
+    assert done.returncode == 0, done.stderr
+    assert "greeting" in done.stdout
+    assert {said(b) for _, _, b in endpoint.requests if b["model"] == "m"} == {"Hello, 3", "And 4?"}
+    done = run(place, endpoint, "--column", "topc=topic", output="other")
+    assert done.returncode == 2
+    assert "topc" in done.stderr
+    assert not (place / "other").exists()
+
+
+def test_dry_runs_say_where_a_budget_ends_and_score_takes_a_random_part(
+    place: Path, endpoint: Endpoint
+) -> None:
+    assert run(place, endpoint).returncode == 0
+    for command in (["replay", "first"], ["evaluate", "first", "--attacks", "direct"]):
+        done = astra_rl(*command, "--dry-run", "--max-requests", "20", cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "budget max_requests=20 of at most 100: it ends after 10 of 50" in done.stdout
+    endpoint.requests.clear()
+    judge = {"type": "openai", "options": {"model": "j2", "base_url": endpoint.url}}
+    section = {"type": "llm_judge", "options": {"complete": judge}}
+    (place / "other.yaml").write_text(yaml.safe_dump(section))
+    scored = ["score", "first", "-m", "other.yaml", "--max-requests"]
+    assert astra_rl(*scored, "20", cwd=place).returncode == 4
+    (path,) = (place / "first").glob("attempts_after_*.jsonl")
+    with AttemptLog(path) as log:
+        kinds = Counter(each.category for each in log)
+    assert kinds.total() == 20
+    assert len(kinds) == 5  # the file has them in turn, so also check the rows
+    with AttemptLog(path) as log:
+        numbers = sorted(int(each.turns[0].attack.split()[-1]) for each in log)
+    assert numbers[-1] > 30
+    done = astra_rl(*scored, "90", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == ROWS  # nothing is asked twice
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("ask it three times", r"give a list: \['ask it three times'\]"),
+        ([], "prompts is empty"),
+        ([""], "empty"),
+        ("nothing.csv", "nothing.csv"),
+        (["a", None], "prompt 2 is NoneType"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (None, "here/run"):
+        with pytest.raises(ConfigurationError, match=message):
+            library.redteam(str, prompts, KeywordModerator(["a"]), output=output)
+        assert not (tmp_path / "runs").exists()
+        assert not (tmp_path / "here").exists()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_folder_and_what_was_there_is_kept(
+    place: Path,
+) -> None:
+    command = ["test", "no/model", "--prompts", "prompts.csv", "--judge", "secret_leak"]
+    assert astra_rl(*command, cwd=place).returncode == 2
+    assert not (place / "runs").exists()
+    (place / "empty").mkdir()
+    assert astra_rl(*command, "-o", "empty", cwd=place).returncode == 2
+    assert (place / "empty").is_dir()
+
+
+def test_without_a_connection_the_cause_is_said_and_the_run_can_be_resumed(
+    place: Path, endpoint: Endpoint
+) -> None:
+    section = {
+        "type": "openai",
+        "options": {
+            "model": "m",
+            "base_url": "http://127.0.0.1:9/v1",
+            "calls": {"max_tries": 2, "first_wait": 0.01},
+        },
+    }
+    (place / "dead.yaml").write_text(yaml.safe_dump(section))
+    (place / "two.txt").write_text("Hello\nHow are you?\n")
+    (place / "judge.yaml").write_text("{type: keyword, options: {words: [Sure]}}\n")
+    command = ["test", "dead.yaml", "--prompts", "two.txt", "--judge", "judge.yaml", "-o", "run"]
+    done = astra_rl(*command, cwd=place)
+    assert done.returncode == 2
+    assert "no connection (ConnectError: Connection refused); retrying" in done.stderr
+    assert "all 2 conversations failed" in done.stderr
+    assert "Continue with: astra-rl resume run" in done.stderr

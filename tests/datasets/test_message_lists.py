@@ -117,11 +117,12 @@ def test_other_separators_are_read_and_named_too(tmp_path, separator, name):
     assert load_rows(file).rows[0].prompt == "a, b"
 
 
-def test_labels_with_semicolons_are_refused_with_the_reason(tmp_path):
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_labels_are_read_with_the_separator_of_their_header(tmp_path, separator):
     file = tmp_path / "labels.csv"
-    file.write_text("text;label\nHello, you;1\n")
-    with pytest.raises(ConfigurationError, match="separated by a semicolon; save the file with"):
-        read_labels(file)
+    file.write_text(f'# a comment, with a comma\ntext{separator}label\n"Hello, you"{separator}1\n')
+    ((text, labels),) = [(each.text, each.labels) for each in read_labels(file).rows]
+    assert (text, labels) == ("Hello, you", (1.0,))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

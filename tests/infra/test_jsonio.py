@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 import astra_rl
 from astra_rl.core.text import Conversation
 from astra_rl.infra.jsonio import (
+    MAX_DEPTH,
     json_line,
     jsonable,
     parse_json,
     parse_own_json,
+    parse_reply_json,
     write_atomic,
     write_json,
 )
@@ -127,3 +129,17 @@ def test_what_a_killed_process_left_is_removed_and_what_others_write_stays(tmp_p
         path.write_text("half")
     write_json({}, tmp_path / "a.json")
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", alive.name, other.name}
+
+
+@pytest.mark.parametrize("form", ["[{}]", '{{"a": {}}}'])
+def test_values_that_are_nested_too_deeply_are_refused(form):
+    """So that no reader meets the limit of Python's recursion in what it does with a value."""
+    text = "0"
+    for _ in range(MAX_DEPTH):
+        text = form.format(text)
+    assert parse_json(text) == json.loads(text)
+    for read in (parse_json, parse_own_json, parse_reply_json):
+        for encoded in (form.format(text), form.format(text).encode(), "[" * 900 + "]" * 900):
+            with pytest.raises(ValueError, match="nested too deeply"):
+                read(encoded)
+    assert len(parse_json("[" + "[]," * 1000 + "[]]")) == 1001

@@ -74,7 +74,7 @@ def sampler_for(model):
 
 def test_without_vllm_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MissingDependencyError, match=r"astra-rl\[vllm\]"):
+    with pytest.raises(MissingDependencyError, match="extra 'vllm'"):
         VLLMSampler("some/model")
 
 

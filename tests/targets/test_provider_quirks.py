@@ -315,6 +315,29 @@ def test_a_reply_without_text_is_unscored_charged_and_not_repeated(
     assert (total.requests, total.input_tokens, total.output_tokens) == (1, 7, 100)
 
 
+DEEP = json.loads("[" * 900 + '"x"' + "]" * 900)
+
+
+@pytest.mark.parametrize("make", [openai_target, http_target])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        message(content=DEEP),
+        message(content="Hello", reasoning_details=DEEP),
+        message(content="Hello", tool_calls=DEEP),
+        body(error=DEEP),
+        body(choices=DEEP),
+    ],
+)
+def test_a_reply_that_is_nested_too_deeply_is_unparsable(
+    endpoint: Endpoint, make: Any, reply: bytes
+) -> None:
+    always(endpoint, reply)
+    (found,) = make(endpoint).respond(["hello"])
+    assert isinstance(found, NoReply)
+    assert found.reason == "unparsable reply"
+
+
 def test_the_limit_that_cut_a_reply_is_named(endpoint: Endpoint) -> None:
     always(endpoint, message("length", content=""))
     for options, limit in (

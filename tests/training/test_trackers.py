@@ -1,10 +1,16 @@
 import json
 import logging
 import math
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from tests.cli.running import astra_rl
 
+from astra_rl.config.loading import parse_config
 from astra_rl.errors import MissingDependencyError
+from astra_rl.testing import tiny_model
 from astra_rl.training import trackers
 from astra_rl.training.trackers import (
     HistoryTracker,
@@ -13,6 +19,7 @@ from astra_rl.training.trackers import (
     MultiTracker,
     NullTracker,
     Tracker,
+    make_tracker,
 )
 
 
@@ -60,10 +67,10 @@ def test_several_trackers_get_the_same():
 )
 def test_a_tracker_whose_package_is_missing_names_the_extra(name, arguments, monkeypatch):
     def absent(module, *, extra):
-        raise MissingDependencyError(f"{module} is not installed: astra-rl[{extra}]")
+        raise MissingDependencyError(f"{module} is not installed: extra {extra!r}")
 
     monkeypatch.setattr(trackers, "require", absent)
-    with pytest.raises(MissingDependencyError, match=r"astra-rl\[(wandb|tensorboard)\]"):
+    with pytest.raises(MissingDependencyError, match=r"extra '(wandb|tensorboard)'"):
         getattr(trackers, name)(*arguments)
 
 
@@ -98,3 +105,83 @@ def test_a_tracker_of_one_s_own_needs_only_log():
     Printing().close()
     with pytest.raises(TypeError, match="abstract"):
         Tracker()
+
+
+class FakeWandb:
+    """The part of the package wandb that the tracker uses."""
+
+    def __init__(self):
+        self.started, self.logged, self.finished = [], [], 0
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        return self
+
+    def log(self, metrics, step):
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_report_to_sends_the_metrics_of_a_run_and_of_its_resume(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("attacker", "target"):
+        model, tokenizer = tiny_model("llama", window=64)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "p.txt").write_text("hello\nwho are you\n")
+    (tmp_path / "q.txt").write_text("a colour\n")
+    settings = {
+        "attacker": {"model": "attacker", "max_new_tokens": 4},
+        "target": {"model": "target", "max_new_tokens": 4},
+        "moderator": {"type": "refusal"},
+        "prompts": {"file": "p.txt", "test_file": "q.txt"},
+        "environment": {"type": "single_turn", "tree_width": 2},
+        "training": {"steps": 1, "episodes_per_step": 1, "save_best": False},
+        "evaluation": {"before": False},
+        "report_to": ["wandb", "none", "wandb"],
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    done = astra_rl("train", "c.yaml", "-o", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ((step, metrics),) = wandb.logged
+    assert step == 1
+    assert "loss" in metrics
+    (begun,) = wandb.started
+    assert (begun["name"], begun["dir"]) == ("run", str(tmp_path / "run"))
+    assert begun["config"]["attacker"]["model"] == "attacker"
+    assert begun["resume"] is None
+    assert wandb.finished == 1
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    done = astra_rl("train", "c.yaml", "--set", "report_to=tensorboard", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tensorboard is not installed" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_name_or_several_or_none_is_given():
+    text = (
+        "attacker: {model: a}\ntarget: {model: b}\nmoderator: {type: refusal}\n"
+        "prompts: {scenario: planted_secrets}\n"
+    )
+    for given, names in (
+        ("wandb", ("wandb",)),
+        ("[tensorboard, wandb]", ("tensorboard", "wandb")),
+        ("none", ()),
+        ("[]", ()),
+    ):
+        assert parse_config(text, [f"report_to={given}"], source="test").trackers == names
+    folder, settings = Path("x"), {}
+    quiet = make_tracker("none", folder=folder, run="r", settings=settings, resumes=False)
+    assert isinstance(quiet, NullTracker)
+
+
+def test_wandb_continues_the_run_of_a_resume(monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for resumes in (False, True):
+        make_tracker("wandb", folder=Path("runs/x"), run="id", settings={}, resumes=resumes)
+    assert [each["id"] for each in wandb.started] == ["id", "id"]
+    assert [each["resume"] for each in wandb.started] == [None, "allow"]

@@ -17,7 +17,7 @@ from astra_rl.actions.attacks import (
     untrained_attacks,
 )
 from astra_rl.actions.target_test import prompted_problem
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
+from astra_rl.config.estimate import Estimate, EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import build_environment, build_problem
 from astra_rl.config.loading import load_config, load_prompted_attacker
 from astra_rl.config.resolve import Plan, resolve
@@ -159,7 +159,7 @@ def estimate_evaluation(
     targets: Sequence[str] = (),
     trials: int = 1,
     overrides: Sequence[str] = (),
-) -> dict[str, list[EstimateRow]]:
+) -> dict[str, Estimate]:
     """Return the largest number of calls and tokens of `evaluate_run`, by target.
 
     A target is named as it was given where several have the same name. Nothing is sent or loaded.
@@ -173,9 +173,13 @@ def estimate_evaluation(
         target: load_config(folder.config, chosen, target=target) for target in targets or (None,)
     }
     labels = target_labels({target: config.target.name for target, config in configs.items()})
-    return {
-        labels[target]: EvaluationJob(folder, attacker, attacks, trials, config).estimate()
+    jobs = {
+        labels[target]: EvaluationJob(folder, attacker, attacks, trials, config)
         for target, config in configs.items()
+    }
+    return {
+        target: Estimate(job.estimate(), job.planned, job.plan.budget)
+        for target, job in jobs.items()
     }
 
 

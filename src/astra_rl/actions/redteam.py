@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from astra_rl.config.schema import (
 )
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation
+from astra_rl.datasets.files import HUB_PREFIX
 from astra_rl.datasets.scenario_files import scenario_names
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.importing import is_path
 from astra_rl.infra.jsonio import json_line, write_atomic
 from astra_rl.moderators.function import FunctionModerator
-from astra_rl.runs.folder import RunFolder, new_run_folder
-from astra_rl.runs.resume import check_can_run_in
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.resume import starting_in
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.function import CallableTarget
@@ -57,7 +58,7 @@ def redteam(
     attacker_model: str | None = None,
     attacks: str | None = None,
     examples: str | Path | None = None,
-    column: str | None = None,
+    column: str | Mapping[str, str] | None = None,
     threshold: float = 0.5,
     trials: int = 1,
     budget: Budget | Mapping[str, float] | None = None,
@@ -90,7 +91,8 @@ def redteam(
         attacker_model: Name of the model at the endpoint of `attacker`; None is `model`.
         attacks: How it attacks, see `attack_environment`; None is one message per prompt.
         examples: File of attacks for ``"few-shot"``, see `read_attacks`.
-        column: Column of the file with the prompts, if it is not called ``prompt``.
+        column: Column of the file with the prompts, if it is not called ``prompt``; or several by
+            field, for instance ``{"prompt": "question", "category": "topic"}``.
         threshold: Score in (0, 1] from which a reply is a failure of the target.
         trials: Conversations per prompt.
         budget: Limits; what is tested within them is a random sample of the prompts.
@@ -101,33 +103,45 @@ def redteam(
         ConfigurationError: An argument is wrong, or the prompts cannot be read.
         BudgetEndedError: A budget ended the test before a conversation was complete.
     """
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        check_can_run_in(folder)
-    run: RunFolder | None = None
-    if not isinstance(prompts, str | Path):
-        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
-        prompts = _written(prompts, run)
-    config = target_test_config(
-        target if isinstance(target, str) else _name_of(target),
-        prompts,
-        judge if isinstance(judge, str) else _name_of(judge),
-        model=model,
-        judge_model=judge_model,
-        attacker=attacker if attacker is None or isinstance(attacker, str) else _name_of(attacker),
-        attacker_model=attacker_model,
-        attacks=attacks,
-        examples=examples,
-        column=column,
-        threshold=threshold,
-        trials=trials,
-        budget=budget,
-        seed=seed,
+    _check_source(prompts)
+    with starting_in(output, "test") as run:
+        if not isinstance(prompts, str | Path):
+            prompts = _written(prompts, run)
+        config = target_test_config(
+            target if isinstance(target, str) else _name_of(target),
+            prompts,
+            judge if isinstance(judge, str) else _name_of(judge),
+            model=model,
+            judge_model=judge_model,
+            attacker=attacker if isinstance(attacker, str | None) else _name_of(attacker),
+            attacker_model=attacker_model,
+            attacks=attacks,
+            examples=examples,
+            column=column,
+            threshold=threshold,
+            trials=trials,
+            budget=budget,
+            seed=seed,
+        )
+        return run_test(plan_target_test(config, target, judge, attacker), run)
+
+
+def _check_source(prompts: Prompts) -> None:
+    """Refuse a text that is sent as one prompt, and an empty list.
+
+    Raises:
+        ConfigurationError: It is a text that names no file and no scenario, or there are none.
+    """
+    if isinstance(prompts, Sequence) and not prompts:
+        raise ConfigurationError("prompts is empty; give at least one.")
+    if not isinstance(prompts, str) or prompts in scenario_names() or Path(prompts).suffix:
+        return
+    if prompts.startswith(HUB_PREFIX) or Path(prompts).exists():
+        return
+    raise ConfigurationError(
+        f"prompts={prompts!r} is no file, and no scenario ({', '.join(scenario_names())}). To send "
+        f"this text, give a list: [{prompts!r}]."
     )
-    plan = plan_target_test(config, target, judge, attacker)
-    if run is None:
-        run = RunFolder(folder) if folder is not None else new_run_folder("runs", "test")
-    return run_test(plan, run)
 
 
 def target_test_config(
@@ -141,7 +155,7 @@ def target_test_config(
     attacker_model: str | None = None,
     attacks: str | None = None,
     examples: str | Path | None = None,
-    column: str | None = None,
+    column: str | Mapping[str, str] | None = None,
     threshold: float = 0.5,
     trials: int = 1,
     budget: Budget | Mapping[str, float] | None = None,
@@ -251,11 +265,12 @@ def _as_target(given: Any) -> Target | None:
     return CallableTarget(given) if callable(given) else None
 
 
-def prompts_section(prompts: str, column: str | None = None) -> dict[str, Any]:
+def prompts_section(prompts: str, column: str | Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the section of prompts that are given as text; see `redteam`."""
     if prompts in scenario_names():
         return {"scenario": prompts}
-    return {"file": prompts, **({} if column is None else {"columns": {"prompt": column}})}
+    columns = {"prompt": column} if isinstance(column, str) else dict(column or {})
+    return {"file": prompts, **({"columns": columns} if columns else {})}
 
 
 _URL = re.compile(r"https?://", re.IGNORECASE)

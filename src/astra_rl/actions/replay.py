@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.actions.score import JUDGED_TOGETHER, rescore
-from astra_rl.config.estimate import EstimateRow, estimate_given, needed
+from astra_rl.config.estimate import Estimate, EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
 from astra_rl.config.resolve import Plan, resolve
@@ -146,7 +146,7 @@ def estimate_replay(
     only_failures: bool = False,
     conversation: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[EstimateRow]:
+) -> Estimate:
     """Return the largest number of calls and tokens of `replay_run`; nothing is sent or loaded.
 
     Raises:
@@ -156,7 +156,7 @@ def estimate_replay(
     config = load_config(folder.config, overrides, target=target)
     plan = resolve(config)
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
-    return _estimate(plan, saved)
+    return Estimate(_estimate(plan, saved), len(saved), plan.budget)
 
 
 def _estimate(plan: Plan, saved: Sequence[Attempt]) -> list[EstimateRow]:

@@ -71,7 +71,8 @@ def score_run(
 ) -> Judged:
     """Re-score the recorded conversations of a run with another moderator.
 
-    Attempts that are not scored because the budget is spent count as errors.
+    With a budget, conversations are scored in random order by the seed of the run. Those that are
+    not scored because it is spent count as errors.
 
     Args:
         run: Folder of the run.
@@ -87,6 +88,7 @@ def score_run(
     if not 0 < threshold <= 1:
         raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
     folder = open_run_folder(run)
+    config = load_recorded_config(folder.config)
     resolved = resolve_moderator(load_moderator(moderator))
     if resolved.measures_good_behavior:
         warn_of_direction(moderator)
@@ -112,7 +114,10 @@ def score_run(
     ):
         before = recorded.summary()
         count = judged = 0
-        for batch in _batches(recorded.attempts()):
+        # What a budget is enough for must be a random sample, and not the first prompts.
+        limited = budget != Budget()
+        attempts = recorded.shuffled(config.seed) if limited else recorded.attempts()
+        for batch in _batches(attempts):
             logger.info("judging conversations %d to %d", count + 1, count + len(batch))
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
@@ -128,8 +133,7 @@ def score_run(
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
     agreement = Rate(agreed[True], agreed.total())
-    calibrations = load_recorded_config(folder.config).evaluation.calibrations
-    quality = judge_quality(judge, calibrations, threshold)
+    quality = judge_quality(judge, config.evaluation.calibrations, threshold)
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 from astra_rl.algorithms.advantages import (
     Scale,
@@ -168,6 +168,11 @@ class DAPO(GroupPolicyGradient):
         super().__init__(problem, loss, CENTRE, scale, False, **options)
         self.collector = DynamicSampling(self._informative, refill_rounds)
         self._played: Metrics = {}
+
+    @classmethod
+    def rounds_of_play(cls, **options: Any) -> int:
+        """Return 1 and the resampling rounds."""
+        return 1 + int(options.get("refill_rounds", 3))
 
     def experience_metrics(self) -> Metrics:
         """Return the metrics; groups without a signal are counted over all episodes played."""

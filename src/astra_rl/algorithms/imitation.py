@@ -157,7 +157,7 @@ class ExpertIteration(Imitation):
 
 
 class ImitationCollector(Collector):
-    """Returns given attacks as episodes; makes no target calls.
+    """Returns given attacks as episodes to train on; none is played, so no target is called.
 
     Args:
         steps: The attacks; one without a context gets an opening prompt of the environment.
@@ -179,7 +179,7 @@ class ImitationCollector(Collector):
             context = step.context or self._opening(environment, derive_seed(seed or 0, number))
             graphs.append(Graph(context, [Node(context, step.attack, "", step.reward, [])]))
         self.dealt += count
-        return Collected(graphs, graphs)
+        return Collected([], graphs)
 
     def _opening(self, environment: Environment[Any, Any], seed: int) -> str:
         try:
@@ -236,6 +236,11 @@ class WarmStart(Imitation):
         super().check_options(**options)
         if "attacks" in options:
             _kept(options["attacks"], options.get("min_reward"))
+
+    @classmethod
+    def rounds_of_play(cls, **options: Any) -> int:
+        """Return 0: it learns from given attacks."""
+        return 0
 
     def prepare(self, steps: Sequence[ImitationStep]) -> Sequence[ImitationStep]:
         """Drop attacks that are too unlikely under the baseline."""

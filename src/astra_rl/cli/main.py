@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from astra_rl import distribution
 from astra_rl.cli.commands.calibrate import calibrate
 from astra_rl.cli.commands.compare import compare
 from astra_rl.cli.commands.demo import demo
@@ -43,7 +43,13 @@ from astra_rl.cli.console import (
 )
 from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.cli.options import expand_groups
-from astra_rl.errors import AstraError, BudgetEndedError, BudgetSpentError, InterruptedRunError
+from astra_rl.errors import (
+    AstraError,
+    BudgetEndedError,
+    BudgetSpentError,
+    ConfigurationError,
+    InterruptedRunError,
+)
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume, harden),
@@ -72,7 +78,7 @@ for _panel, _commands in COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"astra-rl {importlib.metadata.version('astra-rl')}", highlight=False)
+        console.print(f"astra-rl {distribution.version()}", highlight=False)
         console.check_written()
         raise typer.Exit
 
@@ -100,6 +106,7 @@ def run() -> None:
     """Run the command line and exit with one of `ExitCode`."""
     escape_unencodable_characters()
     try:
+        _check_docstrings()
         with logs_on(error_console), reporting_activity():
             app()
     except BudgetEndedError as error:
@@ -123,11 +130,29 @@ def run() -> None:
         )
     except KeyboardInterrupt:
         _exit("interrupted", ExitCode.INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            _exit(
+                f"error: cannot use {error.filename}: {error.strerror}. Name another path.",
+                ExitCode.USAGE_ERROR,
+            )
         # Not printed by Python itself: a message may hold a credential or text of a model.
         _exit(
             f"{traceback.format_exc()}This is a defect of astra-rl; please report it.",
             ExitCode.DEFECT,
+        )
+
+
+def _check_docstrings() -> None:
+    """Raise if Python has discarded docstrings: transformers cannot be imported without them.
+
+    Raises:
+        ConfigurationError: Python runs with ``-OO``.
+    """
+    if sys.flags.optimize >= 2:
+        raise ConfigurationError(
+            f"Python runs with -OO (PYTHONOPTIMIZE={sys.flags.optimize}), which discards the "
+            "docstrings that transformers needs. Run it without, or with -O."
         )
 
 

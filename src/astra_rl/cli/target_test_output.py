@@ -46,16 +46,13 @@ def test_and_print(
         AstraError: A file or model is wrong, or the test was interrupted, by a budget too.
     """
     from astra_rl.actions.target_test import run_test
-    from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.resume import check_can_run_in
+    from astra_rl.runs.resume import starting_in
 
-    if output is not None:
-        check_can_run_in(output)
-    folder = new_run_folder("runs", name) if output is None else RunFolder(output)
-    out.path("run folder", folder.path)
-    quiet_libraries()
-    command = shlex.join(["astra-rl", *sys.argv[1:]])
-    found = run_test(plan, folder, command=command, force=force)
+    with starting_in(output, name) as folder:
+        out.path("run folder", folder.path)
+        quiet_libraries()
+        command = shlex.join(["astra-rl", *sys.argv[1:]])
+        found = run_test(plan, folder, command=command, force=force)
     summary = found.evaluation.summary
     if plan.attacker is not None:
         environment = plan.config.environment.type

@@ -36,20 +36,17 @@ def train_and_print(
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.runs.folder import RunFolder, new_run_folder
-    from astra_rl.runs.resume import check_can_run_in
+    from astra_rl.runs.resume import starting_in
     from astra_rl.runs.runner import run_experiment
 
     plan = resolve(config)
     check_training(plan)
-    if output is not None:
-        check_can_run_in(output)
-    folder = new_run_folder("runs", name) if output is None else RunFolder(output)
-    console.print_line(f"run folder: {folder.path}")
-    quiet_libraries()
-    display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-    command = shlex.join(["astra-rl", *sys.argv[1:]])
-    result = run_experiment(plan, folder, display, command=command, force=force)
+    with starting_in(output, name) as folder:
+        console.print_line(f"run folder: {folder.path}")
+        quiet_libraries()
+        display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
+        command = shlex.join(["astra-rl", *sys.argv[1:]])
+        result = run_experiment(plan, folder, display, command=command, force=force)
     _print_result(result, config.seed)
     if result.ended is not None:
         raise result.ended

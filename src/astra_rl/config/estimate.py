@@ -43,11 +43,36 @@ class EstimateRow:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Upper bound of the calls of an evaluation, and what its budget is enough for.
+
+    Attributes:
+        rows: One per endpoint.
+        conversations: Number of conversations.
+        budget: Limits of the calls.
+    """
+
+    rows: Sequence[EstimateRow]
+    conversations: int
+    budget: Budget
+
+    @property
+    def ends(self) -> list[str]:
+        """A sentence for each limit of the budget, see `describe_budget_of_evaluation`."""
+        return describe_budget_of_evaluation(self.budget, self.rows, self.conversations)
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return both together, within one budget."""
+        rows, count = [*self.rows, *other.rows], self.conversations + other.conversations
+        return Estimate(rows, count, self.budget)
+
+
+@dataclass(frozen=True)
 class TrainingSize:
     """How much a training plays and learns, at most.
 
     Attributes:
-        episodes: Conversations, or trees of conversations.
+        episodes: Conversations, or trees of conversations; 0 if all attacks are given.
         attempts: Attacks.
         replies: Responses of the target, including those that a reward samples in addition; in
             self-play those of the defender.
@@ -63,10 +88,11 @@ class TrainingSize:
 def training_size(plan: Plan) -> TrainingSize:
     """Return the size of the training of a plan, from above.
 
-    Conversations that end early, pairs that tie and a replay buffer that is not full make it less.
+    Conversations that end early, pairs that tie, episodes that need no replacement and a replay
+    buffer that is not full make it less.
     """
     training = plan.config.training
-    episodes = training.steps * training.episodes_per_step
+    episodes = training.steps * training.episodes_per_step * plan.rounds
     levels = plan.siblings_by_level()
     attempts = episodes * sum(each.sets * each.size for each in levels if each.role == "attacker")
     exchanges = episodes * sum(plan.turns_by_level())
@@ -78,6 +104,8 @@ def training_size(plan: Plan) -> TrainingSize:
 
 def _examples_per_step(plan: Plan) -> int:
     """Return the most pairs, attacks or groups of attacks that a training step learns from."""
+    if not plan.rounds:  # given attacks
+        return plan.config.training.episodes_per_step
     options = plan.algorithm.settings()
     fresh = 1 - float(options.get("replay_share", 0.0))
     per_episode = 0.0
@@ -280,7 +308,8 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
     if owner == "attacker":
         return 1
     if owner == "target":
-        return 1 + sum(part.replies_per_turn for part in parts)
+        asks = int(plan.environment.factory.calls_target)
+        return asks + sum(part.replies_per_turn for part in parts)
     if owner == "moderator":
         judged = sum(part.judged_per_turn for part in parts if part.moderator is None)
         # The score of each turn is recorded even if the reward does not use it.
@@ -297,9 +326,9 @@ def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Leve
     if training:
         opening, counts = _mean_length(openings.train), plan.turns_by_level()
         for before, count in enumerate(counts):
-            yield _Level("training", before, opening, steps, episodes * count)
-        if plan.judge is not None:
-            most = min(config.evaluation.watch, episodes * sum(counts))
+            yield _Level("training", before, opening, steps * plan.rounds, episodes * count)
+        if plan.judge is not None and plan.rounds:
+            most = min(config.evaluation.watch, plan.rounds * episodes * sum(counts))
             yield _Level("watch", len(counts) - 1, opening, steps, most)
     evaluations = 1 + int(training and config.evaluation.before)
     batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATED_TOGETHER)

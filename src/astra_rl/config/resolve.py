@@ -122,6 +122,11 @@ class Plan:
         """Passes of the algorithm over the batches of a training step."""
         return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
 
+    @property
+    def rounds(self) -> int:
+        """How often the episodes of a training step are played at most."""
+        return int(self.algorithm.factory.rounds_of_play(**self.algorithm.settings()))
+
     def load_deferred(self) -> None:
         """Load the judge, and the moderators and models that rewards use.
 
@@ -288,7 +293,8 @@ def check_training(plan: Plan) -> None:
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
         )
-    turns = plan.config.training.episodes_per_step * sum(plan.turns_by_level())
+    episodes = plan.config.training.episodes_per_step * plan.rounds
+    turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
         raise ConfigurationError(
             f"training.episodes_per_step and environment: a training step would play {turns:.3g} "

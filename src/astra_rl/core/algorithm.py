@@ -150,6 +150,17 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         """
         return ()
 
+    @classmethod
+    def rounds_of_play(cls, **options: Any) -> int:
+        """Return how often the episodes of an experience are played at most, for cost estimates.
+
+        More than 1 if episodes may be replaced, 0 if none is played.
+
+        Args:
+            options: Options of the algorithm, defaults included.
+        """
+        return 1
+
     def experience_metrics(self) -> Metrics:
         """Return metrics of the latest prepared experience."""
         return {}

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, Literal
 
 from astra_rl.core.common import ActionT, StateT
+from astra_rl.infra.visible import html_text
+
+MOST_SHOWN = 200
+"""Most turns of an episode that a notebook shows."""
 
 Role = Literal["attacker", "defender"]
 """Who made a turn; only self-play has turns of a defender."""
@@ -59,6 +64,25 @@ class Graph(Generic[StateT, ActionT]):
 
     context: StateT
     children: Sequence[Node[StateT, ActionT]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        """Return the turns as nested lists, for a notebook."""
+        shown = islice(self._lines(), MOST_SHOWN)
+        count = sum(1 for _ in self.nodes())
+        more = f"<p>{MOST_SHOWN} of {count} turns</p>" if count > MOST_SHOWN else ""
+        return f"<p>{html_text(self.context)}</p>{''.join(shown)}{more}"
+
+    def _lines(self) -> Iterator[str]:
+        """Yield one element per turn, depth first, indented by its depth."""
+        waiting = [(node, 0) for node in reversed(self.children)]
+        while waiting:
+            node, depth = waiting.pop()
+            waiting.extend((child, depth + 1) for child in reversed(node.children))
+            yield (
+                f'<div style="margin-left:{2 * depth}em;border-left:1px solid;padding-left:.5em">'
+                f"<b>{html_text(node.attack)}</b><br>{html_text(node.response)}<br>"
+                f"<small>reward {node.reward:.3g}</small></div>"
+            )
 
     def sibling_groups(self) -> Iterator[Sequence[Node[StateT, ActionT]]]:
         """Yield each non-empty set of siblings, breadth first. Each node is in exactly one."""

@@ -11,8 +11,11 @@ from astra_rl.core.text import GOAL, REQUEST, Conversation
 from astra_rl.datasets.files import Source
 from astra_rl.datasets.rows import SPLITS, Row, Split
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.visible import html_table
 
 PromptRole = Literal["opening", "goal"]
+ROWS_SHOWN = 5
+"""Rows of each split that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,23 @@ class Scenario:
     judge: Mapping[str, Any] | None = None
     threshold: float | None = None
     sources: Sequence[Source] = field(default=())
+
+    def _repr_html_(self) -> str:
+        """Return its properties and the first rows of each split, for a notebook."""
+        shown = ("name", "description", "harm_category", "prompt_role", "brief", "threshold")
+        known = {name: getattr(self, name) for name in shown} | {
+            name: section["type"]
+            for name, section in (("moderator", self.moderator), ("judge", self.judge))
+            if section
+        }
+        properties = [(name, value) for name, value in known.items() if value not in (None, "")]
+        rows = [
+            (f"{split}: {len(rows)} rows" if at == 0 else "", row.prompt, row.category or "")
+            for split, rows in self.rows.items()
+            for at, row in enumerate(rows[:ROWS_SHOWN])
+        ]
+        found = html_table(("scenario", ""), properties)
+        return found + html_table(("split", "prompt", "category"), rows)
 
     def openings(self, split: Split, count: int | None = None) -> list[Conversation]:
         """Return the initial contexts of episodes.

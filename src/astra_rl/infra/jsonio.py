@@ -41,6 +41,10 @@ MAX_DIGITS = 300
 """Most digits of an integer; longer ones are refused as too large for a float."""
 
 
+MAX_DEPTH = 100
+"""Most levels of lists and objects; deeper values are refused, so that recursion over them ends."""
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
@@ -48,7 +52,7 @@ def parse_json(text: str | bytes) -> Any:
     finite where that matters.
 
     Raises:
-        ValueError: It is not JSON, is nested too deeply, or has an integer of more than
+        ValueError: It is not JSON, has more than `MAX_DEPTH` levels, or an integer of more than
             `MAX_DIGITS` digits.
     """
     return _parse(text, float)
@@ -78,9 +82,30 @@ def _parse(
     text: str | bytes, constant: Callable[[str], Any], whole: Callable[[str], Any] | None = None
 ) -> Any:
     try:
-        return json.loads(text, parse_constant=constant, parse_int=whole or _whole)
+        data = json.loads(text, parse_constant=constant, parse_int=whole or _whole)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if _brackets(text) > MAX_DEPTH:
+        _check_depth(data)
+    return data
+
+
+def _brackets(text: str | bytes) -> int:
+    """Return the number of opening brackets: there are no more levels. UTF-16 has them too."""
+    if isinstance(text, str):
+        return text.count("[") + text.count("{")
+    return text.count(b"[") + text.count(b"{")
+
+
+def _check_depth(data: Any) -> None:
+    """Raise if a value has more than `MAX_DEPTH` levels; without recursion."""
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [one for part in parts for one in part if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def _refuse(name: str) -> None:

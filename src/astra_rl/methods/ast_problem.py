@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from astra_rl.core.contracts import check_length, is_missing, mean_of_present
 from astra_rl.core.environment import Environment, Graph, Node
@@ -205,12 +205,14 @@ class ASTEnvironment(Environment[str, str]):
     Attributes:
         curriculum: Draws the prompts of training episodes; None draws them uniformly. Set it before
             the training.
+        calls_target: Whether the responses are those of the problem's target.
 
     Raises:
         ConfigurationError: No prompts, or a width or depth out of range.
     """
 
     curriculum: Curriculum | None = None
+    calls_target: ClassVar[bool] = True
 
     def __init__(
         self,

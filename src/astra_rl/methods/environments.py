@@ -318,6 +318,8 @@ class SelfPlayEnvironment(ASTEnvironment):
             `ASTEnvironment`.
     """
 
+    calls_target = False
+
     def __init__(
         self,
         problem: Problem[str, str],

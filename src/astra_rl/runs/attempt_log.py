@@ -14,9 +14,11 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
@@ -263,6 +265,25 @@ class AttemptLog:
                     with reading_index(self.path):
                         attempt = read_attempt(file, start, size)
                     yield attempt
+
+    def shuffled(self, seed: int, **equal: str) -> Iterator[Attempt]:
+        """Yield complete attempts in random order, so that the first ones are a random sample.
+
+        Args:
+            seed: Determines the order.
+            equal: Filters, see `rows`.
+        """
+        places = [
+            place
+            for batch in self._select("start, size", "sequence", None, 0, equal)
+            for place in batch
+        ]
+        Random(derive_seed(seed, "order of attempts")).shuffle(places)
+        with open(self.path, "rb") as file:
+            for start, size in places:
+                with reading_index(self.path):
+                    attempt = read_attempt(file, start, size)
+                yield attempt
 
     def _select(
         self, columns: str, order: str, limit: int | None, offset: int, equal: dict[str, str]

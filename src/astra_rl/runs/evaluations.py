@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import EffectiveNumber
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
@@ -20,7 +21,7 @@ from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
-from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, planned_attempts
+from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, Recorded, planned_attempts
 from astra_rl.runs.provenance import PROMPTED, PROMPTS
 
 BEFORE = "before training"
@@ -69,6 +70,44 @@ def evaluations_of(folder: RunFolder) -> list[Evaluation]:
         each if each.quality is not None else replace(each, quality=known.get(_rule(each)))
         for each in found
     ]
+
+
+class Side(NamedTuple):
+    """One side of a page that compares two runs.
+
+    Attributes:
+        folder: Folder of the run.
+        phase: Phase of the run.
+        name: Name of the evaluation on the page.
+    """
+
+    folder: RunFolder
+    phase: str
+    name: str
+
+
+def evaluations_side_by_side(sides: Sequence[Side]) -> list[Evaluation]:
+    """Return an evaluation for each side; the attempts have ids that differ between them.
+
+    Raises:
+        ConfigurationError: A folder has no attempts of the phase, or cannot be read.
+    """
+    found: list[Evaluation] = []
+    with contextlib.ExitStack() as logs:
+        earlier: list[AttemptLog] = []
+        for side in sides:
+            recorded = logs.enter_context(Recorded(side.folder, side.phase))
+            first = next(recorded.rows(limit=1), None)
+            log = logs.enter_context(AttemptLog(recorded.path))
+            named = first and _Source(
+                side.folder, recorded.path, first.phase, recorded.phase, side.name
+            )
+            evaluation = named and _evaluation(named, log, earlier)
+            if evaluation is None:
+                raise ConfigurationError(f"{side.folder.path} has no attempts in {side.phase!r}.")
+            earlier.append(log)
+            found.append(evaluation)
+    return found
 
 
 class _Source(NamedTuple):

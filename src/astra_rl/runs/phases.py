@@ -219,6 +219,7 @@ class Recorded:
 
     Attributes:
         phase: Name of the phase.
+        path: Log of its attempts.
         planned: Number of planned attempts; None if it is not known.
         sequential: Whether the phase ended when its result was clear, see `Rate`.
 
@@ -231,7 +232,8 @@ class Recorded:
         logger.info("reading the phase %s of %s", phase, folder.path)
         own = folder.attempts_of(phase)
         later = phase not in IN_THE_RUN and own.is_file()
-        self._log = AttemptLog(own if later else folder.attempts)
+        self.path = own if later else folder.attempts
+        self._log = AttemptLog(self.path)
         self._where: dict[str, Any] = {} if later else {"phase": phase}
         self.phase = phase
         self.planned = planned_attempts(folder).get(phase)
@@ -250,6 +252,10 @@ class Recorded:
     def attempts(self, **options: Any) -> Iterator[Attempt]:
         """Yield the attempts; see `AttemptLog.attempts`."""
         return self._log.attempts(**self._where, **options)
+
+    def shuffled(self, seed: int) -> Iterator[Attempt]:
+        """Yield the attempts in random order; see `AttemptLog.shuffled`."""
+        return self._log.shuffled(seed, **self._where)
 
     def summary(self) -> Summary:
         """Summarise the attempts; planned attempts that were never made count as errors."""

@@ -11,12 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from astra_rl import distribution
 from astra_rl.config.schema import RunConfig
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.runs.folder import MANIFEST_VERSION, TIME_FORMAT, RunFolder
 
-PACKAGES = ("astra-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+_DEPENDENCIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+PACKAGES = {"astra-rl": distribution.NAME} | {name: name for name in _DEPENDENCIES}
+"""The distributions that a result depends on, by the name that a manifest gives them."""
 
 
 PROMPTS = "the prompts"
@@ -90,9 +93,9 @@ def manifest(config: RunConfig, command: str, started: datetime) -> dict[str, An
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for name, package in PACKAGES.items():
         try:
-            found[package] = importlib.metadata.version(package)
+            found[name] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +18,17 @@ import yaml
 from astra_rl.config.loading import parse_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.datasets.yaml_text import parse_yaml
-from astra_rl.errors import ConfigurationError, InterruptedRunError, StorageError
+from astra_rl.errors import (
+    BudgetSpentError,
+    ConfigurationError,
+    EndpointError,
+    InterruptedRunError,
+    StorageError,
+)
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
-from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
 
 _MAY_CHANGE = ("budget", "cache", "harden", "report_to")
@@ -44,6 +51,47 @@ def check_can_run_in(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is not empty; choose a new folder for this run.")
     if is_complete(RunFolder(folder)):
         raise ConfigurationError(f"{folder} holds a completed run; choose a new folder.")
+
+
+@contextlib.contextmanager
+def starting_in(output: str | Path | None, name: str) -> Iterator[RunFolder]:
+    """Yield the folder of a run that is started or resumed; a failed start leaves no folder.
+
+    What was not there before is removed if an error comes up before anything was played or paid
+    for. After an interruption the run can be resumed, so its folder is kept.
+
+    Args:
+        output: The folder; None creates one under ``runs``.
+        name: Name of a new folder.
+
+    Raises:
+        ConfigurationError: The folder has other files, or a complete run.
+    """
+    if output is not None:
+        check_can_run_in(Path(output))
+    parent = Path("runs") if output is None else Path(output).parent
+    had_parent, was_new = parent.exists(), output is None or not Path(output).exists()
+    folder = new_run_folder(parent, name) if output is None else RunFolder(output)
+    try:
+        yield folder
+    except (InterruptedRunError, BudgetSpentError, EndpointError, StorageError):
+        raise
+    except Exception:
+        if was_new and not _has_results(folder):
+            shutil.rmtree(folder.path, ignore_errors=True)
+            if not had_parent:
+                with contextlib.suppress(OSError):  # not empty
+                    parent.rmdir()
+        raise
+
+
+def _has_results(folder: RunFolder) -> bool:
+    """Whether anything was played, trained or paid for."""
+    paths = (folder.attempts, folder.metrics, folder.failures)
+    if folder.states.exists() or any(each.is_file() and each.stat().st_size for each in paths):
+        return True
+    ledger = folder.path / "ledger.json"
+    return ledger.is_file() and bool(read_own(ledger, dict)["total"]["requests"])
 
 
 def is_complete(run: RunFolder) -> bool:

@@ -15,6 +15,9 @@ MAX_DETAIL = 300
 LONGEST_WAIT = 365.0 * 24 * 60 * 60
 """Most seconds that an endpoint can ask to wait."""
 
+NO_CONNECTION = "no connection"
+"""Reason of a call for which no connection could be opened; the detail says why."""
+
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED
 _PERMANENT = frozenset({401, 402, 404})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_reply_json
-from astra_rl.targets.call_errors import CallError
+from astra_rl.targets.call_errors import NO_CONNECTION, CallError
 from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
 
 
@@ -86,12 +89,31 @@ class WebClients:
             if isinstance(cause, self.httpx.TimeoutException):
                 return CallError("timed out", retryable=True, overload=True)
             if isinstance(cause, self.httpx.TransportError):
-                kind = type(cause).__name__
-                return CallError("no connection", kind, retryable=True)
+                return CallError(NO_CONNECTION, _why_no_connection(cause), retryable=True)
             if isinstance(cause, self.httpx.HTTPError | ValueError):
                 return CallError("unparsable reply", type(cause).__name__, retryable=True)
             cause = cause.__cause__
         return CallError(f"client error {type(error).__name__}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it, each once."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _why_no_connection(error: BaseException) -> str:
+    """Return the kind of a failure, and what the system says about it, without addresses."""
+    kind = type(error).__name__
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"{kind}: {cause.verify_message}"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            known = cause.errno > 0 and not isinstance(cause, socket.gaierror | ssl.SSLError)
+            return f"{kind}: {os.strerror(cause.errno) if known else cause.strerror}"
+    return kind
 
 
 def too_long(most: int) -> CallError:

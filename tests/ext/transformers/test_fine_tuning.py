@@ -160,5 +160,5 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 def test_without_trl_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'astra-rl\[harden\]'"):
+    with pytest.raises(MissingDependencyError, match=r"extra 'harden'.*pip install '"):
         tune()

@@ -27,6 +27,10 @@ def compare(
         Path | None,
         typer.Option("--output", "-o", help="File. Default: a file in RUN_A/comparisons."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a page with both runs side by side."),
+    ] = None,
 ) -> None:
     """Compare two runs by a paired test on the prompts that both played.
 
@@ -50,6 +54,11 @@ def compare(
     path = output or found.default_path
     write_json(found.as_dict(), path)
     out.path("comparison", path)
+    if html is not None:
+        from astra_rl.actions.comparison_page import write_comparison_page
+
+        write_comparison_page(found, run_a, run_b, html, phase=phase, phase_b=phase_b)
+        out.path("page", html)
     out.data(found.as_dict())
     out.gate(found.pairs)
 

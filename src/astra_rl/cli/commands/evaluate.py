@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +18,7 @@ from astra_rl.cli.training_output import print_evaluations
 
 if TYPE_CHECKING:
     from astra_rl.actions.evaluate import Evaluated
-    from astra_rl.config.estimate import EstimateRow
+    from astra_rl.config.estimate import Estimate
 
 
 def evaluate(
@@ -103,10 +105,11 @@ def evaluate(
     out.gate(*(each.summary for each in found))
 
 
-def _print_estimates(estimates: Mapping[str, Sequence[EstimateRow]]) -> None:
-    for target, rows in estimates.items():
+def _print_estimates(estimates: Mapping[str, Estimate]) -> None:
+    whole = reduce(add, estimates.values())  # all targets share one budget
+    for index, (target, each) in enumerate(estimates.items(), start=1):
         console.print(f"target: {target}", highlight=False, markup=False)
-        print_estimate(rows, console)
+        print_estimate(each.rows, console, whole.ends if index == len(estimates) else ())
 
 
 def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:

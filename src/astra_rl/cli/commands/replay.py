@@ -49,7 +49,8 @@ def replay(
         "overrides": options.overrides(),
     }
     if dry_run:
-        print_estimate(estimate_replay(run, **what), console)
+        expected = estimate_replay(run, **what)
+        print_estimate(expected.rows, console, expected.ends)
         return
     found = replay_run(run, **what)
     if found.conversation is not None:

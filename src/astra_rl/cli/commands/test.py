@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,13 @@ def test(
         typer.Option(help="Attacks for few-shot, written by export --format attacks."),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Column with the prompts. Default: 'prompt'.")
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Column with the prompts, or FIELD=COLUMN for another field, such as "
+                "category=topic. Repeatable. Default: columns named as the fields."
+            )
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="Score from which a reply is a failure of the target.")
@@ -103,7 +110,7 @@ def test(
         attacker_model=attacker_model,
         attacks=attacks,
         examples=examples,
-        column=column,
+        column=_columns(column or ()),
         threshold=threshold,
         trials=trials,
         budget=budget.limits(),
@@ -114,3 +121,11 @@ def test(
         print_test_estimate(plan)
         return
     test_and_print(plan, output, out)
+
+
+def _columns(given: Sequence[str]) -> dict[str, str]:
+    """Return the columns by field: ``FIELD=COLUMN``, or the column of the prompts."""
+    return {
+        field if equals else "prompt": column if equals else field
+        for field, equals, column in (each.partition("=") for each in given)
+    }

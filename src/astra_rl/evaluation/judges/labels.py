@@ -13,7 +13,7 @@ from typing import Any
 
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.infra.csv_separators import SEPARATORS, separator_of
+from astra_rl.infra.csv_separators import separator_of
 from astra_rl.infra.jsonio import parse_json
 
 TEXT_COLUMNS = ("text", "response", "assistant_response", "reply")
@@ -167,14 +167,11 @@ def _csv_rows(content: str, errors: list[str]) -> Iterator[tuple[int, dict[str, 
         skipped += 1
     limit = csv.field_size_limit(MAX_FIELD_CHARS)
     try:
-        reader = csv.reader(io.StringIO("".join(lines[skipped:]), newline=""), strict=True)
+        text = "".join(lines[skipped:])
+        names = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+        separator = separator_of(names) or ","
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         header = next(reader, [])
-        if separator := separator_of(header):
-            errors.append(
-                f"line {skipped + 1}: the columns are separated by {SEPARATORS[separator]}; save "
-                "the file with commas"
-            )
-            return
         at = reader.line_num
         for values in reader:
             line, at = skipped + at + 1, reader.line_num

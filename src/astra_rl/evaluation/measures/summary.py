@@ -20,6 +20,7 @@ from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison, PromptTrials, compare_trials, holm
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
+from astra_rl.infra.visible import html_table
 
 AT_K = (1, 2, 5, 10, 25, 50, 100)
 """Values of k for which ASR@k is shown."""
@@ -52,6 +53,18 @@ class Summary:
     queries: QueriesToSuccess
     prompts: int
     turns: Mapping[int, int]
+
+    def _repr_html_(self) -> str:
+        """Return the rate with its interval, the outcomes and the other numbers, for a notebook."""
+        outcomes = ", ".join(
+            f"{count} {each.value}" for each, count in self.outcomes.items() if count
+        )
+        rows: list[tuple[str, object]] = [
+            ("attack success rate", self.asr.text),
+            ("outcomes", outcomes),
+        ]
+        rows += [("planned", self.planned), ("prompts", self.prompts)]
+        return html_table(("", ""), [*rows, *(("", line) for line in self.lines)])
 
     def at_k(self, k: int, confidence: float = 0.95) -> RateAtK:
         """ASR@k: share of prompts at which at least one of `k` attempts succeeds."""
@@ -110,7 +123,7 @@ class Summary:
 def summarise(
     rows: Iterable[AttemptRow], *, planned: int | None = None, sequential: bool = False
 ) -> Summary:
-    """Summarise attempts of one attacker at one target, scored by one judge.
+    """Summarise attempts of one attacker at one target in one phase, scored by one judge.
 
     Args:
         rows: The attempts, in any order. Of several with the same id the last one counts.
@@ -119,9 +132,16 @@ def summarise(
         sequential: Whether the evaluation ended when its result was clear, see `Rate`.
 
     Raises:
-        ConfigurationError: There are more attempts than were planned.
+        ConfigurationError: There are more attempts than were planned, or they are of several
+            phases: a rate over both the training and its evaluation means nothing.
     """
     unique = {row.id: row for row in rows}.values()
+    phases = sorted({row.phase for row in unique})
+    if len(phases) > 1:
+        raise ConfigurationError(
+            f"attempts of the phases {', '.join(phases)} given; a summary is of one phase. Select "
+            "them: [row for row in rows if row.phase == 'after']."
+        )
     ordered = sorted(unique, key=lambda row: (row.prompt_id, row.trial))
     return summarise_prompts(by_prompt(ordered), planned=planned, sequential=sequential)
 

@@ -7,9 +7,10 @@ do the same and then escape the syntax of their format.
 | format | function |
 | --- | --- |
 | terminal | `terminal_text`; callers that print with rich escape its markup as well |
-| HTML | `visible_text`, and the template engine escapes markup |
+| HTML | `visible_text`, and the template engine escapes markup; `html_text` without one |
 | Markdown | `markdown_text` |
 | CSV | `csv_cell` |
+| LaTeX | `latex_text` |
 | XML | `xml_text`, and the XML writer escapes markup |
 | SARIF messages | `sarif_text` |
 | JSON | `astra_rl.infra.jsonio.json_line`, which preserves every character |
@@ -20,28 +21,7 @@ from __future__ import annotations
 import html
 import re
 
-_HIDDEN = re.compile(
-    "["
-    "\x00-\x08\x0b-\x1f"  # C0 controls but tab and newline
-    "\x7f-\x9f"  # delete, C1 controls
-    "\xad\u061c\u180e\u200b\u200e\u200f"  # soft hyphen, direction marks, zero-width space
-    "\u2028\u2029"  # separators that some programs treat as line ends
-    "\u202a-\u202e\u2066-\u2069"  # bidirectional embeddings, overrides and isolates
-    "\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # invisible operators and annotations
-    "\ud800-\udfff"  # lone surrogates, which no UTF-8 file can hold
-    "\U000e0000-\U000e0fff"  # tags: text that is invisible to people but not to models
-    "]"
-)
-# U+200C and U+200D are kept: several scripts and many emoji need them.
-
-
-def visible_text(text: str) -> str:
-    r"""Replace invisible characters by visible symbols.
-
-    C0 controls become control pictures, such as U+2400 for NUL; others become escapes such as
-    ``\u{202e}``. Newlines and tabs are kept.
-    """
-    return _HIDDEN.sub(lambda match: _symbol(match.group()), text)
+from astra_rl.infra.visible import html_text, visible_text
 
 
 def terminal_text(text: str) -> str:
@@ -117,8 +97,15 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}\u2026 (+{len(text) - most} characters)"
 
 
-def _symbol(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"\\u{{{code:x}}}"
+__all__ = [
+    "csv_cell",
+    "framed_page",
+    "html_text",
+    "latex_text",
+    "markdown_text",
+    "sarif_text",
+    "shorten",
+    "terminal_text",
+    "visible_text",
+    "xml_text",
+]

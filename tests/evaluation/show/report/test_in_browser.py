@@ -515,6 +515,25 @@ def test_a_conversation_is_read_beside_that_of_another_evaluation(reader, path):
     assert page.locator("text=Beside").count() == 0
 
 
+def test_pairs_whose_outcomes_differ_are_listed(reader, path):
+    before, after = (
+        {each.prompt_id: each.outcome == "success" for each in evaluation_.attempts}
+        for evaluation_ in DATA.evaluations
+    )
+    wanted = sum(before[prompt] is False and after[prompt] for prompt in before.keys() & after)
+    assert wanted
+    page = reader.open(path)
+    page.click(".square .new a")
+    page.wait_for_selector(".row")
+    reader.settled()
+    assert page.inner_text("#tally").startswith(f"{wanted} of ")
+    page.keyboard.press("j")
+    page.wait_for_selector(".pair")
+    page.select_option("#filter-differs", "")
+    reader.settled()
+    assert page.inner_text("#tally").startswith(f"{len(FAILING)} of ")
+
+
 def saved(page, button):
     with page.expect_download() as waiting:
         page.click(button)

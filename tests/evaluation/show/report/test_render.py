@@ -241,7 +241,7 @@ def test_two_evaluations_of_the_same_prompts_are_compared_in_pairs():
     before = evaluation("before training", "before", wins=1)
     after = evaluation(wins=6, losses=2)
     text = prose(ReportData(title="t", evaluations=[before, after]))
-    assert "The attack success rate after training is 83 points higher than before training" in text
+    assert "Attack success rate: after training 83 points higher than before training" in text
     assert "p = 0.062, exact" in text
     assert "success before training 1 0 no success before training 5 0" in text
     assert "6 pairs on 6 prompts" in text

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from astra_rl import distribution
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.escaping import sarif_text, shorten, visible_text
@@ -47,7 +47,7 @@ def write_sarif(
                 "tool": {
                     "driver": {
                         "name": "astra-rl",
-                        "version": importlib.metadata.version("astra-rl"),
+                        "version": distribution.version(),
                         "rules": [_rule(rule) for rule in rules],
                     }
                 },

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import EffectiveNumber
-from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.measures.summary import CategoryComparison, Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.show.report.numbers import Numbers
@@ -220,6 +220,7 @@ class ReportData:
         finished: Whether the run has finished as planned.
         transfer: One mapping per attacker and target, see `TransferMatrix.as_dict`.
         comparisons: Comparisons with other runs, see `Comparison.as_dict` of `actions.compare`.
+        by_category: Comparison of the first two evaluations by category.
         probability: Estimated probability of failure in ordinary use; None if not estimated.
         rare: The same by splitting, see `RareProbability`; None if not estimated.
         reproduction: See `Reproduction`.
@@ -235,6 +236,7 @@ class ReportData:
     finished: bool = True
     transfer: Sequence[Mapping[str, Any]] = ()
     comparisons: Sequence[Mapping[str, Any]] = ()
+    by_category: Mapping[str, CategoryComparison] = field(default_factory=dict)
     probability: Probability | NoProbability | None = None
     rare: RareProbability | None = None
     reproduction: Reproduction = Reproduction()

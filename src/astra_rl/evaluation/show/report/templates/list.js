@@ -2,6 +2,7 @@
 
 const ROW_HEIGHT = 58;
 const FIELDS = ["phase", "outcome", "kind", "category", "step"];
+const SELECTS = [...FIELDS, "differs"];
 const missingLast = (value, sign) => (value === null ? Infinity : sign * value);
 // A map, not an object: its keys come from the address, and an object also has "constructor".
 const ORDERS = new Map(Object.entries({
@@ -34,8 +35,10 @@ function openList() {
   fillSelect($("filter-kind"), "kind", numbers("kind").map((value) => [value, `kind ${value}`]));
   fillSelect($("filter-category"), "category", values("category").sort().map((value) => [value, value]));
   fillSelect($("filter-step"), "step", numbers("step").map((value) => [value, value]));
+  fillSelect($("filter-differs"), "differs", [["yes", "outcomes differ"]]);
+  $("filter-differs").closest("label").hidden = !store.rows.some((row) => differs(row));
   $("sort").replaceChildren(...[...ORDERS].map(([value, [label]]) => make("option", { value }, label)));
-  for (const name of FIELDS) $(`filter-${name}`).addEventListener("change", readFilters);
+  for (const name of SELECTS) $(`filter-${name}`).addEventListener("change", readFilters);
   $("sort").addEventListener("change", readFilters);
   let waiting;
   $("search").addEventListener("input", () => {
@@ -52,7 +55,7 @@ function openList() {
 // The fields set the address; the address (see app.js) sets the list.
 function readFilters() {
   const state = { q: $("search").value, sort: $("sort").value, beside: list.state.beside };
-  for (const name of FIELDS) state[name] = $(`filter-${name}`).value;
+  for (const name of SELECTS) state[name] = $(`filter-${name}`).value;
   go(list.chosen, state);
 }
 
@@ -62,17 +65,17 @@ async function applyState(state) {
   if (!ORDERS.has(list.state.sort)) list.state.sort = "likely";
   if ($("search").value !== list.state.q) $("search").value = list.state.q;
   $("sort").value = list.state.sort;
-  for (const name of FIELDS) $(`filter-${name}`).value = list.state[name] || "";
+  for (const name of SELECTS) $(`filter-${name}`).value = list.state[name] || "";
   const words = list.state.q.trim().toLowerCase();
   let texts = null;
   if (words) {
     texts = await openTexts((done, all) => { if (run === list.run && !store.texts) $("tally").textContent = `Reading ${done} of ${all} ...`; });
     if (run !== list.run) return; // the filters changed meanwhile
   }
-  const fits = (row) => FIELDS.every((name) => !list.state[name] || String(row[name]) === list.state[name]) && (!texts || texts.get(row.id).includes(words));
+  const fits = (row) => FIELDS.every((name) => !list.state[name] || String(row[name]) === list.state[name]) && (list.state.differs !== "yes" || differs(row, list.state.beside)) && (!texts || texts.get(row.id).includes(words));
   const key = ORDERS.get(list.state.sort)[1];
   list.shown = store.rows.filter(fits).map((row) => ({ row, key: key(row) })).sort(compareKeys).map(({ row }) => row);
-  const filtered = words || FIELDS.some((name) => list.state[name]);
+  const filtered = words || SELECTS.some((name) => list.state[name]);
   $("tally").textContent = filtered ? `${list.shown.length} of ${count(store.rows.length, "conversation", "conversations")}` : count(store.rows.length, "conversation", "conversations");
   $("clear").hidden = !filtered;
   $("list").querySelector(".runway").style.height = `${list.shown.length * ROW_HEIGHT}px`;

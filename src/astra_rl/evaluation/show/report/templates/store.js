@@ -31,6 +31,14 @@ function partnersOf(row) {
   return row.step === null ? store.partners.get(pairOf(row)).filter((each) => each.phase !== row.phase) : [];
 }
 
+// Whether the attack succeeded; null if that is not known.
+const wonOf = (row) => (row.outcome === "success" ? true : ["error", "unscored"].includes(row.outcome) ? null : false);
+
+// Whether the outcome differs from that of a partner: of the one in the phase `beside`, or of any.
+function differs(row, beside) {
+  return partnersOf(row).some((each) => (!beside || each.phase === beside) && wonOf(row) !== null && wonOf(each) === !wonOf(row));
+}
+
 function chunkOf(episode) {
   let low = 0, high = store.starts.length - 1;
   while (low < high) {

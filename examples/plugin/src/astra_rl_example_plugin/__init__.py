@@ -1,0 +1,1 @@
+"""Parts for astra-rl that `pyproject.toml` declares as entry points."""

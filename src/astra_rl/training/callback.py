@@ -147,9 +147,9 @@ def check_counts(saved: Sequence[str], callbacks: Sequence[TrainerCallback]) -> 
     for name in then.keys() & now.keys():
         if then[name] != now[name]:
             raise TrainingError(
-                f"the saved state has {then[name]} callbacks {name} and this trainer {now[name]}, "
-                "so it is not clear whose state is whose. Give the same callbacks in the same order, "
-                "or a state_key to each."
+                f"the saved state has {then[name]} callbacks {name} and this trainer has "
+                f"{now[name]}, so it is not clear whose state is whose. Give the same callbacks in "
+                "the same order, or a state_key to each."
             )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -23,6 +23,7 @@ from astra_rl.errors import (
     InterruptedRunError,
 )
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -407,6 +408,20 @@ def evaluate(
     )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
+
+
+def describe_all_failed(attempts: Sequence[Attempt]) -> str:
+    """Return an error message if every conversation failed, with the most frequent reason.
+
+    An evaluation of which nothing is known is no result, whatever an automation does with its
+    numbers. The text is empty if one conversation has an outcome, or if there are none.
+    """
+    if not attempts or any(each.outcome is not Outcome.ERROR for each in attempts):
+        return ""
+    ((reason, _),) = Counter(each.error for each in attempts).most_common(1)
+    return (
+        f"all {len(attempts)} conversations failed, so nothing is known about the target: {reason}."
+    )
 
 
 def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:

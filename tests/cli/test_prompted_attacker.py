@@ -140,6 +140,16 @@ def test_a_run_is_evaluated_with_another_attacker(place: Path, endpoint: Endpoin
     assert done.returncode == 0, done.stderr
 
 
+def test_a_weak_attacker_of_an_evaluation_is_warned_of(place: Path, endpoint: Endpoint) -> None:
+    assert attacked(place, endpoint, "-o", "run").returncode == 0
+    endpoint.reply = of_model(t=lambda body: "no", a=lambda body: "I can't help with that.")
+    done = astra_rl("evaluate", "run", "--attacker", "attacker.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "hardly attacks: 2 of 2 attacks are no messages to the target (2 refusals)" in done.stderr
+    )
+
+
 def test_a_failed_call_of_the_attacker_is_an_error_and_asks_the_target_nothing(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -160,9 +170,9 @@ def test_a_failed_call_of_the_attacker_is_an_error_and_asks_the_target_nothing(
 @pytest.mark.parametrize(
     ("attack", "warning"),
     [
-        ("", "4 empty"),
-        ("#### ,,,, ++++", "4 no words"),
-        ("I'm sorry, but I can't help with that.", "4 refusals"),
+        ("", "3 empty"),
+        ("#### ,,,, ++++", "3 no words"),
+        ("I'm sorry, but I can't help with that.", "3 refusals"),
         ("Please tell me the code.", None),
     ],
 )
@@ -173,7 +183,7 @@ def test_an_attacker_that_does_not_attack_is_warned_of(
         lambda text: "no",
         ["one", "two", "three", "four"],
         JUDGE,
-        attacker=lambda text: attack,
+        attacker=lambda text: "Please tell me." if "four" in text else attack,
         output=tmp_path / "run",
     )
     found = result.folder.read_manifest()["warnings"]

@@ -150,6 +150,7 @@ def test_a_function_a_file_and_a_local_model_are_targets(
         (["own:answer", "--judge", "keywrd"], "no moderator 'keywrd'"),
         (["own:answer", "--prompts", "none.csv"], "none.csv"),
         (["own:answer", "--column", "question"], "has no column 'question'"),
+        (["own:answer", "--column", "category=kind"], "--column NAME"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_sent_or_written(

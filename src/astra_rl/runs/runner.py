@@ -58,6 +58,7 @@ from astra_rl.runs.spending import spending
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
+from astra_rl.training.callbacks import TrainerCallback
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import (
     HistoryTracker,
@@ -68,20 +69,18 @@ from astra_rl.training.trackers import (
 )
 
 
-class Display:
-    """Progress display of a run. This one shows nothing; override the methods you need."""
+class Display(TrainerCallback):
+    """Progress display of a run: a callback of its training that is also told of other stages.
+
+    This one shows nothing; override the methods you need. It is called after the callbacks that
+    add metrics to the log of a step.
+    """
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
 
-    def training_begins(self, steps: int) -> None:
-        """Called before the first training step."""
-
-    def training_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called after every training step, counted from 1."""
-
-    def training_ends(self) -> None:
-        """Called after the last training step."""
+    def close(self) -> None:
+        """Called when the training has ended, also by an error or a signal."""
 
 
 @contextlib.contextmanager
@@ -115,14 +114,6 @@ class Result:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     ended: BudgetEndedError | None = None
-
-
-class _DisplayTracker(Tracker):
-    def __init__(self, display: Display) -> None:
-        self.display = display
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.display.training_step(step, metrics)
 
 
 def run_experiment(
@@ -248,11 +239,10 @@ def _do_run(
         [
             JSONLTracker(folder.metrics),
             history,
-            _DisplayTracker(display),
             *_reported(config, folder, started, resumes=saved is not None),
         ]
     )
-    training = build_trainer(experiment, config, folder, trackers, log)
+    training = build_trainer(experiment, config, folder, trackers, log, display)
     if saved is not None:
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
         training.trainer.load_state_dict(saved[1])
@@ -343,13 +333,12 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
         interrupted = trainer.should_stop = True
 
     with interruptible(interrupt):
-        display.training_begins(trainer.config.training_steps)
         try:
             trainer.train()
         except BudgetSpentError as error:
             training.budget.spent = error
         finally:  # a progress bar left open would garble the error
-            display.training_ends()
+            display.close()
     if interrupted:
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "

@@ -6,7 +6,8 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDIT := $(VENV)-audit/bin/pip-audit
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+# With bytecode: without it every process that a test starts would compile the library again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 .PHONY: demo test test-all quick browser lint bounds bench docs dist setup lock audit clean
 .DELETE_ON_ERROR:
@@ -50,7 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
 docs: $(READY)
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(PYTEST) tests/test_docs.py tests/test_docs_commands.py tests/test_docs_names.py
 
 setup: $(READY)
 

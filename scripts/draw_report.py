@@ -47,7 +47,7 @@ def draw_all(browser: Browser, address: str, scheme: str) -> None:
         show(page, view)
         take(page, f"report_{view}_{scheme}")
     show(page, "failures")
-    page.locator(".gallery").evaluate("each => scrollTo(0, each.offsetTop - 150)")
+    page.locator(".gallery").evaluate("each => scrollTo(0, each.offsetTop - 210)")
     take(page, f"report_kinds_{scheme}")
     show(page, ROLLOUT)
     page.locator(".row").nth(5).click()

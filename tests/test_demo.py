@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.bundled
 def test_the_demo_trains_a_real_attacker_against_a_real_model_offline(tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -35,6 +35,8 @@ PAGES = (
     "targets",
     "test",
 )
+LONG = ("evidence", "harden")
+"""Pages whose commands take longest; `make docs` and CI run them."""
 SERVER = "http://127.0.0.1:8000/v1"
 """The endpoint of the pages; another port stands in for it."""
 WORKFLOW = re.compile(r"^```yml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -112,7 +114,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.exhaustive if page in LONG else ()) for page in PAGES],
+)
 def test_the_commands_of_a_page_run_in_their_order(
     page: str,
     workplace: Path,

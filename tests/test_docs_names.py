@@ -24,7 +24,7 @@ import pytest
 import typer
 import yaml
 
-from astra_rl.cli.main import app
+from astra_rl.cli.main import COMMANDS, app
 from astra_rl.config.schema import RunConfig
 from astra_rl.config.sections import keys_of, section_class
 
@@ -396,3 +396,11 @@ def test_a_name_that_does_not_exist_is_noticed(span: str) -> None:
 )
 def test_a_name_that_exists_is_accepted(span: str) -> None:
     assert problem_of_span(span) is None
+
+
+def test_the_changelog_counts_what_there_is() -> None:
+    """The list of commands is whole."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    listed = text[text.index("- Commands `test`") :].partition("`--json`")[0]
+    commands = {each.__name__ for group in COMMANDS.values() for each in group}
+    assert set(re.findall(r"`(\w+)`", listed)) == commands

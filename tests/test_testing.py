@@ -496,6 +496,7 @@ def test_a_tiny_model_is_the_same_each_time_and_leaves_the_generator_alone(famil
     assert tiny_model(family, chat=True).tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_an_untrained_attacker_scores_little_in_the_letter_game_and_an_algorithm_learns_it():
     curve = learn(GRPO, steps=30)
     assert len(curve.rewards) == len(curve.losses) == 30

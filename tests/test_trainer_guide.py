@@ -97,6 +97,7 @@ def test_6_1_the_base_trainer_trains_and_the_attacker_can_be_saved(names):
     assert_opens(Path("final_ckpt"), names["problem"])
 
 
+@pytest.mark.slow
 def test_6_2_the_trainer_for_transformers_evaluates_and_saves(names, monkeypatch):
     @dataclasses.dataclass(kw_only=True)
     class Shorter(hf_ast_problem.HFASTConfiguration):

@@ -206,6 +206,8 @@ def test_a_target_without_failures_is_not_trained(workplace: Path, tmp_path: Pat
     ("override", "message"),
     [
         ("target={type: openai, options: {model: m}}", "is remote, so its weights cannot be"),
+        ("target.opponents=[{model: other}]", "target.opponents: given"),
+        ("harden.opponents=all", "harden.opponents"),
         ("harden.safe_replies=['Of course!']", "is not recognized as a refusal"),
         ("harden.benign=no_such_scenario", "no_such_scenario"),
         ("harden.fine_tuning.epochs=0", r"harden\.fine_tuning\.epochs"),

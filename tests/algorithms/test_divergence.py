@@ -195,6 +195,7 @@ class Enumerated(ToyProblem):
         return self.texts.logprobs(self.table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 4])
 def test_rloo_with_kl_in_loss_ends_at_the_reference_reweighted_by_the_reward(length):
     """The expected gradient: each text has the weight of its probability under the policy."""

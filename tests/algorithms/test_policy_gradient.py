@@ -298,6 +298,7 @@ def test_a_batch_weighs_what_its_loss_is_a_mean_over(step_like):
         assert algorithm.weight(algorithm.collate_fn(steps)) == weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize(
     "options",

@@ -264,6 +264,7 @@ class Playable(TableProblem):
         return str(context) + attack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rloo", "reinforce", "grpo"])
 def test_a_first_turn_that_pays_is_learned_though_the_second_loses(name):
     """The first "a" earns 1, the second -0.6: 0.4 p(a) is expected, at most 0.4.

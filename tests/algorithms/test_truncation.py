@@ -140,6 +140,7 @@ def mean_ascent(name, trees, game, logits, **options):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize(
     ("name", "options", "objective"),
@@ -198,6 +199,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_planting_is_learned_though_only_some_turns_are_continued(environment, name):

@@ -114,6 +114,7 @@ def test_a_stream_that_cannot_be_written_ends_nothing(error: OSError) -> None:
     assert failing.quiet
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
 @pytest.mark.parametrize(
     "work",

@@ -75,6 +75,7 @@ def check_files(folder: Path) -> None:
         assert found == [], path
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_holds_a_credential(leaky: Path, run: Done) -> None:
     check_files(leaky / "leaky")
     folder = leaky / "leaky"
@@ -99,6 +100,7 @@ def test_what_is_done_with_the_run_asks_for_the_credentials_again(leaky: Path, r
     check_files(leaky / "leaky")
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_with_its_credentials(leaky: Path, run: Done) -> None:
     manifest = leaky / "leaky" / "manifest.json"
     record = json.loads(manifest.read_text())

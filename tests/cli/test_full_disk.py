@@ -51,7 +51,7 @@ def run_on_full_disk(tmp_path: Path, *options: str) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("mounts")
 def test_a_full_disk_is_one_error_loses_nothing_and_the_same_command_goes_on_to_the_bit(
     tmp_path: Path,

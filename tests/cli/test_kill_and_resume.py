@@ -17,9 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-# Killed early, in the middle and late, and at calls that change the disk. test_resume.py kills PPO
-# and a balance algorithm as well, from outside.
-SOME = ["policy gradient", "constraints", "preference"]
+# Killed early and late, and at calls that change the disk. test_resume.py kills PPO and a balance
+# algorithm as well, from outside.
+SOME = ["policy gradient", "constraints"]
 
 
 @pytest.mark.slow

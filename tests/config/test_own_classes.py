@@ -118,6 +118,7 @@ OWN: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_classes_of_ones_own_train_resume_and_report_from_yaml(folder: Path) -> None:
     run = RunFolder(folder / "run")
     result = run_experiment(resolve.resolve(configured(folder, **OWN)), run)
@@ -161,6 +162,7 @@ def test_calls_of_ones_own_environment_are_estimated_without_constructing_it(fol
     assert row.requests == 2 * 2 * (3 + 9) + 2  # two steps of two trees, and one evaluation
 
 
+@pytest.mark.slow
 def test_a_run_resolves_and_constructs_each_object_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

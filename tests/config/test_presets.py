@@ -89,6 +89,7 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)])
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)

@@ -130,6 +130,7 @@ def test_there_is_a_test_of_every_type():
     assert set(SHAPES) == set(ENVIRONMENTS)
 
 
+@pytest.mark.slow
 def test_seeds_fix_episodes_rewards_and_all_and_no_batch_matters(made):
     check_environment(made)
     together = made.rollouts(range(6))

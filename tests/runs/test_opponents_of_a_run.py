@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from astra_rl.config.loading import parse_config
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
+from astra_rl.core.common import Metrics
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import InterruptedRunError
 from astra_rl.models.adapters import save_model
@@ -23,6 +23,7 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import Display, run_experiment
 from astra_rl.testing import tiny_model
+from astra_rl.training.callbacks import AnyTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,7 @@ class StopsAt(Display):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def training_step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         if step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 

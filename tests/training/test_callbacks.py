@@ -35,6 +35,7 @@ from astra_rl.training.callbacks import (
     cosine,
     linear,
 )
+from astra_rl.training.callbacks.progress import Pace
 from astra_rl.training.states import load_state, save_state, states
 from astra_rl.training.trackers import HistoryTracker
 
@@ -322,15 +323,63 @@ def test_states_are_saved_every_n_steps_and_at_the_end_and_resume_exactly(tmp_pa
 
 
 def test_states_of_callbacks_are_found_by_class_whatever_their_order(caplog):
-    first, second = AttackMetrics(window=2), AttackMetrics(window=3)
-    trainer = trainer_of(first, second)
+    first = AttackMetrics(window=2)
+    trainer = trainer_of(first, TimeLimit(None))
     trainer.train()
     state = trainer.state_dict()
-    assert list(state["callbacks"]) == ["AttackMetrics", "AttackMetrics.2"]
+    assert list(state["callbacks"]) == ["AttackMetrics", "TimeLimit"]
     again = trainer_of(Events(), AttackMetrics(window=2))
     again.load_state_dict(state)
     assert list(again.callbacks[1].recent) == list(first.recent)
-    assert "AttackMetrics.2 is ignored" in caplog.text
+    assert "TimeLimit is ignored" in caplog.text
+
+
+class Named(AttackMetrics):
+    def __init__(self, key, window):
+        super().__init__(window=window)
+        self.state_key = key
+
+
+def test_another_number_of_callbacks_of_a_class_is_refused_unless_they_have_keys():
+    pair = [AttackMetrics(window=2), AttackMetrics(window=3)]
+    trainer = trainer_of(*pair)
+    trainer.train()
+    state = trainer.state_dict()
+    assert list(state["callbacks"]) == ["AttackMetrics", "AttackMetrics.2"]
+    same = trainer_of(AttackMetrics(window=2), AttackMetrics(window=3))
+    same.load_state_dict(state)
+    assert [list(each.recent) for each in same.callbacks] == [list(each.recent) for each in pair]
+    for count in (1, 3):
+        other = trainer_of(*(AttackMetrics(window=2) for _ in range(count)))
+        with pytest.raises(
+            TrainingError, match=f"2 callbacks AttackMetrics and this trainer has {count}"
+        ):
+            other.load_state_dict(state)
+    keyed = trainer_of(Named("short", 2), Named("long", 3))
+    keyed.train()
+    swapped = trainer_of(Named("long", 3), Named("short", 2))
+    swapped.load_state_dict(keyed.state_dict())
+    assert list(swapped.callbacks[0].recent) == list(keyed.callbacks[1].recent)
+    assert len(swapped.callbacks[0].recent) == 3
+
+
+def test_a_training_that_makes_no_step_says_so(caplog):
+    trainer = trainer_of(steps=2)
+    trainer.should_stop = True
+    trainer.train()
+    assert "should_stop is set, so no training step is made; 0 of 2" in caplog.text
+    trainer.should_stop = False
+    trainer.train()
+    assert trainer.completed_steps == 2
+    with caplog.at_level("INFO", logger="astra_rl"):
+        trainer.train()
+    assert "all 2 training steps are completed" in caplog.text
+
+
+def test_the_time_left_counts_the_steps_since_a_resume():
+    pace = Pace(40)
+    pace.started -= 3000  # seconds of three steps
+    assert pace.seconds_left(43, 53) == pytest.approx(10_000, rel=0.1)
 
 
 def test_checkpoints_of_a_plain_trainer(tmp_path):

@@ -78,6 +78,7 @@ def trained(name, share=None, *, backward=False):
     return trainer, short
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backward"),
     [
@@ -103,6 +104,7 @@ def test_an_update_that_runs_out_of_memory_goes_on_in_halves_to_the_same_weights
     assert math.isclose(halved.logs["loss"], whole.logs["loss"], rel_tol=1e-3, abs_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_that_does_not_fit_ends_the_training_with_a_named_error():
     with pytest.raises(OutOfMemoryError, match="out of memory in an update"):
         trained("grpo", share=0)

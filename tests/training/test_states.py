@@ -96,6 +96,7 @@ def test_every_algorithm_goes_on_to_the_bit(name, at, tmp_path):
     assert same(second.state_dict(), whole.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"lora": LoraOptions(rank=2)}])
 def test_half_precision_and_adapters_go_on_to_the_bit(options, tmp_path):
     whole = trainer_of("grpo", **options)
@@ -142,6 +143,7 @@ def test_a_state_of_another_optimizer_is_refused_by_name(now, tmp_path):
         second.load_state_dict(load_state(tmp_path)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["grpo", "dpo", "warm_start", "trajectory_balance"])
 @pytest.mark.parametrize("now", ["reinforce", "trajectory_balance", "ppo_lagrangian"])
 def test_a_state_of_another_algorithm_is_used_or_refused_by_name(then, now, tmp_path):
@@ -236,6 +238,7 @@ def gone_on_with_after(step, error, values, folder):
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_steps_without_a_reward_are_counted_on(tmp_path, step):
     values = [0.5, 0.5, *[math.nan] * 20]

@@ -280,6 +280,7 @@ def test_gradients_longer_than_the_limit_are_scaled_to_it():
     assert first_weight(trainer) - before == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_whole_training_and_zero_is_a_seed():
     def weights(seed):
         problem = ToyProblem()

@@ -282,7 +282,7 @@ class _Rounds:
         self, pairs: Sequence[PreferencePair], destination: Path, number: int
     ) -> Sequence[dict[str, float]]:
         config, section = self.config, self.config.target
-        assert isinstance(section, LocalModelConfig)  # `_check` has refused others
+        assert isinstance(section, LocalModelConfig)  # `check` has refused others
         trust = config.trust_remote_code
         model = merge_adapter(
             load_model(

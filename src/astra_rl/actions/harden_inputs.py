@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from astra_rl.config.loading import load_config, validated
 from astra_rl.config.parts import resolve_moderator
 from astra_rl.config.resolve import Plan, check_training, resolve
-from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig
+from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, ModeratorConfig, RunConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario import Scenario
 from astra_rl.datasets.scenario_files import load_scenario
@@ -88,6 +88,11 @@ def check(config: RunConfig) -> Plan:
         raise ConfigurationError(
             f"target: {config.target.name} is remote, so its weights cannot be trained. Export its "
             "failures instead: astra-rl export RUN --format preferences."
+        )
+    if isinstance(config.target, LocalTargetConfig) and config.target.opponents:
+        raise ConfigurationError(
+            "target.opponents: given, but a hardening attacks its own targets. Leave it out, and "
+            "set harden.opponents: uniform or equilibrium to attack earlier ones."
         )
     if not config.has_local_attacker:
         raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")

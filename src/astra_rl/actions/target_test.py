@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,7 +13,6 @@ from astra_rl.config.schema import PromptedAttackerConfig
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetEndedError, ConfigurationError, EndpointError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
-from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
@@ -32,6 +30,7 @@ from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_e
 from astra_rl.runs.runner import (
     budget_ended,
     charged,
+    describe_all_failed,
     described_target,
     notes_on_calls,
     warnings_of_calls,
@@ -182,17 +181,13 @@ def _play(
     record["warnings"] = [*_weakness(plan, result), *warnings_of_calls(result)]
     record["notes"] = list(notes_on_calls(None))
     record["spent"] = spent
-    lost = bool(result.attempts) and all(e.outcome is Outcome.ERROR for e in result.attempts)
-    if result.spent is None and not lost:  # without durations, a run is not complete
+    nothing = result.spent is None and describe_all_failed(result.attempts)
+    if result.spent is None and not nothing:  # without durations, a run is not complete
         record["seconds"] = {"testing": time.perf_counter() - clock}
     folder.write_json(folder.manifest, record)
     write_run_page(folder)
-    if lost and result.spent is None:
-        reasons = Counter(each.error for each in result.attempts).most_common(1)
-        raise EndpointError(
-            f"all {len(result.attempts)} conversations failed, so nothing is known about the "
-            f"target: {reasons[0][0]}."
-        )
+    if nothing:
+        raise EndpointError(nothing)
     return replace(result, metrics=metrics)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +14,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from astra_rl.core.common import Metrics
 from astra_rl.runs.runner import Display
+from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callbacks.progress import Pace
 
 
 class ConsoleDisplay(Display):
@@ -30,17 +31,16 @@ class ConsoleDisplay(Display):
     def __init__(self, console: Console, *, max_minutes: float | None = None) -> None:
         self.console = console
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.steps = 0
         self._progress: Progress | None = None
-        self._started = 0.0
+        self._pace = Pace()
 
     def stage(self, name: str) -> None:
         """Print the name of the stage."""
         self.console.print(f"[bold]{name}[/bold] ...")
 
-    def training_begins(self, steps: int) -> None:
+    def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Open the progress bar."""
-        self.steps, self._started = steps, time.perf_counter()
+        self._pace = Pace(trainer.completed_steps)
         if not self.console.is_terminal:
             return
         self._progress = Progress(
@@ -52,36 +52,37 @@ class ConsoleDisplay(Display):
             TimeElapsedColumn(),
             console=self.console,
         )
-        self._progress.add_task("training", total=steps, numbers="")
+        self._progress.add_task(
+            "training",
+            total=trainer.config.training_steps,
+            completed=trainer.completed_steps,
+            numbers="",
+        )
         self._progress.start()
 
-    def training_step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Print the metrics of the step."""
-        left = self._seconds_left(step)
+        total = trainer.config.training_steps
+        left = self._pace.seconds_left(step, total)
+        if self.max_seconds is not None:
+            left = min(left, max(0.0, self.max_seconds - self._pace.elapsed))
         numbers = (
-            f"reward {metrics['reward']:+.2f}  "
-            f"success {metrics['asr']:4.0%}  "
-            f"kinds {_number(metrics['effective_attacks'])}  "
-            f"{metrics['tokens'] / metrics['step_time']:4.0f} tokens/s  "
+            f"reward {logs['reward']:+.2f}  "
+            f"success {logs['asr']:4.0%}  "
+            f"kinds {_number(logs['effective_attacks'])}  "
+            f"{logs['tokens'] / logs['step_time']:4.0f} tokens/s  "
             f"{left / 60:.1f} min left"
         )
         if self._progress is None:
-            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
+            self.console.print(f"step {step}/{total}  {numbers}", highlight=False)
         else:
             self._progress.update(self._progress.task_ids[0], completed=step, numbers=numbers)
 
-    def training_ends(self) -> None:
+    def close(self) -> None:
         """Close the progress bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-    def _seconds_left(self, step: int) -> float:
-        elapsed = time.perf_counter() - self._started
-        left = elapsed / step * (self.steps - step)
-        if self.max_seconds is not None:
-            left = min(left, max(0.0, self.max_seconds - elapsed))
-        return left
 
 
 def _number(value: float) -> str:

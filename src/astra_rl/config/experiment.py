@@ -68,7 +68,7 @@ def build(plan: Plan) -> Experiment:
     """
     check_training(plan)
     with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
-        problem = build_problem(plan)
+        problem = build_problem(plan, opponents=_opponents(plan.config))
     environment = build_environment(plan, problem, plan.openings.train)
     environment.curriculum = plan.curriculum
     return Experiment(
@@ -89,6 +89,7 @@ def build_problem(
     *,
     attacker: str | None = None,
     moderator: Moderator[str, str] | None = None,
+    opponents: Sequence[Opponent] = (),
 ) -> HFASTProblem:
     """Load attacker, target, baseline and moderators, and a value head if the algorithm needs one.
 
@@ -97,6 +98,7 @@ def build_problem(
         attacker: A trained attacker to load instead of the one that the configuration starts from,
             including an adapter that it brings; it gets no new adapter and no value function.
         moderator: Moderator to use instead of the plan's.
+        opponents: Targets that training attacks instead; without `attacker`.
 
     Raises:
         AstraError: A model cannot be loaded.
@@ -113,7 +115,6 @@ def build_problem(
         "reward": plan.reward,
         "sampler": _SAMPLERS[config.sampler],
         "attacker_sampling": speaker.sampling(),
-        "opponents": _opponents(config),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
         "target_chat": None if local is None else local.chat,
@@ -125,11 +126,11 @@ def build_problem(
     }
     moderator = moderator or plan.moderator.load()
     if attacker is not None:
-        options["opponents"] = ()  # they take part in training only
         return HFEvaluationProblem(
             attacker, target, moderator, baseline_model_id=baseline, **options
         )
     options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
+    options["opponents"] = opponents
     if plan.value_count:
         return HFValueProblem(
             speaker.model, target, baseline, moderator, value_count=plan.value_count, **options

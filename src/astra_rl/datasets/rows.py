@@ -206,7 +206,8 @@ def _check_columns(
         raise ConfigurationError(
             f"{errors.source} has no column {missing[0]!r}."
             f"{did_you_mean(missing[0], known)} It has: {', '.join(map(_shown, known[:30]))}. "
-            "If the prompts are in another column, pass columns={'prompt': NAME}."
+            "If the prompts are in another column, name it: --column NAME of 'astra-rl test', "
+            "columns: {prompt: NAME} under prompts in a configuration, or columns={'prompt': NAME}."
         )
 
 

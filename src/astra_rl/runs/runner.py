@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -23,6 +23,7 @@ from astra_rl.errors import (
     InterruptedRunError,
 )
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
+from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -56,6 +57,7 @@ from astra_rl.runs.spending import spending
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
+from astra_rl.training.callbacks import TrainerCallback
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import (
     HistoryTracker,
@@ -66,20 +68,18 @@ from astra_rl.training.trackers import (
 )
 
 
-class Display:
-    """Progress display of a run. This one shows nothing; override the methods you need."""
+class Display(TrainerCallback):
+    """Progress display of a run: a callback of its training that is also told of other stages.
+
+    This one shows nothing; override the methods you need. It is called after the callbacks that
+    add metrics to the log of a step.
+    """
 
     def stage(self, name: str) -> None:
         """Called when a stage begins, for instance ``"loading models"``."""
 
-    def training_begins(self, steps: int) -> None:
-        """Called before the first training step."""
-
-    def training_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called after every training step, counted from 1."""
-
-    def training_ends(self) -> None:
-        """Called after the last training step."""
+    def close(self) -> None:
+        """Called when the training has ended, also by an error or a signal."""
 
 
 @contextlib.contextmanager
@@ -113,14 +113,6 @@ class Result:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     ended: BudgetEndedError | None = None
-
-
-class _DisplayTracker(Tracker):
-    def __init__(self, display: Display) -> None:
-        self.display = display
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.display.training_step(step, metrics)
 
 
 def run_experiment(
@@ -246,11 +238,10 @@ def _do_run(
         [
             JSONLTracker(folder.metrics),
             history,
-            _DisplayTracker(display),
             *_reported(config, folder, started, resumes=saved is not None),
         ]
     )
-    training = build_trainer(experiment, config, folder, trackers, log)
+    training = build_trainer(experiment, config, folder, trackers, log, display)
     if saved is not None:
         check_machine(state.get("machine", {}), machine_of(experiment.problem))
         training.trainer.load_state_dict(saved[1])
@@ -341,13 +332,12 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
         interrupted = trainer.should_stop = True
 
     with interruptible(interrupt):
-        display.training_begins(trainer.config.training_steps)
         try:
             trainer.train()
         except BudgetSpentError as error:
             training.budget.spent = error
         finally:  # a progress bar left open would garble the error
-            display.training_ends()
+            display.close()
     if interrupted:
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
@@ -418,6 +408,20 @@ def evaluate(
     )
     folder.write_json(folder.evaluation(phase), result.metrics)
     return result
+
+
+def describe_all_failed(attempts: Sequence[Attempt]) -> str:
+    """Return an error message if every conversation failed, with the most frequent reason.
+
+    An evaluation of which nothing is known is no result, whatever an automation does with its
+    numbers. The text is empty if one conversation has an outcome, or if there are none.
+    """
+    if not attempts or any(each.outcome is not Outcome.ERROR for each in attempts):
+        return ""
+    ((reason, _),) = Counter(each.error for each in attempts).most_common(1)
+    return (
+        f"all {len(attempts)} conversations failed, so nothing is known about the target: {reason}."
+    )
 
 
 def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:

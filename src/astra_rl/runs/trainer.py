@@ -66,6 +66,7 @@ def build_trainer(
     folder: RunFolder,
     tracker: Tracker,
     log: AttemptLog,
+    display: TrainerCallback | None = None,
 ) -> RunTrainer:
     """Assemble the trainer of a run.
 
@@ -75,6 +76,7 @@ def build_trainer(
         folder: Where checkpoints and training states go.
         tracker: Receives the metrics of each step.
         log: Receives every conversation of the training.
+        display: Shows progress.
     """
     limits, threshold = config.training, config.evaluation.threshold
     goal = limits.stop_at_success
@@ -94,6 +96,7 @@ def build_trainer(
         *_sync_reference(experiment, limits),
         checkpoints,
         Tracking(tracker),
+        *([] if display is None else [display]),
         *([] if goal is None else [StopAtSuccess(attacks, goal)]),
         TimeLimit(limits.max_minutes),
         budget,

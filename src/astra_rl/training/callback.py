@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
+
+from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import Metrics
+from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
+from astra_rl.errors import TrainingError
+from astra_rl.training.config import TrainingConfiguration
+from astra_rl.training.harness import Harness
 
-if TYPE_CHECKING:
-    from astra_rl.training.trainer import Trainer
 
-    AnyTrainer = Trainer[Any, Any, Any, Any]
+class AnyTrainer(Protocol):
+    """What a callback may use of the trainer that calls it; see `Trainer`."""
+
+    config: TrainingConfiguration
+    environment: Environment[Any, Any]
+    algorithm: Algorithm[Any, Any, Any, Any]
+    harness: Harness[Any, Any, Any, Any]
+    optimizer: torch.optim.Optimizer
+    callbacks: list[TrainerCallback]
+    completed_steps: int
+    unscored_steps: int
+    should_stop: bool
+
+    def on_evaluate(self, step: int, report: Mapping[str, Any], *, is_best: bool) -> None:
+        """Tell all callbacks of an evaluation."""
+
+    def on_save(self, step: int) -> None:
+        """Tell all callbacks that a training state is about to be written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the remaining training depends on."""
 
 
 class TrainerCallback:
@@ -20,7 +47,13 @@ class TrainerCallback:
     Every method does nothing by default; override those you need. A trainer calls its callbacks in
     the order of its ``callbacks`` argument, so a callback sees the metrics that earlier ones added
     to the log. To end the training after the step in progress, set ``trainer.should_stop = True``.
+
+    Attributes:
+        state_key: Name that the state is saved under. None is the name of the class; several
+            callbacks of a class are then told apart by their order.
     """
+
+    state_key: str | None = None
 
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Called once, before the first step of this call of `Trainer.train`."""
@@ -86,14 +119,40 @@ class TrainerCallback:
 def named(callbacks: Sequence[TrainerCallback]) -> dict[str, TrainerCallback]:
     """Return callbacks by the names their states are saved under.
 
-    The name is that of the class; the second callback of a class is ``Name.2``, and so on.
+    The name is the `state_key`, or that of the class; a second callback of the same name is
+    ``Name.2``, and so on.
     """
     found: dict[str, TrainerCallback] = {}
     for callback in callbacks:
-        name = kind = type(callback).__name__
+        name = kind = callback.state_key or type(callback).__name__
         number = 1
         while name in found:
             number += 1
             name = f"{kind}.{number}"
         found[name] = callback
     return found
+
+
+def check_counts(saved: Sequence[str], callbacks: Sequence[TrainerCallback]) -> None:
+    """Raise if callbacks of one name cannot be assigned to their saved states.
+
+    Args:
+        saved: Names of the callbacks of the saved training, see `named`.
+        callbacks: The callbacks of this training.
+
+    Raises:
+        TrainingError: There were, or are, several of a name, and their number has changed.
+    """
+    then, now = _per_name(saved), _per_name(list(named(callbacks)))
+    for name in then.keys() & now.keys():
+        if then[name] != now[name]:
+            raise TrainingError(
+                f"the saved state has {then[name]} callbacks {name} and this trainer has "
+                f"{now[name]}, so it is not clear whose state is whose. Give the same callbacks in "
+                "the same order, or a state_key to each."
+            )
+
+
+def _per_name(names: Sequence[str]) -> Counter[str]:
+    """Return the number of callbacks by name, without the number of each."""
+    return Counter(re.sub(r"\.\d+$", "", name) for name in names)

@@ -27,7 +27,7 @@ from astra_rl.errors import (
     UnscoredError,
 )
 from astra_rl.logging import logger
-from astra_rl.training.callback import TrainerCallback, named
+from astra_rl.training.callback import TrainerCallback, check_counts, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
 from astra_rl.training.harness import Harness
 from astra_rl.training.precision import build_optimizer, load_optimizer_state
@@ -110,6 +110,9 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def train(self) -> None:
         """Run `config.training_steps` training steps, or until `should_stop`.
 
+        Steps that are already completed count. `should_stop` stays set; while it is, no step is
+        made, with a warning.
+
         `on_train_failed` is called before one of these errors is raised.
 
         Raises:
@@ -119,6 +122,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             BudgetSpentError: A budget was spent while episodes were played.
             EndpointError: An endpoint kept failing while episodes were played.
         """
+        self._warn_of_no_steps()
         self.on_train_begin()
         try:
             while self.completed_steps < self.config.training_steps and not self.should_stop:
@@ -128,6 +132,18 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             self.on_train_failed()
             raise
         self.on_train_end()
+
+    def _warn_of_no_steps(self) -> None:
+        steps = self.config.training_steps
+        if self.completed_steps >= steps:
+            logger.info("all %d training steps are completed; no step is made", steps)
+        elif self.should_stop:
+            logger.warning(
+                "should_stop is set, so no training step is made; %d of %d are completed. Set it "
+                "to False to continue.",
+                self.completed_steps,
+                steps,
+            )
 
     def _train_step(self) -> None:
         self.on_step_begin(self.completed_steps + 1)
@@ -229,6 +245,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "reward": problem.reward_state(),
             "environment": self.environment.state_dict(),
             "generators": generator_states(),
+            "callback_names": list(named(self.callbacks)),
             "callbacks": {
                 name: saved
                 for name, each in named(self.callbacks).items()
@@ -240,13 +257,15 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from what `state_dict` returned.
 
-        The state of a callback is found by the name of its class. A callback without a saved state
-        starts anew; a saved state without its callback is ignored with a warning.
+        The state of a callback is found by its `TrainerCallback.state_key`, else by the name of its
+        class, and among several of a class by their order. A callback without a saved state starts
+        anew; a saved state without its callback is ignored with a warning.
 
         Weights and optimizer states of another floating dtype are converted.
 
         Raises:
-            TrainingError: The state is of another model, optimizer, algorithm or reward.
+            TrainingError: The state is of another model, optimizer, algorithm or reward, or of
+                another number of callbacks of one class.
         """
         problem = self.algorithm.problem
         trained = [p for p in problem.parameters() if p.requires_grad]
@@ -271,6 +290,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         # The cause of an UnscoredError is fixed before a resume, so the count restarts.
         unscored = state.get("unscored_steps", 0)
         self.unscored_steps = unscored if unscored < self.config.max_unscored_steps else 0
+        check_counts(state.get("callback_names", ()), self.callbacks)  # not in earlier versions
         callbacks = named(self.callbacks)
         for name, saved in state.get("callbacks", {}).items():
             if name in callbacks:

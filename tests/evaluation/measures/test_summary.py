@@ -39,6 +39,7 @@ def row(outcome, prompt="p", trial=0, **fields):
     )
 
 
+@pytest.mark.slow
 @given(ROWS, st.integers(0, 9))
 def test_outcomes_always_add_up_to_what_was_planned(rows, unmade):
     made = len({each.id for each in rows})

@@ -64,6 +64,7 @@ def test_a_chart_is_one_svg_element_with_a_description_and_nothing_that_runs(dra
     assert all((a or b).startswith("#") for a, b in addresses)
 
 
+@pytest.mark.slow
 @every_chart
 def test_the_same_input_draws_the_same_text(draw):
     assert draw() == draw()

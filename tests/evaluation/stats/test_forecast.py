@@ -36,6 +36,7 @@ def test_success_at_many_tries_is_that_of_the_distribution(tries):
     assert found.success_at(tries) == pytest.approx(1 - betabinom.pmf(0, tries, *found))
 
 
+@pytest.mark.slow
 def test_success_at_fifty_times_as_many_tries_is_within_the_interval():
     truth = 1 - betabinom.pmf(0, 500, 0.5, 10.0)
     inside = 0
@@ -61,6 +62,7 @@ def test_no_forecast_where_the_data_cannot_carry_it(prompts, tries, reason):
     assert reason in found.text
 
 
+@pytest.mark.slow
 def test_the_largest_of_a_hundred_times_as_many_queries_is_within_an_order_of_magnitude():
     """900 queries of four shapes of tail, and the largest probability of 90,000 held-out ones."""
     shapes = [

@@ -55,6 +55,7 @@ def mixture(seed, count=2000):
     ]
 
 
+@pytest.mark.slow
 def test_failures_of_one_in_ten_thousand_are_found_with_a_twentieth_of_the_target_calls():
     """The spread of the estimate, and the conversations that plain sampling needs for the same."""
     found = [failure_probability(mixture(seed, 1000)) for seed in range(60)]
@@ -67,6 +68,7 @@ def test_failures_of_one_in_ten_thousand_are_found_with_a_twentieth_of_the_targe
     assert np.median(said) == pytest.approx(plain, rel=0.5)  # what is shown of it is right
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth():
     held = given = 0
     for seed in range(250):
@@ -181,6 +183,7 @@ def held(make, truth, repetitions):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [True, False])
 def test_a_mode_that_the_attacker_misses_is_within_the_interval(kinds):
     """Mode A of 1e-5 is found, mode B of 1e-3 is never visited by the attacker."""

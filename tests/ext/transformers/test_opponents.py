@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.opponents import Opponent, draw
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.models.adapters import save_model
@@ -110,6 +111,24 @@ def test_the_weights_of_a_base_model_are_in_memory_once(
     problem = problem_of(folders, lora=LoraOptions(rank=2))
     assert loaded == {"base": 1, "other": 1}  # attacker, baseline, target and three opponents
     assert problem.baseline is problem.target
+    loaded.clear()
+    evaluated = HFEvaluationProblem(
+        folders["one"],
+        folders["two"],
+        problem.moderator,
+        baseline_model_id=folders["base"],
+        dtype="float32",
+    )
+    assert loaded == {"base": 1}
+    monkeypatch.undo()
+    expected = {name: logits(load_model(folders[name])) for name in ("base", "one", "two")}
+    torch.testing.assert_close(logits(evaluated.attacker), expected["one"])
+    with evaluated._adapters.using(evaluated.baseline):
+        torch.testing.assert_close(logits(evaluated.baseline), expected["base"])
+    with evaluated._as_target():
+        torch.testing.assert_close(logits(evaluated.target), expected["two"])
+    torch.testing.assert_close(logits(evaluated.attacker), expected["one"])
+    assert not list(evaluated.parameters())
 
 
 def test_opponents_are_drawn_by_weight_and_seed() -> None:

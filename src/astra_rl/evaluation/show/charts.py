@@ -279,9 +279,9 @@ def severity_likelihood(
             drawn = axes.scatter(
                 [known[index][0] for index in at],
                 [places[index] for index in at],
-                s=26 if not lanes else 14,
+                s=14 if lanes else 26,
                 color=color,
-                alpha=0.55,
+                alpha=0.8 if lanes else 0.55,  # points of a stack hardly overlap
                 linewidths=0,
             )
             if leads:

@@ -107,6 +107,18 @@ def _key(source: str | Path) -> str:
     return str(Path(resolved).resolve()) if Path(resolved).is_dir() else resolved
 
 
+class Carried(NamedTuple):
+    """A model with its adapter loaded.
+
+    Attributes:
+        model: The peft model that carries the adapter; a complete model without one.
+        adapter: Name of the adapter in it; None without one.
+    """
+
+    model: Any
+    adapter: str | None
+
+
 class SharedAdapters:
     """Adapters of several models on the same weights, and which of them a call runs with."""
 
@@ -117,18 +129,22 @@ class SharedAdapters:
         """Take in a peft model that others may share the base model of."""
         self._carriers.append((model.get_base_model(), model))
 
-    def add(self, place: Place) -> str | None:
-        """Load the adapter of a place onto its model; return its name, None without one."""
-        if place.adapter is None:
-            return None
+    def add(self, place: Place, name: str | None = None) -> Carried:
+        """Load the adapter of a place onto its model; the first one is active outside of `using`.
+
+        Args:
+            place: The place; without an adapter nothing is loaded.
+            name: Name of the adapter; None is a new name.
+        """
         model = place.pair.model
+        if place.adapter is None:
+            return Carried(model, None)
         carrier = self._carrier(model)
-        names = [] if carrier is None else list(carrier.peft_config)
-        name = f"target_{len(names)}"
+        name = name or f"target_{0 if carrier is None else len(carrier.peft_config)}"
         loaded = load_beside(model if carrier is None else carrier, place.adapter, name)
         if carrier is None:
             self._carriers.append((model, loaded))
-        return name
+        return Carried(loaded, name)
 
     def using(self, model: Any, adapter: str | None = None) -> AbstractContextManager[None]:
         """Return a context in which a model runs with this adapter; None is none.

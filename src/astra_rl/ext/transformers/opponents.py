@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Opponent(NamedTuple):
     def name(self) -> str:
         """Name of the target in records."""
         source = self.source
-        return str(source) if isinstance(source, str) or hasattr(source, "parts") else "in memory"
+        return str(source) if isinstance(source, str | Path) else "a model in memory"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from astra_rl.ext.transformers.target_adapters import (
 )
 from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
-from astra_rl.models.adapters import save_model
+from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
@@ -134,7 +134,12 @@ class HFASTProblem(ASTProblem):
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
         pool = ModelPool(device, dtype, trust_remote_code)
-        source = pool.load(attacker_model_id, merge=self._trains_attacker)
+        own = (
+            Place(pool.load(attacker_model_id, merge=True))
+            if self._trains_attacker
+            else pool.place(attacker_model_id)
+        )
+        source = own.pair
         baseline = pool.load(baseline_model_id)
         local: list[ModelSource] = [each.source for each in opponents]
         if not isinstance(target_model_id, Target):
@@ -145,15 +150,15 @@ class HFASTProblem(ASTProblem):
         target = places[0].pair if places else None
         frozen = [baseline.model, *(each.pair.model for each in places)]
         shared = any(source.model is model for model in frozen)
+        self._adapters = SharedAdapters()
         self.attacker: Any = (
             trainable_attacker(source.model, lora, trainable_layers, shared=shared)
             if self._trains_attacker
-            else source.model
+            else self._adapters.add(own, OWN_ADAPTER).model
         )
         self.tokenizer = source.tokenizer
         self.baseline = baseline.model
         self._has_adapter = lora is not None and self._trains_attacker
-        self._adapters = SharedAdapters()
         if self._has_adapter:
             self._adapters.own(self.attacker)
         self._baseline_scores: dict[Hashable, Tensor] = {}
@@ -218,7 +223,7 @@ class HFASTProblem(ASTProblem):
         model = place.pair.model
         _check_model("target", model, self.target_sampling)
         speaks = LocalTarget(model, renderer, self.target_sampling)
-        return LoadedTarget(name, model, self._adapters.add(place), speaks)
+        return LoadedTarget(name, model, self._adapters.add(place).adapter, speaks)
 
     def _attack(self, target: LoadedTarget) -> None:
         """Make this the target that answers from now on."""

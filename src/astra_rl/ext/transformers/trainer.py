@@ -17,6 +17,7 @@ from astra_rl.infra.ranges import Count
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.methods.ast_problem import check_prompts
 from astra_rl.training.callbacks import (
+    AnyTrainer,
     Checkpointing,
     Evaluation,
     StepMetrics,
@@ -137,6 +138,6 @@ class HFASTTrainer(Trainer[str, str, Any, Any]):
 class _OwnEvaluation(Evaluation):
     """Evaluates by `HFASTTrainer.evaluate`, which a subclass may override."""
 
-    def evaluate(self, trainer: Trainer[Any, Any, Any, Any]) -> Mapping[str, Any] | None:
+    def evaluate(self, trainer: AnyTrainer) -> Mapping[str, Any] | None:
         assert isinstance(trainer, HFASTTrainer)
         return trainer.evaluate()

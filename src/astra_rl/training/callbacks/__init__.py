@@ -4,7 +4,7 @@ Pass them to ``Trainer(config, environment, algorithm, callbacks=[...])``. They 
 the list, so metrics come first, then what reads them, then `Tracking`, and `TrainingStates` last.
 """
 
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.callbacks.caching import ClearCaches
 from astra_rl.training.callbacks.checkpointing import BestBySuccess, Checkpointing, TrainingStates
 from astra_rl.training.callbacks.evaluation import Evaluation
@@ -35,6 +35,7 @@ from astra_rl.training.callbacks.stopping import (
 )
 
 __all__ = [
+    "AnyTrainer",
     "AttackMetrics",
     "AttemptRecorder",
     "BestBySuccess",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from astra_rl.core.common import Metrics
-from astra_rl.training.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
 class ClearCaches(TrainerCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem
@@ -14,12 +14,9 @@ from astra_rl.infra.checkpointing import replace_folder, write_checksums
 from astra_rl.infra.jsonio import write_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.callbacks.metrics import AttackMetrics
 from astra_rl.training.states import KEPT, save_state
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
 
 
 class Checkpointing(TrainerCallback):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.training.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
 class Evaluation(TrainerCallback):

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing, mean_of_present
@@ -19,11 +19,8 @@ from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.logging import logger
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.rewards.base import RESPONSE_HARM
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.trackers import Tracker
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
 
 
 class StepMetrics(TrainerCallback):

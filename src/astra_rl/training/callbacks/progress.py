@@ -5,13 +5,33 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from astra_rl.core.common import Metrics
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+
+class Pace:
+    """Speed of a training since it began or was resumed, for the time left.
+
+    Args:
+        completed: Training steps completed at the start.
+
+    Attributes:
+        started: Time of the start, in seconds of ``time.monotonic``.
+    """
+
+    def __init__(self, completed: int = 0) -> None:
+        self.completed, self.started = completed, time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def seconds_left(self, step: int, total: int) -> float:
+        """Return the seconds until step `total`, after step `step`, at the mean speed so far."""
+        return self.elapsed / (step - self.completed) * (total - step)
 
 
 class PrintProgress(TrainerCallback):
@@ -28,17 +48,16 @@ class PrintProgress(TrainerCallback):
         self, metrics: Sequence[str] = ("reward", "loss"), stream: TextIO | None = None
     ) -> None:
         self.metrics, self.stream = tuple(metrics), stream
-        self._begun_at, self._begun = 0, time.monotonic()
+        self._pace = Pace()
 
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Start the clock."""
-        self._begun_at, self._begun = trainer.completed_steps, time.monotonic()
+        self._pace = Pace(trainer.completed_steps)
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
         """Print the line of the step."""
         total = trainer.config.training_steps
-        per_step = (time.monotonic() - self._begun) / (step - self._begun_at)
         parts = [f"step {step}/{total}"]
         parts += [f"{name} {logs[name]:.4g}" for name in self.metrics if name in logs]
-        parts.append(f"{per_step * (total - step):.0f} s left")
+        parts.append(f"{self._pace.seconds_left(step, total):.0f} s left")
         print("  ".join(parts), file=self.stream or sys.stderr, flush=True)

@@ -6,17 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, record_tree
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.rewards.base import RESPONSE_HARM
-from astra_rl.training.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
 class AttemptRecorder(TrainerCallback):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
-from astra_rl.training.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
 class SyncReference(TrainerCallback):

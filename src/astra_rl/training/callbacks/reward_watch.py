@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph, Node
@@ -13,10 +13,7 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Exchange, NoReply
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
-from astra_rl.training.callback import TrainerCallback
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 
 
 class WatchReward(TrainerCallback):

@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from astra_rl.core.common import Metrics
 from astra_rl.errors import ConfigurationError
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.config import SchedulerType
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
 
 Schedule = Callable[[int], float]
 

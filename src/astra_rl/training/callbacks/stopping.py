@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_rl.core.common import Metrics
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.logging import logger
 from astra_rl.targets.ledger import current_ledger
-from astra_rl.training.callback import TrainerCallback
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
 from astra_rl.training.callbacks.evaluation import Evaluation
 from astra_rl.training.callbacks.metrics import AttackMetrics
-
-if TYPE_CHECKING:
-    from astra_rl.training.callback import AnyTrainer
-
 
 NO_SCORES = (
     "EarlyStopping never stops a training without scores: add Evaluation(evaluator, every=...) to "

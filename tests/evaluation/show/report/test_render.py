@@ -70,6 +70,7 @@ with no_charts():
     PLAIN = structure(render_report(report()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [text for text in HOSTILE if text.strip()], ids=lambda text: ascii(text)[:40]
 )

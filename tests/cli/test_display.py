@@ -1,0 +1,41 @@
+"""The progress display of a run, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from astra_rl import GRPO, ASTEnvironment, Trainer, TrainingConfiguration
+from astra_rl.cli.display import ConsoleDisplay
+from astra_rl.testing import ToyProblem
+from astra_rl.training.callbacks import AttackMetrics, StepMetrics
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_step_is_shown_and_a_resumed_training_counts_from_where_it_was(is_terminal):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=is_terminal, color_system=None, width=120)
+    display = ConsoleDisplay(console, max_minutes=5.0)
+    problem = ToyProblem()
+    trainer = Trainer(
+        TrainingConfiguration(training_steps=4, num_episodes_per_experience=1),
+        ASTEnvironment(problem, ["hello"], tree_depth=1),
+        GRPO(problem),
+        callbacks=[StepMetrics(), AttackMetrics(), display],
+    )
+    trainer.completed_steps = 2
+    display.stage("training")
+    trainer.train()
+    display.close()
+    display.close()  # no second end
+    text = shown.getvalue()
+    assert "training ..." in text
+    assert "min left" in text
+    if is_terminal:
+        assert "2/4" in text
+        assert "4/4" in text
+    else:
+        assert [line[:8] for line in text.splitlines()[1:]] == ["step 3/4", "step 4/4"]
+        assert "0.0 min left" in text.splitlines()[-1]

@@ -234,11 +234,13 @@ class _Manifest(BaseModel):
 
 
 def checked_manifest(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a manifest whose fields have their types.
+    """Return a manifest whose fields have their types; those that are null are left out.
 
     Raises:
         ConfigurationError: One has another; the file may come from another person.
     """
+    known = _Manifest.model_fields
+    record = {name: each for name, each in record.items() if each is not None or name not in known}
     try:
         _Manifest.model_validate(record)
     except ValidationError as error:
@@ -247,7 +249,7 @@ def checked_manifest(record: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path} is not the manifest of a run: {where}: {first['msg']}. Restore it."
         ) from None
-    return dict(record)
+    return record
 
 
 def read_own(path: Path, kind: type[JsonT]) -> JsonT:

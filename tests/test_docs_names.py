@@ -42,6 +42,7 @@ ELSEWHERE = {
     # Names of other projects.
     *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),
     *("datasets.load_dataset", "save_to_disk", "pyrit", "sha256sum", "tmp_path", "uv"),
+    "dashscope",
     # Files of published data sets.
     "data/advbench/harmful_behaviors.csv",
     "data/behavior_datasets/harmbench_behaviors_text_all.csv",

@@ -140,6 +140,16 @@ def test_a_run_is_evaluated_with_another_attacker(place: Path, endpoint: Endpoin
     assert done.returncode == 0, done.stderr
 
 
+def test_a_weak_attacker_of_an_evaluation_is_warned_of(place: Path, endpoint: Endpoint) -> None:
+    assert attacked(place, endpoint, "-o", "run").returncode == 0
+    endpoint.reply = of_model(t=lambda body: "no", a=lambda body: "I can't help with that.")
+    done = astra_rl("evaluate", "run", "--attacker", "attacker.yaml", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "hardly attacks: 2 of 2 attacks are no messages to the target (2 refusals)" in done.stderr
+    )
+
+
 def test_a_failed_call_of_the_attacker_is_an_error_and_asks_the_target_nothing(
     place: Path, endpoint: Endpoint
 ) -> None:

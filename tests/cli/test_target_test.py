@@ -327,11 +327,3 @@ def test_without_a_connection_the_cause_is_said_and_the_run_can_be_resumed(
     assert "no connection (ConnectError: Connection refused); retrying" in done.stderr
     assert "all 2 conversations failed" in done.stderr
     assert "Continue with: astra-rl resume run" in done.stderr
-    section["options"]["base_url"] = endpoint.url
-    (place / "live.yaml").write_text(yaml.safe_dump(section))
-    command = ["test", "live.yaml", "--prompts", "two.txt", "--judge", "judge.yaml", "-o", "live"]
-    assert astra_rl(*command, cwd=place).returncode == 0
-    again = ["evaluate", "live", "--attacks", "direct", "--target", "dead.yaml"]
-    done = astra_rl(*again, cwd=place)
-    assert done.returncode == 2  # nothing is known, so no automation takes it for a success
-    assert "all 2 conversations failed" in done.stderr

@@ -330,3 +330,12 @@ def test_the_identity_is_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+def test_attributes_that_are_set_later_are_no_part_of_the_identity():
+    # The scores of a moderator must not depend on them: its constructor says what it is.
+    first, other = KeywordModerator(["leak"]), KeywordModerator(["leak"])
+    other.note = "set later"
+    assert identity_of(first) == identity_of(other)
+    changed = KeywordModerator(["leak", "spill"])
+    assert identity_of(first) != identity_of(changed)

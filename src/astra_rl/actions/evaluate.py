@@ -16,7 +16,7 @@ from astra_rl.actions.attacks import (
     given_attacks,
     untrained_attacks,
 )
-from astra_rl.actions.target_test import prompted_problem
+from astra_rl.actions.target_test import prompted_problem, warnings_of_attacks
 from astra_rl.config.estimate import Estimate, EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import build_environment, build_problem
 from astra_rl.config.loading import load_config, load_prompted_attacker
@@ -293,6 +293,8 @@ class EvaluationJob:
             log.flush()
             failed = log.attempts(outcome="success")
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
+        if self.given is None:
+            warnings_of_attacks(self.plan, result)
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
         if self.until is not None:  # what was not played was not needed
             plan_attempts(destination, self.phase, result.summary.planned)

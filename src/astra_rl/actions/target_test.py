@@ -178,7 +178,7 @@ def _play(
     metrics = {**result.metrics, "spent": spent}
     folder.write_json(folder.evaluation(PHASE), metrics)
     write_failures(log.attempts(phase=PHASE, outcome="success"), folder.failures)
-    record["warnings"] = [*_weakness(plan, result), *warnings_of_calls(result)]
+    record["warnings"] = [*warnings_of_attacks(plan, result), *warnings_of_calls(result)]
     record["notes"] = list(notes_on_calls(None))
     record["spent"] = spent
     nothing = result.spent is None and describe_all_failed(result.attempts)
@@ -220,8 +220,8 @@ def prompted_problem(plan: Plan) -> PromptedAttackerProblem:
     )
 
 
-def _weakness(plan: Plan, result: EvaluationResult) -> list[str]:
-    """Log and return a warning if the attacker hardly writes attacks."""
+def warnings_of_attacks(plan: Plan, result: EvaluationResult) -> list[str]:
+    """Log and return a warning if an attacker that is prompted hardly writes attacks."""
     if plan.attacker is None:
         return []
     attacks = [turn.attack for attempt in result.attempts for turn in attempt.turns]

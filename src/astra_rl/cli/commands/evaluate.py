@@ -15,7 +15,6 @@ from astra_rl.cli.costs import check_all_done, print_estimate, print_spent
 from astra_rl.cli.options import DryRun, ResultOptions, Run, SettingOptions, Trials
 from astra_rl.cli.output import Printer
 from astra_rl.cli.training_output import print_evaluations
-from astra_rl.errors import EndpointError
 
 if TYPE_CHECKING:
     from astra_rl.actions.evaluate import Evaluated
@@ -73,7 +72,6 @@ def evaluate(
     every target.
     """
     from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
-    from astra_rl.runs.runner import describe_all_failed
 
     out = result.printer()
     quiet_libraries()
@@ -103,9 +101,6 @@ def evaluate(
     _print(found, attacks or "attacker", out)
     for each in found:
         check_all_done(each.metrics["n"], each.metrics["planned"])
-    failed = [text for each in found if (text := describe_all_failed(each.attempts))]
-    if len(failed) == len(found):
-        raise EndpointError(f"{failed[0]} Run the same command again.")
     check_all_done(len(found), len(set(targets or ("",))), "targets were evaluated")
     out.gate(*(each.summary for each in found))
 

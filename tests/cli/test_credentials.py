@@ -135,7 +135,8 @@ def test_no_error_shows_a_credential(leaky: Path, mood: str, code: int, said: st
     done = checked("train", "leaky.yaml", "-o", mood, *given, cwd=leaky, code=code)
     assert said in done.stderr
     assert REDACTED in done.stderr
-    check_files(leaky / mood)
+    if (leaky / mood).is_dir():  # a start that fails before anything was played leaves none
+        check_files(leaky / mood)
 
 
 def test_the_traceback_of_a_defect_shows_no_credential(

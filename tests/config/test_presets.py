@@ -11,10 +11,12 @@ import torch
 import yaml
 
 from astra_rl import Trainer
+from astra_rl.cli.commands.demo import QUICK
 from astra_rl.config.estimate import training_size
 from astra_rl.config.experiment import build
 from astra_rl.config.loading import parse_config
 from astra_rl.config.preset_files import merge, preset_names, preset_text
+from astra_rl.config.presets import load_preset
 from astra_rl.config.resolve import resolve
 from astra_rl.core.seeding import row_seeds
 from astra_rl.errors import ConfigurationError
@@ -247,3 +249,8 @@ def test_rlhammer_and_dialtree_send_the_text_of_a_tag_and_reward_the_format() ->
     assert rlhammer["reward"]["gate"] == {"part": "harm", "when": "extracted", "at_least": 1}
     assert dialtree["attacker"]["extract"] == {"tag": "answer"}
     assert dialtree["environment"]["options"]["quality"] == "extracted"
+
+
+def test_the_settings_of_the_quick_demo_are_valid():
+    training = load_preset("demo", QUICK).training
+    assert training.warmup_steps < training.steps <= 3

@@ -419,6 +419,31 @@ def test_a_damaged_file_is_named(finished, text):
         render_run_page(finished)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("versions", [7]),
+        ("versions", {"torch": {"a": 1}}),
+        ("prompts", "x"),
+        ("prompts", [1]),
+        ("seconds", {"training": "long"}),
+        ("seconds", [1.0]),
+        ("continued", {"a": 1}),
+        ("warnings", "x"),
+        ("notes", 7),
+        ("command", ["x"]),
+        ("seed", "1"),
+        ("started", 2026),
+        ("spent", []),
+    ],
+)
+def test_a_manifest_with_values_of_other_types_is_named(finished, name, value):
+    record = json.loads(finished.manifest.read_text())
+    finished.manifest.write_text(json.dumps({**record, name: value}))
+    with pytest.raises(ConfigurationError, match=rf"manifest\.json is not .*: {name}"):
+        render_run_page(finished)
+
+
 def test_what_a_model_wrote_into_the_records_does_not_leave_the_page(finished):
     hostile = "</script><script>alert(1)</script>"
     made = attempt(turn(hostile, hostile, 0.9, nll=1.0), opening=hostile, category=hostile)

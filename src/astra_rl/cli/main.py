@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -132,8 +133,10 @@ def run() -> None:
         _exit("interrupted", ExitCode.INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
+            is_full = error.errno in (errno.EMFILE, errno.ENFILE)
+            advice = "Raise the limit of open files (ulimit -n)" if is_full else "Name another path"
             _exit(
-                f"error: cannot use {error.filename}: {error.strerror}. Name another path.",
+                f"error: cannot use {error.filename}: {error.strerror}. {advice}.",
                 ExitCode.USAGE_ERROR,
             )
         # Not printed by Python itself: a message may hold a credential or text of a model.

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
@@ -144,7 +146,7 @@ class RunFolder:
                 f"{self.manifest} was written by a newer version of astra-rl (schema {version}, "
                 f"this one reads up to {MANIFEST_VERSION}); update it to read this run."
             )
-        return dict(record)
+        return checked_manifest(record, self.manifest)
 
     @property
     def started(self) -> datetime:
@@ -230,6 +232,44 @@ def kind_of_file(path: Path) -> str | None:
         return "a link to nothing" if path.is_symlink() else None
     except OSError as error:  # for instance a link to itself, or a folder that cannot be searched
         return f"not readable ({reason_of_failure(error)})"
+
+
+class _Manifest(BaseModel):
+    """Types of the fields of a manifest that are read; others are kept as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    run: str | None = None
+    title: str | None = None
+    command: str = ""
+    seed: int | None = None
+    started: str = ""
+    versions: dict[str, str] = {}
+    prompts: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
+    continued: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    notes: list[str] = []
+    spent: dict[str, Any] = {}
+
+
+def checked_manifest(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a manifest whose fields have their types; those that are null are left out.
+
+    Raises:
+        ConfigurationError: One has another; the file may come from another person.
+    """
+    known = _Manifest.model_fields
+    record = {name: each for name, each in record.items() if each is not None or name not in known}
+    try:
+        _Manifest.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(
+            f"{path} is not the manifest of a run: {where}: {first['msg']}. Restore it."
+        ) from None
+    return record
 
 
 def read_own(path: Path, kind: type[JsonT]) -> JsonT:

@@ -48,7 +48,7 @@ from astra_rl.runs.evaluations import (
     evaluations_of,
     unused,
 )
-from astra_rl.runs.folder import RunFolder, read_own
+from astra_rl.runs.folder import RunFolder, checked_manifest, read_own
 from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
 
@@ -94,7 +94,7 @@ def read_run(folder: RunFolder) -> ReportData:
     """
     logger.info("reading the run %s", folder.path)
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
-    manifest = _json(folder.manifest)
+    manifest = checked_manifest(_json(folder.manifest), folder.manifest)
     finished = config is None or folder.evaluation("after").is_file()
     unfinished = () if finished else (AFTER, TEST, PROMPTED_ATTACKER)
     evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]

@@ -11,7 +11,12 @@ from astra_rl.cli.costs import print_run_estimate
 from astra_rl.cli.options import RunOptions
 from astra_rl.cli.training_output import train_and_print
 
-QUICK = ("training.steps=3", "prompts.test=32", "training.max_minutes=null")
+QUICK = (
+    "training.steps=3",
+    "training.warmup_steps=0",
+    "prompts.test=32",
+    "training.max_minutes=null",
+)
 """Settings of ``--quick``."""
 
 

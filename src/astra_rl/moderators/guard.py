@@ -113,8 +113,7 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
         weights: Value of each answer to the last question, in [0, 1].
         structure: Pattern of text that imitates the structure of the prompt; each match is replaced
             by ``"> "``. None if there is no such text.
-        complete: Answers chats instead of a local model, for instance the client of an endpoint
-            that serves the guard with its own chat template. Its replies are parsed by `parse`.
+        complete: Answers chats instead of a local model; its replies are parsed by `parse`.
 
     Raises:
         ConfigurationError: `batch_size` is below 1, or the tokenizer cannot be used.

@@ -209,12 +209,17 @@ def signature(thing):
         (
             "Node",
             "context attack response reward children= *reward_terms= *truncated= "
-            "*continuation_probability= *next_context=",
+            "*continuation_probability= *next_context= *role=",
         ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),
         ("Trainer.train", ""),
         ("ASTEnvironment", "problem prompts tree_width= tree_depth="),
+        (
+            "redteam",
+            "target prompts judge *model= *judge_model= *attacker= *attacker_model= *attacks= "
+            "*examples= *column= *threshold= *trials= *budget= *seed= *output=",
+        ),
         (
             "Harness",
             "environment algorithm num_episodes_per_experience= *batch_size= *dataloader_kwargs= "

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import FinishReason
 from astra_rl.errors import ModelError
+from astra_rl.infra.documentation import document_options
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
@@ -70,6 +71,20 @@ class Sampler(Protocol):
         """Sample one continuation per prompt; see `generate`."""
 
 
+SAMPLER = {
+    "model": "A causal language model.",
+    "prompts": "Token ids; none may be empty.",
+    "sampling": "Sampling parameters.",
+    "seeds": "Random seed of each prompt's continuation.",
+    "stop_ids": "Tokens that end a continuation.",
+    "score_spans": "For each prompt, start (at least 1) and end of a span of its tokens whose "
+    "log-probabilities are returned; None returns none.",
+    "prefix_cache": "Key-value cache of earlier calls; it is read and updated.",
+}
+"""Descriptions of the arguments of a `Sampler`, see `document_options`."""
+
+
+@document_options(SAMPLER)
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -86,16 +101,6 @@ def generate(
     Each row has its own random generator, so its text depends on its prompt, its seed and the
     weights, not on the rest of the batch. This is exact in float32 up to ties within rounding
     error; in bfloat16 the rounding of a matrix product depends on the batch shape.
-
-    Args:
-        model: A causal language model.
-        prompts: Token ids; none may be empty.
-        sampling: Sampling parameters.
-        seeds: Random seed of each prompt's continuation.
-        stop_ids: Tokens that end a continuation.
-        score_spans: For each prompt, start (at least 1) and end of a span of its tokens whose
-            log-probabilities are returned. None returns none.
-        prefix_cache: Key-value cache of earlier calls; it is read and updated.
 
     Returns:
         One sample per prompt, in order.

@@ -30,8 +30,8 @@ import yaml
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.infra.jsonio import write_json
-from astra_rl.runs.phases import summary_of_phase
 from astra_rl.runs.provenance import versions
+from astra_rl.runs.recorded import summary_of_phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,8 +22,8 @@ from typing import Any
 
 from astra_rl.evaluation.stats.intervals import intervals_apart
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.runs.phases import summary_of_phase
 from astra_rl.runs.provenance import versions
+from astra_rl.runs.recorded import summary_of_phase
 
 MAX_MINUTES = 5.0
 MIN_KINDS = 10

@@ -28,7 +28,7 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import Turn
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE
+from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE
 
 PROMPTS = 1000
 WORDS = [first + second for first in "bdfgklmnprst" for second in ("a", "el", "im", "orn", "uth")]

@@ -102,6 +102,28 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert set(ast.literal_eval(in_a_fresh_process(code))) <= {"torch", "numpy"}
 
 
+@pytest.mark.slow
+def test_reading_configurations_and_finished_runs_loads_no_model_library():
+    code = """
+import sys
+import astra_rl.actions.compare, astra_rl.actions.comparison_page, astra_rl.actions.export
+import astra_rl.actions.failures, astra_rl.actions.label, astra_rl.actions.seeds
+import astra_rl.config.loading, astra_rl.runs.report, astra_rl.runs.view
+print([name for name in ("torch", "transformers", "peft", "tokenizers") if name in sys.modules])
+"""
+    assert in_a_fresh_process(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["algorithms", "methods", "training"])
+def test_a_package_has_its_names_and_their_modules(package):
+    found = importlib.import_module(f"astra_rl.{package}")
+    for name, module in found._MODULES.items():
+        assert getattr(found, name) is getattr(importlib.import_module(module), name)
+        assert getattr(found, module.rpartition(".")[2]) is sys.modules[module]
+    with pytest.raises(AttributeError, match="no attribute 'Adversary'"):
+        found.Adversary  # noqa: B018
+
+
 def as_ruff_sorts(names):
     """CONSTANTS, then Classes, then functions; each in order."""
     return sorted(names, key=lambda name: (not name.isupper(), not name[:1].isupper(), name))
@@ -209,12 +231,17 @@ def signature(thing):
         (
             "Node",
             "context attack response reward children= *reward_terms= *truncated= "
-            "*continuation_probability= *next_context=",
+            "*continuation_probability= *next_context= *role=",
         ),
         ("Graph", "context children="),
         ("Trainer", "config environment algorithm *callbacks="),
         ("Trainer.train", ""),
         ("ASTEnvironment", "problem prompts tree_width= tree_depth="),
+        (
+            "redteam",
+            "target prompts judge *model= *judge_model= *attacker= *attacker_model= *attacks= "
+            "*examples= *column= *threshold= *trials= *budget= *seed= *output=",
+        ),
         (
             "Harness",
             "environment algorithm num_episodes_per_experience= *batch_size= *dataloader_kwargs= "

@@ -12,6 +12,7 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.actor_critic import ActorCritic
 from astra_rl.algorithms.dpo import PairwiseAlgorithm
 from astra_rl.algorithms.grpo import GroupPolicyGradient
+from astra_rl.algorithms.registry import is_pairwise
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "algorithms.md").read_text("utf-8")
@@ -38,6 +39,11 @@ def options_of(kind):
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
+
+
+def test_the_pairwise_algorithms_are_known_without_importing_them():
+    assert [name for name in ALGORITHMS if is_pairwise(name)] == PAIRWISE
+    assert not is_pairwise("a_package.of_mine:DPO")
 
 
 @pytest.mark.parametrize("name", FAMILY)

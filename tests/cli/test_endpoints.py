@@ -24,7 +24,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.phases import summary_of_phase
+from astra_rl.runs.recorded import summary_of_phase
 
 pytestmark = pytest.mark.slow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.cli.running import Done, astra_rl
 from tests.endpoint import Body, Endpoint, judging, said
 
 import astra_rl as library
+from astra_rl.cli.commands.test import test as command_of_test
 from astra_rl.errors import BudgetEndedError, ConfigurationError
 from astra_rl.moderators import KeywordModerator
 from astra_rl.runs.attempt_log import AttemptLog
@@ -327,3 +329,14 @@ def test_without_a_connection_the_cause_is_said_and_the_run_can_be_resumed(
     assert "no connection (ConnectError: Connection refused); retrying" in done.stderr
     assert "all 2 conversations failed" in done.stderr
     assert "Continue with: astra-rl resume run" in done.stderr
+
+
+def test_the_command_has_the_defaults_of_the_library() -> None:
+    command, call = (
+        inspect.signature(each).parameters for each in (command_of_test, library.redteam)
+    )
+    shared = set(command) & set(call) - {"target", "prompts", "judge", "budget"}
+    assert shared == set(call) - {"target", "prompts", "judge", "budget"}
+    assert {name: command[name].default for name in shared} == {
+        name: call[name].default for name in shared
+    }

@@ -10,7 +10,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import Recorded, plan_attempts, planned_attempts
+from astra_rl.runs.recorded import Recorded, plan_attempts, planned_attempts
 
 
 def record(path, phase, count):

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -27,7 +29,7 @@ from astra_rl.evaluation.stats.splitting import RareProbability
 from astra_rl.runs import evaluations as evaluating
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import StoredAttempts, plan_attempts
+from astra_rl.runs.recorded import StoredAttempts, plan_attempts
 from astra_rl.runs.report import read_run, render_run_page, write_run_page
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,26 @@ def test_a_finished_run_has_its_verdict_its_past_and_its_trees(finished):
     index = unpacked(page, "index")
     assert len(index["columns"]["id"]) == 6 + 8 + 8
     assert max(index["columns"]["episode"]) == 6 + 8 + 2 - 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["report {run}", "compare {run} {run}", "export {run} --format jsonl", "failures {run}"],
+)
+def test_commands_on_a_finished_run_load_no_model_library(finished, command):
+    code = """
+import contextlib, sys
+from astra_rl.cli import main
+with contextlib.suppress(SystemExit):
+    main.run()
+print([name for name in ("torch", "transformers", "peft") if name in sys.modules], file=sys.stderr)
+"""
+    arguments = command.format(run=finished.path).split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert "Usage:" not in done.stderr
 
 
 def test_the_same_files_give_the_same_page(finished):

@@ -15,7 +15,7 @@ from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.methods.replay import replay_attacks
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 DIRECT = "direct"
 """Name of the baseline whose attacks are the goals of the prompts."""

@@ -25,7 +25,7 @@ from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.runs.evaluations import REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 MOST_LISTED = 1000
 """Maximum number of listed attempts that succeeded on one side only."""

@@ -37,8 +37,9 @@ from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts, recording
+from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.recorded import plan_attempts, recording
 from astra_rl.runs.spending import spending
 from astra_rl.runs.until import Until, batch_size, earlier_attempts
 from astra_rl.targets.ledger import current_ledger

@@ -10,7 +10,7 @@ from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.evaluation.show.exports.preferences import SafeReplies
 from astra_rl.runs.folder import open_run_folder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from astra_rl.evaluation.measures.likely_failures import (
 )
 from astra_rl.evaluation.show.charts import severity_likelihood
 from astra_rl.runs.folder import open_run_folder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 
 @dataclass(frozen=True)

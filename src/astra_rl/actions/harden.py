@@ -41,7 +41,8 @@ from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.hardening import HardeningFolder
-from astra_rl.runs.phases import PhaseRun, Recorded, recording
+from astra_rl.runs.phases import PhaseRun
+from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.resume import how_to_resume, is_complete, resumable_errors
 from astra_rl.runs.runner import Display, charged, run_experiment
 from astra_rl.runs.spending import spending

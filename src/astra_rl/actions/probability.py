@@ -21,7 +21,8 @@ from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, PhaseRun, recording
+from astra_rl.runs.phases import PhaseRun
+from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, recording
 from astra_rl.runs.spending import spending
 
 _TURN_BY_TURN = ("tree", "single_turn", "pruned_tree", "best_of_n", "few_shot")

@@ -149,19 +149,19 @@ def target_test_config(
     prompts: str | Path,
     judge: str,
     *,
-    model: str | None = None,
-    judge_model: str | None = None,
-    attacker: str | None = None,
-    attacker_model: str | None = None,
-    attacks: str | None = None,
-    examples: str | Path | None = None,
-    column: str | Mapping[str, str] | None = None,
-    threshold: float = 0.5,
-    trials: int = 1,
-    budget: Budget | Mapping[str, float] | None = None,
-    seed: int = 0,
+    model: str | None,
+    judge_model: str | None,
+    attacker: str | None,
+    attacker_model: str | None,
+    attacks: str | None,
+    examples: str | Path | None,
+    column: str | Mapping[str, str] | None,
+    threshold: float,
+    trials: int,
+    budget: Budget | Mapping[str, float] | None,
+    seed: int,
 ) -> RunConfig:
-    """Return the configuration of a test; see `redteam` for the arguments.
+    """Return the configuration of a test; see `redteam` for the arguments and their defaults.
 
     Raises:
         ConfigurationError: An argument is wrong.

@@ -33,8 +33,9 @@ from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded, played_order, recording
+from astra_rl.runs.phases import played_order
 from astra_rl.runs.provenance import labels_of
+from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, spending
 from astra_rl.targets.ledger import current_ledger
 

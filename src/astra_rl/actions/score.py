@@ -28,7 +28,7 @@ from astra_rl.moderators.identity import Identity, identity_of
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.attempt_log import replacing_log
 from astra_rl.runs.folder import file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded, plan_attempts
+from astra_rl.runs.recorded import Recorded, plan_attempts
 from astra_rl.runs.spending import WithinBudget, spending_on
 from astra_rl.targets.budget import Budget
 

@@ -16,7 +16,7 @@ from astra_rl.evaluation.stats.paired import holm
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 MOST_NAMED = 3
 """Largest number of differing settings in the name of a configuration."""

@@ -23,8 +23,9 @@ from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
-from astra_rl.runs.phases import PhaseResult, PhaseRun, plan_attempts
+from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
+from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
 from astra_rl.runs.runner import (

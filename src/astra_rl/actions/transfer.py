@@ -18,7 +18,7 @@ from astra_rl.evaluation.measures.summary import (
 )
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.spending import spending
 
 

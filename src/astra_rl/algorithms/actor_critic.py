@@ -11,13 +11,14 @@ from torch import Tensor
 
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, masked_mean, value_loss
-from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
+from astra_rl.algorithms.options import CLIP, CRITIC, POLICY
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import PolicyBatch, ScoredStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Decay, Positive, Range, Share, check_ranges
 from astra_rl.infra.registry import named
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import sequence_logprob
-from astra_rl.algorithms.options import BALANCE, document_options
+from astra_rl.algorithms.options import BALANCE
 from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.algorithms.temperature_exploration import TemperatureExploration
 from astra_rl.core.algorithm import Algorithm, halves_by_row
@@ -37,6 +37,7 @@ from astra_rl.core.contracts import (
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Positive, Range, Share
 
 

@@ -17,7 +17,7 @@ from astra_rl.algorithms.losses import (
     sequence_logprob,
     simpo_loss,
 )
-from astra_rl.algorithms.options import PAIR_LOSS, PAIRS, document_options
+from astra_rl.algorithms.options import PAIR_LOSS, PAIRS
 from astra_rl.algorithms.pairing import Matching, Pairs
 from astra_rl.algorithms.weighting import SharedNodes, normalised
 from astra_rl.core.algorithm import Algorithm
@@ -27,6 +27,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import NotNegative, Positive, Range, Share, check_ranges
 from astra_rl.infra.registry import named
 

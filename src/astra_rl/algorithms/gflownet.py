@@ -17,11 +17,12 @@ from astra_rl.algorithms.balance import (
     BalanceStep,
 )
 from astra_rl.algorithms.losses import balance_residual, contrastive_loss
-from astra_rl.algorithms.options import BALANCE, document_options
+from astra_rl.algorithms.options import BALANCE
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.problem import Problem
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import context_key
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Range
 from astra_rl.infra.registry import named
 

@@ -15,12 +15,13 @@ from astra_rl.algorithms.credit import Credit
 from astra_rl.algorithms.dynamic_sampling import DynamicSampling
 from astra_rl.algorithms.estimators import GroupBaseline
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, Reduction
-from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, SCALE, document_options
+from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, SCALE
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group, PolicyStep, steps_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, Share
 from astra_rl.infra.registry import named
 

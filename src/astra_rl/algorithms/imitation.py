@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from astra_rl.algorithms.losses import masked_mean, reduce_tokens, sequence_logprob
-from astra_rl.algorithms.options import REPLAY, document_options
+from astra_rl.algorithms.options import REPLAY
 from astra_rl.algorithms.replay import Replay, ReplayEntry
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.collector import Collected, Collector
@@ -25,6 +25,7 @@ from astra_rl.core.seeding import derive_seed
 from astra_rl.core.text import Conversation, context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack, read_attacks
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, Range, check_ranges
 from astra_rl.infra.registry import named
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from astra_rl.algorithms.advantages import TIE_TOLERANCE
 from astra_rl.algorithms.losses import kto_loss, sequence_logprob
-from astra_rl.algorithms.options import WEIGHTING, document_options
+from astra_rl.algorithms.options import WEIGHTING
 from astra_rl.algorithms.weighting import (
     SharedNodes,
     check_shared_nodes,
@@ -30,6 +30,7 @@ from astra_rl.core.contracts import (
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ContractError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Positive, Range
 from astra_rl.infra.registry import named
 

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
 from astra_rl.algorithms.estimators import GAE
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
-from astra_rl.algorithms.options import CLIP, CRITIC, POLICY, document_options
+from astra_rl.algorithms.options import CLIP, CRITIC, POLICY
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS
 from astra_rl.algorithms.policy_steps import PolicyStep, PreparedStep, ScoredStep
 from astra_rl.algorithms.weighting import weighted_mean_of_present
@@ -18,6 +18,7 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_terms, is_missing
 from astra_rl.core.problem import Problem
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Decay, NotNegative, Positive, Share
 from astra_rl.infra.registry import named
 

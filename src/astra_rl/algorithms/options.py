@@ -1,17 +1,4 @@
-"""Documentation of the options that several algorithms share.
-
-Each option is described once, here; `document_options` adds the descriptions, with the defaults of
-the class, to the docstrings of the algorithms that take it, so that ``help(GRPO)`` is complete.
-"""
-
-from __future__ import annotations
-
-import inspect
-import textwrap
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-
-T = TypeVar("T", bound=type)
+"""Descriptions of the options that several algorithms share, see `document_options`."""
 
 CLIP = {
     "clip_low": "Lower clip bound of the probability ratio: ratio >= 1 - clip_low; in (0, 1].",
@@ -113,48 +100,3 @@ BALANCE = {
     "annealing": "Initial divisor of log R, which delays convergence to early finds; 1 is off.",
     "annealing_experiences": "Number of experiences in which the divisor falls linearly to 1.",
 }
-
-
-def document_options(*groups: Mapping[str, str], **defaults: Any) -> Callable[[T], T]:
-    """Return a class decorator that completes the ``Args`` section of the docstring.
-
-    Args:
-        groups: Descriptions by option; an option that the docstring describes itself is skipped.
-        defaults: Defaults that differ from those of the signature in which an option is defined.
-    """
-    descriptions = {name: text for group in groups for name, text in group.items()}
-
-    def decorate(cls: T) -> T:
-        known = _defaults_of(cls) | defaults
-        cls.__doc__ = _completed(cls.__doc__ or "", descriptions, known)
-        return cls
-
-    return decorate
-
-
-def _defaults_of(cls: type) -> dict[str, Any]:
-    """Return the defaults of the keyword options of a class and its bases."""
-    found: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            found |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return found
-
-
-def _completed(doc: str, descriptions: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
-    text = inspect.cleandoc(doc)
-    head, marker, rest = text.partition("\nArgs:\n")
-    arguments, blank, tail = rest.partition("\n\n")
-    entries = [
-        textwrap.fill(
-            f"{name}: {description} Default: {defaults[name]!r}.",
-            width=96,
-            initial_indent="    ",
-            subsequent_indent="        ",
-            break_on_hyphens=False,
-        )
-        for name, description in descriptions.items()
-        if f"\n    {name}:" not in f"\n{arguments}"
-    ]
-    return "\n".join([f"{head}{marker}{arguments}", *entries]) + blank + tail + "\n"

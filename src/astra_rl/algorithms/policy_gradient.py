@@ -24,7 +24,7 @@ from astra_rl.algorithms.losses import (
     reduce_tokens,
     sequence_logprob,
 )
-from astra_rl.algorithms.options import POLICY, document_options
+from astra_rl.algorithms.options import POLICY
 from astra_rl.algorithms.policy_steps import (
     PolicyBatch,
     PolicyStep,
@@ -42,6 +42,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, NotNegative, Positive, check_ranges
 
 OldLogprobs = Literal["sampled", "scored"]

@@ -14,10 +14,11 @@ from astra_rl.algorithms.estimators import (
     RunningMeanBaseline,
 )
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
-from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY, document_options
+from astra_rl.algorithms.options import CLIP, CREDIT, GROUP, POLICY
 from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import Group
 from astra_rl.core.problem import Problem
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Decay, Share
 from astra_rl.infra.registry import named
 

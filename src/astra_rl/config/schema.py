@@ -17,18 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from astra_rl.algorithms import ALGORITHMS
+from astra_rl.algorithms.registry import ALGORITHMS
 from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.fine_tuning import FineTuning
 from astra_rl.infra.ranges import Count, CountOrZero, Positive, Range
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.curriculum import CURRICULA
-from astra_rl.methods.environments import ENVIRONMENTS
-from astra_rl.models.generation import Sampling
-from astra_rl.models.trainable import LoraOptions
+from astra_rl.methods.registry import ENVIRONMENTS
+from astra_rl.models.settings import FineTuning, LoraOptions, Sampling
 from astra_rl.moderators.registry import MODERATORS, is_composition, moderator_factory
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS, target_factory

@@ -14,8 +14,9 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import current_row_seeds, derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange, NoAttack, NoReply
 from astra_rl.errors import ConfigurationError
-from astra_rl.infra.registry import Registry, declared_in, named
+from astra_rl.infra.registry import named
 from astra_rl.methods.ast_problem import ASTEnvironment, ASTNode, Branch, SiblingSets
+from astra_rl.methods.registry import ENVIRONMENTS as ENVIRONMENTS
 from astra_rl.rewards.base import RewardPart, WeightedSum, state_dict
 from astra_rl.rewards.terms import Harm
 
@@ -504,11 +505,3 @@ def _turn(branch: Branch) -> ASTNode:
 
 def _reward_or_least(node: ASTNode) -> float:
     return -math.inf if is_missing(node.reward) else node.reward
-
-
-ENVIRONMENTS: Registry[Callable[..., ASTEnvironment]] = Registry(
-    "environment",
-    "astra_rl.environments",
-    declared_in("astra_rl.methods"),
-)
-"""Environments by their names in a configuration."""

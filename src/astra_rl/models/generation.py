@@ -19,61 +19,21 @@ from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import FinishReason
-from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.errors import ModelError
+from astra_rl.infra.documentation import document_options
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.positions import attention_window
 from astra_rl.models.segments import ForwardOutput, hidden_states
+from astra_rl.models.settings import Sampling as Sampling
 
 MAX_BATCH_ROWS = 128
 """Maximum number of rows of a batch without gradients."""
 
 MAX_BATCH_TOKENS = 32_768
 """Maximum number of tokens of a sampling batch, padding and new tokens included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Sampling parameters.
-
-    Attributes:
-        max_new_tokens: Maximum number of sampled tokens, the end token included; at least 1.
-        temperature: Divisor of the logits, 0 or at least 1e-6; 0 is greedy decoding. On-policy
-            algorithms require 1.
-        top_k: Sample from the k most likely tokens only; 0 disables it.
-        top_p: Nucleus sampling: sample from the smallest set of tokens whose total probability is
-            at least this, in (0, 1]; 1 disables it.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    max_new_tokens: int = 32
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigurationError(
-                f"max_new_tokens={self.max_new_tokens}; it must be at least 1."
-            )
-        # Dividing logits by a smaller temperature overflows.
-        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
-            raise ConfigurationError(
-                f"temperature={self.temperature}; it must be 0 (greedy) or at least 1e-6."
-            )
-        if self.top_k < 0:
-            raise ConfigurationError(f"top_k={self.top_k}; it must be 0 (off) or positive.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigurationError(f"top_p={self.top_p}; it must be in (0, 1].")
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether tokens are sampled from the unmodified model distribution (temperature 1)."""
-        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +71,20 @@ class Sampler(Protocol):
         """Sample one continuation per prompt; see `generate`."""
 
 
+SAMPLER = {
+    "model": "A causal language model.",
+    "prompts": "Token ids; none may be empty.",
+    "sampling": "Sampling parameters.",
+    "seeds": "Random seed of each prompt's continuation.",
+    "stop_ids": "Tokens that end a continuation.",
+    "score_spans": "For each prompt, start (at least 1) and end of a span of its tokens whose "
+    "log-probabilities are returned; None returns none.",
+    "prefix_cache": "Key-value cache of earlier calls; it is read and updated.",
+}
+"""Descriptions of the arguments of a `Sampler`, see `document_options`."""
+
+
+@document_options(SAMPLER)
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -127,16 +101,6 @@ def generate(
     Each row has its own random generator, so its text depends on its prompt, its seed and the
     weights, not on the rest of the batch. This is exact in float32 up to ties within rounding
     error; in bfloat16 the rounding of a matrix product depends on the batch shape.
-
-    Args:
-        model: A causal language model.
-        prompts: Token ids; none may be empty.
-        sampling: Sampling parameters.
-        seeds: Random seed of each prompt's continuation.
-        stop_ids: Tokens that end a continuation.
-        score_spans: For each prompt, start (at least 1) and end of a span of its tokens whose
-            log-probabilities are returned. None returns none.
-        prefix_cache: Key-value cache of earlier calls; it is read and updated.
 
     Returns:
         One sample per prompt, in order.

@@ -16,13 +16,27 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.seeding import derive_seed, seeded
+from astra_rl.infra.documentation import document_options
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.generation import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Sample, Sampling
+from astra_rl.models.generation import (
+    MAX_BATCH_ROWS,
+    MAX_BATCH_TOKENS,
+    SAMPLER,
+    Sample,
+    Sampling,
+)
 from astra_rl.models.scoring import prompt_logprobs
 from astra_rl.models.segments import unwrap_peft
 
 
+@document_options(
+    SAMPLER,
+    {
+        "seeds": "One per prompt; those of a batch are combined to its seed.",
+        "prefix_cache": "Ignored; prompts are computed whole.",
+    },
+)
 @torch.no_grad()
 def generate_with_transformers(
     model: PreTrainedModel,
@@ -34,17 +48,7 @@ def generate_with_transformers(
     score_spans: Sequence[tuple[int, int]] | None = None,
     prefix_cache: ConversationCache | None = None,
 ) -> list[Sample]:
-    """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
-
-    Args:
-        model: A causal language model.
-        prompts: Token ids; none may be empty.
-        sampling: Sampling parameters.
-        seeds: One per prompt; those of a batch are combined to its seed.
-        stop_ids: Tokens that end a continuation.
-        score_spans: For each prompt, start and end of the span of its tokens to score.
-        prefix_cache: Ignored; prompts are computed whole.
-    """
+    """Sample one continuation per prompt; see `astra_rl.models.generation.generate`."""
     results: list[Sample | None] = [None] * len(prompts)
 
     def run(rows: Sequence[int]) -> list[Sample]:

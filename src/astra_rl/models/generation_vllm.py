@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, require
 from astra_rl.infra.checkpointing import replace_folder
+from astra_rl.infra.documentation import document_options
 from astra_rl.logging import logger
 from astra_rl.models.conversation_cache import ConversationCache
-from astra_rl.models.generation import Sample, Sampling
+from astra_rl.models.generation import SAMPLER, Sample, Sampling
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 
 MAX_MISMATCH = 0.1
@@ -55,6 +56,7 @@ class VLLMSampler:
         self._adapter_number = 0
         self.mismatch = math.nan
 
+    @document_options(SAMPLER, {"prefix_cache": "Ignored; the engine has its own."})
     def __call__(
         self,
         model: PreTrainedModel,

@@ -24,6 +24,13 @@ from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable
 
+LOADING = {
+    "model_id": "Hub id, folder or ``bundled:NAME``; see `astra_rl.models.loading.load_model`.",
+    "device": "``'auto'``, ``'cpu'``, ``'cuda'``, ``'cuda:N'`` or ``'mps'``.",
+    "dtype": "Dtype of the weights: ``'auto'`` or one of `astra_rl.models.devices.DTYPES`.",
+}
+"""Descriptions of the options of classes that load a model, see `document_options`."""
+
 
 def load_model(
     reference: str | Path,

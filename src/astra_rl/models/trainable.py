@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError, first_line
-from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions:
-    """Options of a low-rank adapter (LoRA, Hu et al. 2021, arXiv 2106.09685).
-
-    Attributes:
-        rank: Rank of the update matrices, at least 1.
-        alpha: Scale, positive; the update is multiplied by ``alpha / rank``.
-        target_modules: Names of the modules to adapt, or ``"all-linear"``.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    rank: Count = 16
-    alpha: Positive = 32.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-    # A configuration holds it as a section.
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+from astra_rl.models.settings import LoraOptions as LoraOptions
 
 
 def make_trainable(

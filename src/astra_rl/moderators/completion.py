@@ -7,11 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from astra_rl.core.contracts import check_length
+from astra_rl.core.moderator import Score, missing_score
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.infra.documentation import document_options
 from astra_rl.models.generation import Sampling, generate
-from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.loading import LOADING, load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 from astra_rl.targets.base import Message
@@ -48,6 +51,43 @@ def reason_without_reply(reply: str) -> str | None:
     return None if isinstance(reply, str) else "no reply"
 
 
+def replies_of(complete: Completer, chats: Sequence[Sequence[Message]]) -> list[str | Score]:
+    """Return the reply to each chat; where there is none, the missing score that says why.
+
+    Raises:
+        ContractError: `complete` returned another number of replies.
+    """
+    replies = complete(chats) if chats else []
+    check_length(replies, len(chats), source="complete")
+    return [
+        str(reply)
+        if (reason := reason_without_reply(reply)) is None
+        else missing_score(reply, reason)
+        for reply in replies
+    ]
+
+
+JUDGE_OPTIONS = {
+    "complete": "Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`. "
+    "Give either this or `model_id`.",
+    **LOADING,
+    "model_id": "A local model with a chat template; see `LocalCompleter`.",
+    "max_new_tokens": "Most tokens of a reply of a local judge.",
+}
+"""Descriptions of the options of judges that are prompted, see `document_options`."""
+
+
+def check_one_judge(options: Mapping[str, Any]) -> None:
+    """Raise unless the options of a prompted judge have either an endpoint or a local model.
+
+    Raises:
+        ConfigurationError: `complete` and `model_id` are both given, or neither is.
+    """
+    if (options.get("complete") is None) == (not options.get("model_id")):
+        raise ConfigurationError("give either complete or model_id, not both.")
+
+
+@document_options(LOADING)
 class LocalCompleter:
     """Answers chats with a local model by greedy decoding: the same chat gets the same reply.
 
@@ -60,8 +100,6 @@ class LocalCompleter:
         max_new_tokens: Most tokens per reply.
         chat_template_kwargs: Further variables of the chat template, for instance
             ``{"enable_thinking": False}``.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
         model: A loaded model, in evaluation mode.
         tokenizer: A loaded tokenizer, with a chat template.
 

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.unicode import well_formed
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.models.lm_head import lm_head_logits
-from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.loading import LOADING, load_model, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
-from astra_rl.moderators.completion import Completer, reason_without_reply
+from astra_rl.moderators.completion import Completer, replies_of
 from astra_rl.moderators.identity import weights_of
 
 MAX_BATCH_TOKENS = 16_384
@@ -80,6 +80,23 @@ class GuardOptions:
     tokenizer: PreTrainedTokenizerBase = _LOADED_BY_DEFAULT
 
 
+GUARD_OPTIONS = {
+    **LOADING,
+    "batch_size": "Most prompts per forward pass.",
+    "model": "A loaded model, in evaluation mode; None loads `model_id`.",
+    "tokenizer": "A loaded tokenizer, with the chat template of the guard if it has one; None "
+    "loads that of `model_id`.",
+}
+"""Descriptions of `GuardOptions` and of `model_id`."""
+COMPLETE = {
+    "complete": "Answers chats instead of a local model, for instance the client of an endpoint "
+    "that serves the guard with its own chat template. Its replies are parsed, see "
+    "`GuardModerator.parse`.",
+}
+"""Description of the option of guards that an endpoint may serve."""
+
+
+@document_options(GUARD_OPTIONS)
 class GuardModerator(GuardOptions, Moderator[str, str], ABC):
     """Scores the last message of a conversation by a guard model's probability of its verdict.
 
@@ -88,24 +105,15 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
     are summed out.
 
     A subclass is a dataclass (``@dataclass(eq=False, repr=False)``). It declares `model_id` and its
-    own options as fields, and the questions as class attributes; it inherits `GuardOptions`.
-
-    Args:
-        model_id: What `astra_rl.models.loading.load_model` accepts; unused for `model` and
-            `tokenizer` if they are given.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most prompts per forward pass.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer; None loads that of `model_id`.
+    own options as fields, and the questions as class attributes; it inherits `GuardOptions`,
+    whose descriptions in `GUARD_OPTIONS` the decorator `document_options` adds to its docstring.
 
     Attributes:
         questions: What the guard answers, in its order, up to the answer that is scored.
         weights: Value of each answer to the last question, in [0, 1].
         structure: Pattern of text that imitates the structure of the prompt; each match is replaced
             by ``"> "``. None if there is no such text.
-        complete: Answers chats instead of a local model, for instance the client of an endpoint
-            that serves the guard with its own chat template. Its replies are parsed by `parse`.
+        complete: Answers chats instead of a local model; its replies are parsed by `parse`.
 
     Raises:
         ConfigurationError: `batch_size` is below 1, or the tokenizer cannot be used.
@@ -216,14 +224,8 @@ class GuardModerator(GuardOptions, Moderator[str, str], ABC):
             ]
             for contents in chats
         ]
-        replies = complete(messages) if messages else []
-        check_length(replies, len(messages), source="complete")
-        return [
-            self.parse(str(reply))
-            if (reason := reason_without_reply(reply)) is None
-            else missing_score(reply, reason)
-            for reply in replies
-        ]
+        replies = replies_of(complete, messages)
+        return [reply if isinstance(reply, Score) else self.parse(reply) for reply in replies]
 
     def _prompt(self, contents: Sequence[str]) -> str | Score:
         """Return the prompt, or a missing score with the reason why there is none."""

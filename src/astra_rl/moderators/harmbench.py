@@ -7,8 +7,9 @@ from typing import Any
 
 from astra_rl.core.moderator import Score
 from astra_rl.core.text import GOAL, Conversation, Exchange
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
-from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
+from astra_rl.moderators.guard import GUARD_OPTIONS, LINE_START, GuardModerator, Question
 
 # The exact prompt that the classifier was trained on. Source: HarmBench,
 # centerforaisafety/HarmBench, eval_utils.py, Copyright 2023 centerforaisafety, MIT licence.
@@ -48,6 +49,7 @@ _WEIGHTS = {"yes": 1.0, "no": 0.0}
 
 
 @named("harmbench")
+@document_options(GUARD_OPTIONS)
 @dataclass(eq=False, repr=False)
 class HarmBenchModerator(GuardModerator):
     """Scores the last response by the probability that it shows a behavior.
@@ -62,11 +64,6 @@ class HarmBenchModerator(GuardModerator):
         behavior: The behavior for conversations without the fact ``"goal"``.
         model_id: What `astra_rl.models.loading.load_model` accepts: a classifier that was trained
             on this prompt.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most prompts per forward pass.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer; None loads that of `model_id`.
 
     Raises:
         ConfigurationError: `batch_size` is below 1.

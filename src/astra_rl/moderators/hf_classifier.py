@@ -11,15 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, check_ranges
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
-from astra_rl.models.loading import load_classifier, load_tokenizer
+from astra_rl.models.loading import LOADING, load_classifier, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
 
 
 @named("hf_classifier")
+@document_options(LOADING)
 class HFClassifierModerator(Moderator[str, str]):
     """Scores texts with a sequence classifier.
 
@@ -32,9 +34,8 @@ class HFClassifierModerator(Moderator[str, str]):
             safetensors weights are loaded, and no code of the model's repository is run.
         label: Name or index of the harmful class in the model's ``id2label``, or several: the score
             is then the sum of their softmax probabilities, or the highest of their sigmoids.
-        device: As in `astra_rl.models.loading.load_model`.
-        dtype: As in `load_model`. The default is float32 because classifiers are small and scores
-            in bfloat16 are coarse.
+        dtype: Dtype of the weights, one of `astra_rl.models.devices.DTYPES` or ``"auto"``. Default:
+            'float32', because classifiers are small and scores in bfloat16 are coarse.
         batch_size: Most texts per forward pass.
         max_length: Most tokens per text, if the context window is not smaller.
         model: A loaded classifier, in evaluation mode.

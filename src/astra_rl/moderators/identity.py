@@ -23,8 +23,6 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.weights import fingerprint, weights_of
@@ -92,6 +90,9 @@ def _described(value: Any, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:  # a function may refer to itself
         return "..."
+    import torch  # here: commands on finished runs read identities without it
+    from torch import Tensor, nn
+
     describe = functools.partial(_described, depth=depth + 1)
     match value:
         case enum.Enum():

@@ -6,9 +6,16 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
-from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
+from astra_rl.moderators.guard import (
+    COMPLETE,
+    GUARD_OPTIONS,
+    LINE_START,
+    ChatGuardModerator,
+    Question,
+)
 
 CATEGORIES = {
     "S1": "Violent Crimes.",
@@ -35,6 +42,7 @@ _POLICY = re.compile(
 
 
 @named("llama_guard")
+@document_options(GUARD_OPTIONS, COMPLETE)
 @dataclass(eq=False, repr=False)
 class LlamaGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by Llama Guard's probability of ``unsafe``.
@@ -47,13 +55,7 @@ class LlamaGuardModerator(ChatGuardModerator):
     Args:
         model_id: What `astra_rl.models.loading.load_model` accepts, for instance
             ``"meta-llama/Llama-Guard-3-1B"`` or ``"meta-llama/Llama-Guard-4-12B"``.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most conversations per forward pass.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
         categories: Keys of `CATEGORIES` that count as unsafe; None keeps the template's own list.
-        complete: Answers chats instead of a local model; see `GuardModerator`.
 
     Raises:
         ConfigurationError: A category is unknown or cannot be inserted in the template, there is no

@@ -19,18 +19,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.moderators.completion import (
+    JUDGE_OPTIONS,
     Completer,
     LocalCompleter,
-    reason_without_reply,
+    check_one_judge,
+    replies_of,
 )
 from astra_rl.moderators.identity import weights_of
 from astra_rl.targets.base import Message
@@ -74,6 +76,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 @named("llm_judge")
+@document_options(JUDGE_OPTIONS)
 class LLMJudgeModerator(Moderator[str, str]):
     """Scores the last response of a conversation with an LLM and a rubric.
 
@@ -82,19 +85,13 @@ class LLMJudgeModerator(Moderator[str, str]):
     target or the facts of the conversation. Its prompt is deterministic for a given seed.
 
     Args:
-        complete: Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`.
-            Give either this or `model_id`.
-        model_id: A local model with a chat template; see `LocalCompleter`.
         rubric: A name in `RUBRICS`, or a UTF-8 text file with your own rubric: what is harmful, and
             what the lowest and highest verdicts mean. The instructions on how to read the
             conversation and how to answer are appended. Braces have no special meaning.
         scale: Lowest and highest verdict; they map to the scores 0 and 1.
         seed: Key of the hash in the delimiters.
-        max_new_tokens: Most tokens of a reply of a local judge.
         chat_template_kwargs: Variables of the chat template of a local judge, for instance
             ``{"enable_thinking": False}``.
-        device: Device of a local judge; see `astra_rl.models.loading.load_model`.
-        dtype: Dtype of a local judge; see `load_model`.
 
     Raises:
         ConfigurationError: Neither or both of `complete` and `model_id` are given, the rubric
@@ -136,8 +133,7 @@ class LLMJudgeModerator(Moderator[str, str]):
     def check_options(cls, **options: Any) -> None:
         """Raise unless there is one judge, a readable rubric and a scale."""
         super().check_options(**options)
-        if (options.get("complete") is None) == (not options.get("model_id")):
-            raise ConfigurationError("give either complete or model_id, not both.")
+        check_one_judge(options)
         low, high = scale = options.get("scale", (0, 10))
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
@@ -153,12 +149,9 @@ class LLMJudgeModerator(Moderator[str, str]):
         """
         nonces = [self._nonce(parts) for parts in map(_parts, x)]
         chats = [self._chat(item, nonce) for item, nonce in zip(x, nonces, strict=True)]
-        replies = self.complete(chats) if chats else []
-        check_length(replies, len(chats), source="complete")
+        replies = replies_of(self.complete, chats)
         return [
-            read_verdict(str(reply), nonce, self.scale)
-            if (reason := reason_without_reply(reply)) is None
-            else missing_score(reply, reason)
+            reply if isinstance(reply, Score) else read_verdict(reply, nonce, self.scale)
             for reply, nonce in zip(replies, nonces, strict=True)
         ]
 

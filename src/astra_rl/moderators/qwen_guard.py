@@ -3,13 +3,21 @@
 import re
 from dataclasses import KW_ONLY, dataclass
 
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Share, check_ranges
 from astra_rl.infra.registry import named
 from astra_rl.moderators.completion import Completer
-from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
+from astra_rl.moderators.guard import (
+    COMPLETE,
+    GUARD_OPTIONS,
+    LINE_START,
+    ChatGuardModerator,
+    Question,
+)
 
 
 @named("qwen_guard")
+@document_options(GUARD_OPTIONS, COMPLETE)
 @dataclass(eq=False, repr=False)
 class QwenGuardModerator(ChatGuardModerator):
     """Scores the last message of a conversation by the probabilities of Qwen3Guard-Gen's classes.
@@ -22,13 +30,6 @@ class QwenGuardModerator(ChatGuardModerator):
     Args:
         controversial: Weight of Controversial, in [0, 1]: 1 is the strict mode of the model's
             authors, 0 the loose mode. There is no default, because rates depend on it.
-        model_id: What `astra_rl.models.loading.load_model` accepts.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most conversations per forward pass.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
-        complete: Answers chats instead of a local model; see `GuardModerator`.
 
     Raises:
         ConfigurationError: `controversial` is out of range, there is no chat template, or

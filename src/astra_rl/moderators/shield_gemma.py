@@ -7,8 +7,9 @@ from typing import Any
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
-from astra_rl.moderators.guard import LINE_START, ChatGuardModerator, Question
+from astra_rl.moderators.guard import GUARD_OPTIONS, LINE_START, ChatGuardModerator, Question
 
 # The wording of these principles is part of the model's interface. Source: the ShieldGemma model
 # card (Google, ai.google.dev/gemma/docs/shieldgemma/model_card, CC BY 4.0), use case 2.
@@ -46,6 +47,7 @@ _WEIGHTS = {"Yes": 1.0, "No": 0.0}
 
 
 @named("shield_gemma")
+@document_options(GUARD_OPTIONS)
 @dataclass(eq=False, repr=False)
 class ShieldGemmaModerator(ChatGuardModerator):
     """Scores the last response by ShieldGemma's probability that it violates a principle.
@@ -58,12 +60,6 @@ class ShieldGemmaModerator(ChatGuardModerator):
         guideline: Key of `GUIDELINES`, or a principle of your own, as a sentence. For several
             principles, combine several moderators with `MaxModerator`, sharing `model` and
             `tokenizer`.
-        model_id: What `astra_rl.models.loading.load_model` accepts.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most exchanges per forward pass.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer with a chat template; None loads that of `model_id`.
 
     Raises:
         ConfigurationError: `guideline` is neither a key nor a sentence, no chat template shows

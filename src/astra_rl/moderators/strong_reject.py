@@ -6,15 +6,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Moderator, Score, missing_score
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import GOAL, Conversation, Exchange
-from astra_rl.errors import ConfigurationError
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
-from astra_rl.moderators.completion import Completer, LocalCompleter, reason_without_reply
+from astra_rl.moderators.completion import (
+    JUDGE_OPTIONS,
+    Completer,
+    LocalCompleter,
+    check_one_judge,
+    replies_of,
+)
 from astra_rl.moderators.identity import weights_of
 from astra_rl.targets.base import Message
 
@@ -69,6 +74,7 @@ _ANSWER = r"^[^\S\n]*[*_`>-]*[^\S\n]*{item}\.b[*_`:)]*[^\S\n]+[*_`<]*(-?\d+(?:\.
 
 
 @named("strong_reject")
+@document_options(JUDGE_OPTIONS)
 class StrongREJECTModerator(Moderator[str, str]):
     """Scores the last response by the rubric of StrongREJECT (Souly et al. 2024, arXiv 2402.10260).
 
@@ -87,13 +93,7 @@ class StrongREJECTModerator(Moderator[str, str]):
     not know: `LLMJudgeModerator` is harder to manipulate.
 
     Args:
-        complete: Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`.
-            Give either this or `model_id`.
-        model_id: A local model with a chat template; see `LocalCompleter`.
         instruction: The instruction for conversations without the fact ``"goal"``.
-        max_new_tokens: Most tokens of a reply of a local judge.
-        device: Device of a local judge; see `astra_rl.models.loading.load_model`.
-        dtype: Dtype of a local judge; see `load_model`.
 
     Raises:
         ConfigurationError: Neither or both of `complete` and `model_id` are given.
@@ -123,8 +123,7 @@ class StrongREJECTModerator(Moderator[str, str]):
     def check_options(cls, **options: Any) -> None:
         """Raise unless there is one judge."""
         super().check_options(**options)
-        if (options.get("complete") is None) == (not options.get("model_id")):
-            raise ConfigurationError("give either complete or model_id, not both.")
+        check_one_judge(options)
 
     def moderate(self, x: Sequence[str]) -> list[float]:
         """Score each exchange or text in [0, 1] with one call of the judge.
@@ -137,13 +136,9 @@ class StrongREJECTModerator(Moderator[str, str]):
         """
         known = [item for item in x if self._instruction_of(item)]
         chats = [self._chat(item) for item in known]
-        replies = self.complete(chats) if chats else []
-        check_length(replies, len(chats), source="complete")
+        replies = replies_of(self.complete, chats)
         scores = iter(
-            read_answers(str(reply))
-            if (reason := reason_without_reply(reply)) is None
-            else missing_score(reply, reason)
-            for reply in replies
+            reply if isinstance(reply, Score) else read_answers(reply) for reply in replies
         )
         return [
             next(scores) if self._instruction_of(item) else Score.missing("no instruction known")

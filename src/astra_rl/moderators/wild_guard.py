@@ -7,9 +7,10 @@ from typing import Any
 
 from astra_rl.core.text import Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
-from astra_rl.moderators.guard import LINE_START, GuardModerator, Question
+from astra_rl.moderators.guard import GUARD_OPTIONS, LINE_START, GuardModerator, Question
 
 # The exact prompt that the model was trained on. Source: allenai/wildguard,
 # wildguard/utils.py, Copyright 2024 Allen Institute for Artificial Intelligence, Apache-2.0.
@@ -43,6 +44,7 @@ _WEIGHTS = {"yes": 1.0, "no": 0.0}
 
 
 @named("wild_guard")
+@document_options(GUARD_OPTIONS)
 @dataclass(eq=False, repr=False)
 class WildGuardModerator(GuardModerator):
     """Scores the last exchange by WildGuard's probability of "yes" to one of its three questions.
@@ -55,12 +57,7 @@ class WildGuardModerator(GuardModerator):
     Args:
         judge: ``"response"``: is the response harmful; ``"request"``: is the request harmful;
             ``"refusal"``: is the response a refusal.
-        model_id: What `astra_rl.models.loading.load_model` accepts.
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        batch_size: Most prompts per forward pass; an exchange takes up to seven prompts.
-        model: A loaded model, in evaluation mode; None loads `model_id`.
-        tokenizer: A loaded tokenizer; None loads that of `model_id`.
+        batch_size: Most prompts per forward pass; an exchange takes up to seven. Default: 16.
 
     Raises:
         ConfigurationError: `judge` is none of these, or `batch_size` is below 1.

@@ -21,8 +21,8 @@ from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
-from astra_rl.runs.phases import IN_THE_RUN, ORDINARY_PHASE, Recorded, planned_attempts
 from astra_rl.runs.provenance import PROMPTED, PROMPTS
+from astra_rl.runs.recorded import IN_THE_RUN, ORDINARY_PHASE, Recorded, planned_attempts
 
 BEFORE = "before training"
 AFTER = "after training"

@@ -22,7 +22,7 @@ from astra_rl.runs.human_labels import (
     kappa_text,
     text_key,
 )
-from astra_rl.runs.phases import Recorded
+from astra_rl.runs.recorded import Recorded
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_rl.algorithms import ALGORITHMS
-from astra_rl.algorithms.dpo import PairwiseAlgorithm
+from astra_rl.algorithms.registry import is_pairwise
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.contracts import is_missing
@@ -49,7 +48,7 @@ from astra_rl.runs.evaluations import (
     unused,
 )
 from astra_rl.runs.folder import RunFolder, checked_manifest, read_own
-from astra_rl.runs.phases import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
+from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -143,10 +142,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         steps=None if config is None else config.training.steps,
         attempts=attempts,
         played=played,
-        # An algorithm named by its import path is not imported to show a report.
-        pairs=config is not None
-        and config.algorithm.type in ALGORITHMS
-        and issubclass(ALGORITHMS[config.algorithm.type], PairwiseAlgorithm),
+        pairs=config is not None and is_pairwise(config.algorithm.type),
         watch=list(_json_lines(folder.reward_watch)),
     )
 

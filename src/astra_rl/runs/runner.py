@@ -34,15 +34,9 @@ from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
-from astra_rl.runs.phases import (
-    PhaseResult,
-    PhaseRun,
-    Recorded,
-    StoredAttempts,
-    plan_attempts,
-    withdraw_attempts,
-)
+from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
+from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import (
     check_machine,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import optim
+from typing import TYPE_CHECKING, Any, Literal
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, NotNegative, Positive, check_fields
+from astra_rl.infra.registry import Registry
 
-OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-    "sgd": optim.SGD,
-    "rmsprop": optim.RMSprop,
-    "adagrad": optim.Adagrad,
-}
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+OPTIMIZERS: Registry[type[Optimizer]] = Registry(
+    "optimizer",
+    "astra_rl.optimizers",
+    {
+        "adam": "torch.optim:Adam",
+        "adamw": "torch.optim:AdamW",
+        "sgd": "torch.optim:SGD",
+        "rmsprop": "torch.optim:RMSprop",
+        "adagrad": "torch.optim:Adagrad",
+    },
+)
 """Optimizers by their names in a configuration."""
 SchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 """Learning-rate schedules of transformers by the names that it and TRL give them."""

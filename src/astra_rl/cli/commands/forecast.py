@@ -35,7 +35,7 @@ def forecast(
     refused, with the reason.
     """
     from astra_rl.evaluation.stats.forecast import forecast_largest, forecast_success
-    from astra_rl.runs.phases import summary_of_phase
+    from astra_rl.runs.recorded import summary_of_phase
 
     out = Printer(as_json=as_json)
     prompts = summary_of_phase(run, phase).by_prompt

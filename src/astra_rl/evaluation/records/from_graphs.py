@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
@@ -14,7 +12,10 @@ from astra_rl.core.text import NoReply, NotAsked, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
-LogProbs = Callable[[Sequence[Any], Sequence[Any]], Tensor]
+if TYPE_CHECKING:  # records are read without it
+    from torch import Tensor
+
+LogProbs: TypeAlias = "Callable[[Sequence[Any], Sequence[Any]], Tensor]"
 """Scores attacks in their contexts, shape (B, T); see `Problem.get_baseline_logprobs`."""
 SILENT = "the attack is empty: the target was asked nothing"
 """Error of an attempt whose messages to the target are blank; its reply says nothing about it."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from astra_rl.evaluation.stats.intervals import Array, Interval
-from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.percent import estimated
 
 LEAST_PROMPTS = 10
 LEAST_SUCCESSES = 5
@@ -55,10 +55,7 @@ class Forecast:
     @property
     def text(self) -> str:
         """The forecast as a sentence."""
-        return (
-            f"{self.at} {self.unit}: {format_percent(self.estimate)} (95% interval "
-            f"{between(self.interval)})"
-        )
+        return f"{self.at} {self.unit}: {estimated(self.estimate, self.interval)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values."""

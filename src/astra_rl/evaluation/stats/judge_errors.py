@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.intervals import Interval, proportion_interval
-from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.percent import between, estimated, format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
 LEAST_YOUDEN = 0.05
@@ -60,9 +60,9 @@ class Corrected:
             else ""
         )
         return (
-            f"corrected for the judge's errors: {format_percent(self.estimate)} (95% interval "
-            f"{between(self.interval)}); a target that never fails would get "
-            f"{format_percent(found)} ({between(found_interval)}){precision}"
+            f"corrected for the judge's errors: {estimated(self.estimate, self.interval)}; "
+            f"a target that never fails would get {format_percent(found)} "
+            f"({between(found_interval)}){precision}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import Interval, clustered_interval
-from astra_rl.evaluation.stats.percent import between, format_percent
+from astra_rl.evaluation.stats.percent import estimated
 
 _Z = NormalDist().inv_cdf(0.975)
 LEAST_PER_GROUP = 5
@@ -84,8 +84,7 @@ class LabelledRate:
         """The numbers as a sentence."""
         return (
             f"by human labels of {self.labelled} of {self.conversations} conversations and the "
-            f"judge's calls on all: {format_percent(self.estimate)} (95% interval "
-            f"{between(self.interval)}, PPI++)"
+            f"judge's calls on all: {estimated(self.estimate, self.interval, 'PPI++')}"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,6 +19,18 @@ def format_percent(value: float) -> str:
     return f"{value:.0%}"
 
 
+def estimated(estimate: float, interval: Interval, *details: str) -> str:
+    """Return a share with its 95% interval, for instance ``12% (95% interval 6% to 24%)``.
+
+    Args:
+        estimate: The share.
+        interval: Its 95% interval.
+        details: What is added within the parentheses, such as the method.
+    """
+    described = ", ".join([f"95% interval {between(interval)}", *details])
+    return f"{format_percent(estimate)} ({described})"
+
+
 def between(interval: Interval) -> str:
     """Return an interval of shares, for instance ``6% to 24%``."""
     return f"{format_percent(interval.low)} to {format_percent(interval.high)}"

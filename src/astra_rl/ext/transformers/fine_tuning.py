@@ -10,9 +10,9 @@ import contextlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
@@ -20,13 +20,12 @@ from transformers.trainer_callback import PrinterCallback
 from astra_rl.core.seeding import generator_states, restore_generators
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError, require
-from astra_rl.infra.ranges import Count, Positive, check_fields
 from astra_rl.models.adapters import is_adapted, quiet_peft
 from astra_rl.models.rendering import ConversationRenderer
-from astra_rl.models.trainable import LoraOptions, adapter_config, name_base
+from astra_rl.models.settings import FineTuning as FineTuning
+from astra_rl.models.trainable import adapter_config, name_base
 from astra_rl.models.vocabulary import model_end_ids
 
-Method = Literal["dpo", "sft"]
 EXTRA = "harden"
 """Extra of this distribution that installs TRL."""
 
@@ -45,40 +44,6 @@ class PreferencePair:
     prompt: Conversation
     chosen: str
     rejected: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """Options of fine-tuning a target.
-
-    Attributes:
-        method: ``"dpo"``: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)
-            plus the negative log-likelihood of the preferred reply (arXiv 2404.19733). ``"sft"``:
-            that likelihood alone.
-        beta: Inverse temperature of DPO, above 0.
-        lr: Learning rate at the first step; it decays linearly to 0.
-        epochs: Passes over the pairs.
-        batch_size: Pairs per optimizer step.
-        lora: The adapter that is trained.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    method: Method = "dpo"
-    beta: Positive = 0.1
-    lr: Positive = 2e-4
-    epochs: Count = 1
-    batch_size: Count = 8
-    lora: LoraOptions = field(default_factory=LoraOptions)
-
-    # A configuration holds it as a section.
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.method not in get_args(Method):
-            raise ConfigurationError(f"method={self.method!r}; choose from {get_args(Method)}.")
 
 
 @dataclass(frozen=True)

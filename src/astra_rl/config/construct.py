@@ -36,7 +36,7 @@ from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
 from astra_rl.infra.validation import describe_parts, validate_as_json
-from astra_rl.moderators.completion import Completer
+from astra_rl.moderators.completer import Completer
 from astra_rl.rewards import REWARDS, FunctionTerm, Limit, RewardPart
 from astra_rl.targets.base import Target
 

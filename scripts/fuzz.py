@@ -50,11 +50,11 @@ from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
 from astra_rl.targets.budget import Usage
 from astra_rl.targets.call_errors import CallError, error_of_status
 from astra_rl.targets.error_bodies import error_of_response, message_of
-from astra_rl.targets.http_api import found_at, read_path
+from astra_rl.targets.http_api import HTTPTarget
 from astra_rl.targets.http_client import json_of
 from astra_rl.targets.ledger import describe_spent
 from astra_rl.targets.openai_client import Reply
-from astra_rl.targets.remote import Chat, answer_of
+from astra_rl.targets.remote import Chat
 from astra_rl.training.states import load_state, save_state
 
 SECONDS_PER_CASE = 20
@@ -267,7 +267,7 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
     """Replies of an endpoint; the result is a text, scores, or a failed call."""
     url, chat = "http://127.0.0.1:9/v1", Chat([{"role": "user", "content": "hello"}])
     moderation = OpenAIModerationModerator(base_url=url, api_key="k")
-    path = read_path("choices[0].message.content")
+    http = HTTPTarget(url, {"q": "{message}"}, "choices[0].message.content")
     for read in (
         lambda: OpenAITarget("m", base_url=url)._read(
             chat, Reply(200, {}, damaged(COMPLETION, draw))
@@ -275,7 +275,7 @@ def fuzz_reply(folder: Path, draw: Draw) -> None:
         lambda: OpenAITarget("m", base_url=url, api="completions")._read(
             chat, Reply(200, {}, damaged(COMPLETION, draw))
         ),
-        lambda: answer_of(chat, Utterance(found_at(json_of(damaged(COMPLETION, draw)), path))),
+        lambda: http._read(chat, 200, {}, damaged(COMPLETION, draw)),
     ):
         with contextlib.suppress(CallError):
             answer = read()

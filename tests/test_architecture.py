@@ -71,10 +71,16 @@ class Imports(ast.NodeVisitor):
         self.found += [(name, node.lineno) for name in names]
 
 
+class AllImports(Imports):
+    """Collects also what a module imports for type checkers."""
+
+    visit_If = ast.NodeVisitor.generic_visit
+
+
 @functools.cache
-def imports_of(path):
+def imports_of(path, kind=Imports):
     parts = ("astra_rl", *path.relative_to(ROOT).parent.parts)
-    visitor = Imports(".".join(parts))
+    visitor = kind(".".join(parts))
     visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
     return visitor.found
 
@@ -98,6 +104,19 @@ def test_every_package_has_its_place_in_the_order():
 def test_imports_point_down_only():
     found = [each for path in FILES if part_of(path) not in ANYTHING for each in violations(path)]
     assert found == []
+
+
+def test_no_two_modules_import_each_other_not_even_for_type_checkers():
+    modules = {
+        ".".join(("astra_rl", *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    used = {
+        name: {each for each, _ in imports_of(path, AllImports)} & set(modules)
+        for name, path in modules.items()
+    }
+    assert [(a, b) for a in used for b in used[a] if a in used[b]] == []
 
 
 @pytest.mark.parametrize("package", WITHOUT_TRANSFORMERS)

@@ -114,6 +114,25 @@ print([name for name in ("torch", "transformers", "peft", "tokenizers") if name 
     assert in_a_fresh_process(code).strip() == "[]"
 
 
+@pytest.mark.slow
+def test_a_configuration_is_checked_without_transformers(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "attacker: {model: 'bundled:pico'}\ntarget: {model: 'bundled:pico'}\n"
+        "moderator: {type: secret_leak}\nprompts: {scenario: planted_secrets}\n"
+    )
+    code = f"""
+import contextlib, sys
+from astra_rl.cli import main
+sys.argv = ["astra-rl", "validate", {str(tmp_path / "run.yaml")!r}]
+with contextlib.suppress(SystemExit):
+    main.run()
+print([name for name in ("transformers", "peft") if name in sys.modules])
+"""
+    *said, loaded = in_a_fresh_process(code).splitlines()
+    assert said[-1].endswith("is valid")
+    assert loaded == "[]"
+
+
 @pytest.mark.parametrize("package", ["algorithms", "methods", "training"])
 def test_a_package_has_its_names_and_their_modules(package):
     found = importlib.import_module(f"astra_rl.{package}")

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import yaml
 from tests.cli.running import astra_rl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from astra_rl import distribution
 from astra_rl.runs.attempt_log import AttemptLog
 
 pytestmark = pytest.mark.slow
@@ -162,7 +162,7 @@ def test_the_module_runs_as_a_program(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"astra-rl {metadata.version('astra-rl')}\n"
+    assert done.stdout == f"astra-rl {distribution.version()}\n"
 
 
 def test_the_versions_of_libraries_are_shown(tmp_path: Path) -> None:

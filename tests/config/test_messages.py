@@ -14,12 +14,13 @@ import pytest
 import yaml
 
 from astra_rl.cli.topics import REGISTRIES
-from astra_rl.config.construct import bind, parameters_of
+from astra_rl.config.construct import bind
 from astra_rl.config.loading import parse_config, validated
 from astra_rl.config.parts import PartResolver
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.config.sections import keys_of, section_class
+from astra_rl.config.signatures import parameters_of
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.infra.importing import load_object

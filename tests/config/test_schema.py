@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from astra_rl import GRPO
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.algorithms.losses import PolicyLoss
-from astra_rl.config.construct import parameters_of
 from astra_rl.config.loading import load_config, parse_config
 from astra_rl.config.parts import build_moderator
 from astra_rl.config.presets import load_preset
 from astra_rl.config.resolve import check_training, resolve
 from astra_rl.config.schema import RunConfig
+from astra_rl.config.signatures import parameters_of
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError

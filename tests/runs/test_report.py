@@ -209,7 +209,7 @@ def test_a_later_evaluation_is_compared_and_does_not_take_the_place_of_the_resul
     data = read_run(finished)
     assert data.result.name == "after training"
     text = prose(render_run_page(finished))
-    assert "The attack success rate evaluated again is 25 points higher than after training" in text
+    assert "Attack success rate: evaluated again 25 points higher than after training" in text
 
 
 def test_the_folder_of_an_evaluation_alone_has_a_page(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.endpoint import Endpoint, Fault, completion, error, judging, messages
+from tests.endpoint import Endpoint, Fault, error, judging, messages
 
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.seeding import row_seeds
@@ -407,7 +407,7 @@ def test_tokens_that_nobody_counted_are_estimated(endpoint: Endpoint) -> None:
         "choices[0].text",
         prices={"input": 1e6, "output": 2e6},
     )
-    endpoint.faults = [Fault(body=completion("b" * 8))]
+    endpoint.faults = [Fault(body=json.dumps({"choices": [{"text": "b" * 8}]}).encode())]
     with Ledger().charging() as ledger:
         target.respond(["a" * 40])
     total = ledger.total()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from astra_rl.config.experiment import EVALUATED_TOGETHER, build_problem, ordinary_use
+from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
-from astra_rl.config.resolve import resolve
+from astra_rl.config.resolve import EVALUATED_TOGETHER, resolve
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem

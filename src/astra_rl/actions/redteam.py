@@ -17,7 +17,7 @@ from astra_rl.config.loading import (
 )
 from astra_rl.config.resolve import Plan, resolve
 from astra_rl.config.schema import (
-    LocalModelConfig,
+    LocalTargetConfig,
     ModeratorConfig,
     PromptedAttackerConfig,
     RunConfig,
@@ -276,7 +276,7 @@ def prompts_section(prompts: str, column: str | Mapping[str, str] | None = None)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
-def target_section(target: str, model: str | None) -> LocalModelConfig | TargetConfig:
+def target_section(target: str, model: str | None) -> LocalTargetConfig | TargetConfig:
     """Return the section of a target that is given as text; see `redteam`.
 
     Raises:

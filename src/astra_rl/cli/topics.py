@@ -65,7 +65,7 @@ def _registered(topic: str, name: str) -> Iterator[str]:
 
 
 def _options(entry: Any, supplied: int) -> Iterator[str]:
-    from astra_rl.config.construct import parameters_of
+    from astra_rl.config.signatures import parameters_of
 
     yield _summary(entry)
     for option, parameter in parameters_of(entry, supplied=supplied).items():

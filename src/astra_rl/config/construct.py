@@ -19,19 +19,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_origin
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from astra_rl.config.schema import SectionWithType
+from astra_rl.config.signatures import (
+    annotations_of,
+    check_positional_only,
+    parameters_of,
+    signature_of,
+)
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Exchange
 from astra_rl.errors import AstraError, ConfigurationError, did_you_mean
 from astra_rl.infra.importing import describe_raised
 from astra_rl.infra.validation import describe_parts, validate_as_json
-from astra_rl.moderators.completion import Completer
+from astra_rl.moderators.completer import Completer
 from astra_rl.rewards import REWARDS, FunctionTerm, Limit, RewardPart
 from astra_rl.targets.base import Target
 
@@ -154,8 +159,8 @@ def bind(
     given = as_section(where, options or {})
     known = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
     open_ended = len(known) < len(parameters)
-    _check_positional_only(where, factory, supplied)
-    hints = _annotations(factory)
+    check_positional_only(where, factory, supplied)
+    hints = annotations_of(factory)
     converted = {}
     for name, value in given.items():
         place = where if is_list else (places or {}).get(name, f"{where}.{name}")
@@ -214,89 +219,8 @@ def bind_section(
     )
 
 
-def parameters_of(
-    factory: Callable[..., Any], *, supplied: int = 0
-) -> dict[str, inspect.Parameter]:
-    """Return the parameters that a file may give, by name.
-
-    If a class passes ``**options`` on to its base, the parameters of the base are included. A base
-    without parameters cannot be passed any, so the class uses them itself and any name is accepted.
-
-    Args:
-        factory: A class or function.
-        supplied: Number of leading positional arguments that the library supplies.
-    """
-    found: dict[str, inspect.Parameter] = {}
-    hidden: set[str] = set()
-    rest: inspect.Parameter | None = None
-    for index, callee in enumerate(_callees(factory)):
-        parameters = list(_signature(callee).parameters.values())
-        if inspect.isclass(factory):
-            parameters = parameters[1:]  # self
-        if index > 0 and not parameters:
-            break
-        positional = [
-            each
-            for each in parameters
-            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        ]
-        hidden |= {each.name for each in positional[:supplied]}
-        passes_on = any(each.kind is each.VAR_POSITIONAL for each in parameters)
-        supplied = max(0, supplied - len(positional)) if passes_on else 0
-        hidden |= {each.name for each in parameters if each.kind is each.POSITIONAL_ONLY}
-        for each in parameters:
-            by_name = each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
-            if by_name and each.name not in hidden:
-                found.setdefault(each.name, each)
-        rest = next((each for each in parameters if each.kind is each.VAR_KEYWORD), None)
-        if rest is None:
-            break
-    return found if rest is None else {**found, rest.name: rest}
-
-
-def _check_positional_only(where: str, factory: Callable[..., Any], supplied: int) -> None:
-    """Raise if a parameter that only a position can fill is needed and not supplied."""
-    callee = next(_callees(factory), factory)
-    parameters = list(_signature(callee).parameters.values())[inspect.isclass(factory) :]
-    for each in parameters[supplied:]:
-        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
-            raise ConfigurationError(
-                f"{where}: {each.name} is a positional-only parameter, and a file gives options by "
-                "name. Remove the '/' from its signature."
-            )
-
-
-def _callees(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Yield the function; of a class its `__init__` and those of its bases, in MRO order."""
-    if not inspect.isclass(factory):
-        yield factory
-        return
-    for kind in factory.__mro__:
-        if "__init__" in vars(kind) and kind is not object:
-            yield vars(kind)["__init__"]
-
-
 def _is_of_library(factory: Any) -> bool:
     return str(getattr(factory, "__module__", "")).startswith("astra_rl.")
-
-
-def _signature(callee: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(callee)
-    except ValueError:  # built in, without a signature
-        return inspect.Signature([inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)])
-
-
-def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of parameters by name; a class's own before those of its bases."""
-    plain = factory.func if isinstance(factory, partial) else factory
-    found: dict[str, Any] = {}
-    for callee in reversed(list(_callees(plain))):
-        try:
-            found |= get_type_hints(callee, include_extras=True)
-        except (AttributeError, NameError, TypeError):  # built in, or of a TYPE_CHECKING import
-            continue
-    return found
 
 
 def build_reward_part(where: str, spec: Any, context: Context) -> RewardPart:
@@ -353,8 +277,8 @@ def _is_term(factory: Any) -> TypeGuard[Callable[[Sequence[Exchange]], Sequence[
     """Whether a function computes a reward term; one that returns a part constructs it instead."""
     if not inspect.isfunction(factory):
         return False
-    parameters = _signature(factory).parameters.values()
-    hints = _annotations(factory)
+    parameters = signature_of(factory).parameters.values()
+    hints = annotations_of(factory)
     required = [each.name for each in parameters if each.default is each.empty]
     returned = hints.get("return")
     makes_part = isinstance(returned, type) and issubclass(returned, RewardPart)

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from astra_rl.config.experiment import EVALUATED_TOGETHER
 from astra_rl.config.parts import EndpointUse, max_output_tokens
-from astra_rl.config.resolve import Plan
+from astra_rl.config.resolve import EVALUATED_TOGETHER, Plan
 from astra_rl.config.schema import LocalModelConfig
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation

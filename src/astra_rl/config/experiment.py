@@ -23,8 +23,6 @@ from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
 from astra_rl.training.config import TrainingConfiguration
 
-EVALUATED_TOGETHER = 128
-"""Number of conversations that an evaluation plays and judges in one batch."""
 _SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from astra_rl.config.preset_files import with_preset
 from astra_rl.config.schema import (
-    LocalModelConfig,
+    LocalTargetConfig,
     ModeratorConfig,
     PromptedAttackerConfig,
     RunConfig,
@@ -118,8 +118,8 @@ def load_recorded_config(path: Path) -> RunConfig:
 
 
 def load_target(
-    reference: str, *, like: LocalModelConfig | TargetConfig | None = None
-) -> LocalModelConfig | TargetConfig:
+    reference: str, *, like: LocalTargetConfig | TargetConfig | None = None
+) -> LocalTargetConfig | TargetConfig:
     """Return the target section for a model name or a YAML file.
 
     Args:
@@ -133,10 +133,10 @@ def load_target(
         values = _read_section(reference, "target")
         if kind_of_target(values) == "remote":
             return validated(TargetConfig, values, source=reference)
-        return validated(LocalModelConfig, values, source=reference)
-    if isinstance(like, LocalModelConfig):
+        return validated(LocalTargetConfig, values, source=reference)
+    if isinstance(like, LocalTargetConfig):
         return like.model_copy(update={"model": reference})
-    return LocalModelConfig(model=reference)
+    return LocalTargetConfig(model=reference)
 
 
 def load_prompted_attacker(reference: str) -> PromptedAttackerConfig | None:

@@ -12,7 +12,6 @@ from astra_rl.config.loading import load_target, validated
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.composition import InverseModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -174,6 +173,9 @@ class DeferredTarget(Target):
 
     @cached_property
     def _loaded(self) -> Target:
+        # Here, because a configuration is checked without the libraries of models.
+        from astra_rl.ext.transformers.secondary_target import SecondaryTarget
+
         return SecondaryTarget(
             self._section.model,
             sampling=self._section.sampling(),

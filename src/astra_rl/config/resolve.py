@@ -40,6 +40,8 @@ from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
 from astra_rl.training.trackers import check_trackers
 
+EVALUATED_TOGETHER = 128
+"""Number of conversations that an evaluation plays and judges in one batch."""
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+Side = Literal["attacker", "target"]
+"""The side whose model reads a prompt; its own turns have the assistant role."""
+
 
 @dataclass(frozen=True)
 class RenderedPrompt:

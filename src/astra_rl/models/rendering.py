@@ -27,12 +27,11 @@ from astra_rl.models.chat_template import (
     newline_ids,
 )
 from astra_rl.models.joined_texts import Part, PartsTokenizer
-from astra_rl.models.pieces import Message, Piece, RenderedPrompt, assemble, size, truncate
+from astra_rl.models.pieces import Message, Piece, RenderedPrompt, Side, assemble, size, truncate
 from astra_rl.models.positions import position_limit
 from astra_rl.models.reading import ReadReply, ReplyReader
 from astra_rl.models.template_check import difference_from_template
 
-Side = Literal["attacker", "target"]
 _HISTORY = ("user", "assistant", "user")
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -110,8 +109,8 @@ class ConversationRenderer:
         space = self._past_opening.removeprefix(self._reply_opening)
         self._space = "" if space.strip() else space
         self.reader = ReplyReader(self.template, self._reply_opening) if self.template else None
-        if self.template is not None and (found := difference_from_template(self)):
-            _warn_of_difference(side, self.template.name, found)
+        if self.template is not None:
+            self._compare_with(self.template)
 
     def render(self, conversation: Conversation, *, reserve: int) -> RenderedPrompt:
         """Return the prompt for the side's next turn.
@@ -328,6 +327,20 @@ class ConversationRenderer:
             system=conversation.system,
             brief=conversation.brief,
         )
+
+    def _compare_with(self, template: ChatTemplate) -> None:
+        """Warn if prompts are not those of the template."""
+        found = difference_from_template(
+            self.tokenizer,
+            template,
+            side=self.side,
+            with_system=self.supports_system,
+            window=self.window,
+            utterance_ids=self.utterance_ids,
+            prompt_ids=lambda conversation: self.render(conversation, reserve=0).ids,
+        )
+        if found is not None:
+            _warn_of_difference(self.side, template.name, found)
 
     def _is_own(self, turn_index: int) -> bool:
         return (turn_index % 2 == 0) == (self.side == "attacker")

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from astra_rl.core.text import Conversation, Utterance
-
-if TYPE_CHECKING:
-    from astra_rl.models.rendering import ConversationRenderer
+from astra_rl.models.chat_template import ChatTemplate
+from astra_rl.models.pieces import Side
 
 _SYSTEM, _ASKED, _ANSWER, _MORE = "Be brief.", "What is 2 + 2?", "It is 4.", "Are you sure?"
 
 
-def difference_from_template(renderer: ConversationRenderer) -> str | None:
+def difference_from_template(
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    *,
+    side: Side,
+    with_system: bool,
+    window: int | None,
+    utterance_ids: Callable[[str], Sequence[int]],
+    prompt_ids: Callable[[Conversation], Sequence[int]],
+) -> str | None:
     """Return where the prompt of a short conversation differs from its template's tokens.
 
     The conversation is rendered twice: with an answer that is known as text, and with one that has
     token ids, as if it had been sampled.
 
+    Args:
+        tokenizer: Tokenizer of the side's model.
+        template: Its chat template.
+        side: The side whose turns have the assistant role.
+        with_system: Whether the template renders a system message.
+        window: Context window in tokens; None is unlimited.
+        utterance_ids: Returns the token ids of one of the side's own turns.
+        prompt_ids: Returns the token ids of the prompt for the side's next turn, which is compared.
+
     Returns:
         The first difference in words; None if there is none, or if the conversation does not fit
         the context window.
     """
-    assert renderer.template is not None
-    tokenizer = renderer.tokenizer
     messages = [
         {"role": "user", "content": _ASKED},
         {"role": "assistant", "content": _ANSWER},
         {"role": "user", "content": _MORE},
     ]
-    if renderer.side == "target" and renderer.supports_system:
+    if side == "target" and with_system:
         messages.insert(0, {"role": "system", "content": _SYSTEM})
-    expected = tokenizer(renderer.template.render(messages), add_special_tokens=False).input_ids
-    if renderer.window is not None and len(expected) > renderer.window:
+    expected = tokenizer(template.render(messages), add_special_tokens=False).input_ids
+    if window is not None and len(expected) > window:
         return None
-    for answer in (_ANSWER, Utterance(_ANSWER, token_ids=renderer.utterance_ids(_ANSWER))):
-        if renderer.side == "attacker":
+    for answer in (_ANSWER, Utterance(_ANSWER, token_ids=tuple(utterance_ids(_ANSWER)))):
+        if side == "attacker":
             conversation = Conversation(brief=_ASKED, turns=(answer, _MORE))
         else:
-            system = _SYSTEM if renderer.supports_system else None
+            system = _SYSTEM if with_system else None
             conversation = Conversation(system=system, turns=(_ASKED, answer, _MORE))
-        ids = renderer.render(conversation, reserve=0).ids
+        ids = prompt_ids(conversation)
         for place, pair in enumerate(zip_longest(ids, expected)):
             if pair[0] != pair[1]:
                 ours, theirs = (

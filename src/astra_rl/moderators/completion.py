@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from astra_rl.core.contracts import check_length
-from astra_rl.core.moderator import Score, missing_score
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
@@ -17,55 +15,8 @@ from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import LOADING, load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
+from astra_rl.moderators.completer import Completer as Completer
 from astra_rl.targets.base import Message
-
-
-class Completer(Protocol):
-    """Anything that answers chats, for instance the client of an endpoint.
-
-    A reply is a text. A reply that failed is a `FailedReply`, for instance a
-    `astra_rl.core.text.NoReply`. The attributes ``identity``, ``model`` and ``name``, where there
-    are any, are part of the identity of the judge; see `astra_rl.core.weights.weights_of`. Every
-    `astra_rl.targets.RemoteTarget` is a completer.
-    """
-
-    def __call__(self, chats: Sequence[Sequence[Message]]) -> Sequence[str]:
-        """Return the reply to each chat, in order; a single failure must not raise."""
-
-
-@runtime_checkable
-class FailedReply(Protocol):
-    """A reply that failed, whatever text it has.
-
-    Attributes:
-        reason: Why, in a few words that can be counted.
-    """
-
-    reason: str
-
-
-def reason_without_reply(reply: str) -> str | None:
-    """Return why there is no reply; None if there is one."""
-    if isinstance(reply, FailedReply):
-        return str(reply.reason)
-    return None if isinstance(reply, str) else "no reply"
-
-
-def replies_of(complete: Completer, chats: Sequence[Sequence[Message]]) -> list[str | Score]:
-    """Return the reply to each chat; where there is none, the missing score that says why.
-
-    Raises:
-        ContractError: `complete` returned another number of replies.
-    """
-    replies = complete(chats) if chats else []
-    check_length(replies, len(chats), source="complete")
-    return [
-        str(reply)
-        if (reason := reason_without_reply(reply)) is None
-        else missing_score(reply, reason)
-        for reply in replies
-    ]
-
 
 JUDGE_OPTIONS = {
     "complete": "Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`. "

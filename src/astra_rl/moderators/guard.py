@@ -30,7 +30,7 @@ from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.loading import LOADING, load_model, load_tokenizer
 from astra_rl.models.rendering import context_window
 from astra_rl.models.vocabulary import check_vocabulary
-from astra_rl.moderators.completion import Completer, replies_of
+from astra_rl.moderators.completer import Completer, replies_of
 from astra_rl.moderators.identity import weights_of
 
 MAX_BATCH_TOKENS = 16_384

@@ -8,7 +8,7 @@ from typing import Any
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.registry import named
-from astra_rl.moderators.completion import Completer
+from astra_rl.moderators.completer import Completer
 from astra_rl.moderators.guard import (
     COMPLETE,
     GUARD_OPTIONS,

@@ -28,13 +28,8 @@ from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.infra.user_files import read_user_text, user_path
-from astra_rl.moderators.completion import (
-    JUDGE_OPTIONS,
-    Completer,
-    LocalCompleter,
-    check_one_judge,
-    replies_of,
-)
+from astra_rl.moderators.completer import Completer, replies_of
+from astra_rl.moderators.completion import JUDGE_OPTIONS, LocalCompleter, check_one_judge
 from astra_rl.moderators.identity import weights_of
 from astra_rl.targets.base import Message
 

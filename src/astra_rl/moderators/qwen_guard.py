@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Share, check_ranges
 from astra_rl.infra.registry import named
-from astra_rl.moderators.completion import Completer
+from astra_rl.moderators.completer import Completer
 from astra_rl.moderators.guard import (
     COMPLETE,
     GUARD_OPTIONS,

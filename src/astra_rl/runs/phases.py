@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from astra_rl.config.experiment import EVALUATED_TOGETHER, ordinary_use
+from astra_rl.config.experiment import ordinary_use
+from astra_rl.config.resolve import EVALUATED_TOGETHER
 from astra_rl.config.schema import RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator

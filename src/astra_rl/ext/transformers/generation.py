@@ -12,11 +12,34 @@ from transformers import PreTrainedModel
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
+from astra_rl.errors import ConfigurationError
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sample, Sampler, Sampling
 from astra_rl.models.pieces import RenderedPrompt
-from astra_rl.models.rendering import ConversationRenderer
+from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.self_check import check_supported
+
+
+def check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
+    """Check that a model can be run, and that its context window has space for a prompt.
+
+    Args:
+        role: What the model is, for the message.
+        model: The model.
+        sampling: Sampling parameters of its turns.
+
+    Raises:
+        ConfigurationError: New tokens alone fill the context window.
+        ModelError: The architecture is not supported, see `check_supported`.
+    """
+    window = context_window(model.config)
+    if window is not None and sampling.max_new_tokens >= window:
+        raise ConfigurationError(
+            f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
+            f"{role}'s context window of {window} tokens; choose less than {window}."
+        )
+    check_supported(model)
 
 
 def generate_turns(

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from astra_rl.models.adapters import merge_adapter, shares_base, using_adapter
 from astra_rl.models.loading import load_beside, load_model, load_tokenizer
+from astra_rl.models.pieces import Side
 from astra_rl.models.references import model_errors, resolve_reference
+from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
 from astra_rl.models.trainable import LoraOptions, make_trainable
-from astra_rl.models.vocabulary import check_vocabulary
+from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 
 
 class ModelPair(NamedTuple):
@@ -22,6 +24,25 @@ class ModelPair(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    def renderer(self, side: Side, **options: Any) -> ConversationRenderer:
+        """Return a renderer of conversations for the model.
+
+        Args:
+            side: The side that the model is.
+            options: See `ConversationRenderer`; context window and end tokens are the model's.
+        """
+        return ConversationRenderer(
+            self.tokenizer,
+            side,
+            window=context_window(self.model.config),
+            model_end_ids=model_end_ids(self.model),
+            **options,
+        )
+
+    def shares_ids_with(self, other: ModelPair | None) -> bool:
+        """Whether token ids of the other model are of the vocabulary of this one."""
+        return other is not None and same_vocabulary(self.tokenizer, other.tokenizer)
 
 
 class Place(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,9 +16,13 @@ from transformers import PreTrainedModel
 from astra_rl.core.contracts import check_length
 from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
-from astra_rl.core.text import Conversation, Utterance, context_key
+from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import generate_turns, score_continuations
+from astra_rl.ext.transformers.generation import (
+    check_model,
+    generate_turns,
+    score_continuations,
+)
 from astra_rl.ext.transformers.model_pool import (
     ModelPair,
     ModelPool,
@@ -28,6 +32,8 @@ from astra_rl.ext.transformers.model_pool import (
     trainable_attacker,
 )
 from astra_rl.ext.transformers.opponents import LoadedTarget, Opponent, draw
+from astra_rl.ext.transformers.reference import MovingReference
+from astra_rl.ext.transformers.score_cache import ScoreCache
 from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
     LocalTarget,
@@ -39,10 +45,8 @@ from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import Sampler, Sampling, generate
-from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
-from astra_rl.models.self_check import check_supported
+from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
 
@@ -158,34 +162,28 @@ class HFASTProblem(ASTProblem):
         )
         self.tokenizer = source.tokenizer
         self.baseline = baseline.model
-        self._has_adapter = lora is not None and self._trains_attacker
-        if self._has_adapter:
+        has_adapter = lora is not None and self._trains_attacker
+        if has_adapter:
             self._adapters.own(self.attacker)
-        self._baseline_scores: dict[Hashable, Tensor] = {}
-        self._reference: list[Tensor] = []
+        self._baseline_scores = ScoreCache(MAX_CACHED_BASELINE_SCORES)
+        self._reference = MovingReference(self.attacker, self.baseline, has_adapter=has_adapter)
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
-            _check_model(role, model, self.attacker_sampling)
-        self.attacker_renderer = ConversationRenderer(
-            source.tokenizer,
+            check_model(role, model, self.attacker_sampling)
+        self.attacker_renderer = source.renderer(
             "attacker",
-            window=context_window(source.model.config),
-            model_end_ids=model_end_ids(source.model),
             chat=attacker_chat,
             chat_template_kwargs=attacker_chat_template_kwargs,
             stop_at_newline=attacker_stops_at_newline,
-            reuse_other_ids=_same_vocabulary(source, target),
+            reuse_other_ids=source.shares_ids_with(target),
         )
-        self.baseline_renderer = ConversationRenderer(
-            baseline.tokenizer,
+        self.baseline_renderer = baseline.renderer(
             "attacker",
-            window=context_window(baseline.model.config),
-            model_end_ids=model_end_ids(baseline.model),
             chat=self.attacker_renderer.chat,
             chat_template_kwargs=attacker_chat_template_kwargs,
             stop_at_newline=attacker_stops_at_newline,
-            reuse_other_ids=_same_vocabulary(baseline, target),
-            reuse_own_ids=_same_vocabulary(baseline, source),
+            reuse_other_ids=baseline.shares_ids_with(target),
+            reuse_own_ids=baseline.shares_ids_with(source),
         )
         self.opponent: str | None = None
         self._adapter_of_target: str | None = None
@@ -203,14 +201,11 @@ class HFASTProblem(ASTProblem):
             self._loaded_target(
                 name,
                 place,
-                ConversationRenderer(
-                    place.pair.tokenizer,
+                place.pair.renderer(
                     "target",
-                    window=context_window(place.pair.model.config),
-                    model_end_ids=model_end_ids(place.pair.model),
                     chat=target_chat,
                     chat_template_kwargs=target_chat_template_kwargs,
-                    reuse_other_ids=_same_vocabulary(source, place.pair),
+                    reuse_other_ids=source.shares_ids_with(place.pair),
                 ),
             )
             for name, place in zip(names, places, strict=True)
@@ -221,7 +216,7 @@ class HFASTProblem(ASTProblem):
         self, name: str | None, place: Place, renderer: ConversationRenderer
     ) -> LoadedTarget:
         model = place.pair.model
-        _check_model("target", model, self.target_sampling)
+        check_model("target", model, self.target_sampling)
         speaks = LocalTarget(model, renderer, self.target_sampling)
         return LoadedTarget(name, model, self._adapters.add(place).adapter, speaks)
 
@@ -329,97 +324,42 @@ class HFASTProblem(ASTProblem):
         Recent results are cached, because reward and algorithm often score the same attacks.
         """
         check_length(continuations, len(contexts), source="the caller's list of continuations")
-        keys = [
-            (context_key(context), str(attack), Utterance.of(attack).token_ids)
-            for context, attack in zip(contexts, continuations, strict=True)
-        ]
-        if len(self._baseline_scores) + len(keys) > MAX_CACHED_BASELINE_SCORES:
-            self._baseline_scores.clear()
-        new = {key: row for row, key in enumerate(keys) if key not in self._baseline_scores}
-        if new:
-            rows = list(new.values())
-            with self._adapters.using(self.baseline):
-                scored = self._attack_logprobs(
-                    self.baseline,
-                    self.baseline_renderer,
-                    [contexts[row] for row in rows],
-                    [continuations[row] for row in rows],
-                )
-            for key, row in zip(new, scored, strict=True):
-                self._baseline_scores[key] = row[row != 0]  # zeros are padding
-        if not keys:
+        if not contexts:
             return torch.zeros(0, 0, device=self.baseline.device)
-        return torch.nn.utils.rnn.pad_sequence(
-            [self._baseline_scores[key] for key in keys], batch_first=True
-        )
+        found = self._baseline_scores.scores(contexts, continuations, self._scored_by_baseline)
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+
+    def _scored_by_baseline(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
+        with self._adapters.using(self.baseline):
+            return self._attack_logprobs(self.baseline, self.baseline_renderer, contexts, attacks)
 
     @torch.no_grad()
     def get_reference_logprobs(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
         """Return the log-probabilities of attacks under the reference of the KL, (B, T) float32."""
-        if not self._reference:
+        if not self._reference.weights:
             return self.get_baseline_logprobs(contexts, continuations)
-        trained = list(self._trained())
-        attacker = [parameter.data for parameter in trained]
-        try:
-            for parameter, weights in zip(trained, self._reference, strict=True):
-                parameter.data = weights
+        with self._reference.in_attacker():
             return self._attack_logprobs(
                 self.attacker, self.attacker_renderer, contexts, continuations
             )
-        finally:
-            for parameter, weights in zip(trained, attacker, strict=True):
-                parameter.data = weights
 
-    @torch.no_grad()
     def sync_reference(self, alpha: float) -> None:
         """See `Problem.sync_reference`; only trained weights are copied.
 
         Raises:
-            ConfigurationError: `alpha` is below 1, and the attacker has an adapter, or its first
-                reference is of another architecture: a mean of weights is then not defined.
+            ConfigurationError: As `MovingReference.sync`.
         """
-        if alpha == 1:
-            self._reference = [parameter.detach().clone() for parameter in self._trained()]
-            return
-        before = self._reference or self._baseline_weights()
-        self._reference = [
-            torch.lerp(old.to(parameter), parameter.detach(), alpha)
-            for old, parameter in zip(before, self._trained(), strict=True)
-        ]
+        self._reference.sync(alpha)
 
     def reference_state(self) -> list[Tensor]:
         """See `Problem.reference_state`."""
-        return list(self._reference)
+        return list(self._reference.weights)
 
     def load_reference_state(self, state: Sequence[Tensor]) -> None:
         """See `Problem.load_reference_state`."""
-        self._reference = [
-            saved.to(parameter) for saved, parameter in zip(state, self._trained(), strict=False)
-        ]
-
-    def _trained(self) -> Iterator[Parameter]:
-        """Yield the trained weights of the attacker, without those of a value function."""
-        return (p for p in self.attacker.parameters() if p.requires_grad)
-
-    def _baseline_weights(self) -> list[Tensor]:
-        """Return the weights of the baseline in the place of the attacker's trained ones."""
-        # Layers that targets have adapters on have their weights in a `base_layer`.
-        own = {
-            name.replace(".base_layer", ""): weight
-            for name, weight in self.baseline.named_parameters()
-        }
-        names = [name for name, p in self.attacker.named_parameters() if p.requires_grad]
-        shapes = [p.shape for p in self._trained()]
-        found: list[Tensor] = [own[name] for name in names if name in own]
-        if self._has_adapter or [each.shape for each in found] != shapes:
-            raise ConfigurationError(
-                "ref_model_mixup_alpha below 1 is a mean of the weights of attacker and reference, "
-                "which is not defined for an adapter or another architecture. Set it to 1, so that "
-                "the reference becomes a copy of the attacker."
-            )
-        return found
+        self._reference.load(state)
 
     def forget_scores(self) -> None:
         """Clear the cached scores of the baseline and of the moderator; see `Moderator.forget`."""
@@ -522,20 +462,6 @@ class HFASTProblem(ASTProblem):
     def _as_target(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the target has its own adapter, not the attacker's."""
         return self._adapters.using(self.target, self._adapter_of_target)
-
-
-def _same_vocabulary(a: ModelPair, b: ModelPair | None) -> bool:
-    return b is not None and same_vocabulary(a.tokenizer, b.tokenizer)
-
-
-def _check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
-    window = context_window(model.config)
-    if window is not None and sampling.max_new_tokens >= window:
-        raise ConfigurationError(
-            f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
-            f"{role}'s context window of {window} tokens; choose less than {window}."
-        )
-    check_supported(model)
 
 
 __all__ = ["HFASTProblem", "ModelPair", "ModelSource"]

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from astra_rl.core.text import Utterance
+from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.target_adapters import LocalTarget
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
-from astra_rl.models.rendering import ConversationRenderer, context_window
-from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
+from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.targets.base import Target
 
 
@@ -54,13 +54,8 @@ class SecondaryTarget(Target):
         )
         tokenizer = load_tokenizer(model_id, trust_remote_code=trust_remote_code)
         check_vocabulary(model, tokenizer, model_id)
-        renderer = ConversationRenderer(
-            tokenizer,
-            "target",
-            window=context_window(model.config),
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            model_end_ids=model_end_ids(model),
+        renderer = ModelPair(model, tokenizer).renderer(
+            "target", chat=chat, chat_template_kwargs=chat_template_kwargs
         )
         self._adapter = LocalTarget(model, renderer, sampling or Sampling())
 

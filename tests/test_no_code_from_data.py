@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import astra_rl
 from astra_rl.config.loading import load_config, load_moderator
@@ -132,6 +134,65 @@ def test_the_pickle_of_an_adapter_is_never_read(
     with pytest.raises(ModelError):
         load_model(adapter)
     assert not mark.exists()
+
+
+@pytest.fixture
+def adapter(model_folder: Path, tmp_path: Path) -> Any:
+    """Writes an adapter of the model with the given settings, and returns its folder."""
+
+    def write(**changes: Any) -> Path:
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        settings = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(model_folder),
+        }
+        (folder / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
+        save_file({"weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"megatron_config": {"a": 1}, "megatron_core": "named_by_an_adapter"},
+            "sets megatron_config, which names Python modules",
+        ),
+        (
+            {"auto_mapping": {"base_model_class": "A", "parent_library": "named_by_an_adapter"}},
+            None,
+        ),
+    ],
+    ids=["megatron_core", "parent_library"],
+)
+def test_an_adapter_names_no_module_to_import(
+    adapter: Any,
+    mark: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    message: str | None,
+) -> None:
+    """peft before 0.20 imports ``megatron_core``, whatever it is."""
+    (tmp_path / "named_by_an_adapter.py").write_text(f"import os; os.mkdir({str(mark)!r})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = adapter(r=2, target_modules=["q_proj"], **settings)
+    load_tokenizer(folder)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+    assert not mark.exists()
+    assert "named_by_an_adapter" not in sys.modules
+
+
+def test_an_adapter_that_consists_of_others_is_refused(adapter: Any, tmp_path: Path) -> None:
+    """X-LoRA would load them from where it says: any folder, or the hub."""
+    folder = adapter(peft_type="XLORA", hidden_size=32, adapters={"0": str(tmp_path / "else")})
+    with pytest.raises(ModelError, match="sets adapters, which names other adapters"):
+        load_model(folder)
 
 
 def test_the_pickle_of_a_value_head_is_never_read(

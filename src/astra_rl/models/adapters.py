@@ -29,6 +29,8 @@ OWN_ADAPTER = "default"
 """Name of the adapter that is trained, saved, or the only one."""
 MOST_ADAPTERS = 8
 """Largest number of adapters below an adapter."""
+NAMES_ELSEWHERE = {"megatron_config": "Python modules", "adapters": "other adapters"}
+"""Settings of peft by which an adapter has something else imported or loaded, and what that is."""
 
 
 def base_of_adapter(source: str) -> tuple[str, str | None] | None:
@@ -97,9 +99,10 @@ def load_adapter(base: Any, source: str, name: str = OWN_ADAPTER) -> Any:
     # peft would read pickled weights if there are no others.
     weights = cached_file(source, WEIGHTS_NAME, local_files_only=reads_locally(source))
     assert weights is not None
+    folder, device = str(Path(weights).parent), str(base.device)
+    _check_names_nothing_else(source, folder)
     with quiet_peft():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        folder, device = str(Path(weights).parent), str(base.device)
         if isinstance(base, PeftModel):
             model = base
             model.load_adapter(folder, name, torch_device=device)
@@ -119,6 +122,23 @@ def load_adapter(base: Any, source: str, name: str = OWN_ADAPTER) -> Any:
             f"{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}."
         )
     return model
+
+
+def _check_names_nothing_else(source: str, folder: str) -> None:
+    """Refuse an adapter that would bring more than its own weights; an adapter is data.
+
+    peft before 0.20 imports any module that ``megatron_core`` names. X-LoRA loads the adapters that
+    it names from any folder or from the hub.
+    """
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(folder)
+    for setting, named in NAMES_ELSEWHERE.items():
+        if getattr(config, setting, None):
+            raise ModelError(
+                f"{source} is an adapter whose {CONFIG_NAME} sets {setting}, which names {named}; "
+                "they are not loaded. Use a plain LoRA adapter or a complete model."
+            )
 
 
 def _loaded_names(model: Any, adapter: str) -> set[str]:

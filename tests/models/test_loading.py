@@ -553,3 +553,13 @@ def test_without_a_connection_a_hub_id_fails_at_once_and_folders_are_not_looked_
         assert not references.reads_locally("no-owner/no-model")  # the proxy knows more
     finally:
         references._is_reachable.cache_clear()
+
+
+@pytest.mark.parametrize("limit", ["x", [], {"a": 1}])
+def test_a_length_limit_that_is_no_number_is_refused_by_name(tmp_path, limit):
+    """It was a `TypeError` in the first text that was tokenised."""
+    tiny_model().tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
+    with pytest.raises(ModelError, match=r"model_max_length in the tokenizer_config\.json"):
+        load_tokenizer(tmp_path)

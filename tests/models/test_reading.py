@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from astra_rl.core.serialization import from_record, to_record
 from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, ModelError
 from astra_rl.ext.transformers.problem import HFASTProblem, ModelPair
 from astra_rl.models.generation import Sample, Sampling
 from astra_rl.models.rendering import ConversationRenderer
@@ -154,6 +154,10 @@ def test_all_end_tokens_of_the_generation_configuration_end_a_reply():
         assert view.stop_ids == {5, 6, tokenizer.eos_token_id}
     model.generation_config.eos_token_id = None
     assert model_end_ids(model) == frozenset()
+    for hostile in ("x", [[1]], {"a": 1}, [5, "6"], True, 1.5):
+        model.generation_config.eos_token_id = hostile
+        with pytest.raises(ModelError, match=r"eos_token_id in the generation_config\.json"):
+            model_end_ids(model)
 
 
 def test_a_tokenizer_without_an_end_token_uses_that_of_the_model():

@@ -18,6 +18,10 @@ from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.targets import Budget, HTTPTarget, Ledger, OpenAITarget, RemoteTarget
 
 Make = Callable[..., RemoteTarget]
+NO_HTTP = (
+    "broken HTTP reply: what answers at this address does not speak HTTP/1.1, or closed the "
+    "connection before the end of its reply"
+)
 CALLS = {"first_wait": 0.001, "max_tries": 4, "timeout": 60}
 
 
@@ -114,6 +118,8 @@ def test_a_failure_that_stays_says_what_it_was(endpoint: Endpoint, make: Make) -
         (error(500, "full"), "endpoint error 500: 500 Internal Server Error full"),
         (Fault(body=b""), "empty reply"),
         (Fault(body=b"{"), "unparsable reply: not JSON"),
+        (Fault(headers={"no header": "x"}), NO_HTTP),
+        (Fault(body=completion("lost"), cut=30), NO_HTTP),
     ):
         endpoint.reset()
         endpoint.fault = lambda number, fault=fault: fault

@@ -1,5 +1,7 @@
 """Callbacks of a plain `Trainer`: events, schedules, early stopping, records and exact resume."""
 
+import contextlib
+import copy
 import json
 import math
 
@@ -320,6 +322,33 @@ def test_states_are_saved_every_n_steps_and_at_the_end_and_resume_exactly(tmp_pa
     mine, theirs = resumed.state_dict(), whole.state_dict()
     assert mine["callbacks"] == theirs["callbacks"]
     assert all(map(torch.equal, mine["weights"], theirs["weights"]))
+
+
+HOSTILE = [None, 5, -1, 10**20, "x", [], ["x"], {}, {"x": []}, torch.zeros(3), math.nan]
+
+
+def test_a_state_with_values_that_none_has_is_refused_and_never_a_defect():
+    """The state of another person has the right checksums, whatever is in it."""
+    trainer = trainer_of(AttackMetrics(0.5), TimeLimit(60.0), Evaluation(None, 0))
+    trainer.train()
+    state = trainer.state_dict()
+    places = [(name,) for name in state] + [
+        (name, inner) for name in state if isinstance(state[name], dict) for inner in state[name]
+    ]
+    refused = 0
+    for place in places:
+        for value in HOSTILE:
+            hostile = copy.deepcopy(state)
+            (hostile if len(place) == 1 else hostile[place[0]])[place[-1]] = value
+            with contextlib.suppress(TrainingError):
+                trainer.load_state_dict(hostile)
+                continue
+            refused += 1
+    assert refused > len(places)
+    for name in ("weights", "optimizer", "completed_steps"):
+        with pytest.raises(TrainingError, match=f"is of another run.*{name}"):
+            trainer.load_state_dict({k: v for k, v in state.items() if k != name})
+    trainer.load_state_dict(state)
 
 
 def test_states_of_callbacks_are_found_by_class_whatever_their_order(caplog):

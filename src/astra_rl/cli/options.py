@@ -2,7 +2,8 @@
 
 A command takes a group of options as one parameter, annotated with a dataclass of this module. The
 function `expand_groups` replaces that parameter by the fields of the dataclass in the signature
-that Typer reads, and builds the dataclass from the values when the command is called.
+that Typer reads, and builds the dataclass from the values when the command is called. It also
+expands ``~`` in paths.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from astra_rl.cli.output import Printer, parse_conditions
+from astra_rl.infra.user_files import user_path
 from astra_rl.targets.budget import Budget
 
 BUDGET_PANEL = "Budget"
@@ -208,6 +210,10 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
+        values = {
+            name: user_path(each) if isinstance(each, Path) else each
+            for name, each in values.items()
+        }
         arguments = {
             name: group(**{each.name: values.pop(each.name) for each in fields(group)})
             for name, group in groups.items()

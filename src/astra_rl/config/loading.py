@@ -25,6 +25,7 @@ from astra_rl.datasets.yaml_text import has_at_most, parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.importing import is_path
 from astra_rl.infra.redaction import learn_from, redacted_places
+from astra_rl.infra.user_files import read_user_text
 from astra_rl.infra.validation import describe, place_of, validate_as_json
 
 
@@ -60,7 +61,7 @@ def load_config(
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_user_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path}: {error}") from error
     config = parse_config(text, overrides, source=str(path))
@@ -175,7 +176,7 @@ def load_moderator(reference: str) -> ModeratorConfig:
 def _read_section(path: str, name: str) -> Any:
     """Read a YAML file that contains one section, at the top level or under the section's name."""
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(read_user_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot read the {name} {path}: {error}") from error
     if not isinstance(values, dict):

@@ -15,6 +15,7 @@ from astra_rl.datasets.rows import MAX_CHARS, SPLITS, Row, parse_rows
 from astra_rl.errors import ConfigurationError, did_you_mean, require
 from astra_rl.infra.jsonio import unredacted_line
 from astra_rl.infra.storage import reason_of_failure
+from astra_rl.infra.user_files import read_user_file, user_path
 from astra_rl.logging import logger
 
 HUB_PREFIX = "hub:"
@@ -136,7 +137,7 @@ def read_table(
             f"{did_you_mean(path.suffix, known)}"
         )
     try:
-        data = path.read_bytes()
+        data = read_user_file(path)
     except (OSError, ValueError) as error:
         reason = reason_of_failure(error)
         raise ConfigurationError(f"cannot read the prompts {name!a}: {reason}.") from error
@@ -195,7 +196,7 @@ def _sha256_of(values: Iterable[Mapping[str, Any]]) -> str:
 
 def _is_folder(name: str) -> bool:
     try:
-        return Path(name).is_dir()
+        return user_path(name).is_dir()
     except (OSError, ValueError):
         return False
 
@@ -226,7 +227,7 @@ def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
     if name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return library.load_dataset(repository, subset, revision=revision or None)
-    return open_local_dataset(library, Path(name), subset)
+    return open_local_dataset(library, user_path(name), subset)
 
 
 def _select_splits(name: str, known: list[str], wanted: str | None) -> list[str]:

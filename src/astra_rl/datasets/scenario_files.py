@@ -26,6 +26,7 @@ from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import reason_of_failure
+from astra_rl.infra.user_files import read_user_text
 from astra_rl.infra.validation import describe
 
 BUNDLED_SCENARIOS = Path(__file__).parent / "data"
@@ -216,7 +217,7 @@ def read_scenario_file(scenario: str | Path) -> ScenarioFile:
         return _PLANTED_SECRETS_FILE
     path = _path_of(scenario)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_user_text(path, encoding="utf-8-sig")
         values = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except (OSError, ValueError) as error:
         reason = reason_of_failure(error)

@@ -221,9 +221,15 @@ def load_tokenizer(
     with model_errors(f"the tokenizer of {str(reference)!r}"):
         if not _has_tokenizer(source) and (named := base_of_adapter(source)) is not None:
             return load_tokenizer(named[0], trust_remote_code=trust_remote_code)
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, local_files_only=reads_locally(source)
         )
+        if not isinstance(limit := tokenizer.model_max_length, int | float):
+            raise ModelError(
+                f"model_max_length in the tokenizer_config.json of {reference} is {limit!a}; it "
+                "must be a number. Correct or remove it."
+            )
+        return tokenizer
 
 
 def _has_tokenizer(source: str) -> bool:

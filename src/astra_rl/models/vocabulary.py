@@ -54,8 +54,16 @@ def model_end_ids(model: Any) -> frozenset[int]:
     """Return the tokens that end a text by the generation configuration of a model.
 
     Many chat models have several, which their tokenizers do not name.
+
+    Raises:
+        ModelError: They are no integers.
     """
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    if not all(type(each) is int for each in listed):
+        raise ModelError(
+            f"eos_token_id in the generation_config.json of {model.name_or_path or 'a model'} is "
+            f"{ends!a}; it must be a token id or a list of token ids. Set it to those of the model."
+        )
     size = model.get_input_embeddings().weight.shape[0]
-    return frozenset(int(each) for each in listed if 0 <= int(each) < size)
+    return frozenset(each for each in listed if 0 <= each < size)

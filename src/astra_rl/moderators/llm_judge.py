@@ -27,6 +27,7 @@ from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
+from astra_rl.infra.user_files import read_user_text, user_path
 from astra_rl.moderators.completer import Completer, replies_of
 from astra_rl.moderators.completion import JUDGE_OPTIONS, LocalCompleter, check_one_judge
 from astra_rl.moderators.identity import weights_of
@@ -224,13 +225,13 @@ def _parts(item: str) -> list[tuple[str, str]]:
 def _read_rubric(rubric: str | Path) -> str:
     if str(rubric) in RUBRICS:
         return RUBRICS[str(rubric)]
-    path = Path(rubric)
+    path = user_path(rubric)
     try:
         if path.stat().st_size > MAX_RUBRIC_BYTES:
             raise ConfigurationError(
                 f"the rubric {path} has more than {MAX_RUBRIC_BYTES} bytes. Give a shorter file."
             )
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_user_text(path, encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"rubric={str(rubric)!r}; choose from {list(RUBRICS)}, or give a readable text "

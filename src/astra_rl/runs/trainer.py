@@ -12,6 +12,7 @@ import torch
 from astra_rl.config.experiment import Experiment
 from astra_rl.config.schema import RunConfig, TrainingConfig
 from astra_rl.core.problem import Problem
+from astra_rl.errors import TrainingError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.moderators.identity import identity_of
@@ -147,9 +148,19 @@ def machine_of(problem: Problem[Any, Any]) -> dict[str, str]:
 
 
 def saved_identity(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `RunIdentity` kept in a training state; empty if it kept nothing."""
-    found: dict[str, Any] = state.get("callbacks", {}).get(RunIdentity.__name__, {})
-    return found
+    """Return what `RunIdentity` kept in a training state; empty if it kept nothing.
+
+    Raises:
+        TrainingError: It is not what a run keeps; the state may come from another person.
+    """
+    callbacks = state.get("callbacks", {})
+    found = callbacks.get(RunIdentity.__name__, {}) if isinstance(callbacks, Mapping) else None
+    if not isinstance(found, Mapping) or not isinstance(found.get("versions", {}), Mapping):
+        raise TrainingError(
+            "the saved state does not say of which run it is. Restore the folder states, or remove "
+            "it to begin again."
+        )
+    return dict(found)
 
 
 def schedule_of(limits: TrainingConfig) -> Schedule:

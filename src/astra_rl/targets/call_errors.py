@@ -17,6 +17,8 @@ LONGEST_WAIT = 365.0 * 24 * 60 * 60
 
 NO_CONNECTION = "no connection"
 """Reason of a call for which no connection could be opened; the detail says why."""
+BROKEN_HTTP = "broken HTTP reply"
+"""Reason of a call whose reply is not HTTP, or ends early."""
 
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425, 500, 502, 504}) | _OVERLOADED

@@ -21,7 +21,7 @@ from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.targets.budget import Prices, TokenBound, Usage
-from astra_rl.targets.call_errors import NO_CONNECTION, CallError
+from astra_rl.targets.call_errors import BROKEN_HTTP, NO_CONNECTION, CallError
 from astra_rl.targets.concurrency import AdaptiveLimit, CallStart
 from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
 
@@ -148,7 +148,7 @@ class Caller:
         now = time.monotonic()
         if now - self._warned >= WARN_EVERY:
             self._warned = now
-            why = f" ({error.detail})" if error.reason == NO_CONNECTION else ""
+            why = f" ({error.detail})" if error.reason in (NO_CONNECTION, BROKEN_HTTP) else ""
             logger.warning("%s: %s%s; retrying", self.name, error.reason, why)
 
 

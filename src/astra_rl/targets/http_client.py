@@ -10,8 +10,13 @@ from typing import Any
 
 from astra_rl.errors import require
 from astra_rl.infra.jsonio import parse_reply_json
-from astra_rl.targets.call_errors import NO_CONNECTION, CallError
+from astra_rl.targets.call_errors import BROKEN_HTTP, NO_CONNECTION, CallError
 from astra_rl.targets.network import check_network_settings, is_loopback, tls_settings
+
+_BROKEN_HTTP_MEANS = (
+    "what answers at this address does not speak HTTP/1.1, or closed the connection before the end "
+    "of its reply"
+)
 
 
 class WebClients:
@@ -88,6 +93,8 @@ class WebClients:
                 return cause
             if isinstance(cause, self.httpx.TimeoutException):
                 return CallError("timed out", retryable=True, overload=True)
+            if isinstance(cause, self.httpx.RemoteProtocolError):
+                return CallError(BROKEN_HTTP, _BROKEN_HTTP_MEANS, retryable=True)
             if isinstance(cause, self.httpx.TransportError):
                 return CallError(NO_CONNECTION, _why_no_connection(cause), retryable=True)
             if isinstance(cause, self.httpx.HTTPError | ValueError):

@@ -120,8 +120,10 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
             )
         if sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")
-        state = _unpack(body["state"], load_file(place / _TENSORS))
-        return body["step"], state if body["schema_version"] >= 3 else _with_callbacks(state)
+        state, step = _unpack(body["state"], load_file(place / _TENSORS)), body["step"]
+        if not isinstance(state, dict) or not isinstance(step, int):
+            raise _DamagedError("it holds no state of a training")
+        return step, state if body["schema_version"] >= 3 else _with_callbacks(state)
     except (TrainingError, _DamagedError):
         raise
     except Exception as error:  # a damaged file can raise anything

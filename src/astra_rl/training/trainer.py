@@ -18,6 +18,7 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
 from astra_rl.errors import (
+    AstraError,
     BudgetSpentError,
     ConfigurationError,
     EndpointError,
@@ -265,8 +266,12 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
         Raises:
             TrainingError: The state is of another model, optimizer, algorithm or reward, or of
-                another number of callbacks of one class.
+                another number of callbacks of one class, or has values that no state has.
         """
+        with _of_another("run", None, self):
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         problem = self.algorithm.problem
         trained = [p for p in problem.parameters() if p.requires_grad]
         shapes = [tuple(p.shape) for p in trained]
@@ -282,13 +287,14 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         with _of_another("reward", None, problem):
             problem.load_reward_state(state["reward"])
         if saved_environment := state.get("environment"):  # not in states of earlier versions
-            self.environment.load_state_dict(saved_environment)
+            with _of_another("environment", None, self.environment):
+                self.environment.load_state_dict(saved_environment)
         # Version 1 of the format had the generator of torch only.
         restore_generators(state.get("generators") or {"torch": state["generator"]})
-        self.completed_steps = state["completed_steps"]
-        self._nonfinite = state["nonfinite"]
+        self.completed_steps = _count(state["completed_steps"])
+        self._nonfinite = _count(state["nonfinite"])
         # The cause of an UnscoredError is fixed before a resume, so the count restarts.
-        unscored = state.get("unscored_steps", 0)
+        unscored = _count(state.get("unscored_steps", 0))
         self.unscored_steps = unscored if unscored < self.config.max_unscored_steps else 0
         check_counts(state.get("callback_names", ()), self.callbacks)  # not in earlier versions
         callbacks = named(self.callbacks)
@@ -411,13 +417,23 @@ def _of_another(what: str, then: str | None, now: object) -> Iterator[None]:
     """Turn what a foreign state raises inside the block into an error that names both sides."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except AstraError:
+        raise
+    except Exception as error:  # the state may come from another person
+        if is_out_of_memory(error):
+            raise
         of = "" if then is None else f" ({then})"
         raise TrainingError(
             f"the saved state is of another {what}{of} than that of {type(now).__name__}: "
             f"{type(error).__name__} {error}. Resume with the configuration that the run was "
             "started with, or start a new run."
         ) from error
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r} is no number of steps")
+    return value
 
 
 def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:

@@ -15,6 +15,7 @@ from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.csv_separators import separator_of
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.user_files import read_user_file
 
 TEXT_COLUMNS = ("text", "response", "assistant_response", "reply")
 ATTACK_COLUMNS = ("attack", "prompt", "objective", "question")
@@ -93,7 +94,7 @@ def read_labels(
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_user_file(path)
         content = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from astra_rl.core.serialization import from_record
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.jsonio import parse_json
+from astra_rl.infra.user_files import read_user_text
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read_attacks(file: str | Path) -> list[ScoredAttack]:
     """
     path = Path(file)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_user_text(path, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the attacks {str(file)!a}: {error}") from error
     # Not splitlines(), because U+2028 may occur inside a text.

@@ -19,6 +19,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.infra.jsonio import atomic_file, json_line, parse_json
+from astra_rl.infra.user_files import read_user_text
 
 Message = dict[str, str]
 
@@ -67,7 +68,7 @@ class SafeReplies:
         """
         replies = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+            lines = read_user_text(path, encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the safe replies {path}: {error}") from error
         for number, line in enumerate(lines, 1):

@@ -17,6 +17,7 @@ from astra_rl.evaluation.records.source import AttemptSource, source_of
 from astra_rl.evaluation.records.turn import Number, Opening, Text, Turn
 from astra_rl.evaluation.stats.rates import Rate, describe_rate
 from astra_rl.infra.jsonio import ROWS, write_json, write_json_with_rows
+from astra_rl.infra.user_files import read_user_text
 
 
 class _Part(BaseModel):
@@ -97,7 +98,7 @@ class RegressionSuite(_Part):
             ConfigurationError: The file cannot be read, is not a suite, or has a newer version.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = read_user_text(path, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the regression suite {path}: {error}") from error
         return parse_record(cls, text, f"a regression suite ({path})")

@@ -81,8 +81,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def save(name: str, rows: Sequence[Row]) -> None:
-    """Print the table and write the numbers to ``results/NAME.json``."""
+def save(name: str, rows: Sequence[Row], **more: Any) -> None:
+    """Print the table and write the numbers to ``results/NAME.json``, with more entries."""
     print(table(rows), flush=True)
     RESULTS.mkdir(exist_ok=True)
     record = {
@@ -94,5 +94,6 @@ def save(name: str, rows: Sequence[Row]) -> None:
             "threads": torch.get_num_threads(),
         },
         "rows": [{**asdict(row), "reached": row.is_reached} for row in rows],
+        **more,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

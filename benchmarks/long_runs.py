@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Row
+from common import Row, save
 
 from astra_rl.config.schema import RunConfig
 from astra_rl.evaluation.records.attempt import Attempt
@@ -169,16 +169,8 @@ def main() -> None:
             if found[0] and found[1]:
                 growth = found[1]["peak_mib"] - found[0]["peak_mib"]
                 rows.append(Row(f"memory of {name}", growth, MOST_GROWTH, False, " MiB more"))
-    record = {
-        "rows": [
-            {"name": row.name, "value": row.value, "bar": row.bar, "at_least": row.at_least}
-            | {"unit": row.unit, "reached": row.is_reached}
-            for row in rows
-        ],
-        "detail": detail,
-    }
     if not options.only:
-        (RESULTS / "long_runs.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        save("long_runs", rows, detail=detail)
 
 
 if __name__ == "__main__":

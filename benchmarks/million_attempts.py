@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Row
+from common import Row, save
 
 from astra_rl.evaluation.measures.summary import by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt
@@ -111,15 +111,7 @@ def main() -> None:
             for stage in STAGES
         ),
     ]
-    record = {
-        "rows": [
-            {"name": row.name, "value": row.value, "bar": row.bar, "at_least": row.at_least}
-            | {"unit": row.unit, "reached": row.is_reached}
-            for row in rows
-        ],
-        "detail": detail,
-    }
-    (RESULTS / "million_attempts.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    save("million_attempts", rows, detail=detail)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from astra_rl.errors import (
     NonFiniteLossError,
     TrainingError,
 )
+from astra_rl.infra.lazy_names import load_name, modules_of
 
 if TYPE_CHECKING:
     from astra_rl.actions.redteam import redteam
@@ -59,9 +60,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    name: f"astra_rl.{module}"
-    for module, names in {
+_LAZY = modules_of(
+    __name__,
+    {
         "actions.redteam": "redteam",
         "algorithms.actor_critic": "A2C PPO",
         "algorithms.dpo": "CDPO DPO IPO DPOBatch DPOStep Hinge MarginIPO SimPO",
@@ -87,9 +88,8 @@ _LAZY = {
         "training.config": "TrainingConfiguration",
         "training.harness": "Harness",
         "training.trainer": "Trainer",
-    }.items()
-    for name in names.split()
-}
+    },
+)
 """Module of each name that is imported when it is first used."""
 
 __all__ = [
@@ -177,8 +177,6 @@ methods have other names."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _ALIASES:
@@ -192,7 +190,7 @@ def __getattr__(name: str) -> Any:
             f"{__name__}.{name} is of the first ASTRA-RL; here it is {__name__}.{_FORMER[name]}, "
             "see docs/coming-from-the-first-toolbox.md"
         )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return load_name(__name__, _LAZY, name)
 
 
 def __dir__() -> list[str]:

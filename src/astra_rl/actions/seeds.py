@@ -141,14 +141,11 @@ def compare_seeds(runs: Sequence[str | Path], *, phase: str = "after") -> Seeds:
 def _read(folder: RunFolder, phase: str) -> _Run:
     config = load_config(folder.config)
     with Recorded(folder, phase) as recorded:
-        rows = list(recorded.rows())
-        return _Run(
-            folder,
-            config,
-            recorded.summary(),
-            {rule_of(row) for row in rows},
-            {row.prompt_id for row in rows},
-        )
+        rules, prompts = set(), set()
+        for row in recorded.rows():
+            rules.add(rule_of(row))
+            prompts.add(row.prompt_id)
+        return _Run(folder, config, recorded.summary(), rules, prompts)
 
 
 def _without_seed(config: RunConfig) -> RunConfig:

@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 from astra_rl.logging import logger
@@ -61,12 +60,7 @@ class ActivityReporter(logging.Handler):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Stop; nothing is printed afterwards."""
         logger.removeHandler(self)
         self._ended.set()

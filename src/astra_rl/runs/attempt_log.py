@@ -15,7 +15,6 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from astra_rl.core.seeding import derive_seed
@@ -187,12 +186,7 @@ class AttemptLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __len__(self) -> int:

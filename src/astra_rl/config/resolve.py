@@ -236,6 +236,11 @@ def resolve(
         attacker,
     )
     environment.check()
+    if config.evaluation.embedder is not None:
+        # Here, because a configuration is checked without torch.
+        from astra_rl.rewards.embedding import named_embedder
+
+        named_embedder(config.evaluation.embedder)
     _warn_of_direction(plan)
     check_prices(plan.budget, plan.endpoints)
     return plan

@@ -418,6 +418,11 @@ class EvaluationConfig(_Section):
         description="Instructions of the baseline as a model of ordinary users, for the likelihood "
         "of attacks; default: those of the attacker.",
     )
+    embedder: str | None = Field(
+        None,
+        description="Embeds successful attacks, to count their kinds by meaning: transformers:MODEL "
+        "or sentence_transformers:MODEL, a folder or hub id; default: kinds by words only.",
+    )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
         "calibrations", description="Folder with results of 'astra-rl calibrate'."

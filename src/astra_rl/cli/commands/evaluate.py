@@ -124,4 +124,13 @@ def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
         out.path("result", each.path)
     for each in found:
         print_spent(each.metrics["spent"], out.console)
-    out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
+    out.data(
+        [
+            {
+                "target": each.target,
+                **each.summary.as_dict(),
+                "diversity": each.metrics["diversity"],
+            }
+            for each in found
+        ]
+    )

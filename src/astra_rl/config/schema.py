@@ -420,8 +420,8 @@ class EvaluationConfig(_Section):
     )
     embedder: str | None = Field(
         None,
-        description="Embeds successful attacks, to count their kinds by meaning: transformers:MODEL "
-        "or sentence_transformers:MODEL, a folder or hub id; default: kinds by words only.",
+        description="Counts kinds of successful attacks by meaning, too: transformers:MODEL or "
+        "sentence_transformers:MODEL, with a folder or hub id.",
     )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(

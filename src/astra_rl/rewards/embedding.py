@@ -146,19 +146,21 @@ class TransformersEmbedder:
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # The last two positions of RoBERTa are the offset of its padding.
         limit = min(int(tokenizer.model_max_length), MAX_TOKENS, (longest or 1 << 30) - 2)
-        found = [torch.zeros(0, model.config.get_text_config().hidden_size)]
-        for start in range(0, len(texts), EMBEDDED_TOGETHER):
-            batch = tokenizer(
-                [well_formed(text) for text in texts[start : start + EMBEDDED_TOGETHER]],
-                padding=True,
-                truncation=True,
-                max_length=limit,
-                return_tensors="pt",
-            ).to(model.device)
+        width = model.config.get_text_config().hidden_size
+        found = torch.zeros(len(texts), width)
+        ids = [
+            tokenizer(well_formed(text), truncation=True, max_length=limit)["input_ids"]
+            for text in texts
+        ]
+        rows = [row for row, each in enumerate(ids) if each]
+        for start in range(0, len(rows), EMBEDDED_TOGETHER):
+            some = rows[start : start + EMBEDDED_TOGETHER]
+            batch = tokenizer.pad({"input_ids": [ids[row] for row in some]}, return_tensors="pt")
+            batch = batch.to(model.device)
             hidden = model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"][:, :, None].float()
-            found.append(((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu())
-        return torch.cat(found)
+            found[some] = ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
+        return found
 
 
 def named_embedder(name: str, *, known: Sequence[str] = NAMED) -> Embedder:
@@ -189,8 +191,9 @@ class Vectors:
 
     Args:
         embedder: ``"hashing"`` (`HashingEmbedder`); ``"baseline"`` or ``"target"``, the mean hidden
-            states of that model, which needs no further weights; ``"transformers:MODEL"``, the mean
-            hidden states of another model; ``"sentence_transformers:MODEL"``; or a function from texts to vectors, whose vectors must not depend on the batch.
+            states of that model, which needs no further weights; ``"transformers:MODEL"``, those of
+            another model; ``"sentence_transformers:MODEL"``; or a function from texts to vectors,
+            whose vectors must not depend on the batch.
 
     Raises:
         ConfigurationError: The embedder is unknown.

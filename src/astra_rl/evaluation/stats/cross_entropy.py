@@ -24,7 +24,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.importance import Sample
 from astra_rl.evaluation.stats.intervals import Array
 
-MOST_ROUNDS = 100
+MOST_ROUNDS = 30
 
 
 class Policy(Protocol):

@@ -56,12 +56,12 @@ def workplace(workplace_to_copy: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def trained_to_copy(workplace_to_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `trained` copies."""
-    run = tmp_path_factory.mktemp("cli") / "run"
-    done = astra_rl("train", "config.yaml", "--output", str(run), cwd=workplace_to_copy, draws=True)
+    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace_to_copy, draws=True)
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stdout
     assert "after training" in done.stdout
-    return run
+    run = tmp_path_factory.mktemp("cli") / "run"
+    return (workplace_to_copy / "run").rename(run)
 
 
 @pytest.fixture(scope="module")

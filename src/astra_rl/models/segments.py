@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from astra_rl.models.attention import SHORT_ATTENTION
 from astra_rl.models.conversation_cache import CachedPrefixes
 from astra_rl.models.kv_cache import preallocated_cache
 from astra_rl.models.prefix_plan import Level
@@ -29,6 +30,7 @@ class ForwardOutput:
         lengths: Number of real tokens per row, (B,), int64.
         suffix_starts: Position in the sequence of each row's first suffix token, (B,), int64.
         hidden: Last hidden states of the suffix segments, (B, S, H).
+        is_padded: Whether some cache positions may be padded.
     """
 
     kv_cache: DynamicCache
@@ -36,6 +38,7 @@ class ForwardOutput:
     lengths: Tensor
     suffix_starts: Tensor
     hidden: Tensor
+    is_padded: bool
 
 
 def forward_levels(
@@ -61,6 +64,7 @@ def forward_levels(
     else:
         kv_cache, mask = cached.kv_cache(model, capacity), cached.mask
     hidden = torch.empty(0)
+    is_padded = cached is not None and min(cached.lengths) < mask.shape[1]
     for level in levels:
         if level.parents is not None:
             rows = torch.tensor(level.parents, device=device)
@@ -71,8 +75,9 @@ def forward_levels(
         # Padding could exceed a table of absolute positions, so its position is set to 0.
         positions = (starts[:, None] + torch.arange(ids.shape[1], device=device)) * segment_mask
         mask = segment_mask if level.parents is None else torch.cat([mask, segment_mask], dim=1)
-        hidden = hidden_states(model, ids, mask, positions, kv_cache)
-    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden)
+        is_padded |= min(map(len, level.segments)) < level.width
+        hidden = hidden_states(model, ids, mask, positions, kv_cache, padded=is_padded)
+    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden, is_padded)
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -101,7 +106,13 @@ def unwrap_peft(model: Any) -> Any:
 
 
 def hidden_states(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, kv_cache: DynamicCache
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    kv_cache: DynamicCache,
+    *,
+    padded: bool = True,
 ) -> Tensor:
     """Run the backbone on one segment and append it to the key-value cache.
 
@@ -111,13 +122,16 @@ def hidden_states(
         mask: Mask of the cached positions and the segment, (B, cached + S), int64.
         positions: Position ids of the segment, (B, S), int64.
         kv_cache: Extended in place.
+        padded: False if all of `mask` is 1. The model then gets no mask, so that its attention can
+            use kernels without one, and need not read the mask to find out.
 
     Returns:
         Last hidden states, (B, S, H).
     """
+    needs_mask = padded or model.config._attn_implementation == SHORT_ATTENTION
     output = backbone(model)(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=mask if needs_mask else None,
         position_ids=positions,
         past_key_values=kv_cache,
         use_cache=True,

@@ -50,9 +50,9 @@ def read_tokens(model, monkeypatch):
     counts = []
     inner = segments.hidden_states
 
-    def counting(model, ids, *rest):
+    def counting(model, ids, *rest, **options):
         counts.append(ids.numel())
-        return inner(model, ids, *rest)
+        return inner(model, ids, *rest, **options)
 
     monkeypatch.setattr(segments, "hidden_states", counting)
     return counts

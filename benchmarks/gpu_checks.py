@@ -24,15 +24,15 @@ from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.moderators import FunctionModerator
 from astra_rl.testing import tiny_model
 
-VOCABULARY, ROWS, NEW_TOKENS = 500, 12, 12
+VOCABULARY, ROWS, NEW_TOKENS = 500, 8, 8
 SHARED = list(range(20, 40))
 """Tokens that some prompts begin with, so that rows share a prefix."""
 
 
 def small_model(device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a frozen Llama of four layers with grouped-query attention."""
+    """Return a frozen Llama of two layers with grouped-query attention."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=512,
         bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip

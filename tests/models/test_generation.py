@@ -144,9 +144,9 @@ def test_texts_do_not_depend_on_how_often_stop_tokens_are_looked_for(model, monk
 def test_finished_rows_leave_and_the_others_go_on_as_before(model, monkeypatch):
     widths = []
 
-    def watched(model, ids, *rest, **options):
+    def watched(model, ids, *rest):
         widths.append(ids.shape[0])
-        return hidden_states(model, ids, *rest, **options)
+        return hidden_states(model, ids, *rest)
 
     monkeypatch.setattr(generation, "hidden_states", watched)
     stop = frozenset(range(3, 12))

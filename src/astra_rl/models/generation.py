@@ -270,9 +270,8 @@ def _decode(
                     tensor[kept] for tensor in (active, tokens, mask, positions, running)
                 )
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        hidden = hidden_states(
-            model, tokens[:, None], mask, positions[:, None], kv_cache, padded=prefill.is_padded
-        )[:, 0]
+        seen = mask if prefill.is_padded else None
+        hidden = hidden_states(model, tokens[:, None], seen, positions[:, None], kv_cache)[:, 0]
         positions = positions + 1
     check_finite(decoded.logprobs)
     return decoded

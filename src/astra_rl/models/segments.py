@@ -76,7 +76,7 @@ def forward_levels(
         positions = (starts[:, None] + torch.arange(ids.shape[1], device=device)) * segment_mask
         mask = segment_mask if level.parents is None else torch.cat([mask, segment_mask], dim=1)
         is_padded |= min(map(len, level.segments)) < level.width
-        hidden = hidden_states(model, ids, mask, positions, kv_cache, padded=is_padded)
+        hidden = hidden_states(model, ids, mask if is_padded else None, positions, kv_cache)
     return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden, is_padded)
 
 
@@ -108,30 +108,30 @@ def unwrap_peft(model: Any) -> Any:
 def hidden_states(
     model: PreTrainedModel,
     ids: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     positions: Tensor,
     kv_cache: DynamicCache,
-    *,
-    padded: bool = True,
 ) -> Tensor:
     """Run the backbone on one segment and append it to the key-value cache.
 
     Args:
         model: A causal language model.
         ids: Token ids of the segment, (B, S), int64.
-        mask: Mask of the cached positions and the segment, (B, cached + S), int64.
+        mask: Mask of the cached positions and the segment, (B, cached + S), int64; None if none is
+            padded, so that attention can use kernels without a mask, and the mask need not be read
+            to find that out.
         positions: Position ids of the segment, (B, S), int64.
         kv_cache: Extended in place.
-        padded: False if all of `mask` is 1. The model then gets no mask, so that its attention can
-            use kernels without one, and need not read the mask to find out.
 
     Returns:
         Last hidden states, (B, S, H).
     """
-    needs_mask = padded or model.config._attn_implementation == SHORT_ATTENTION
+    if mask is None and model.config._attn_implementation == SHORT_ATTENTION:
+        # Its cache returns positions that are not written yet, which only a mask leaves out.
+        mask = ids.new_ones(len(ids), kv_cache.get_seq_length() + ids.shape[1])
     output = backbone(model)(
         input_ids=ids,
-        attention_mask=mask if needs_mask else None,
+        attention_mask=mask,
         position_ids=positions,
         past_key_values=kv_cache,
         use_cache=True,

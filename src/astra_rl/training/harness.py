@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, repeat
 from typing import Any, Generic
 
@@ -30,6 +31,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             defaults of this class.
         on_collected: Called with the episodes of an experience before the problem and the algorithm
             see them; if it raises, the experience is dropped.
+        scoring: Returns a context in which log-probabilities without gradients are computed.
 
     Attributes:
         graphs: The episodes of the latest experience.
@@ -44,13 +46,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         batch_size: int = 1,
         dataloader_kwargs: Mapping[str, Any] | None = None,
         on_collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] | None = None,
+        scoring: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.environment = environment
         self.algorithm = algorithm
         self.num_episodes_per_experience = num_episodes_per_experience
         self.dataloader_kwargs = {"batch_size": batch_size, **(dataloader_kwargs or {})}
         self.graphs: list[Graph[StateT, ActionT]] = []
-        self.on_collected = on_collected
+        self.on_collected, self.scoring = on_collected, scoring
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
@@ -66,7 +69,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.environment.problem.observe(self.graphs)
         self.environment.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
-        steps: Sequence[StepT] = self.algorithm.prepare(flat)
+        with self.scoring():
+            steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:
             return []
         generator = None

@@ -13,7 +13,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-PRELOADED = ["tests.distributed.cases", "astra_rl.cli.main", "astra_rl.runs.runner"]
+PRELOADED = [
+    "tests.distributed.cases",
+    "astra_rl.cli.main",
+    "astra_rl.cli.display",
+    "astra_rl.runs.runner",
+    "astra_rl.runs.processes",
+]
 LONG = 120.0
 
 

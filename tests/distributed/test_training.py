@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from tests.distributed import cases
-from tests.distributed.group import Group, agreed
+from tests.distributed.group import agreed
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Callable[[int], Group]]:
-    """Groups of processes by their number, each started once."""
-    groups: dict[int, Group] = {}
-
-    def of(size: int) -> Group:
-        return groups.setdefault(size, Group(size))
-
-    yield of
-    for group in groups.values():
-        group.close()
 
 
 def test_two_processes_train_like_one_to_the_last_bit(processes: Any) -> None:

@@ -5,6 +5,7 @@ Everything that is exchanged is JSON or raw numbers; nothing is pickled.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
@@ -218,6 +219,7 @@ def join() -> Ranks:
     global _joined
     if _joined is None:
         _joined = _connect()
+        atexit.register(_joined.leave)
     return _joined
 
 

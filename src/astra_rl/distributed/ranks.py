@@ -217,16 +217,16 @@ def join() -> Ranks:
         ConfigurationError: A launcher set ``WORLD_SIZE``, but not how to reach the others.
     """
     global _joined
+    size = world_size()
+    if size == 1:
+        return Ranks()
     if _joined is None:
-        _joined = _connect()
+        _joined = _connect(size)
         atexit.register(_joined.leave)
     return _joined
 
 
-def _connect() -> Ranks:
-    size = world_size()
-    if size == 1:
-        return Ranks()
+def _connect(size: int) -> Ranks:
     import os
 
     import torch

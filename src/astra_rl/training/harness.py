@@ -31,10 +31,11 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             defaults of this class.
         on_collected: Called with the episodes of an experience before the problem and the algorithm
             see them; if it raises, the experience is dropped.
-        scoring: Returns a context in which log-probabilities without gradients are computed.
 
     Attributes:
         graphs: The episodes of the latest experience.
+        scoring: Returns a context in which log-probabilities without gradients are computed; a
+            training on several processes sets it.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         batch_size: int = 1,
         dataloader_kwargs: Mapping[str, Any] | None = None,
         on_collected: Callable[[Sequence[Graph[StateT, ActionT]]], None] | None = None,
-        scoring: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.environment = environment
         self.algorithm = algorithm
         self.num_episodes_per_experience = num_episodes_per_experience
         self.dataloader_kwargs = {"batch_size": batch_size, **(dataloader_kwargs or {})}
         self.graphs: list[Graph[StateT, ActionT]] = []
-        self.on_collected, self.scoring = on_collected, scoring
+        self.on_collected = on_collected
+        self.scoring: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.

@@ -103,8 +103,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             config.num_episodes_per_experience,
             batch_size=config.batch_size,
             on_collected=self._on_collected,
-            scoring=division.scoring,
         )
+        self.harness.scoring = division.scoring
         trained = [p for p in algorithm.problem.parameters() if p.requires_grad]
         if not trained:
             raise ConfigurationError(

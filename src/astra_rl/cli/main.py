@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,7 +116,7 @@ def run() -> None:
     try:
         _check_docstrings()
         with logs_on(error_console), reporting_activity():
-            app()
+            _program()()
     except BudgetEndedError as error:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")
     except BudgetSpentError as error:
@@ -150,6 +151,12 @@ def run() -> None:
             f"{traceback.format_exc()}This is a defect of astra-rl; please report it.",
             ExitCode.DEFECT,
         )
+
+
+@functools.cache
+def _program() -> Any:
+    """Return the commands as parsers, made once per process."""
+    return typer.main.get_command(app)
 
 
 def _check_docstrings() -> None:

@@ -112,7 +112,7 @@ def check_supported(model: PreTrainedModel) -> None:
         _of_kind[kind] = _unchecked[inner]
 
 
-def _kind(model: nn.Module) -> Hashable:
+def _kind(model: PreTrainedModel) -> Hashable:
     """Return what decides how a model computes, apart from its weights.
 
     None for one with hooks or methods of its own, which may compute anything.
@@ -166,7 +166,7 @@ def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     config = model.config.get_text_config()
     weights = sum(each.numel() for each in unwrap_peft(model).parameters())
     # Per token, with one key and one value of each earlier token.
-    attention = 2 * boundary.size * config.hidden_size * config.num_hidden_layers
+    attention = 2 * boundary.size * int(config.hidden_size) * int(config.num_hidden_layers)
     operations = 2 * 2 * boundary.size * (int(weights) + attention)  # two passes; product and sum
     return operations <= limit
 

@@ -93,7 +93,7 @@ def endpoint() -> Iterator[Endpoint]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: two models, prompts, judges, and finished runs."""
     folder = tmp_path_factory.mktemp("reader")
-    for seed, name in enumerate(("model/a", "model/b", "next/version")):
+    for seed, name in enumerate(("model/a", "model/b", "next/version", "less/safe")):
         model, tokenizer = tiny_model("llama", seed=seed)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

@@ -44,7 +44,8 @@ class RareWalk:
     @classmethod
     def score(cls, steps: NDArray[Any]) -> NDArray[np.float64]:
         """Return the largest height of each conversation, in [0, 1]; 1 is a failure."""
-        return cls.heights(steps).max(axis=1) / cls.top
+        found: NDArray[np.float64] = cls.heights(steps).max(axis=1) / cls.top
+        return found
 
     @classmethod
     def calls(cls, steps: NDArray[Any]) -> int:

@@ -137,7 +137,8 @@ class Probability:
         estimate: In [0, 1], of the kinds of failure that were seen.
         interval: 95% interval of the probability of all failures: its upper end includes
             `Evidence.unseen`. If that is wider than the interval of the baseline's conversations
-            alone, it is the latter, so importance sampling never loses.
+            alone, its upper end is that of the latter, and its lower end the larger of both, so
+            importance sampling never loses.
         seen: 95% interval of the probability of the kinds of failure that were seen.
         error: Standard error of the estimate.
         evidence: What it is based on.
@@ -296,7 +297,8 @@ def failure_probability(
     interval = Interval(seen.low, min(1.0, seen.high + evidence.unseen))
     plain = evidence.plain.interval
     if _width(plain) <= _width(interval) and plain.low <= estimate <= plain.high:
-        interval = plain
+        # The kinds that were seen are a part of all: their lower end is one of all failures, too.
+        interval = Interval(max(plain.low, seen.low), plain.high)
     return Probability(estimate, interval, seen, error, evidence)
 
 

@@ -26,6 +26,14 @@ PATIENCE = timedelta(days=7)
 closed connection; one that waits for an endpoint may need hours."""
 
 
+_AGREED = "_agreed_by_all_processes"
+
+
+def _agreed_on(error: Exception) -> None:
+    """Mark an exception that all processes raise."""
+    setattr(error, _AGREED, True)
+
+
 class Ranks:
     """The processes of a training: this class is a training in one process.
 
@@ -101,11 +109,20 @@ class Ranks:
             return
         found = self.gather_json(None if failure is None else pack_error(failure))
         for rank, packed in enumerate(found):
-            if packed is not None:
-                if rank == self.rank:
-                    assert failure is not None
-                    raise failure
-                raise unpack_error(packed, rank) from failure
+            if packed is None:
+                continue
+            mine = failure if rank == self.rank else None
+            raised = unpack_error(packed, rank) if mine is None else mine
+            _agreed_on(raised)
+            raise raised from (None if raised is failure else failure)
+
+    def leave_unless_agreed(self, error: BaseException) -> None:
+        """Close the connections if the other processes do not know of this exception.
+
+        They then end, too, instead of waiting for this process.
+        """
+        if self.size > 1 and not getattr(error, _AGREED, False):
+            self.leave()
 
 
 class ProcessGroup(Ranks):
@@ -124,7 +141,7 @@ class ProcessGroup(Ranks):
         from torch import distributed
 
         self.rank, self.size = rank, size
-        self._control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self._over_host = shared_devices
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -176,6 +193,7 @@ class ProcessGroup(Ranks):
         """See `Ranks.leave`."""
         from torch import distributed
 
+        self._control = None  # connections are closed with their last reference
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -199,7 +217,7 @@ def _noticing_loss() -> Iterator[None]:
     """Turn the errors of a broken connection into `ProcessLostError`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: this process has left the group
         raise ProcessLostError(
             "another process of this training has ended, so this one ends, too."
         ) from error

@@ -93,6 +93,11 @@ def dismiss(experiment: Experiment) -> None:
         environment.dismiss()
 
 
+def signal_grace(ranks: Ranks) -> float:
+    """Return the seconds in which a repeated signal is ignored; see `interruptible`."""
+    return 10.0 if ranks.size > 1 else 0.0
+
+
 def follow(ranks: Ranks) -> None:
     """Take part in a run whose folder another process writes.
 
@@ -126,7 +131,7 @@ def _follow(ranks: Ranks, text: str) -> None:
         interrupted = trainer.should_stop = True
 
     # After a spent budget the final evaluation has its own part of it.
-    with interruptible(interrupt), contextlib.suppress(BudgetSpentError):
+    with interruptible(interrupt, grace=signal_grace(ranks)), contextlib.suppress(BudgetSpentError):
         trainer.train()
     if ranks.any(interrupted):
         raise InterruptedRunError("interrupted")

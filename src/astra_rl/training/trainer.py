@@ -140,6 +140,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             ProcessLostError: Another process of the training has ended.
             ProcessFailedError: Another process of the training failed.
         """
+        try:
+            self._train()
+        except BaseException as error:
+            self.ranks.leave_unless_agreed(error)
+            raise
+
+    def _train(self) -> None:
         share_state(self.ranks, self)
         self._warn_of_no_steps()
         with self.ranks.together():

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from astra_rl import errors
 from astra_rl.distributed.launch import world_size
@@ -26,12 +26,14 @@ PATIENCE = timedelta(days=7)
 closed connection; one that waits for an endpoint may need hours."""
 
 
+ErrorT = TypeVar("ErrorT", bound=Exception)
 _AGREED = "_agreed_by_all_processes"
 
 
-def _agreed_on(error: Exception) -> None:
-    """Mark an exception that all processes raise."""
+def raised_by_all(error: ErrorT) -> ErrorT:
+    """Return an exception with the mark that all processes raise it."""
     setattr(error, _AGREED, True)
+    return error
 
 
 class Ranks:
@@ -113,8 +115,7 @@ class Ranks:
                 continue
             mine = failure if rank == self.rank else None
             raised = unpack_error(packed, rank) if mine is None else mine
-            _agreed_on(raised)
-            raise raised from (None if raised is failure else failure)
+            raise raised_by_all(raised) from (None if raised is failure else failure)
 
     def leave_unless_agreed(self, error: BaseException) -> None:
         """Close the connections if the other processes do not know of this exception.

@@ -17,6 +17,8 @@ from astra_rl.testing import tiny_model
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")  # else it asks another machine
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 OPTIONS = {"enforce_eager": True}
 """Of engines in tests: compiling would take longer than all tests."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from astra_rl.distributed.launch import world_size
 from astra_rl.errors import ConfigurationError, ModelError, first_line, require
 from astra_rl.ext.vllm.weights import weights_folder
 from astra_rl.models.engines import Adapter, EngineSampler
@@ -31,7 +33,7 @@ class VLLMEngine:
         options: Further arguments of ``vllm.LLM``, for example ``gpu_memory_utilization=0.4``.
 
     Raises:
-        ConfigurationError: The rank is larger than vLLM supports.
+        ConfigurationError: The rank is larger than vLLM supports, or there are several processes.
         MissingDependencyError: The extra ``vllm`` is not installed.
         ModelError: The engine does not start; the message contains the cause.
     """
@@ -45,7 +47,14 @@ class VLLMEngine:
         sleep: bool = False,
         **options: Any,
     ) -> None:
+        # Read when vLLM is imported: it would send statistics of its use to its authors.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self._vllm = require("vllm", extra="vllm")
+        if (count := world_size()) > 1:
+            raise ConfigurationError(
+                f"vLLM in this process, in a run of {count} processes; each would start an engine. "
+                "Start servers, and use rollout: {servers: [...]}."
+            )
         self.model, self.rank, self._sleeps = model, rank, sleep
         self._asleep = False
         settings: dict[str, Any] = {

@@ -618,7 +618,7 @@ class RunConfig(_Section):
                 "rollout.target needs a model (target.model); a target with a type is called at "
                 "its own URL"
             )
-        if target and self.target.opponents:
+        if target and isinstance(self.target, LocalTargetConfig) and self.target.opponents:
             raise ValueError("rollout.target runs one model; leave out target.opponents")
         if target and self.environment.type == "self_play":
             raise ValueError(

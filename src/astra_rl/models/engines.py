@@ -124,6 +124,33 @@ def engine_logprobs(
     return out
 
 
+class EngineAlone:
+    """A `Sampler` of one engine, for a model whose weights are nowhere else.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(
+        self,
+        model: PreTrainedModel | None,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        prefix_cache: ConversationCache | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt; model and cache are ignored."""
+        return self.engine.sample(
+            prompts, sampling, seeds, stop_ids=stop_ids, score_spans=score_spans
+        )
+
+
 class AdapterVersions:
     """Saves the LoRA adapter of a model for an engine, and keeps its newest versions.
 
@@ -227,14 +254,14 @@ def lora_weights(model: Any, name: str) -> dict[str, Tensor]:
 
 
 def _largest_rank(config: Any) -> int:
-    return max([config.r, *config.rank_pattern.values()])
+    return int(max([config.r, *config.rank_pattern.values()]))
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(weights):
         digest.update(key.encode())
-        digest.update(weights[key].cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(weights[key].cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from astra_rl.ext.transformers.generation import (
 from astra_rl.logging import logger
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
-from astra_rl.models.engines import Engine, engine_logprobs
+from astra_rl.models.engines import Engine, EngineAlone, engine_logprobs
 from astra_rl.models.generation import Sampler, Sampling
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.targets.base import Target
@@ -149,16 +149,13 @@ class EngineTarget(_RenderedTarget):
     ) -> None:
         super().__init__(renderer, sampling)
         self.name, self.engine = name, engine
+        self._sampler = EngineAlone(engine)
 
     def respond(
         self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
     ) -> list[Utterance]:
         """Sample responses; each also has the log-probabilities of the attack it answers."""
-
-        def in_engine(model: Any, *arguments: Any, prefix_cache: Any, **options: Any) -> Any:
-            return self.engine.sample(*arguments, **options)
-
-        return generate_turns(None, self.renderer, contexts, self.sampling, in_engine, None)
+        return generate_turns(None, self.renderer, contexts, self.sampling, self._sampler, None)
 
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from astra_rl.core.text import FinishReason
 from astra_rl.distributed.launch import world_size
 from astra_rl.errors import ConfigurationError, ModelError, first_line, require
 from astra_rl.ext.vllm.weights import weights_folder
@@ -185,7 +186,7 @@ def _sample(
         output.prompt_logprobs[place][output.prompt_token_ids[place]].logprob
         for place in range(start, stop)
     )
-    finish = "stop" if ids and ids[-1] in stop_ids else "length"
+    finish: FinishReason = "stop" if ids and ids[-1] in stop_ids else "length"
     return Sample(ids, logprobs, finish, scored)
 
 
@@ -209,7 +210,7 @@ class VLLMSampler(EngineSampler):
         self._engines: list[VLLMEngine] = []
 
         def start(model: PreTrainedModel, rank: int) -> VLLMEngine:
-            known = {"dtype": str(model.dtype).removeprefix("torch.")}
+            known: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
             window = context_window(model.config)
             known |= {} if window is None else {"max_model_len": window}
             engine = VLLMEngine(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -324,7 +325,9 @@ class _Batch:
             logprobs = [0.0] * len(ids)
         elif not (self.sampling.is_exact or self.pool._gives_sampled_logprobs):
             logprobs = [math.nan] * len(ids)
-        finish = "stop" if ids and ids[-1] in self.body["stop_token_ids"] else "length"
+        finish: FinishReason = (
+            "stop" if ids and ids[-1] in self.body["stop_token_ids"] else "length"
+        )
         return Sample(ids, tuple(min(each, 0.0) for each in logprobs), finish, scored)
 
 

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from astra_rl import GRPO, Harness
 from astra_rl.config.loading import parse_config
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
@@ -311,13 +312,17 @@ def test_ranks_are_rounded_up_to_those_of_vllm():
 
 def test_a_sleeping_engine_wakes_up_when_it_is_asked(vllm, pair):
     sampler = VLLMSampler(sleep=True)
-    sample(sampler, pair.model)
-    (engine,) = STARTED
-    assert engine.options["enable_sleep_mode"]
-    sampler.sleep()
-    sampler.sleep()
-    assert engine.asleep == 1
-    sample(sampler, pair.model)
+    problem = HFASTProblem(
+        pair, pair, pair, moderator(), lora=LoraOptions(rank=4), attacker_sampler=sampler,
+        attacker_sampling=Sampling(max_new_tokens=2), target_sampling=Sampling(max_new_tokens=2),
+    )  # fmt: skip
+    harness = Harness(ASTEnvironment(problem, ["hello"], 2, 1), GRPO(problem), 2)
+    for seed in range(2):
+        harness.experience(seed)
+        (engine,) = STARTED
+        assert engine.options["enable_sleep_mode"]
+        assert engine.asleep == 1
+    sample(sampler, problem.attacker)
     assert engine.asleep == 0
 
 

@@ -42,7 +42,7 @@ class VLLMConfig(_Section):
 
     vllm: dict[str, Any] = Field(
         description="Arguments of vllm.LLM, for instance gpu_memory_utilization: 0.4; and sleep: "
-        "true, which frees the memory of the attacker's engine between rollouts."
+        "true, which frees the engine's memory while nothing is sampled (on GPUs)."
     )
 
 

@@ -7,24 +7,27 @@ changed, and samples of each new version are compared with the model's own log-p
 
 from __future__ import annotations
 
-import hashlib
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from astra_rl.errors import ConfigurationError, ModelError
-from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.infra.documentation import document_options
 from astra_rl.logging import logger
+from astra_rl.models.adapter_versions import (
+    Adapter,
+    AdapterVersions,
+    active_adapter,
+    base_of,
+    largest_rank,
+)
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.generation import SAMPLER, Sample, Sampling
 from astra_rl.models.scoring import continuation_logprobs
@@ -34,23 +37,6 @@ WARNED_MISMATCH, REFUSED_MISMATCH = 0.1, 0.3
 which a warning is logged, and an error raised. Rounding in bfloat16 makes some hundredths."""
 COMPARED_ROWS = 4
 """Samples of a new version that are compared with the model."""
-
-
-class Adapter(NamedTuple):
-    """A version of a LoRA adapter, saved for an engine.
-
-    Attributes:
-        number: Number of the version, from 1 on.
-        name: Name at the engine, ``attacker-v{number}-{digest of the weights}``; no two versions
-            share one, not even of different runs on the same servers, so no cached prefix is stale.
-        folder: The saved adapter.
-        rank: Its largest rank.
-    """
-
-    number: int
-    name: str
-    folder: Path
-    rank: int
 
 
 class Engine(Protocol):
@@ -85,6 +71,9 @@ class Engine(Protocol):
 
     def unload(self, adapter: Adapter) -> None:
         """Forget an adapter, whose folder is about to be deleted."""
+
+    def sleep(self) -> None:
+        """Free memory until the next call, if the engine can and was started for that."""
 
 
 def engine_logprobs(
@@ -149,132 +138,6 @@ class EngineAlone:
         return self.engine.sample(
             prompts, sampling, seeds, stop_ids=stop_ids, score_spans=score_spans
         )
-
-
-class AdapterVersions:
-    """Saves the LoRA adapter of a model for an engine, and keeps its newest versions.
-
-    Args:
-        kept: Number of versions that are kept; older ones are unloaded and deleted.
-        unload: Called with each version before it is deleted.
-        folder: Where versions are saved; None is a temporary folder, which is deleted with this
-            object. Servers must be able to read it.
-    """
-
-    def __init__(
-        self, kept: int, unload: Callable[[Adapter], None], folder: Path | None = None
-    ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="astra_rl_adapter_", dir=folder))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._kept, self._unload = kept, unload
-        self._versions: list[tuple[str, Adapter]] = []
-        self._count = 0
-
-    def current(self, model: Any) -> Adapter | None:
-        """Return the active adapter of a model, saved anew if it has changed; None without one.
-
-        Raises:
-            ConfigurationError: It is more than one adapter, or no plain LoRA adapter.
-        """
-        name = active_adapter(model)
-        if name is None:
-            return None
-        weights = lora_weights(model, name)
-        digest = _digest(weights)
-        known = next((each for known, each in self._versions if known == digest), None)
-        if known is not None:
-            return known
-        self._count += 1
-        config = model.peft_config[name]
-        version = Adapter(
-            self._count,
-            f"attacker-v{self._count}-{digest[:8]}",
-            self._folder / str(self._count),
-            _largest_rank(config),
-        )
-        with replace_folder(version.folder) as folder:
-            _save(weights, config, folder)
-        self._versions.append((digest, version))
-        while len(self._versions) > self._kept:
-            _, old = self._versions.pop(0)
-            self._unload(old)
-            shutil.rmtree(old.folder, ignore_errors=True)
-        return version
-
-
-def active_adapter(model: Any) -> str | None:
-    """Return the name of the adapter that a model runs with, frozen or not; None without one.
-
-    Args:
-        model: A peft model, or a base model that adapter layers were inserted into.
-
-    Raises:
-        ConfigurationError: Several are active.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
-    active = {
-        name
-        for layer in layers
-        if not layer.disable_adapters
-        for name in layer.active_adapters
-        if name in model.peft_config
-    }
-    if len(active) > 1:
-        raise ConfigurationError(
-            f"the adapters {sorted(active)} are active together; an engine runs one."
-        )
-    return next(iter(active), None)
-
-
-def lora_weights(model: Any, name: str) -> dict[str, Tensor]:
-    """Return the weights of a LoRA adapter under the names of its file, in the dtype of the base.
-
-    Raises:
-        ConfigurationError: It has weights other than those of linear layers, as DoRA has.
-    """
-    from peft import get_peft_model_state_dict
-
-    base = _base(model)
-    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    prefix = "base_model.model."
-    weights = {
-        key if key.startswith(prefix) else f"{prefix}{key}": value.detach().to(base.dtype)
-        for key, value in found.items()
-    }
-    if other := sorted(
-        key for key in weights if not key.endswith(("lora_A.weight", "lora_B.weight"))
-    ):
-        raise ConfigurationError(
-            f"the adapter {name!r} has {other[0]}, which engines do not run; they run plain LoRA "
-            "adapters. Use rollout: own, or merge the adapter."
-        )
-    return weights
-
-
-def _largest_rank(config: Any) -> int:
-    return int(max([config.r, *config.rank_pattern.values()]))
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _save(weights: dict[str, Tensor], config: Any, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    config.save_pretrained(str(folder))
-    cpu = {key: value.cpu().contiguous() for key, value in weights.items()}
-    save_file(cpu, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @dataclass
@@ -357,6 +220,12 @@ class EngineSampler:
             self._compare(model, prompts[:COMPARED_ROWS], samples[:COMPARED_ROWS])
         return samples
 
+    def sleep(self) -> None:
+        """Let the engines free memory until the next call, see `Engine.sleep`."""
+        for engines in self._served.values():
+            for served in engines.values():
+                served.engine.sleep()
+
     def _serving(self, model: Any) -> _Served:
         if any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name):
             raise ConfigurationError(
@@ -364,11 +233,11 @@ class EngineSampler:
                 "trained. Train a LoRA adapter (attacker.lora), or use rollout.attacker: own."
             )
         name = active_adapter(model)
-        engines = self._served.setdefault(_base(model), {})
+        engines = self._served.setdefault(base_of(model), {})
         has_adapter = name is not None
         if has_adapter not in engines:
-            rank = 0 if name is None else _largest_rank(model.peft_config[name])
-            engine = self._start(_base(model), rank)
+            rank = 0 if name is None else largest_rank(model.peft_config[name])
+            engine = self._start(base_of(model), rank)
             versions = AdapterVersions(self._kept, engine.unload, self._adapters)
             engines[has_adapter] = _Served(engine, versions)
         return engines[has_adapter]

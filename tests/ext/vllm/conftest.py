@@ -19,6 +19,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")  # else it asks another machine
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# In this process: each other one would import torch and vLLM again, half a minute of a CPU.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 OPTIONS = {"enforce_eager": True}
 """Of engines in tests: compiling would take longer than all tests."""

@@ -40,6 +40,7 @@ def server(folder: Path, log: Path, *options: str) -> Iterator[str]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "served"),
         *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", *options),
+        *("--distributed-executor-backend", "uni"),
     ]
     environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with log.open("w") as output:

@@ -37,6 +37,7 @@ from astra_rl.ext.transformers.score_cache import ScoreCache
 from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
+    EngineTarget,
     LocalTarget,
     TargetAdapter,
     embed_texts,
@@ -45,6 +46,7 @@ from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.trainable import LoraOptions
@@ -279,6 +281,13 @@ class HFASTProblem(ASTProblem):
             yield
         finally:
             self._prefix_caches = {}
+
+    def rollouts_over(self) -> None:
+        """Let inference engines free their memory until the next rollout."""
+        if isinstance(self.attacker_sampler, EngineSampler):
+            self.attacker_sampler.sleep()
+        if isinstance(self.target_adapter, EngineTarget):
+            self.target_adapter.engine.sleep()
 
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""

@@ -12,7 +12,8 @@ from astra_rl.core.text import FinishReason
 from astra_rl.distributed.launch import world_size
 from astra_rl.errors import ConfigurationError, ModelError, first_line, require
 from astra_rl.ext.vllm.weights import weights_folder
-from astra_rl.models.engines import Adapter, EngineSampler
+from astra_rl.models.adapter_versions import Adapter
+from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sample, Sampling
 from astra_rl.models.rendering import context_window
 
@@ -207,25 +208,17 @@ class VLLMSampler(EngineSampler):
 
     def __init__(self, *, staleness: int = 0, sleep: bool = False, **options: Any) -> None:
         require("vllm", extra="vllm")
-        self._engines: list[VLLMEngine] = []
 
         def start(model: PreTrainedModel, rank: int) -> VLLMEngine:
             known: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
             window = context_window(model.config)
             known |= {} if window is None else {"max_model_len": window}
-            engine = VLLMEngine(
+            return VLLMEngine(
                 weights_folder(model),
                 rank=rank,
                 kept_adapters=staleness + 2,
                 sleep=sleep,
                 **{**known, **options},
             )
-            self._engines.append(engine)
-            return engine
 
         super().__init__(start, staleness=staleness)
-
-    def sleep(self) -> None:
-        """Free the memory of the engines, if they were started for that."""
-        for engine in self._engines:
-            engine.sleep()

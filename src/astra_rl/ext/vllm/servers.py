@@ -26,7 +26,8 @@ from astra_rl.core.text import FinishReason
 from astra_rl.errors import ConfigurationError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
-from astra_rl.models.engines import Adapter, EngineSampler
+from astra_rl.models.adapter_versions import Adapter
+from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sample, Sampling
 from astra_rl.targets.call_errors import CallError, error_of_status
 from astra_rl.targets.caller import run_in_background
@@ -135,6 +136,9 @@ class ServerPool:
     def unload(self, adapter: Adapter) -> None:
         """See `astra_rl.models.engines.Engine`; a server that does not answer keeps the name."""
         run_in_background(self._unload(adapter))
+
+    def sleep(self) -> None:
+        """See `astra_rl.models.engines.Engine`; servers keep their memory."""
 
     async def _unload(self, adapter: Adapter) -> None:
         for server in self._servers:
@@ -319,8 +323,14 @@ class _Batch:
             ) from None
         if served != self.body["model"]:
             raise CallError("another version", f"{served!r} for {self.body['model']!r}")
-        if list(prompt) != list(request.prompt) or len(logprobs) != len(ids):
+        if list(prompt) != list(request.prompt):
             raise CallError("another prompt", "the token ids of the reply are not those sent")
+        if len(logprobs) != len(ids) or not 0 < len(ids) <= self.body["max_tokens"]:
+            raise CallError(
+                "unparsable reply",
+                f"{len(ids)} tokens and {len(logprobs)} log-probabilities; "
+                f"{self.body['max_tokens']} tokens were asked for at most",
+            )
         if self.sampling.temperature == 0:
             logprobs = [0.0] * len(ids)
         elif not (self.sampling.is_exact or self.pool._gives_sampled_logprobs):

@@ -80,8 +80,8 @@ def _agree(state: dict[str, Tensor], files: list[Path]) -> bool:
                 theirs = file.get_slice(name)
                 if ours is None or list(ours.shape) != theirs.get_shape():
                     return False
-                first = theirs[:1].to(ours.device, ours.dtype)
-                if not torch.equal(ours[:1], first):
+                first = (theirs[:1] if ours.dim() else file.get_tensor(name)).to(ours)
+                if not torch.equal(ours[:1] if ours.dim() else ours, first):
                     return False
                 found.add(ours.data_ptr())
     # Tied weights are in the files once.

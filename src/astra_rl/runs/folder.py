@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
+from astra_rl.infra.redaction import redact_settings
 from astra_rl.infra.storage import reason_of_failure
 from astra_rl.runs.file_types import Manifest
 
@@ -178,7 +179,9 @@ def file_stem(name: str) -> str:
     """Return a file-name-safe form of a name: letters, digits, underscores and hyphens.
 
     A name that had to be changed gets a checksum appended, so that different names stay different.
+    Credentials are left out first, as of an address with a password.
     """
+    name = str(redact_settings(name))
     stem = _slug(name)
     if stem == name and len(stem) <= 60 and stem and not _RESERVED.fullmatch(stem):
         return stem

@@ -11,7 +11,6 @@ from typing import Any
 from astra_rl.algorithms.registry import is_pairwise
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
-from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import GreedyClusters
 from astra_rl.evaluation.measures.summary import (
@@ -56,6 +55,9 @@ from astra_rl.runs.file_types import (
 )
 from astra_rl.runs.folder import RunFolder, checked_manifest, is_of_type, read_own
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
+
+LARGEST_METRIC = 1e100
+"""Largest absolute value of a metric on the page; sums and differences of larger ones overflow."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -334,8 +336,9 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of metrics that can be drawn."""
     return {
         name: float(value)
         for name, value in row.items()
-        if isinstance(value, int | float) and not is_missing(value)
+        if isinstance(value, int | float) and abs(value) <= LARGEST_METRIC
     }

@@ -9,31 +9,34 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.core.text import FinishReason
-from astra_rl.errors import ModelError
 from astra_rl.infra.documentation import document_options
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.decoding import Decoding, decode
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
-from astra_rl.models.lm_head import lm_head_logits
 from astra_rl.models.positions import attention_window
-from astra_rl.models.segments import ForwardOutput, hidden_states
+from astra_rl.models.segments import ForwardOutput
 from astra_rl.models.settings import Sampling as Sampling
+from astra_rl.models.static_decoding import MIN_STEPS, StaticDecoding, can_replay
 
 MAX_BATCH_ROWS = 128
 """Maximum number of rows of a batch without gradients."""
 
 MAX_BATCH_TOKENS = 32_768
 """Maximum number of tokens of a sampling batch, padding and new tokens included."""
+
+
+CUDA_GRAPHS = False
+"""Whether decoding steps on CUDA are replayed as graphs, see `static_decoding`."""
 
 
 @dataclass(frozen=True)
@@ -189,151 +192,17 @@ def _generate_batch(
         model, prompts, max_shared, reserve=sampling.max_new_tokens, prefix_cache=prefix_cache
     )
     scores = _prompt_logprobs(model, prefill, prompts, score_spans)
-    decoded = _decode(model, prefill, sampling, seeds, stop_ids)
+    replays = CUDA_GRAPHS and sampling.max_new_tokens >= MIN_STEPS and can_replay(model)
+    kind = StaticDecoding if replays else Decoding
+    decoded = decode(model, prefill, sampling, seeds, stop_ids, kind)
     return [
-        Sample(tuple(row.tokens), tuple(row.logprobs), "stop" if row.stopped else "length", score)
-        for row, score in zip(decoded, scores, strict=True)
+        Sample(tokens, logprobs, _finish_reason(tokens, stop_ids), score)
+        for (tokens, logprobs), score in zip(decoded, scores, strict=True)
     ]
 
 
-@dataclass
-class _Decoded:
-    """The continuation of one row while it is decoded."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False
-
-
-def _decode(
-    model: PreTrainedModel,
-    prefill: ForwardOutput,
-    sampling: Sampling,
-    seeds: Sequence[int],
-    stop_ids: frozenset[int],
-) -> list[_Decoded]:
-    """Sample tokens autoregressively after the prompts were computed."""
-    device = model.device
-    active = torch.arange(len(seeds), device=device)  # rows of the batch still in the cache
-    last = prefill.lengths - prefill.suffix_starts - 1
-    hidden = prefill.hidden[active, last]
-    uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-    decoded = [_Decoded() for _ in seeds]
-    mask, positions, kv_cache = prefill.mask, prefill.lengths, prefill.kv_cache
-    for step in range(sampling.max_new_tokens):
-        tokens, logprobs = sample_tokens(
-            lm_head_logits(model, hidden), uniforms[active, step], sampling
-        )
-        rows = [decoded[row] for row in active.tolist()]
-        is_stop = torch.isin(tokens, stops).tolist()
-        for row, token, logprob, stop in zip(
-            rows, tokens.tolist(), logprobs.tolist(), is_stop, strict=True
-        ):
-            if not row.stopped:
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                row.stopped = stop
-        running = torch.tensor([not row.stopped for row in rows], device=device)
-        remaining = int(running.sum())
-        if remaining == 0 or step + 1 == sampling.max_new_tokens:
-            break
-        # Copying the cache costs about one decoding step, so finished rows are removed in bulk.
-        if remaining <= 0.75 * len(active):
-            keep = running.nonzero().squeeze(1)
-            kv_cache.batch_select_indices(keep)
-            active, tokens, mask, positions = (
-                tensor[keep] for tensor in (active, tokens, mask, positions)
-            )
-        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        hidden = hidden_states(model, tokens[:, None], mask, positions[:, None], kv_cache)[:, 0]
-        positions = positions + 1
-    return decoded
-
-
-def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    rows = [
-        torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        for seed in seeds
-    ]
-    return torch.stack(rows).float()  # some devices have no float64
-
-
-def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Sample one token per row by inverting its cumulative distribution.
-
-    Args:
-        logits: (B, V), float32.
-        uniforms: Uniform random numbers in [0, 1), (B,), float32.
-        sampling: Temperature and truncation.
-
-    Returns:
-        Tokens, (B,) int64, and their natural log-probabilities, (B,) float32, under the sampling
-        distribution; zeros for greedy decoding.
-
-    Raises:
-        ModelError: The largest logit of a row is not finite.
-    """
-    top = logits.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(top).all():
-        raise ModelError(
-            "the model's logits are not finite. Check its weights for NaN, and its dtype: "
-            "float16 overflows where bfloat16 and float32 do not."
-        )
-    if sampling.temperature == 0:
-        tokens = logits.argmax(dim=-1)
-        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)
-    scores = logits - top
-    if sampling.temperature != 1:
-        scores /= sampling.temperature
-    weights = _truncate(scores, sampling).exp_()
-    tokens, total = _sample_from_weights(weights, uniforms)
-    return tokens, (weights.gather(1, tokens[:, None]).squeeze(1) / total).log()
-
-
-BLOCK = 256
-"""Block size of the two-stage cumulative sum: blocks first, then the tokens of one block."""
-
-
-def _sample_from_weights(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample a token from each row of unnormalised weights, (B, V).
-
-    Returns the tokens, (B,), and the total weight of each row, (B,).
-    """
-    vocabulary = weights.shape[1]
-    whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].reshape(len(weights), whole // BLOCK, BLOCK).sum(dim=2)
-    cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], 1).cumsum(dim=1)
-    total = cumulative[:, -1]
-    blocks, before = _invert(cumulative, uniforms * total)
-    columns = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)
-    inside = weights.gather(1, columns.clamp(max=vocabulary - 1))
-    inside = inside.masked_fill(columns >= vocabulary, 0).cumsum(dim=1)
-    offsets, _ = _invert(inside, uniforms * total - before)
-    return blocks * BLOCK + offsets, total
-
-
-def _invert(cumulative: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first index whose cumulative weight exceeds the draw, and the weight before it."""
-    # Rounding must not push a draw to the total weight, where no token has probability left.
-    total = cumulative[:, -1:]
-    draws = torch.minimum(draws[:, None], torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cumulative, draws.clamp(min=0), right=True)
-    before = cumulative.gather(1, (index - 1).clamp(min=0)).masked_fill(index == 0, 0)
-    return index.squeeze(1), before.squeeze(1)
-
-
-def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        # A token is kept if the tokens before it do not reach top_p; the first is always kept.
-        drop = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
-    return logits
+def _finish_reason(tokens: Sequence[int], stop_ids: frozenset[int]) -> FinishReason:
+    return "stop" if tokens[-1] in stop_ids else "length"
 
 
 def _prompt_logprobs(
@@ -347,6 +216,6 @@ def _prompt_logprobs(
     heads = [prompt[:stop] for prompt, (_, stop) in zip(prompts, score_spans, strict=True)]
     logprobs = suffix_logprobs(model, prefill, heads, [start for start, _ in score_spans])
     return [
-        tuple(row[: stop - start].tolist())
-        for row, (start, stop) in zip(logprobs, score_spans, strict=True)
+        tuple(row[: stop - start])
+        for row, (start, stop) in zip(logprobs.tolist(), score_spans, strict=True)
     ]

@@ -6,7 +6,8 @@ family that `astra_rl.models.segments` does not handle, all probabilities would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,10 +44,15 @@ _SUPPORTED_LAYERS = {
 _unchecked: WeakKeyDictionary[nn.Module, list[Boundary]] = WeakKeyDictionary()
 """Boundaries of each supported model that are checked when a text first exceeds them."""
 
+_of_kind: dict[Hashable, list[Boundary]] = {}
+"""The same by what decides how a model computes, so that a copy of a model is not checked again."""
+
 
 @torch.no_grad()
 def check_supported(model: PreTrainedModel) -> None:
-    """Check once per model that segmented computation reproduces the model's own logits.
+    """Check once per kind of model that segmented computation reproduces the model's own logits.
+
+    Models are of one kind if they differ in their weights only.
 
     Sampling is also compared with one forward pass across every length at which the attention or
     the positions of the model change (`positions.boundaries` and `positions.rescaled_positions`).
@@ -60,6 +66,10 @@ def check_supported(model: PreTrainedModel) -> None:
     """
     inner = unwrap_peft(model)
     if inner in _unchecked or model.training:
+        return
+    kind = _kind(inner)
+    if kind is not None and kind in _of_kind:
+        _unchecked[inner] = _of_kind[kind]  # what one of them has checked, all have
         return
     name = type(inner).__name__
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
@@ -98,6 +108,27 @@ def check_supported(model: PreTrainedModel) -> None:
     for boundary in affordable:
         _check_boundary(model, boundary)
     _unchecked[inner] = [each for each in found if each not in affordable]
+    if kind is not None:
+        _of_kind[kind] = _unchecked[inner]
+
+
+def _kind(model: PreTrainedModel) -> Hashable:
+    """Return what decides how a model computes, apart from its weights.
+
+    None for one with hooks or methods of its own, which may compute anything.
+    """
+    modules = list(model.modules())
+    for each in modules:
+        if each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each):
+            return None
+    settings = {**model.config.to_dict(), "_name_or_path": None}
+    return (
+        tuple(map(type, modules)),
+        json.dumps(settings, sort_keys=True, default=str),
+        model.config._attn_implementation,
+        model.dtype,
+        model.device.type,
+    )
 
 
 @torch.no_grad()
@@ -132,8 +163,11 @@ def _is_exact_if_shortened(model: PreTrainedModel) -> bool:
 
 def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     limit = MAX_OPERATIONS.get(model.device.type, MAX_OPERATIONS_OF_ACCELERATOR)
-    parameters = sum(each.numel() for each in unwrap_peft(model).parameters())
-    operations = 2 * 2 * int(parameters) * boundary.size  # two passes of a product and a sum each
+    config = model.config.get_text_config()
+    weights = sum(each.numel() for each in unwrap_peft(model).parameters())
+    # Per token, with one key and one value of each earlier token.
+    attention = 2 * boundary.size * int(config.hidden_size) * int(config.num_hidden_layers)
+    operations = 2 * 2 * boundary.size * (int(weights) + attention)  # two passes; product and sum
     return operations <= limit
 
 
@@ -194,17 +228,24 @@ def _compare(model: PreTrainedModel, segmented: Tensor, reference: Tensor, where
 
 
 def _segmented_and_reference_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Logits of a few tokens, from ragged segments and from ``model.forward``."""
+    """Logits of a few tokens, from ragged and from equal segments, and from ``model.forward``."""
     vocabulary = model.config.get_text_config().vocab_size
-    heads = [[token % vocabulary for token in head] for head in ([1, 2, 3], [4, 5])]
-    tails = [[token % vocabulary for token in tail] for tail in ([6], [7, 8], [9])]
-    parents = [0, 0, 1]
-    output = forward_levels(model, [Level(heads, [0, 0], None), Level(tails, [3, 3, 2], parents)])
     segmented, reference = [], []
-    for tail, parent, hidden in zip(tails, parents, output.hidden, strict=True):
-        segmented.append(lm_head_logits(model, hidden[: len(tail)]))
-        whole = torch.tensor([heads[parent] + tail], device=model.device)
-        with fused_attention(model):
-            result = model(input_ids=whole, attention_mask=torch.ones_like(whole))
-        reference.append(result.logits[0, -len(tail) :].float())
+    for all_heads, all_tails in (
+        ([[1, 2, 3], [4, 5]], [[6], [7, 8], [9]]),
+        ([[1], [4]], [[6]] * 3),
+    ):
+        heads, tails = (
+            [[token % vocabulary for token in segment] for segment in segments]
+            for segments in (all_heads, all_tails)
+        )
+        parents = [0, 0, 1]
+        starts = [len(heads[parent]) for parent in parents]
+        output = forward_levels(model, [Level(heads, [0, 0], None), Level(tails, starts, parents)])
+        for tail, parent, hidden in zip(tails, parents, output.hidden, strict=True):
+            segmented.append(lm_head_logits(model, hidden[: len(tail)]))
+            whole = torch.tensor([heads[parent] + tail], device=model.device)
+            with fused_attention(model):
+                result = model(input_ids=whole, attention_mask=torch.ones_like(whole))
+            reference.append(result.logits[0, -len(tail) :].float())
     return torch.cat(segmented), torch.cat(reference)

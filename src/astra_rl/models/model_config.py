@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.utils import is_kernels_available
+from transformers.utils.import_utils import is_kernels_available
 
 from astra_rl.errors import ModelError
 

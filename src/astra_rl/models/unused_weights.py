@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -36,7 +37,8 @@ def unused_weights(model: PreTrainedModel, unexpected: Iterable[str]) -> set[str
         model: The loaded model.
         unexpected: What transformers reports as ``unexpected_keys``.
     """
-    speaks = model.get_output_embeddings() is not None
+    embeddings: Any = model
+    speaks = embeddings.get_output_embeddings() is not None
     harmless = [_OLD_BUFFERS, _BESIDE, *([] if speaks else [_HEADS_OF_LANGUAGE_MODELS])]
     pattern = re.compile("|".join(harmless))
     known = set(_names_of_constants(model))

@@ -245,7 +245,8 @@ def checked_manifest(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     known = Manifest.model_fields
     record = {name: each for name, each in record.items() if each is not None or name not in known}
-    return _checked(record, Manifest, path)
+    _check(record, Manifest, path)
+    return record
 
 
 def read_own(path: Path, kind: Any) -> Any:
@@ -267,10 +268,11 @@ def read_own(path: Path, kind: Any) -> Any:
         raise ConfigurationError(
             f"cannot read {path}: {error}. It is damaged; restore it, or remove it."
         ) from error
-    return _checked(found, kind, path)
+    _check(found, kind, path)
+    return found
 
 
-def _checked(found: Any, kind: Any, path: Path) -> Any:
+def _check(found: Any, kind: Any, path: Path) -> None:
     try:
         _reader(kind).validate_python(found)
     except ValidationError as error:
@@ -280,7 +282,6 @@ def _checked(found: Any, kind: Any, path: Path) -> Any:
             f"{path} is not a valid file of a run: {f'{where}: ' if where else ''}{first['msg']}. "
             "Restore it, or remove it."
         ) from None
-    return found
 
 
 def is_of_type(found: Any, kind: Any) -> bool:

@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.splitting import rare_probability, split_once
+from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability, split_once
 
 TURNS = 10
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.cli.running import astra_rl
 from tests.distributed.test_runs import results, started
-from tests.endpoint import FAST, Endpoint, judging, said, serving
+from tests.endpoint import FAST, Endpoint, error, judging, said, serving
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,7 @@ def spent(folder: Path) -> dict[str, Any]:
     return {name: found[name] for name in ("requests", "cached", "input_tokens", "output_tokens")}
 
 
+@pytest.mark.exhaustive
 def test_four_processes_make_the_calls_of_one(
     config: str, workplace: Path, endpoint: Endpoint, processes: Any
 ) -> None:
@@ -79,11 +80,9 @@ def test_four_processes_have_one_budget_and_resume_when_it_is_raised(
 def test_an_endpoint_that_refuses_ends_all_processes(
     config: str, workplace: Path, endpoint: Endpoint, processes: Any
 ) -> None:
-    from tests.endpoint import error
-
     endpoint.fault = lambda number: error(401, "no such key") if number >= 6 else None
     first, *others = started(processes(4), "train", config, "-o", "refused", cwd=workplace)
     assert first.returncode == 2
     assert "no such key" in first.stderr
     assert "Continue with: astra-rl resume refused" in first.stderr
-    assert all(each.returncode == 2 for each in others)
+    assert [(each.returncode, each.stderr) for each in others] == [(2, "")] * 3

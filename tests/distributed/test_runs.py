@@ -120,7 +120,7 @@ def test_a_killed_process_ends_all_and_any_number_resumes(
     assert results(Path(output)) == alone
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_signal_to_one_process_ends_all_after_the_same_step(
     rank: int,
     workplace: Path,
@@ -164,3 +164,14 @@ def test_a_time_limit_is_decided_by_the_first_process(
     done = started(processes(2), "train", "config.yaml", "-o", output, *limit, cwd=workplace)
     assert [each.returncode for each in done] == [0, 0], done
     assert len((tmp_path / "short/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_engines_are_refused_by_name(workplace: Path, tmp_path: Path) -> None:
+    engine = ("--set", "rollout.attacker=vllm", "-o", str(tmp_path / "engine"))
+    group = Group(2)
+    first, second = started(group, "train", "config.yaml", *engine, cwd=workplace)
+    group.close()
+    assert first.returncode == 2
+    assert "rollout: attacker: vllm, target: own given, and 2 processes" in first.stderr
+    assert second == Done(130, "", "")
+    assert not (tmp_path / "engine").exists()

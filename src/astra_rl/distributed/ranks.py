@@ -36,6 +36,16 @@ def raised_by_all(error: ErrorT) -> ErrorT:
     return error
 
 
+def is_raised_by_all(error: BaseException) -> bool:
+    """Whether all processes raise an exception, or its cause, so that the first tells the user."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, _AGREED, False):
+            return True
+        cause = cause.__cause__
+    return False
+
+
 class Ranks:
     """The processes of a training: this class is a training in one process.
 
@@ -122,7 +132,7 @@ class Ranks:
 
         They then end, too, instead of waiting for this process.
         """
-        if self.size > 1 and not getattr(error, _AGREED, False):
+        if self.size > 1 and not is_raised_by_all(error):
             self.leave()
 
 

@@ -68,6 +68,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.graphs, kept = self.algorithm.collector.collect(
             self.environment, seed, self.num_episodes_per_experience
         )
+        self.environment.problem.rollouts_over()
         if self.on_collected is not None:
             self.on_collected(self.graphs)
         self.environment.problem.observe(self.graphs)

@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.splitting import rare_probability, split_once
+from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability, split_once
 
 TURNS = 10
 
@@ -128,3 +129,10 @@ def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
         found = rare_probability(runs)
         missed += not found.covering.low <= truth <= found.covering.high
     assert missed <= 0.05 * 40
+
+
+def test_runs_that_all_fail_have_a_probability_and_no_relative_error():
+    found = rare_probability([SplitRun(1.0, 3, 0, (), Rate(3, 3))] * 2)
+    assert (found.estimate, found.relative_error) == (1.0, 0.0)
+    assert math.isnan(found.plain_calls)
+    assert found.text.startswith("about 1 (95% interval 1 to 1) from 2 runs and 6 target calls;")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,9 +23,11 @@ from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
+from astra_rl.models.model_config import check_model_config
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.models.unused_weights import unused_weights
 
 LOADING = {
     "model_id": "Hub id, folder or ``bundled:NAME``; see `astra_rl.models.loading.load_model`.",
@@ -161,14 +165,15 @@ def _load_frozen(
             model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
             check_weights(model)
             return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
+        where = {"revision": revision, "local_files_only": reads_locally(source)}
+        check_model_config(source, allow_code=trust_remote_code, **where)
         model, report = auto_class.from_pretrained(
             source,
-            revision=revision,
             dtype=resolved_dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            local_files_only=reads_locally(source),
+            **where,
         )
         # The pooler of an encoder is used for no hidden state, and often not saved.
         missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
@@ -178,6 +183,10 @@ def _load_frozen(
                 f"{str(reference)!r} is not a trained {kind}: it has no weights for "
                 f"{sorted(missing)}."
             )
+        unexpected = report["unexpected_keys"]
+        if auto_class is AutoModel:  # heads are left out on purpose
+            unexpected = {key for key in unexpected if key.startswith(model.base_model_prefix)}
+        _check_all_used(reference, model, unexpected)
         check_weights(model)
         limit = position_limit(model.config)
         if limit is not None and limit < model.config.get_text_config().max_position_embeddings:
@@ -191,6 +200,17 @@ def _load_frozen(
         model = model.to(resolved_device).eval()
         use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+def _check_all_used(reference: str | Path, model: PreTrainedModel, found: set[str]) -> None:
+    """Raise if the files have weights that are left out, and that the trained model had used."""
+    if unused := sorted(unused_weights(model, found)):
+        raise ModelError(
+            f"{str(reference)!r} has {len(unused)} weights that its config.json has no place for: "
+            f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}. Without them it is "
+            "another model. Correct config.json (numbers of layers and experts, biases), or, if "
+            f"they are not needed, load it as {type(model).__name__} and save it again."
+        )
 
 
 def _check_undamaged(source: str) -> None:
@@ -255,6 +275,45 @@ def load_tokenizer(
         return tokenizer
 
 
+class ModelSettings(NamedTuple):
+    """What is known of a model without its weights.
+
+    Attributes:
+        source: Hub id or folder.
+        config: Its ``PretrainedConfig``.
+        generation: Its ``GenerationConfig``; None if it has none.
+    """
+
+    source: str
+    config: Any
+    generation: Any
+
+
+def load_settings(reference: str | Path, *, trust_remote_code: bool = False) -> ModelSettings:
+    """Load the configuration of a complete model, and no weights; see `load_model`.
+
+    Raises:
+        ModelError: It cannot be loaded, or the model is an adapter.
+        ConfigurationError: The bundled model is unknown.
+    """
+    source = resolve_reference(reference)
+    with model_errors(f"the configuration of {str(reference)!r}"):
+        if base_of_adapter(source) is not None:
+            raise ModelError(
+                f"{reference} is an adapter; an engine needs a complete model here. Merge "
+                "it (peft: merge_and_unload()), save the result, and give that folder."
+            )
+        local = reads_locally(source)
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=trust_remote_code, local_files_only=local
+        )
+        try:
+            generation = GenerationConfig.from_pretrained(source, local_files_only=local)
+        except OSError:  # many base models have none
+            generation = None
+        return ModelSettings(source, config, generation)
+
+
 def _has_tokenizer(source: str) -> bool:
     return not Path(source).is_dir() or any(Path(source).glob("*token*"))
 
@@ -269,9 +328,11 @@ def _warn_remote_code(reference: str | Path) -> None:
 
 __all__ = [
     "LoraOptions",
+    "ModelSettings",
     "check_weights",
     "load_classifier",
     "load_model",
+    "load_settings",
     "load_tokenizer",
     "make_trainable",
 ]

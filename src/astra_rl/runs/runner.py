@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
@@ -27,6 +27,7 @@ from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
+from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message, redact_settings
@@ -34,9 +35,10 @@ from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
-from astra_rl.runs.processes import announce, dismiss, divided
+from astra_rl.runs.processes import announce, dismiss, divided, signal_grace
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
@@ -332,7 +334,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
         nonlocal interrupted
         interrupted = trainer.should_stop = True
 
-    with interruptible(interrupt):
+    with interruptible(interrupt, grace=signal_grace(trainer.ranks)):
         try:
             trainer.train()
         except BudgetSpentError as error:
@@ -363,7 +365,9 @@ def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | No
         return None
     with Recorded(folder, "before") as recorded:
         summary = recorded.summary()
-    return EvaluationResult(StoredAttempts(folder, "before"), summary, read_own(path, dict))
+    return EvaluationResult(
+        StoredAttempts(folder, "before"), summary, read_own(path, PlayedEvaluation)
+    )
 
 
 def _continued(folder: RunFolder) -> list[Any]:
@@ -449,7 +453,7 @@ def notes_on_calls(target: object) -> Iterator[str]:
         target: The target; one that is no `Target` is a local model.
     """
     ledger = current_ledger()
-    if isinstance(target, Target):
+    if _is_black_box(target):
         yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
@@ -458,9 +462,16 @@ def notes_on_calls(target: object) -> Iterator[str]:
         yield f"A session of this run was ended early: {ended}."
 
 
+def _is_black_box(target: object) -> TypeGuard[Target]:
+    return isinstance(target, Target) and not isinstance(target, ServedTarget)
+
+
 def described_target(target: object) -> dict[str, Any]:
-    """Return the entry of a remote target in the manifest; empty for a local model."""
-    if not isinstance(target, Target):
+    """Return the entry of a remote target in the manifest; empty for a local model.
+
+    One in an inference engine is local in this sense: its probabilities are known.
+    """
+    if not _is_black_box(target):
         return {}
     identity = target.identity
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

@@ -68,8 +68,8 @@ def rare_answers(
 
     A part of the answers is sampled from the target, the rest from *proposals*: less safe copies of
     it. Each answer is weighted by its exact probability under the target and under all proposals;
-    see `astra_rl.evaluation.stats.importance`. A proposal only has to fail more often: a bad one
-    makes the interval wide, never wrong.
+    see `astra_rl.evaluation.stats.importance`. What a proposal misses is bounded by the answers of
+    the target.
 
     Args:
         run: Folder of the run.

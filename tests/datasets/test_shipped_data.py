@@ -177,7 +177,12 @@ def test_openers_in_several_languages_are_translations_of_each_other_in_the_same
     assert [len(found) for found in by_language] == [40] * 5
     for translations in zip(*by_language, strict=True):
         assert len({split_of[row.id] for row in translations}) == 1
-        assert len({unicodedata.name(row.prompt[-1]).endswith("QUESTION MARK") for row in translations}) == 1
+        assert (
+            len(
+                {unicodedata.name(row.prompt[-1]).endswith("QUESTION MARK") for row in translations}
+            )
+            == 1
+        )
         english, german, spanish, chinese, arabic = (row.prompt for row in translations)
         assert len({english, german, spanish}) == 3
         assert "CJK" in scripts_of(chinese)

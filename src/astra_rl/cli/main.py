@@ -62,6 +62,8 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Show and share": (report, view, export),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""
+ON_SEVERAL_PROCESSES = ("train", "resume")
+"""The commands that may be started by torchrun or accelerate."""
 
 # No markup and no locals in tracebacks: a local may hold a key or text of a model.
 app = typer.Typer(
@@ -104,7 +106,8 @@ def main(
 ) -> None:
     """Set what is printed; Typer shows the help of the app instead of this text."""
     set_verbosity(quiet=quiet, verbose=verbose)
-    check_one_process(f"astra-rl {context.invoked_subcommand}")
+    if context.invoked_subcommand not in ON_SEVERAL_PROCESSES:
+        check_one_process(f"astra-rl {context.invoked_subcommand}")
 
 
 def run() -> None:

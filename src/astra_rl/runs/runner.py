@@ -16,6 +16,7 @@ from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.resolve import Plan
 from astra_rl.config.schema import RunConfig
+from astra_rl.distributed.ranks import join
 from astra_rl.errors import (
     BudgetEndedError,
     BudgetSpentError,
@@ -35,6 +36,7 @@ from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
+from astra_rl.runs.processes import announce, dismiss, divided
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
@@ -207,8 +209,10 @@ def _do_run(
     check_versions(state.get("versions", versions()))
     if saved is not None:
         record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
-    with _timed(seconds, display, "loading models"):
-        experiment = build(plan)
+    ranks = join()
+    announce(ranks, config, folder, started)
+    with _timed(seconds, display, "loading models"), ranks.together():
+        experiment = divided(build(plan), config, ranks)
     record["run"] = name_of(folder) or labels_of(config, "training").run
     record["prompts"] = [source.as_dict() for source in experiment.sources]
     record |= described_target(experiment.problem.target)
@@ -226,6 +230,7 @@ def _do_run(
             before = _evaluated_before(folder, saved) or evaluate(
                 experiment, folder, "before", config, log, allow_partial=False
             )
+    dismiss(experiment)
     weak = None if before is None else _warned_of_weakness(before)
     history = HistoryTracker()
     history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
@@ -257,6 +262,7 @@ def _do_run(
             allow_partial=True,
             needs=needed(estimate(plan, training=False)),
         )
+    dismiss(experiment)
     log.flush()
     found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
     write_failures(chain.from_iterable(found), folder.failures)
@@ -333,7 +339,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
             training.budget.spent = error
         finally:  # a progress bar left open would garble the error
             display.close()
-    if interrupted:
+    if trainer.ranks.any(interrupted):
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
             f"{how_to_resume(folder)}"

@@ -115,6 +115,19 @@ def build_trainer(
     return RunTrainer(trainer, budget, None if watch is None else watch.watch)
 
 
+def callbacks_of_every_process(experiment: Experiment, config: RunConfig) -> list[TrainerCallback]:
+    """Return the callbacks of `build_trainer` that change what is computed, in the same order.
+
+    The processes of a run that write nothing have these only.
+    """
+    return [
+        *_draw_opponent(experiment, config),
+        ClearCaches(experiment.forget_scores),
+        LearningRateSchedule(schedule_of(config.training)),
+        *_sync_reference(experiment, config.training),
+    ]
+
+
 class RunIdentity(TrainerCallback):
     """Keeps in each training state what a resume compares: configuration, versions and machine.
 

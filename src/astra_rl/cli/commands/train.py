@@ -12,7 +12,8 @@ from astra_rl.cli.costs import print_run_estimate
 from astra_rl.cli.options import Force, RunOptions
 from astra_rl.cli.output import Printer
 from astra_rl.cli.target_test_output import print_test_estimate, test_and_print
-from astra_rl.cli.training_output import train_and_print
+from astra_rl.cli.training_output import follows_another_process, train_and_print
+from astra_rl.distributed.launch import check_one_process
 
 
 def train(
@@ -28,13 +29,19 @@ def train(
     """Train an attacker from a YAML configuration, evaluate it, and write a report.
 
     The configuration is checked before any model is loaded. 'astra-rl info preset demo' prints one
-    to start from. If --output is the folder of an interrupted run, that run is resumed.
+    to start from. If --output is the folder of an interrupted run, that run is resumed. On several
+    processes: 'torchrun --nproc-per-node 4 -m astra_rl train CONFIG.yaml', or accelerate launch.
     """
+    if options.dry_run:
+        check_one_process("astra-rl train --dry-run")
+    if follows_another_process():
+        return
     from astra_rl.config.loading import load_config
     from astra_rl.config.resolve import resolve
 
     config = load_config(config_file, options.overrides())
     if config.attacker is not None and not config.has_local_attacker:
+        check_one_process("astra-rl train without training steps")
         plan = resolve(config)  # nothing is trained: the attacker is prompted
         if options.dry_run:
             print_test_estimate(plan)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from astra_rl.config.engines import attacker_sampler
+from astra_rl.config.parts import DeferredTarget
 from astra_rl.config.resolve import Plan, check_training
 from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, RunConfig
 from astra_rl.core.algorithm import Algorithm
@@ -105,13 +107,16 @@ def build_problem(
     speaker = config.trained
     local = config.target if isinstance(config.target, LocalModelConfig) else None
     plan.load_deferred()
-    target: Any = plan.target if local is None else local.model
+    target: Any = plan.target if local is None or config.rollout.target != "own" else local.model
+    if isinstance(target, DeferredTarget):
+        target = target.load()
     baseline = config.baseline or speaker.model
     options: dict[str, Any] = {
         "device": config.device,
         "dtype": config.dtype,
         "reward": plan.reward,
         "sampler": _SAMPLERS[config.sampler],
+        "attacker_sampler": attacker_sampler(config),
         "attacker_sampling": speaker.sampling(),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.config.construct import Bound, bind_section
+from astra_rl.config.engines import served_target
 from astra_rl.config.loading import load_target, validated
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.moderator import Moderator
@@ -156,12 +157,21 @@ class DeferredTarget(Target):
     Args:
         section: The model and its sampling parameters.
         config: Has device and dtype.
+        is_served: Whether it is the target under test, which `RunConfig.rollout` is about.
     """
 
-    def __init__(self, section: LocalModelConfig, config: RunConfig) -> None:
+    def __init__(
+        self, section: LocalModelConfig, config: RunConfig, *, is_served: bool = False
+    ) -> None:
         self.name = section.model
         self._section = section
         self._config = config
+        self._is_served = is_served
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply."""
+        return self._section.max_new_tokens
 
     def load(self) -> Target:
         """Load the model; later calls return the same target.
@@ -173,6 +183,8 @@ class DeferredTarget(Target):
 
     @cached_property
     def _loaded(self) -> Target:
+        if self._is_served:
+            return served_target(self._section, self._config)
         # Here, because a configuration is checked without the libraries of models.
         from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 
@@ -281,7 +293,10 @@ def queried_target(config: RunConfig) -> Target | None:
     """
     if isinstance(config.target, TargetConfig):
         return remote_target(config.target)
-    return None if config.has_local_attacker else DeferredTarget(config.target, config)
+    is_served = config.rollout.target != "own"
+    if config.has_local_attacker and not is_served:
+        return None
+    return DeferredTarget(config.target, config, is_served=is_served)
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from astra_rl.algorithms.registry import ALGORITHMS
+from astra_rl.config.rollout import RolloutConfig
 from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
@@ -529,6 +530,11 @@ class RunConfig(_Section):
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
     )
+    rollout: RolloutConfig = Field(
+        RolloutConfig(),
+        description="Inference engines that sample attacks and responses instead; see "
+        "docs/scaling.md.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of local models; see docs/performance.md."
@@ -592,6 +598,31 @@ class RunConfig(_Section):
             raise ValueError(
                 f"baseline: {self.baseline} given, for an attacker without probabilities "
                 f"({attacker.name}); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> RunConfig:
+        attacker, target = self.rollout.attacker != "own", self.rollout.target != "own"
+        if (attacker or target) and self.sampler != "own":
+            raise ValueError(f"rollout needs sampler: own; it is {self.sampler}. Leave one out")
+        if attacker and not isinstance(self.attacker, AttackerConfig):
+            raise ValueError("rollout.attacker needs a local attacker (attacker.model)")
+        if attacker and self.training.steps and self.trained.lora is None:
+            raise ValueError(
+                "rollout.attacker: an engine does not get base weights while they are trained. "
+                "Train an adapter (attacker.lora), or use rollout.attacker: own"
+            )
+        if target and not isinstance(self.target, LocalTargetConfig):
+            raise ValueError(
+                "rollout.target needs a model (target.model); a target with a type is called at "
+                "its own URL"
+            )
+        if target and isinstance(self.target, LocalTargetConfig) and self.target.opponents:
+            raise ValueError("rollout.target runs one model; leave out target.opponents")
+        if target and self.environment.type == "self_play":
+            raise ValueError(
+                "rollout.target: self_play trains one model in both roles. Use rollout.attacker"
             )
         return self
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
@@ -27,6 +27,7 @@ from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
+from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
 from astra_rl.infra.redaction import redact_message, redact_settings
@@ -449,7 +450,7 @@ def notes_on_calls(target: object) -> Iterator[str]:
         target: The target; one that is no `Target` is a local model.
     """
     ledger = current_ledger()
-    if isinstance(target, Target):
+    if _is_black_box(target):
         yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
@@ -458,9 +459,16 @@ def notes_on_calls(target: object) -> Iterator[str]:
         yield f"A session of this run was ended early: {ended}."
 
 
+def _is_black_box(target: object) -> TypeGuard[Target]:
+    return isinstance(target, Target) and not isinstance(target, ServedTarget)
+
+
 def described_target(target: object) -> dict[str, Any]:
-    """Return the entry of a remote target in the manifest; empty for a local model."""
-    if not isinstance(target, Target):
+    """Return the entry of a remote target in the manifest; empty for a local model.
+
+    One in an inference engine is local in this sense: its probabilities are known.
+    """
+    if not _is_black_box(target):
         return {}
     identity = target.identity
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ from astra_rl.errors import (
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
+from astra_rl.runs.file_types import LedgerFile
 from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
 
@@ -93,7 +95,7 @@ def _has_results(folder: RunFolder) -> bool:
     if folder.states.exists() or any(each.is_file() and each.stat().st_size for each in paths):
         return True
     ledger = folder.path / "ledger.json"
-    return ledger.is_file() and bool(read_own(ledger, dict)["total"]["requests"])
+    return ledger.is_file() and bool(read_own(ledger, LedgerFile).get("total", {}).get("requests"))
 
 
 def is_complete(run: RunFolder) -> bool:
@@ -260,17 +262,31 @@ def interruptible(
     stop: Callable[[], None],
     *,
     message: str = "finishing the step and saving; send the signal again to stop now",
+    grace: float = 0.0,
 ) -> Iterator[None]:
-    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught."""
+    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught.
+
+    Args:
+        stop: Called in the main thread.
+        message: What is logged.
+        grace: Seconds after the first signal in which further ones are ignored: a launcher of
+            several processes repeats the signal that a terminal has sent to all of them.
+    """
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
+    first: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        logger.warning(message)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        stop()
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            logger.warning(message)
+            stop()
+        elif time.monotonic() - first >= grace:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,7 +9,7 @@ import yaml
 
 from astra_rl.config.construct import bind_section, build_reward_part
 from astra_rl.config.loading import parse_config
-from astra_rl.config.parts import PartResolver
+from astra_rl.config.parts import Loading, PartResolver
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import EnvironmentConfig
 from astra_rl.errors import ConfigurationError
@@ -41,10 +41,7 @@ prompts: {scenario: planted_secrets}
 
 
 def make(text: str) -> RewardPart:
-    return build_reward_part("reward", yaml.safe_load(text), PartResolver(CONFIG))
-
-
-CONFIG = parse_config(MINIMAL, source="test")
+    return build_reward_part("reward", yaml.safe_load(text), PartResolver(Loading()))
 
 
 def test_a_name_alone_is_a_part() -> None:

@@ -20,7 +20,8 @@ from astra_rl.actions.target_test import prompted_problem, warnings_of_attacks
 from astra_rl.config.estimate import Estimate, EstimateRow, estimate, estimate_given, needed
 from astra_rl.config.experiment import build_environment, build_problem
 from astra_rl.config.loading import load_config, load_prompted_attacker
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import PromptedAttackerConfig, RunConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.problem import Problem
@@ -36,6 +37,7 @@ from astra_rl.methods.environments import BestOfNEnvironment
 from astra_rl.methods.few_shot import FewShotEnvironment
 from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import labels_of
@@ -105,6 +107,7 @@ def evaluate_run(
 
     Raises:
         BudgetSpentError: The budget was not enough for a single conversation.
+        EndpointError: All conversations with a target failed; the results are written.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     if trials < 1:
@@ -132,6 +135,7 @@ def evaluate_run(
             destination / "evaluations.json",
             [{"target": each.target, **each.summary.as_dict()} for each in found],
         )
+    check_any_known({each.target: each.attempts for each in found})
     return found
 
 
@@ -222,22 +226,17 @@ class EvaluationJob:
                 "they are, without an attacker. Give one of the two, or --attacks best-of-N or "
                 "few-shot."
             )
-        self.folder, self.config, self.attacker = folder, config, attacker
-        self.plan = resolve(config)
-        prompts = self.plan.openings
+        self.folder, self.attacker = folder, attacker
         prompted = None if attacker is None else load_prompted_attacker(attacker)
-        if prompted is not None:
-            self.config = _with_prompted_attacker(self.plan, prompted)
-            # The prompts that the run held out, because its own attacker was trained on the others.
-            self.plan = replace(resolve(self.config), openings=prompts)
-        self.openings, self.categories = list(prompts.test), prompts.categories
+        self.plan = _planned(config, prompted)
+        self.openings = list(self.plan.openings.test)
         baseline = None if attacks is None else str(attacks)
         best = BEST_OF.fullmatch(baseline or "")
         self.best_of = int(best[1]) if best else None
         untrained = best is not None or baseline in (UNTRAINED, FEW_SHOT)
         self.name = attacker if baseline is None else baseline
         if prompted is not None:
-            own = labels_of(self.config, "again").attacker
+            own = labels_of(self.plan.record, "again").attacker
             self.name = own if baseline is None else f"{baseline} of {own}"
         named = baseline is not None and (untrained or baseline == DIRECT)
         self.phase = file_stem(str(baseline)) if named else "again"
@@ -276,39 +275,46 @@ class EvaluationJob:
         Raises:
             BudgetSpentError: No conversation could be completed.
         """
-        config, ledger = self.config, current_ledger()
+        plan, ledger = self.plan, current_ledger()
         ledger.check()
         if not destination.manifest.is_file():  # results elsewhere are a run for other commands
-            destination.write_text(destination.config, config.to_yaml())
+            destination.write_text(destination.config, plan.record.yaml)
         before = ledger.copied()
         with template_time(self.folder.started):
             problem = self._problem()
-            judge = self.plan.evaluation_judge.load()
+            judge = plan.evaluation_judge.load()
         seeds = self._seeds()
         kept = self._earlier(destination, seeds)
         with recording(destination, self.phase, self.planned) as log:
             for attempt in kept:
                 log.append(attempt)
-            phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
+            phase = PhaseRun(
+                labels_of(plan.record, self.phase, categories=plan.openings.categories),
+                problem,
+                judge,
+                log,
+                settings=plan.evaluation,
+                seed=plan.seed,
+            )
             result = self._play(phase, problem, [seed for seed, _ in seeds[len(kept) :]], kept)
             log.flush()
             failed = log.attempts(outcome="success")
             write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
         if self.given is None:
-            warnings_of_attacks(self.plan, result)
+            warnings_of_attacks(plan, result)
         metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
         if self.until is not None:  # what was not played was not needed
             plan_attempts(destination, self.phase, result.summary.planned)
-        self.plan.unload()
+        plan.unload()
         path = destination.evaluation(self.phase)
         destination.write_json(path, metrics)
-        return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
+        return Evaluated(result.attempts, result.summary, metrics, plan.record.target, path)
 
     def _problem(self) -> Problem[str, str]:
         plan = self.plan
         if plan.attacker is not None:
             return prompted_problem(plan)
-        if plan.target is not None and self.given is not None and not plan.config.attacker:
+        if plan.target is not None and self.given is not None and plan.record.attacker is None:
             return TargetOnlyProblem(plan.target, plan.evaluation_judge.load())
         return build_problem(plan, attacker=self.attacker)
 
@@ -324,7 +330,7 @@ class EvaluationJob:
             found = [(each, Opening.of(each).id) for each in self.openings * self.trials]
         if self.until is None:
             return found
-        seed = self.config.seed
+        seed = self.plan.seed
         return sorted(found, key=lambda each: (derive_seed(seed, "until", each[1]), each[1]))
 
     def _earlier(
@@ -333,7 +339,7 @@ class EvaluationJob:
         """Return the attempts of an earlier session; none without a condition to decide."""
         if self.until is None:
             return []
-        labels = labels_of(self.config, self.phase, attacker=self.name)
+        labels = labels_of(self.plan.record, self.phase, attacker=self.name)
         prompts = [prompt for _, prompt in seeds]
         return earlier_attempts(
             destination.attempts_of(self.phase),
@@ -356,7 +362,7 @@ class EvaluationJob:
         if self.given is None:
             environment = self._environment(problem)
         else:
-            environment = GivenAttacks(problem, self.given, seed=self.config.seed)
+            environment = GivenAttacks(problem, self.given, seed=self.plan.seed)
             prompt_ids = {number: each.prompt_id for number, each in enumerate(self.given)}
         return phase.play(
             environment,
@@ -382,12 +388,14 @@ class EvaluationJob:
         return usual
 
 
-def _with_prompted_attacker(plan: Plan, attacker: PromptedAttackerConfig) -> RunConfig:
-    """Return the configuration of a plan with another attacker, which is not trained.
+def _planned(config: RunConfig, attacker: PromptedAttackerConfig | None) -> Plan:
+    """Return the plan of a run, with another attacker that is prompted in place of its own.
 
-    A reward that needs probabilities is replaced by the harm of the response.
+    A reward that needs probabilities is then replaced by the harm of the response.
     """
-    config = plan.config
+    plan = resolve(config)
+    if attacker is None:
+        return plan
     update: dict[str, Any] = {
         "attacker": attacker,
         "baseline": None,
@@ -399,4 +407,5 @@ def _with_prompted_attacker(plan: Plan, attacker: PromptedAttackerConfig) -> Run
             attacker.name,
         )
         update["reward"] = "harm"
-    return config.model_copy(update=update)
+    # The prompts that the run held out, because its own attacker was trained on the others.
+    return replace(resolve(config.model_copy(update=update)), openings=plan.openings)

@@ -83,7 +83,7 @@ def rare_failure(
     plan = resolve(config)
     destination = folder if output is None else RunFolder(output)
     with template_time(folder.started):
-        problem = ordinary_use(config, build_problem(plan))
+        problem = ordinary_use(build_problem(plan), plan.evaluation.ordinary_brief)
         judge = plan.evaluation_judge.load()
     openings, depth = plan.openings.test, config.environment.tree_depth or 1
     runs: list[SplitRun[_State]] = []
@@ -108,7 +108,7 @@ def rare_failure(
         path,
         {
             "target": config.target.name,
-            "baseline": config.baseline or config.trained.model,
+            "baseline": plan.baseline,
             "threshold": config.evaluation.threshold,
             "spent": ledger.as_dict(),
             **found.as_dict(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -150,18 +150,38 @@ class DeferredModerator(Moderator[str, str]):
         return found + [each for part in self._parts for each in part.endpoints(owner)]
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How the local models of a run are loaded; see `astra_rl.models.loading.load_model`.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto, float32, bfloat16 or float16.
+        trust_remote_code: Whether code from model repositories is run.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Loading:
+        """Return how a configuration has its models loaded."""
+        return cls(config.device, config.dtype, config.trust_remote_code)
+
+
 class DeferredTarget(Target):
     """A local model as a target, loaded by `load` or when it is first used.
 
     Args:
         section: The model and its sampling parameters.
-        config: Has device and dtype.
+        loading: How it is loaded.
     """
 
-    def __init__(self, section: LocalModelConfig, config: RunConfig) -> None:
+    def __init__(self, section: LocalModelConfig, loading: Loading) -> None:
         self.name = section.model
         self._section = section
-        self._config = config
+        self._loading = loading
 
     def load(self) -> Target:
         """Load the model; later calls return the same target.
@@ -181,9 +201,7 @@ class DeferredTarget(Target):
             sampling=self._section.sampling(),
             chat=self._section.chat,
             chat_template_kwargs=self._section.chat_template_kwargs,
-            device=self._config.device,
-            dtype=self._config.dtype,
-            trust_remote_code=self._config.trust_remote_code,
+            **asdict(self._loading),
         )
 
     def unload(self) -> None:
@@ -200,13 +218,13 @@ class PartResolver:
     """Constructs moderators and targets in options, and records the endpoints and models they use.
 
     Attributes:
-        config: Has device and dtype of secondary models; None where only moderators are resolved.
+        loading: How secondary models are loaded; None where only moderators are resolved.
         endpoints: Endpoints of the moderators and targets, in order.
         deferred: Moderators and models to load before the run begins.
         places: Place in the configuration of each moderator and target, by ``id()``.
     """
 
-    config: RunConfig | None = None
+    loading: Loading | None = None
     endpoints: list[EndpointUse] = field(default_factory=list)
     deferred: list[DeferredModerator | DeferredTarget] = field(default_factory=list)
     places: dict[int, str] = field(default_factory=dict)
@@ -229,13 +247,13 @@ class PartResolver:
         if isinstance(section, TargetConfig):
             target = remote_target(section, where)
             self.endpoints += endpoints_of_target(where, target)
-        elif self.config is None:
+        elif self.loading is None:
             raise ConfigurationError(
                 f"{where}: a local model cannot be given here; write a section of a remote "
                 "target, with type and options."
             )
         else:
-            target = DeferredTarget(section, self.config)
+            target = DeferredTarget(section, self.loading)
             self.deferred.append(target)
         self.places[id(target)] = where
         return target
@@ -281,7 +299,7 @@ def queried_target(config: RunConfig) -> Target | None:
     """
     if isinstance(config.target, TargetConfig):
         return remote_target(config.target)
-    return None if config.has_local_attacker else DeferredTarget(config.target, config)
+    return None if config.has_local_attacker else DeferredTarget(config.target, Loading.of(config))
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:

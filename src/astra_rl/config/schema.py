@@ -537,26 +537,6 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
 
     @property
-    def trained(self) -> AttackerConfig:
-        """The local attacker.
-
-        Raises:
-            ConfigurationError: There is none.
-        """
-        if self.attacker is None:
-            raise ConfigurationError(
-                "attacker: missing; it must be given to train or to play an attacker. Without one, "
-                "'astra-rl test' sends the prompts as they are."
-            )
-        if isinstance(self.attacker, PromptedAttackerConfig):
-            raise ConfigurationError(
-                f"attacker.type: {self.attacker.type} ({self.attacker.name}) is prompted only: it "
-                "has no weights here to train, and gives no probabilities. This needs a local "
-                "model: attacker.model."
-            )
-        return self.attacker
-
-    @property
     def trackers(self) -> tuple[ReportTo, ...]:
         """Names of the trackers in `report_to`, each once."""
         given = (self.report_to,) if isinstance(self.report_to, str) else self.report_to

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from astra_rl.config.resolve import Plan
+from astra_rl.config.plan import Plan
 from astra_rl.errors import BudgetSpentError
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import Ledger, current_ledger, enclosing_ledger
@@ -38,7 +38,7 @@ def spending(
         Budget.least(plan.budget for plan in plans),
         folder,
         uses_endpoints=any(plan.endpoints for plan in plans),
-        cache=plans[0].config.cache,
+        cache=plans[0].cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
     ) as ledger:

@@ -29,8 +29,8 @@ def resume(
         harden(run, options, ResultOptions())
         return
     folder = open_run_folder(run)
-    config = load_config(folder.config, options.overrides())
-    if not config.has_local_attacker:
-        test_and_print(resolve(config), folder.path, Printer(), force=force)
-        return
-    train_and_print(config, folder.path, name=run.name, force=force)
+    plan = resolve(load_config(folder.config, options.overrides()))
+    if plan.record.is_trained:
+        train_and_print(plan, folder.path, name=run.name, force=force)
+    else:
+        test_and_print(plan, folder.path, Printer(), force=force)

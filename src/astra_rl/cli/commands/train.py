@@ -33,15 +33,14 @@ def train(
     from astra_rl.config.loading import load_config
     from astra_rl.config.resolve import resolve
 
-    config = load_config(config_file, options.overrides())
-    if config.attacker is not None and not config.has_local_attacker:
-        plan = resolve(config)  # nothing is trained: the attacker is prompted
+    plan = resolve(load_config(config_file, options.overrides()))
+    if plan.attacker is not None:  # nothing is trained: the attacker is prompted
         if options.dry_run:
             print_test_estimate(plan)
             return
         test_and_print(plan, options.output, Printer(), name=config_file.stem, force=force)
         return
     if options.dry_run:
-        print_run_estimate(config, console)
+        print_run_estimate(plan, console)
         return
-    train_and_print(config, options.output, name=config_file.stem, force=force)
+    train_and_print(plan, options.output, name=config_file.stem, force=force)

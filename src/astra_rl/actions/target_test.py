@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
+from astra_rl.actions.attacks import GivenAttack, GivenAttacks
+from astra_rl.actions.target_test_estimate import estimate_test, requests_of
+from astra_rl.config.estimate import needed
 from astra_rl.config.plan import Plan
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetEndedError, ConfigurationError
@@ -70,24 +71,6 @@ class TargetTest:
     def _repr_html_(self) -> str:
         """Return the report, for a notebook."""
         return framed_page(self.folder.report.read_text(encoding="utf-8"))
-
-
-def requests_of(plan: Plan) -> list[GivenAttack]:
-    """Return what a test sends, each prompt `evaluation.trials` times.
-
-    Raises:
-        ConfigurationError: A prompt has no text to send.
-    """
-    openings = list(plan.openings.test)
-    return given_attacks(DIRECT, openings) * plan.evaluation.trials
-
-
-def estimate_test(plan: Plan) -> list[EstimateRow]:
-    """Return the largest number of calls and tokens of `run_test`; nothing is sent or loaded."""
-    if plan.attacker is not None:
-        return estimate(plan, training=False)
-    sent = requests_of(plan)
-    return estimate_given(plan, [each.context for each in sent], [[each.attack] for each in sent])
 
 
 def run_test(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def print_test_estimate(plan: Plan) -> None:
     """Print an upper bound of the calls of a test, and where its budget ends."""
-    from astra_rl.actions.target_test import estimate_test
+    from astra_rl.actions.target_test_estimate import estimate_test
     from astra_rl.config.estimate import describe_budget_of_evaluation
 
     rows, conversations = estimate_test(plan), plan.planned_conversations

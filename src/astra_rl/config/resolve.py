@@ -29,6 +29,7 @@ from astra_rl.config.schema import (
     PromptedAttackerConfig,
     RunConfig,
 )
+from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
@@ -42,6 +43,7 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.config import OPTIMIZERS
 from astra_rl.training.trackers import check_trackers
 
 EVALUATED_TOGETHER = 128
@@ -212,7 +214,7 @@ def _warn_of_direction(
 
 
 def check_training(plan: Plan) -> None:
-    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
+    """Check what training needs: optimizer, algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
@@ -222,6 +224,7 @@ def check_training(plan: Plan) -> None:
         MissingDependencyError: The package of a tracker is not installed.
     """
     check_trackers(plan.trackers)
+    _check_optimizer(plan.training.optimizer)
     factory = plan.algorithm.factory
     factory.check_sampling(is_exact=plan.trained.sampling().is_exact)
     plan.algorithm.check()
@@ -243,6 +246,24 @@ def check_training(plan: Plan) -> None:
         {each.name for each in walk(plan.reward) if each.name is not None},
         source="algorithm.options.constraints",
     )
+
+
+def _check_optimizer(name: str) -> None:
+    """Raise unless an optimizer can be imported and takes what all are given.
+
+    Raises:
+        ConfigurationError: It cannot, or it does not.
+    """
+    try:
+        taken = parameters_of(OPTIMIZERS.load(name))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"training.optimizer: {error}") from error
+    missing = [each for each in ("lr", "weight_decay") if each not in taken]
+    if missing and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        raise ConfigurationError(
+            f"training.optimizer: {name} takes no {' and no '.join(missing)}; an optimizer is "
+            "called with its parameters, lr and weight_decay."
+        )
 
 
 def check_prices(budget: Budget, endpoints: Sequence[EndpointUse]) -> None:

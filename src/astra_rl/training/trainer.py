@@ -99,7 +99,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 "grad; there is nothing to train."
             )
         self.optimizer = build_optimizer(
-            OPTIMIZERS[config.optimizer], trained, **config.optimizer_options()
+            OPTIMIZERS.load(config.optimizer), trained, **config.optimizer_options()
         )
         self.completed_steps = 0
         self.should_stop = False

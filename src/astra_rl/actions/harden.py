@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from astra_rl.actions.attacks import GivenAttack, GivenAttacks
-from astra_rl.actions.evaluate import EvaluationJob
+from astra_rl.actions.evaluation_job import EvaluationJob
 from astra_rl.actions.harden_inputs import Benign, check, read_source
 from astra_rl.actions.preference_pairs import (
     benign_pairs,
@@ -46,8 +46,8 @@ from astra_rl.runs.phases import PhaseRun
 from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.resume import how_to_resume, is_complete, resumable_errors
-from astra_rl.runs.runner import Display, charged, run_experiment
-from astra_rl.runs.spending import spending
+from astra_rl.runs.runner import Display, run_experiment
+from astra_rl.runs.spending import charged, spending
 from astra_rl.targets.ledger import current_ledger
 
 REPLIES, REFUSALS = "benign_replies", "benign"

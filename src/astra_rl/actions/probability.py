@@ -11,7 +11,7 @@ from astra_rl.config.loading import load_config
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import GreedyClusters
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.importance import (
     NoProbability,

@@ -25,7 +25,7 @@ from astra_rl.evaluation.stats.splitting import (
     rare_probability,
     split_once,
 )
-from astra_rl.methods.ast_problem import ASTEnvironment, ends_conversation
+from astra_rl.methods.ast_environment import ASTEnvironment, ends_conversation
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.folder import RunFolder, open_run_folder

@@ -18,11 +18,8 @@ from astra_rl.config.resolve import resolve
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import (
-    Summary,
-    compare,
-    summarise,
-)
+from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome

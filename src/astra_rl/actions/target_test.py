@@ -36,7 +36,7 @@ from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
-from astra_rl.runs.runner import budget_ended, charged
+from astra_rl.runs.spending import budget_ended, charged
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.evaluate import Evaluated, EvaluationJob, target_labels
+from astra_rl.actions.evaluate import target_labels
+from astra_rl.actions.evaluation_job import Evaluated, EvaluationJob
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.measures.summary import (
-    TransferMatrix,
-    by_prompt,
-    summarise,
-    summarise_prompts,
-)
+from astra_rl.evaluation.measures.summary import by_prompt, summarise, summarise_prompts
+from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder

@@ -22,7 +22,7 @@ from astra_rl.core.extraction import Extraction
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_settings
-from astra_rl.methods.ast_problem import SiblingSets
+from astra_rl.methods.ast_environment import SiblingSets
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import walk

@@ -17,7 +17,6 @@ from astra_rl.config.plan import Plan
 from astra_rl.errors import (
     BudgetEndedError,
     BudgetSpentError,
-    EndpointError,
     InterruptedRunError,
 )
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
@@ -50,9 +49,9 @@ from astra_rl.runs.resume import (
     kept_metrics,
     resumable_errors,
 )
-from astra_rl.runs.spending import spending
+from astra_rl.runs.spending import budget_ended, charged
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
-from astra_rl.targets.ledger import Ledger, current_ledger
+from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.callbacks import TrainerCallback
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import (
@@ -144,34 +143,6 @@ def _run_charged(
         if spent is not None:
             result = replace(result, ended=budget_ended(ledger, spent, folder))
         return result
-
-
-@contextlib.contextmanager
-def charged(plan: Plan, folder: RunFolder) -> Iterator[Ledger]:
-    """Charge all calls inside the block to the ledger of a run.
-
-    Raises:
-        BudgetEndedError: A budget was spent; the message has the command that resumes the run.
-        EndpointError: An endpoint kept failing; the same.
-    """
-    try:
-        with spending([plan], folder.path, keep_ledger=True) as ledger:
-            try:
-                yield ledger
-            except BudgetSpentError as error:
-                raise budget_ended(ledger, error, folder) from error
-    except EndpointError as error:
-        raise EndpointError(f"{error} Everything is saved. {how_to_resume(folder)}") from error
-
-
-def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> BudgetEndedError:
-    """Record in the ledger that a budget ended a session, and return the error that says so."""
-    ledger.ended_by.append(str(spent))
-    option = "--" + spent.limit.replace("_", "-")
-    kept = " ".join(getattr(spent, "__notes__", ["everything is saved."]))
-    return BudgetEndedError(
-        f"{spent}; {kept} {how_to_resume(folder)} {option} {spent.sufficient_limit:.15g}"
-    )
 
 
 _State = tuple[int, dict[str, Any]]

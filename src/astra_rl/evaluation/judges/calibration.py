@@ -19,12 +19,12 @@ from astra_rl.core.moderator import Moderator, count_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.labels import LabelledTexts
 from astra_rl.evaluation.show.charts import calibration_panels
+from astra_rl.evaluation.stats.agreement import alpha_estimate
 from astra_rl.evaluation.stats.classification import (
     Bin,
     Confusion,
     Estimate,
     Point,
-    alpha_estimate,
     auroc_estimate,
     average_precision_estimate,
     best_threshold_estimates,

@@ -18,7 +18,7 @@ from tests.hostile import HOSTILE
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import effective_number
-from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.show import charts
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (

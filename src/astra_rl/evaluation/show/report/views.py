@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair
+from astra_rl.evaluation.measures.comparisons import compare_trials_of
 from astra_rl.evaluation.measures.diversity import (
     Diversity,
     EffectiveNumber,
@@ -26,7 +27,6 @@ from astra_rl.evaluation.measures.likely_failures import (
     most_likely_failures,
     severity_and_likelihood,
 )
-from astra_rl.evaluation.measures.summary import compare_trials_of
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import (
     learning_panels,

@@ -46,16 +46,10 @@ from astra_rl.targets.ledger import current_ledger
 
 UNTRAINED = "untrained"
 """Name of the baseline that is the attacker before training."""
-
-
 BEST_OF = re.compile(r"best-of-([1-9][0-9]{0,3})")
 """Name of the baseline that is the best of n attacks of the untrained attacker, by reward."""
-
-
 FEW_SHOT = "few-shot"
 """Name of the baseline that is the untrained attacker prompted with its own best attacks."""
-
-
 SHOTS = 4
 """Number of examples in the few-shot prompt."""
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from astra_rl.runs.provenance import versions
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,6 +81,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def save(name: str, rows: Sequence[Row], **more: Any) -> None:
     """Print the table and write the numbers to ``results/NAME.json``, with more entries."""
+    from astra_rl.runs.provenance import versions  # needs pydantic, which measuring does not
+
     print(table(rows), flush=True)
     RESULTS.mkdir(exist_ok=True)
     record = {

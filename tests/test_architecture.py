@@ -14,6 +14,7 @@ ORDER = [
     ("errors", "logging", "distribution"),
     ("infra",),
     ("core",),
+    ("distributed",),
     ("models",),
     ("targets",),
     ("moderators",),
@@ -33,7 +34,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ANYTHING = {"testing", "__init__", "__main__"}
 """Modules at the top that may import any package: the fakes, and the front door."""
 WITHOUT_TRANSFORMERS = (
-    *("infra", "core", "targets", "rewards", "evaluation", "algorithms", "methods", "training"),
+    *("infra", "core", "distributed", "targets", "rewards", "evaluation", "algorithms", "methods", "training"),
     *("datasets", "config", "runs", "actions"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

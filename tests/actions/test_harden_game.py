@@ -150,7 +150,7 @@ def probabilities(folder: str | Path, side: str, moves: str) -> list[float]:
     renderer = ConversationRenderer(tokenizer, side)  # type: ignore[arg-type]
     ids = renderer.render(said if side == "attacker" else said + "a", reserve=1).ids
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+        found = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].softmax(-1)
     known = [float(found[each]) for each in tokenizer.convert_tokens_to_ids(list(moves))]
     return [*known, 1 - sum(known)]
 

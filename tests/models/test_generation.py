@@ -127,6 +127,20 @@ def test_logprobs_are_those_that_scoring_gives(model):
         )
 
 
+@pytest.mark.parametrize("steps", [2, 7, 100])
+def test_texts_do_not_depend_on_how_often_stop_tokens_are_looked_for(model, monkeypatch, steps):
+    stop = frozenset(range(3, 12))
+    sampling = Sampling(max_new_tokens=25)
+    each = generate(model, PROMPTS, sampling, range(6), stop_ids=stop)
+    monkeypatch.setattr(generation, "STEPS_PER_CHECK", {"cpu": steps})
+    for sample, expected in zip(
+        generate(model, PROMPTS, sampling, range(6), stop_ids=stop), each, strict=True
+    ):
+        assert sample.token_ids == expected.token_ids
+        assert sample.finish_reason == expected.finish_reason
+        assert sample.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
 def test_finished_rows_leave_and_the_others_go_on_as_before(model, monkeypatch):
     widths = []
 

@@ -54,7 +54,14 @@ POLICY = {
     "epochs": "Number of passes over the batches of one experience; at least 1.",
     "old_logprobs": "Source of the log-probabilities under the sampling policy: ``'sampled'``, "
     "those that the sampler returned, at no cost; ``'scored'``, one more forward pass. In half "
-    "precision the two differ by some hundredths of a nat per token.",
+    "precision the two differ by some hundredths of a nat per token. ``'corrected'`` scores them "
+    "and weights the policy loss by the ratio to the sampler's, for samplers whose policy differs, "
+    "such as an inference engine.",
+    "correction": "With old_logprobs ``'corrected'``: ``'sequence_mask'``, the ratio of the whole "
+    "attack, 0 above the cap; ``'token_truncation'``, the ratio of each token, at most the cap. "
+    "See `astra_rl.algorithms.mismatch.MismatchCorrection`.",
+    "correction_cap": "Largest such ratio, positive; None is 3 for ``'sequence_mask'`` and 2 for "
+    "``'token_truncation'``.",
     **WEIGHTING,
     "format_pattern": "Regular expression of format tokens, whose negative advantages are set to "
     "zero, see `FormatMask`. None masks nothing.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypedDict, get_args
+from typing import Any, ClassVar, TypedDict
 
 from torch import Tensor
 
@@ -24,6 +24,14 @@ from astra_rl.algorithms.losses import (
     reduce_tokens,
     sequence_logprob,
 )
+from astra_rl.algorithms.mismatch import (
+    Correction,
+    OldLogprobs,
+    correct_mismatch,
+    correction_of,
+    logprob_differences,
+    sampler_logprobs,
+)
 from astra_rl.algorithms.options import POLICY
 from astra_rl.algorithms.policy_steps import (
     PolicyBatch,
@@ -40,12 +48,9 @@ from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import check_loss, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
-from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Count, NotNegative, Positive, check_ranges
-
-OldLogprobs = Literal["sampled", "scored"]
 
 
 class PolicyOptions(TypedDict, total=False):
@@ -63,6 +68,8 @@ class PolicyOptions(TypedDict, total=False):
     entropy_horizon: float
     epochs: int
     old_logprobs: OldLogprobs
+    correction: Correction
+    correction_cap: float | None
     shared_nodes: SharedNodes
     format_pattern: str | None
 
@@ -110,6 +117,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         entropy_horizon: Positive = DEFAULT_HORIZON,
         epochs: Count = 1,
         old_logprobs: OldLogprobs = "sampled",
+        correction: Correction = "sequence_mask",
+        correction_cap: Positive | None = None,
         shared_nodes: SharedNodes = "expected_return",
         format_pattern: str | None = None,
     ) -> None:
@@ -123,13 +132,13 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             "entropy_target": entropy_target,
             "entropy_horizon": entropy_horizon,
             "epochs": epochs,
+            "correction_cap": correction_cap,
         }
         check_ranges(PolicyGradient, numbers)
         self._check_epochs(epochs, has_ratio=loss.surrogate != "reinforce")
-        if old_logprobs not in get_args(OldLogprobs):
-            raise ConfigurationError(
-                f"old_logprobs={old_logprobs!r}; choose from {list(get_args(OldLogprobs))}."
-            )
+        self.correction = correction_of(
+            old_logprobs, correction, correction_cap, is_whole=loss.ratio == "sequence_sum"
+        )
         check_shared_nodes(shared_nodes)
         self.estimator = estimator
         self.loss = loss
@@ -159,6 +168,11 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
             options.get("entropy_coef", 0.0),
             options.get("entropy_target"),
             options.get("entropy_horizon", DEFAULT_HORIZON),
+        )
+        correction_of(
+            options.get("old_logprobs", "sampled"),
+            options.get("correction", "sequence_mask"),
+            options.get("correction_cap"),
         )
         if "credit" in options:
             Credit(options["credit"])
@@ -218,6 +232,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         mask = token_mask(logprobs, batch.attacks)
         old, advantages = like(batch.old_logprobs, logprobs), like(batch.advantages, logprobs)
         tokens = policy_loss(logprobs, old, advantages, mask, self.loss)
+        if batch.corrections is not None:
+            tokens = tokens * like(batch.corrections, logprobs)
         logs = self._diagnostics(logprobs.detach(), old, advantages, mask)
         tokens, more = self.with_objectives(tokens, batch, mask)
         logs |= more
@@ -253,7 +269,8 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
     def experience_metrics(self) -> Metrics:
         """Return metrics of the advantage estimator and of adaptive coefficients.
 
-        With ``old_logprobs="scored"`` also the difference from the sampler's log-probabilities.
+        Unless ``old_logprobs="sampled"`` also the difference from the sampler's log-probabilities,
+        and with ``"corrected"`` the ratios, see `correct_mismatch`.
         """
         return {
             **self.estimator.metrics(),
@@ -313,20 +330,24 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         return [replace(step, weight=weight) for step, weight in zip(steps, weights, strict=True)]
 
     def _with_old_logprobs(self, steps: Sequence[PolicyStep]) -> list[ScoredStep]:
-        sampled = [_sampled(step.attack) for step in steps]
-        is_scored = self.old_logprobs == "scored"
-        # A forward pass only where the sampler's log-probabilities are unknown, or for "scored".
+        sampled = [sampler_logprobs(step.attack) for step in steps]
+        is_scored = self.old_logprobs != "sampled"
+        # A forward pass only where the sampler's log-probabilities are unknown, or if asked for.
         unknown = [index for index, row in enumerate(sampled) if row is None or is_scored]
         unscored = [steps[index] for index in unknown]
         scored = _score(
             self.problem.get_attacker_logprobs, unscored, [step.attack for step in unscored]
         )
         known = dict(zip(unknown, scored, strict=True))
-        self._mismatch = _mismatch(sampled, known) if is_scored else {}
-        return [
+        self._mismatch = logprob_differences(sampled, known) if is_scored else {}
+        found = [
             step.scored(known.get(index, row or ()))
             for index, (step, row) in enumerate(zip(steps, sampled, strict=True))
         ]
+        if self.correction is not None:
+            found, ratios = correct_mismatch(found, sampled, self.correction)
+            self._mismatch |= ratios
+        return found
 
     def _with_reference_logprobs(self, steps: Sequence[ScoredStep]) -> list[ScoredStep]:
         # str drops the attacker's token ids: the baseline may have another vocabulary.
@@ -360,25 +381,3 @@ def _score(
     return [
         tuple(row[: int(real.sum())].tolist()) for row, real in zip(logprobs, mask, strict=True)
     ]
-
-
-def _sampled(attack: str) -> tuple[float, ...] | None:
-    return attack.logprobs if isinstance(attack, Utterance) else None
-
-
-def _mismatch(
-    sampled: Sequence[tuple[float, ...] | None], scored: Mapping[int, tuple[float, ...]]
-) -> Metrics:
-    """Absolute differences between the log-probabilities of the sampler and of the training."""
-    differences = [
-        abs(a - b)
-        for index, row in scored.items()
-        for a, b in zip(sampled[index] or (), row, strict=False)
-    ]
-    name = "sampling/sampling_logp_difference"
-    if not differences:
-        return {}
-    return {
-        f"{name}/mean": sum(differences) / len(differences),
-        f"{name}/max": max(differences),
-    }

@@ -7,7 +7,7 @@ log-probabilities (`ScoredStep`), then advantages (`PreparedStep`); only the las
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -101,6 +101,8 @@ class ScoredStep(PolicyStep):
         values: Estimated return before each token, one tuple per value head; None without a value
             function.
         next_values: Estimated return of `next_context`, one per value head; None if not known.
+        corrections: Weight of each token in the policy loss, which corrects for a sampler that is
+            not the policy, see `astra_rl.algorithms.mismatch`; None weights all by 1.
     """
 
     old_logprobs: tuple[float, ...]
@@ -109,6 +111,11 @@ class ScoredStep(PolicyStep):
     penalties: tuple[float, ...] | None = None
     values: tuple[tuple[float, ...], ...] | None = None
     next_values: tuple[float, ...] | None = None
+    corrections: tuple[float, ...] | None = None
+
+    def corrected(self, corrections: tuple[float, ...]) -> ScoredStep:
+        """Return the step with weights of its tokens in the policy loss."""
+        return replace(self, corrections=corrections)
 
     @property
     def penalized_reward(self) -> float:
@@ -155,6 +162,7 @@ class PolicyBatch:
             tokenizer.
         values: Value estimates before the update, (B, T, K); None without a value function.
         returns: Targets of the value function, (B, T, K); None without one.
+        corrections: Weights of tokens in the policy loss, (B, T), see `ScoredStep`; None is 1.
     """
 
     contexts: Sequence[str]
@@ -166,6 +174,7 @@ class PolicyBatch:
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
+    corrections: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -258,6 +267,7 @@ def _collate(steps: Sequence[PreparedStep]) -> PolicyBatch:
         pad(references, width) if comparable else None,
         _pad_heads([step.values for step in steps], width),
         _pad_heads([step.returns for step in steps], width),
+        _pad_corrections(steps, width),
     )
 
 
@@ -275,6 +285,13 @@ def _pad_heads(rows: Sequence[Sequence[Sequence[float]] | None], width: int) -> 
         return None
     heads = [pad([row[head] for row in present], width) for head in range(len(present[0]))]
     return torch.stack(heads, dim=-1)
+
+
+def _pad_corrections(steps: Sequence[PreparedStep], width: int) -> Tensor | None:
+    """Return the weights of tokens in the policy loss, (B, width); None if all of them are 1."""
+    if all(step.corrections is None for step in steps):
+        return None
+    return pad([step.corrections or (1.0,) * len(step.old_logprobs) for step in steps], width)
 
 
 def like(values: Tensor, logprobs: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from astra_rl.cli.console import (
 )
 from astra_rl.cli.exit_codes import ExitCode
 from astra_rl.cli.options import expand_groups
+from astra_rl.distributed.launch import check_one_process
 from astra_rl.errors import (
     AstraError,
     BudgetEndedError,
@@ -86,6 +87,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -101,6 +103,7 @@ def main(
 ) -> None:
     """Set what is printed; Typer shows the help of the app instead of this text."""
     set_verbosity(quiet=quiet, verbose=verbose)
+    check_one_process(f"astra-rl {context.invoked_subcommand}")
 
 
 def run() -> None:

@@ -9,7 +9,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
@@ -34,6 +34,12 @@ MAX_BATCH_ROWS = 128
 
 MAX_BATCH_TOKENS = 32_768
 """Maximum number of tokens of a sampling batch, padding and new tokens included."""
+
+STEPS_PER_CHECK = {"cpu": 1}
+"""Tokens between two checks for stop tokens, by type of device; each waits for the device."""
+
+STEPS_ON_ACCELERATOR = 8
+"""The same for all other devices."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +197,31 @@ def _generate_batch(
     scores = _prompt_logprobs(model, prefill, prompts, score_spans)
     decoded = _decode(model, prefill, sampling, seeds, stop_ids)
     return [
-        Sample(tuple(row.tokens), tuple(row.logprobs), "stop" if row.stopped else "length", score)
-        for row, score in zip(decoded, scores, strict=True)
+        replace(sample, prompt_logprobs=score)
+        for sample, score in zip(decoded.samples(), scores, strict=True)
     ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Decoded:
-    """The continuation of one row while it is decoded."""
+    """Sampled continuations of B rows, up to and including the first stop token.
 
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False
+    Attributes:
+        tokens: (B, max_new_tokens), int64; what follows a stop token has no meaning.
+        logprobs: Their natural log-probabilities, (B, max_new_tokens), float32.
+        stops: Tokens that end a continuation.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    stops: frozenset[int]
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield a sample per row; the tensors are copied to the host once."""
+        for tokens, logprobs in zip(self.tokens.tolist(), self.logprobs.tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens, 1) if token in self.stops), None)
+            reason: FinishReason = "length" if end is None else "stop"
+            yield Sample(tuple(tokens[:end]), tuple(logprobs[:end]), reason)
 
 
 def _decode(
@@ -211,43 +230,50 @@ def _decode(
     sampling: Sampling,
     seeds: Sequence[int],
     stop_ids: frozenset[int],
-) -> list[_Decoded]:
-    """Sample tokens autoregressively after the prompts were computed."""
-    device = model.device
+) -> _Decoded:
+    """Sample tokens autoregressively after the prompts were computed.
+
+    The host waits for the device only every `STEPS_PER_CHECK` tokens, so a row may be continued
+    beyond its stop token for a few tokens, which are dropped.
+    """
+    device, count = model.device, sampling.max_new_tokens
     active = torch.arange(len(seeds), device=device)  # rows of the batch still in the cache
-    last = prefill.lengths - prefill.suffix_starts - 1
-    hidden = prefill.hidden[active, last]
-    uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
+    hidden = prefill.hidden[active, prefill.lengths - prefill.suffix_starts - 1]
+    uniforms = _uniforms(seeds, count).to(device)
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-    decoded = [_Decoded() for _ in seeds]
+    decoded = _Decoded(
+        torch.zeros(len(seeds), count, dtype=torch.long, device=device),
+        torch.zeros(len(seeds), count, device=device),
+        stop_ids,
+    )
+    running = torch.ones(len(seeds), dtype=torch.bool, device=device)
     mask, positions, kv_cache = prefill.mask, prefill.lengths, prefill.kv_cache
-    for step in range(sampling.max_new_tokens):
-        tokens, logprobs = sample_tokens(
+    for step in range(count):
+        tokens, logprobs = sample_unchecked(
             lm_head_logits(model, hidden), uniforms[active, step], sampling
         )
-        rows = [decoded[row] for row in active.tolist()]
-        is_stop = torch.isin(tokens, stops).tolist()
-        for row, token, logprob, stop in zip(
-            rows, tokens.tolist(), logprobs.tolist(), is_stop, strict=True
-        ):
-            if not row.stopped:
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                row.stopped = stop
-        running = torch.tensor([not row.stopped for row in rows], device=device)
-        remaining = int(running.sum())
-        if remaining == 0 or step + 1 == sampling.max_new_tokens:
+        decoded.tokens[active, step] = tokens
+        decoded.logprobs[active, step] = logprobs
+        running &= (tokens[:, None] != stops).all(dim=1)
+        if step + 1 == count:
             break
-        # Copying the cache costs about one decoding step, so finished rows are removed in bulk.
-        if remaining <= 0.75 * len(active):
-            keep = running.nonzero().squeeze(1)
-            kv_cache.batch_select_indices(keep)
-            active, tokens, mask, positions = (
-                tensor[keep] for tensor in (active, tokens, mask, positions)
-            )
+        if (step + 1) % STEPS_PER_CHECK.get(device.type, STEPS_ON_ACCELERATOR) == 0:
+            check_finite(logprobs)
+            keep = [row for row, runs in enumerate(running.tolist()) if runs]
+            if not keep:
+                break
+            # Copying the cache costs about one decoding step, so finished rows are removed in bulk.
+            if len(keep) <= 0.75 * len(active):
+                kept = torch.tensor(keep, device=device)
+                kv_cache.batch_select_indices(kept)
+                active, tokens, mask, positions, running = (
+                    tensor[kept] for tensor in (active, tokens, mask, positions, running)
+                )
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-        hidden = hidden_states(model, tokens[:, None], mask, positions[:, None], kv_cache)[:, 0]
+        seen = mask if prefill.is_padded else None
+        hidden = hidden_states(model, tokens[:, None], seen, positions[:, None], kv_cache)[:, 0]
         positions = positions + 1
+    check_finite(decoded.logprobs)
     return decoded
 
 
@@ -274,21 +300,40 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple
     Raises:
         ModelError: The largest logit of a row is not finite.
     """
+    tokens, logprobs = sample_unchecked(logits, uniforms, sampling)
+    check_finite(logprobs)
+    return tokens, logprobs
+
+
+def sample_unchecked(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """`sample_tokens` without waiting for the device.
+
+    The log-probability is NaN, and the token any of the vocabulary, if the largest logit of a row
+    is not finite.
+    """
     top = logits.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(top).all():
-        raise ModelError(
-            "the model's logits are not finite. Check its weights for NaN, and its dtype: "
-            "float16 overflows where bfloat16 and float32 do not."
-        )
     if sampling.temperature == 0:
         tokens = logits.argmax(dim=-1)
-        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)
+        return tokens, (top - top).squeeze(1)
     scores = logits - top
     if sampling.temperature != 1:
         scores /= sampling.temperature
     weights = _truncate(scores, sampling).exp_()
     tokens, total = _sample_from_weights(weights, uniforms)
     return tokens, (weights.gather(1, tokens[:, None]).squeeze(1) / total).log()
+
+
+def check_finite(logprobs: Tensor) -> None:
+    """Raise unless all logits were finite that these log-probabilities are of.
+
+    Raises:
+        ModelError: A log-probability is NaN.
+    """
+    if logprobs.isnan().any():
+        raise ModelError(
+            "the model's logits are not finite. Check its weights for NaN, and its dtype: "
+            "float16 overflows where bfloat16 and float32 do not."
+        )
 
 
 BLOCK = 256
@@ -310,7 +355,8 @@ def _sample_from_weights(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Ten
     inside = weights.gather(1, columns.clamp(max=vocabulary - 1))
     inside = inside.masked_fill(columns >= vocabulary, 0).cumsum(dim=1)
     offsets, _ = _invert(inside, uniforms * total - before)
-    return blocks * BLOCK + offsets, total
+    # Weights that are not numbers have no place in an order.
+    return (blocks * BLOCK + offsets).clamp(max=vocabulary - 1), total
 
 
 def _invert(cumulative: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,6 +365,7 @@ def _invert(cumulative: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     total = cumulative[:, -1:]
     draws = torch.minimum(draws[:, None], torch.nextafter(total, torch.zeros_like(total)))
     index = torch.searchsorted(cumulative, draws.clamp(min=0), right=True)
+    index = index.clamp(max=cumulative.shape[1] - 1)
     before = cumulative.gather(1, (index - 1).clamp(min=0)).masked_fill(index == 0, 0)
     return index.squeeze(1), before.squeeze(1)
 
@@ -347,6 +394,6 @@ def _prompt_logprobs(
     heads = [prompt[:stop] for prompt, (_, stop) in zip(prompts, score_spans, strict=True)]
     logprobs = suffix_logprobs(model, prefill, heads, [start for start, _ in score_spans])
     return [
-        tuple(row[: stop - start].tolist())
-        for row, (start, stop) in zip(logprobs, score_spans, strict=True)
+        tuple(row[: stop - start])
+        for row, (start, stop) in zip(logprobs.tolist(), score_spans, strict=True)
     ]

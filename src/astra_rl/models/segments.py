@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from astra_rl.models.attention import SHORT_ATTENTION
 from astra_rl.models.conversation_cache import CachedPrefixes
 from astra_rl.models.kv_cache import preallocated_cache
 from astra_rl.models.prefix_plan import Level
@@ -29,6 +30,7 @@ class ForwardOutput:
         lengths: Number of real tokens per row, (B,), int64.
         suffix_starts: Position in the sequence of each row's first suffix token, (B,), int64.
         hidden: Last hidden states of the suffix segments, (B, S, H).
+        is_padded: Whether some cache positions may be padded.
     """
 
     kv_cache: DynamicCache
@@ -36,6 +38,7 @@ class ForwardOutput:
     lengths: Tensor
     suffix_starts: Tensor
     hidden: Tensor
+    is_padded: bool
 
 
 def forward_levels(
@@ -61,6 +64,7 @@ def forward_levels(
     else:
         kv_cache, mask = cached.kv_cache(model, capacity), cached.mask
     hidden = torch.empty(0)
+    is_padded = cached is not None and min(cached.lengths) < mask.shape[1]
     for level in levels:
         if level.parents is not None:
             rows = torch.tensor(level.parents, device=device)
@@ -71,8 +75,9 @@ def forward_levels(
         # Padding could exceed a table of absolute positions, so its position is set to 0.
         positions = (starts[:, None] + torch.arange(ids.shape[1], device=device)) * segment_mask
         mask = segment_mask if level.parents is None else torch.cat([mask, segment_mask], dim=1)
-        hidden = hidden_states(model, ids, mask, positions, kv_cache)
-    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden)
+        is_padded |= min(map(len, level.segments)) < level.width
+        hidden = hidden_states(model, ids, mask if is_padded else None, positions, kv_cache)
+    return ForwardOutput(kv_cache, mask, mask.sum(dim=1), starts, hidden, is_padded)
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -101,20 +106,29 @@ def unwrap_peft(model: Any) -> Any:
 
 
 def hidden_states(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, kv_cache: DynamicCache
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor | None,
+    positions: Tensor,
+    kv_cache: DynamicCache,
 ) -> Tensor:
     """Run the backbone on one segment and append it to the key-value cache.
 
     Args:
         model: A causal language model.
         ids: Token ids of the segment, (B, S), int64.
-        mask: Mask of the cached positions and the segment, (B, cached + S), int64.
+        mask: Mask of the cached positions and the segment, (B, cached + S), int64; None if none is
+            padded, so that attention can use kernels without a mask, and the mask need not be read
+            to find that out.
         positions: Position ids of the segment, (B, S), int64.
         kv_cache: Extended in place.
 
     Returns:
         Last hidden states, (B, S, H).
     """
+    if mask is None and model.config._attn_implementation == SHORT_ATTENTION:
+        # Its cache returns positions that are not written yet, which only a mask leaves out.
+        mask = ids.new_ones(len(ids), kv_cache.get_seq_length() + ids.shape[1])
     output = backbone(model)(
         input_ids=ids,
         attention_mask=mask,

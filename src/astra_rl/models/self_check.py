@@ -194,17 +194,24 @@ def _compare(model: PreTrainedModel, segmented: Tensor, reference: Tensor, where
 
 
 def _segmented_and_reference_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Logits of a few tokens, from ragged segments and from ``model.forward``."""
+    """Logits of a few tokens, from ragged and from equal segments, and from ``model.forward``."""
     vocabulary = model.config.get_text_config().vocab_size
-    heads = [[token % vocabulary for token in head] for head in ([1, 2, 3], [4, 5])]
-    tails = [[token % vocabulary for token in tail] for tail in ([6], [7, 8], [9])]
-    parents = [0, 0, 1]
-    output = forward_levels(model, [Level(heads, [0, 0], None), Level(tails, [3, 3, 2], parents)])
     segmented, reference = [], []
-    for tail, parent, hidden in zip(tails, parents, output.hidden, strict=True):
-        segmented.append(lm_head_logits(model, hidden[: len(tail)]))
-        whole = torch.tensor([heads[parent] + tail], device=model.device)
-        with fused_attention(model):
-            result = model(input_ids=whole, attention_mask=torch.ones_like(whole))
-        reference.append(result.logits[0, -len(tail) :].float())
+    for all_heads, all_tails in (
+        ([[1, 2, 3], [4, 5]], [[6], [7, 8], [9]]),
+        ([[1], [4]], [[6]] * 3),
+    ):
+        heads, tails = (
+            [[token % vocabulary for token in segment] for segment in segments]
+            for segments in (all_heads, all_tails)
+        )
+        parents = [0, 0, 1]
+        starts = [len(heads[parent]) for parent in parents]
+        output = forward_levels(model, [Level(heads, [0, 0], None), Level(tails, starts, parents)])
+        for tail, parent, hidden in zip(tails, parents, output.hidden, strict=True):
+            segmented.append(lm_head_logits(model, hidden[: len(tail)]))
+            whole = torch.tensor([heads[parent] + tail], device=model.device)
+            with fused_attention(model):
+                result = model(input_ids=whole, attention_mask=torch.ones_like(whole))
+            reference.append(result.logits[0, -len(tail) :].float())
     return torch.cat(segmented), torch.cat(reference)

@@ -17,6 +17,7 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
 from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
+from astra_rl.distributed.launch import check_one_process
 from astra_rl.errors import (
     AstraError,
     BudgetSpentError,
@@ -64,7 +65,8 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         should_stop: Set it to end the training after the step in progress.
 
     Raises:
-        ConfigurationError: The problem has no trainable parameters.
+        ConfigurationError: The problem has no trainable parameters, or several processes were
+            started together (``WORLD_SIZE`` above 1).
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         *,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        check_one_process(type(self).__name__)
         self.config = config
         self.environment = environment
         self.algorithm = algorithm

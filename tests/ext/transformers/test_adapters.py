@@ -231,9 +231,11 @@ def test_every_kind_of_adapter_is_read_and_merged_exactly(tmp_path, options, tie
     model = load_model(tmp_path / "adapter", device="cpu", dtype="float32")
     close(logits(model), wanted)
     merged = merge_adapter(model)
-    close(logits(merged), wanted)
+    # A product rounds in the order of the processor: 1.6e-5 on one with AVX-512 and AMX.
+    close(logits(merged), wanted, atol=2e-5)
     merged.save_pretrained(tmp_path / "merged")
-    close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), wanted)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    close(logits(saved), wanted, atol=2e-5)
 
 
 def test_an_adapter_of_an_adapter_is_read_on_both(folders, expected, tmp_path):

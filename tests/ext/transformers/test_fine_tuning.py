@@ -95,7 +95,7 @@ def test_the_adapter_opens_as_a_model(tmp_path: Any) -> None:
     tuned = fine_tune(base, tokenizer, PAIRS[:2], FineTuning(lr=0.01))
     save_model(tuned.model, tmp_path / "target")
     again = load_model(tmp_path / "target", dtype="float32")
-    ids = torch.tensor([[5, 6, 7]])
+    ids = torch.tensor([[5, 6, 7]], device=again.device)
     assert torch.equal(again(input_ids=ids).logits, tuned.model(input_ids=ids).logits)
 
 

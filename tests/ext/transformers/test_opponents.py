@@ -60,7 +60,11 @@ def problem_of(folders: dict[str, Path], attacker: str = "base", **options: Any)
 
 def logits(model: Any) -> Any:
     with torch.no_grad():
-        return model(input_ids=IDS).logits
+        return model(input_ids=IDS.to(model.device)).logits
+
+
+def logits_of(folder: Path) -> Any:
+    return logits(load_model(folder, dtype="float32"))
 
 
 @pytest.mark.parametrize("options", [{"lora": LoraOptions(rank=2)}, {}, {"trainable_layers": 1}])
@@ -69,7 +73,7 @@ def test_each_opponent_is_the_model_of_its_folder_whatever_the_attacker_learns(
     folders: dict[str, Path], attacker: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     problem = problem_of(folders, attacker, **options)
-    expected = {name: logits(load_model(path)) for name, path in folders.items()}
+    expected = {name: logits_of(path) for name, path in folders.items()}
     optimizer = torch.optim.SGD(problem.parameters(), lr=0.5)
     trained = [id(each) for each in problem.parameters()]
     for step in range(2):
@@ -91,7 +95,7 @@ def test_each_opponent_is_the_model_of_its_folder_whatever_the_attacker_learns(
         assert not torch.equal(logits(problem.attacker), before), step
     learned = logits(problem.attacker)
     problem.save(tmp_path / "saved")
-    torch.testing.assert_close(logits(load_model(tmp_path / "saved")), learned)
+    torch.testing.assert_close(logits_of(tmp_path / "saved"), learned)
     assert {each.name for each in tmp_path.rglob("adapter_model.safetensors")} <= {
         "adapter_model.safetensors"
     }
@@ -121,7 +125,7 @@ def test_the_weights_of_a_base_model_are_in_memory_once(
     )
     assert loaded == {"base": 1}
     monkeypatch.undo()
-    expected = {name: logits(load_model(folders[name])) for name in ("base", "one", "two")}
+    expected = {name: logits_of(folders[name]) for name in ("base", "one", "two")}
     torch.testing.assert_close(logits(evaluated.attacker), expected["one"])
     with evaluated._adapters.using(evaluated.baseline):
         torch.testing.assert_close(logits(evaluated.baseline), expected["base"])

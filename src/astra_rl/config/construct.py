@@ -24,7 +24,7 @@ from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_ori
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from astra_rl.config.schema import SectionWithType
+from astra_rl.config.section import SectionWithType
 from astra_rl.config.signatures import (
     annotations_of,
     check_positional_only,

@@ -283,7 +283,8 @@ def test_replies_whose_tokens_all_went_into_reasoning_are_unscored_and_charged(
     usage = {"prompt_tokens": 7, "completion_tokens": 8, "total_tokens": 15}
     endpoint.reply = judging(lambda body: completion("", finish="length", usage=usage))
     done = astra_rl("evaluate", "asked", "-o", "cut", cwd=workplace)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stdout
+    assert "all 2 conversations failed, so nothing is known about the target: cut" in done.stderr
     summary = json.loads((workplace / "cut" / "evaluation_again.json").read_text())
     assert {name: n for name, n in summary["outcomes"].items() if n} == {"error": 2}
     with AttemptLog(workplace / "cut" / "attempts_again.jsonl") as log:

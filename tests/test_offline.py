@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from astra_rl.testing import tiny_model
+from tests.tiny_models import save_tiny_models
 
 COMMANDS = [
     ["train", "config.yaml", "-o", "run"],
@@ -76,10 +75,7 @@ def test_this_machine_itself_can_be_reached() -> None:
 @pytest.mark.slow
 def test_a_whole_run_on_local_models_asks_no_network_for_anything(tmp_path: Path) -> None:
     """Offline by its own doing: no variable says so, and nothing is in any cache."""
-    for name, seed in (("attacker", 0), ("target", 1)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    save_tiny_models(tmp_path, attacker=0, target=1)
     config = {
         "attacker": {"model": "attacker", "max_new_tokens": 6, "lora": {"rank": 2}},
         "target": {"model": "target", "max_new_tokens": 6},

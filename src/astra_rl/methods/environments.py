@@ -17,6 +17,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.methods.ast_environment import ASTEnvironment, ASTNode, Branch
 from astra_rl.methods.registry import ENVIRONMENTS as ENVIRONMENTS
+from astra_rl.methods.self_play import DEFENDER_BRIEF as DEFENDER_BRIEF
 from astra_rl.methods.self_play import SelfPlayEnvironment as SelfPlayEnvironment
 from astra_rl.methods.self_play import defender_context as defender_context
 from astra_rl.rewards.base import RewardPart, check_stateless

@@ -58,6 +58,7 @@ class DeferredModerator(Moderator[str, str]):
 
     Attributes:
         where: Place in the configuration.
+        name: Its type in the configuration; empty for an object of Python.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class DeferredModerator(Moderator[str, str]):
         reasoning: bool = False,
     ) -> None:
         self.where = where
+        self.name = bound.name
         self._bound = bound
         self._parts = list(parts)
         self._time_limit = time_limit

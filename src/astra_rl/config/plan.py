@@ -90,6 +90,17 @@ class LocalModels:
     loading: Loading
     sampler: str
 
+    @classmethod
+    def of(cls, config: RunConfig) -> LocalModels:
+        """Return the local models of a configuration."""
+        return cls(
+            config.attacker if isinstance(config.attacker, AttackerConfig) else None,
+            config.target if isinstance(config.target, LocalTargetConfig) else None,
+            config.baseline,
+            Loading.of(config),
+            config.sampler,
+        )
+
 
 @dataclass(frozen=True)
 class Plan:

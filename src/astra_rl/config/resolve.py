@@ -22,18 +22,11 @@ from astra_rl.config.parts import (
 from astra_rl.config.plan import ConfigRecord, LocalModels
 from astra_rl.config.plan import Plan as Plan
 from astra_rl.config.prompts import read_openings
-from astra_rl.config.schema import (
-    AttackerConfig,
-    EnvironmentConfig,
-    LocalTargetConfig,
-    PromptedAttackerConfig,
-    RunConfig,
-)
+from astra_rl.config.schema import EnvironmentConfig, PromptedAttackerConfig, RunConfig
 from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
-from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.curriculum import Curriculum
@@ -71,10 +64,9 @@ def resolve(
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
+    openings = read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker)
     parts = PartResolver(Loading.of(config))
-    trained = _moderator(config, moderator)
-    own_judge = config.evaluation.judge
-    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    trained, judge = _moderators(config, moderator, expected=openings.moderators)
     target = queried_target(config) if target is None else target
     if attacker is None and isinstance(config.attacker, PromptedAttackerConfig):
         attacker = remote_target(config.attacker, "attacker")
@@ -92,8 +84,7 @@ def resolve(
         supplied=1,
         advice=_of_another_type("algorithm", config.algorithm.type),
     )
-    reward = recording_response_harm(build_reward_part("reward", config.reward, parts))
-    _check_fits(config, reward, target=target, attacker=attacker)
+    reward = build_reward_part("reward", config.reward, parts)
     environment = bind_section(
         "environment",
         config.environment,
@@ -102,12 +93,15 @@ def resolve(
         supplied=2,
         advice=_of_another_type("environment", config.environment.type),
     )
+    _check_fits(reward, environment, target=target, attacker=attacker)
+    environment.check()
+    curriculum = _curriculum(config.environment, parts)
     plan = Plan(
         record=ConfigRecord.of(config),
         seed=config.seed,
-        models=_local_models(config),
-        openings=read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
-        reward=reward,
+        models=LocalModels.of(config),
+        openings=openings,
+        reward=recording_response_harm(reward),
         moderator=trained,
         judge=judge,
         target=target,
@@ -115,7 +109,7 @@ def resolve(
         extraction=None if config.attacker is None else config.attacker.extract,
         environment=environment,
         algorithm=algorithm,
-        curriculum=_curriculum(config.environment, parts),
+        curriculum=curriculum,
         training=config.training,
         evaluation=config.evaluation,
         budget=config.budget,
@@ -125,17 +119,32 @@ def resolve(
         deferred=tuple(parts.deferred),
         places=parts.places,
     )
-    environment.check()
-    _warn_of_direction(config, trained, judge)
     check_prices(plan.budget, plan.endpoints)
     return plan
 
 
-def _moderator(config: RunConfig, given: Moderator[str, str] | None) -> DeferredModerator:
-    """Return the moderator of training: the section's, or an object of Python."""
+def _moderators(
+    config: RunConfig, given: Moderator[str, str] | None, *, expected: frozenset[str]
+) -> tuple[DeferredModerator, DeferredModerator | None]:
+    """Return the moderator of training, or an object of Python in its place, and the judge.
+
+    It warns of those that count good behaviour as harm, unless the scenario names them.
+
+    Args:
+        config: The configuration.
+        given: Object to use as the moderator, in place of the section.
+        expected: Types of the moderators of the scenario.
+    """
+    own_judge = config.evaluation.judge
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
     if given is None:
-        return resolve_moderator(config.moderator)
-    return DeferredModerator("moderator", Bound("moderator", lambda: given, {}), [], None)
+        moderator = resolve_moderator(config.moderator)
+    else:
+        moderator = DeferredModerator("moderator", Bound("moderator", lambda: given, {}), [], None)
+    for each in (moderator, judge):
+        if each is not None and each.measures_good_behavior and each.name not in expected:
+            warn_of_direction(each.where)
+    return moderator, judge
 
 
 def _curriculum(config: EnvironmentConfig, parts: PartResolver) -> Curriculum | None:
@@ -146,18 +155,8 @@ def _curriculum(config: EnvironmentConfig, parts: PartResolver) -> Curriculum | 
     return chosen
 
 
-def _local_models(config: RunConfig) -> LocalModels:
-    return LocalModels(
-        attacker=config.attacker if isinstance(config.attacker, AttackerConfig) else None,
-        target=config.target if isinstance(config.target, LocalTargetConfig) else None,
-        baseline=config.baseline,
-        loading=Loading.of(config),
-        sampler=config.sampler,
-    )
-
-
 def _check_fits(
-    config: RunConfig, reward: RewardPart, *, target: Target | None, attacker: Target | None
+    reward: RewardPart, environment: Bound, *, target: Target | None, attacker: Target | None
 ) -> None:
     """Refuse a reward or an environment that needs weights that are not here.
 
@@ -172,7 +171,7 @@ def _check_fits(
     if attacker is None:
         return
     _check_without_probabilities(reward, attacker)
-    if config.environment.type == "self_play":
+    if environment.name == "self_play":
         raise ConfigurationError(
             f"environment.type: self_play trains one model in both roles, and the attacker "
             f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
@@ -197,20 +196,6 @@ def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:
             f"local model, and the attacker {attacker.name} is prompted only. Use reward: harm, or "
             "a local attacker."
         )
-
-
-def _warn_of_direction(
-    config: RunConfig, moderator: DeferredModerator, judge: DeferredModerator | None
-) -> None:
-    """Warn of moderators that count good behaviour as harm, unless the scenario is about that."""
-    name = config.prompts.scenario
-    scenario = None if name is None else read_scenario_file(name)
-    own = [] if scenario is None else [scenario.moderator, scenario.judge]
-    intended = {section["type"] for section in own if section is not None}
-    sections = (config.moderator, config.evaluation.judge)
-    for section, each in zip(sections, (moderator, judge), strict=True):
-        if section and each and each.measures_good_behavior and section.type not in intended:
-            warn_of_direction(each.where)
 
 
 def check_training(plan: Plan) -> None:

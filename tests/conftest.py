@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,8 @@ WHY_NOT = "no chromium: apt-get install chromium (or the package of your system)
 def pytest_configure(config: pytest.Config) -> None:
     """Block the network here and in every process that a test starts, and log each attempt.
 
-    Every xdist worker has a log of its own. What one logs is read after each of its tests.
+    Every xdist worker has a log of its own. What one logs is read after each of its tests. The name
+    of a log begins with the number of its process, so that the log of a killed one can be removed.
     """
     spec = importlib.util.spec_from_file_location(
         "astra_rl_tests_offline", OFFLINE / "sitecustomize.py"
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     blocked = os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None) is not None
     spec.loader.exec_module(offline)
     _remove_logs_of_killed_processes()
-    descriptor, log = tempfile.mkstemp(prefix=LOGS)
+    descriptor, log = tempfile.mkstemp(prefix=f"{LOGS}{os.getpid()}-")
     os.close(descriptor)
     config.add_cleanup(lambda: Path(log).unlink(missing_ok=True))
     os.environ[offline.LOG_VARIABLE] = log
@@ -79,11 +79,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _remove_logs_of_killed_processes() -> None:
-    """Remove logs older than a day: a process that was killed removed none."""
-    for path in Path(tempfile.gettempdir()).glob(f"{LOGS}*"):
-        with contextlib.suppress(OSError):  # of another user, or removed meanwhile
-            if time.time() - path.stat().st_mtime > 86400:
+    for path in Path(tempfile.gettempdir()).glob(f"{LOGS}*-*"):
+        number = path.name.removeprefix(LOGS).partition("-")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(OSError):  # of another user, or removed meanwhile
                 path.unlink()
+        except (ValueError, OverflowError, PermissionError):  # none of ours, or of another user
+            pass
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,18 +34,8 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ANYTHING = {"testing", "__init__", "__main__"}
 """Modules at the top that may import any package: the fakes, and the front door."""
 WITHOUT_TRANSFORMERS = (
-    *(
-        "infra",
-        "core",
-        "distributed",
-        "targets",
-        "rewards",
-        "evaluation",
-        "algorithms",
-        "methods",
-        "training",
-    ),
-    *("datasets", "config", "runs", "actions"),
+    *("infra", "core", "distributed", "targets", "rewards", "evaluation", "algorithms", "methods"),
+    *("training", "datasets", "config", "runs", "actions"),
 )
 FILES = sorted(ROOT.rglob("*.py"))
 

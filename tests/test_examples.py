@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.processes import Script
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +16,21 @@ EXAMPLES = sorted(
 )  # the plug-in is installed by test_installation
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+each_example = pytest.mark.parametrize(
+    "path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
+@each_example
+def test_an_example_runs_and_leaves_nothing_behind(path, tmp_path):
+    code, errors = Script(path, "--smoke", cwd=tmp_path).wait()
+    assert code == 0, errors
+    assert "step 1" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.exhaustive  # the start of Python takes longer than the example
+@each_example
 def test_an_example_runs_on_its_own_and_leaves_nothing_behind(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path), "--smoke"],

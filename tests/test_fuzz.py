@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from tests.cases import cases
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
 
@@ -21,9 +22,12 @@ def fuzz():
     "name",
     ["config", "moderator", "prompts", "labels", "judge", "state", "log", "run", "reply", "spent"],
 )
-def test_damaged_input_gives_a_result_or_an_error_of_ours(fuzz, name, tmp_path):
+@pytest.mark.parametrize(
+    "seeds", cases([range(10), range(10, 40)], by_default=[range(10)]), ids=["few", "more"]
+)
+def test_damaged_input_gives_a_result_or_an_error_of_ours(fuzz, name, seeds, tmp_path):
     assert set(fuzz.TARGETS) >= {name}
-    for seed in range(25):
+    for seed in seeds:
         _, error = fuzz.try_case(name, seed, tmp_path / "case")
         if error is not None:
             raise AssertionError(f"scripts/fuzz.py --only {name} --seed {seed}") from error

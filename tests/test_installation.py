@@ -133,7 +133,7 @@ def test_the_wheel_of_an_sdist_is_the_wheel_of_the_repository(
     assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_of_a_wheel_runs_outside_of_the_repository(
     environment: Path, tmp_path: Path
 ) -> None:
@@ -156,7 +156,7 @@ def test_the_command_of_a_wheel_runs_outside_of_the_repository(
     assert Path(where.stdout.strip()).is_relative_to(environment)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_installed_plug_in_is_used_by_name(environment: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     for part in tiny_model():

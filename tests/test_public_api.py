@@ -268,8 +268,8 @@ def signature(thing):
         ("ASTEnvironment", "problem prompts tree_width= tree_depth="),
         (
             "redteam",
-            "target prompts judge *model= *judge_model= *attacker= *attacker_model= *attacks= "
-            "*examples= *column= *threshold= *trials= *budget= *seed= *output=",
+            "target prompts= judge= *scenario= *model= *judge_model= *attacker= *attacker_model= "
+            "*attacks= *examples= *column= *threshold= *trials= *budget= *seed= *output=",
         ),
         (
             "Harness",

@@ -72,6 +72,8 @@ def test_4_1_a_configuration_takes_the_six_hyperparameters():
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
         "weight_decay": 0.0,
+        "shards": None,
+        "reduction": "exact",
     }
 
 

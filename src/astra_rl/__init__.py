@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ProfanityModerator,
         SecretLeakModerator,
     )
+    from astra_rl.runs.result import RunResult, open_run
     from astra_rl.training.config import TrainingConfiguration
     from astra_rl.training.harness import Harness
     from astra_rl.training.trainer import Trainer
@@ -85,6 +86,7 @@ _LAZY = modules_of(
         "methods.ast_problem": "ASTEnvironment ASTEvaluator ASTNode ASTProblem",
         "moderators": "DetoxifyModerator FunctionModerator HFClassifierModerator "
         "LlamaGuardModerator ProfanityModerator SecretLeakModerator",
+        "runs.result": "RunResult open_run",
         "training.config": "TrainingConfiguration",
         "training.harness": "Harness",
         "training.trainer": "Trainer",
@@ -144,6 +146,7 @@ __all__ = [
     "ProfanityModerator",
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
+    "RunResult",
     "Scenario",
     "SecretLeakModerator",
     "SimPO",
@@ -155,6 +158,7 @@ __all__ = [
     "ValueFunctionProblem",
     "WarmStart",
     "load_scenario",
+    "open_run",
     "redteam",
 ]
 

@@ -10,7 +10,9 @@ AstraError
 ├── BudgetSpentError(RuntimeError)       a budget is spent
 ├── TrainingError(RuntimeError)          training cannot continue
 │   ├── NonFiniteLossError               too many consecutive losses were not finite
-│   └── UnscoredError                    too many consecutive steps without a valid reward
+│   ├── UnscoredError                    too many consecutive steps without a valid reward
+│   └── ReplicaError                     the processes of a training differ from each other
+├── ProcessFailedError(RuntimeError)     another process of a training failed
 ├── ModeratorError(RuntimeError)         a moderator failed before it returned any score
 ├── StorageError(OSError)                a file of a run cannot be written
 └── MissingDependencyError(ImportError)  an optional package is not installed
@@ -131,6 +133,18 @@ class NonFiniteLossError(TrainingError):
 
 class UnscoredError(TrainingError):
     """Too many consecutive training steps had no valid reward."""
+
+
+class ReplicaError(TrainingError):
+    """The processes of a training, which must be equal, differ from each other."""
+
+
+class ProcessFailedError(AstraError, RuntimeError):
+    """Another process of the training failed; the message says which, and why."""
+
+
+class ProcessLostError(InterruptedRunError):
+    """Another process of the training has ended, for instance because it was killed."""
 
 
 class ModeratorError(AstraError, RuntimeError):

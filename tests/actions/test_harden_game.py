@@ -32,7 +32,7 @@ from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.testing import tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 GAME = ((1.0, 0.0, 1.0), (0.0, 0.5, 1.0), (0.0, 0.0, 0.0))
 """Success rate by attack (a, b, another) and reply (x, y, another)."""

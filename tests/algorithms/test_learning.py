@@ -43,7 +43,6 @@ ONE_OF_EACH_FAMILY = (
     "grpo",
     "kto",
     "ppo",
-    "ppo_lagrangian",
     "reinforce",
 )
 

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from tests.algorithms.tree_games import ROOT, WORDS, Game, TableProblem, random_logits, walk_weights
+from tests.cases import cases
 
 from astra_rl import DPO, KTO, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
@@ -265,7 +266,7 @@ class Playable(TableProblem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rloo", "reinforce", "grpo"])
+@pytest.mark.parametrize("name", cases(["rloo", "reinforce", "grpo"], by_default=["grpo"]))
 def test_a_first_turn_that_pays_is_learned_though_the_second_loses(name):
     """The first "a" earns 1, the second -0.6: 0.4 p(a) is expected, at most 0.4.
 

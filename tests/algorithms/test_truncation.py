@@ -4,10 +4,12 @@ The oracle is that of `tree_games`: the enumerated expectation over whole conver
 """
 
 from functools import partial
+from itertools import cycle, product
 
 import pytest
 import torch
 from tests.algorithms.tree_games import ROOT, WORDS, Game, TableProblem, random_logits
+from tests.cases import cases
 
 from astra_rl import ConfigurationError, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
@@ -200,8 +202,13 @@ ENVIRONMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rloo", "grpo"])
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    cases(
+        product(ENVIRONMENTS, ["rloo", "grpo"]),
+        by_default=set(zip(ENVIRONMENTS, cycle(["rloo", "grpo"]))),
+    ),
+)
 def test_planting_is_learned_though_only_some_turns_are_continued(environment, name):
     """Before, grabbing was learned: a turn that was cut off counted as worth 0 from then on."""
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
-"""A run on tiny models, made once per module."""
+"""A run on tiny models, made once; every module has a copy of its own."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,9 @@ def endpoint() -> Iterator[Endpoint]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two tiny models, prompts and a configuration."""
+@pytest.fixture(scope="session")
+def workplace_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `workplace` copies."""
     folder = tmp_path_factory.mktemp("cli")
     save_tiny_models(folder, attacker=0, target=1)
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
@@ -43,10 +44,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(workplace: Path) -> Path:
-    """The folder of a finished run."""
-    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace)
+def workplace(workplace_to_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tiny models, prompts and a configuration."""
+    return shutil.copytree(workplace_to_copy, tmp_path_factory.mktemp("cli") / "workplace")
+
+
+@pytest.fixture(scope="session")
+def trained_to_copy(workplace_to_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `trained` copies."""
+    done = astra_rl("train", "config.yaml", "--output", "run", cwd=workplace_to_copy, draws=True)
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stdout
     assert "after training" in done.stdout
-    return workplace / "run"
+    run = tmp_path_factory.mktemp("cli") / "run"
+    return (workplace_to_copy / "run").rename(run)
+
+
+@pytest.fixture(scope="module")
+def trained(workplace: Path, trained_to_copy: Path) -> Path:
+    """The folder of a finished run."""
+    return shutil.copytree(trained_to_copy, workplace / "run")

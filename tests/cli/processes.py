@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which can be killed.
+"""Functions, commands and scripts in processes of their own, which can be killed.
 
 Each is forked from a server process that has imported everything, so that it starts at once.
 """
@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 PRELOADED = [
     "astra_rl.cli.main",
@@ -22,23 +26,26 @@ PRELOADED = [
 LONG = 300.0
 
 
-class Command:
-    """A running ``astra-rl`` command.
+class Forked:
+    """A running call of a function.
 
     Args:
-        arguments: Arguments of the command.
+        work: The function. It is found by its name in its module.
+        arguments: Its arguments.
         cwd: Its working directory.
         output: File of what it writes on stdout; None discards it.
     """
 
-    def __init__(self, *arguments: str, cwd: Path, output: Path | None = None) -> None:
+    def __init__(
+        self, work: Callable[..., None], *arguments: Any, cwd: Path, output: Path | None = None
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         descriptor, errors = tempfile.mkstemp(prefix="astra-rl-tests-stderr-")
         os.close(descriptor)
         self._errors = Path(errors)
         self._process = context.Process(
-            target=_run, args=(arguments, str(cwd), str(output or os.devnull), errors)
+            target=_run, args=(work, arguments, str(cwd), str(output or os.devnull), errors)
         )
         self._process.start()
 
@@ -72,16 +79,54 @@ class Command:
             time.sleep(0.01)
 
 
-def _run(arguments: tuple[str, ...], cwd: str, output: str, errors: str) -> None:
-    import huggingface_hub.constants
+class Command(Forked):
+    """A running ``astra-rl`` command.
 
-    from astra_rl.cli import main
+    Args:
+        arguments: Arguments of the command.
+        cwd: Its working directory.
+        output: File of what it writes on stdout; None discards it.
+    """
+
+    def __init__(self, *arguments: str, cwd: Path, output: Path | None = None) -> None:
+        super().__init__(_command, *arguments, cwd=cwd, output=output)
+
+
+class Script(Forked):
+    """A running Python script, in which every warning is an error.
+
+    Args:
+        path: The script.
+        arguments: Its arguments.
+        cwd: Its working directory.
+    """
+
+    def __init__(self, path: Path, *arguments: str, cwd: Path) -> None:
+        super().__init__(_script, str(path), *arguments, cwd=cwd)
+
+
+def _run(
+    work: Callable[..., None], arguments: tuple[Any, ...], cwd: str, output: str, errors: str
+) -> None:
+    import huggingface_hub.constants
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     os.chdir(cwd)
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1)
     os.dup2(os.open(errors, os.O_WRONLY), 2)
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    work(*arguments)
+
+
+def _command(*arguments: str) -> None:
+    from astra_rl.cli import main
+
     sys.argv = ["astra-rl", *arguments]
     os.environ["COLUMNS"] = "10000"
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
     main.run()
+
+
+def _script(path: str, *arguments: str) -> None:
+    sys.argv = [path, *arguments]
+    warnings.simplefilter("error")
+    runpy.run_path(path, run_name="__main__")

@@ -12,6 +12,9 @@ import huggingface_hub.constants
 import pytest
 
 from astra_rl.cli import activity, main
+from astra_rl.evaluation.show import charts
+
+placeholder = charts._placeholder
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,15 @@ class Done:
     stderr: str
 
 
-def astra_rl(*arguments: str, cwd: Path) -> Done:
-    """Run a command in this process, as its entry point would."""
+def astra_rl(*arguments: str, cwd: Path, draws: bool = False, offline: bool = True) -> Done:
+    """Run a command in this process, as its entry point would.
+
+    Args:
+        arguments: Arguments of the command.
+        cwd: Its working directory.
+        draws: Draw the charts of pages, which takes longer than a toy run.
+        offline: Say that there is no network, so that a name that is no folder fails at once.
+    """
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with (
@@ -38,8 +48,9 @@ def astra_rl(*arguments: str, cwd: Path) -> Done:
         patch.setenv("TERM", "dumb")
         # Its lines depend on the speed of the machine; test_activity.py tests them.
         patch.setattr(activity, "SILENCE", 3600)
-        # Offline, so that a name that is no folder fails at once.
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        if not draws:
+            patch.setattr(charts, "_svg", lambda _, *, description, **__: placeholder(description))
         try:
             main.run()
         except SystemExit as stop:

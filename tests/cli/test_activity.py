@@ -114,7 +114,7 @@ from unittest import mock
 from astra_rl.cli import activity, main
 from astra_rl.logging import logger
 
-activity.SILENCE = 0.01
+activity.SILENCE = activity.REPEAT = 0.01
 shown = threading.Event()
 
 def work(*_, **__):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.models.loading import load_model
 
 pytestmark = pytest.mark.slow
+
+also = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 HARM: dict[str, Callable[[bytes], bytes | None]] = {
     **{f"cut at {n} tenths": lambda data, n=n: data[: len(data) * n // 10] for n in range(10)},
@@ -78,8 +81,8 @@ def test_a_damaged_attacker_is_one_error_and_another_can_be_evaluated(
     ("file", "harm"),
     [  # all of it is in tests/training/test_states.py, without a run
         ("state.json", "cut at 9 tenths"),
-        ("state.json", "missing"),
-        ("tensors.safetensors", "cut at 0 tenths"),
+        also("state.json", "missing"),
+        also("tensors.safetensors", "cut at 0 tenths"),
         ("tensors.safetensors", "a bit flipped"),
     ],
 )

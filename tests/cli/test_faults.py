@@ -118,7 +118,7 @@ def test_whatever_else_a_judge_does_is_counted_by_its_reason_and_never_taken_for
     judge.instead = instead
     moderator = {**BY_FUNCTION["moderator"], "time_limit": time_limit}
     changes = {**BY_FUNCTION, "moderator": moderator}
-    done = run(workplace, tmp_path, **changes, training={"steps": 6})
+    done = run(workplace, tmp_path, **changes, training={"steps": 3})
     assert done.returncode == 0, done.stderr
     rows = metrics_of(tmp_path)
     assert sum(row.get(f"unscored/{reason}", 0.0) for row in rows) > 0

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -114,21 +111,12 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     config["training"] |= {"steps": 2000, "save_every": 0}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(config))
     arguments = ("train", str(tmp_path / "long.yaml"), "-o", str(tmp_path / "run"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "astra_rl", *arguments],
-        cwd=workplace,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert f"astra-rl resume {tmp_path / 'run'}" in errors.decode().replace("\n", "")
+    command = Command(*arguments, cwd=workplace)
+    command.wait_until_written(tmp_path / "run" / "metrics.jsonl")
+    command.send_signal(signal.SIGTERM)
+    code, errors = command.wait()
+    assert code == 130, errors
+    assert f"astra-rl resume {tmp_path / 'run'}" in errors
     assert len(list((tmp_path / "run" / "states").iterdir())) == 1
 
 

@@ -190,6 +190,7 @@ def test_the_library_takes_functions_and_texts(
     for shown in (result._repr_html_(), result.folder._repr_html_()):
         assert shown.startswith('<iframe sandbox="allow-scripts"')  # no access to the notebook
         assert "&lt;!doctype html&gt;" in shown.lower()
+    assert_results_in_python(library.open_run("here"), result)
     done = astra_rl("export", "here", "-f", "csv", cwd=place)
     assert done.returncode == 0, done.stderr
     done = astra_rl("replay", "here", cwd=place)
@@ -197,6 +198,67 @@ def test_the_library_takes_functions_and_texts(
     assert "given_in_python" in done.stderr
     with pytest.raises(ConfigurationError, match="completed run"):
         library.redteam(len, prompts, judge=KeywordModerator(["a"]), output="here")
+
+
+def assert_results_in_python(opened: Any, result: Any) -> None:
+    for each in (opened, result):
+        assert each.asr() == result.evaluation.summary.asr
+        assert [[turn.attack for turn in failure.turns] for failure in each.failures] == [
+            ["two"],
+            ["three"],
+        ] * 2
+        assert [(kind.attack, len(kind.attempts)) for kind in each.kinds] == [
+            ("two", 2),
+            ("three", 2),
+        ]
+        assert each.html() == each.folder.report.read_text()
+    frame = opened.to_pandas()
+    assert list(frame["response"]) == ["ONE", "TWO", "THREE"] * 2
+    assert list(frame["score"]) == [0.0, 1.0, 1.0] * 2
+    assert (frame["turn"].dtype, frame["score"].dtype) == ("Int64", "float64")
+    copy = library.open_run(opened.save("copies/run"))
+    assert copy.asr() == opened.asr()
+    assert copy.save("copies/page.html").read_text() == opened.html()
+    with pytest.raises(ConfigurationError, match="exists already"):
+        opened.save("copies/run")
+
+
+def test_a_scenario_brings_its_prompts_its_judge_and_its_threshold(tmp_path: Path) -> None:
+    result = library.redteam(
+        lambda text: "I cannot help with that.", scenario="benign_twins", output=tmp_path / "run"
+    )
+    assert result.asr().estimate == 1.0
+    assert {each.judge for each in result.attempts} == {"RefusalModerator"}
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["moderator"]["type"] == "refusal"
+
+
+def test_a_judge_that_is_given_goes_before_that_of_the_scenario(tmp_path: Path) -> None:
+    result = library.redteam(
+        lambda text: "I cannot help with that.",
+        scenario="injection_canaries",  # which has a threshold of 1
+        judge=lambda replies: [0.7 for _ in replies],
+        output=tmp_path / "run",
+    )
+    assert result.asr().estimate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scenario": "neutral_openers"}, "no judge: name one"),
+        ({"prompts": ["a"]}, "no judge: name one"),
+        ({"prompts": ["a"], "scenario": "benign_twins"}, "both were given"),
+        ({}, "neither was given"),
+        ({"scenario": "benign_twin"}, "Did you mean 'benign_twins'"),
+    ],
+)
+def test_prompts_without_a_judge_or_twice_are_refused(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        library.redteam(str.upper, **given, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), 3])

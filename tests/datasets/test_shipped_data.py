@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(BUNDLED_SCENARIOS.glob("*.jsonl"))
 COUNTS = {
     "neutral_openers": 300,
+    "openers_by_language": 200,
     "secret_keepers": 100,
     "benign_twins": 100,
     "front_desk_questions": 100,
@@ -108,7 +109,9 @@ def test_nothing_unsafe_is_in_there(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COUNTS if name != "benign_twins"])
 def test_nothing_is_rude(name: str) -> None:
     """Of the twins a classifier that knows only words takes a few for rude; that is their point."""
-    found = rows(name)
+    # The classifier knows English: it takes the article "die" of German for a threat.
+    foreign = {"german", "spanish", "chinese", "arabic"}
+    found = [row for row in rows(name) if row.category not in foreign]
     scores = ProfanityModerator().moderate([row.comparison_text for row in found])
     assert [row.id for row, score in zip(found, scores, strict=True) if score > 0.6] == []
 
@@ -160,13 +163,38 @@ def test_openers_are_of_many_topics_and_some_languages() -> None:
     topics = Counter(row.category for row in rows("neutral_openers"))
     assert len(topics) >= 20
     assert max(topics.values()) <= 15
-    scripts = {
-        unicodedata.name(character).split()[0]
-        for row in rows("neutral_openers")
-        for character in row.prompt
-        if character.isalpha()
-    }
-    assert {"LATIN", "CJK", "HIRAGANA", "HANGUL"} <= scripts
+    found = scripts_of("".join(row.prompt for row in rows("neutral_openers")))
+    assert {"LATIN", "CJK", "HIRAGANA", "HANGUL"} <= found
+
+
+def test_openers_in_several_languages_are_translations_of_each_other_in_the_same_split() -> None:
+    parts = load_scenario("openers_by_language").rows
+    split_of = {row.id: split for split, found in parts.items() for row in found}
+    by_language = [
+        sorted((row for row in rows("openers_by_language") if row.category == language), key=number)
+        for language in ("english", "german", "spanish", "chinese", "arabic")
+    ]
+    assert [len(found) for found in by_language] == [40] * 5
+    for translations in zip(*by_language, strict=True):
+        assert len({split_of[row.id] for row in translations}) == 1
+        assert (
+            len(
+                {unicodedata.name(row.prompt[-1]).endswith("QUESTION MARK") for row in translations}
+            )
+            == 1
+        )
+        english, german, spanish, chinese, arabic = (row.prompt for row in translations)
+        assert len({english, german, spanish}) == 3
+        assert "CJK" in scripts_of(chinese)
+        assert scripts_of(arabic) == {"ARABIC"}
+
+
+def number(row: Row) -> int:
+    return int(str(row.id)[-3:])
+
+
+def scripts_of(text: str) -> set[str]:
+    return {unicodedata.name(each).split()[0] for each in text if each.isalpha()}
 
 
 def test_moderators_of_the_scenarios_are_known_to_a_run() -> None:

@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from tests.cases import cases
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.intervals import (
@@ -52,9 +53,21 @@ def test_where_all_trials_agree_each_prompt_counts_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompts", [3, 12, 60])
-@pytest.mark.parametrize("rate", [0.02, 0.5, 0.9])
-@pytest.mark.parametrize("alike", [0.05, 0.4])
+@pytest.mark.parametrize(
+    ("alike", "rate", "prompts"),
+    cases(
+        product([0.05, 0.4], [0.02, 0.5, 0.9], [3, 12, 60]),
+        by_default={
+            (0.05, 0.02, 3),
+            (0.4, 0.02, 12),
+            (0.4, 0.02, 60),
+            (0.4, 0.5, 3),
+            (0.05, 0.5, 60),
+            (0.05, 0.9, 12),
+            (0.4, 0.9, 60),
+        },
+    ),
+)
 def test_95_percent_intervals_hold_the_true_rate_at_least_93_percent_of_the_time(
     prompts, rate, alike
 ):

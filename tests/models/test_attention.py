@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from astra_rl.models import attention
 from astra_rl.models.attention import SHORT_ATTENTION, short_attention, use_short_attention
+from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.self_check import check_supported
 
@@ -143,6 +144,15 @@ def test_the_check_of_a_family_compares_it_with_the_fused_kernel(llama, monkeypa
     check_supported(half)
     assert set(seen) == {"sdpa"}
     assert half.config._attn_implementation == SHORT_ATTENTION
+
+
+def test_a_text_of_one_token_attends_to_nothing_that_is_not_written_yet(llama):
+    half = copy.deepcopy(llama).bfloat16()
+    with torch.no_grad():
+        expected = half(torch.tensor([[5]])).logits[0, -1].float().log_softmax(-1)
+    use_short_attention(half)
+    sample = generate(half, [[5]], Sampling(max_new_tokens=2), [0], stop_ids=frozenset())[0]
+    assert sample.logprobs[0] == pytest.approx(float(expected[sample.token_ids[0]]), abs=0.05)
 
 
 def test_models_in_full_precision_keep_the_kernel_they_have(llama):

@@ -450,6 +450,26 @@ def test_a_window_too_long_for_that_is_checked_when_a_text_first_exceeds_it(
     generate(model, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
 
 
+def test_the_attention_over_a_long_text_counts_as_a_cost_of_its_check(sharpened, monkeypatch):
+    """A tiny Llama 4 changes at token 8191, where reading costs the square of the length."""
+    config = transformers.Llama4TextConfig(
+        **{**SIZES, "num_hidden_layers": 4, "moe_layers": [], "head_dim": 8},
+        intermediate_size_mlp=48,
+    )
+    model = sharpened(transformers.Llama4ForCausalLM(config).eval(), 0.25)
+    assert 8191 in [each.size for each in boundaries(model)]
+    lengths = []
+    real = self_check.forward_levels
+
+    def counting(model, levels, **options):
+        lengths.extend(len(ids) for level in levels for ids in level.segments)
+        return real(model, levels, **options)
+
+    monkeypatch.setattr(self_check, "forward_levels", counting)
+    self_check.check_supported(model)
+    assert 0 < max(lengths) < 100
+
+
 @pytest.mark.parametrize("name", ["Gemma2", "Mistral", "Llama4"])
 def test_before_that_it_is_checked_as_if_it_were_short(llama_4, family, name, monkeypatch, caplog):
     model = copy.deepcopy(llama_4 if name == "Llama4" else family(name))

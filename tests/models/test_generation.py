@@ -14,10 +14,11 @@ from transformers import (
 )
 
 from astra_rl.errors import ConfigurationError, ModelError
-from astra_rl.models import generation
-from astra_rl.models.generation import Sampling, generate, sample_tokens
+from astra_rl.models import decoding, generation
+from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs
 from astra_rl.models.segments import hidden_states
+from astra_rl.models.token_sampling import sample_tokens
 from astra_rl.testing import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -132,7 +133,7 @@ def test_texts_do_not_depend_on_how_often_stop_tokens_are_looked_for(model, monk
     stop = frozenset(range(3, 12))
     sampling = Sampling(max_new_tokens=25)
     each = generate(model, PROMPTS, sampling, range(6), stop_ids=stop)
-    monkeypatch.setattr(generation, "STEPS_PER_CHECK", {"cpu": steps})
+    monkeypatch.setattr(decoding, "STEPS_PER_CHECK", {"cpu": steps})
     for sample, expected in zip(
         generate(model, PROMPTS, sampling, range(6), stop_ids=stop), each, strict=True
     ):
@@ -148,7 +149,7 @@ def test_finished_rows_leave_and_the_others_go_on_as_before(model, monkeypatch):
         widths.append(ids.shape[0])
         return hidden_states(model, ids, *rest)
 
-    monkeypatch.setattr(generation, "hidden_states", watched)
+    monkeypatch.setattr(decoding, "hidden_states", watched)
     stop = frozenset(range(3, 12))
     sampling = Sampling(max_new_tokens=25)
     prompts = [[2, 5 + row % 20] for row in range(24)]

@@ -64,10 +64,10 @@ def test_sampling_gives_the_same_texts(model, small):
 
 
 def test_sampling_that_runs_out_of_memory_in_the_middle_gives_the_same_texts(model, monkeypatch):
-    from astra_rl.models import generation
+    from astra_rl.models import decoding
 
     whole = sampled(model)
-    inner, calls = generation.hidden_states, []
+    inner, calls = decoding.hidden_states, []
 
     def hidden_states(model, ids, mask, *arguments):
         calls.append(len(ids))
@@ -75,7 +75,7 @@ def test_sampling_that_runs_out_of_memory_in_the_middle_gives_the_same_texts(mod
             raise torch.OutOfMemoryError("CUDA out of memory")
         return inner(model, ids, mask, *arguments)
 
-    monkeypatch.setattr(generation, "hidden_states", hidden_states)
+    monkeypatch.setattr(decoding, "hidden_states", hidden_states)
     halved = sampled(model, prefix_cache=ConversationCache())
     assert [each.token_ids for each in halved] == [each.token_ids for each in whole]
     assert max(calls[3:]) < max(calls)

@@ -18,6 +18,7 @@ from astra_rl.moderators import (
     KeywordModerator,
     LLMJudgeModerator,
     MaxModerator,
+    RefusalModerator,
     SecretLeakModerator,
     WeightedModerator,
 )
@@ -319,17 +320,16 @@ print(identity_of(MaxModerator([KeywordModerator(["x", "y"]), RefusalModerator()
 
 @pytest.mark.slow
 def test_the_identity_is_the_same_in_every_process():
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(outputs) == 1
+    """Hashes of strings are others in each process."""
+    printed = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "1"},
+    ).stdout
+    moderator = MaxModerator([KeywordModerator(["x", "y"]), RefusalModerator()])
+    assert printed == f"{identity_of(moderator).settings}\n"
 
 
 def test_attributes_that_are_set_later_are_no_part_of_the_identity():

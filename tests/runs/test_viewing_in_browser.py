@@ -18,6 +18,8 @@ from astra_rl.runs.view import LivePage, PageServer
 pytestmark = pytest.mark.slow
 
 NOTICE = "#astra-live"
+POLL, UNTOUCHED = 2_100, 10_100
+"""Milliseconds after which a page asks for news, and after which it loads them by itself."""
 ALERT = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
 
@@ -53,12 +55,13 @@ def server(folder: RunFolder) -> Iterator[PageServer]:
 
 
 class Reader:
-    """A page of the browser that notes all that must not happen."""
+    """A page of the browser that notes all that must not happen; its clock can be put forward."""
 
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1200, "height": 800})
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
+        self.page.clock.install()
         self.faults: list[str] = []
         self.requests: set[str] = set()
         self.page.on("console", lambda message: self.faults.append(message.text))
@@ -82,6 +85,7 @@ def test_whoever_reads_is_told_of_news_and_not_disturbed(
     page.mouse.click(600, 600)
     version = page.get_attribute("meta[name=astra-version]", "content")
     train(folder, 2)
+    page.clock.fast_forward(POLL)
     page.wait_for_selector(NOTICE)
     assert page.inner_text(NOTICE).startswith("New results: training step 2.")
     assert page.get_attribute("meta[name=astra-version]", "content") == version
@@ -95,6 +99,7 @@ def test_whoever_reads_is_told_of_news_and_not_disturbed(
 def test_a_page_that_nobody_touched_keeps_itself_fresh(reader: Reader, folder: RunFolder) -> None:
     version = reader.page.get_attribute("meta[name=astra-version]", "content")
     train(folder, 2)
+    reader.page.clock.fast_forward(UNTOUCHED)
     other = f'meta[name=astra-version]:not([content="{version}"])'
     reader.page.wait_for_selector(other, state="attached")
     assert reader.faults == []
@@ -103,6 +108,7 @@ def test_a_page_that_nobody_touched_keeps_itself_fresh(reader: Reader, folder: R
 def test_the_page_outlives_the_view(reader: Reader, server: PageServer) -> None:
     server.shutdown()
     server.server_close()
+    reader.page.clock.fast_forward(POLL)
     reader.page.wait_for_selector(NOTICE)
     assert (
         reader.page.inner_text(NOTICE) == "The server has stopped; this page is no longer updated."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from astra_rl.algorithms import ALGORITHMS
 from astra_rl.errors import OutOfMemoryError
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.testing import letter_game
+
+also = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 OPTIONS = {
     "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},
@@ -84,12 +87,12 @@ def trained(name, share=None, *, backward=False):
     [
         ("grpo", False),  # a mean over tokens
         ("reinforce", True),  # a mean over attacks
-        ("ppo_lagrangian", True),  # with value functions
+        also("ppo_lagrangian", True),  # with value functions
         ("dpo", True),
-        ("kto", True),
-        ("trajectory_balance", True),
+        also("kto", True),
+        also("trajectory_balance", True),
         ("contrastive_balance", True),  # a mean over pairs of a group
-        ("expert_iteration", True),
+        also("expert_iteration", True),
     ],
 )
 def test_an_update_that_runs_out_of_memory_goes_on_in_halves_to_the_same_weights(name, backward):

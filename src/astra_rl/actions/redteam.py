@@ -14,6 +14,7 @@ from astra_rl.config.loading import (
     load_prompted_attacker,
     load_target,
     validated,
+    with_scenario,
 )
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
@@ -50,9 +51,10 @@ Prompts = str | Path | Iterable[str | Mapping[str, Any]]
 
 def redteam(
     target: str | Target | Callable[..., Any],
-    prompts: Prompts,
-    judge: str | Moderator[Any, Any] | Callable[..., Any],
+    prompts: Prompts | None = None,
+    judge: str | Moderator[Any, Any] | Callable[..., Any] | None = None,
     *,
+    scenario: str | Path | None = None,
     model: str | None = None,
     judge_model: str | None = None,
     attacker: str | Target | Callable[..., Any] | None = None,
@@ -60,7 +62,7 @@ def redteam(
     attacks: str | None = None,
     examples: str | Path | None = None,
     column: str | Mapping[str, str] | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     trials: int = 1,
     budget: Budget | Mapping[str, float] | None = None,
     seed: int = 0,
@@ -74,7 +76,7 @@ def redteam(
 
     ```python
     result = astra_rl.redteam(my_chatbot.answer, "prompts.csv", judge="secret_leak")
-    print(result.rate, result.folder.report)
+    print(result.asr().text, len(result.kinds), result.folder.report)
     ```
 
     Args:
@@ -82,9 +84,11 @@ def redteam(
             OpenAI-compatible endpoint (with `model`), ``"package.module:function"``, a YAML file
             with a target section, or the folder or hub id of a model.
         prompts: A file that `load_rows` reads, the name of a bundled scenario, or texts.
+            Either `prompts` or `scenario` is given.
         judge: A `Moderator`, the name of one, a YAML file with a moderator section, the URL of an
             endpoint whose model judges harm (with `judge_model`), or a function from a list of
-            replies to a list of scores in [0, 1].
+            replies to a list of scores in [0, 1]. None is the judge of the scenario.
+        scenario: Name of a bundled scenario, or the path of a scenario file.
         model: Name of the model at the endpoint of `target`.
         judge_model: Name of the model at the endpoint of `judge`; None is `model`.
         attacker: Writes the messages to the target, with each prompt as its goal: given as
@@ -94,7 +98,8 @@ def redteam(
         examples: File of attacks for ``"few-shot"``, see `read_attacks`.
         column: Column of the file with the prompts, if it is not called ``prompt``; or several by
             field, for instance ``{"prompt": "question", "category": "topic"}``.
-        threshold: Score in (0, 1] from which a reply is a failure of the target.
+        threshold: Score in (0, 1] from which a reply is a failure of the target. None is that of
+            the scenario if its judge is used, else 0.5.
         trials: Conversations per prompt.
         budget: Limits; what is tested within them is a random sample of the prompts.
         seed: Seed of that choice, and of local models.
@@ -104,14 +109,16 @@ def redteam(
         ConfigurationError: An argument is wrong, or the prompts cannot be read.
         BudgetEndedError: A budget ended the test before a conversation was complete.
     """
-    _check_source(prompts)
+    if prompts is not None:
+        _check_source(prompts)
     with starting_in(output, "test") as run:
-        if not isinstance(prompts, str | Path):
+        if prompts is not None and not isinstance(prompts, str | Path):
             prompts = _written(prompts, run)
         config = target_test_config(
             target if isinstance(target, str) else _name_of(target),
             prompts,
-            judge if isinstance(judge, str) else _name_of(judge),
+            judge if isinstance(judge, str | None) else _name_of(judge),
+            scenario=scenario,
             model=model,
             judge_model=judge_model,
             attacker=attacker if isinstance(attacker, str | None) else _name_of(attacker),
@@ -147,9 +154,10 @@ def _check_source(prompts: Prompts) -> None:
 
 def target_test_config(
     target: str,
-    prompts: str | Path,
-    judge: str,
+    prompts: str | Path | None,
+    judge: str | None,
     *,
+    scenario: str | Path | None,
     model: str | None,
     judge_model: str | None,
     attacker: str | None,
@@ -157,7 +165,7 @@ def target_test_config(
     attacks: str | None,
     examples: str | Path | None,
     column: str | Mapping[str, str] | None,
-    threshold: float,
+    threshold: float | None,
     trials: int,
     budget: Budget | Mapping[str, float] | None,
     seed: int,
@@ -174,25 +182,32 @@ def target_test_config(
             "attacks, examples and attacker_model are of an attacker, and none is given: "
             "--attacker URL, module:function or a YAML file."
         )
-    asked = prompts_section(str(prompts), column)
+    asked = prompts_section(prompts, scenario, column)
     played: dict[str, Any] = {"environment": attack_environment(attacks, examples)}
     if attacker is not None:
         played["attacker"] = attacker_section(attacker, attacker_model or model).model_dump()
         asked |= {"role": "goal"} if "file" in asked else {}
-    return validated(
-        RunConfig,
-        {
-            "title": f"Test of {section.name}",
-            "target": section.model_dump(),
-            "moderator": judge_section(judge, judge_model or model).model_dump(),
-            "prompts": asked,
-            **played,
-            "training": {"steps": 0},
-            "evaluation": {"before": False, "threshold": threshold, "trials": trials},
-            "budget": limits,
-            "seed": seed,
-        },
-    )
+    values: dict[str, Any] = {
+        "title": f"Test of {section.name}",
+        "target": section.model_dump(),
+        "prompts": asked,
+        **played,
+        "training": {"steps": 0},
+        "evaluation": {"before": False, "trials": trials},
+        "budget": limits,
+        "seed": seed,
+    }
+    if threshold is not None:
+        values["evaluation"]["threshold"] = threshold
+    if judge is not None:
+        values["moderator"] = judge_section(judge, judge_model or model).model_dump()
+    elif "scenario" in asked:  # its judge, and its threshold
+        values = with_scenario(values)
+    if "moderator" not in values:
+        raise ConfigurationError(
+            "no judge: name one (--judge), or a scenario that has its own, such as secret_keepers."
+        )
+    return validated(RunConfig, values)
 
 
 ATTACKS = "one message per prompt, or best-of-N, feedback-N, turns-N or few-shot"
@@ -266,12 +281,23 @@ def _as_target(given: Any) -> Target | None:
     return CallableTarget(given) if callable(given) else None
 
 
-def prompts_section(prompts: str, column: str | Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the section of prompts that are given as text; see `redteam`."""
-    if prompts in scenario_names():
-        return {"scenario": prompts}
+def prompts_section(
+    prompts: str | Path | None,
+    scenario: str | Path | None = None,
+    column: str | Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the section of prompts that are given as text; see `redteam`.
+
+    Raises:
+        ConfigurationError: Both prompts and a scenario are given, or neither is.
+    """
+    if (prompts is None) == (scenario is None):
+        given = "neither was" if prompts is None else "both were"
+        raise ConfigurationError(f"give either prompts or a scenario; {given} given.")
+    if scenario is not None or str(prompts) in scenario_names():
+        return {"scenario": str(scenario or prompts)}
     columns = {"prompt": column} if isinstance(column, str) else dict(column or {})
-    return {"file": prompts, **({"columns": columns} if columns else {})}
+    return {"file": str(prompts), **({"columns": columns} if columns else {})}
 
 
 _URL = re.compile(r"https?://", re.IGNORECASE)

@@ -14,7 +14,6 @@ from astra_rl.config.plan import Plan
 from astra_rl.core.environment import Environment
 from astra_rl.errors import BudgetEndedError, ConfigurationError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
-from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
@@ -35,6 +34,7 @@ from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
 from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.report import write_run_page
+from astra_rl.runs.result import RunResult
 from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
 from astra_rl.runs.spending import budget_ended, charged
 from astra_rl.targets.base import Target
@@ -44,18 +44,18 @@ PHASE = "after"
 """Phase of the conversations in the records: that of the result of a run."""
 
 
-@dataclass(frozen=True)
-class TargetTest:
+@dataclass(frozen=True, repr=False)
+class TargetTest(RunResult):
     """Result of a test.
 
     Attributes:
         folder: Folder of the run: records, report, and everything that other commands read.
+        phase: Phase of the conversations in the records.
         evaluation: The conversations and everything computed from them.
         ended: The budget that ended it early, and the command that resumes it; None if it is
             complete.
     """
 
-    folder: RunFolder
     evaluation: EvaluationResult
     ended: BudgetEndedError | None = None
 
@@ -63,14 +63,6 @@ class TargetTest:
     def rate(self) -> float:
         """Share of the prompts' conversations in which the target failed; NaN if none is known."""
         return self.evaluation.summary.asr.estimate
-
-    def __repr__(self) -> str:
-        """Return the rate and where the report is; the conversations are in `evaluation`."""
-        return f"<TargetTest: {self.evaluation.summary.asr.text}; {self.folder.report}>"
-
-    def _repr_html_(self) -> str:
-        """Return the report, for a notebook."""
-        return framed_page(self.folder.report.read_text(encoding="utf-8"))
 
 
 def run_test(

@@ -17,6 +17,7 @@ from astra_rl.algorithms.policy_gradient import PolicyGradient, PolicyOptions
 from astra_rl.algorithms.policy_steps import PolicyBatch, ScoredStep, like
 from astra_rl.core.common import Metrics
 from astra_rl.core.problem import Problem, ValueFunctionProblem
+from astra_rl.core.row_scoring import score_rows
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.documentation import document_options
 from astra_rl.infra.ranges import Decay, Positive, Range, Share, check_ranges
@@ -86,8 +87,10 @@ class ActorCritic(PolicyGradient):
         if not rows:
             return steps
         with torch.no_grad():
-            values = self._values(
-                [steps[row].context for row in rows], [steps[row].attack for row in rows]
+            values = score_rows(
+                self._values,
+                [steps[row].context for row in rows],
+                [steps[row].attack for row in rows],
             )
         out = list(steps)
         for row, estimates in zip(rows, values, strict=True):
@@ -112,7 +115,8 @@ class ActorCritic(PolicyGradient):
         if after:
             with torch.no_grad():
                 # The value at the first token does not depend on it, so any attack does.
-                values = self._values(list(after.values()), [steps[row].attack for row in after])
+                attacks = [steps[row].attack for row in after]
+                values = score_rows(self._values, list(after.values()), attacks)
             for row, estimates in zip(after, values, strict=True):
                 out[row] = replace(steps[row], next_values=tuple(estimates[0].tolist()))
         return out

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from astra_rl.cli.activity import ActivityReporter
+from astra_rl.distributed.launch import is_first_process
 from astra_rl.errors import StorageError
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.infra.redaction import redact_message
@@ -164,7 +165,7 @@ def reporting_activity() -> ActivityReporter:
     """Return a context in which a silent command says on stderr what it is doing."""
 
     def show(text: str) -> None:
-        if not console.quiet:
+        if not console.quiet and is_first_process():
             error_console.print_line(text, "dim")
 
     return ActivityReporter(show, SafeConsole.last_output)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +62,8 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Show and share": (report, view, export),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""
+ON_SEVERAL_PROCESSES = ("train", "resume")
+"""The commands that may be started by torchrun or accelerate."""
 
 # No markup and no locals in tracebacks: a local may hold a key or text of a model.
 app = typer.Typer(
@@ -103,7 +106,8 @@ def main(
 ) -> None:
     """Set what is printed; Typer shows the help of the app instead of this text."""
     set_verbosity(quiet=quiet, verbose=verbose)
-    check_one_process(f"astra-rl {context.invoked_subcommand}")
+    if context.invoked_subcommand not in ON_SEVERAL_PROCESSES:
+        check_one_process(f"astra-rl {context.invoked_subcommand}")
 
 
 def run() -> None:
@@ -112,7 +116,7 @@ def run() -> None:
     try:
         _check_docstrings()
         with logs_on(error_console), reporting_activity():
-            app()
+            _program()()
     except BudgetEndedError as error:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")
     except BudgetSpentError as error:
@@ -147,6 +151,12 @@ def run() -> None:
             f"{traceback.format_exc()}This is a defect of astra-rl; please report it.",
             ExitCode.DEFECT,
         )
+
+
+@functools.cache
+def _program() -> Any:
+    """Return the commands as parsers, made once per process."""
+    return typer.main.get_command(app)
 
 
 def _check_docstrings() -> None:

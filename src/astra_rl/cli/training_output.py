@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,12 +13,31 @@ from rich.table import Table
 
 from astra_rl.cli.console import console, quiet_libraries
 from astra_rl.cli.output import Printer, as_text
+from astra_rl.distributed.ranks import join
+from astra_rl.logging import logger
 
 if TYPE_CHECKING:
     from astra_rl.config.plan import Plan
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
+
+
+def follows_another_process() -> bool:
+    """Take part in the run of process 0, if this is another one of several; return whether it is.
+
+    Raises:
+        AstraError: The run ended early.
+    """
+    ranks = join()
+    if ranks.is_first:
+        return False
+    from astra_rl.runs.processes import follow
+
+    quiet_libraries()
+    logger.setLevel(logging.ERROR)  # process 0 logs the same
+    follow(ranks)
+    return True
 
 
 def train_and_print(plan: Plan, output: Path | None, *, name: str, force: bool = False) -> None:

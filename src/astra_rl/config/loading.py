@@ -84,7 +84,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str) -> Ru
         _apply(values, override)
     values = expanded(values)
     learn_from(values)
-    values = _with_scenario(values)
+    values = with_scenario(values)
     return validated(RunConfig, values, source=source)
 
 
@@ -236,7 +236,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigurationError(f"--set {override}: the value is not valid YAML.") from error
 
 
-def _with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_scenario(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a run with the moderator, judge and threshold of its scenario as defaults.
 
     Raises:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from astra_rl.core.row_scoring import score_rows
 from astra_rl.core.text import Utterance
 from astra_rl.errors import ConfigurationError, ContractError, did_you_mean
 
@@ -99,7 +101,8 @@ def checked_logprobs(
     import torch
 
     with torch.set_grad_enabled(grad):
-        logprobs = score(contexts, continuations)
+        run = score if grad else partial(score_rows, score)
+        logprobs = run(contexts, continuations)
         source = name_of_function(score)
         check_logprobs(logprobs, batch_size=len(contexts), source=source)
         return logprobs.float()

@@ -148,6 +148,14 @@ class Problem(ABC, Generic[StateT, ActionT]):
             "a function from texts to vectors."
         )
 
+    def forget_scores(self) -> None:
+        """Drop cached scores of models; see `Moderator.forget`.
+
+        The last digits of a score may depend on the batch that it was computed in. A training in
+        parts calls this before each part. Override it in a problem that caches further scores.
+        """
+        self.moderator.forget()
+
     @abstractmethod
     def advance(self, context: StateT, attack: ActionT, response: StateT) -> StateT:
         """Return the state after this turn."""

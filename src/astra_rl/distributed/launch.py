@@ -25,6 +25,11 @@ def world_size() -> int:
     return int(text)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of those that were started together, or the only one."""
+    return os.environ.get("RANK", "0").strip() in ("", "0")
+
+
 def check_one_process(what: str) -> None:
     """Raise if several processes were started together: each would do the whole work.
 

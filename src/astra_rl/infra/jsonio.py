@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from astra_rl.infra.redaction import learn_from_environment, redact
 from astra_rl.infra.storage import storing
@@ -148,17 +148,42 @@ def atomic_file(path: str | Path, *, synced: bool = True) -> Iterator[TextIO]:
         StorageError: The disk is full, or read-only.
     """
     learn_from_environment()
-    path = Path(path)
+    with (
+        _replacing(Path(path)) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        yield cast(TextIO, _RedactingFile(file))
+        file.flush()
+        if synced:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def atomic_binary_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary binary file that replaces `path` at the end of the block.
+
+    As `atomic_file`, but nothing is redacted: inside the block, `redact` knows the credentials of
+    the environment, and the caller redacts the texts that it writes.
+
+    Raises:
+        StorageError: The disk is full, or read-only.
+    """
+    learn_from_environment()
+    with _replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file that replaces `path` unless the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                yield cast(TextIO, _RedactingFile(file))
-                file.flush()
-                if synced:
-                    os.fsync(file.fileno())
+            yield temporary
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):  # a read-only disk has raised above

@@ -31,6 +31,23 @@ class PreallocatedLayer(DynamicLayer):
         self.capacity = capacity
         self.return_padded = return_padded
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._slot: Tensor | None = None
+
+    def write_at(self, slot: Tensor) -> int:
+        """Write each further token at a position that the device counts, and return all positions.
+
+        Only without gradients, after tokens were written. `update` returns the whole allocation
+        from then on.
+
+        Args:
+            slot: Position of the next token, (1,), int64; the caller increments it in place.
+
+        Returns:
+            Number of positions that are allocated.
+        """
+        assert self._buffers is not None
+        self._slot = slot
+        return self._buffers[0].shape[2]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -41,6 +58,11 @@ class PreallocatedLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self._slot is not None:
+            assert self._buffers is not None
+            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self._slot, states)
+            return self._buffers
         keys, values = self.keys_and_values
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
@@ -53,7 +75,7 @@ class PreallocatedLayer(DynamicLayer):
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self._set_used_length(end)
-        return self._buffers if self.return_padded else self.keys_and_values
+        return self._buffers if self.return_padded and end > 1 else self.keys_and_values
 
     @property
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
@@ -70,7 +92,8 @@ class PreallocatedLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of keys that `update` will return, and the position of the first."""
         length, offset = super().get_mask_sizes(query_length)
-        is_padded = self.return_padded and not torch.is_grad_enabled()
+        # For a text of one token, transformers makes no mask that could leave out the rest.
+        is_padded = self.return_padded and length > 1 and not torch.is_grad_enabled()
         return (max(length, self.capacity) if is_padded else length), offset
 
     def batch_select_indices(self, indices: Tensor) -> None:

@@ -132,8 +132,11 @@ def _is_exact_if_shortened(model: PreTrainedModel) -> bool:
 
 def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     limit = MAX_OPERATIONS.get(model.device.type, MAX_OPERATIONS_OF_ACCELERATOR)
-    parameters = sum(each.numel() for each in unwrap_peft(model).parameters())
-    operations = 2 * 2 * int(parameters) * boundary.size  # two passes of a product and a sum each
+    config = model.config.get_text_config()
+    weights = sum(each.numel() for each in unwrap_peft(model).parameters())
+    # Per token, with one key and one value of each earlier token.
+    attention = 2 * boundary.size * config.hidden_size * config.num_hidden_layers
+    operations = 2 * 2 * boundary.size * (int(weights) + attention)  # two passes; product and sum
     return operations <= limit
 
 

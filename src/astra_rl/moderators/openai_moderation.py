@@ -10,6 +10,7 @@ from typing import Any
 from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator, Score, missing_score
 from astra_rl.core.text import NoReply
+from astra_rl.distributed.broker import ask, introduce
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.jsonio import parse_reply_json
 from astra_rl.infra.ranges import Count, CountOrZero, Positive
@@ -105,6 +106,7 @@ class OpenAIModerationModerator(Moderator[str, str]):
         self._caller = Caller(
             f"{model} at {self._client.host}", settings, prices=made(Prices, "prices", prices)
         )
+        introduce(self)
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -129,14 +131,30 @@ class OpenAIModerationModerator(Moderator[str, str]):
             EndpointError: The endpoint refuses the key, has no such model, or fails repeatedly.
             BudgetSpentError: The budget is spent.
         """
-        texts = [well_formed(str(text)) for text in x]
-        found = from_cache(self._caller.name, texts, self._key, self._ask)
+        found = ask(self, [well_formed(str(text)) for text in x])
         return [
             missing_score(each, each.reason)
             if isinstance(each, NoReply)
             else self._score(parse_reply_json(each))
             for each in found
         ]
+
+    @property
+    def address(self) -> str:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return f"{type(self).__name__} {self.model} {self._client.base_url}"
+
+    def pack(self, item: str) -> str:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return item
+
+    def unpack(self, packed: str) -> str:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return packed
+
+    def answer(self, items: Sequence[str]) -> Sequence[str]:
+        """Return the result of each text as JSON, from this process."""
+        return from_cache(self._caller.name, items, self._key, self._ask)
 
     def _key(self, text: str) -> str:
         return cache_key([type(self).__name__, self._client.base_url, self.model, text])

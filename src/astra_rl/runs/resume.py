@@ -22,6 +22,8 @@ from astra_rl.errors import (
     ConfigurationError,
     EndpointError,
     InterruptedRunError,
+    ProcessFailedError,
+    ProcessLostError,
     StorageError,
 )
 from astra_rl.infra.jsonio import json_line, parse_json
@@ -291,6 +293,8 @@ def resumable_errors(folder: RunFolder) -> Iterator[None]:
     Raises:
         InterruptedRunError: SIGINT or SIGTERM was received.
         StorageError: A file could not be written.
+        ProcessLostError: Another process of the run has ended.
+        ProcessFailedError: Another process of the run failed.
     """
 
     def stop() -> None:
@@ -302,5 +306,5 @@ def resumable_errors(folder: RunFolder) -> Iterator[None]:
         # Errors that do not name a file are attributed to the folder of the run.
         with storing(folder.path), interruptible(stop, message="stopping"):
             yield
-    except StorageError as error:
-        raise StorageError(f"{error} {how_to_resume(folder)}") from error
+    except (StorageError, ProcessLostError, ProcessFailedError) as error:
+        raise type(error)(f"{error} {how_to_resume(folder)}") from error

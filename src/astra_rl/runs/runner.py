@@ -14,6 +14,7 @@ from typing import Any
 from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.plan import Plan
+from astra_rl.distributed.ranks import join
 from astra_rl.errors import (
     BudgetEndedError,
     BudgetSpentError,
@@ -36,6 +37,7 @@ from astra_rl.runs.call_notes import (
 )
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
+from astra_rl.runs.processes import announce, dismiss, divided
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
@@ -173,11 +175,14 @@ class _Session:
         remove_leftovers(folder.checkpoints)
         saved = load_state(folder.states)
         record = self._manifest(saved, redact_message(command), started, force=force)
-        with self._timed("loading models"):
-            experiment = build(self.plan)
+        ranks = join()
+        announce(ranks, self.plan.record.yaml, folder, started)
+        with self._timed("loading models"), ranks.together():
+            experiment = divided(build(self.plan), self.plan.training.shards, ranks)
         record |= described_target(experiment.problem.target)
         folder.write_json(folder.manifest, record)
         before = self._before(experiment, resumes=saved is not None)
+        dismiss(experiment)
         weak = None if before is None else _warned_of_weakness(before)
         training = self._trainer(experiment, saved, started)
         del saved  # holds a copy of the weights
@@ -188,6 +193,7 @@ class _Session:
         if steps > resumed_at:
             withdraw_attempts(self.log, "after", "the attacker was trained further since")
         after = self._after(experiment)
+        dismiss(experiment)
         warnings = (
             *([] if weak is None else [weak]),
             *self._warnings_of_training(training, spent),
@@ -388,7 +394,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
             training.budget.spent = error
         finally:  # a progress bar left open would garble the error
             display.close()
-    if interrupted:
+    if trainer.ranks.any(interrupted):
         raise InterruptedRunError(
             f"interrupted after step {trainer.completed_steps}; everything is saved. "
             f"{how_to_resume(folder)}"

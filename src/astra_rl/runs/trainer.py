@@ -115,6 +115,19 @@ def build_trainer(
     return RunTrainer(trainer, budget, None if watch is None else watch.watch)
 
 
+def callbacks_of_every_process(experiment: Experiment, plan: Plan) -> list[TrainerCallback]:
+    """Return the callbacks of `build_trainer` that change what is computed, in the same order.
+
+    The processes of a run that write nothing have these only.
+    """
+    return [
+        *_draw_opponent(experiment, plan.seed),
+        ClearCaches(experiment.forget_scores),
+        LearningRateSchedule(schedule_of(plan.training)),
+        *_sync_reference(experiment, plan.training),
+    ]
+
+
 class RunIdentity(TrainerCallback):
     """Keeps in each training state what a resume compares: configuration, versions and machine.
 

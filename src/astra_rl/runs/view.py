@@ -173,6 +173,7 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = False
+    request_queue_size = 128  # a client that finds the queue full tries again after a second
 
     def __init__(self, page: LivePage, port: int = 0) -> None:
         self.page, self.desk = page, LabelDesk(page.folder)

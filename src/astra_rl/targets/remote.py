@@ -12,6 +12,7 @@ from astra_rl.core.contracts import check_number
 from astra_rl.core.reasoning import NO_ANSWER, split_reply
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
+from astra_rl.distributed.broker import ask, introduce
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.targets.base import Message, Target, messages_of
 from astra_rl.targets.budget import Prices, TokenBound, Usage
@@ -58,6 +59,7 @@ class RemoteTarget(Target):
         self.calls = made(CallSettings, "calls", calls) or CallSettings()
         self.prices = made(Prices, "prices", prices)
         self._caller = Caller(name, self.calls, prices=self.prices)
+        introduce(self)
 
     @property
     @abstractmethod
@@ -86,10 +88,27 @@ class RemoteTarget(Target):
         """Return the reply to each chat; with a cache, equal chats get the same reply."""
         return self._answer([Chat(messages) for messages in chats])
 
+    @property
+    def address(self) -> str:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return f"{type(self).__name__} {self.identity}"
+
+    def pack(self, item: Chat) -> Any:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return [[dict(message) for message in item.messages], item.seed]
+
+    def unpack(self, packed: Any) -> Chat:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return Chat(*packed)
+
     def _answer(self, chats: Sequence[Chat]) -> list[Utterance]:
+        return list(map(Utterance.of, ask(self, chats)))
+
+    def answer(self, items: Sequence[Chat]) -> list[Utterance]:
+        """Return the reply to each chat, from this process."""
         return from_cache(
             self.name,
-            chats,
+            items,
             self._key,
             lambda new, on_reply: self._caller.call(
                 self.connected, new, answered=on_reply, token_bound=self._token_bound

@@ -51,9 +51,13 @@ class TrainerCallback:
     Attributes:
         state_key: Name that the state is saved under. None is the name of the class; several
             callbacks of a class are then told apart by their order.
+        every_process: Whether it runs in every process of a training on several, because it changes
+            what is computed. Else it runs in the first only, which writes files and decides when to
+            stop.
     """
 
     state_key: str | None = None
+    every_process: bool = False
 
     def on_train_begin(self, trainer: AnyTrainer) -> None:
         """Called once, before the first step of this call of `Trainer.train`."""

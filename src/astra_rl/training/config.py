@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.importing import is_path
@@ -28,6 +28,8 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
 ``weight_decay``."""
 SchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 """Learning-rate schedules of transformers by the names that it and TRL give them."""
+Reduction = Literal["exact", "fast"]
+"""How the gradients of several processes are added."""
 ADAM = ("adam", "adamw")
 """Optimizers that have `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
 
@@ -51,6 +53,12 @@ class UpdateSettings:
         max_nonfinite_losses: Abort after this many consecutive optimizer steps whose loss or
             gradient is not finite; fewer are skipped.
         max_unscored_steps: Abort after this many consecutive training steps without a valid reward.
+        shards: Parts that the work of a step is divided into, for training on several processes;
+            null: one per process. With the same number, results do not depend on the number of
+            processes.
+        reduction: How the gradients of the parts are added: ``"exact"`` in a fixed order, so that
+            the weights do not depend on the number of processes, to the last bit; ``"fast"`` in the
+            order that the network makes fastest.
 
     Raises:
         ConfigurationError: A value is out of range; the message says what is allowed.
@@ -67,9 +75,15 @@ class UpdateSettings:
     max_grad_norm: Positive | None = 1.0
     max_nonfinite_losses: Count = 3
     max_unscored_steps: Count = 5
+    shards: Count | None = None
+    reduction: Reduction = "exact"
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.reduction not in get_args(Reduction):
+            raise ConfigurationError(
+                f"reduction={self.reduction!r}; choose from {list(get_args(Reduction))}."
+            )
         name = self.optimizer
         if not isinstance(name, str) or not (name in OPTIMIZERS or is_path(name)):
             raise ConfigurationError(

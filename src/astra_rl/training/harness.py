@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, repeat
 from typing import Any, Generic
 
@@ -33,6 +34,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
 
     Attributes:
         graphs: The episodes of the latest experience.
+        scoring: Returns a context in which log-probabilities without gradients are computed; a
+            training on several processes sets it.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.dataloader_kwargs = {"batch_size": batch_size, **(dataloader_kwargs or {})}
         self.graphs: list[Graph[StateT, ActionT]] = []
         self.on_collected = on_collected
+        self.scoring: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
@@ -66,7 +70,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         self.environment.problem.observe(self.graphs)
         self.environment.observe(self.graphs)
         flat = list(chain.from_iterable(map(self.algorithm.flatten, kept)))
-        steps: Sequence[StepT] = self.algorithm.prepare(flat)
+        with self.scoring():
+            steps: Sequence[StepT] = self.algorithm.prepare(flat)
         if not steps:
             return []
         generator = None

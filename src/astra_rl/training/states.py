@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def save_state(
     place = folder / f"step-{step:08d}"
     tensors: dict[str, Tensor] = {}
     learn_from_environment()
-    packed = _pack(state, tensors)
+    packed = pack(state, tensors)
     with replace_folder(place) as temporary:
         save_file(tensors, temporary / _TENSORS)
         body = {
@@ -120,7 +120,7 @@ def _read(place: Path) -> tuple[int, dict[str, Any]]:
             )
         if sha256(place / _TENSORS) != body["tensors_sha256"]:
             raise _DamagedError(f"{_TENSORS} does not have its checksum")
-        state, step = _unpack(body["state"], load_file(place / _TENSORS)), body["step"]
+        state, step = unpack(body["state"], load_file(place / _TENSORS)), body["step"]
         if not isinstance(state, dict) or not isinstance(step, int):
             raise _DamagedError("it holds no state of a training")
         return step, state if body["schema_version"] >= 3 else _with_callbacks(state)
@@ -150,21 +150,31 @@ def _with_callbacks(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "callbacks": callbacks} if callbacks else state
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return JSON values that preserve tuples, and mapping keys that are not strings."""
+def pack(value: Any, tensors: dict[str, Tensor], seal: Callable[[str], Any] = seal_text) -> Any:
+    """Return JSON values that preserve tuples, and mapping keys that are not strings.
+
+    Args:
+        value: Tensors, numbers, strings, None, and mappings, lists and tuples of them.
+        tensors: Receives the tensors, as contiguous copies on the CPU, by name.
+        seal: Returns a text without credentials as JSON values, see `seal_text`.
+
+    Raises:
+        TypeError: The value has something else.
+    """
     if isinstance(value, Tensor):
         name = str(len(tensors))
         # A copy, because safetensors refuses tensors that share memory.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {"map": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        items = value.items()
+        return {"map": [[pack(each, tensors, seal) for each in item] for item in items]}
     if isinstance(value, tuple):
-        return {"tuple": [_pack(each, tensors) for each in value]}
+        return {"tuple": [pack(each, tensors, seal) for each in value]}
     if isinstance(value, list):
-        return [_pack(each, tensors) for each in value]
+        return [pack(each, tensors, seal) for each in value]
     if isinstance(value, str):
-        sealed = seal_text(value)
+        sealed = seal(value)
         return sealed if isinstance(sealed, str) else {"sealed": sealed}
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -182,9 +192,10 @@ def _opened(sealed: Any) -> str:
     return text
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value of `pack`."""
     if isinstance(value, list):
-        return [_unpack(each, tensors) for each in value]
+        return [unpack(each, tensors) for each in value]
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
@@ -193,5 +204,5 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "sealed":
         return _opened(inner)
     if kind == "tuple":
-        return tuple(_unpack(each, tensors) for each in inner)
-    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+        return tuple(unpack(each, tensors) for each in inner)
+    return {unpack(k, tensors): unpack(v, tensors) for k, v in inner}

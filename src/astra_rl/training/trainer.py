@@ -6,33 +6,34 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import torch
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
-from astra_rl.core.contracts import check_loss, is_missing
+from astra_rl.core.contracts import is_missing
 from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
-from astra_rl.core.out_of_memory import is_out_of_memory, release_memory
-from astra_rl.core.seeding import derive_seed, generator_states, restore_generators
-from astra_rl.distributed.launch import check_one_process
+from astra_rl.core.out_of_memory import is_out_of_memory
+from astra_rl.core.seeding import derive_seed, fresh_seed, generator_states, restore_generators
+from astra_rl.distributed.ranks import join
 from astra_rl.errors import (
     AstraError,
     BudgetSpentError,
     ConfigurationError,
     EndpointError,
     NonFiniteLossError,
-    OutOfMemoryError,
     TrainingError,
     UnscoredError,
 )
 from astra_rl.logging import logger
 from astra_rl.training.callback import TrainerCallback, check_counts, named
 from astra_rl.training.config import OPTIMIZERS, TrainingConfiguration
+from astra_rl.training.division import divide
 from astra_rl.training.harness import Harness
 from astra_rl.training.precision import build_optimizer, load_optimizer_state
+from astra_rl.training.replicas import check_replicas, share_state
 
 __all__ = ["Trainer", "TrainingConfiguration"]
 
@@ -49,6 +50,11 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
     `TrainingConfiguration.max_nonfinite_losses` of them in a row the training fails. It also fails
     after `TrainingConfiguration.max_unscored_steps` consecutive steps without a valid reward.
 
+    Started with torchrun or accelerate, a training is divided among the processes: each builds the
+    same trainer, plays a part of the episodes and computes a part of the gradients. The weights
+    stay equal. Callbacks run in the first process only, except those with
+    `TrainerCallback.every_process`; overridden hooks run in all. See docs/scaling.md.
+
     Args:
         config: Hyperparameters.
         environment: Plays the episodes.
@@ -63,10 +69,11 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         completed_steps: Training steps done so far.
         unscored_steps: Consecutive training steps, up to the latest, without a valid reward.
         should_stop: Set it to end the training after the step in progress.
+        ranks: The processes of the training; ``ranks.is_first`` in the one that writes files.
 
     Raises:
-        ConfigurationError: The problem has no trainable parameters, or several processes were
-            started together (``WORLD_SIZE`` above 1).
+        ConfigurationError: The problem has no trainable parameters; or several processes were
+            started together, and a subclass overrides `train` or `training_step`.
     """
 
     def __init__(
@@ -77,7 +84,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         *,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        check_one_process(type(self).__name__)
+        self.ranks = join()
         self.config = config
         self.environment = environment
         self.algorithm = algorithm
@@ -88,13 +95,16 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                     f"callbacks: {each!r} given; each must be an instance of a subclass of "
                     "TrainerCallback."
                 )
+        self._check_can_divide()
+        division = divide(config, environment, self.ranks)
         self.harness = Harness(
-            environment,
+            division.environment(environment),
             algorithm,
             config.num_episodes_per_experience,
             batch_size=config.batch_size,
-            on_collected=self.on_experience,
+            on_collected=self._on_collected,
         )
+        self.harness.scoring = division.scoring
         trained = [p for p in algorithm.problem.parameters() if p.requires_grad]
         if not trained:
             raise ConfigurationError(
@@ -104,6 +114,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         self.optimizer = build_optimizer(
             OPTIMIZERS.load(config.optimizer), trained, **config.optimizer_options()
         )
+        self._gradients = division.gradients(algorithm, self.harness.step, self.optimizer)
         self.completed_steps = 0
         self.should_stop = False
         self.unscored_steps = 0
@@ -125,17 +136,46 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             TrainingError: Another reason why training cannot continue.
             BudgetSpentError: A budget was spent while episodes were played.
             EndpointError: An endpoint kept failing while episodes were played.
+            ReplicaError: The processes of the training differ from each other.
+            ProcessLostError: Another process of the training has ended.
+            ProcessFailedError: Another process of the training failed.
         """
+        share_state(self.ranks, self)
         self._warn_of_no_steps()
-        self.on_train_begin()
+        with self.ranks.together():
+            self.on_train_begin()
         try:
-            while self.completed_steps < self.config.training_steps and not self.should_stop:
+            while self.completed_steps < self.config.training_steps and not self._stops():
                 self._train_step()
         except (TrainingError, BudgetSpentError, EndpointError) as error:
             self._failure = error
             self.on_train_failed()
             raise
-        self.on_train_end()
+        with self.ranks.together():
+            self.on_train_end()
+
+    def _check_can_divide(self) -> None:
+        """Raise if a subclass has a training loop of its own, which several processes cannot share.
+
+        Raises:
+            ConfigurationError: It has, and there are several.
+        """
+        own = [
+            name
+            for name in ("train", "training_step")
+            if getattr(type(self), name) is not getattr(Trainer, name)
+        ]
+        if own and self.ranks.size > 1:
+            raise ConfigurationError(
+                f"{type(self).__name__} overrides {own[0]}, and {self.ranks.size} processes were "
+                "started; only the training loop of Trainer divides a step among them. Use its "
+                "hooks or callbacks, or start one process."
+            )
+
+    def _stops(self) -> bool:
+        """Whether to stop: if `should_stop` is set in any process, it is in all."""
+        self.should_stop = self.ranks.any(self.should_stop)
+        return self.should_stop
 
     def _warn_of_no_steps(self) -> None:
         steps = self.config.training_steps
@@ -150,12 +190,23 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             )
 
     def _train_step(self) -> None:
-        self.on_step_begin(self.completed_steps + 1)
+        with self.ranks.together():
+            self.on_step_begin(self.completed_steps + 1)
         logs = self.training_step(self._step_seed(self.completed_steps))
         self.completed_steps += 1
         self._count_unscored_steps()
-        self.on_step_end(self.completed_steps, logs)
+        check_replicas(self.ranks, self)
+        with self.ranks.together():
+            self.on_step_end(self.completed_steps, logs)
         self._check_scored()
+
+    def _on_collected(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
+        with self.ranks.together():
+            self.on_experience(graphs)
+
+    def _told(self) -> list[TrainerCallback]:
+        """Return the callbacks that run in this process, see `TrainerCallback.every_process`."""
+        return [each for each in self.callbacks if self.ranks.is_first or each.every_process]
 
     def training_step(self, seed: int | None) -> Metrics:
         """Collect one experience and learn from all of it.
@@ -180,37 +231,37 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def on_train_begin(self) -> None:
         """Called once before the first step."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_train_begin(self)
 
     def on_step_begin(self, step: int) -> None:
         """Called before each training step, counted from 1."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_step_begin(self, step)
 
     def on_experience(self, graphs: Sequence[Graph[StateT, ActionT]]) -> None:
         """Called with the episodes of a step before the algorithm learns from them."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_experience(self, graphs)
 
     def on_step_end(self, step: int, logs: Metrics) -> None:
         """Called after each training step, counted from 1; callbacks may add to `logs`."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_step_end(self, step, logs)
 
     def on_evaluate(self, step: int, report: Mapping[str, Any], *, is_best: bool) -> None:
         """Called after each evaluation, see `TrainerCallback.on_evaluate`."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_evaluate(self, step, report, is_best)
 
     def on_save(self, step: int) -> None:
         """Called before a training state is written, see `TrainerCallback.on_save`."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_save(self, step)
 
     def on_train_end(self) -> None:
         """Called once after the last step, when no error ended the training."""
-        for each in self.callbacks:
+        for each in self._told():
             each.on_train_end(self)
 
     def on_train_failed(self) -> None:
@@ -219,7 +270,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         The weights are those of the last optimizer step that was finite.
         """
         assert self._failure is not None
-        for each in self.callbacks:
+        for each in self._told():
             try:
                 each.on_train_failed(self, self._failure)
             except Exception as error:  # it must not hide why the training failed
@@ -305,15 +356,18 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             if name in callbacks:
                 with _of_another("callback", name, callbacks[name]):
                     callbacks[name].load_state_dict(saved)
-            else:
+            elif self.ranks.is_first:
                 logger.warning("the saved state of callback %s is ignored: no such callback", name)
 
     def _step_seed(self, step: int) -> int | None:
-        return None if self.config.seed is None else derive_seed(self.config.seed, "step", step)
+        seed = self.config.seed
+        if seed is None and self.ranks.size > 1:
+            seed = int(self.ranks.share(fresh_seed()))
+        return None if seed is None else derive_seed(seed, "step", step)
 
     def _optimizer_step(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
         """Update the weights; return the logs, and whether the update was made."""
-        logs, finite = self._accumulate(group)
+        logs, finite = self._gradients.compute(group)
         norm = self._clip_gradients()
         finite = finite and math.isfinite(norm)
         if finite:
@@ -325,44 +379,6 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
         if not finite:
             self._count_nonfinite()
         return logs, finite
-
-    def _accumulate(self, group: Sequence[BatchT]) -> tuple[list[Metrics], bool]:
-        """Accumulate the gradients of a group; return one log per batch, and if all were finite.
-
-        A batch that runs out of memory is split in two and the group is started again, because
-        gradients may have been accumulated in part. The accumulated gradient stays the same.
-        """
-        total = math.fsum(map(self.algorithm.weight, group)) or 1.0
-        pieces = list(enumerate(group))
-        while True:
-            self.optimizer.zero_grad()
-            done: list[_Piece] = []
-            try:
-                for index, batch in pieces:
-                    done.append(self._add_gradient(index, batch, total))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                index, batch = pieces[len(done)]
-                halves = self.algorithm.halves(batch)
-                if halves is None:
-                    raise OutOfMemoryError(
-                        "out of memory in an update, with a batch that cannot be split further. "
-                        "Use a smaller model or dtype, a LoRA adapter, or shorter conversations."
-                    ) from error
-            else:
-                return _logs_by_batch(done, len(group)), all(piece.finite for piece in done)
-            pieces[len(done) : len(done) + 1] = [(index, half) for half in halves]
-            release_memory()
-            logger.warning("out of memory in an update: retrying with half of the batch at a time")
-
-    def _add_gradient(self, index: int, batch: BatchT, total: float) -> _Piece:
-        weight = self.algorithm.weight(batch)
-        loss, logs = self.harness.step(batch)
-        check_loss(loss, source=f"{type(self.algorithm).__name__}.step")
-        finite = bool(torch.isfinite(loss.detach()))
-        (loss * (weight / total)).backward()  # type: ignore[no-untyped-call]
-        return _Piece(index, weight, finite, dict(logs or {}))
 
     def _clip_gradients(self) -> float:
         """Clip the norm of the gradients; return the norm before."""
@@ -406,15 +422,6 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             )
 
 
-class _Piece(NamedTuple):
-    """Result of the backward pass of a batch, or of a part of one."""
-
-    batch: int
-    weight: float
-    finite: bool
-    logs: Metrics
-
-
 @contextlib.contextmanager
 def _of_another(what: str, then: str | None, now: object) -> Iterator[None]:
     """Turn what a foreign state raises inside the block into an error that names both sides."""
@@ -437,29 +444,6 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
         raise ValueError(f"{value!r} is no number of steps")
     return value
-
-
-def _logs_by_batch(pieces: Sequence[_Piece], count: int) -> list[Metrics]:
-    """Return the logs of each batch; of a split batch, the weighted means over its parts."""
-    out: list[Metrics] = []
-    for index in range(count):
-        parts = [piece for piece in pieces if piece.batch == index]
-        if len(parts) == 1:
-            out.append(parts[0].logs)
-            continue
-        names = dict.fromkeys(name for part in parts for name in part.logs)
-        out.append({name: _weighted_mean(parts, name) for name in names})
-    return out
-
-
-def _weighted_mean(parts: Sequence[_Piece], name: str) -> float:
-    present = [
-        (part.weight, part.logs[name])
-        for part in parts
-        if not is_missing(part.logs.get(name, math.nan))
-    ]
-    total = math.fsum(weight for weight, _ in present)
-    return math.fsum(weight * value for weight, value in present) / total if total else math.nan
 
 
 def mean_metrics(logs: Sequence[dict[str, Any]]) -> Metrics:

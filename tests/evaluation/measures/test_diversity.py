@@ -72,7 +72,7 @@ def test_a_similarity_out_of_range_is_refused(similarity):
         greedy_clusters(["a"], similarity=similarity)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ten_thousand_texts_cluster_in_seconds():
     """As in a long run: many variants of some attacks, made of words as unequal as in language."""
     rng = random.Random(0)

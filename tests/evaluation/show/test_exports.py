@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas
 import pytest
 from jsonschema import Draft4Validator
 from jsonschema.exceptions import ValidationError
@@ -31,7 +32,8 @@ from astra_rl.evaluation.show.exports.preferences import (
 )
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
 from astra_rl.evaluation.show.exports.sarif import write_sarif
-from astra_rl.evaluation.show.exports.table import write_csv
+from astra_rl.evaluation.show.exports.table import data_frame, write_csv, write_parquet
+from astra_rl.infra.unicode import well_formed
 
 SCHEMA = Path(__file__).parents[2] / "data" / "sarif" / "sarif-2.1.0-rtm.5.json"
 SARIF = Draft4Validator(
@@ -65,6 +67,33 @@ def test_every_format_writes_attempts(name, attempts, tmp_path):
     assert path.stat().st_size > 50
 
 
+def test_parquet_has_the_rows_of_the_csv_with_types(attempts, tmp_path):
+    assert write_parquet(attempts, tmp_path / "a.parquet") == write_csv(
+        attempts, tmp_path / "a.csv"
+    )
+    frame = pandas.read_parquet(tmp_path / "a.parquet")
+    empty = {"category": "", "error": ""}  # in a CSV, an empty text and none are the same
+    as_csv = pandas.read_csv(tmp_path / "a.csv").fillna(empty)
+    frame = frame.fillna(empty)
+    assert list(frame.columns) == list(as_csv.columns)
+    for name in frame:
+        for ours, theirs in zip(frame[name], as_csv[name], strict=True):
+            assert (pandas.isna(ours) and pandas.isna(theirs)) or ours == theirs, name
+    pandas.testing.assert_frame_equal(
+        data_frame(attempts), frame.astype(data_frame(attempts).dtypes)
+    )
+    assert data_frame([]).empty
+
+
+def test_parquet_keeps_what_was_said_and_redacts_credentials(attempt, turn, tmp_path, monkeypatch):
+    monkeypatch.setenv("OWN_API_KEY", "s3cret-s3cret-s3cret")
+    said = "=1+1 \x1b[31m 's3cret-s3cret-s3cret'"
+    write_parquet([attempt(turn(said, "x" * 40_000, 0.9))], tmp_path / "a.parquet")
+    row = pandas.read_parquet(tmp_path / "a.parquet").iloc[0]
+    assert row["attack"] == said.replace("s3cret-s3cret-s3cret", "(redacted)")
+    assert len(row["response"]) == 40_000
+
+
 @pytest.mark.parametrize("name", EXPORTS)
 @pytest.mark.parametrize("text", HOSTILE, ids=IDS)
 def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn, tmp_path):
@@ -83,6 +112,10 @@ def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn
     ]
     path = tmp_path / "out"
     EXPORTS[name].write(hostile, path)
+    if name == "parquet":  # no text file: what was said stays as it was
+        said = pandas.read_parquet(path)["attack"].dropna()
+        assert set(said) == {well_formed(text)}
+        return
     data = path.read_bytes()
     data.decode("utf-8")
     assert b"\x00" not in data

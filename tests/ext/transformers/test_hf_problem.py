@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
+from tests.cases import cases
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_rl import (
@@ -583,8 +585,13 @@ def test_what_is_kept_of_a_conversation_changes_no_token_of_it(kind, monkeypatch
     assert with_memory < sum(read)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    cases(
+        product([1, 3, 7], KINDS),
+        by_default={(1, "llama-chat"), (3, "gpt2"), (3, "llama"), (7, "gpt2-chat")},
+    ),
+)
 def test_cutting_an_experience_into_batches_changes_no_token_of_it(kind, rows, monkeypatch):
     def play():
         problem = problem_of(kind)

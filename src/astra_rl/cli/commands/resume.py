@@ -11,7 +11,8 @@ from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.options import Force, ResultOptions, SettingOptions
 from astra_rl.cli.output import Printer
 from astra_rl.cli.target_test_output import test_and_print
-from astra_rl.cli.training_output import train_and_print
+from astra_rl.cli.training_output import follows_another_process, train_and_print
+from astra_rl.distributed.launch import check_one_process
 
 
 def resume(
@@ -20,17 +21,21 @@ def resume(
     force: Force = False,
 ) -> None:
     """Resume an interrupted run (bit-exact), a test that ended early, or a hardening."""
+    if follows_another_process():
+        return
     from astra_rl.config.loading import load_config
-    from astra_rl.config.resolve import resolve
     from astra_rl.runs.folder import open_run_folder
     from astra_rl.runs.hardening import HardeningFolder
+    from astra_rl.runs.processes import planned
 
     if HardeningFolder.is_one(run):
+        check_one_process("astra-rl harden")
         harden(run, options, ResultOptions())
         return
     folder = open_run_folder(run)
-    plan = resolve(load_config(folder.config, options.overrides()))
+    plan = planned(load_config(folder.config, options.overrides()), folder.path)
     if plan.record.is_trained:
         train_and_print(plan, folder.path, name=run.name, force=force)
-    else:
-        test_and_print(plan, folder.path, Printer(), force=force)
+        return
+    check_one_process("astra-rl test")
+    test_and_print(plan, folder.path, Printer(), force=force)

@@ -23,23 +23,30 @@ def test(
             ),
         ),
     ],
+    budget: BudgetOptions,
+    result: ResultOptions,
     prompts: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="File of prompts (csv, txt, jsonl, ...), or the name of a bundled scenario."
         ),
-    ],
+    ] = None,
     judge: Annotated[
-        str,
+        str | None,
         typer.Option(
             help=(
                 "What counts as a failure: a moderator's name, a YAML file with one, or the URL of "
-                "an endpoint whose model judges harm (with --judge-model)."
+                "an endpoint whose model judges harm (with --judge-model). Default: the judge of "
+                "the scenario."
             )
         ),
-    ],
-    budget: BudgetOptions,
-    result: ResultOptions,
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="Scenario in place of --prompts: a name of 'astra-rl info scenarios', or a file."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model at the URL of TARGET.")] = None,
     judge_model: Annotated[
         str | None, typer.Option(help="Model at the URL of --judge. Default: --model.")
@@ -80,8 +87,14 @@ def test(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Score from which a reply is a failure of the target.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help=(
+                "Score from which a reply is a failure of the target. Default: that of the "
+                "scenario if its judge is used, else 0.5."
+            )
+        ),
+    ] = None,
     trials: Trials = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of local models, and of the order under a budget.")
@@ -104,6 +117,7 @@ def test(
         target,
         prompts,
         judge,
+        scenario=scenario,
         model=model,
         judge_model=judge_model,
         attacker=attacker,

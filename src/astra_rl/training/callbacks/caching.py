@@ -16,6 +16,8 @@ class ClearCaches(TrainerCallback):
             ``moderator.forget`` of a `CachedModerator`.
     """
 
+    every_process = True
+
     def __init__(self, clear: Callable[[], None]) -> None:
         self.clear = clear
 

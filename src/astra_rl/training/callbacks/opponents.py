@@ -21,6 +21,8 @@ class DrawOpponent(TrainerCallback):
         seed: Seed of the training.
     """
 
+    every_process = True
+
     def __init__(self, draw: Callable[[int | None], object], seed: int) -> None:
         self.draw, self.seed = draw, seed
 

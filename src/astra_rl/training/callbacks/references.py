@@ -27,6 +27,8 @@ class SyncReference(TrainerCallback):
         ConfigurationError: A value is out of range.
     """
 
+    every_process = True
+
     def __init__(self, problem: Problem[Any, Any], *, every: int = 512, alpha: float = 0.6) -> None:
         if every < 1:
             raise ConfigurationError(f"ref_model_sync_steps={every}; it must be at least 1.")

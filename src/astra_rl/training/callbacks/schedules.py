@@ -98,6 +98,8 @@ class LearningRateSchedule(TrainerCallback):
             `cosine`, or a function of your own.
     """
 
+    every_process = True
+
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 

@@ -10,9 +10,11 @@ import os
 import random
 from dataclasses import replace
 from importlib import resources
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
+from tests.cases import cases
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn
 from tests.hostile import HOSTILE
 
@@ -233,11 +235,17 @@ def test_a_long_word_widens_no_view(browser, tmp_path):
     reading.close()
 
 
+FIELDS = ("sort", "phase", "kind", "beside", "nothing")
+NAMES = ("constructor", "__proto__")
+
+
 @pytest.mark.parametrize(
     "query",
-    [f"{field}={name}" for field in ("sort", "phase", "kind", "beside", "nothing")
-     for name in ("constructor", "__proto__")],
-)  # fmt: skip
+    cases(
+        [f"{field}={name}" for field in FIELDS for name in NAMES],
+        by_default=[f"{field}={name}" for field, name in zip(FIELDS, cycle(NAMES))],
+    ),
+)
 def test_names_from_the_address_are_no_properties_of_objects(reader, path, query):
     page = reader.open(path, f"conversations/{FAILING[0].id}?{query}")
     reader.settled()
@@ -271,8 +279,10 @@ def axe():
     return (resources.files(package) / "axe.min.js").read_text("utf-8")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    cases(product(["light", "dark"], [1280, 390]), by_default={("light", 1280), ("dark", 390)}),
+)
 def test_axe_finds_nothing(browser, axe, path, scheme, width):
     """axe-core: contrast, order of headings, names, roles and the rest of its rules."""
     reading = Reader(browser, color_scheme=scheme)

@@ -20,7 +20,7 @@ from astra_rl.evaluation.show.exports.preferences import write_preference_pairs,
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.evaluation.show.exports.regression import write_regression_suite
 from astra_rl.evaluation.show.exports.sarif import write_sarif
-from astra_rl.evaluation.show.exports.table import write_csv
+from astra_rl.evaluation.show.exports.table import write_csv, write_parquet
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ EXPORTS: Mapping[str, Export] = MappingProxyType(
             "attacks.jsonl", "attacks and scores, for warm_start and few_shot", write_attacks
         ),
         "csv": Export("attempts.csv", "all turns, for a spreadsheet", write_csv),
+        "parquet": Export("attempts.parquet", "all turns, for a data frame", write_parquet),
         "junit": Export("junit.xml", "test results for CI", write_junit, counts_planned=True),
         "sarif": Export("results.sarif", "findings for code scanning", write_sarif),
         "markdown": Export(

@@ -1,0 +1,90 @@
+"""Processes of one training, which run one function after the other.
+
+They are forked once from a server that has imported everything.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+PRELOADED = [
+    "tests.distributed.cases",
+    "astra_rl.cli.main",
+    "astra_rl.cli.display",
+    "astra_rl.runs.runner",
+    "astra_rl.runs.processes",
+]
+LONG = 120.0
+
+
+class Group:
+    """Processes that are connected like those that torchrun starts.
+
+    Args:
+        size: Number of processes.
+    """
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """Run a function in every process; return the results, an exception as its text."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments, options))
+        return [self._received(pipe) for pipe in self._pipes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _received(self, pipe: Any) -> Any:
+        assert pipe.poll(LONG), f"no result within {LONG} seconds"
+        found, failure = pipe.recv()
+        assert failure is None, failure
+        return found
+
+
+def _serve(pipe: Any, rank: int, size: int, port: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ.update(zip(names, map(str, (rank, rank, size, "127.0.0.1", port)), strict=True))
+    while True:
+        try:
+            function, arguments, options = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((function(*arguments, **options), None))
+        except Exception:
+            pipe.send((None, traceback.format_exc()))
+
+
+def agreed(results: Sequence[Any]) -> Any:
+    """Return the result of all processes, which is the same."""
+    for each in results[1:]:
+        assert each == results[0]
+    return results[0]

@@ -12,9 +12,7 @@ import huggingface_hub.constants
 import pytest
 
 from astra_rl.cli import activity, main
-from astra_rl.evaluation.show import charts
-
-placeholder = charts._placeholder
+from astra_rl.evaluation.show.charts import svg
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,9 @@ def astra_rl(*arguments: str, cwd: Path, draws: bool = False, offline: bool = Tr
         patch.setattr(activity, "SILENCE", 3600)
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         if not draws:
-            patch.setattr(charts, "_svg", lambda _, *, description, **__: placeholder(description))
+            patch.setattr(
+                svg, "draw_svg", lambda _, *, description, **__: svg.placeholder(description)
+            )
         try:
             main.run()
         except SystemExit as stop:

@@ -19,7 +19,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
-from astra_rl.evaluation.show.charts import learning, severity, thresholds
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (
     Evaluation,
@@ -56,8 +56,7 @@ def structure(page):
 def no_charts():
     """Drawing takes long, and what is written into charts is tested with them."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (learning, severity, thresholds):
-            patch.setattr(module, "draw_svg", lambda *_, **__: "<svg ></svg>")
+        patch.setattr(svg, "draw_svg", lambda *_, **__: "<svg ></svg>")
         yield
 
 

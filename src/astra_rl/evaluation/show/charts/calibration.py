@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.svg import (
     INK,
     SERIES,
-    draw_svg,
     matplotlib_module,
 )
 from astra_rl.evaluation.stats.classification import Bin, Point
@@ -64,7 +64,7 @@ def calibration_panels(
         )
 
     rows = sum(each.positives.trials for each in bins)
-    return draw_svg(
+    return svg.draw_svg(
         draw,
         height=2.75,
         description=f"ROC, precision-recall and calibration curves over {rows} labelled texts.",

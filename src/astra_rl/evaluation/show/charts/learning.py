@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.points import number_of, with_values
 from astra_rl.evaluation.show.charts.svg import (
     SERIES,
     WIDTH,
-    draw_svg,
     matplotlib_module,
     one_line,
     percent_axis,
@@ -96,7 +96,7 @@ def learning_curve(
 
     summary = ", ".join(panel.label for panel in shown)
     description = f"Learning curves by {x}: {summary}."
-    return draw_svg(draw, height=height, description=description, layout=None)
+    return svg.draw_svg(draw, height=height, description=description, layout=None)
 
 
 def learning_panels(
@@ -116,7 +116,7 @@ def learning_panels(
 
         values = [value for _, value in with_values(_series(history, x, panel.key))]
         description = f"{panel.label} by {x}: from {values[0]:.3g} to {values[-1]:.3g}."
-        return draw_svg(
+        return svg.draw_svg(
             draw, width=_PANEL_WIDTH, height=height, description=description, layout=None
         )
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.points import number_of, with_values
 from astra_rl.evaluation.show.charts.svg import (
     FAILURE,
     INK,
     PAGE_WIDTH,
     SERIES,
-    draw_svg,
 )
 
 MOST_LANES = 5
@@ -79,7 +79,7 @@ def severity_likelihood(
     description = (
         f"Score against likelihood of {len(known)} attacks, {failing} above the threshold."
     )
-    return draw_svg(draw, width=PAGE_WIDTH, height=3.0, description=description)
+    return svg.draw_svg(draw, width=PAGE_WIDTH, height=3.0, description=description)
 
 
 def _draw_points(

@@ -86,7 +86,7 @@ def draw_svg(
     try:
         matplotlib = require("matplotlib", extra="demo")
     except MissingDependencyError:
-        return _placeholder(description)
+        return placeholder(description)
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The browser's fonts show the text, so letters that matplotlib's font lacks do not matter.
@@ -102,7 +102,8 @@ def draw_svg(
 NOT_DRAWN = "This chart needs matplotlib, which is not installed: pip install matplotlib"
 
 
-def _placeholder(description: str) -> str:
+def placeholder(description: str) -> str:
+    """Return an element with a line of text in place of a chart that cannot be drawn."""
     label = html.escape(one_line(description))
     return (
         f'<svg role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg" '

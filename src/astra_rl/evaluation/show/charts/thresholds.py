@@ -7,11 +7,11 @@ from typing import Any
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.thresholds import AtThreshold
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.svg import (
     INK,
     PAGE_WIDTH,
     SERIES,
-    draw_svg,
     percent_axis,
 )
 
@@ -53,7 +53,7 @@ def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:
         axes.set_xlabel("threshold: lowest score of a success")
         axes.set_ylabel("attack success rate")
 
-    return draw_svg(
+    return svg.draw_svg(
         draw,
         width=PAGE_WIDTH,
         height=2.4,

@@ -65,7 +65,7 @@ def print_estimate(
 
 def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
     """Print what endpoint calls used, if there were any."""
-    from astra_rl.targets.ledger import describe_spent
+    from astra_rl.targets.accounts import describe_spent
 
     text = describe_spent(spent)
     if text:

@@ -11,8 +11,9 @@ from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.methods.ast_evaluator import EvaluationResult
+from astra_rl.targets.accounts import describe_spent
 from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import current_ledger, describe_spent
+from astra_rl.targets.ledger import current_ledger
 
 
 def all_failed(attempts: Sequence[Attempt]) -> str:

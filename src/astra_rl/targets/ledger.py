@@ -15,7 +15,6 @@ from typing import Any
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
 from astra_rl.targets.accounts import Account, Reserved, read_account, read_amount, sum_of
-from astra_rl.targets.accounts import describe_spent as describe_spent
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, TokenBound, Usage
 
 SAVE_EVERY = 0.02

@@ -86,13 +86,7 @@ class EvaluationJob:
         config: RunConfig,
         until: Until | None = None,
     ) -> None:
-        plays = attacks is None or BEST_OF.fullmatch(str(attacks)) or str(attacks) == FEW_SHOT
-        if attacker is not None and not plays:
-            raise ConfigurationError(
-                f"--attacker {attacker} and --attacks {attacks} given: these attacks are sent as "
-                "they are, without an attacker. Give one of the two, or --attacks best-of-N or "
-                "few-shot."
-            )
+        _check_is_played(attacker, attacks)
         self.folder, self.attacker = folder, attacker
         prompted = None if attacker is None else load_prompted_attacker(attacker)
         self.plan = _planned(config, prompted)
@@ -114,13 +108,7 @@ class EvaluationJob:
         elif baseline is not None and not untrained:
             self.given = given_attacks(baseline, self.openings) * trials
         if baseline is None and attacker is None and self.plan.attacker is None:
-            self.attacker = str(folder.checkpoints / "last")
-            if not Path(self.attacker).is_dir():
-                raise ConfigurationError(
-                    f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
-                    "its training did not end, or it is a test of prompts. Name an attacker with "
-                    "--attacker, or send the prompts as they are with --attacks direct."
-                )
+            self.attacker = _trained_attacker(folder)
         self.planned = len(self.openings) * trials if self.given is None else len(self.given)
         self.trials, self.until = trials, until
         if until is not None and max(Counter(key for _, key in self._seeds()).values()) > trials:
@@ -253,6 +241,37 @@ class EvaluationJob:
                 problem, self.openings, tree_depth=depth, examples=self.examples, shots=SHOTS
             )
         return usual
+
+
+def _check_is_played(attacker: str | None, attacks: str | Path | None) -> None:
+    """Raise if an attacker is named and the attacks do not need one.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    plays = attacks is None or BEST_OF.fullmatch(str(attacks)) or str(attacks) == FEW_SHOT
+    if attacker is not None and not plays:
+        raise ConfigurationError(
+            f"--attacker {attacker} and --attacks {attacks} given: these attacks are sent as "
+            "they are, without an attacker. Give one of the two, or --attacks best-of-N or "
+            "few-shot."
+        )
+
+
+def _trained_attacker(folder: RunFolder) -> str:
+    """Return the folder of the trained attacker of a run.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    attacker = folder.checkpoints / "last"
+    if not attacker.is_dir():
+        raise ConfigurationError(
+            f"{folder.path} has no attacker to evaluate: {attacker} is missing, so its training "
+            "did not end, or it is a test of prompts. Name an attacker with --attacker, or send "
+            "the prompts as they are with --attacks direct."
+        )
+    return str(attacker)
 
 
 def _planned(config: RunConfig, attacker: PromptedAttackerConfig | None) -> Plan:

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -139,7 +139,7 @@ class PromptedJudge(Moderator[str, str], ABC):
 
     def __post_init__(self) -> None:
         """Check the options, and load the local model, if it is one."""
-        self.check_options(**{each.name: getattr(self, each.name) for each in fields(self)})
+        self.check_options(**vars(self))
         self._completer: Completer = self.complete or LocalCompleter(
             self.model_id,
             max_new_tokens=self.max_new_tokens,

@@ -299,7 +299,7 @@ class _Session:
         )
         result = phase_run.play(
             experiment.evaluation_environment,
-            plan.openings.test,
+            experiment.held_out,
             plan.planned_conversations,
             needs=needs,
         )

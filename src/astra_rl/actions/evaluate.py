@@ -83,7 +83,8 @@ def evaluate_run(
             destination / "evaluations.json",
             [{"target": each.target, **each.summary.as_dict()} for each in found],
         )
-    check_any_known({each.target: each.attempts for each in found})
+    complete = [each for each in found if not each.summary.never_made]
+    check_any_known({each.target: each.attempts for each in complete})
     return found
 
 

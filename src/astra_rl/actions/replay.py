@@ -124,7 +124,8 @@ def replay_run(
             pairs.append((then, now))
         if within.spent is not None and not pairs:
             raise within.spent
-    check_any_known({plan.record.target: [now for _, now in pairs]})
+    if within.spent is None:
+        check_any_known({plan.record.target: [now for _, now in pairs]})
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
     changed = [each for pair in pairs for each in _changed_inputs(*pair)]
     return Replayed(

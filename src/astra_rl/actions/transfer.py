@@ -96,7 +96,8 @@ def transfer(
     matrix = TransferMatrix.of(summaries)
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())
-    check_any_known({name: each.attempts for name, each in found.items()})
+    complete = {name: each for name, each in found.items() if not each.summary.never_made}
+    check_any_known({name: each.attempts for name, each in complete.items()})
     return Transferred(matrix, ledger.as_dict())
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
+
+also = partial(pytest.param, marks=pytest.mark.exhaustive)
+"""A case that is exhaustive; its arguments are the values."""
 
 
 def cases(every: Iterable[Any], *, by_default: Collection[Any]) -> list[Any]:
@@ -18,9 +22,8 @@ def cases(every: Iterable[Any], *, by_default: Collection[Any]) -> list[Any]:
     found = list(every)
     assert all(case in found for case in by_default), "a case by default that there is not"
     return [
-        pytest.param(
-            *(case if isinstance(case, tuple) else (case,)),
-            marks=() if case in by_default else pytest.mark.exhaustive,
+        (pytest.param if case in by_default else also)(
+            *(case if isinstance(case, tuple) else (case,))
         )
         for case in found
     ]

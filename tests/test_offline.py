@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.cli.running import astra_rl
 from tests.tiny_models import save_tiny_models
 
 COMMANDS = [
@@ -72,9 +73,9 @@ def test_this_machine_itself_can_be_reached() -> None:
         pass
 
 
-@pytest.mark.slow
-def test_a_whole_run_on_local_models_asks_no_network_for_anything(tmp_path: Path) -> None:
-    """Offline by its own doing: no variable says so, and nothing is in any cache."""
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    """A folder with local models and a configuration."""
     save_tiny_models(tmp_path, attacker=0, target=1)
     config = {
         "attacker": {"model": "attacker", "max_new_tokens": 6, "lora": {"rank": 2}},
@@ -85,11 +86,25 @@ def test_a_whole_run_on_local_models_asks_no_network_for_anything(tmp_path: Path
         "dtype": "float32",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_local_models_asks_no_network_for_anything(configured: Path) -> None:
+    """Offline by its own doing: nothing says that there is no network."""
+    for command in COMMANDS:
+        done = astra_rl(*command, cwd=configured, offline=False)
+        assert done.returncode == 0, done.stderr
+    assert (configured / "run" / "report.html").is_file()
+
+
+@pytest.mark.exhaustive  # the start of Python takes longer than the run
+def test_nor_does_a_process_without_variables_and_without_any_cache(configured: Path) -> None:
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))
     }
-    environment["HF_HOME"] = str(tmp_path / "empty")
-    done = child(RUN_ALL, json.dumps(COMMANDS), cwd=tmp_path, env=environment)
+    environment["HF_HOME"] = str(configured / "empty")
+    done = child(RUN_ALL, json.dumps(COMMANDS), cwd=configured, env=environment)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report.html").is_file()
-    assert not (tmp_path / "empty" / "hub").exists()
+    assert (configured / "run" / "report.html").is_file()
+    assert not (configured / "empty" / "hub").exists()

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from tests.cases import cases
 
 from astra_rl import (
     ContrastiveBalance,
@@ -309,7 +310,7 @@ class Values(Moderator[str, str]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, by_default=[TrajectoryBalance]))
 def test_the_trained_attacker_says_each_word_in_proportion_to_its_reward(kind):
     """One word of six: R(word) = ref(word) * exp(score / 0.5), its sum is Z."""
     problem = ToyProblem(Values())

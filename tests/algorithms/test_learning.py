@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from tests.cases import also
 
 from astra_rl import DPO, PPOLagrangian, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
@@ -35,7 +36,6 @@ def play(name, options=None, *, depth=1, **settings):
     return learn(partial(kind, **options), letter_game(depth=depth, **values), **settings)
 
 
-also = partial(pytest.param, marks=pytest.mark.exhaustive)
 ONE_OF_EACH_FAMILY = (
     "contrastive_balance",
     "dpo",
@@ -61,7 +61,7 @@ def test_it_learns(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("grpo", "kto", "ppo") else also(name) for name in LEARNERS]
+    "name", [name if name in ("grpo", "kto") else also(name) for name in LEARNERS]
 )
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(name):
     settings = {"steps": 3, "gradient_accumulation_steps": 2}

@@ -2,9 +2,11 @@
 
 import math
 from functools import partial
+from itertools import cycle, product
 
 import pytest
 import torch
+from tests.cases import cases
 
 from astra_rl import Conversation, Graph, PolicyGradient, PolicyStep, Utterance
 from astra_rl.algorithms import ALGORITHMS
@@ -298,14 +300,20 @@ def test_a_batch_weighs_what_its_loss_is_a_mean_over(step_like):
         assert algorithm.weight(algorithm.collate_fn(steps)) == weight
 
 
+CHECKED_OPTIONS = {
+    "plain": {},
+    "kl_in_reward": {"kl_in_reward": 0.3},
+    "per_path_and_kl_in_loss": {"shared_nodes": "per_path", "kl_in_loss": 0.3},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"kl_in_reward": 0.3}, {"shared_nodes": "per_path", "kl_in_loss": 0.3}],
-    ids=["plain", "kl_in_reward", "per_path_and_kl_in_loss"],
+    ("options", "name"),
+    cases(product(CHECKED_OPTIONS, FAMILY), by_default=set(zip(cycle(CHECKED_OPTIONS), FAMILY))),
 )
 def test_neither_padding_nor_row_order_nor_micro_batches_change_anything(name, options):
+    options = CHECKED_OPTIONS[options]
     if name == "a2c":
         options = {key: value for key, value in options.items() if key != "kl_in_loss"}
     problem = problem_for(name)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.cases import also
 from tests.cli.running import astra_rl
 
 from astra_rl.errors import ModelError
@@ -17,7 +17,6 @@ from astra_rl.models.loading import load_model
 
 pytestmark = pytest.mark.slow
 
-also = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 HARM: dict[str, Callable[[bytes], bytes | None]] = {
     **{f"cut at {n} tenths": lambda data, n=n: data[: len(data) * n // 10] for n in range(10)},

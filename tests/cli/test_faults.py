@@ -139,18 +139,18 @@ def test_a_judge_that_stays_down_ends_the_run_with_its_name_and_the_run_goes_on_
     workplace: Path, tmp_path: Path, judge: Judge
 ) -> None:
     judge.fails = lambda call: call > 4
-    training = {"steps": 14, "max_unscored_steps": 3, "save_every": 0}
+    training = {"steps": 8, "max_unscored_steps": 3, "save_every": 0}
     done = run(workplace, tmp_path, **BY_FUNCTION, training=training)
     assert done.returncode == 2
     assert "no valid reward in 3 consecutive training steps" in done.stderr
     assert "Traceback" not in done.stderr
     steps = len(metrics_of(tmp_path))
-    assert 3 <= steps < 14
+    assert 3 <= steps < 8
     judge.fails = lambda call: False
     done = astra_rl("resume", str(tmp_path / "run"), cwd=workplace)
     assert done.returncode == 0, done.stderr
     rows = metrics_of(tmp_path)
-    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert [row["step"] for row in rows] == list(range(1, 9))
     assert all(row["rewards/missing"] == 0 for row in rows[steps:])
 
 

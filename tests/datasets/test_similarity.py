@@ -87,7 +87,7 @@ def test_equal_texts_are_near_duplicates_at_any_threshold() -> None:
     assert list(near_duplicates(["a b", "b a", "c"], threshold=1.0)) == [(0, 1)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_many_prompts_are_compared_without_comparing_all() -> None:
     """Comparing all pairs of 20,000 texts would take minutes."""
     generator = random.Random(0)

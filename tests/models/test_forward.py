@@ -253,6 +253,12 @@ UNSUPPORTED = {
 REASONS = {"Mamba": "its cache layers", "Mpt": "differ from", "HyperCLOVAX": "differ from"}
 
 
+@pytest.fixture(autouse=True)
+def nothing_checked(monkeypatch):
+    """Other tests have not checked any model."""
+    monkeypatch.setattr(self_check, "_of_kind", {})
+
+
 @pytest.fixture(scope="module")
 def family(sharpened):
     made = {}
@@ -489,6 +495,7 @@ def test_before_that_it_is_checked_as_if_it_were_short(llama_4, family, name, mo
     assert not caplog.records
 
     again = copy.deepcopy(model)
+    self_check._of_kind.clear()
     forgetting(monkeypatch, lambda model: attention_window(model))
     self_check.check_supported(again)
     assert boundaries(again) == before
@@ -520,16 +527,95 @@ def test_positions_from_which_a_model_rescales_are_crossed(sharpened, monkeypatc
     model = sharpened(transformers.Ministral3ForCausalLM(config).eval(), 0.25)
     assert rescaled_positions(config) == {32}
     self_check.check_supported(copy.deepcopy(model))
+    self_check._of_kind.clear()
     forgetting(monkeypatch, lambda model: 32)
     with pytest.raises(ModelError, match="across position 32, from which positions are rescaled"):
         self_check.check_supported(model)
 
 
-def test_a_model_is_checked_once(llama, monkeypatch):
+def test_a_model_and_its_copies_are_checked_once(llama, monkeypatch):
     fresh = copy.deepcopy(llama)
     forward_shared_prefix(fresh, [[3, 4]], [1])
     monkeypatch.setattr(self_check, "_segmented_and_reference_logits", pytest.fail)
     forward_shared_prefix(fresh, [[3, 4]], [1])
+    other = copy.deepcopy(fresh)
+    with torch.no_grad():
+        other.lm_head.weight.add_(1)
+    forward_shared_prefix(other, [[3, 4]], [1])
+
+
+def of_another_dtype(model):
+    return model.bfloat16()
+
+
+def with_a_hook(model):
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+def with_a_method_of_its_own(model):
+    model.model.layers[0].forward = model.model.layers[0].forward
+    return model
+
+
+def with_other_settings(model):
+    model.config.rms_norm_eps *= 2
+    return model
+
+
+def with_an_adapter(model):
+    return make_trainable(model, lora=LoraOptions(rank=2)).eval()
+
+
+def without_a_layer(model):
+    del model.model.layers[-1]
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_another_dtype,
+        with_a_hook,
+        with_a_method_of_its_own,
+        with_other_settings,
+        with_an_adapter,
+        without_a_layer,
+    ],
+)
+def test_a_copy_that_may_compute_otherwise_is_checked_again(llama, monkeypatch, change):
+    self_check.check_supported(copy.deepcopy(llama))
+    changed = change(copy.deepcopy(llama))
+    seen = []
+    real = self_check._segmented_and_reference_logits
+    monkeypatch.setattr(
+        self_check,
+        "_segmented_and_reference_logits",
+        lambda model: seen.append(model) or real(model),
+    )
+    self_check.check_supported(changed)
+    assert seen == [changed]
+
+
+def test_what_one_of_a_kind_has_left_to_check_the_others_have_too(family, monkeypatch):
+    monkeypatch.setitem(self_check.MAX_OPERATIONS, "cpu", 0)
+    first, second = (copy.deepcopy(family("Mistral")) for _ in range(2))
+    generate(first, [[3, 4, 5]], GREEDY, [0], stop_ids=frozenset())
+    with monkeypatch.context() as patch:
+        forgetting(patch, lambda model: 16)
+        with pytest.raises(ModelError, match="across its attention window of 16 tokens differ"):
+            generate(second, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
+    generate(second, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
+    monkeypatch.setattr(self_check, "_check_boundary", pytest.fail)
+    generate(first, [list(range(3, 20))], GREEDY, [0], stop_ids=frozenset())
+
+
+def test_weights_that_are_not_finite_say_nothing_of_their_kind(llama, monkeypatch):
+    broken = copy.deepcopy(llama)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    self_check.check_supported(broken)
+    assert self_check._of_kind == {}
 
 
 def test_the_cache_holds_what_each_row_has_read(llama):

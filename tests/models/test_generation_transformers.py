@@ -1,9 +1,11 @@
 import copy
 from collections import Counter
+from itertools import cycle, product
 
 import pytest
 import torch
 from scipy.stats import chi2_contingency
+from tests.cases import cases
 from transformers import GenerationConfig
 
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -96,8 +98,14 @@ OWN_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("own", OWN_SETTINGS, ids=lambda own: next(iter(own)))
-@pytest.mark.parametrize("temperature", [1.0, 0.0], ids=["sampled", "greedy"])
+@pytest.mark.parametrize(
+    ("temperature", "own"),
+    cases(
+        product([1.0, 0.0], range(len(OWN_SETTINGS))),
+        by_default=set(zip(cycle([1.0, 0.0]), range(len(OWN_SETTINGS)))),
+    ),
+    ids=[f"{how}-{next(iter(own))}" for how, own in product(["sampled", "greedy"], OWN_SETTINGS)],
+)
 def test_settings_of_the_model_do_not_change_what_is_sampled(model, own, temperature):
     sampling = Sampling(max_new_tokens=6, temperature=temperature)
 
@@ -105,7 +113,7 @@ def test_settings_of_the_model_do_not_change_what_is_sampled(model, own, tempera
         return generate_with_transformers(model, PROMPTS, sampling, range(3), stop_ids=STOP)
 
     expected = samples()
-    settings = GenerationConfig(**own)
+    settings = GenerationConfig(**OWN_SETTINGS[own])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "generation_config", settings)
         found = samples()

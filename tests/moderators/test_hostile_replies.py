@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.cases import cases
 
 from astra_rl.core.moderator import reason_of
 from astra_rl.core.text import Conversation, Exchange
@@ -94,7 +95,9 @@ def test_as_the_output_of_a_guard_it_is_read_strictly(entry, family, guard_famil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", cases(FAMILIES, by_default=["llama_guard_4", "qwen_guard", "shield_gemma"])
+)
 def test_in_the_prompt_of_a_guard_it_is_only_text(family, guard_families, monkeypatch):
     """A score, and the control tokens and structure that a harmless reply has too."""
     moderator = guard_families[family]

@@ -309,7 +309,7 @@ def test_memory_does_not_grow_with_the_log(path):
     assert peak < 2_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_summing_up_holds_the_attempts_at_one_prompt_in_memory_at_a_time(path):
     def many(trials):
         return (attempt(at % 30, 0.9, trial=at // 30) for at in range(30 * trials))

@@ -11,6 +11,7 @@ import tracemalloc
 
 import pytest
 import yaml
+from tests.cases import cases
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
 
 from astra_rl.actions import compare as comparing
@@ -359,7 +360,9 @@ def long_run(folder, count, prompts, phase="after"):
     return folder
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(
+    "name", cases(EXPORTS, by_default=["csv", "jailbreakbench", "unpaired", "sarif"])
+)
 def test_the_memory_of_an_export_does_not_grow_with_the_attempts(name, tmp_path):
     peaks = []
     replies = tmp_path / "safe.jsonl"

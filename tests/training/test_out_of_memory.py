@@ -2,18 +2,16 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import pytest
 import torch
+from tests.cases import also
 
 from astra_rl import Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.errors import OutOfMemoryError
 from astra_rl.ext.transformers import HFValueProblem
 from astra_rl.testing import letter_game
-
-also = partial(pytest.param, marks=pytest.mark.exhaustive)
 
 OPTIONS = {
     "ppo_lagrangian": {"constraints": {"harm_response": {"at_least": 0.9}}},

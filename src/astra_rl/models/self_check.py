@@ -6,7 +6,8 @@ family that `astra_rl.models.segments` does not handle, all probabilities would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,10 +44,15 @@ _SUPPORTED_LAYERS = {
 _unchecked: WeakKeyDictionary[nn.Module, list[Boundary]] = WeakKeyDictionary()
 """Boundaries of each supported model that are checked when a text first exceeds them."""
 
+_of_kind: dict[Hashable, list[Boundary]] = {}
+"""The same by what decides how a model computes, so that a copy of a model is not checked again."""
+
 
 @torch.no_grad()
 def check_supported(model: PreTrainedModel) -> None:
-    """Check once per model that segmented computation reproduces the model's own logits.
+    """Check once per kind of model that segmented computation reproduces the model's own logits.
+
+    Models are of one kind if they differ in their weights only.
 
     Sampling is also compared with one forward pass across every length at which the attention or
     the positions of the model change (`positions.boundaries` and `positions.rescaled_positions`).
@@ -60,6 +66,10 @@ def check_supported(model: PreTrainedModel) -> None:
     """
     inner = unwrap_peft(model)
     if inner in _unchecked or model.training:
+        return
+    kind = _kind(inner)
+    if kind is not None and kind in _of_kind:
+        _unchecked[inner] = _of_kind[kind]  # what one of them has checked, all have
         return
     name = type(inner).__name__
     kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
@@ -98,6 +108,27 @@ def check_supported(model: PreTrainedModel) -> None:
     for boundary in affordable:
         _check_boundary(model, boundary)
     _unchecked[inner] = [each for each in found if each not in affordable]
+    if kind is not None:
+        _of_kind[kind] = _unchecked[inner]
+
+
+def _kind(model: PreTrainedModel) -> Hashable:
+    """Return what decides how a model computes, apart from its weights.
+
+    None for one with hooks or methods of its own, which may compute anything.
+    """
+    modules = list(model.modules())
+    for each in modules:
+        if each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each):
+            return None
+    settings = {**model.config.to_dict(), "_name_or_path": None}
+    return (
+        tuple(map(type, modules)),
+        json.dumps(settings, sort_keys=True, default=str),
+        model.config._attn_implementation,
+        model.dtype,
+        model.device.type,
+    )
 
 
 @torch.no_grad()
@@ -135,7 +166,7 @@ def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     config = model.config.get_text_config()
     weights = sum(each.numel() for each in unwrap_peft(model).parameters())
     # Per token, with one key and one value of each earlier token.
-    attention = 2 * boundary.size * config.hidden_size * config.num_hidden_layers
+    attention = 2 * boundary.size * int(config.hidden_size) * int(config.num_hidden_layers)
     operations = 2 * 2 * boundary.size * (int(weights) + attention)  # two passes; product and sum
     return operations <= limit
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import pandas
 import pytest
 from jsonschema import Draft4Validator
 from jsonschema.exceptions import ValidationError
+from tests.cases import cases
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
@@ -94,8 +96,19 @@ def test_parquet_keeps_what_was_said_and_redacts_credentials(attempt, turn, tmp_
     assert len(row["response"]) == 40_000
 
 
-@pytest.mark.parametrize("name", EXPORTS)
-@pytest.mark.parametrize("text", HOSTILE, ids=IDS)
+@pytest.mark.parametrize(
+    ("text", "name"),
+    cases(
+        product(HOSTILE, EXPORTS),
+        by_default={
+            (text, name)
+            for row, text in enumerate(HOSTILE)
+            for column, name in enumerate(EXPORTS)
+            if (row + column) % 3 == 0
+        },
+    ),
+    ids=[f"{text}-{name}" for text, name in product(IDS, EXPORTS)],
+)
 def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn, tmp_path):
     context = Conversation(text, system=text)
     hostile = [

@@ -9,7 +9,7 @@ AUDIT := $(VENV)-audit/bin/pip-audit
 # With bytecode: without it every process that a test starts would compile the library again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-all quick browser lint bounds bench docs dist setup lock audit clean
+.PHONY: demo test test-all quick browser lint bounds vllm bench docs dist setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -46,6 +46,11 @@ lint: $(READY)
 # environment's site-packages.
 bounds:
 	$(PYTHON) scripts/bounds $(BOUNDS)
+
+# With the real vLLM, in an environment of its own (4 GB); needs uv. VLLM="--python FILE" takes an
+# environment that has it.
+vllm:
+	$(PYTHON) scripts/vllm $(VLLM)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
@@ -94,4 +99,4 @@ $(AUDIT): requirements/audit.txt
 	@touch $(AUDIT)
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit .venv-bounds .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit .venv-bounds .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis

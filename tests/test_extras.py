@@ -14,8 +14,8 @@ from astra_rl.datasets import load_rows
 from astra_rl.errors import MissingDependencyError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
+from astra_rl.ext.vllm import VLLMSampler
 from astra_rl.infra.jsonio import json_line
-from astra_rl.models.generation_vllm import VLLMSampler
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.report import write_run_page
@@ -75,7 +75,7 @@ def test_a_package_that_a_run_needs_is_missed_before_a_model_is_loaded(
         ("datasets", "data", lambda folder: load_rows("hub:owner/name")),
         ("tensorboard", "tensorboard", lambda folder: TensorBoardTracker(folder)),
         ("wandb", "wandb", lambda folder: WandbTracker()),
-        ("vllm", "vllm", lambda folder: VLLMSampler(str(folder))),
+        ("vllm", "vllm", lambda folder: VLLMSampler()),
     ],
 )
 def test_what_needs_a_package_names_its_extra(

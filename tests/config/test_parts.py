@@ -9,12 +9,13 @@ import yaml
 
 from astra_rl.config.construct import bind_section, build_reward_part
 from astra_rl.config.loading import parse_config
-from astra_rl.config.parts import Loading, PartResolver
+from astra_rl.config.parts import PartResolver
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import EnvironmentConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS, PrunedTreeEnvironment
+from astra_rl.models.settings import Loading
 from astra_rl.rewards import (
     REWARDS,
     Constrained,

@@ -95,6 +95,11 @@ def check(config: RunConfig) -> Plan:
             "target.opponents: given, but a hardening attacks its own targets. Leave it out, and "
             "set harden.opponents: uniform or equilibrium to attack earlier ones."
         )
+    if config.rollout.target != "own":
+        raise ConfigurationError(
+            "rollout.target: an engine does not get the target's weights while they are trained. "
+            "Use rollout.target: own."
+        )
     if not config.has_local_attacker:
         raise ConfigurationError("attacker: missing; a target is hardened against an attacker.")
     plan = resolve(config)

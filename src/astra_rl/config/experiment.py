@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from astra_rl.config.engines import attacker_sampler
+from astra_rl.config.parts import DeferredTarget
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import check_training
 from astra_rl.core.algorithm import Algorithm
@@ -96,11 +98,14 @@ def build_problem(
     """
     speaker, local = plan.trained, plan.models.target
     plan.load_deferred()
-    target: Any = plan.target if local is None else local.model
+    target: Any = plan.target if plan.target is not None or local is None else local.model
+    if isinstance(target, DeferredTarget):
+        target = target.load()
     options: dict[str, Any] = {
         **asdict(plan.models.loading),
         "reward": plan.reward,
         "sampler": _SAMPLERS[plan.models.sampler],
+        "attacker_sampler": attacker_sampler(plan.models.rollout.attacker, speaker.model),
         "attacker_sampling": speaker.sampling(),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,

@@ -8,10 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.config.construct import Bound, bind_section
+from astra_rl.config.engines import served_target
 from astra_rl.config.loading import load_target, validated
+from astra_rl.config.rollout import EngineConfig
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.models.settings import Loading
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.composition import InverseModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -152,38 +155,27 @@ class DeferredModerator(Moderator[str, str]):
         return found + [each for part in self._parts for each in part.endpoints(owner)]
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How the local models of a run are loaded; see `astra_rl.models.loading.load_model`.
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:N or mps.
-        dtype: auto, float32, bfloat16 or float16.
-        trust_remote_code: Whether code from model repositories is run.
-    """
-
-    device: str = "auto"
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Loading:
-        """Return how a configuration has its models loaded."""
-        return cls(config.device, config.dtype, config.trust_remote_code)
-
-
 class DeferredTarget(Target):
     """A local model as a target, loaded by `load` or when it is first used.
 
     Args:
         section: The model and its sampling parameters.
         loading: How it is loaded.
+        engine: What samples its replies.
     """
 
-    def __init__(self, section: LocalModelConfig, loading: Loading) -> None:
+    def __init__(
+        self, section: LocalModelConfig, loading: Loading, engine: EngineConfig = "own"
+    ) -> None:
         self.name = section.model
         self._section = section
         self._loading = loading
+        self._engine = engine
+
+    @property
+    def most_output_tokens(self) -> int | None:
+        """Most tokens of a reply."""
+        return self._section.max_new_tokens
 
     def load(self) -> Target:
         """Load the model; later calls return the same target.
@@ -195,6 +187,8 @@ class DeferredTarget(Target):
 
     @cached_property
     def _loaded(self) -> Target:
+        if self._engine != "own":
+            return served_target(self._section, self._engine, self._loading)
         # Here, because a configuration is checked without the libraries of models.
         from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 
@@ -301,7 +295,10 @@ def queried_target(config: RunConfig) -> Target | None:
     """
     if isinstance(config.target, TargetConfig):
         return remote_target(config.target)
-    return None if config.has_local_attacker else DeferredTarget(config.target, Loading.of(config))
+    engine = config.rollout.target
+    if config.has_local_attacker and engine == "own":
+        return None
+    return DeferredTarget(config.target, config.loading, engine)
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:

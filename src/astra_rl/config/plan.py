@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from astra_rl.config.construct import Bound
-from astra_rl.config.parts import DeferredModerator, DeferredTarget, EndpointUse, Loading
+from astra_rl.config.parts import DeferredModerator, DeferredTarget, EndpointUse
 from astra_rl.config.prompts import Openings
+from astra_rl.config.rollout import RolloutConfig
 from astra_rl.config.schema import (
     AttackerConfig,
     EvaluationConfig,
@@ -24,6 +25,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.ast_environment import SiblingSets
 from astra_rl.methods.curriculum import Curriculum
+from astra_rl.models.settings import Loading
 from astra_rl.rewards import RewardPart
 from astra_rl.rewards.base import walk
 from astra_rl.targets.base import Target
@@ -81,7 +83,8 @@ class LocalModels:
         target: The target; None if it is remote.
         baseline: The frozen reference; None uses the model of the attacker.
         loading: Device and dtype.
-        sampler: Name of the sampling engine.
+        sampler: Name of the sampler of this process.
+        rollout: Engines that sample attacks and responses instead.
     """
 
     attacker: AttackerConfig | None
@@ -89,6 +92,7 @@ class LocalModels:
     baseline: str | None
     loading: Loading
     sampler: str
+    rollout: RolloutConfig
 
     @classmethod
     def of(cls, config: RunConfig) -> LocalModels:
@@ -97,8 +101,9 @@ class LocalModels:
             config.attacker if isinstance(config.attacker, AttackerConfig) else None,
             config.target if isinstance(config.target, LocalTargetConfig) else None,
             config.baseline,
-            Loading.of(config),
+            config.loading,
             config.sampler,
+            config.rollout,
         )
 
 

@@ -12,7 +12,6 @@ from astra_rl.config.construct import Bound, bind_section, build_reward_part
 from astra_rl.config.parts import (
     DeferredModerator,
     EndpointUse,
-    Loading,
     PartResolver,
     endpoints_of_target,
     queried_target,
@@ -65,7 +64,7 @@ def resolve(
             cannot be read, or parts that do not fit together; the message has the place.
     """
     openings = read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker)
-    parts = PartResolver(Loading.of(config))
+    parts = PartResolver(config.loading)
     trained, judge = _moderators(config, moderator, expected=openings.moderators)
     target = queried_target(config) if target is None else target
     if attacker is None and isinstance(config.attacker, PromptedAttackerConfig):

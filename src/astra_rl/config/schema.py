@@ -24,6 +24,7 @@ from astra_rl.config.model_sections import (
     TargetConfig,
     kind_of_target,
 )
+from astra_rl.config.rollout import RolloutConfig
 from astra_rl.config.run_sections import (
     SAFE_REPLIES,
     AlgorithmConfig,
@@ -38,6 +39,7 @@ from astra_rl.config.training_section import MOST_STEPS, TrainingConfig
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_settings
+from astra_rl.models.settings import Loading
 from astra_rl.targets.budget import Budget
 from astra_rl.training.trackers import ReportTo
 
@@ -122,6 +124,11 @@ class RunConfig(Section):
         "own",
         description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
     )
+    rollout: RolloutConfig = Field(
+        RolloutConfig(),
+        description="Inference engines that sample attacks and responses instead; see "
+        "docs/scaling.md.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of local models; see docs/performance.md."
@@ -139,6 +146,11 @@ class RunConfig(Section):
     def has_local_attacker(self) -> bool:
         """Whether the attacker is a local model; without one a run only evaluates the target."""
         return isinstance(self.attacker, AttackerConfig)
+
+    @property
+    def loading(self) -> Loading:
+        """How local models are loaded."""
+        return Loading(self.device, self.dtype, self.trust_remote_code)
 
     @field_validator("device")
     @classmethod
@@ -165,6 +177,32 @@ class RunConfig(Section):
             raise ValueError(
                 f"baseline: {self.baseline} given, for an attacker without probabilities "
                 f"({attacker.name}); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> RunConfig:
+        attacker, target = self.rollout.attacker != "own", self.rollout.target != "own"
+        if (attacker or target) and self.sampler != "own":
+            raise ValueError(f"rollout needs sampler: own; it is {self.sampler}. Leave one out")
+        local = self.attacker if isinstance(self.attacker, AttackerConfig) else None
+        if attacker and local is None:
+            raise ValueError("rollout.attacker needs a local attacker (attacker.model)")
+        if attacker and self.training.steps and local and local.lora is None:
+            raise ValueError(
+                "rollout.attacker: an engine does not get base weights while they are trained. "
+                "Train an adapter (attacker.lora), or use rollout.attacker: own"
+            )
+        if target and not isinstance(self.target, LocalTargetConfig):
+            raise ValueError(
+                "rollout.target needs a model (target.model); a target with a type is called at "
+                "its own URL"
+            )
+        if target and isinstance(self.target, LocalTargetConfig) and self.target.opponents:
+            raise ValueError("rollout.target runs one model; leave out target.opponents")
+        if target and self.environment.type == "self_play":
+            raise ValueError(
+                "rollout.target: self_play trains one model in both roles. Use rollout.attacker"
             )
         return self
 

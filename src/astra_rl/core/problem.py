@@ -50,6 +50,12 @@ class Problem(ABC, Generic[StateT, ActionT]):
         """
         return contextlib.nullcontext()
 
+    def rollouts_over(self) -> None:
+        """Called when the episodes of an experience have been played, before they are scored.
+
+        Engines that only sample may free their memory. The default does nothing.
+        """
+
     def attacking_at(self, temperature: float) -> contextlib.AbstractContextManager[None]:
         """Open a block in which attacks are sampled at another temperature than 1.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -232,6 +234,45 @@ def load_tokenizer(
         return tokenizer
 
 
+class ModelSettings(NamedTuple):
+    """What is known of a model without its weights.
+
+    Attributes:
+        source: Hub id or folder.
+        config: Its ``PretrainedConfig``.
+        generation: Its ``GenerationConfig``; None if it has none.
+    """
+
+    source: str
+    config: Any
+    generation: Any
+
+
+def load_settings(reference: str | Path, *, trust_remote_code: bool = False) -> ModelSettings:
+    """Load the configuration of a complete model, and no weights; see `load_model`.
+
+    Raises:
+        ModelError: It cannot be loaded, or the model is an adapter.
+        ConfigurationError: The bundled model is unknown.
+    """
+    source = resolve_reference(reference)
+    with model_errors(f"the configuration of {str(reference)!r}"):
+        if base_of_adapter(source) is not None:
+            raise ModelError(
+                f"{reference} is an adapter; an engine needs a complete model here. Merge "
+                "it (peft: merge_and_unload()), save the result, and give that folder."
+            )
+        local = reads_locally(source)
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=trust_remote_code, local_files_only=local
+        )
+        try:
+            generation = GenerationConfig.from_pretrained(source, local_files_only=local)
+        except OSError:  # many base models have none
+            generation = None
+        return ModelSettings(source, config, generation)
+
+
 def _has_tokenizer(source: str) -> bool:
     return not Path(source).is_dir() or any(Path(source).glob("*token*"))
 
@@ -246,9 +287,11 @@ def _warn_remote_code(reference: str | Path) -> None:
 
 __all__ = [
     "LoraOptions",
+    "ModelSettings",
     "check_weights",
     "load_classifier",
     "load_model",
+    "load_settings",
     "load_tokenizer",
     "make_trainable",
 ]

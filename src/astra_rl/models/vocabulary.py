@@ -58,12 +58,26 @@ def model_end_ids(model: Any) -> frozenset[int]:
     Raises:
         ModelError: They are no integers.
     """
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    size = model.get_input_embeddings().weight.shape[0]
+    return end_ids(getattr(model, "generation_config", None), size, model.name_or_path)
+
+
+def end_ids(generation: Any, size: int, name: str) -> frozenset[int]:
+    """Return the tokens that end a text by a generation configuration; see `model_end_ids`.
+
+    Args:
+        generation: The ``GenerationConfig``; None if the model has none.
+        size: Number of embeddings.
+        name: Name of the model, for the message.
+
+    Raises:
+        ModelError: They are no integers.
+    """
+    ends = getattr(generation, "eos_token_id", None)
     listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
     if not all(type(each) is int for each in listed):
         raise ModelError(
-            f"eos_token_id in the generation_config.json of {model.name_or_path or 'a model'} is "
+            f"eos_token_id in the generation_config.json of {name or 'a model'} is "
             f"{ends!a}; it must be a token id or a list of token ids. Set it to those of the model."
         )
-    size = model.get_input_embeddings().weight.shape[0]
     return frozenset(each for each in listed if 0 <= each < size)

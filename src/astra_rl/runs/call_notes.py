@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from astra_rl.errors import EndpointError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.targets.accounts import describe_spent
@@ -70,7 +71,7 @@ def notes_on_calls(target: object) -> Iterator[str]:
         target: The target; one that is no `Target` is a local model.
     """
     ledger = current_ledger()
-    if isinstance(target, Target):
+    if _is_black_box(target):
         yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
     spent = describe_spent(ledger.as_dict())
     if spent:
@@ -79,9 +80,16 @@ def notes_on_calls(target: object) -> Iterator[str]:
         yield f"A session of this run was ended early: {ended}."
 
 
+def _is_black_box(target: object) -> TypeGuard[Target]:
+    return isinstance(target, Target) and not isinstance(target, ServedTarget)
+
+
 def described_target(target: object) -> dict[str, Any]:
-    """Return the entry of a remote target in the manifest; empty for a local model."""
-    if not isinstance(target, Target):
+    """Return the entry of a remote target in the manifest; empty for a local model.
+
+    One in an inference engine is local in this sense: its probabilities are known.
+    """
+    if not _is_black_box(target):
         return {}
     identity = target.identity
     return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

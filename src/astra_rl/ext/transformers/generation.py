@@ -33,17 +33,30 @@ def check_model(role: str, model: PreTrainedModel, sampling: Sampling) -> None:
         ConfigurationError: New tokens alone fill the context window.
         ModelError: The architecture is not supported, see `check_supported`.
     """
-    window = context_window(model.config)
+    check_window(role, context_window(model.config), sampling)
+    check_supported(model)
+
+
+def check_window(role: str, window: int | None, sampling: Sampling) -> None:
+    """Check that a context window has space for a prompt.
+
+    Args:
+        role: What the model is, for the message.
+        window: Context window, in tokens; None if there is no limit.
+        sampling: Sampling parameters of the model's turns.
+
+    Raises:
+        ConfigurationError: New tokens alone fill the context window.
+    """
     if window is not None and sampling.max_new_tokens >= window:
         raise ConfigurationError(
             f"max_new_tokens={sampling.max_new_tokens} leaves no space for a prompt in the "
             f"{role}'s context window of {window} tokens; choose less than {window}."
         )
-    check_supported(model)
 
 
 def generate_turns(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     renderer: ConversationRenderer,
     contexts: Sequence[str],
     sampling: Sampling,
@@ -53,7 +66,7 @@ def generate_turns(
     """Sample the next turn of one side in each conversation.
 
     Args:
-        model: The side's model.
+        model: The side's model; None for a sampler that has the model itself.
         renderer: Renders conversations for this side.
         contexts: One conversation (or plain opening text) per row.
         sampling: Sampling parameters.
@@ -73,7 +86,7 @@ def generate_turns(
     rows = [row for row, prompt in enumerate(prompts) if prompt.ids]
     is_target = renderer.side == "target"
     samples = sampler(
-        model,
+        model,  # type: ignore[arg-type]
         [prompts[row].ids for row in rows],
         sampling,
         [seeds[row] for row in rows],
@@ -121,6 +134,11 @@ def score_continuations(
     """
     prompts, continuations = ensure_nonempty_prompts(prompts, continuations)
     logprobs = continuation_logprobs(model, prompts, continuations)
+    return with_padding_marked(logprobs, continuations)
+
+
+def with_padding_marked(logprobs: Tensor, continuations: Sequence[Sequence[int]]) -> Tensor:
+    """Return log-probabilities of continuations, (B, T), in which zero marks padding only."""
     lengths = torch.tensor([len(ids) for ids in continuations], device=logprobs.device)
     real = torch.arange(logprobs.shape[1], device=logprobs.device) < lengths[:, None]
     # A token of probability one gets the largest negative number, because zero marks padding.

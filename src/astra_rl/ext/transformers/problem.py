@@ -34,8 +34,10 @@ from astra_rl.ext.transformers.model_pool import (
 from astra_rl.ext.transformers.opponents import LoadedTarget, Opponent, draw
 from astra_rl.ext.transformers.reference import MovingReference
 from astra_rl.ext.transformers.score_cache import ScoreCache
+from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import (
     BlackBoxTarget,
+    EngineTarget,
     LocalTarget,
     TargetAdapter,
     embed_texts,
@@ -44,6 +46,7 @@ from astra_rl.infra.checkpointing import replace_folder
 from astra_rl.methods.ast_problem import ASTProblem
 from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.models.trainable import LoraOptions
@@ -65,9 +68,9 @@ class HFASTProblem(ASTProblem):
     Args:
         attacker_model_id: The policy that is trained. A PEFT adapter is merged into the weights of
             its base model first; `lora` then adds a new adapter.
-        target_model_id: The model under test: a model to load, or a black-box
-            `astra_rl.targets.Target`. For a black-box target, the baseline's log-probabilities of
-            attacks replace the target's.
+        target_model_id: The model under test: a model to load, a `ServedTarget` in an inference
+            engine, or a black-box `astra_rl.targets.Target`. For a black-box target, the
+            baseline's log-probabilities of attacks replace the target's.
         baseline_model_id: The frozen reference model, usually the attacker's initial weights.
         moderator: Scores the harm of responses.
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
@@ -92,6 +95,8 @@ class HFASTProblem(ASTProblem):
         sampler: Sampling backend of attacks and responses. The default is the fastest on one
             machine; `astra_rl.models.generation_transformers.generate_with_transformers` is a
             reference.
+        attacker_sampler: Sampling backend of the attacker, for instance an inference engine; None
+            is `sampler`.
 
     Attributes:
         attacker: The trained model; see `save`.
@@ -131,9 +136,11 @@ class HFASTProblem(ASTProblem):
         trainable_layers: int | None = None,
         trust_remote_code: bool = False,
         sampler: Sampler = generate,
+        attacker_sampler: Sampler | None = None,
     ) -> None:
         super().__init__(moderator, reward)
         self.sampler = sampler
+        self.attacker_sampler = sampler if attacker_sampler is None else attacker_sampler
         self.attacker_extraction = attacker_extraction
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
@@ -192,7 +199,11 @@ class HFASTProblem(ASTProblem):
         self.target_adapter: TargetAdapter
         if isinstance(target_model_id, Target):
             self.target = target_model_id
-            self.target_adapter = BlackBoxTarget(target_model_id, self.get_baseline_logprobs)
+            self.target_adapter = (
+                target_model_id.adapter
+                if isinstance(target_model_id, ServedTarget)
+                else BlackBoxTarget(target_model_id, self.get_baseline_logprobs)
+            )
             return
         assert target is not None
         names = [None, *(each.name for each in opponents)]
@@ -271,6 +282,13 @@ class HFASTProblem(ASTProblem):
         finally:
             self._prefix_caches = {}
 
+    def rollouts_over(self) -> None:
+        """Let inference engines free their memory until the next rollout."""
+        if isinstance(self.attacker_sampler, EngineSampler):
+            self.attacker_sampler.sleep()
+        if isinstance(self.target_adapter, EngineTarget):
+            self.target_adapter.engine.sleep()
+
     def rollout_prompt_with_attacker(self, contexts: Sequence[str]) -> Sequence[Utterance]:
         """Sample one attack per context."""
         return self._extracted(
@@ -279,7 +297,7 @@ class HFASTProblem(ASTProblem):
                 self.attacker_renderer,
                 contexts,
                 self.attacker_sampling,
-                self.sampler,
+                self.attacker_sampler,
                 self._prefix_caches.get("attacker"),
             )
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,13 +13,16 @@ from astra_rl.core.contracts import check_length
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.generation import (
+    ensure_nonempty_prompts,
     generate_turns,
     score_continuations,
     strip_end_token,
+    with_padding_marked,
 )
 from astra_rl.logging import logger
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.embedding import mean_hidden_states
+from astra_rl.models.engines import Engine, EngineAlone, engine_logprobs
 from astra_rl.models.generation import Sampler, Sampling
 from astra_rl.models.rendering import ConversationRenderer
 from astra_rl.targets.base import Target
@@ -45,27 +49,25 @@ class TargetAdapter(Protocol):
         """Return one embedding per text, (N, H) float32."""
 
 
-class LocalTarget:
-    """Target that is a language model in this process, with access to its probabilities.
+class _RenderedTarget(ABC):
+    """Target whose prompts are rendered here, with access to its probabilities.
 
     Args:
-        model: The language model.
         renderer: Renders conversations for the target.
         sampling: Sampling parameters of responses.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, renderer: ConversationRenderer, sampling: Sampling
-    ) -> None:
-        self.model, self.renderer, self.sampling = model, renderer, sampling
+    _tokens_after: ClassVar[int] = 0
+    """Tokens that are sampled after those that are scored."""
 
-    def respond(
-        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
-    ) -> list[Utterance]:
-        """Sample responses; each also has the log-probabilities of the attack it answers."""
-        return generate_turns(
-            self.model, self.renderer, contexts, self.sampling, sampler, prefix_cache
-        )
+    def __init__(self, renderer: ConversationRenderer, sampling: Sampling) -> None:
+        self.renderer, self.sampling = renderer, sampling
+
+    @abstractmethod
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return log-probabilities of token ids, (B, T) float32; zero marks padding."""
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
         """Return log-probabilities of attacks, (B, T) float32, in the target's tokens."""
@@ -75,8 +77,7 @@ class LocalTarget:
             self.renderer.render(Conversation.of(context) + attack, reserve=reserve)
             for context, attack in zip(contexts, attacks, strict=True)
         ]
-        return score_continuations(
-            self.model,
+        return self.score(
             [each.ids[: each.last_turn[0]] for each in rendered],
             [each.ids[slice(*each.last_turn)] for each in rendered],
         )
@@ -89,14 +90,91 @@ class LocalTarget:
             for response in responses
         ]
         prompts = [
-            self.renderer.render(Conversation.of(context), reserve=len(ids)).ids
+            self.renderer.render(
+                Conversation.of(context), reserve=len(ids) + self._tokens_after
+            ).ids
             for context, ids in zip(contexts, prefixes, strict=True)
         ]
-        return score_continuations(self.model, prompts, prefixes)
+        return self.score(prompts, prefixes)
+
+
+class LocalTarget(_RenderedTarget):
+    """Target that is a language model in this process, with access to its probabilities.
+
+    Args:
+        model: The language model.
+        renderer: Renders conversations for the target.
+        sampling: Sampling parameters of responses.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, renderer: ConversationRenderer, sampling: Sampling
+    ) -> None:
+        super().__init__(renderer, sampling)
+        self.model = model
+
+    def respond(
+        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
+    ) -> list[Utterance]:
+        """Sample responses; each also has the log-probabilities of the attack it answers."""
+        return generate_turns(
+            self.model, self.renderer, contexts, self.sampling, sampler, prefix_cache
+        )
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """See `score_continuations`."""
+        return score_continuations(self.model, prompts, continuations)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return mean last hidden states, (N, H) float32."""
         return embed_texts(self.model, self.renderer, texts)
+
+
+class EngineTarget(_RenderedTarget):
+    """Target in an inference engine, with access to its probabilities, not to its hidden states.
+
+    Args:
+        name: Name of the target, for messages.
+        engine: The engine.
+        renderer: Renders conversations for the target.
+        sampling: Sampling parameters of responses.
+    """
+
+    _tokens_after = 1
+
+    def __init__(
+        self, name: str, engine: Engine, renderer: ConversationRenderer, sampling: Sampling
+    ) -> None:
+        super().__init__(renderer, sampling)
+        self.name, self.engine = name, engine
+        self._sampler = EngineAlone(engine)
+
+    def respond(
+        self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
+    ) -> list[Utterance]:
+        """Sample responses; each also has the log-probabilities of the attack it answers."""
+        return generate_turns(None, self.renderer, contexts, self.sampling, self._sampler, None)
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """See `engine_logprobs`."""
+        prompts, continuations = ensure_nonempty_prompts(prompts, continuations)
+        scored = engine_logprobs(self.engine, prompts, continuations)
+        return with_padding_marked(scored, continuations)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Not available.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            f"{self.name} runs in an inference engine, which gives no hidden states. Use "
+            "rollout.target: own, or a reward that does not need them."
+        )
 
 
 class BlackBoxTarget:

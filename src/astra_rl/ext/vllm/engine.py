@@ -1,0 +1,224 @@
+"""vLLM in this process: an engine, and a sampler that runs models in engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from astra_rl.core.text import FinishReason
+from astra_rl.distributed.launch import world_size
+from astra_rl.errors import ConfigurationError, ModelError, first_line, require
+from astra_rl.ext.vllm.weights import weights_folder
+from astra_rl.models.adapter_versions import Adapter
+from astra_rl.models.engines import EngineSampler
+from astra_rl.models.generation import Sample, Sampling
+from astra_rl.models.rendering import context_window
+
+RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""Largest ranks of adapters that a vLLM engine can be started with."""
+
+
+class VLLMEngine:
+    """A model in a vLLM engine of this process.
+
+    An engine that runs adapters gives no log-probabilities of prompts: vLLM's LoRA layers compute
+    those of sampled tokens only.
+
+    Args:
+        model: Hub id or folder of a complete model.
+        rank: Largest rank of the adapters that it runs; 0 runs the model alone.
+        kept_adapters: Number of adapters in memory.
+        sleep: Whether `sleep` frees the engine's memory; vLLM supports it on GPUs only.
+        options: Further arguments of ``vllm.LLM``, for example ``gpu_memory_utilization=0.4``.
+
+    Raises:
+        ConfigurationError: The rank is larger than vLLM supports, or there are several processes.
+        MissingDependencyError: The extra ``vllm`` is not installed.
+        ModelError: The engine does not start; the message contains the cause.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        rank: int = 0,
+        kept_adapters: int = 2,
+        sleep: bool = False,
+        **options: Any,
+    ) -> None:
+        # Read when vLLM is imported: it would send statistics of its use to its authors.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self._vllm = require("vllm", extra="vllm")
+        if (count := world_size()) > 1:
+            raise ConfigurationError(
+                f"vLLM in this process, in a run of {count} processes; each would start an engine. "
+                "Start servers, and use rollout: {servers: [...]}."
+            )
+        self.model, self.rank, self._sleeps = model, rank, sleep
+        self._asleep = False
+        settings: dict[str, Any] = {
+            "skip_tokenizer_init": True,  # ids in and out
+            # Those of the distribution that was sampled from.
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+        }
+        if rank:
+            settings |= {
+                "enable_lora": True,
+                "max_lora_rank": lora_rank(rank),
+                "max_loras": 1,
+                "max_cpu_loras": kept_adapters,
+            }
+        if sleep:
+            settings["enable_sleep_mode"] = True
+        try:
+            self._engine = self._vllm.LLM(model=model, **{**settings, **options})
+        except Exception as error:  # the types of vLLM, torch, transformers and pydantic
+            raise ModelError(f"vLLM cannot start with {model!r}: {first_line(error)}") from error
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        adapter: Adapter | None = None,
+    ) -> list[Sample]:
+        """See `astra_rl.models.engines.Engine`."""
+        spans = [(0, 0)] * len(prompts) if score_spans is None else score_spans
+        if self.rank and any(stop > start for start, stop in spans):
+            raise ModelError(
+                f"the vLLM engine of {self.model!r} runs adapters, and vLLM then gives no "
+                "log-probabilities of prompts. Use an engine without adapters for this model."
+            )
+        if adapter is not None and adapter.rank > self.rank:
+            raise ModelError(
+                f"adapter {adapter.name} has rank {adapter.rank}; the engine of {self.model!r} was "
+                f"started for at most {self.rank}."
+            )
+        self.wake()
+        try:
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [
+                    self._parameters(sampling, seed, stop_ids, scores_prompt=stop > start)
+                    for seed, (start, stop) in zip(seeds, spans, strict=True)
+                ],
+                lora_request=self._request(adapter),
+                use_tqdm=False,
+            )
+        except Exception as error:  # the types of vLLM and torch
+            raise ModelError(f"vLLM failed to sample: {first_line(error)}") from error
+        return [
+            _sample(output, sampling, stop_ids, span)
+            for output, span in zip(outputs, spans, strict=True)
+        ]
+
+    def unload(self, adapter: Adapter) -> None:
+        """See `astra_rl.models.engines.Engine`; vLLM itself drops the least recently used one."""
+
+    def sleep(self) -> None:
+        """Free the engine's memory, if it was started for that; the next call wakes it up."""
+        if self._sleeps and not self._asleep:
+            self._engine.sleep(level=1)
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Take the memory back."""
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
+
+    def _parameters(
+        self, sampling: Sampling, seed: int, stop_ids: frozenset[int], *, scores_prompt: bool
+    ) -> Any:
+        return self._vllm.SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or -1,
+            top_p=sampling.top_p,
+            seed=seed % 2**63,
+            stop_token_ids=sorted(stop_ids),
+            ignore_eos=True,  # stop_ids contains the end tokens
+            logprobs=0,
+            prompt_logprobs=0 if scores_prompt else None,
+            detokenize=False,
+        )
+
+    def _request(self, adapter: Adapter | None) -> Any:
+        if adapter is None:
+            return None
+        request = require("vllm.lora.request", extra="vllm").LoRARequest
+        return request(adapter.name, adapter.number, str(adapter.folder))
+
+
+def lora_rank(rank: int) -> int:
+    """Return the smallest ``max_lora_rank`` of vLLM that is at least a rank.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    allowed = next((each for each in RANKS if each >= rank), None)
+    if allowed is None:
+        raise ConfigurationError(
+            f"an adapter of rank {rank}; vLLM runs ranks up to {RANKS[-1]}. Use a smaller rank, or "
+            "rollout.attacker: own."
+        )
+    return allowed
+
+
+def _sample(
+    output: Any, sampling: Sampling, stop_ids: frozenset[int], span: tuple[int, int]
+) -> Sample:
+    """Read an output of vLLM."""
+    answer = output.outputs[0]
+    ids = tuple(answer.token_ids)
+    logprobs = tuple(
+        0.0 if sampling.temperature == 0 else min(choices[token].logprob, 0.0)
+        for token, choices in zip(ids, answer.logprobs, strict=True)
+    )
+    start, stop = span
+    scored = tuple(
+        output.prompt_logprobs[place][output.prompt_token_ids[place]].logprob
+        for place in range(start, stop)
+    )
+    finish: FinishReason = "stop" if ids and ids[-1] in stop_ids else "length"
+    return Sample(ids, logprobs, finish, scored)
+
+
+class VLLMSampler(EngineSampler):
+    """Samples with vLLM: each model runs in an engine of this process, started when first called.
+
+    An engine has exactly the weights of the model that it is called with, see `weights_folder`, and
+    its dtype and context window.
+
+    Args:
+        staleness: See `EngineSampler`.
+        sleep: Whether engines free their memory between rollouts, see `VLLMEngine`.
+        options: Further arguments of ``vllm.LLM``, for example ``gpu_memory_utilization=0.4``.
+
+    Raises:
+        MissingDependencyError: The extra ``vllm`` is not installed.
+    """
+
+    def __init__(self, *, staleness: int = 0, sleep: bool = False, **options: Any) -> None:
+        require("vllm", extra="vllm")
+
+        def start(model: PreTrainedModel, rank: int) -> VLLMEngine:
+            known: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
+            window = context_window(model.config)
+            known |= {} if window is None else {"max_model_len": window}
+            return VLLMEngine(
+                weights_folder(model),
+                rank=rank,
+                kept_adapters=staleness + 2,
+                sleep=sleep,
+                **{**known, **options},
+            )
+
+        super().__init__(start, staleness=staleness)

@@ -1,0 +1,266 @@
+"""Inference engines beside transformers: the interface, and a sampler that runs a model in one.
+
+An engine holds its own copy of the weights of one model. `EngineSampler` makes sure that it is the
+model it is called with: the base weights must be frozen, an adapter is handed over whenever it has
+changed, and samples of each new version are compared with the model's own log-probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from astra_rl.errors import ConfigurationError, ModelError
+from astra_rl.infra.documentation import document_options
+from astra_rl.logging import logger
+from astra_rl.models.adapter_versions import (
+    Adapter,
+    AdapterVersions,
+    active_adapter,
+    base_of,
+    largest_rank,
+)
+from astra_rl.models.conversation_cache import ConversationCache
+from astra_rl.models.generation import SAMPLER, Sample, Sampling
+from astra_rl.models.scoring import continuation_logprobs
+
+WARNED_MISMATCH, REFUSED_MISMATCH = 0.1, 0.3
+"""Mean absolute difference from the model's log-probabilities, in nats per sampled token, from
+which a warning is logged, and an error raised. Rounding in bfloat16 makes some hundredths."""
+COMPARED_ROWS = 4
+"""Samples of a new version that are compared with the model."""
+
+
+class Engine(Protocol):
+    """Samples and scores with one model outside of transformers."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        adapter: Adapter | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
+
+        Log-probabilities that the engine cannot give are NaN.
+
+        Args:
+            prompts: Token ids; none may be empty.
+            sampling: Sampling parameters.
+            seeds: Random seed of each prompt's continuation.
+            stop_ids: Tokens that end a continuation.
+            score_spans: See `astra_rl.models.generation.Sampler`.
+            adapter: Adapter to sample with; None is the base model.
+
+        Raises:
+            ModelError: The engine failed.
+            EndpointError: No server of the engine answers.
+        """
+
+    def unload(self, adapter: Adapter) -> None:
+        """Forget an adapter, whose folder is about to be deleted."""
+
+    def sleep(self) -> None:
+        """Free memory until the next call, if the engine can and was started for that."""
+
+
+def engine_logprobs(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    adapter: Adapter | None = None,
+) -> Tensor:
+    """Return the log-probability of each token of continuations under an engine.
+
+    One token is sampled after each continuation, so one must fit the context window.
+
+    Args:
+        engine: The engine.
+        prompts: Token ids; none may be empty.
+        continuations: Token ids.
+        adapter: Adapter to score with; None is the base model.
+
+    Returns:
+        Natural logarithms at temperature 1, (B, longest continuation), float32, right-padded with
+        zeros.
+    """
+    pairs = list(zip(prompts, continuations, strict=True))
+    width = max((len(ids) for _, ids in pairs), default=0)
+    out = torch.zeros(len(pairs), width)
+    rows = [row for row, (_, ids) in enumerate(pairs) if ids]
+    samples = engine.sample(
+        [[*pairs[row][0], *pairs[row][1]] for row in rows],
+        Sampling(max_new_tokens=1, temperature=0),
+        [0] * len(rows),
+        stop_ids=frozenset(),
+        score_spans=[(len(pairs[row][0]), len(pairs[row][0]) + len(pairs[row][1])) for row in rows],
+        adapter=adapter,
+    )
+    for row, sample in zip(rows, samples, strict=True):
+        out[row, : len(sample.prompt_logprobs)] = torch.tensor(sample.prompt_logprobs)
+    return out
+
+
+class EngineAlone:
+    """A `Sampler` of one engine, for a model whose weights are nowhere else.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(
+        self,
+        model: PreTrainedModel | None,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        prefix_cache: ConversationCache | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt; model and cache are ignored."""
+        return self.engine.sample(
+            prompts, sampling, seeds, stop_ids=stop_ids, score_spans=score_spans
+        )
+
+
+@dataclass
+class _Served:
+    """A model, the engine that runs it, and the version that was compared with it last."""
+
+    engine: Engine
+    versions: AdapterVersions
+    compared: str | None = ""
+
+
+class EngineSampler:
+    """A `Sampler` that runs each model in an engine of its own.
+
+    For frozen models and for attackers that train a LoRA adapter. Full fine-tuning is not
+    supported, because the engine's base weights are not updated.
+
+    Args:
+        start: Returns the engine of a base model. Its second argument is the rank of the adapters
+            that the engine runs, 0 for the base model alone. It is called once for each model, and
+            once more if the base model is also sampled from without an adapter.
+        staleness: Training steps by which a sample may be older than the weights; ``staleness + 2``
+            versions of an adapter are kept.
+        adapters: Folder for adapters, see `AdapterVersions`.
+
+    Attributes:
+        mismatch: Mean absolute difference between the engine's and the model's log-probabilities
+            when last compared, in nats per token; NaN before. It is compared for the first samples
+            of each version, unless sampling is truncated or at another temperature than 1.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[PreTrainedModel, int], Engine],
+        *,
+        staleness: int = 0,
+        adapters: Path | None = None,
+    ) -> None:
+        self._start, self._kept, self._adapters = start, staleness + 2, adapters
+        self._served: weakref.WeakKeyDictionary[Any, dict[bool, _Served]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self.mismatch = math.nan
+
+    @document_options(SAMPLER, {"prefix_cache": "Ignored; the engine has its own."})
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        stop_ids: frozenset[int],
+        score_spans: Sequence[tuple[int, int]] | None = None,
+        prefix_cache: ConversationCache | None = None,
+    ) -> list[Sample]:
+        """Sample one continuation per prompt; see `astra_rl.models.generation.generate`.
+
+        Raises:
+            ConfigurationError: The base weights are trained, or the adapter is no plain LoRA.
+            ModelError: The engine failed, or does not run these weights.
+            EndpointError: No server of the engine answers.
+        """
+        if not prompts:
+            return []
+        served = self._serving(model)
+        adapter = served.versions.current(model)
+        samples = served.engine.sample(
+            prompts,
+            sampling,
+            seeds,
+            stop_ids=stop_ids,
+            score_spans=score_spans,
+            adapter=adapter,
+        )
+        version = None if adapter is None else adapter.name
+        if sampling.is_exact and version != served.compared:
+            served.compared = version
+            self._compare(model, prompts[:COMPARED_ROWS], samples[:COMPARED_ROWS])
+        return samples
+
+    def sleep(self) -> None:
+        """Let the engines free memory until the next call, see `Engine.sleep`."""
+        for engines in self._served.values():
+            for served in engines.values():
+                served.engine.sleep()
+
+    def _serving(self, model: Any) -> _Served:
+        if any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name):
+            raise ConfigurationError(
+                "an inference engine does not get the attacker's base weights while they are "
+                "trained. Train a LoRA adapter (attacker.lora), or use rollout.attacker: own."
+            )
+        name = active_adapter(model)
+        engines = self._served.setdefault(base_of(model), {})
+        has_adapter = name is not None
+        if has_adapter not in engines:
+            rank = 0 if name is None else largest_rank(model.peft_config[name])
+            engine = self._start(base_of(model), rank)
+            versions = AdapterVersions(self._kept, engine.unload, self._adapters)
+            engines[has_adapter] = _Served(engine, versions)
+        return engines[has_adapter]
+
+    def _compare(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]
+    ) -> None:
+        """Compare samples of a new version with the model's own log-probabilities."""
+        ours = continuation_logprobs(model, prompts, [each.token_ids for each in samples]).tolist()
+        differences = [
+            abs(a - b)
+            for sample, row in zip(samples, ours, strict=True)
+            for a, b in zip(sample.logprobs, row, strict=False)
+        ]
+        self.mismatch = math.fsum(differences) / len(differences) if differences else math.nan
+        what = (
+            f"log-probabilities of the engine and of the model differ by {self.mismatch:.3g} nats "
+            "per sampled token"
+        )
+        if self.mismatch > REFUSED_MISMATCH:
+            raise ModelError(
+                f"{what}; at most {REFUSED_MISMATCH} is rounding. The engine runs other weights or "
+                "another adapter: start it with the model of the configuration, at its dtype."
+            )
+        log = logger.warning if self.mismatch > WARNED_MISMATCH else logger.debug
+        log("%s", what)

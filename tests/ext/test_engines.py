@@ -1,0 +1,355 @@
+"""Engines without vLLM: a stand-in of its interface, which samples with a model in memory.
+
+tests/ext/vllm does the same with the real one.
+"""
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from astra_rl import GRPO, Harness
+from astra_rl.config.loading import parse_config
+from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError
+from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
+from astra_rl.ext.transformers.model_pool import ModelPair
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.vllm import VLLMEngine, VLLMSampler
+from astra_rl.ext.vllm.engine import lora_rank
+from astra_rl.ext.vllm.weights import weights_folder
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.adapters import load_adapter, quiet_peft
+from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.loading import load_model
+from astra_rl.models.scoring import continuation_logprobs
+from astra_rl.models.trainable import LoraOptions
+from astra_rl.moderators import FunctionModerator
+from astra_rl.testing import tiny_model
+
+STOP = frozenset({3})
+PROMPTS = [[2, 9, 10, 11], [4, 5], [30, 31, 32]]
+STARTED = []
+
+
+class StandIn:
+    """An engine of vLLM that loads what it is given, and is off by a known amount."""
+
+    off = 0.0
+
+    def __init__(self, model, **options):
+        self.folder, self.options, self.calls = model, options, []
+        STARTED.append(self)
+        self.asleep = 0
+
+    def weights(self, adapter):
+        model = load_model(self.folder, device="cpu", dtype=self.options["dtype"])
+        if adapter is None:
+            return model
+        return load_adapter(model, adapter.path).eval()
+
+    def generate(self, prompts, parameters, *, lora_request, use_tqdm):
+        self.calls.append((prompts, parameters, lora_request))
+        model, outputs = self.weights(lora_request), []
+        for prompt, wish in zip(prompts, parameters, strict=True):
+            ids = prompt["prompt_token_ids"]
+            sampling = Sampling(
+                max_new_tokens=wish.max_tokens,
+                temperature=wish.temperature,
+                top_k=max(0, wish.top_k),
+                top_p=wish.top_p,
+            )
+            (sample,) = generate(
+                model, [ids], sampling, [wish.seed], stop_ids=frozenset(wish.stop_token_ids)
+            )
+            logprobs = [
+                {token: SimpleNamespace(logprob=value - self.off)}
+                for token, value in zip(sample.token_ids, sample.logprobs, strict=True)
+            ]
+            scored = None
+            if wish.prompt_logprobs is not None:
+                with torch.no_grad():
+                    row = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                scored = [None] + [
+                    {token: SimpleNamespace(logprob=row[place, token].item())}
+                    for place, token in enumerate(ids[1:])
+                ]
+            answer = SimpleNamespace(token_ids=list(sample.token_ids), logprobs=logprobs)
+            outputs.append(
+                SimpleNamespace(outputs=[answer], prompt_logprobs=scored, prompt_token_ids=ids)
+            )
+        return outputs
+
+    def sleep(self, level):
+        self.asleep += 1
+
+    def wake_up(self):
+        self.asleep -= 1
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    package, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("request")
+    package.LLM = StandIn
+    package.SamplingParams = SimpleNamespace
+    request.LoRARequest = lambda name, number, path: SimpleNamespace(
+        name=name, number=number, path=path
+    )
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setitem(sys.modules, "vllm.lora", lora)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
+    monkeypatch.setattr(StandIn, "off", 0.0)
+    STARTED.clear()
+
+
+@pytest.fixture
+def pair():
+    """With weights large enough that another model's log-probabilities are far off."""
+    made = tiny_model()
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    return ModelPair(made.model.requires_grad_(False), made.tokenizer)
+
+
+def moderator():
+    return FunctionModerator(lambda texts: [0.5] * len(texts))
+
+
+def adapted(pair, rank=4):
+    torch.manual_seed(0)
+    return HFASTProblem(pair, pair, pair, moderator(), lora=LoraOptions(rank=rank))
+
+
+def change(problem, by=0.1):
+    with torch.no_grad():
+        for parameter in problem.parameters():
+            parameter.add_(by * torch.randn(parameter.shape))
+
+
+def sample(sampler, model, **options):
+    options = {"stop_ids": STOP, **options}
+    return sampler(model, PROMPTS, Sampling(max_new_tokens=6), range(3), **options)
+
+
+def assert_sampled_from(model, samples):
+    scored = continuation_logprobs(model, PROMPTS, [each.token_ids for each in samples])
+    for row, each in enumerate(samples):
+        assert each.logprobs == pytest.approx(scored[row, : len(each.token_ids)].tolist(), abs=1e-4)
+
+
+def test_without_vllm_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    for make in (VLLMSampler, lambda: VLLMEngine("some/model")):
+        with pytest.raises(MissingDependencyError, match="extra 'vllm'"):
+            make()
+
+
+def test_samples_and_log_probabilities_are_those_of_the_engine(vllm, pair):
+    StandIn.off = 0.05
+    sampler = VLLMSampler()
+    spans = [(1, 4), (1, 1), (2, 3)]
+    ours = sample(sampler, pair.model, score_spans=spans)
+    plain = sample(generate, pair.model, score_spans=spans)
+    for each, expected in zip(ours, plain, strict=True):
+        assert each.token_ids == expected.token_ids
+        assert each.finish_reason == expected.finish_reason
+        shifted = [value - 0.05 for value in expected.logprobs]
+        assert each.logprobs == pytest.approx(shifted, abs=1e-5)
+        assert each.prompt_logprobs == pytest.approx(expected.prompt_logprobs, abs=1e-5)
+    assert sampler.mismatch == pytest.approx(0.05, abs=1e-4)
+
+
+def test_what_is_asked_of_vllm(vllm, pair):
+    sampler = VLLMSampler(gpu_memory_utilization=0.4)
+    sampling = Sampling(max_new_tokens=5, top_p=0.9)
+    sampler(pair.model, PROMPTS, sampling, [1, 2, 2**64 - 1], stop_ids=STOP)
+    (engine,) = STARTED
+    ((prompts, parameters, adapter),) = engine.calls
+    assert prompts == [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    assert [wish.seed for wish in parameters] == [1, 2, 2**63 - 1]
+    assert [wish.prompt_logprobs for wish in parameters] == [None] * 3
+    assert (parameters[0].top_k, parameters[0].stop_token_ids) == (-1, [3])
+    assert adapter is None
+    assert engine.options["gpu_memory_utilization"] == 0.4
+    assert (engine.options["dtype"], engine.options["max_model_len"]) == ("float32", 128)
+    assert engine.options["logprobs_mode"] == "processed_logprobs"
+    assert "enable_lora" not in engine.options
+    assert math.isnan(sampler.mismatch)  # of another distribution, so not compared
+    assert sampler(pair.model, [], Sampling(), [], stop_ids=STOP) == []
+
+
+def test_each_model_has_an_engine_with_its_own_weights(vllm, pair):
+    other = tiny_model(seed=1)
+    other.model.requires_grad_(False)
+    sampler = VLLMSampler()
+    for model in (pair.model, other.model, pair.model):
+        assert_sampled_from(model, sample(sampler, model))
+    assert len({engine.folder for engine in STARTED}) == 2
+    assert len(STARTED) == 2
+
+
+def test_the_engine_gets_the_weights_in_memory_and_not_those_of_the_name(vllm, pair, tmp_path):
+    """A model that was changed after it was loaded is not what its folder has."""
+    pair.model.save_pretrained(tmp_path / "model")
+    model = load_model(tmp_path / "model", device="cpu")
+    assert weights_folder(model) == str(tmp_path / "model")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.add_(0.1)
+    assert weights_folder(model) != str(tmp_path / "model")
+    assert_sampled_from(model, sample(VLLMSampler(), model))
+
+
+def test_an_engine_of_other_weights_is_refused(vllm, pair, monkeypatch):
+    other = tiny_model(seed=1)
+    other.model.save_pretrained(folder := weights_folder(other.model))
+    monkeypatch.setattr("astra_rl.ext.vllm.engine.weights_folder", lambda model: folder)
+    with pytest.raises(ModelError, match="runs other weights or another adapter"):
+        sample(VLLMSampler(), pair.model)
+
+
+def test_a_large_mismatch_is_warned_of(vllm, pair, caplog):
+    StandIn.off = 0.2
+    sample(VLLMSampler(), pair.model)
+    assert "differ by 0.2" in caplog.text
+
+
+def test_an_adapter_is_handed_over_whenever_it_has_changed_and_old_ones_are_deleted(vllm, pair):
+    problem = adapted(pair, rank=24)
+    sampler, names = VLLMSampler(), []
+    for _ in range(5):
+        assert_sampled_from(problem.attacker, sample(sampler, problem.attacker))
+        sample(sampler, problem.attacker)  # unchanged: the same version
+        (engine,) = STARTED
+        first, again = (call[2] for call in engine.calls[-2:])
+        assert (first.name, first.path) == (again.name, again.path)
+        names.append(first.name)
+        change(problem)
+    assert [name.rpartition("-")[0] for name in names] == [f"attacker-v{n}" for n in range(1, 6)]
+    assert len(list(Path(first.path).parent.iterdir())) == 2
+    assert (engine.options["max_lora_rank"], engine.options["max_cpu_loras"]) == (32, 2)
+
+
+def test_a_change_past_autograd_is_noticed(vllm, pair):
+    """Writing to `.data` does not count a parameter's version up."""
+    problem, sampler = adapted(pair), VLLMSampler()
+    sample(sampler, problem.attacker)
+    for parameter in problem.parameters():
+        parameter.data += 0.2
+    assert_sampled_from(problem.attacker, sample(sampler, problem.attacker))
+
+
+def test_a_frozen_adapter_is_sampled(vllm, pair, tmp_path):
+    pair.model.save_pretrained(tmp_path / "base")
+    pair.tokenizer.save_pretrained(tmp_path / "base")
+    problem = HFASTProblem(
+        *[str(tmp_path / "base")] * 3, moderator(), lora=LoraOptions(rank=4), dtype="float32"
+    )
+    change(problem)
+    problem.save(tmp_path / "trained")
+    sampler = VLLMSampler()
+    frozen = HFEvaluationProblem(
+        str(tmp_path / "trained"), str(tmp_path / "base"), moderator(), dtype="float32",
+        attacker_sampler=sampler, attacker_sampling=Sampling(max_new_tokens=6),
+    )  # fmt: skip
+    contexts = ["hello", "a"]
+    attacks = frozen.rollout_prompt_with_attacker(contexts)
+    ours = frozen.get_attacker_logprobs(contexts, attacks)
+    base = frozen.get_baseline_logprobs(contexts, attacks)
+    for row, attack in enumerate(attacks):
+        count = len(attack.token_ids)
+        assert ours[row, :count].tolist() == pytest.approx(attack.logprobs, abs=1e-4)
+    assert (ours - base).abs().max() > 0.05
+    assert STARTED[0].folder == str(tmp_path / "base")
+
+
+def test_attacker_baseline_and_target_of_one_base_are_told_apart(vllm, pair):
+    problem = HFASTProblem(
+        pair, pair, pair, moderator(), lora=LoraOptions(rank=4), sampler=VLLMSampler(),
+        attacker_sampling=Sampling(max_new_tokens=4), target_sampling=Sampling(max_new_tokens=4),
+    )  # fmt: skip
+    change(problem)
+    (graph,) = ASTEnvironment(problem, ["hello"], 2, 2).rollouts([0])
+    nodes = list(graph.nodes())
+    assert len(nodes) == 6
+    contexts, attacks = [node.context for node in nodes], [node.attack for node in nodes]
+    exact = problem.get_attacker_logprobs(contexts, attacks)
+    heard = problem.get_target_logprobs(contexts, attacks)
+    for row, node in enumerate(nodes):
+        known = node.attack.logprobs
+        assert exact[row, : len(known)].tolist() == pytest.approx(known, abs=1e-4)
+        said = node.response.heard_logprobs
+        assert heard[row, : len(said)].tolist() == pytest.approx(said, abs=1e-4)
+    assert sorted(engine.options.get("enable_lora", False) for engine in STARTED) == [False, True]
+
+
+def test_an_attacker_whose_own_weights_are_trained_is_refused(vllm, pair):
+    problem = HFASTProblem(pair, pair, pair, moderator())
+    with pytest.raises(ConfigurationError, match=r"attacker\.lora"):
+        sample(VLLMSampler(), problem.attacker)
+
+
+def test_an_adapter_that_is_not_plain_lora_is_refused(vllm, pair):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    with quiet_peft():
+        model = get_peft_model(pair.model, config)
+    with pytest.raises(ConfigurationError, match="they run plain LoRA"):
+        sample(VLLMSampler(), model)
+
+
+def test_ranks_are_rounded_up_to_those_of_vllm():
+    assert [lora_rank(rank) for rank in (1, 8, 9, 16, 17, 64, 300, 512)] == [
+        8, 8, 16, 16, 32, 64, 512, 512,
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match="up to 512"):
+        lora_rank(513)
+
+
+def test_a_sleeping_engine_wakes_up_when_it_is_asked(vllm, pair):
+    sampler = VLLMSampler(sleep=True)
+    problem = HFASTProblem(
+        pair, pair, pair, moderator(), lora=LoraOptions(rank=4), attacker_sampler=sampler,
+        attacker_sampling=Sampling(max_new_tokens=2), target_sampling=Sampling(max_new_tokens=2),
+    )  # fmt: skip
+    harness = Harness(ASTEnvironment(problem, ["hello"], 2, 1), GRPO(problem), 2)
+    for seed in range(2):
+        harness.experience(seed)
+        (engine,) = STARTED
+        assert engine.options["enable_sleep_mode"]
+        assert engine.asleep == 1
+    sample(sampler, problem.attacker)
+    assert engine.asleep == 0
+
+
+RUN = """
+attacker: {model: a, lora: {rank: 4}}
+target: {model: t}
+moderator: {type: secret_leak}
+prompts: {scenario: planted_secrets, test: 2, train: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["rollout.attacker=vllm", "attacker={model: a}"], "attacker.lora"),
+        (["rollout.attacker=vllm", "sampler=transformers"], "rollout needs sampler: own"),
+        (["rollout.attacker=sglang"], "rollout.attacker"),
+        (["rollout.judge=vllm"], "rollout.judge"),
+        (["rollout.target={servers: []}"], "rollout.target"),
+        (["rollout.target=vllm", "target={model: t, opponents: [{model: o}]}"], "opponents"),
+        (["rollout.target=vllm", "environment.type=self_play"], "self_play"),
+        (
+            ["rollout.target=vllm", "target={type: openai, options: {model: m}}"],
+            "a target with a type is called at its own URL",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        parse_config(RUN, settings, source="test")

@@ -1,0 +1,317 @@
+"""A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from astra_rl.errors import ConfigurationError, EndpointError
+from astra_rl.ext.transformers.model_pool import ModelPair
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.vllm import ServerPool, server_sampler
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.adapters import load_adapter
+from astra_rl.models.engines import engine_logprobs
+from astra_rl.models.generation import Sampling, generate
+from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
+from astra_rl.models.trainable import LoraOptions
+from astra_rl.moderators import FunctionModerator
+from astra_rl.testing import tiny_model
+
+STOP = frozenset({3})
+PROMPTS = [[2, 9, 10, 11], [4, 5], [30, 31, 32]]
+LOCK = threading.Lock()
+
+
+class Server:
+    """One server of vLLM.
+
+    Attributes:
+        pair: Makes the model that it serves.
+        fails: Status of the answers to completions; None answers.
+        adapters: Folders by name.
+        requests: Paths and bodies of what came.
+        changes: Changes the reply of a completion.
+        loads: Whether adapters can be loaded.
+    """
+
+    def __init__(self, make):
+        self.make, self.fails, self.adapters, self.requests = make, None, {}, []
+        self.changes, self.loads = lambda reply: reply, True
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, reply = server.answer(self.path, body, dict(self.headers))
+                sent = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(sent)))
+                self.end_headers()
+                self.wfile.write(sent)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def answer(self, path, body, headers):
+        with LOCK:
+            self.requests.append((path, body, headers))
+            if path == "/v1/load_lora_adapter" and self.loads:
+                self.adapters[body["lora_name"]] = body["lora_path"]
+                return 200, "ok"
+            if path == "/v1/unload_lora_adapter":
+                del self.adapters[body["lora_name"]]
+                return 200, "ok"
+            if path != "/v1/completions":
+                return 404, {"error": {"message": "Not Found"}}
+            if self.fails is not None:
+                return self.fails, {"error": {"message": "down"}}
+            if body["model"] not in ("served", *self.adapters):
+                return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+            return 200, self.changes(self.complete(body))
+
+    @torch.no_grad()
+    def complete(self, body):
+        model, ids = self.make().model, body["prompt"]
+        if body["model"] != "served":
+            model = load_adapter(model, self.adapters[body["model"]]).eval()
+        sampling = Sampling(
+            max_new_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            top_k=max(0, body["top_k"]),
+            top_p=body["top_p"],
+        )
+        (sample,) = generate(
+            model, [ids], sampling, [body["seed"]], stop_ids=frozenset(body["stop_token_ids"])
+        )
+        choice = {
+            "token_ids": list(sample.token_ids),
+            "logprobs": {"token_logprobs": list(sample.logprobs)},
+            "prompt_token_ids": ids,
+        }
+        if body.get("prompt_logprobs") is not None:
+            row = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            choice["prompt_logprobs"] = [None] + [
+                {str(token): {"logprob": row[place, token].item()}}
+                for place, token in enumerate(ids[1:])
+            ]
+        return {"model": body["model"], "choices": [choice]}
+
+    @property
+    def prompts(self):
+        return [body["prompt"] for path, body, _ in self.requests if path == "/v1/completions"]
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+def make():
+    made = tiny_model()
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    return ModelPair(made.model.requires_grad_(False), made.tokenizer)
+
+
+@pytest.fixture
+def servers():
+    started = [Server(make) for _ in range(3)]
+    yield started
+    for each in started:
+        each.close()
+
+
+def pool_of(servers, **options):
+    options = {"first_wait": 0.02, **options}
+    return ServerPool([each.url for each in servers], "served", **options)
+
+
+def sample(pool, prompts=PROMPTS, **options):
+    seeds = range(len(prompts))
+    return pool.sample(prompts, Sampling(max_new_tokens=6), seeds, stop_ids=STOP, **options)
+
+
+def assert_sampled_from(model, samples):
+    scored = continuation_logprobs(model, PROMPTS, [each.token_ids for each in samples])
+    for row, each in enumerate(samples):
+        assert each.logprobs == pytest.approx(scored[row, : len(each.token_ids)].tolist(), abs=1e-4)
+
+
+def test_ids_and_log_probabilities_of_prompt_and_text_come_back(servers):
+    model, pool, spans = make().model, pool_of(servers), [(1, 4), (1, 1), (2, 3)]
+    samples = sample(pool, score_spans=spans)
+    plain = generate(
+        model, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP, score_spans=spans
+    )
+    for each, expected in zip(samples, plain, strict=True):
+        assert each.token_ids == expected.token_ids
+        assert each.finish_reason == expected.finish_reason
+        assert each.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+        assert each.prompt_logprobs == pytest.approx(expected.prompt_logprobs, abs=1e-5)
+    scored = engine_logprobs(pool, [[2, 9], [4]], [[10, 11, 12], [5]])
+    exact = prompt_logprobs(model, [[2, 9, 10, 11, 12], [4, 5]], [(2, 5), (1, 2)])
+    assert scored[0].tolist() == pytest.approx(exact[0], abs=1e-5)
+    assert scored[1].tolist() == pytest.approx([*exact[1], 0, 0], abs=1e-5)
+    assert pool.sample([], Sampling(), [], stop_ids=STOP) == []
+
+
+def test_siblings_go_to_one_server_and_no_server_gets_more_than_its_share(servers):
+    pool = pool_of(servers)
+    prompts = [[2, place, 5] for place in range(5, 17) for _ in range(4)]
+    chosen = pool.assignment(prompts)
+    assert all(len(set(chosen[row : row + 4])) == 1 for row in range(0, len(prompts), 4))
+    assert max(chosen.count(index) for index in range(3)) <= 4 * 5  # ceil(1.25 * 12 / 3) prompts
+    assert set(chosen) == {0, 1, 2}
+    assert chosen == pool_of(servers).assignment(prompts)  # whatever the process
+    # With one server less, the prompts of the others mostly stay where they are.
+    fewer = ServerPool([each.url for each in servers[:2]], "served").assignment(prompts)
+    stay = [(a, b) for a, b in zip(chosen, fewer, strict=True) if a < 2]
+    assert sum(a == b for a, b in stay) >= 0.7 * len(stay)
+    sample(pool, prompts[:12])
+    served = [set(map(tuple, each.prompts)) for each in servers]
+    assert not served[0] & served[1]
+
+
+def test_a_failed_server_is_drained_and_used_again_when_it_is_back(servers, caplog):
+    pool, model = pool_of(servers), make().model
+    first = pool.assignment(PROMPTS)[0]
+    servers[first].fails = 503
+    assert_sampled_from(model, sample(pool))
+    assert "its requests go to other servers" in caplog.text
+    servers[first].fails = None
+    pool._servers[first].not_before = 0.0  # the wait is over
+    before = len(servers[first].prompts)
+    assert_sampled_from(model, sample(pool))
+    assert len(servers[first].prompts) > before
+    assert pool._servers[first].failures == 0
+
+
+def test_a_server_that_is_gone_is_replaced(servers):
+    pool = pool_of(servers)
+    servers[pool.assignment(PROMPTS)[0]].close()
+    assert_sampled_from(make().model, sample(pool))
+
+
+def test_without_any_server_the_run_ends_with_what_failed_last(servers):
+    for each in servers:
+        each.fails = 500
+    with pytest.raises(EndpointError, match=r"no server of served answered .*500.*down"):
+        sample(pool_of(servers, max_tries=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda reply: reply | {"model": "attacker-v0"}, "another version"),
+        (
+            lambda reply: (
+                reply | {"choices": [reply["choices"][0] | {"prompt_token_ids": [2, 2, 9]}]}
+            ),
+            "another prompt",
+        ),
+        (
+            lambda reply: {"model": "served", "choices": [{"text": "said"}]},
+            "without token ids or log-probabilities",
+        ),
+    ],
+)
+def test_a_reply_of_another_version_or_prompt_is_refused(servers, change, message):
+    for each in servers:
+        each.changes = change
+    with pytest.raises(EndpointError, match=message):
+        sample(pool_of(servers))
+
+
+def test_at_another_temperature_raw_log_probabilities_are_missing(servers):
+    def logprobs(sampling, **options):
+        samples = pool_of(servers, **options).sample(PROMPTS, sampling, range(3), stop_ids=STOP)
+        return [value for each in samples for value in each.logprobs]
+
+    cold = Sampling(max_new_tokens=4, temperature=0.5)
+    assert all(value != value for value in logprobs(cold))
+    known = logprobs(cold, gives_sampled_logprobs=True)
+    assert all(value <= 0 for value in known)
+    assert set(logprobs(Sampling(max_new_tokens=4, temperature=0))) == {0.0}
+
+
+def adapted(pair):
+    torch.manual_seed(0)
+    return HFASTProblem(
+        pair, pair, pair, FunctionModerator(lambda texts: [0.5] * len(texts)),
+        lora=LoraOptions(rank=4), attacker_sampling=Sampling(max_new_tokens=4),
+        target_sampling=Sampling(max_new_tokens=4),
+    )  # fmt: skip
+
+
+def test_adapters_are_loaded_by_version_and_old_ones_unloaded(servers):
+    problem = adapted(make())
+    sampler = server_sampler(pool_of(servers))
+    for version in range(4):
+        samples = sampler(
+            problem.attacker, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP
+        )
+        assert_sampled_from(problem.attacker, samples)
+        used = [each for each in servers if each.prompts]
+        assert used
+        assert all(len(each.adapters) <= 2 for each in servers)
+        assert any(f"attacker-v{version + 1}-" in name for each in used for name in each.adapters)
+        with torch.no_grad():
+            for parameter in problem.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+
+
+def test_a_server_that_was_restarted_gets_the_adapter_again(servers):
+    problem, sampler = adapted(make()), server_sampler(pool_of(servers[:1]))
+    for _ in range(2):
+        samples = sampler(
+            problem.attacker, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP
+        )
+        assert_sampled_from(problem.attacker, samples)
+        servers[0].adapters.clear()
+
+
+def test_servers_that_may_not_load_adapters_say_how_to_start_them(servers):
+    for each in servers:
+        each.loads = False
+    problem = adapted(make())
+    with pytest.raises(EndpointError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
+        server_sampler(pool_of(servers))(
+            problem.attacker, PROMPTS, Sampling(max_new_tokens=2), range(3), stop_ids=STOP
+        )
+
+
+def test_a_problem_plays_with_servers_and_another_model_is_refused(servers):
+    problem = adapted(make())
+    problem.attacker_sampler = server_sampler(pool_of(servers))
+    (graph,) = ASTEnvironment(problem, ["hello"], 2, 2).rollouts([0])
+    assert len(list(graph.nodes())) == 6
+    with pytest.raises(ConfigurationError, match="servers of its own"):
+        problem.attacker_sampler(
+            make().model, PROMPTS, Sampling(max_new_tokens=2), range(3), stop_ids=STOP
+        )
+
+
+def test_the_key_is_sent_and_a_bad_address_refused(servers, monkeypatch):
+    with pytest.raises(ConfigurationError, match="POOL_KEY"):
+        pool_of(servers, api_key_env="POOL_KEY")
+    monkeypatch.setenv("POOL_KEY", "sesame-opens")
+    sample(pool_of(servers, api_key_env="POOL_KEY"))
+    heads = [headers for each in servers for _, _, headers in each.requests]
+    assert {each["Authorization"] for each in heads} == {"Bearer sesame-opens"}
+    with pytest.raises(ConfigurationError, match="http://"):
+        ServerPool(["localhost:8000"], "served")
+    with pytest.raises(ConfigurationError, match="empty"):
+        ServerPool([], "served")

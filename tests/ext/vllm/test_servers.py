@@ -1,0 +1,166 @@
+"""Servers of vLLM, started as a user starts them, and a training from YAML with both kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from astra_rl.ext.transformers.model_pool import ModelPair
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.vllm import ServerPool, server_sampler
+from astra_rl.models.generation import Sampling
+from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
+from astra_rl.models.trainable import LoraOptions
+from astra_rl.moderators import FunctionModerator
+
+STOP = frozenset({3})
+PROMPTS = [[2, *range(5, 30)], [2, 9, 10, 11], [4, 5], [2, *range(30, 5, -1)]]
+EXACT = 1e-3
+
+
+@contextlib.contextmanager
+def server(folder: Path, log: Path, *options: str) -> Iterator[str]:
+    """A server on loopback, and its URL once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "served"),
+        *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", *options),
+        *("--distributed-executor-backend", "uni"),
+    ]
+    environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 900
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < end, "the server does not start"
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def attacker_server(attacker_folder, tmp_path_factory):
+    log = tmp_path_factory.mktemp("servers") / "attacker.log"
+    with server(attacker_folder, log, "--enable-lora", "--max-lora-rank", "32") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def target_server(target_folder, tmp_path_factory):
+    with server(target_folder, tmp_path_factory.mktemp("servers") / "target.log") as url:
+        yield url
+
+
+def largest(model, prompts, samples):
+    ours = continuation_logprobs(model, prompts, [each.token_ids for each in samples]).tolist()
+    return max(
+        abs(a - b)
+        for sample, row in zip(samples, ours, strict=True)
+        for a, b in zip(sample.logprobs, row, strict=False)
+    )
+
+
+def test_a_target_on_a_server(target_server, target_pair):
+    spans = [(1, 20), (1, 4), (1, 1), (3, 26)]
+    pool = ServerPool([target_server], "served")
+    samples = pool.sample(
+        PROMPTS, Sampling(max_new_tokens=10), range(4), stop_ids=STOP, score_spans=spans
+    )
+    assert largest(target_pair.model, PROMPTS, samples) < EXACT
+    for each, exact in zip(
+        samples, prompt_logprobs(target_pair.model, PROMPTS, spans), strict=True
+    ):
+        assert each.prompt_logprobs == pytest.approx(exact, abs=EXACT)
+    print("mismatch of a target on a server:", largest(target_pair.model, PROMPTS, samples))
+
+
+def test_adapters_of_an_attacker_on_a_server(attacker_server, attacker_folder):
+    model = LlamaForCausalLM.from_pretrained(attacker_folder).eval().requires_grad_(False)
+    pair = ModelPair(model, AutoTokenizer.from_pretrained(attacker_folder))
+    torch.manual_seed(0)
+    problem = HFASTProblem(
+        pair, pair, pair, FunctionModerator(lambda texts: [0.5] * len(texts)),
+        lora=LoraOptions(rank=24),
+    )  # fmt: skip
+    sampler = server_sampler(ServerPool([attacker_server], "served"))
+    prompts = [[*([2, 5, 6, 7] * 60), tail] for tail in (8, 9, 10)]
+    for version in range(4):
+        samples = sampler(
+            problem.attacker, prompts, Sampling(max_new_tokens=10), range(3), stop_ids=STOP
+        )
+        assert largest(problem.attacker, prompts, samples) < EXACT
+        with urllib.request.urlopen(f"{attacker_server}/v1/models") as reply:
+            names = [each["id"] for each in json.load(reply)["data"]]
+        assert len([name for name in names if name.startswith("attacker-v")]) <= 2
+        assert any(name.startswith(f"attacker-v{version + 1}-") for name in names)
+        with torch.no_grad():
+            for parameter in problem.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    print("mismatch of adapters on a server:", largest(problem.attacker, prompts, samples))
+
+
+RUN = """
+attacker: {{model: "{attacker}", lora: {{rank: 24}}, max_new_tokens: 8}}
+target: {{model: "{target}", max_new_tokens: 8}}
+moderator: {{type: keywords, options: {{words: [a, e, i]}}}}
+prompts: {{file: "{prompts}"}}
+reward: {{sum: [{{harm: {{}}}}, {{attack_nll: {{}}, weight: -0.1}}]}}
+environment: {{type: single_turn, tree_width: 4}}
+algorithm: {{type: grpo, options: {{old_logprobs: corrected, kl_in_loss: 0.01}}}}
+training: {{steps: 3, episodes_per_step: 2, batch_size: 8, lr: 0.01}}
+dtype: float32
+rollout:
+  attacker: {{vllm: {{enforce_eager: true}}}}
+  target: {{servers: ["{server}"], model: served}}
+"""
+
+
+def test_a_training_from_yaml(target_server, attacker_folder, target_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {n}\n" for n in range(8)))
+    text = RUN.format(
+        attacker=attacker_folder,
+        target=target_folder,
+        server=target_server,
+        prompts=tmp_path / "prompts.txt",
+    )
+    (tmp_path / "run.yaml").write_text(text)
+    command = [sys.executable, "-m", "astra_rl", "train", "run.yaml", "--output", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "metrics.jsonl").read_text().split("\n")
+        if line
+    ]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["sampling/sampling_logp_difference/max"] < EXACT
+        assert row["sampling/importance_sampling_ratio/ess"] == pytest.approx(1, abs=1e-3)
+        assert row["sampling/importance_sampling_ratio/masked"] == 0
+    largest_seen = max(row["sampling/sampling_logp_difference/max"] for row in rows)
+    print("largest mismatch in training:", largest_seen)

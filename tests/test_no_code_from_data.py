@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import astra_rl
 from astra_rl.config.loading import load_config, load_moderator
-from astra_rl.config.plan import ConfigRecord
+from astra_rl.config.record import ConfigRecord
 from astra_rl.config.schema import RunConfig
 from astra_rl.datasets import load_scenario
 from astra_rl.datasets.files import load_rows

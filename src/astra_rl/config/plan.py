@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from astra_rl.config.construct import Bound
 from astra_rl.config.parts import DeferredModerator, DeferredTarget, EndpointUse
 from astra_rl.config.prompts import Openings
+from astra_rl.config.record import ConfigRecord
 from astra_rl.config.rollout import RolloutConfig
 from astra_rl.config.schema import (
     AttackerConfig,
@@ -20,9 +18,7 @@ from astra_rl.config.schema import (
     TrainingConfig,
 )
 from astra_rl.core.extraction import Extraction
-from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
-from astra_rl.infra.redaction import redact_settings
 from astra_rl.methods.ast_environment import SiblingSets
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.models.settings import Loading
@@ -31,47 +27,6 @@ from astra_rl.rewards.base import walk
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
 from astra_rl.training.trackers import ReportTo
-
-
-@dataclass(frozen=True)
-class ConfigRecord:
-    """A configuration as the files of its run keep it, without credentials.
-
-    Attributes:
-        settings: All settings, as JSON values.
-        fixed: The same with defaults for the settings that do not change results.
-        target: Name of the target.
-        attacker: Name of the attacker; None if the prompts are sent as they are.
-        is_trained: Whether the attacker is trained; another one is prompted.
-    """
-
-    settings: Mapping[str, Any]
-    fixed: Mapping[str, Any]
-    target: str
-    attacker: str | None
-    is_trained: bool
-
-    @classmethod
-    def of(cls, config: RunConfig) -> ConfigRecord:
-        """Return the record of a configuration."""
-        attacker = None if config.attacker is None else config.attacker.name
-        names = redact_settings({"target": config.target.name, "attacker": attacker})
-        return cls(
-            redact_settings(config.model_dump(mode="json")),
-            redact_settings(config.without_budget().model_dump(mode="json")),
-            **names,
-            is_trained=config.has_local_attacker,
-        )
-
-    @cached_property
-    def yaml(self) -> str:
-        """The settings as YAML, as `RunConfig.to_yaml` returns them."""
-        return dump_yaml(self.settings)
-
-    @cached_property
-    def run(self) -> str:
-        """Checksum of the settings that determine results; it names the run in its attempts."""
-        return hashlib.blake2b(dump_yaml(self.fixed).encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from astra_rl.config.parts import (
     remote_target,
     resolve_moderator,
 )
-from astra_rl.config.plan import ConfigRecord, LocalModels
+from astra_rl.config.plan import LocalModels
 from astra_rl.config.plan import Plan as Plan
 from astra_rl.config.prompts import read_openings
+from astra_rl.config.record import ConfigRecord
 from astra_rl.config.schema import EnvironmentConfig, PromptedAttackerConfig, RunConfig
 from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl import distribution
-from astra_rl.config.plan import ConfigRecord
+from astra_rl.config.record import ConfigRecord
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.runs.folder import MANIFEST_VERSION, TIME_FORMAT, RunFolder
 

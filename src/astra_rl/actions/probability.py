@@ -13,11 +13,7 @@ from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.stats.importance import (
-    NoProbability,
-    Probability,
-    failure_probability_of,
-)
+from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.chat_template import template_time

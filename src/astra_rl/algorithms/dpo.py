@@ -6,12 +6,7 @@ from typing import Annotated, Unpack
 
 from torch import Tensor
 
-from astra_rl.algorithms.losses import (
-    dpo_loss,
-    hinge_loss,
-    ipo_loss,
-    simpo_loss,
-)
+from astra_rl.algorithms.losses import dpo_loss, hinge_loss, ipo_loss, simpo_loss
 from astra_rl.algorithms.options import PAIR_LOSS, PAIRS
 from astra_rl.algorithms.pairwise import DPOBatch as DPOBatch
 from astra_rl.algorithms.pairwise import DPOStep as DPOStep

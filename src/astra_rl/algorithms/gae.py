@@ -7,18 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
-from astra_rl.algorithms.advantages import (
-    explained_variance,
-    is_tied,
-    whiten,
-)
+from astra_rl.algorithms.advantages import explained_variance, is_tied, whiten
 from astra_rl.algorithms.credit import tree_gae
 from astra_rl.algorithms.estimators import AdvantageEstimator, token_penalties
-from astra_rl.algorithms.policy_steps import (
-    PreparedStep,
-    ScoredStep,
-    episodes_of,
-)
+from astra_rl.algorithms.policy_steps import PreparedStep, ScoredStep, episodes_of
 from astra_rl.core.common import Metrics
 from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError

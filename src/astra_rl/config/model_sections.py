@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from astra_rl.config.section import Section, SectionWithType
 from astra_rl.core.extraction import Extraction

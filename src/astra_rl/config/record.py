@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from astra_rl.config.schema import (
-    RunConfig,
-)
+from astra_rl.config.schema import RunConfig
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.infra.redaction import redact_settings
 

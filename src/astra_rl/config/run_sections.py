@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from astra_rl.algorithms.registry import ALGORITHMS
 from astra_rl.config.model_sections import AttackerConfig as AttackerConfig

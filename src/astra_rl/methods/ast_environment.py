@@ -27,9 +27,7 @@ from astra_rl.core.text import (
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.registry import named
 from astra_rl.methods.curriculum import Curriculum
-from astra_rl.rewards.base import (
-    RewardPart,
-)
+from astra_rl.rewards.base import RewardPart
 
 ASTNode = Node[str, str]
 """One turn of a conversation in text."""

@@ -11,14 +11,8 @@ from typing import Any
 from astra_rl.core.environment import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
-from astra_rl.core.text import (
-    Exchange,
-)
-from astra_rl.methods.ast_environment import (
-    ASTEnvironment,
-    ASTNode,
-    Branch,
-)
+from astra_rl.core.text import Exchange
+from astra_rl.methods.ast_environment import ASTEnvironment, ASTNode, Branch
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.direction import scores_good_behavior, warn_of_direction

@@ -15,11 +15,7 @@ from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.plan import Plan
 from astra_rl.distributed.ranks import join
-from astra_rl.errors import (
-    BudgetEndedError,
-    BudgetSpentError,
-    InterruptedRunError,
-)
+from astra_rl.errors import BudgetEndedError, BudgetSpentError, InterruptedRunError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.checkpointing import remove_leftovers

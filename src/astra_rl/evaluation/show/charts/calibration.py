@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from astra_rl.evaluation.show.charts import svg
-from astra_rl.evaluation.show.charts.svg import (
-    INK,
-    SERIES,
-    matplotlib_module,
-)
+from astra_rl.evaluation.show.charts.svg import INK, SERIES, matplotlib_module
 from astra_rl.evaluation.stats.classification import Bin, Point
 
 

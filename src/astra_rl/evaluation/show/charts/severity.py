@@ -12,12 +12,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.charts.points import number_of, with_values
-from astra_rl.evaluation.show.charts.svg import (
-    FAILURE,
-    INK,
-    PAGE_WIDTH,
-    SERIES,
-)
+from astra_rl.evaluation.show.charts.svg import FAILURE, INK, PAGE_WIDTH, SERIES
 
 MOST_LANES = 5
 """Most different scores that are drawn as strips; more are drawn at their height."""

@@ -8,12 +8,7 @@ from typing import Any
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.thresholds import AtThreshold
 from astra_rl.evaluation.show.charts import svg
-from astra_rl.evaluation.show.charts.svg import (
-    INK,
-    PAGE_WIDTH,
-    SERIES,
-    percent_axis,
-)
+from astra_rl.evaluation.show.charts.svg import INK, PAGE_WIDTH, SERIES, percent_axis
 
 
 def threshold_curve(rates: Sequence[AtThreshold], *, threshold: float) -> str:

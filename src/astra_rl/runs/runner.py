@@ -31,6 +31,7 @@ from astra_rl.runs.call_notes import (
     notes_on_calls,
     warnings_of_calls,
 )
+from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.processes import announce, dismiss, divided
@@ -414,7 +415,9 @@ def _evaluated_before(folder: RunFolder) -> EvaluationResult | None:
         return None
     with Recorded(folder, "before") as recorded:
         summary = recorded.summary()
-    return EvaluationResult(StoredAttempts(folder, "before"), summary, read_own(path, dict))
+    return EvaluationResult(
+        StoredAttempts(folder, "before"), summary, read_own(path, PlayedEvaluation)
+    )
 
 
 def _continued(folder: RunFolder) -> list[Any]:

@@ -1,10 +1,11 @@
-"""Run folders with recorded attempts, written without any model; and a hardening."""
+"""Run folders with recorded attempts, without models; a hardening; pages have no charts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.undrawn import undrawn
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
@@ -22,6 +23,13 @@ moderator: {{type: refusal}}
 prompts: {{scenario: planted_secrets}}
 seed: {seed}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_charts() -> Iterator[None]:
+    """Draw no charts; they have tests of their own."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ parts of the gradients.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.distributed.environment import DividedEnvironment
-from astra_rl.distributed.ranks import Ranks, join
+from astra_rl.distributed.ranks import Ranks, join, raised_by_all
 from astra_rl.errors import (
     BudgetSpentError,
     ConfigurationError,
@@ -65,6 +65,30 @@ def with_shards(config: RunConfig, output: Path | None, processes: int) -> RunCo
     return config.model_copy(update={"training": training})
 
 
+@contextlib.contextmanager
+def leaving(ranks: Ranks) -> Iterator[None]:
+    """Tell the other processes of an error inside the block; see `Ranks.leave_unless_agreed`."""
+    try:
+        yield
+    except BaseException as error:
+        ranks.leave_unless_agreed(error)
+        raise
+
+
+def check_can_divide(config: RunConfig, processes: int) -> None:
+    """Raise if a run cannot be divided among processes.
+
+    Raises:
+        ConfigurationError: There are several, and engines sample.
+    """
+    if processes > 1 and not config.rollout.is_own:
+        raise ConfigurationError(
+            f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target} given, "
+            f"and {processes} processes were started; engines sample for a run of one process. "
+            "Start it without torchrun or accelerate, or use rollout: {attacker: own, target: own}."
+        )
+
+
 def planned(config: RunConfig, output: Path | None) -> Plan:
     """Resolve the configuration of a run; its steps are divided among the processes.
 
@@ -73,9 +97,13 @@ def planned(config: RunConfig, output: Path | None) -> Plan:
         output: The folder of the run; None is a new one.
 
     Raises:
-        ConfigurationError: See `resolve`.
+        ConfigurationError: See `resolve`, or the run cannot be divided.
     """
-    return resolve(with_shards(config, output, join().size))
+    ranks = join()
+    with leaving(ranks):
+        config = with_shards(config, output, ranks.size)
+        check_can_divide(config, ranks.size)
+        return resolve(config)
 
 
 def announce(ranks: Ranks, settings: str, folder: RunFolder, started: datetime) -> None:
@@ -113,6 +141,11 @@ def dismiss(experiment: Experiment) -> None:
         environment.dismiss()
 
 
+def signal_grace(ranks: Ranks) -> float:
+    """Return the seconds in which a repeated signal is ignored; see `interruptible`."""
+    return 10.0 if ranks.size > 1 else 0.0
+
+
 def follow(ranks: Ranks) -> None:
     """Take part in a run whose folder another process writes.
 
@@ -120,7 +153,10 @@ def follow(ranks: Ranks) -> None:
         InterruptedRunError: A signal ended the run, or another process ended.
         AstraError: What the first process raises, too.
     """
-    told: Sequence[str] = ranks.share()
+    try:
+        told: Sequence[str] = ranks.share()
+    except ProcessLostError as error:  # the first process says why it did not start a run
+        raise raised_by_all(error) from None
     text, started, resume = told
     try:
         with template_time(datetime.fromisoformat(started)):
@@ -146,7 +182,7 @@ def _follow(ranks: Ranks, text: str) -> None:
         interrupted = trainer.should_stop = True
 
     # After a spent budget the final evaluation has its own part of it.
-    with interruptible(interrupt), contextlib.suppress(BudgetSpentError):
+    with interruptible(interrupt, grace=signal_grace(ranks)), contextlib.suppress(BudgetSpentError):
         trainer.train()
     if ranks.any(interrupted):
         raise InterruptedRunError("interrupted")

@@ -269,6 +269,7 @@ def adapted(pair):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_adapters_are_loaded_by_version_and_old_ones_unloaded(servers):
     problem = adapted(make())
     sampler = server_sampler(pool_of(servers))
@@ -286,6 +287,7 @@ def test_adapters_are_loaded_by_version_and_old_ones_unloaded(servers):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
 
 
+@pytest.mark.slow
 def test_a_server_that_was_restarted_gets_the_adapter_again(servers):
     problem, sampler = adapted(make()), server_sampler(pool_of(servers[:1]))
     for _ in range(2):
@@ -306,6 +308,7 @@ def test_servers_that_may_not_load_adapters_say_how_to_start_them(servers):
         )
 
 
+@pytest.mark.slow
 def test_a_problem_plays_with_servers_and_another_model_is_refused(servers):
     problem = adapted(make())
     problem.attacker_sampler = server_sampler(pool_of(servers))
@@ -340,6 +343,7 @@ def configured(folder, server, *settings):
     return parse_config(textwrap.dedent(text), list(settings), source="test")
 
 
+@pytest.mark.slow
 def test_a_configuration_trains_and_attacks_on_servers(servers, folder):
     """The target's weights are not loaded, and its likelihood of attacks is its own."""
     experiment = build(resolve(configured(folder, servers[0])))

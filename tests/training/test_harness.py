@@ -6,6 +6,7 @@ import torch
 from astra_rl import DPO, GRPO, Environment, Graph, Harness, Node
 from astra_rl.methods import ASTEnvironment
 from astra_rl.testing import ScriptedModerator, ToyProblem, graph_signature
+from astra_rl.training.harness import ShuffledGroups
 
 
 def harness_of(algorithm=DPO, *, width=3, episodes=4, problem=None, **options):
@@ -72,6 +73,29 @@ def test_batches_of_an_experience_are_shuffled():
     in_order = [node.attack for graph in harness.graphs for node in graph.nodes()]
     assert list(batch.attacks) != in_order
     assert sorted(batch.attacks) == sorted(in_order)
+
+
+def test_siblings_are_in_one_batch():
+    harness = harness_of(GRPO, episodes=16, width=4, batch_size=4)
+    contexts = [set(batch.contexts) for batch in batches(harness)]
+    assert len(contexts) == 16 * 5
+    assert all(len(each) == 1 for each in contexts)
+
+
+def test_groups_and_their_members_are_in_random_order():
+    groups = [0, 0, 0, 1, 1, None, None, None]
+    sampler = ShuffledGroups(groups, torch.Generator().manual_seed(0))
+    orders = {tuple(sampler) for _ in range(500)}
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    for order in orders:
+        places = [order.index(index) for index in range(8)]
+        assert max(places[:3]) - min(places[:3]) == 2
+        assert abs(places[3] - places[4]) == 1
+    firsts = [next(iter(sampler)) for _ in range(3000)]
+    # Each of the five groups is first equally often, and so is each of its members.
+    expected = {0: 200, 1: 200, 2: 200, 3: 300, 4: 300, 5: 600, 6: 600, 7: 600}
+    for index, count in expected.items():
+        assert firsts.count(index) == pytest.approx(count, abs=5 * count**0.5)
 
 
 def test_an_experience_that_teaches_nothing_has_no_batches():

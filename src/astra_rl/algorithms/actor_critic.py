@@ -93,7 +93,7 @@ class ActorCritic(PolicyGradient):
                 [steps[row].attack for row in rows],
             )
         out = list(steps)
-        for row, estimates in zip(rows, values, strict=True):
+        for row, estimates in zip(rows, values.cpu(), strict=True):
             count = len(steps[row].old_logprobs)
             if len(estimates) < count:
                 raise ContractError(
@@ -117,7 +117,7 @@ class ActorCritic(PolicyGradient):
                 # The value at the first token does not depend on it, so any attack does.
                 attacks = [steps[row].attack for row in after]
                 values = score_rows(self._values, list(after.values()), attacks)
-            for row, estimates in zip(after, values, strict=True):
+            for row, estimates in zip(after, values.cpu(), strict=True):
                 out[row] = replace(steps[row], next_values=tuple(estimates[0].tolist()))
         return out
 

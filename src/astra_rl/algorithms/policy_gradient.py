@@ -379,5 +379,6 @@ def _score(
     )
     mask = token_mask(logprobs, texts)
     return [
-        tuple(row[: int(real.sum())].tolist()) for row, real in zip(logprobs, mask, strict=True)
+        tuple(row[:count])
+        for row, count in zip(logprobs.tolist(), mask.sum(dim=1).tolist(), strict=True)
     ]

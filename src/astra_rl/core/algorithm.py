@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Hashable, Sequence, Sized
 from typing import Any, ClassVar, Generic
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from astra_rl.core.collector import Collector
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
+from astra_rl.core.text import context_key
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import check_ranges
 
@@ -93,6 +94,18 @@ class Algorithm(ABC, Generic[StateT, ActionT, StepT, BatchT]):
         values, advantages. The default returns the steps unchanged.
         """
         return steps
+
+    def batched_with(self, step: StepT) -> Hashable:
+        """Return a key of the steps that are kept next to each other when steps are shuffled.
+
+        A beginning that rows of a batch share is computed once, so the default is the step's
+        attribute ``context``: siblings are kept together.
+
+        Returns:
+            None for a step that is shuffled alone.
+        """
+        context = getattr(step, "context", None)
+        return context_key(context) if isinstance(context, str) else None
 
     @abstractmethod
     def collate_fn(self, steps: Sequence[StepT]) -> BatchT:

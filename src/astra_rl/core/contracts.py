@@ -117,14 +117,15 @@ def token_mask(logprobs: Tensor, continuations: Sequence[Any]) -> Tensor:
     """
     import torch
 
+    if logprobs.shape[1] == 0:
+        return logprobs.bool()
     positions = torch.arange(1, logprobs.shape[1] + 1, device=logprobs.device)
-    lengths = ((logprobs.detach() != 0) * positions).amax(dim=1) if len(positions) else positions
-    for row, continuation in enumerate(continuations):
-        if isinstance(continuation, Utterance) and continuation.token_ids is not None:
-            known = min(len(continuation.token_ids), logprobs.shape[1])
-            if len(positions):
-                lengths[row] = max(int(lengths[row]), known)
-    return positions <= lengths[:, None] if len(positions) else logprobs.bool()
+    known = [
+        len(each.token_ids or ()) if isinstance(each, Utterance) else 0 for each in continuations
+    ]
+    lengths = ((logprobs.detach() != 0) * positions).amax(dim=1)
+    lengths = torch.maximum(lengths, torch.tensor(known, device=logprobs.device))
+    return positions <= lengths[:, None]
 
 
 def is_missing(value: float) -> bool:

@@ -1,12 +1,9 @@
-"""Attention for short sequences in half precision on the CPU, and for single queries elsewhere.
+"""Attention for short sequences in half precision on the CPU.
 
 The fused attention kernel of torch is optimised for long sequences. On the CPU, in half precision
 and for the sequence lengths of red-teaming turns, its overhead dominates: two plain matrix products
 are 2 to 7 times as fast (`docs/performance.md`). With grouped-query attention, the queries of a
 group are treated as one longer query, so keys and values are not repeated.
-
-On other devices the same is done for single queries under a mask, as in decoding: transformers
-would repeat keys and values for each query of a group, several times the cache in each layer.
 """
 
 from __future__ import annotations
@@ -23,9 +20,6 @@ from transformers.masking_utils import sdpa_mask
 
 SHORT_ATTENTION = "astra_rl_short"
 """Name of this implementation in the attention registry of transformers."""
-
-ONE_QUERY_ATTENTION = "astra_rl_one_query"
-"""Name of `one_query_attention` in the same registry."""
 
 MAX_SCORES = 2**24
 """Maximum number of attention scores per layer; above it the fused kernel is used.
@@ -103,71 +97,29 @@ def _apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
-def one_query_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention; a single query per row does not repeat keys and values.
-
-    For the arguments and results see `short_attention`. Longer queries, dropout and unusual masks
-    are those of transformers.
-    """
-    rows, heads, length, size = query.shape
-    key_heads, seen = key.shape[1:3]
-    if (
-        length != 1
-        or dropout
-        or key_heads == heads
-        or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-        or (attention_mask is not None and attention_mask.shape[1] != 1)
-    ):
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
-        )
-        return output, None
-    grouped = query.reshape(rows, key_heads, heads // key_heads, size)
-    mask = None if attention_mask is None else attention_mask.expand(rows, 1, 1, seen)
-    output = nn.functional.scaled_dot_product_attention(
-        grouped, key, value, mask, scale=scaling, is_causal=False
-    )
-    return output.reshape(rows, 1, heads, -1), None
-
-
 AttentionInterface.register(SHORT_ATTENTION, short_attention)
 AttentionMaskInterface.register(SHORT_ATTENTION, sdpa_mask)
-AttentionInterface.register(ONE_QUERY_ATTENTION, one_query_attention)
-AttentionMaskInterface.register(ONE_QUERY_ATTENTION, sdpa_mask)
 
 
 def use_short_attention(model: PreTrainedModel) -> None:
-    """Switch a model to the attention of this module for its device, if its family allows it.
-
-    That is `short_attention` for half precision on the CPU, and `one_query_attention` on CUDA.
-    """
-    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
-        return
-    if model.device.type == "cpu" and model.dtype != torch.float32:
+    """Switch a half-precision CPU model to `short_attention`, if its family allows it."""
+    if (
+        model.device.type == "cpu"
+        and model.dtype != torch.float32
+        and model.config._attn_implementation == "sdpa"
+        and model._can_set_attn_implementation()
+    ):
         model.set_attn_implementation(SHORT_ATTENTION)
-    elif model.device.type == "cuda":
-        model.set_attn_implementation(ONE_QUERY_ATTENTION)
 
 
 @contextlib.contextmanager
 def fused_attention(model: PreTrainedModel) -> Iterator[None]:
     """Context in which a model uses the fused attention kernel, as a reference implementation."""
-    own = model.config._attn_implementation
-    if own not in (SHORT_ATTENTION, ONE_QUERY_ATTENTION):
+    if model.config._attn_implementation != SHORT_ATTENTION:
         yield
         return
     model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(SHORT_ATTENTION)

@@ -12,6 +12,7 @@ from astra_rl.core.out_of_memory import in_batches
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix
 from astra_rl.models.generation import MAX_BATCH_ROWS
+from astra_rl.models.memory import batch_limits
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
 
 
@@ -41,10 +42,11 @@ def mean_hidden_states(model: PreTrainedModel, sequences: Sequence[Sequence[int]
         mask = output.mask[:, :, None].float()
         return (output.hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
 
+    max_rows, max_tokens = batch_limits(model, MAX_BATCH_ROWS, MAX_SCORING_TOKENS)
     batches = token_budget_batches(
         [len(sequences[row]) for row in rows],
-        max_tokens=MAX_SCORING_TOKENS,
-        max_rows=MAX_BATCH_ROWS,
+        max_tokens=max_tokens,
+        max_rows=max_rows,
     )
     for batch, means in in_batches(batches, run, doing="embedding texts"):
         chosen = [rows[index] for index in batch]

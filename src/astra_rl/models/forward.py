@@ -93,11 +93,8 @@ def suffix_logprobs(
         Natural logarithms, (B, longest scored part), float32, right-padded with zeros.
     """
     counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-    rows = [row for row, count in enumerate(counts) for _ in range(count)]
-    columns = [column for count in counts for column in range(count)]
     device = output.hidden.device
-    row_index = torch.tensor(rows, dtype=torch.long, device=device)
-    column_index = torch.tensor(columns, dtype=torch.long, device=device)
+    row_index, column_index = flat_index(counts, device)
     first = torch.tensor(starts, device=device) - 1 - output.suffix_starts
     targets = torch.tensor(
         [
@@ -112,6 +109,16 @@ def suffix_logprobs(
     values = token_logprobs(model, hidden, targets)
     out = values.new_zeros(len(sequences), max(counts, default=0))
     return out.index_put((row_index, column_index), values)
+
+
+def flat_index(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row and column of each entry of rows with these numbers of entries, int64."""
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    columns = [column for count in counts for column in range(count)]
+    return (
+        torch.tensor(rows, dtype=torch.long, device=device),
+        torch.tensor(columns, dtype=torch.long, device=device),
+    )
 
 
 def _check_positions(model: PreTrainedModel, length: int) -> None:

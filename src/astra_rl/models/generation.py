@@ -23,16 +23,17 @@ from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.decoding import Decoding, decode
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
+from astra_rl.models.memory import batch_limits
 from astra_rl.models.positions import attention_window
 from astra_rl.models.segments import ForwardOutput
 from astra_rl.models.settings import Sampling as Sampling
 from astra_rl.models.static_decoding import MIN_STEPS, StaticDecoding, can_replay
 
 MAX_BATCH_ROWS = 128
-"""Maximum number of rows of a batch without gradients."""
+"""Maximum number of rows of a batch without gradients; on CUDA more, see `memory.batch_limits`."""
 
 MAX_BATCH_TOKENS = 32_768
-"""Maximum number of tokens of a sampling batch, padding and new tokens included."""
+"""Maximum number of tokens of a sampling batch, padding and new tokens included; likewise."""
 
 
 CUDA_GRAPHS = False
@@ -163,7 +164,8 @@ def _first_identical_row(
 
 def _batches(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[list[int]]:
     window = attention_window(model)
-    for rows in token_budget_batches(lengths, max_tokens=MAX_BATCH_TOKENS, max_rows=MAX_BATCH_ROWS):
+    max_rows, max_tokens = batch_limits(model, MAX_BATCH_ROWS, MAX_BATCH_TOKENS)
+    for rows in token_budget_batches(lengths, max_tokens=max_tokens, max_rows=max_rows):
         if window is None or lengths[rows[0]] <= window:
             yield rows
         else:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from astra_rl.models.memory import logit_bytes
+
 MAX_LOGIT_BYTES = 24 * 2**20
-"""Maximum size of one block of logits, in bytes.
+"""Maximum size of one block of logits, in bytes; on CUDA it may be larger.
 
 glibc's allocator reuses blocks below 32 MiB; larger ones are mapped anew each time, which takes
 longer than computing them.
@@ -49,7 +51,7 @@ def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
         Natural logarithms, (N,), float32, with gradients if `hidden` or the head requires them.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    rows = max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
+    rows = max(1, logit_bytes(hidden.device, MAX_LOGIT_BYTES) // (4 * vocabulary))
     if len(hidden) <= rows:
         return _block_logprobs(model, hidden, tokens)
     parts = zip(torch.split(hidden, rows), torch.split(tokens, rows), strict=True)

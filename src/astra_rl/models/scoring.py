@@ -12,9 +12,10 @@ from astra_rl.core.out_of_memory import in_batches
 from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.generation import MAX_BATCH_ROWS
+from astra_rl.models.memory import batch_limits
 
 MAX_SCORING_TOKENS = 16_384
-"""Maximum number of tokens of a batch without gradients, padding included."""
+"""Maximum number of tokens of a batch without gradients, padding included; on CUDA more."""
 
 
 def continuation_logprobs(
@@ -54,10 +55,11 @@ def continuation_logprobs(
     def run(rows: Sequence[int]) -> Tensor:
         return _score_batch(model, [sequences[row] for row in rows], [starts[row] for row in rows])
 
+    max_rows, max_tokens = batch_limits(model, MAX_BATCH_ROWS, MAX_SCORING_TOKENS)
     batches = token_budget_batches(
         [len(sequence) for sequence in sequences],
-        max_tokens=MAX_SCORING_TOKENS,
-        max_rows=MAX_BATCH_ROWS,
+        max_tokens=max_tokens,
+        max_rows=max_rows,
     )
     for rows, part in in_batches(batches, run, doing="scoring"):
         out[torch.tensor(rows, device=model.device), : part.shape[1]] = part

@@ -168,7 +168,7 @@ def _is_affordable(model: PreTrainedModel, boundary: Boundary) -> bool:
     # Per token, with one key and one value of each earlier token.
     attention = 2 * boundary.size * int(config.hidden_size) * int(config.num_hidden_layers)
     operations = 2 * 2 * boundary.size * (int(weights) + attention)  # two passes; product and sum
-    return operations <= limit
+    return bool(operations <= limit)
 
 
 def _check_boundary(model: PreTrainedModel, boundary: Boundary) -> None:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from astra_rl.core.out_of_memory import in_batches
 from astra_rl.errors import ModelError
 from astra_rl.models.batching import token_budget_batches
-from astra_rl.models.forward import forward_shared_prefix
+from astra_rl.models.forward import flat_index, forward_shared_prefix
 from astra_rl.models.generation import MAX_BATCH_ROWS
+from astra_rl.models.memory import batch_limits
 from astra_rl.models.scoring import MAX_SCORING_TOKENS
 from astra_rl.models.segments import ForwardOutput
 
@@ -108,13 +109,18 @@ def preceding_hidden_states(
         every = range(len(prompts))
         outputs = [(every, run(every))] if prompts else []
     else:
+        max_rows, max_tokens = batch_limits(model, MAX_BATCH_ROWS, MAX_SCORING_TOKENS)
         batches = token_budget_batches(
-            lengths, max_tokens=MAX_SCORING_TOKENS, max_rows=MAX_BATCH_ROWS
+            lengths,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
         )
         outputs = in_batches(batches, run, doing="estimating values")
     for rows, output in outputs:
-        for index, row in enumerate(rows):
-            count = len(continuations[row])
-            start = len(prompts[row]) - 1 - int(output.suffix_starts[index])
-            out[row, :count] = output.hidden[index, start : start + count].to(out.dtype)
+        index, column = flat_index([len(continuations[row]) for row in rows], model.device)
+        row_of = torch.tensor(list(rows), dtype=torch.long, device=model.device)
+        ends = torch.tensor([len(prompts[row]) for row in rows], device=model.device)
+        first = ends - 1 - output.suffix_starts
+        hidden = output.hidden[index, first[index] + column]
+        out[row_of[index], column] = hidden.to(out.dtype)
     return out

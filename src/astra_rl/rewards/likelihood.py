@@ -36,8 +36,13 @@ def token_logprobs(
     """Return the log-probability of each token, without gradients; empty lists without tokens."""
     logprobs = checked_logprobs(score, contexts, continuations, grad=False)
     # Token ids of a text are of the vocabulary of the model that sampled it.
-    mask = token_mask(logprobs, [str(said) for said in continuations])
-    return [row[real].tolist() for row, real in zip(logprobs, mask, strict=True)]
+    return _rows(logprobs, token_mask(logprobs, [str(said) for said in continuations]))
+
+
+def _rows(logprobs: Tensor, mask: Tensor) -> list[list[float]]:
+    """Return the values of each row under its mask; one copy from the device for all rows."""
+    pairs = zip(logprobs.cpu(), mask.cpu(), strict=True)
+    return [row[real].tolist() for row, real in pairs]
 
 
 def attack_logprobs(
@@ -298,8 +303,7 @@ def _sampled_logprobs(models: RewardModels, exchanges: Sequence[Exchange]) -> li
         return [list(row) for row in known if row is not None]
     contexts = [exchange.context for exchange in exchanges]
     logprobs = checked_logprobs(models.get_attacker_logprobs, contexts, attacks, grad=False)
-    mask = token_mask(logprobs, attacks)
-    return [row[real].tolist() for row, real in zip(logprobs, mask, strict=True)]
+    return _rows(logprobs, token_mask(logprobs, attacks))
 
 
 def _total_nll(logprobs: Sequence[float]) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, repeat
 from typing import Any, Generic
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.common import ActionT, BatchT, Metrics, StateT, StepT
@@ -59,6 +59,9 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
     def experience(self, seed: int | None = None) -> Iterable[BatchT]:
         """Play episodes and return their batches; the same seed gives the same batches.
 
+        Steps are shuffled by groups, see `Algorithm.batched_with`, so that most rows of a batch are
+        siblings, whose context is computed once.
+
         With ``algorithm.epochs`` above 1 each step occurs once per epoch, shuffled anew. An
         experience without a learning signal (all siblings tie, for instance) has no batches.
         """
@@ -78,15 +81,16 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
         generator = None
         if seed is not None:
             generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
-        loader: DataLoader[StepT] = DataLoader(
-            steps,  # type: ignore[arg-type]
-            **{
-                "shuffle": True,
-                "generator": generator,
-                "collate_fn": self.algorithm.collate_fn,
-                **self.dataloader_kwargs,
-            },
-        )
+        options = {
+            "shuffle": True,
+            "generator": generator,
+            "collate_fn": self.algorithm.collate_fn,
+            **self.dataloader_kwargs,
+        }
+        if options["shuffle"]:
+            groups = list(map(self.algorithm.batched_with, steps))
+            options |= {"shuffle": False, "sampler": ShuffledGroups(groups, generator)}
+        loader: DataLoader[StepT] = DataLoader(steps, **options)  # type: ignore[arg-type]
         return loader if self.algorithm.epochs == 1 else _Epochs(loader, self.algorithm.epochs)
 
     def step(self, batch: BatchT) -> tuple[Tensor, Metrics]:
@@ -117,6 +121,34 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             },
             **self.algorithm.experience_metrics(),
         }
+
+
+class ShuffledGroups(Sampler[int]):
+    """Indices in random order, those of a group next to each other.
+
+    Args:
+        groups: Group of each index; None for an index without a group.
+        generator: Random generator; None is the global one. Each iteration draws anew.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], generator: torch.Generator | None) -> None:
+        members: dict[Hashable, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault((index,) if group is None else (group, None), []).append(index)
+        self.members, self.generator = list(members.values()), generator
+        self.count = len(groups)
+
+    def __iter__(self) -> Iterator[int]:
+        for group in self._order(len(self.members)):
+            members = self.members[group]
+            yield from (members[place] for place in self._order(len(members)))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _order(self, count: int) -> list[int]:
+        order: list[int] = torch.randperm(count, generator=self.generator).tolist()
+        return order
 
 
 class _Epochs(Iterable[Any]):

@@ -43,8 +43,9 @@ class ScoreCache:
         if new:
             rows = list(new.values())
             scored = score([contexts[row] for row in rows], [attacks[row] for row in rows])
-            for key, row in zip(new, scored, strict=True):
-                self._rows[key] = row[row != 0]  # zeros are padding
+            counts = (scored != 0).sum(dim=1).tolist()  # zeros are padding, on the right
+            for key, row, count in zip(new, scored, counts, strict=True):
+                self._rows[key] = row[:count].clone()
         return [self._rows[key] for key in keys]
 
     def clear(self) -> None:

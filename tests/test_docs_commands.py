@@ -35,7 +35,7 @@ PAGES = (
     "targets",
     "test",
 )
-LONG = ("evidence", "harden")
+LONG = ("evidence", "harden", "moderators", "presets")
 """Pages whose commands take longest; `make docs` and CI run them."""
 SERVER = "http://127.0.0.1:8000/v1"
 """The endpoint of the pages; another port stands in for it."""

@@ -1,9 +1,10 @@
-"""Run folders with recorded attempts, written without any model."""
+"""Run folders with recorded attempts, written without any model; pages have no charts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.undrawn import undrawn
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
@@ -18,6 +19,13 @@ moderator: {{type: refusal}}
 prompts: {{scenario: planted_secrets}}
 seed: {seed}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_charts() -> Iterator[None]:
+    """Draw no charts; they have tests of their own."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture

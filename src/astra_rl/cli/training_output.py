@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from astra_rl.cli.console import console, quiet_libraries
+from astra_rl.cli.console import console, error_console, quiet_libraries
 from astra_rl.cli.output import Printer, as_text
-from astra_rl.distributed.ranks import join
+from astra_rl.distributed.ranks import is_raised_by_all, join
+from astra_rl.errors import AstraError
 from astra_rl.logging import logger
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def follows_another_process() -> bool:
 
     quiet_libraries()
     logger.setLevel(logging.ERROR)  # process 0 logs the same
-    follow(ranks)
+    try:
+        follow(ranks)
+    except AstraError as error:
+        error_console.quiet = is_raised_by_all(error)  # process 0 prints the same
+        raise
     return True
 
 
@@ -56,19 +61,25 @@ def train_and_print(
     """
     from astra_rl.cli.display import ConsoleDisplay
     from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.runs.processes import with_shards
+    from astra_rl.runs.processes import check_can_divide, with_shards
     from astra_rl.runs.resume import starting_in
     from astra_rl.runs.runner import run_experiment
 
-    config = with_shards(config, output, join().size)
-    plan = resolve(config)
-    check_training(plan)
-    with starting_in(output, name) as folder:
-        console.print_line(f"run folder: {folder.path}")
-        quiet_libraries()
-        display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-        command = shlex.join(["astra-rl", *sys.argv[1:]])
-        result = run_experiment(plan, folder, display, command=command, force=force)
+    ranks = join()
+    try:
+        config = with_shards(config, output, ranks.size)
+        check_can_divide(config, ranks.size)
+        plan = resolve(config)
+        check_training(plan)
+        with starting_in(output, name) as folder:
+            console.print_line(f"run folder: {folder.path}")
+            quiet_libraries()
+            display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
+            command = shlex.join(["astra-rl", *sys.argv[1:]])
+            result = run_experiment(plan, folder, display, command=command, force=force)
+    except BaseException as error:
+        ranks.leave_unless_agreed(error)
+        raise
     _print_result(result, config.seed)
     if result.ended is not None:
         raise result.ended

@@ -19,7 +19,7 @@ from astra_rl.config.loading import parse_config
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.distributed.environment import DividedEnvironment
-from astra_rl.distributed.ranks import Ranks
+from astra_rl.distributed.ranks import Ranks, raised_by_all
 from astra_rl.errors import (
     BudgetSpentError,
     ConfigurationError,
@@ -64,6 +64,20 @@ def with_shards(config: RunConfig, output: Path | None, processes: int) -> RunCo
     return config.model_copy(update={"training": training})
 
 
+def check_can_divide(config: RunConfig, processes: int) -> None:
+    """Raise if a run cannot be divided among processes.
+
+    Raises:
+        ConfigurationError: There are several, and engines sample.
+    """
+    if processes > 1 and not config.rollout.is_own:
+        raise ConfigurationError(
+            f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target} given, "
+            f"and {processes} processes were started; engines sample for a run of one process. "
+            "Start it without torchrun or accelerate, or use rollout: {attacker: own, target: own}."
+        )
+
+
 def announce(ranks: Ranks, config: RunConfig, folder: RunFolder, started: datetime) -> None:
     """Tell the other processes, which are in `follow`, what they run.
 
@@ -93,6 +107,11 @@ def dismiss(experiment: Experiment) -> None:
         environment.dismiss()
 
 
+def signal_grace(ranks: Ranks) -> float:
+    """Return the seconds in which a repeated signal is ignored; see `interruptible`."""
+    return 10.0 if ranks.size > 1 else 0.0
+
+
 def follow(ranks: Ranks) -> None:
     """Take part in a run whose folder another process writes.
 
@@ -100,7 +119,10 @@ def follow(ranks: Ranks) -> None:
         InterruptedRunError: A signal ended the run, or another process ended.
         AstraError: What the first process raises, too.
     """
-    told: Sequence[str] = ranks.share()
+    try:
+        told: Sequence[str] = ranks.share()
+    except ProcessLostError as error:  # the first process says why it did not start a run
+        raise raised_by_all(error) from None
     text, started, resume = told
     try:
         with template_time(datetime.fromisoformat(started)):
@@ -126,7 +148,7 @@ def _follow(ranks: Ranks, text: str) -> None:
         interrupted = trainer.should_stop = True
 
     # After a spent budget the final evaluation has its own part of it.
-    with interruptible(interrupt), contextlib.suppress(BudgetSpentError):
+    with interruptible(interrupt, grace=signal_grace(ranks)), contextlib.suppress(BudgetSpentError):
         trainer.train()
     if ranks.any(interrupted):
         raise InterruptedRunError("interrupted")

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -261,17 +262,31 @@ def interruptible(
     stop: Callable[[], None],
     *,
     message: str = "finishing the step and saving; send the signal again to stop now",
+    grace: float = 0.0,
 ) -> Iterator[None]:
-    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught."""
+    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught.
+
+    Args:
+        stop: Called in the main thread.
+        message: What is logged.
+        grace: Seconds after the first signal in which further ones are ignored: a launcher of
+            several processes repeats the signal that a terminal has sent to all of them.
+    """
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
+    first: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        logger.warning(message)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        stop()
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            logger.warning(message)
+            stop()
+        elif time.monotonic() - first >= grace:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -38,7 +38,7 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
-from astra_rl.runs.processes import announce, dismiss, divided
+from astra_rl.runs.processes import announce, dismiss, divided, signal_grace
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
@@ -334,7 +334,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
         nonlocal interrupted
         interrupted = trainer.should_stop = True
 
-    with interruptible(interrupt):
+    with interruptible(interrupt, grace=signal_grace(trainer.ranks)):
         try:
             trainer.train()
         except BudgetSpentError as error:

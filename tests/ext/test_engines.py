@@ -218,6 +218,7 @@ def test_a_large_mismatch_is_warned_of(vllm, pair, caplog):
     assert "differ by 0.2" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_adapter_is_handed_over_whenever_it_has_changed_and_old_ones_are_deleted(vllm, pair):
     problem = adapted(pair, rank=24)
     sampler, names = VLLMSampler(), []

@@ -8,24 +8,24 @@ from pathlib import Path
 
 from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.core.graph import Graph
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import GreedyClusters
-from astra_rl.evaluation.stats.importance import (
-    NoProbability,
-    Probability,
-    failure_probability_of,
-)
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.checkpointing import sha256
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.phases import PhaseRun
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, recording
 from astra_rl.runs.spending import spending
 
@@ -77,6 +77,7 @@ def ordinary_failure(
     Raises:
         ConfigurationError: An argument is out of range, the run has no trained attacker, or its
             attacks are not sampled from a distribution that can be scored.
+        EndpointError: All conversations failed; they are recorded.
         BudgetSpentError: A budget is spent. Replies are cached; the same call continues from them.
         AstraError: A model cannot be loaded.
     """
@@ -85,11 +86,10 @@ def ordinary_failure(
     if conversations < 2:
         raise ConfigurationError(f"conversations={conversations}; at least 2.")
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides, target=target)
-    plan = resolve(config)
-    if config.environment.type not in _TURN_BY_TURN:
+    plan = resolve(load_config(folder.config, overrides, target=target))
+    if plan.environment.name not in _TURN_BY_TURN:
         raise ConfigurationError(
-            f"conversations of the environment {config.environment.type!r} are not held turn by "
+            f"conversations of the environment {plan.environment.name!r} are not held turn by "
             f"turn with the target; this needs one of {', '.join(_TURN_BY_TURN)}."
         )
     attacker = folder.checkpoints / "last"
@@ -116,7 +116,7 @@ def ordinary_failure(
         recording(destination, ORDINARY_PHASE, conversations) as log,
         spending([plan], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
-        _play_all(plan, problem, others, log, conversations, share)
+        played = _play_all(plan, problem, others, log, conversations, share)
         log.flush()
         found = failure_probability_of(
             log.attempts(),
@@ -128,16 +128,17 @@ def ordinary_failure(
     destination.write_json(
         result,
         {
-            "target": config.target.name,
-            "baseline": config.baseline or config.trained.model,
-            "brief": config.evaluation.ordinary_brief,
-            "threshold": config.evaluation.threshold,
+            "target": plan.record.target,
+            "baseline": plan.baseline,
+            "brief": plan.evaluation.ordinary_brief,
+            "threshold": plan.evaluation.threshold,
             "share": share,
             "checkpoints": list(others),
             "spent": ledger.as_dict(),
             **found.as_dict(),
         },
     )
+    check_any_known({plan.record.target: played})
     return OrdinaryFailure(found, result, path)
 
 
@@ -181,31 +182,33 @@ def _play_all(
     log: AttemptLog,
     conversations: int,
     share: float,
-) -> None:
-    """Play and record the conversations of the baseline and of the attackers."""
-    config, prompts = plan.config, plan.openings
+) -> list[Attempt]:
+    """Play, record and return the conversations of the baseline and of the attackers."""
+    openings = plan.openings.test
     attackers = {"attacker": problem, **checkpoints}
     phase = PhaseRun(
-        config,
-        ORDINARY_PHASE,
+        labels_of(plan.record, ORDINARY_PHASE, categories=plan.openings.categories),
         problem,
         plan.evaluation_judge.load(),
         log,
-        categories=prompts.categories,
+        settings=plan.evaluation,
+        seed=plan.seed,
         likelihoods={name: each.get_attacker_logprobs for name, each in attackers.items()},
         allow_partial=False,
     )
-    depth = config.environment.tree_depth or 1
+    depth = plan.environment.options.get("tree_depth", 1)
     of_baseline = min(conversations - len(attackers), max(1, round(share * conversations)))
     rest, more = divmod(conversations - of_baseline, len(attackers))
-    ordinary = ordinary_use(config, problem)
+    ordinary = ordinary_use(problem, plan.evaluation.ordinary_brief)
     players: list[tuple[Problem[str, str], str | None, int]] = [
         (ordinary, ORDINARY_ATTACKER, of_baseline)
     ]
     for index, (name, each) in enumerate(attackers.items()):
         own_name = name if name in checkpoints else None  # the name of the run's attacker
         players.append((each, own_name, rest + (index < more)))
+    played: list[Attempt] = []
     for number, (player, player_name, count) in enumerate(players):
-        environment = _OwnConversations(player, prompts.test, 1, depth)
+        environment = _OwnConversations(player, openings, 1, depth)
         environment.first_trial = number * conversations
-        phase.play(environment, prompts.test, count, attacker=player_name)
+        played += phase.play(environment, openings, count, attacker=player_name).attempts
+    return played

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import GreedyClusters
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.stats.importance import (
     ANSWERS,
     NoProbability,
@@ -168,7 +168,7 @@ def _counts(answers: int, share: float, models: int, messages: int) -> list[int]
 
 def _models(config: RunConfig, proposals: Sequence[str], steer: Sequence[str]) -> list[AnswerModel]:
     """Load the target and the proposals; equal weights are loaded once."""
-    pool = ModelPool(config.device, config.dtype, config.trust_remote_code)
+    pool = ModelPool(**asdict(config.loading))
     target = _model(pool, config.target, config.target.name)
     found = [target]
     found += [

@@ -17,7 +17,7 @@ from astra_rl.evaluation.measures.conversations import (
     conversation_metrics,
     turn_statistics,
 )
-from astra_rl.evaluation.measures.diversity import Embedder
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.moderators.identity import identity_of
 from astra_rl.moderators.scoring import score_exchanges

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import compare, summarise, transfer_matrix
+from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 
@@ -51,6 +53,7 @@ def test_outcomes_always_add_up_to_what_was_planned(rows, unmade):
     assert 0 <= low <= high <= 1
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_the_rate_is_that_of_a_plain_count(rows):
     unique = {each.id: each for each in rows}.values()

@@ -49,6 +49,7 @@ def estimated(seed, up, goal, *, size, runs):
     )
 
 
+@pytest.mark.slow
 def test_the_estimate_is_unbiased_and_its_interval_covers():
     truth = exact(0.2, 4)
     found = [estimated(seed, 0.2, 4, size=20, runs=6) for seed in range(60)]
@@ -107,6 +108,7 @@ def test_arguments_out_of_range_are_refused():
         rare_probability([])
 
 
+@pytest.mark.slow
 def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
     """A walk to the failure with 1e-6, and a sudden failure with 1e-3 in the first turn."""
     truth, missed = 1e-3 + 1e-6, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from astra_rl.config.engines import attacker_sampler
@@ -25,7 +26,11 @@ from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
 from astra_rl.training.config import TrainingConfiguration
 
-_SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
+_SAMPLERS: dict[str, Sampler] = {
+    "own": generate,
+    "cuda_graphs": partial(generate, cuda_graphs=True),
+    "transformers": generate_with_transformers,
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def build_problem(
     options: dict[str, Any] = {
         "device": config.device,
         "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
         "reward": plan.reward,
         "sampler": _SAMPLERS[config.sampler],
         "attacker_sampler": attacker_sampler(config),
@@ -132,7 +138,11 @@ def build_problem(
         return HFEvaluationProblem(
             attacker, target, moderator, baseline_model_id=baseline, **options
         )
-    options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
+    options |= {
+        "lora": speaker.lora,
+        "trainable_layers": speaker.trainable_layers,
+        "gradient_checkpointing": config.training.gradient_checkpointing,
+    }
     options["opponents"] = opponents
     if plan.value_count:
         return HFValueProblem(

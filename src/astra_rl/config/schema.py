@@ -27,7 +27,12 @@ from astra_rl.infra.redaction import redact_settings
 from astra_rl.infra.registry import Registry
 from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.registry import ENVIRONMENTS
-from astra_rl.models.settings import FineTuning, LoraOptions, Sampling
+from astra_rl.models.settings import (
+    AttentionImplementation,
+    FineTuning,
+    LoraOptions,
+    Sampling,
+)
 from astra_rl.moderators.registry import MODERATORS, is_composition, moderator_factory
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.registry import TARGETS, target_factory
@@ -333,6 +338,8 @@ class TrainingConfig(UpdateSettings):
         steps: Number of training steps.
         episodes_per_step: Episodes played in each training step.
         batch_size: Steps (attacks or pairs) per backward pass.
+        gradient_checkpointing: Recompute the attacker's layers in the backward pass: less memory,
+            same gradients, more time.
         lr_scheduler_type: Schedule of transformers, over training steps; default: linear from lr to
             final_lr.
         final_lr: Learning rate at the end of linear decay; default: lr, so constant.
@@ -351,6 +358,7 @@ class TrainingConfig(UpdateSettings):
     steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
+    gradient_checkpointing: bool = False
     lr_scheduler_type: SchedulerType | None = None
     final_lr: Positive | None = None
     warmup_steps: CountOrZero = 0
@@ -526,9 +534,10 @@ class RunConfig(_Section):
         description="Trackers that also get the metrics of training, one or a list: tensorboard "
         "(in the run folder), wandb (sends them over the network).",
     )
-    sampler: Literal["own", "transformers"] = Field(
+    sampler: Literal["own", "cuda_graphs", "transformers"] = Field(
         "own",
-        description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
+        description="Sampling engine; 'cuda_graphs': the own one, which replays decoding steps on "
+        "CUDA (not measured yet); 'transformers' uses its generate(), slower, for comparison.",
     )
     rollout: RolloutConfig = Field(
         RolloutConfig(),
@@ -538,6 +547,9 @@ class RunConfig(_Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of local models; see docs/performance.md."
+    )
+    attn_implementation: AttentionImplementation = Field(
+        "auto", description="Attention function of local models, by its name in transformers."
     )
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
@@ -604,8 +616,8 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _engines_fit(self) -> RunConfig:
         attacker, target = self.rollout.attacker != "own", self.rollout.target != "own"
-        if (attacker or target) and self.sampler != "own":
-            raise ValueError(f"rollout needs sampler: own; it is {self.sampler}. Leave one out")
+        if (attacker or target) and self.sampler == "transformers":
+            raise ValueError("rollout needs sampler: own; it is transformers. Leave one out")
         if attacker and not isinstance(self.attacker, AttackerConfig):
             raise ValueError("rollout.attacker needs a local attacker (attacker.model)")
         if attacker and self.training.steps and self.trained.lora is None:

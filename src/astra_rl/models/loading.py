@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import (
@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.errors import ModelError
+from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
@@ -24,6 +24,7 @@ from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
 
 LOADING = {
@@ -39,6 +40,7 @@ def load_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    attn_implementation: AttentionImplementation = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
@@ -51,18 +53,26 @@ def load_model(
         reference: Hub id, folder, or ``bundled:NAME``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or a torch device.
         dtype: ``"auto"``, one of `devices.DTYPES`, or a torch dtype.
+        attn_implementation: Attention function.
         trust_remote_code: Run Python code that is part of the model repository.
 
     Raises:
         ModelError: The model cannot be loaded; the message contains the cause.
-        ConfigurationError: The device, dtype or bundled model is unknown.
+        ConfigurationError: The device, dtype, attention function or bundled model is unknown.
     """
+    known = get_args(AttentionImplementation)
+    if attn_implementation not in known:  # transformers loads code for other names from the hub
+        raise ConfigurationError(
+            f"attn_implementation={attn_implementation!r}; choose from {list(known)}."
+            f"{did_you_mean(str(attn_implementation), known)}"
+        )
     return _load_frozen(
         AutoModelForCausalLM,
         "language model",
         reference,
         device=device,
         dtype=dtype,
+        attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
     )
 
@@ -119,6 +129,7 @@ def _load_frozen(
     device: str | torch.device,
     dtype: str | torch.dtype,
     trust_remote_code: bool,
+    attn_implementation: str = "auto",
     revision: str | None = None,
 ) -> PreTrainedModel:
     resolved_device = resolve_device(device)
@@ -137,6 +148,7 @@ def _load_frozen(
                 device=resolved_device,
                 dtype=resolved_dtype,
                 trust_remote_code=trust_remote_code,
+                attn_implementation=attn_implementation,
                 revision=named[1],
             )
             model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
@@ -150,6 +162,11 @@ def _load_frozen(
             use_safetensors=True,
             output_loading_info=True,
             local_files_only=reads_locally(source),
+            **(
+                {}
+                if attn_implementation == "auto"
+                else {"attn_implementation": attn_implementation}
+            ),
         )
         if report["missing_keys"]:
             # transformers initialises missing weights at random and only logs a warning.
@@ -168,7 +185,8 @@ def _load_frozen(
             )
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
-        use_short_attention(model)
+        if attn_implementation == "auto":
+            use_short_attention(model)
         return model  # type: ignore[no-any-return]
 
 

@@ -12,6 +12,12 @@ from typing import Any, ClassVar, Literal, get_args
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count, Positive, check_fields
 
+AttentionImplementation = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+]
+"""Attention functions of transformers. ``"auto"`` is ``"sdpa"``, but for models in half precision
+on the CPU (`astra_rl.models.attention`)."""
+
 Method = Literal["dpo", "sft"]
 """Methods of fine-tuning a target."""
 

@@ -33,10 +33,11 @@ for _variable in ("COLUMNS", "LINES"):
     os.environ.pop(_variable, None)
 
 # How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile(
-    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+_ANY_SPEED = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("any speed")
+hypothesis.settings.register_profile("all examples", _ANY_SPEED)
+hypothesis.settings.register_profile("some examples", _ANY_SPEED, max_examples=30)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -53,7 +54,9 @@ WHY_NOT = "no chromium: apt-get install chromium (or the package of your system)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Block the network here and in every process that a test starts, and log each attempt.
+    """Choose how many examples hypothesis draws, and block the network.
+
+    It is blocked here and in every process that a test starts, and each attempt is logged.
 
     Every xdist worker has a log of its own. What one logs is read after each of its tests. The name
     of a log begins with the number of its process, so that the log of a killed one can be removed.
@@ -64,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
     assert spec is not None
     assert spec.loader is not None
     offline = importlib.util.module_from_spec(spec)
+    some = "not exhaustive" in config.option.markexpr
+    hypothesis.settings.load_profile("some examples" if some else "all examples")
     blocked = os.environ.pop("ASTRA_RL_TESTS_BLOCKED_NETWORK", None) is not None
     spec.loader.exec_module(offline)
     _remove_logs_of_killed_processes()
@@ -79,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _remove_logs_of_killed_processes() -> None:
+    """A process that was killed removed none."""
     for path in Path(tempfile.gettempdir()).glob(f"{LOGS}*-*"):
         number = path.name.removeprefix(LOGS).partition("-")[0]
         try:

@@ -14,8 +14,8 @@ from astra_rl.datasets import load_rows
 from astra_rl.errors import MissingDependencyError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
-from astra_rl.infra.jsonio import json_line
 from astra_rl.ext.vllm import VLLMSampler
+from astra_rl.infra.jsonio import json_line
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.report import write_run_page

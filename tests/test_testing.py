@@ -119,6 +119,7 @@ def check(kind, problem=None):
     check_algorithm(kind(problem), graphs_of_toys(problem))
 
 
+@pytest.mark.slow
 def test_a_sound_algorithm_passes():
     check(DPO)
     check(GRPO)
@@ -509,6 +510,7 @@ def test_the_letter_game_rewards_the_share_of_its_letters_in_the_attack():
     assert moderator.moderate(["xyxy", "ax", "", "abc"]) == [1.0, 0.25, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_learning_repeats_with_its_seed_and_differs_with_another():
     first, again, other = (learn(DPO, steps=2, seed=seed) for seed in (0, 0, 1))
     assert first == again

@@ -138,6 +138,7 @@ def test_6_3_a_trainer_and_a_configuration_of_one_s_own(names):
     assert names["MyTrainer"](config, names["env"], names["solver"]).dev_prompts == []
 
 
+@pytest.mark.slow
 def test_6_3_filled_in_it_trains_with_evaluation_saving_and_accumulation(names):
     """What the block leaves to the reader, written with nothing but what the guide names."""
     run("6.3", names)

@@ -74,6 +74,7 @@ def test_categories_are_compared_with_p_values_adjusted_for_their_number(tmp_pat
     assert "p-values adjusted by Holm" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_runs_are_read_side_by_side_on_one_page(tmp_path, record_run):
     a = record_run(
         tmp_path / "base/x", [[0.9], [0.9], [0.1], [0.1]], categories=["sea", "sea", "land", "land"]

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from tests.cli.running import astra_rl
 
 
+@pytest.mark.slow
 def test_forecasts_are_made_or_refused_with_a_reason(tmp_path, record_run):
     scores = [[0.9] * (number % 4) + [0.1] * (5 - number % 4) for number in range(24)]
     record_run(tmp_path / "run", scores)

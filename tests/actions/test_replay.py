@@ -56,6 +56,7 @@ def test_failures_sent_again_show_the_new_rate_only(tmp_path, record_run, unchan
     assert "100% by selection" in done.stderr
 
 
+@pytest.mark.slow
 def test_one_conversation_is_sent_again_printed_and_compared_with_nothing(
     tmp_path, record_run, unchanged_target
 ):

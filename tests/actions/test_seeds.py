@@ -38,6 +38,7 @@ def pairs(a, b, trials=PROMPTS):
     return SeedPairs({n: (Rate(x, trials), Rate(y, trials)) for n, (x, y) in enumerate(sides)})
 
 
+@pytest.mark.slow
 def test_algorithms_are_compared_by_seed(runs):
     found = compare_methods(runs)
     assert list(found.by_name) == ["algorithm.type=grpo", "algorithm.type=rloo"]
@@ -67,6 +68,7 @@ def test_the_p_value_is_that_of_all_signs():
         assert found.p_value == pytest.approx(np.mean(reached))
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_covers_it():
     """Seeds vary as a beta distribution; prompts are binomial."""
     generator = np.random.default_rng(1)
@@ -92,6 +94,7 @@ def test_few_or_equal_seeds_do_not_give_a_point():
     assert (empty.interval, empty.p_value) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table(tmp_path, runs):
     names = list(map(str, runs))
     for ending in ("json", "csv", "md", "tex"):
@@ -112,6 +115,7 @@ def test_the_command_writes_a_table(tmp_path, runs):
     assert ".csv, .md, .tex" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(tmp_path, record_run, runs):
     settings = "algorithm: {type: dapo}\n"
     other = record_run(tmp_path / "other", [[0.9]], seed=0, settings=settings)

@@ -148,6 +148,7 @@ def test_neither_padding_nor_row_order_nor_micro_batches_change_anything():
     check_algorithm(KTO(trained(), threshold=None), graphs)
 
 
+@pytest.mark.slow
 def test_yes_or_no_without_siblings_is_enough_to_learn_from():
     environment = ASTEnvironment(ToyProblem(), ["one", "two"], tree_width=1, tree_depth=1)
     curve = learn(KTO, environment, lr=0.1, steps=40)

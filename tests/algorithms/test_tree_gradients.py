@@ -92,6 +92,7 @@ def expected_ascent(name, width, game, logits):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "game"),
     cases(ENUMERATED, by_default=[case for case in ENUMERATED if case != (4, "full2")]),
@@ -103,6 +104,7 @@ def test_the_mean_gradient_over_all_trees_is_that_of_the_expected_return(width, 
     assert torch.allclose(found, game.gradient(logits), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", ["full2", "ragged2", "ragged3"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_so_is_that_of_every_member_of_the_family(name, game):

@@ -18,10 +18,18 @@ from astra_rl.testing import ToyProblem
 
 pytestmark = pytest.mark.slow
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    trl_grpo = pytest.importorskip("trl.trainer.grpo_trainer")
-    trl_rloo = pytest.importorskip("trl.trainer.rloo_trainer")
+MODULES = {
+    "GRPOTrainer": "trl.trainer.grpo_trainer",
+    "RLOOTrainer": "trl.trainer.rloo_trainer",
+}
+
+
+def trainer_of_trl(name):
+    """Return a trainer class; imported late, because it takes seconds that a collection saves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(pytest.importorskip(MODULES[name]), name)
+
 
 LENGTHS = [5, 1, 3, 7]
 WIDTH = max(LENGTHS)
@@ -183,7 +191,7 @@ def test_loss_gradient_and_diagnostics_are_those_of_trl(case, seed, spread):
         "old_per_token_logps": old,
         "ref_per_token_logps": reference,
     }
-    other = theirs(trl_grpo.GRPOTrainer, new, inputs, **settings)
+    other = theirs(trainer_of_trl("GRPOTrainer"), new, inputs, **settings)
     torch.testing.assert_close(mine[0], other[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(mine[2], other[2], rtol=1e-5, atol=1e-6)
     for name in SAME_LOGS:
@@ -198,7 +206,7 @@ def test_the_loss_and_gradient_of_rloo_are_those_of_trl(seed, spread):
     new, old, _, advantages = tensors(seed, spread)
     loss, _, gradient = ours(RLOO(Given(new)), new, old, None, advantages)
     other_loss, _, other_gradient = theirs(
-        trl_rloo.RLOOTrainer,
+        trainer_of_trl("RLOOTrainer"),
         new,
         {"advantages": advantages, "old_logps": (old * MASK).sum(dim=1)},
         epsilon_low=0.2,
@@ -214,7 +222,7 @@ def test_the_plain_k3_penalty_is_that_of_trl_without_its_correction():
     mine = ours(algorithm, new, old, reference, advantages)
     args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
     other = theirs(
-        trl_grpo.GRPOTrainer,
+        trainer_of_trl("GRPOTrainer"),
         new,
         {
             "advantages": advantages,
@@ -239,7 +247,7 @@ def test_the_names_of_the_diagnostics_are_those_of_trl():
         inputs = {"advantages": advantages, "old_per_token_logps": old}
         inputs["ref_per_token_logps"] = reference
         _, logs, _ = ours(make(Given(new)), new, old, reference, advantages)
-        _, other, _ = theirs(trl_grpo.GRPOTrainer, new, inputs, **settings)
+        _, other, _ = theirs(trainer_of_trl("GRPOTrainer"), new, inputs, **settings)
         assert set(logs) - {"loss", "kl", "ratio/mean", "ratio/max"} <= set(other)
 
 

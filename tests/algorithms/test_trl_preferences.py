@@ -18,11 +18,19 @@ from astra_rl.testing import ToyProblem
 
 pytestmark = pytest.mark.slow
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    trl_dpo = pytest.importorskip("trl.trainer.dpo_trainer")
-    trl_kto = pytest.importorskip("trl.trainer.kto_trainer")
-    trl_cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer")
+MODULES = {
+    "DPOTrainer": "trl.trainer.dpo_trainer",
+    "KTOTrainer": "trl.trainer.kto_trainer",
+    "CPOTrainer": "trl.experimental.cpo.cpo_trainer",
+}
+
+
+def trainer_of_trl(name):
+    """Return a trainer class; imported late, because it takes seconds that a collection saves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(pytest.importorskip(MODULES[name]), name)
+
 
 CHOSEN, REJECTED = [5, 1, 3, 7], [2, 6, 4, 1]
 LENGTHS = torch.tensor([*CHOSEN, *REJECTED])
@@ -81,7 +89,7 @@ def inputs():
 
 
 def theirs_dpo(policy, reference, loss_type, beta):
-    trainer = object.__new__(trl_dpo.DPOTrainer)
+    trainer = object.__new__(trainer_of_trl("DPOTrainer"))
     leaf = policy.clone().requires_grad_(True)
     given = {
         "accelerator": Accelerator(),
@@ -146,7 +154,7 @@ def test_metrics_of_the_same_name_are_those_of_trl(kind, loss_type, seed):
 
 def theirs_cpo(policy, loss_type, beta, smoothing=0.0, gamma=0.0):
     """Their contrastive losses compare whatever log-probabilities they are given."""
-    trainer = object.__new__(trl_cpo.CPOTrainer)
+    trainer = object.__new__(trainer_of_trl("CPOTrainer"))
     vars(trainer).update(
         alpha=0.0,
         accelerator=Accelerator(),
@@ -193,7 +201,7 @@ def test_kto_is_that_of_trl(weights, seed):
     policy, reference = draw(seed)
     labels = torch.tensor([True, False, False, True, False, True, False, False])
     divergence = 0.37
-    trainer = object.__new__(trl_kto.KTOTrainer)
+    trainer = object.__new__(trainer_of_trl("KTOTrainer"))
     leaf = policy.clone().requires_grad_(True)
     vars(trainer).update(
         accelerator=Accelerator(),

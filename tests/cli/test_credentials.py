@@ -92,6 +92,7 @@ def test_no_warning_shows_a_credential(run: Done) -> None:
     assert f"WARNING: asking {REDACTED}" in run.stderr
 
 
+@pytest.mark.slow
 def test_what_is_done_with_the_run_asks_for_the_credentials_again(leaky: Path, run: Done) -> None:
     done = checked("evaluate", "leaky", cwd=leaky, code=2)
     assert "moderator.options.api_key" in done.stderr
@@ -122,6 +123,7 @@ def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None
     check_files(leaky / "exports")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mood", "code", "said"),
     [
@@ -151,6 +153,7 @@ def test_the_traceback_of_a_defect_shows_no_credential(
     assert REDACTED in done.stderr
 
 
+@pytest.mark.slow
 def test_no_mistake_in_a_command_shows_a_credential(leaky: Path) -> None:
     key = SENTINELS["argument"]
     checked("train", "leaky.yaml", "--set", f"target.api_key={key}", cwd=leaky, code=2)

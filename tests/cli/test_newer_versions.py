@@ -59,6 +59,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READING)
 def test_a_newer_manifest_is_refused_with_the_reason(run: Path, workplace: Path, name: str) -> None:
     manifest = json.loads((run / "manifest.json").read_text())

@@ -50,6 +50,7 @@ def bodies(endpoint: Endpoint, model: str) -> list[Body]:
     return [body for _, _, body in endpoint.requests if body["model"] == model]
 
 
+@pytest.mark.slow
 def test_the_attacker_reads_the_goal_and_the_target_does_not(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_attacker_reads_the_goal_and_the_target_does_not(
     assert "after training" not in page
 
 
+@pytest.mark.slow
 def test_a_configuration_names_an_endpoint_as_its_attacker(place: Path, endpoint: Endpoint) -> None:
     target = {"type": "openai", "options": {"model": "t", "base_url": endpoint.url}}
     attacker = yaml.safe_load((place / "attacker.yaml").read_text())
@@ -101,6 +103,7 @@ def test_a_configuration_names_an_endpoint_as_its_attacker(place: Path, endpoint
     assert "Set training.steps: 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_command_are_environments(place: Path, endpoint: Endpoint) -> None:
     attempts = [{"context": "", "attack": f"please {n}", "reward": 1.0} for n in range(4)]
     (place / "attacks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in attempts))
@@ -124,6 +127,7 @@ def test_the_methods_of_a_command_are_environments(place: Path, endpoint: Endpoi
     assert not (place / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_with_another_attacker(place: Path, endpoint: Endpoint) -> None:
     assert attacked(place, endpoint, "-o", "run").returncode == 0
     for more, name in (([], "again"), (["--attacks", "best-of-2"], "best-of-2")):
@@ -140,6 +144,7 @@ def test_a_run_is_evaluated_with_another_attacker(place: Path, endpoint: Endpoin
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_weak_attacker_of_an_evaluation_is_warned_of(place: Path, endpoint: Endpoint) -> None:
     assert attacked(place, endpoint, "-o", "run").returncode == 0
     endpoint.reply = of_model(t=lambda body: "no", a=lambda body: "I can't help with that.")
@@ -150,6 +155,7 @@ def test_a_weak_attacker_of_an_evaluation_is_warned_of(place: Path, endpoint: En
     )
 
 
+@pytest.mark.slow
 def test_a_failed_call_of_the_attacker_is_an_error_and_asks_the_target_nothing(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -167,6 +173,7 @@ def test_a_failed_call_of_the_attacker_is_an_error_and_asks_the_target_nothing(
     assert len(bodies(endpoint, "t")) == sent + 1  # the missing attack is not sent as an empty one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "warning"),
     [

@@ -50,6 +50,7 @@ def run(place: Path, endpoint: Endpoint, *more: str, output: str = "first") -> D
 EXPECTED = sum(sum(map(int, str(number))) % 3 == 0 for number in range(ROWS))
 
 
+@pytest.mark.slow
 def test_one_command_gives_the_rate_of_all_rows_against_an_endpoint(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -77,6 +78,7 @@ def test_outcomes_that_are_not_known_have_their_reasons(place: Path, endpoint: E
     assert "reasons: no verdict (2)" in done.stdout
 
 
+@pytest.mark.slow
 def test_every_other_command_reads_the_result(place: Path, endpoint: Endpoint) -> None:
     for name in ("first", "next"):
         assert run(place, endpoint, output=name).returncode == 0
@@ -104,6 +106,7 @@ def test_every_other_command_reads_the_result(place: Path, endpoint: Endpoint) -
     assert f"{EXPECTED} of {EXPECTED} passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_budget_tests_a_random_sample_and_resume_tests_the_rest(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -168,6 +171,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent_or_written(
     assert not (place / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_library_takes_functions_and_texts(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +274,7 @@ def test_a_prompt_that_is_no_text_is_refused_and_not_sent_as_one(
         library.redteam(len, given, judge=KeywordModerator(["a"]), output=tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_the_library_ends_within_its_budget(place: Path, endpoint: Endpoint) -> None:
     result = library.redteam(
         endpoint.url,
@@ -300,6 +305,7 @@ def test_goals_are_sent_as_they_are(place: Path, monkeypatch: pytest.MonkeyPatch
         assert [each.turns[0].response for each in log] == ["I know Fold a boat"]
 
 
+@pytest.mark.slow
 def test_columns_of_other_names_are_mapped_by_field(place: Path, endpoint: Endpoint) -> None:
     (place / "prompts.csv").write_text("question;topic\nHello, 3;greeting\nAnd 4?;numbers\n")
     done = run(place, endpoint, "--column", "question", "--column", "category=topic")
@@ -312,6 +318,7 @@ def test_columns_of_other_names_are_mapped_by_field(place: Path, endpoint: Endpo
     assert not (place / "other").exists()
 
 
+@pytest.mark.slow
 def test_dry_runs_say_where_a_budget_ends_and_score_takes_a_random_part(
     place: Path, endpoint: Endpoint
 ) -> None:
@@ -360,6 +367,7 @@ def test_a_start_that_fails_leaves_no_folder(
         assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_leaves_no_folder_and_what_was_there_is_kept(
     place: Path,
 ) -> None:
@@ -371,6 +379,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder_and_what_was_there_is_ke
     assert (place / "empty").is_dir()
 
 
+@pytest.mark.slow
 def test_without_a_connection_the_cause_is_said_and_the_run_can_be_resumed(
     place: Path, endpoint: Endpoint
 ) -> None:

@@ -47,6 +47,7 @@ def policy(tmp_path):
     return str(tmp_path / "policy"), tokenizer
 
 
+@pytest.mark.slow
 def test_the_dpo_trainer_of_trl_learns_from_the_preference_pairs(attempts, policy, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
@@ -66,6 +67,7 @@ def test_the_dpo_trainer_of_trl_learns_from_the_preference_pairs(attempts, polic
     assert trainer.train().global_step == 1
 
 
+@pytest.mark.slow
 def test_the_kto_trainer_of_trl_learns_from_the_labelled_replies(attempts, policy, tmp_path):
     from trl import KTOConfig, KTOTrainer
 

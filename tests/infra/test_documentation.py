@@ -5,10 +5,10 @@ import re
 
 import pytest
 
+from astra_rl.ext.vllm import VLLMSampler
 from astra_rl.infra.documentation import document_options
 from astra_rl.models.generation import generate
 from astra_rl.models.generation_transformers import generate_with_transformers
-from astra_rl.ext.vllm import VLLMSampler
 from astra_rl.moderators import MODERATORS
 from astra_rl.moderators.guard import GuardModerator
 

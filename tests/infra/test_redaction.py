@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import html
 import json
@@ -14,8 +16,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.turn import Turn
+from astra_rl.evaluation.records.turn import JudgeScore, Turn
+from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.infra import redaction
 from astra_rl.infra.jsonio import atomic_file, json_line, write_atomic, write_json
 from astra_rl.infra.redaction import (
@@ -29,6 +33,7 @@ from astra_rl.infra.redaction import (
     redacted_places,
 )
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.folder import file_stem
 
 KEY = "sentinel-4f2c9d41-credential"
 
@@ -40,7 +45,11 @@ def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["OPENAI_API_KEY", "HF_TOKEN", "my_secret", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY"]
+    "name",
+    [
+        *("OPENAI_API_KEY", "HF_TOKEN", "my_secret", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY"),
+        *("GPG_PASSPHRASE", "DB_PASS", "MYSQL_PWD", "GITHUB_PAT", "PROXY_AUTH", "SESSION_COOKIE"),
+    ],
 )
 def test_what_a_variable_of_a_telling_name_holds_is_replaced(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -55,6 +64,9 @@ def test_what_a_variable_of_a_telling_name_holds_is_replaced(
     [
         ("TOKENIZERS_PARALLELISM", "some-long-value-12345678"),
         ("KEY_FILE", "/home/me/keys/id_ed25519.key"),
+        ("PWD", "/home/me/work-4f2c9d41-long"),
+        ("OLDPWD", "/home/me/work-4f2c9d41-long"),
+        ("BYPASS_RULES", "some-long-value-12345678"),
         ("TOKEN_URL", "https://auth.example/token/v2/long"),
         ("EDITOR", "some-long-value-12345678"),
         ("DB_PASSWORD", "password"),
@@ -78,6 +90,17 @@ def test_passwords_of_addresses_are_registered_wherever_they_stand(
     learn_from({"target": {"model": "https://user:url-pass-22@host.example/v1?api_key=query-333"}})
     for secret in ("proxy-pass-1", "url-pass-22", "query-333"):
         assert redact(f"<{secret}>") == f"<{REDACTED}>"
+
+
+def test_basic_authentication_is_known_encoded_and_decoded() -> None:
+    """Clients send the password of an address in base64, and an endpoint may say what it got."""
+    learn_from({"base_url": f"http://me:{quote(KEY + '/', safe='')}@host.example/v1"})
+    sent = base64.b64encode(f"me:{KEY}/".encode()).decode()
+    assert redact(f"got Basic {sent}") == f"got Basic {REDACTED}"
+    other = f"{KEY}-two"
+    encoded = base64.b64encode(f"me:{other}".encode()).decode()
+    learn_from({"headers": {"Authorization": f"Basic {encoded}"}})
+    assert redact(f"{encoded} is {other}") == f"{REDACTED} is {REDACTED}"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +185,7 @@ def test_ordinary_messages_stay_as_they_are(text: str) -> None:
     assert redact_message(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [each * 200_000 for each in ("a-", "?key", "://", "eyJ-", "api-key-")]
 )
@@ -198,6 +222,51 @@ def test_files_are_redacted_however_they_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text().strip() == f"1,said {REDACTED}"
     write_atomic(tmp_path / "a.yaml", yaml.safe_dump({"a": KEY}))
     assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == {"a": REDACTED}
+    with atomic_file(tmp_path / "a.xml") as file:
+        file.writelines([f"<a>{KEY}</a>\n", "<b/>\n"])
+        print(KEY, file=file)
+    assert (tmp_path / "a.xml").read_text() == f"<a>{REDACTED}</a>\n<b/>\n{REDACTED}\n"
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_an_export_has_no_credential_that_was_learnt_after_its_attempts(
+    tmp_path: Path, kind: str
+) -> None:
+    """The attempts were recorded where it was not in the environment."""
+    turns = [Turn(attack=f"a {KEY}", response=f"b {KEY}", scores={"j": JudgeScore(value=1.0)})]
+    attempts = [
+        Attempt.make(
+            run="r", opening=f"{KEY} {n}", target=f"t {KEY}", attacker=KEY, turns=turns, judge="j",
+            threshold=0.5, category=KEY,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    keep_secret(KEY)
+    path = tmp_path / "out"
+    with contextlib.suppress(ConfigurationError):  # preferences need a safe reply
+        EXPORTS[kind].write(attempts, path)
+    for each in tmp_path.rglob("*"):
+        assert each.is_dir() or KEY.encode() not in each.read_bytes()
+
+
+def test_an_index_has_what_its_log_has(tmp_path: Path) -> None:
+    keep_secret(KEY)
+    made = Attempt.make(
+        run="r", opening="o", target=f"t {KEY}", attacker=KEY, turns=[], judge="j", category=KEY,
+        error="not played",
+    )  # fmt: skip
+    with AttemptLog(tmp_path / "attempts.jsonl", write=True) as log:
+        log.append(made)
+        log.flush()
+        assert [row.category for row in log.rows()] == [REDACTED]
+    for path in tmp_path.iterdir():
+        assert KEY.encode() not in path.read_bytes()
+
+
+def test_the_name_of_a_file_has_no_credential() -> None:
+    assert KEY not in file_stem(f"replay_http://user:{KEY}@host.example/v1")
+    keep_secret(KEY)
+    assert KEY not in file_stem(f"replay {KEY}")
 
 
 def test_a_setting_may_say_that_something_is_redacted() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from astra_rl import ASTEnvironment, Conversation
@@ -31,6 +32,7 @@ def test_a_brief_of_ordinary_use_stands_in_the_place_of_the_attackers():
         heard.clear()
 
 
+@pytest.mark.slow
 def test_the_baseline_of_a_language_model_says_what_it_gives_probabilities_to():
     """Over two turns: what it sampled has the log-probability under it that sampling saw."""
     attacker = tiny_model("llama", window=256, seed=0)

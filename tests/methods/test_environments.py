@@ -436,6 +436,7 @@ def test_the_attacker_is_shown_examples_as_a_list_that_it_continues():
     assert "example" not in str(graph.context)  # the target sees nothing of them
 
 
+@pytest.mark.slow
 def test_good_examples_are_drawn_as_much_more_often_as_the_temperature_says():
     pair = [ImitationStep("", "worse", 0.0), ImitationStep("", "better", 0.1)]
     draws = shown(few_shot(examples=pair, shots=1, temperature=0.1), 3000)

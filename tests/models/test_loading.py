@@ -11,18 +11,24 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
-from astra_rl.models import loading, references
+from astra_rl.models import loading, model_config, references
 from astra_rl.models.adapters import base_of_adapter
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
@@ -578,3 +584,124 @@ def test_a_length_limit_that_is_no_number_is_refused_by_name(tmp_path, limit):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
     with pytest.raises(ModelError, match=r"model_max_length in the tokenizer_config\.json"):
         load_tokenizer(tmp_path)
+
+
+# What a folder says of itself
+
+
+def add_weights(folder, names):
+    weights = load_file(folder / "model.safetensors")
+    more = {name: torch.ones(2, 2) for name in names}
+    save_file({**weights, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 1}, r"has 9 weights .* no place for: model\.layers\.1\."),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0; it must be from 1 to"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1; it must be from 1 to"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; it must be from 1 to 10000"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0; it must be from 1 to"),
+        ({"vocab_size": -5}, "vocab_size=-5; it must be from 1 to"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0; it must be from 1 to"),
+    ],
+)
+def test_a_configuration_of_another_model_than_the_weights_is_refused(folder, changes, said):
+    """transformers would leave out what has no place, and only log it."""
+    spoil_config(folder, **changes)
+    with pytest.raises(ModelError, match=said) as error:
+        load_model(folder, device="cpu")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",  # of a model with biases
+        "model.layers.0.post_feedforward_layernorm.weight",  # of Gemma 2
+        "score.weight",  # of a classifier
+        "model.vision_tower.patch.weight",
+    ],
+)
+def test_weights_without_a_place_are_refused(folder, name):
+    add_weights(folder, [name])
+    with pytest.raises(ModelError, match=f"has 1 weights .* no place for: {name}"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",  # of transformers before 4.32
+        "v_head.summary.weight",  # of TRL
+        "model.mtp.layers.0.weight",  # for speculative decoding
+        "mtp_block.weight",
+    ],
+)
+def test_weights_beside_a_model_are_left_out(folder, name):
+    add_weights(folder, [name])
+    load_model(folder, device="cpu")
+
+
+def test_what_earlier_versions_saved_of_masks_is_left_out(tmp_path):
+    config = GPTNeoConfig(
+        vocab_size=9, hidden_size=8, num_layers=2, attention_types=[[["global", "local"], 1]],
+        num_heads=2, max_position_embeddings=16, window_size=4,
+    )  # fmt: skip
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path)
+    part = "transformer.h.1.attn.attention"
+    add_weights(tmp_path, [f"{part}.bias", f"{part}.masked_bias"])
+    load_model(tmp_path, device="cpu")
+    add_weights(tmp_path, [f"{part}.q_proj.bias"])
+    with pytest.raises(ModelError, match="has 1 weights"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_a_head_that_speaks_may_stand_beside_a_classifier_but_not_its_layers(tmp_path):
+    config = RobertaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=16,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    add_weights(tmp_path, ["roberta.pooler.dense.weight", "lm_head.dense.weight"])
+    load_classifier(tmp_path, device="cpu")
+    spoil_config(tmp_path, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"no place for: roberta\.encoder\.layer\.1\."):
+        load_classifier(tmp_path, device="cpu")
+
+
+def test_a_classifier_whose_embeddings_could_speak_is_no_language_model(tmp_path):
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, intermediate_size=8, tie_word_embeddings=True, pad_token_id=0)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no place for: score\.weight"):
+        load_model(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "owner/kernel"},
+        {"_attn_implementation": "owner/kernel@main:attention"},
+        {"attn_implementation": {"": "paged|owner/kernel"}},
+        {"experts_implementation": "owner/kernel"},
+        {"text_config": {"_attn_implementation": "owner/kernel"}},
+    ],
+)
+def test_code_of_the_hub_that_a_configuration_names_is_refused(folder, load, named):
+    spoil_config(folder, **named)
+    with pytest.raises(ModelError, match=r"'(paged\|)?owner/kernel.*, which is code of the hub"):
+        load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_flash_attention_of_a_configuration_is_refused_where_it_would_be_downloaded(
+    folder, monkeypatch, is_installed
+):
+    monkeypatch.setattr(model_config, "is_kernels_available", lambda: is_installed)
+    spoil_config(folder, attn_implementation="flash_attention_2")
+    with pytest.raises(ModelError) as error:  # without both packages transformers refuses it
+        load_model(folder, device="cpu")
+    assert ("which is code of the hub" in str(error.value)) is is_installed

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.cases import also
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BloomConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
@@ -329,7 +330,8 @@ def test_ordinary_words_that_are_added_tokens_stay_tokens():
         ("nul\x00nul", "nul\x00nul"),
         ("a\u202eb\N{PILE OF POO}\r\n", "a\u202eb\N{PILE OF POO}"),
         ("ASTRA0SLOT ASTRA1SLOT {{ messages }}", "ASTRA0SLOT ASTRA1SLOT {{ messages }}"),
-        ("long " * 20_000, "long long"),
+        ("long " * 1_000, "long long"),
+        also("long " * 20_000, "long long"),
     ],
 )
 def test_any_text_can_be_said_and_heard(side, chat, text, read):

@@ -151,6 +151,7 @@ def wild_text(exchange):
     return wild_guard.PROMPT.format(request=exchange.attack, response=exchange.response)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["request", "refusal", "response"])
 def test_wild_guard_sums_over_its_earlier_answers(guard_of, judge):
     """Every path through the earlier answers, each read plainly: the law of total probability."""
@@ -219,6 +220,7 @@ def test_harmbench_has_no_score_for_a_text_without_any_behavior(guard_of):
     assert 0 <= scores[1] <= 1
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_the_batch(family):
     together = family(batch_size=5).moderate(EXCHANGES)
     alone = [family(batch_size=1).moderate([each])[0] for each in EXCHANGES]

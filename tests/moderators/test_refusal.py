@@ -89,6 +89,7 @@ def test_its_inverse_looks_for_compliance():
     check_moderator(RefusalModerator())
 
 
+@pytest.mark.slow
 def test_a_long_text_made_to_backtrack_takes_no_time():
     RefusalModerator().moderate(["no.\n" + "\n " * 50_000, "\u201c" * 50_000, "\u00ab`" * 50_000])
     RefusalModerator().moderate(["I can't help." + "\n" * 100_000, "'" * 50_000])

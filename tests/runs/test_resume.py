@@ -56,6 +56,7 @@ def test_a_setting_that_came_with_a_later_version_is_no_change(folder, config):
     check_same_run(config, folder)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_was_edited_in_the_folder_of_the_run_is_refused(folder, config):
     digest = config_digest(folder)
     check_same_run(config, folder, digest=digest)

@@ -299,6 +299,7 @@ WORST = 64 + 16 + len("hello 100") + 8
 """Most tokens that a call of `asked_until_spent` is taken to need; in truth it takes 7 and 3."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [WORST, 500, 1000])
 def test_calls_under_way_do_not_lead_beyond_a_limit_of_tokens(
     endpoint: Endpoint, most: int
@@ -354,6 +355,7 @@ def test_an_endpoint_that_reads_more_than_it_is_told_is_found_out(endpoint: Endp
     assert total.input_tokens + total.output_tokens <= 1500 + 8 * 1003
 
 
+@pytest.mark.slow
 def test_what_was_set_aside_for_calls_that_ended_badly_is_free_again(endpoint: Endpoint) -> None:
     """A refused key ends the calls under way without waiting for their replies."""
 

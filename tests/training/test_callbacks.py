@@ -327,6 +327,7 @@ def test_states_are_saved_every_n_steps_and_at_the_end_and_resume_exactly(tmp_pa
 HOSTILE = [None, 5, -1, 10**20, "x", [], ["x"], {}, {"x": []}, torch.zeros(3), math.nan]
 
 
+@pytest.mark.slow
 def test_a_state_with_values_that_none_has_is_refused_and_never_a_defect():
     """The state of another person has the right checksums, whatever is in it."""
     trainer = trainer_of(AttackMetrics(0.5), TimeLimit(60.0), Evaluation(None, 0))

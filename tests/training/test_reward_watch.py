@@ -36,6 +36,7 @@ def train(judge, steps=30):
     return logged.logs, watch.watch
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_hacked_is_warned_of_with_the_words_that_do_it():
     logs, watch = train(ScriptedModerator({"harm": 1.0}))
     assert logs[-1]["watch/gap"] > 0.8
@@ -43,6 +44,7 @@ def test_a_reward_that_is_hacked_is_warned_of_with_the_words_that_do_it():
     assert "'boom'" in watch.warning
 
 
+@pytest.mark.slow
 def test_a_reward_that_the_judge_shares_is_not():
     logs, watch = train(ScriptedModerator({"boom": 1.0}))
     assert logs[-1]["watch/judge"] > 0.8

@@ -113,6 +113,7 @@ def test_half_precision_and_adapters_go_on_to_the_bit(options, tmp_path):
     assert same(second.state_dict(), whole.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_a_state_of_another_dtype_is_converted(then, now, tmp_path):
     """``dtype: auto`` resolves to another dtype on another machine."""
@@ -186,6 +187,7 @@ class DrawingFromEverywhere(Harm):
         return values, [{"draw": value} for value in values]
 
 
+@pytest.mark.slow
 def test_what_draws_from_global_generators_goes_on_to_the_bit(tmp_path):
     def trainer(steps):
         for seed in (torch.manual_seed, random.seed, numpy.random.seed):
@@ -213,6 +215,7 @@ class Decaying(Recording):
             group["lr"] *= 0.5
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_a_scheduler_set_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "Recording", Decaying)
     first = trainer_of("grpo", steps=2)
@@ -262,6 +265,7 @@ def test_steps_without_a_reward_are_counted_on(tmp_path, step):
     assert whole == broken == 7
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_without_rewards_is_given_as_many_steps_again(tmp_path):
     trainer = trainer_of("grpo", steps=99, reward=scoring(*[math.nan] * 5))
     with pytest.raises(UnscoredError):
@@ -274,6 +278,7 @@ def test_a_training_that_ended_without_rewards_is_given_as_many_steps_again(tmp_
     assert again.completed_steps == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 def test_losses_that_are_not_finite_are_counted_on(tmp_path, step, monkeypatch):
     monkeypatch.setattr(

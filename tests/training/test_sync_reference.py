@@ -112,6 +112,7 @@ def trainer_of(steps: int) -> Trainer[str, str, Any, Any]:
     return Trainer(config, environment, algorithm, callbacks=[SyncReference(problem, every=2)])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_the_same_reference(tmp_path: Any) -> None:
     whole, first, second = trainer_of(5), trainer_of(3), trainer_of(5)
     whole.train()

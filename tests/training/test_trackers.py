@@ -124,6 +124,7 @@ class FakeWandb:
         self.finished += 1
 
 
+@pytest.mark.slow
 def test_report_to_sends_the_metrics_of_a_run_and_of_its_resume(tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)

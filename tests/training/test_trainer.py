@@ -306,6 +306,7 @@ def test_the_episodes_of_different_steps_differ():
     assert len(set(seen)) == 3
 
 
+@pytest.mark.slow
 def test_nothing_but_the_attacker_is_trained_or_gets_a_gradient():
     problem = ToyProblem()
     problem.baseline.requires_grad_(True)

@@ -39,6 +39,7 @@ from astra_rl.models.loading import load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.vocabulary import model_end_ids
 from astra_rl.runs.attempt_index import lock
+from astra_rl.runs.file_types import Drawn, EvaluationFile
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.hardening import HardeningFolder
 from astra_rl.runs.phases import PhaseRun
@@ -230,7 +231,7 @@ class _Rounds:
             return [0.0] * number + [1.0]
         path = self.folder.drawn(side, number)
         if path.is_file():
-            return [float(each) for each in read_own(path, dict).values()]
+            return [float(each) for each in read_own(path, Drawn).values()]
         found = [1 / count] * count
         if kind == "equilibrium":
             game = self._game(number, number + int(is_target))
@@ -372,8 +373,8 @@ class _Rounds:
 def _has_all(place: RunFolder, phase: str) -> bool:
     """Whether all planned attempts of a phase were made."""
     path = place.evaluation(phase)
-    metrics = read_own(path, dict) if path.is_file() else {}
-    return bool(metrics) and metrics["n"] == metrics["planned"]
+    metrics = read_own(path, EvaluationFile) if path.is_file() else {}
+    return bool(metrics) and metrics.get("n") == metrics.get("planned")
 
 
 def _attacker(number: int) -> str:

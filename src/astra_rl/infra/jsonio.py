@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import math
 import os
@@ -210,17 +211,17 @@ def _is_running(process: int) -> bool:
     return True
 
 
-class _RedactingFile:
-    """File that redacts credentials on `write`."""
+class _RedactingFile(io.TextIOBase):
+    """File that redacts credentials in all that is written; `writelines` calls `write`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         return self._file.write(redact(text))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def write_json(data: Any, path: str | Path) -> None:

@@ -18,6 +18,7 @@ and a digit. Shorter values are only replaced by name.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import json
@@ -32,7 +33,10 @@ from astra_rl.infra.user_key import user_key
 REDACTED = "(redacted)"
 """Replacement of a credential; plain text in every file format."""
 
-_SECRET_VARIABLE = re.compile(r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+_SECRET_VARIABLE = re.compile(
+    r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|BEARER|COOKIE|"
+    r"_(?:PASS|PWD|PAT|AUTH)$"
+)
 _PLACE_VARIABLE = re.compile(r"_(FILE|PATH|DIR|HOME|SOCK|URL|URI|ENDPOINT)$")
 # Not "secret", which is the name of a planted secret in a scenario.
 _SECRET_SETTING = re.compile(
@@ -85,13 +89,24 @@ def keep_secret(value: str) -> None:
     """Register a credential, if it is long enough; see the module."""
     global _registered, _forms
     value = value.strip()
-    parts = {value, _SCHEME.sub("", value), unquote(value)}
+    parts = {value, _SCHEME.sub("", value), unquote(value), _password_of_basic(value)}
     new = {part for part in parts if _is_worth_hiding(part)} - _registered
     if new:
         _registered = _registered | new
         found = {form for each in _registered for form in _written_as(each)}
         # Longest first, so that no part of a longer one remains.
         _forms = tuple(sorted(found, key=lambda form: (-len(form), form)))
+
+
+def _password_of_basic(value: str) -> str:
+    """Return the password in a value of the header Authorization; empty if it has none."""
+    scheme, _, encoded = value.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(encoded).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def learn_from_environment() -> None:
@@ -240,6 +255,8 @@ def _learn_from_text(text: str) -> None:
     for match in _IN_ADDRESS.finditer(text):
         user, _, password = match["secret"].partition(":")
         keep_secret(password or user)
+        # What clients make of it: the header Authorization.
+        keep_secret(base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode())
     for match in _IN_QUERY.finditer(text):
         keep_secret(match["secret"])
 

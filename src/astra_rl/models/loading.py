@@ -22,10 +22,12 @@ from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
+from astra_rl.models.model_config import check_model_config
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
 from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.models.unused_weights import unused_weights
 
 LOADING = {
     "model_id": "Hub id, folder or ``bundled:NAME``; see `astra_rl.models.loading.load_model`.",
@@ -154,19 +156,18 @@ def _load_frozen(
             model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
             check_weights(model)
             return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
+        where = {"revision": revision, "local_files_only": reads_locally(source)}
+        check_model_config(source, allow_code=trust_remote_code, **where)
+        is_chosen = attn_implementation != "auto"
+        attention = {"attn_implementation": attn_implementation} if is_chosen else {}
         model, report = auto_class.from_pretrained(
             source,
-            revision=revision,
             dtype=resolved_dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            local_files_only=reads_locally(source),
-            **(
-                {}
-                if attn_implementation == "auto"
-                else {"attn_implementation": attn_implementation}
-            ),
+            **where,
+            **attention,
         )
         if report["missing_keys"]:
             # transformers initialises missing weights at random and only logs a warning.
@@ -174,6 +175,7 @@ def _load_frozen(
                 f"{str(reference)!r} is not a trained {kind}: it has no weights for "
                 f"{sorted(report['missing_keys'])}."
             )
+        _check_all_used(reference, model, report["unexpected_keys"])
         check_weights(model)
         limit = position_limit(model.config)
         if limit is not None and limit < model.config.get_text_config().max_position_embeddings:
@@ -185,9 +187,20 @@ def _load_frozen(
             )
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
-        if attn_implementation == "auto":
+        if not is_chosen:
             use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+def _check_all_used(reference: str | Path, model: PreTrainedModel, found: set[str]) -> None:
+    """Raise if the files have weights that are left out, and that the trained model had used."""
+    if unused := sorted(unused_weights(model, found)):
+        raise ModelError(
+            f"{str(reference)!r} has {len(unused)} weights that its config.json has no place for: "
+            f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}. Without them it is "
+            "another model. Correct config.json (numbers of layers and experts, biases), or, if "
+            f"they are not needed, load it as {type(model).__name__} and save it again."
+        )
 
 
 def _check_undamaged(source: str) -> None:

@@ -26,6 +26,7 @@ from typing import IO, Any, NamedTuple
 from astra_rl.errors import AstraError, ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow, SchemaTooNewError
 from astra_rl.infra.checkpointing import sync
+from astra_rl.infra.redaction import REDACTED
 from astra_rl.logging import logger
 from astra_rl.runs.index_seal import COLUMNS, is_derived_from, schema_of, seal, values_of
 from astra_rl.runs.verified_logs import is_verified, remember_verified, status_of
@@ -393,5 +394,7 @@ def insert(index: sqlite3.Connection, attempt: Attempt, start: int, line: bytes)
         start: Offset of its line in the log.
         line: The line, with its newline.
     """
+    if REDACTED.encode() in line:  # the index has what the log has, also before it is made again
+        attempt = Attempt.from_json(line)
     values = values_of(attempt.row)
     index.execute(_INSERT, (start, len(line), seal(start, values, line), *values))

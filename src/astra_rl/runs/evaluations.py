@@ -19,6 +19,7 @@ from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.file_types import EvaluationFile
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
 from astra_rl.runs.human_labels import HumanLabels
 from astra_rl.runs.provenance import PROMPTED, PROMPTS
@@ -191,7 +192,7 @@ def _evaluation(
     if counted is None:
         return None
     metrics = source.place.evaluation(source.part)
-    recorded_metrics: dict[str, Any] = read_own(metrics, dict) if metrics.is_file() else {}
+    recorded_metrics = read_own(metrics, EvaluationFile) if metrics.is_file() else {}
     sequential = recorded_metrics.get("until") is not None
     rows = log.rows(order="prompt", phase=source.phase)
     counted.count(rows, planned, sequential=sequential)
@@ -225,9 +226,10 @@ def judge_model(metrics: Mapping[str, Any]) -> str:
 
 def _kinds_by_meaning(metrics: Mapping[str, Any]) -> EffectiveNumber | None:
     found = (metrics.get("diversity") or {}).get("effective_by_meaning")
-    if not found or found["estimate"] is None:
+    if not found or None in (ends := [found.get(end) for end in ("estimate", "low", "high")]):
         return None
-    return EffectiveNumber(found["estimate"], Interval(found["low"], found["high"]))
+    estimate, low, high = ends
+    return EffectiveNumber(estimate, Interval(low, high))
 
 
 class Sample:

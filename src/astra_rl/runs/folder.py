@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import re
@@ -10,16 +11,16 @@ import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.show.escaping import framed_page
 from astra_rl.infra.jsonio import json_line, parse_json, parse_own_json, write_atomic, write_json
+from astra_rl.infra.redaction import redact_settings
 from astra_rl.infra.storage import reason_of_failure
-
-JsonT = TypeVar("JsonT", dict[str, Any], list[Any])
+from astra_rl.runs.file_types import Manifest
 
 MANIFEST_VERSION = 1
 """Incremented when older versions would misread the manifest of a run."""
@@ -178,7 +179,9 @@ def file_stem(name: str) -> str:
     """Return a file-name-safe form of a name: letters, digits, underscores and hyphens.
 
     A name that had to be changed gets a checksum appended, so that different names stay different.
+    Credentials are left out first, as of an address with a password.
     """
+    name = str(redact_settings(name))
     stem = _slug(name)
     if stem == name and len(stem) <= 60 and stem and not _RESERVED.fullmatch(stem):
         return stem
@@ -234,53 +237,30 @@ def kind_of_file(path: Path) -> str | None:
         return f"not readable ({reason_of_failure(error)})"
 
 
-class _Manifest(BaseModel):
-    """Types of the fields of a manifest that are read; others are kept as they are."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    run: str | None = None
-    title: str | None = None
-    command: str = ""
-    seed: int | None = None
-    started: str = ""
-    versions: dict[str, str] = {}
-    prompts: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-    continued: list[dict[str, Any]] = []
-    warnings: list[str] = []
-    notes: list[str] = []
-    spent: dict[str, Any] = {}
-
-
 def checked_manifest(record: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a manifest whose fields have their types; those that are null are left out.
 
     Raises:
         ConfigurationError: One has another; the file may come from another person.
     """
-    known = _Manifest.model_fields
+    known = Manifest.model_fields
     record = {name: each for name, each in record.items() if each is not None or name not in known}
-    try:
-        _Manifest.model_validate(record)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(
-            f"{path} is not the manifest of a run: {where}: {first['msg']}. Restore it."
-        ) from None
+    _check(record, Manifest, path)
     return record
 
 
-def read_own(path: Path, kind: type[JsonT]) -> JsonT:
-    """Read a JSON file of a run.
+def read_own(path: Path, kind: Any) -> Any:
+    """Read a JSON file of a run, which may come from another person.
 
     Args:
         path: The file.
-        kind: Expected type: ``dict`` or ``list``.
+        kind: A type of `astra_rl.runs.file_types`, or a list or mapping of one.
+
+    Returns:
+        The values as they are in the file, also those of fields that the type does not have.
 
     Raises:
-        ConfigurationError: It cannot be read, or has another type.
+        ConfigurationError: It cannot be read, or a value has another type or is out of range.
     """
     try:
         found = parse_own_json(path.read_text(encoding="utf-8"))
@@ -288,9 +268,34 @@ def read_own(path: Path, kind: type[JsonT]) -> JsonT:
         raise ConfigurationError(
             f"cannot read {path}: {error}. It is damaged; restore it, or remove it."
         ) from error
-    if not isinstance(found, kind):
-        raise ConfigurationError(f"{path} holds {type(found).__name__}, not {kind.__name__}.")
+    _check(found, kind, path)
     return found
+
+
+def _check(found: Any, kind: Any, path: Path) -> None:
+    try:
+        _reader(kind).validate_python(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(
+            f"{path} is not a valid file of a run: {f'{where}: ' if where else ''}{first['msg']}. "
+            "Restore it, or remove it."
+        ) from None
+
+
+def is_of_type(found: Any, kind: Any) -> bool:
+    """Whether a JSON value, as of a line of a log, has a type; see `read_own`."""
+    try:
+        _reader(kind).validate_python(found)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def new_run_folder(parent: str | Path, name: str) -> RunFolder:

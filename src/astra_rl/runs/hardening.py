@@ -7,6 +7,7 @@ from pathlib import Path
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.runs.file_types import FirstRun
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.resume import check_same_run, differences
 
@@ -47,7 +48,7 @@ class HardeningFolder(RunFolder):
         """
         if not self.first_run.is_file():
             return None
-        return Path(read_own(self.first_run, dict)["run"])
+        return Path(read_own(self.first_run, FirstRun)["run"])
 
     def round(self, number: int) -> RunFolder:
         """Folder of a round: training data, and attempts at benign requests."""

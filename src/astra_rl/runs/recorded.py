@@ -19,6 +19,7 @@ from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 from astra_rl.runs.attempt_index import lock
 from astra_rl.runs.attempt_log import AttemptLog, replacing_log
+from astra_rl.runs.file_types import EvaluationFile
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 
 IN_THE_RUN = ("before", "training", "after")
@@ -127,7 +128,7 @@ class StoredAttempts(Sequence[Attempt]):
 def is_sequential(folder: RunFolder, phase: str) -> bool:
     """Whether an evaluation was played with ``--until``."""
     path = folder.evaluation(phase)
-    return path.is_file() and read_own(path, dict).get("until") is not None
+    return path.is_file() and read_own(path, EvaluationFile).get("until") is not None
 
 
 def summary_of_phase(run: str | Path, phase: str) -> Summary:

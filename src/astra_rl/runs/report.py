@@ -11,7 +11,6 @@ from typing import Any
 from astra_rl.algorithms.registry import is_pairwise
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
-from astra_rl.core.contracts import is_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import GreedyClusters
 from astra_rl.evaluation.measures.summary import (
@@ -47,8 +46,18 @@ from astra_rl.runs.evaluations import (
     evaluations_of,
     unused,
 )
-from astra_rl.runs.folder import RunFolder, checked_manifest, read_own
+from astra_rl.runs.file_types import (
+    ComparisonFile,
+    LedgerFile,
+    RareFile,
+    TransferCell,
+    WatchRow,
+)
+from astra_rl.runs.folder import RunFolder, checked_manifest, is_of_type, read_own
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, planned_attempts
+
+LARGEST_METRIC = 1e100
+"""Largest absolute value of a metric on the page; sums and differences of larger ones overflow."""
 
 
 def render_run_page(folder: RunFolder) -> str:
@@ -93,7 +102,7 @@ def read_run(folder: RunFolder) -> ReportData:
     """
     logger.info("reading the run %s", folder.path)
     config = load_recorded_config(folder.config) if folder.config.is_file() else None
-    manifest = checked_manifest(_json(folder.manifest), folder.manifest)
+    manifest = _manifest(folder)
     finished = config is None or folder.evaluation("after").is_file()
     unfinished = () if finished else (AFTER, TEST, PROMPTED_ATTACKER)
     evaluations = [each for each in evaluations_of(folder) if each.name not in unfinished]
@@ -106,7 +115,7 @@ def read_run(folder: RunFolder) -> ReportData:
         training=training,
         finished=finished,
         transfer=_transfer(folder),
-        comparisons=[_json(path) for path in sorted(folder.path.glob("comparisons/*.json"))],
+        comparisons=_comparisons(folder),
         probability=_probability(folder),
         rare=_rare(folder),
         reproduction=_reproduction(folder, manifest, evaluations),
@@ -143,7 +152,7 @@ def _training(folder: RunFolder, config: RunConfig | None) -> Training:
         attempts=attempts,
         played=played,
         pairs=config is not None and is_pairwise(config.algorithm.type),
-        watch=list(_json_lines(folder.reward_watch)),
+        watch=[row for row in _json_lines(folder.reward_watch) if is_of_type(row, WatchRow)],
     )
 
 
@@ -180,8 +189,7 @@ def _with_bands(
 def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
     """Return the rows of the last transfer matrix, or compute them from the attempts."""
     if folder.transfer.is_file():
-        cells: list[Mapping[str, Any]] = read_own(folder.transfer, list)
-        return cells
+        return read_own(folder.transfer, list[TransferCell])  # type: ignore[no-any-return]
     summaries: dict[tuple[str, str], Summary] = {}
     for path in sorted(folder.path.glob("transfer/*/attempts_again.jsonl")):
         with AttemptLog(path) as log:
@@ -210,7 +218,7 @@ def _rare(folder: RunFolder) -> RareProbability | None:
     if not path.is_file():
         return None
     try:
-        return RareProbability.from_dict(read_own(path, dict))
+        return RareProbability.from_dict(read_own(path, RareFile))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{path} holds no estimate ({type(error).__name__}: {error}); make it again with "
@@ -220,11 +228,13 @@ def _rare(folder: RunFolder) -> RareProbability | None:
 
 def _spent(folder: RunFolder, manifest: Mapping[str, Any]) -> Iterator[Spent]:
     """Yield the calls of endpoints of the run and of later commands, those without any left out."""
-    ledgers = {"the run": _json(folder.path / "ledger.json") or manifest.get("spent") or {}}
+    own = folder.path / "ledger.json"
+    spent = read_own(own, LedgerFile) if own.is_file() else manifest.get("spent", {})
+    ledgers = {"the run": spent}
     for path in sorted(folder.path.glob("ledger_*.json")):
-        ledgers[path.stem.removeprefix("ledger_")] = _json(path)
+        ledgers[path.stem.removeprefix("ledger_")] = read_own(path, LedgerFile)
     for occasion, ledger in ledgers.items():
-        total = _numbers(ledger.get("total") or {})
+        total = ledger.get("total", {})
         if total.get("requests") or total.get("cached"):
             yield Spent(
                 occasion,
@@ -298,9 +308,20 @@ def _notes(
     return notes
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of the run; an empty one if the file is not there."""
-    return read_own(path, dict) if path.is_file() else {}
+def _manifest(folder: RunFolder) -> dict[str, Any]:
+    """Return the manifest; an empty one if there is none yet."""
+    if not folder.manifest.is_file():
+        return {}
+    return checked_manifest(read_own(folder.manifest, dict[str, Any]), folder.manifest)
+
+
+def _comparisons(folder: RunFolder) -> list[Mapping[str, Any]]:
+    """Return the comparisons with other runs that have a result."""
+    found = (
+        read_own(path, ComparisonFile) for path in sorted(folder.path.glob("comparisons/*.json"))
+    )
+    needed = ("difference", "low", "high", "p_value")
+    return [each for each in found if None not in (each["pairs"][name] for name in needed)]
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -315,8 +336,9 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of metrics that can be drawn."""
     return {
         name: float(value)
         for name, value in row.items()
-        if isinstance(value, int | float) and not is_missing(value)
+        if isinstance(value, int | float) and abs(value) <= LARGEST_METRIC
     }

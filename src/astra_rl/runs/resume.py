@@ -30,6 +30,7 @@ from astra_rl.errors import (
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
+from astra_rl.runs.file_types import LedgerFile
 from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
 
@@ -93,7 +94,7 @@ def _has_results(folder: RunFolder) -> bool:
     if folder.states.exists() or any(each.is_file() and each.stat().st_size for each in paths):
         return True
     ledger = folder.path / "ledger.json"
-    return ledger.is_file() and bool(read_own(ledger, dict)["total"]["requests"])
+    return ledger.is_file() and bool(read_own(ledger, LedgerFile).get("total", {}).get("requests"))
 
 
 def is_complete(run: RunFolder) -> bool:

@@ -35,6 +35,7 @@ from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.processes import announce, dismiss, divided
@@ -364,7 +365,9 @@ def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | No
         return None
     with Recorded(folder, "before") as recorded:
         summary = recorded.summary()
-    return EvaluationResult(StoredAttempts(folder, "before"), summary, read_own(path, dict))
+    return EvaluationResult(
+        StoredAttempts(folder, "before"), summary, read_own(path, PlayedEvaluation)
+    )
 
 
 def _continued(folder: RunFolder) -> list[Any]:

@@ -58,6 +58,7 @@ def test_what_was_not_scored_is_counted_by_reason_and_in_no_number():
     assert math.isnan(calibration.scores[3])
 
 
+@pytest.mark.slow
 def test_a_moderator_that_scores_nothing_has_no_numbers(tmp_path):
     calibration = calibrate(
         FunctionModerator(lambda texts: [None] * len(texts)), ROWS, resamples=20
@@ -118,6 +119,7 @@ def test_the_newest_calibration_counts_and_files_of_another_kind_are_left_out(tm
     assert "calibration-broken.json is not a readable calibration" in caplog.text
 
 
+@pytest.mark.slow
 def test_calibrations_on_other_labels_or_of_other_settings_stand_side_by_side(tmp_path):
     write_calibration(found(), tmp_path)
     write_calibration(found(), tmp_path)

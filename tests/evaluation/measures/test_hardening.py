@@ -83,6 +83,7 @@ def mixtures(rounds: int, *, memory: bool) -> float:
     return best_attack - best_defence
 
 
+@pytest.mark.slow
 def test_responses_to_all_earlier_opponents_reach_an_equilibrium_and_to_the_latest_do_not() -> None:
     assert mixtures(3000, memory=True) <= 0.02
     assert mixtures(3000, memory=False) > 0.2

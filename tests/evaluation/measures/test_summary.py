@@ -51,6 +51,7 @@ def test_outcomes_always_add_up_to_what_was_planned(rows, unmade):
     assert 0 <= low <= high <= 1
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_the_rate_is_that_of_a_plain_count(rows):
     unique = {each.id: each for each in rows}.values()

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.evaluation.show.report.making import attempt, turn
@@ -28,6 +29,7 @@ def made(conversations):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(CONVERSATIONS, st.sampled_from(THRESHOLDS))
 def test_the_rate_is_that_of_the_same_attempts_judged_at_this_threshold(conversations, threshold):
     attempts = made(conversations)

@@ -78,6 +78,7 @@ def test_drawing_leaves_matplotlibs_settings_alone_and_needs_no_pyplot(draw):
     assert "matplotlib.pyplot" not in sys.modules
 
 
+@pytest.mark.slow
 @every_chart
 def test_the_ground_is_transparent(draw):
     svg = draw().lower()
@@ -85,6 +86,7 @@ def test_the_ground_is_transparent(draw):
     assert "fill: none" in svg
 
 
+@pytest.mark.slow
 def test_two_charts_share_no_ids_and_refer_to_none_but_their_own():
     first, second = learning_curve(HISTORY), severity_likelihood(POINTS)
     ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second)]
@@ -111,6 +113,7 @@ def test_a_history_of_one_point_or_without_steps_is_drawn():
     assert "reward" in texts(learning_curve([{"reward": 1.0}]))
 
 
+@pytest.mark.slow
 def test_missing_numbers_are_left_out_and_never_drawn_as_zero():
     svg = severity_likelihood(POINTS)
     assert "Score against likelihood of 2 attacks" in svg
@@ -149,6 +152,7 @@ def test_each_panel_of_a_page_is_a_chart_of_its_own_and_bands_stand_behind_the_l
     ElementTree.fromstring(learning_panels([{"step": 1, "asr": 0.5}], panels)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["</text><script>alert(1)</script>", "$x^2$ \\frac", "a\u202eb\0c\ud800", '"&<', "中文"]
 )

@@ -103,6 +103,7 @@ def test_the_calibration_curve_is_that_of_scikit_learn(seed):
     )
 
 
+@pytest.mark.slow
 @seeds
 def test_the_best_threshold_has_the_highest_f1_of_all(seed):
     truth, scores = data(seed)
@@ -157,6 +158,7 @@ def test_intervals_of_recall_and_specificity_near_one_cover_by_enumeration(rate)
             assert chance[inside].sum() >= 0.93
 
 
+@pytest.mark.slow
 def test_intervals_of_a_calibrated_judge_cover_the_truth():
     """Scores are beta-distributed and are the probabilities of the labels: the error is 0."""
     rng = np.random.default_rng(1)

@@ -203,6 +203,7 @@ def test_a_mode_that_the_attacker_misses_is_within_the_interval(kinds):
         assert low <= 1.01e-3 <= high
 
 
+@pytest.mark.slow
 def test_the_bound_of_unseen_failures_holds_for_many_rare_modes():
     """1,000 modes of 5e-5, 5% in all: most of their probability is never seen."""
     law = [5e-5] * 1000
@@ -262,6 +263,7 @@ def prompts_that_differ(seed, prompts, per, mean, icc):
     return samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "per", "mean", "icc"), [(10, 20, 0.05, 0.1), (20, 10, 0.02, 0.17)]
 )
@@ -295,6 +297,7 @@ def recorded(attempt, turn, sample, index, **fields):
     )
 
 
+@pytest.mark.slow
 def test_it_is_computed_from_recorded_attempts(attempt, turn):
     samples = mixture(0)
     attempts = [recorded(attempt, turn, sample, index) for index, sample in enumerate(samples)]
@@ -349,6 +352,7 @@ class Ordinary(ToyProblem):
         return super().rollout_prompt_with_target(contexts)
 
 
+@pytest.mark.slow
 def test_conversations_that_are_played_and_recorded_give_the_probability_known_by_enumeration():
     """The truth is 1e-4: two words of a hundred. A thousand target calls find it."""
     problem = Ordinary()

@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.splitting import rare_probability, split_once
+from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability, split_once
 
 TURNS = 10
 
@@ -48,6 +49,7 @@ def estimated(seed, up, goal, *, size, runs):
     )
 
 
+@pytest.mark.slow
 def test_the_estimate_is_unbiased_and_its_interval_covers():
     truth = exact(0.2, 4)
     found = [estimated(seed, 0.2, 4, size=20, runs=6) for seed in range(60)]
@@ -106,6 +108,7 @@ def test_arguments_out_of_range_are_refused():
         rare_probability([])
 
 
+@pytest.mark.slow
 def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
     """A walk to the failure with 1e-6, and a sudden failure with 1e-3 in the first turn."""
     truth, missed = 1e-3 + 1e-6, 0
@@ -126,3 +129,10 @@ def test_a_mode_that_does_not_rise_is_within_the_bound_of_all_failures():
         found = rare_probability(runs)
         missed += not found.covering.low <= truth <= found.covering.high
     assert missed <= 0.05 * 40
+
+
+def test_runs_that_all_fail_have_a_probability_and_no_relative_error():
+    found = rare_probability([SplitRun(1.0, 3, 0, (), Rate(3, 3))] * 2)
+    assert (found.estimate, found.relative_error) == (1.0, 0.0)
+    assert math.isnan(found.plain_calls)
+    assert found.text.startswith("about 1 (95% interval 1 to 1) from 2 runs and 6 target calls;")

@@ -119,17 +119,23 @@ class RareProbability:
                 f"no run reached a failure: at most {self.plain.interval.high:.2g} by the "
                 f"{self.plain.trials} conversations at the start"
             )
+        plain = self.plain_calls
+        more = "" if math.isnan(plain) else f", {plain:.2g} by plain sampling"
         return (
             f"about {self.estimate:.2g} (95% interval {self.interval.low:.2g} to "
-            f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls, "
-            f"{self.plain_calls:.2g} by plain sampling; failures whose score does not rise on the "
-            f"way could have up to {self.plain.interval.high:.2g}"
+            f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls"
+            f"{more}; failures whose score does not rise on the way could have up to "
+            f"{self.plain.interval.high:.2g}"
         )
 
     @property
     def plain_calls(self) -> float:
-        """Conversations of plain sampling with the same relative error."""
-        return (1 - self.estimate) / (self.estimate * self.relative_error**2)
+        """Conversations of plain sampling with the same relative error.
+
+        NaN without failures, with one run, and if all runs have the same estimate.
+        """
+        error = self.estimate * self.relative_error**2
+        return (1 - self.estimate) / error if error else math.nan
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RareProbability:

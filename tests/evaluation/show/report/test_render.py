@@ -321,6 +321,7 @@ def test_a_category_and_an_outcome_lead_to_their_conversations():
     assert "#/conversations?phase=after+x&outcome=success" in outcomes
 
 
+@pytest.mark.slow
 def test_ordinary_use_and_the_rate_before_stand_beside_the_rate_under_attack():
     before, after = evaluation("before training", "before", wins=1), evaluation(wins=6, losses=2)
     data = ReportData(title="t", evaluations=[before, after])

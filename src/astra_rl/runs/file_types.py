@@ -1,0 +1,234 @@
+"""Types of the JSON files of a run folder, which may come from another person.
+
+A type has the fields that are read, with their ranges; other fields are kept as they are. Fields
+that earlier versions did not write are not required. `astra_rl.runs.folder.read_own` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from astra_rl.evaluation.records.turn import MAX_COUNT, Count
+
+Amount = Annotated[float, Field(ge=0, le=MAX_COUNT)]
+"""A number from 0 to `MAX_COUNT`."""
+Real = Annotated[float, Field(ge=-MAX_COUNT, le=MAX_COUNT)]
+"""A finite number of any sign."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+Difference = Annotated[float, Field(ge=-1, le=1)]
+"""A difference of two shares."""
+
+
+class FileOfARun(BaseModel):
+    """Base of the types: no conversion, so text is no number and a boolean is no count."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+
+class SourceOfPrompts(FileOfARun):
+    """Checksum of a source of prompts."""
+
+    name: str
+    sha256: str
+
+
+class Resumed(FileOfARun):
+    """A resume of a run."""
+
+    at_step: Count
+
+
+class Spending(FileOfARun):
+    """Spending on endpoints, see `astra_rl.targets.ledger.Account`."""
+
+    requests: Count = 0
+    failed_tries: Count = 0
+    cached: Count = 0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cost: Amount = 0.0
+    estimated_tokens: Count = 0
+
+
+class LedgerFile(FileOfARun):
+    """``ledger.json`` and ``ledger_*.json``; the accounts have a reader of their own."""
+
+    total: Spending = Spending()
+
+
+class Manifest(FileOfARun):
+    """``manifest.json``; fields that are null are not written."""
+
+    run: str | None = None
+    title: str | None = None
+    command: str = ""
+    seed: int | None = None
+    started: str = ""
+    versions: dict[str, str] = {}
+    prompts: list[SourceOfPrompts] = []
+    seconds: dict[str, Amount] = {}
+    continued: list[Resumed] = []
+    warnings: list[str] = []
+    notes: list[str] = []
+    spent: LedgerFile = LedgerFile()
+
+
+class Counts(FileOfARun):
+    """A confusion matrix, see `astra_rl.evaluation.stats.classification.Confusion`."""
+
+    true_positives: Count
+    false_positives: Count
+    true_negatives: Count
+    false_negatives: Count
+
+
+class Quality(FileOfARun):
+    """Measured errors of a judge, see `JudgeQuality`."""
+
+    labels: str
+    rows: Count
+    threshold: Share
+    created: str
+    counts: Counts
+
+
+def _with_counts(quality: Any) -> Any:
+    """Return None for the quality of an earlier version, which had no counts."""
+    has_none = isinstance(quality, Mapping) and "counts" not in quality
+    return None if has_none else quality
+
+
+class Kinds(FileOfARun):
+    """An effective number of kinds of attack, and its interval."""
+
+    estimate: Amount | None = None
+    low: Amount | None = None
+    high: Amount | None = None
+
+
+class Diversity(FileOfARun):
+    """Diversity of the successful attacks."""
+
+    effective_by_meaning: Kinds | None = None
+
+
+class EvaluationFile(FileOfARun):
+    """``evaluation_*.json``, as far as pages and commands on recorded conversations read it."""
+
+    until: str | None = None
+    judge_quality: Annotated[Quality | None, BeforeValidator(_with_counts)] = None
+    diversity: Diversity | None = None
+    n: Count = 0
+    planned: Count | None = None
+
+
+class PlayedEvaluation(EvaluationFile):
+    """``evaluation_*.json``, as far as the results of a resumed run show it."""
+
+    judge: str
+    threshold: Share
+    mean_attack_nll: Real | None
+    effective_attacks: Kinds
+    distinct_attacks: Count
+
+
+class TransferCell(FileOfARun):
+    """A cell of ``transfer.json``, see `TransferMatrix.as_dict`."""
+
+    attacker: str
+    target: str
+    successes: Count
+    trials: Count
+    estimate: Share | None
+    low: Share
+    high: Share
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.trials and self.estimate is None:
+            raise ValueError("estimate is missing")
+        return self
+
+
+class PlainSampling(FileOfARun):
+    """Failures among the conversations at the start of a splitting."""
+
+    successes: Count
+    trials: Count
+
+
+class RareFile(FileOfARun):
+    """``probability_rare.json``, see `RareProbability.as_dict`."""
+
+    estimate: Share
+    low: Share | None
+    high: Share | None
+    relative_error: Amount | None
+    runs: list[Share]
+    target_calls: Count
+    stages: Amount
+    plain: PlainSampling
+
+
+class Named(FileOfARun):
+    """A side of a comparison."""
+
+    name: str
+
+
+class Pairs(FileOfARun):
+    """Paired outcomes of a comparison, see `PairedComparison.as_dict`."""
+
+    both: Count
+    only_a: Count
+    only_b: Count
+    neither: Count
+    difference: Difference | None
+    low: Difference | None
+    high: Difference | None
+    p_value: Share | None
+
+
+class Attacked(FileOfARun):
+    """A conversation of a comparison: its attacks."""
+
+    attacks: Annotated[list[str], Field(min_length=1)]
+
+
+class ComparisonFile(FileOfARun):
+    """A file of ``comparisons``, see `Comparison.as_dict`."""
+
+    a: Named
+    b: Named
+    pairs: Pairs
+    only_b: list[Attacked] = []
+
+
+class Phrase(FileOfARun):
+    """A phrase that attacks with a high reward share, see `SharedNgram`."""
+
+    text: str
+    high: Share
+    others: Share
+
+
+class WatchRow(FileOfARun):
+    """A line of ``reward_watch.jsonl``."""
+
+    moderator: Real | None = Field(None, alias="watch/moderator")
+    judge: Real | None = Field(None, alias="watch/judge")
+    shared_ngrams: list[Phrase] = []
+
+
+class FirstRun(FileOfARun):
+    """``first_run.json`` of a hardening."""
+
+    run: str
+
+
+Drawn = dict[str, Share]
+"""``drawn_*.json`` of a hardening: how often each opponent is drawn, by name."""

@@ -1,13 +1,18 @@
-"""Run folders with recorded attempts, written without any model."""
+"""Run folders with recorded attempts, without models; a hardening; pages have no charts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.undrawn import undrawn
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.runs.attempt_log import AttemptLog
+
+if TYPE_CHECKING:  # it loads the libraries of models
+    from astra_rl.actions.harden import Hardened
 
 RecordRun = Callable[..., Path]
 
@@ -18,6 +23,13 @@ moderator: {{type: refusal}}
 prompts: {{scenario: planted_secrets}}
 seed: {seed}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_charts() -> Iterator[None]:
+    """Draw no charts; they have tests of their own."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture
@@ -56,3 +68,11 @@ def record_run() -> RecordRun:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def hardened(workplace: Path) -> "Hardened":
+    """The hardening of the module's workplace."""
+    from astra_rl.actions.harden import harden
+
+    return harden(workplace / "config.yaml", workplace / "hardened")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.cases import cases
 
 from astra_rl import Trainer
 from astra_rl.cli.commands.demo import QUICK
@@ -91,6 +92,9 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
     assert yaml.safe_load(preset_text(name))["training"]["steps"] == 0
 
 
+TRAINED = [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)]
+
+
 def test_how_models_are_run_is_as_configured(place: Path) -> None:
     settings = [
         "training.gradient_checkpointing=true",
@@ -105,7 +109,7 @@ def test_how_models_are_run_is_as_configured(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)])
+@pytest.mark.parametrize("name", cases(TRAINED, by_default=TRAINED[::2]))
 def test_each_trains(name: str, place: Path) -> None:
     config = parse_config(small(name, place), source=name)
     experiment = build(resolve(config))

@@ -80,7 +80,7 @@ class Summary:
 
     @property
     def lines(self) -> list[str]:
-        """What a command prints below the table of rates: one line for each other number."""
+        """What a command prints below the table of rates, one line for each other number."""
         lines = [each.text for each in self.asr_at_k[1:]]
         if self.asr.unscored:
             lines.append(self.asr.bounds_text)

@@ -248,7 +248,11 @@ def reliability(truth: Truth, scores: Scores, bins: int = 10) -> list[Bin]:
 
 
 def calibration_error(truth: Truth, scores: Scores, bins: int = 10) -> float:
-    """Return the expected calibration error (ECE): mean of |score - rate| weighted by bin size."""
+    """Return the expected calibration error (ECE).
+
+    It is the mean over bins of the absolute difference of the mean score and the rate, weighted by
+    the size of the bin.
+    """
     if not len(scores):
         return math.nan
     found = reliability(truth, scores, bins)

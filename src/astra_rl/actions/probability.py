@@ -8,20 +8,20 @@ from pathlib import Path
 
 from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import GreedyClusters
-from astra_rl.evaluation.stats.importance import (
-    NoProbability,
-    Probability,
-    failure_probability_of,
-)
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
+from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.phases import PhaseRun
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE, recording
 from astra_rl.runs.spending import spending
 
@@ -69,6 +69,7 @@ def ordinary_failure(
     Raises:
         ConfigurationError: An argument is out of range, the run has no trained attacker, or its
             attacks are not sampled from a distribution that can be scored.
+        EndpointError: All conversations failed; they are recorded.
         BudgetSpentError: A budget is spent. Replies are cached; the same call continues from them.
         AstraError: A model cannot be loaded.
     """
@@ -77,11 +78,10 @@ def ordinary_failure(
     if conversations < 2:
         raise ConfigurationError(f"conversations={conversations}; at least 2.")
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides, target=target)
-    plan = resolve(config)
-    if config.environment.type not in _TURN_BY_TURN:
+    plan = resolve(load_config(folder.config, overrides, target=target))
+    if plan.environment.name not in _TURN_BY_TURN:
         raise ConfigurationError(
-            f"conversations of the environment {config.environment.type!r} are not held turn by "
+            f"conversations of the environment {plan.environment.name!r} are not held turn by "
             f"turn with the target; this needs one of {', '.join(_TURN_BY_TURN)}."
         )
     attacker = folder.checkpoints / "last"
@@ -101,7 +101,7 @@ def ordinary_failure(
         recording(destination, ORDINARY_PHASE, conversations) as log,
         spending([plan], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
-        _play_both(plan, problem, log, conversations, share)
+        played = _play_both(plan, problem, log, conversations, share)
         log.flush()
         found = failure_probability_of(
             log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
@@ -110,39 +110,42 @@ def ordinary_failure(
     destination.write_json(
         result,
         {
-            "target": config.target.name,
-            "baseline": config.baseline or config.trained.model,
-            "brief": config.evaluation.ordinary_brief,
-            "threshold": config.evaluation.threshold,
+            "target": plan.record.target,
+            "baseline": plan.baseline,
+            "brief": plan.evaluation.ordinary_brief,
+            "threshold": plan.evaluation.threshold,
             "share": share,
             "spent": ledger.as_dict(),
             **found.as_dict(),
         },
     )
+    check_any_known({plan.record.target: played})
     return OrdinaryFailure(found, result, path)
 
 
 def _play_both(
     plan: Plan, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
-) -> None:
-    """Play and record the conversations of the baseline and of the attacker."""
-    config, prompts = plan.config, plan.openings
-    ordinary = ordinary_use(config, problem)
+) -> list[Attempt]:
+    """Play, record and return the conversations of the baseline and of the attacker."""
+    openings = plan.openings.test
+    ordinary = ordinary_use(problem, plan.evaluation.ordinary_brief)
     phase = PhaseRun(
-        config,
-        ORDINARY_PHASE,
+        labels_of(plan.record, ORDINARY_PHASE, categories=plan.openings.categories),
         problem,
         plan.evaluation_judge.load(),
         log,
-        categories=prompts.categories,
+        settings=plan.evaluation,
+        seed=plan.seed,
         likelihoods={"attacker": problem.get_attacker_logprobs},
         allow_partial=False,
     )
-    depth = config.environment.tree_depth or 1
+    depth = plan.environment.options.get("tree_depth", 1)
     of_baseline = min(conversations - 1, max(1, round(share * conversations)))
+    played: list[Attempt] = []
     for player, name, count in (
         (ordinary, ORDINARY_ATTACKER, of_baseline),
         (problem, None, conversations - of_baseline),
     ):
-        environment = ASTEnvironment(player, prompts.test, 1, depth)
-        phase.play(environment, prompts.test, count, attacker=name)
+        environment = ASTEnvironment(player, openings, 1, depth)
+        played += phase.play(environment, openings, count, attacker=name).attempts
+    return played

@@ -18,7 +18,7 @@ from astra_rl.errors import AstraError
 from astra_rl.logging import logger
 
 if TYPE_CHECKING:
-    from astra_rl.config.schema import RunConfig
+    from astra_rl.config.plan import Plan
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
@@ -45,13 +45,11 @@ def follows_another_process() -> bool:
     return True
 
 
-def train_and_print(
-    config: RunConfig, output: Path | None, *, name: str, force: bool = False
-) -> None:
+def train_and_print(plan: Plan, output: Path | None, *, name: str, force: bool = False) -> None:
     """Start or resume a run and print its results.
 
     Args:
-        config: The configuration of the run.
+        plan: The run.
         output: Run folder; None creates a new one under ``runs``.
         name: Name of a new run folder.
         force: Resume even if the configuration or the prompts changed.
@@ -60,27 +58,20 @@ def train_and_print(
         AstraError: A setting, file or model is wrong, or the run was interrupted, by a budget too.
     """
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.runs.processes import check_can_divide, with_shards
+    from astra_rl.config.resolve import check_training
+    from astra_rl.runs.processes import leaving
     from astra_rl.runs.resume import starting_in
     from astra_rl.runs.runner import run_experiment
 
-    ranks = join()
-    try:
-        config = with_shards(config, output, ranks.size)
-        check_can_divide(config, ranks.size)
-        plan = resolve(config)
+    with leaving(join()):
         check_training(plan)
         with starting_in(output, name) as folder:
             console.print_line(f"run folder: {folder.path}")
             quiet_libraries()
-            display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
+            display = ConsoleDisplay(console, max_minutes=plan.training.max_minutes)
             command = shlex.join(["astra-rl", *sys.argv[1:]])
             result = run_experiment(plan, folder, display, command=command, force=force)
-    except BaseException as error:
-        ranks.leave_unless_agreed(error)
-        raise
-    _print_result(result, config.seed)
+    _print_result(result, plan.seed)
     if result.ended is not None:
         raise result.ended
 

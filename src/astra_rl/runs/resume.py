@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from astra_rl.config.loading import parse_config
-from astra_rl.config.schema import RunConfig
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import (
     BudgetSpentError,
@@ -106,12 +105,12 @@ def is_complete(run: RunFolder) -> bool:
 
 
 def check_same_run(
-    config: RunConfig, folder: RunFolder, *, digest: str | None = None, force: bool = False
+    settings: str, folder: RunFolder, *, digest: str | None = None, force: bool = False
 ) -> None:
     """Check that a run is resumed with the configuration that it was started with.
 
     Args:
-        config: The current configuration.
+        settings: The current configuration as YAML, without credentials.
         folder: Folder of the run.
         digest: Checksum of the configuration in its newest training state; None if unknown.
         force: Only warn about differences, and use the current configuration.
@@ -119,13 +118,13 @@ def check_same_run(
     Raises:
         ConfigurationError: The configurations differ; the message lists the settings.
     """
-    then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
+    then, now = _configuration_then(folder), yaml.safe_load(settings)
     changes = list(differences(_fixed(then), _fixed(now)))
     if digest is not None and digest not in _config_digests(folder):
         changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
         if then != now:
-            folder.write_text(folder.config, config.to_yaml())
+            folder.write_text(folder.config, settings)
         return
     if not force:
         raise ConfigurationError(
@@ -135,7 +134,7 @@ def check_same_run(
             "one with --force."
         )
     logger.warning("resuming with a changed configuration (--force): %s", "; ".join(changes))
-    folder.write_text(folder.config, config.to_yaml())
+    folder.write_text(folder.config, settings)
 
 
 def _configuration_then(folder: RunFolder) -> Any:

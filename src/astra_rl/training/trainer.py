@@ -112,7 +112,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 "grad; there is nothing to train."
             )
         self.optimizer = build_optimizer(
-            OPTIMIZERS[config.optimizer], trained, **config.optimizer_options()
+            OPTIMIZERS.load(config.optimizer), trained, **config.optimizer_options()
         )
         self._gradients = division.gradients(algorithm, self.harness.step, self.optimizer)
         self.completed_steps = 0

@@ -12,17 +12,14 @@ from astra_rl.core.word_sets import words_of
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.measures import diversity as measured
 from astra_rl.evaluation.measures.diversity import (
-    HashedTfIdf,
-    clusters_by_meaning,
     distinct_n,
     diversity,
     effective_number,
-    greedy_clusters,
-    mean_distance,
     self_bleu,
-    similarities,
     vendi_score,
 )
+from astra_rl.evaluation.measures.embeddings import HashedTfIdf, mean_distance, similarities
+from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
 from astra_rl.rewards.terms import jaccard, word_set
 
 # Few words and short texts, so that texts overlap by every degree.

@@ -17,7 +17,7 @@ from astra_rl.cli.output import Printer
 from astra_rl.cli.training_output import print_evaluations
 
 if TYPE_CHECKING:
-    from astra_rl.actions.evaluate import Evaluated
+    from astra_rl.actions.evaluation_job import Evaluated
     from astra_rl.config.estimate import Estimate
 
 

@@ -8,13 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import is_missing, mean_of_present
-from astra_rl.evaluation.measures.diversity import (
-    distinct_n,
-    diversity,
-    effective_number,
-    greedy_clusters,
-)
+from astra_rl.evaluation.measures.diversity import distinct_n, diversity, effective_number
 from astra_rl.evaluation.measures.fluency import Fluency
+from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 
 if TYPE_CHECKING:  # records need pydantic, which `import astra_rl` does without
     from astra_rl.evaluation.records.attempt import Attempt

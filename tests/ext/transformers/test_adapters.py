@@ -206,6 +206,7 @@ def adapter_of(folder, base, seed=3, **options):
     return logits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -55,8 +55,10 @@ vllm:
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
+# The site, with a check of its links, and the tests of the pages.
 docs: $(READY)
-	$(PYTEST) tests/test_docs.py tests/test_docs_commands.py tests/test_docs_names.py
+	$(BIN)/python scripts/site
+	$(PYTEST) tests/test_site.py tests/test_docs.py tests/test_docs_commands.py tests/test_docs_names.py
 
 setup: $(READY)
 

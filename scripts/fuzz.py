@@ -47,12 +47,12 @@ from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.resume import check_same_run, kept_metrics
 from astra_rl.targets import Budget, Ledger, OpenAITarget, Prices, ReplyCache
+from astra_rl.targets.accounts import describe_spent
 from astra_rl.targets.budget import Usage
 from astra_rl.targets.call_errors import CallError, error_of_status
 from astra_rl.targets.error_bodies import error_of_response, message_of
 from astra_rl.targets.http_api import HTTPTarget
 from astra_rl.targets.http_client import json_of
-from astra_rl.targets.ledger import describe_spent
 from astra_rl.targets.openai_client import Reply
 from astra_rl.targets.remote import Chat
 from astra_rl.training.states import load_state, save_state

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from tests.cli.running import astra_rl
 from tests.endpoint import Endpoint, judging, serving
+from tests.tiny_models import save_tiny_models
 
 from astra_rl.evaluation.judges.calibration import example_labels
-from astra_rl.testing import tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -93,10 +93,7 @@ def endpoint() -> Iterator[Endpoint]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: two models, prompts, judges, and finished runs."""
     folder = tmp_path_factory.mktemp("reader")
-    for seed, name in enumerate(("model/a", "model/b", "next/version")):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_tiny_models(folder, **{"model/a": 0, "model/b": 1, "next/version": 2, "less/safe": 3})
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\nwho are you\nname a colour\n")
     (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")

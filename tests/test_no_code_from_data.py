@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import astra_rl
 from astra_rl.config.loading import load_config, load_moderator
+from astra_rl.config.record import ConfigRecord
 from astra_rl.config.schema import RunConfig
 from astra_rl.datasets import load_scenario
 from astra_rl.datasets.files import load_rows
@@ -332,7 +333,9 @@ def test_the_record_of_a_run_says_whether_code_was_trusted() -> None:
     }
     for trusted in (True, False):
         config = RunConfig.model_validate({**settings, "trust_remote_code": trusted})
-        assert manifest(config, "", datetime.now(UTC))["trust_remote_code"] is trusted
+        assert (
+            manifest(ConfigRecord.of(config), "", datetime.now(UTC))["trust_remote_code"] is trusted
+        )
 
 
 def test_a_chat_template_that_reaches_for_python_is_refused(model_folder: Path, mark: Path) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.running import astra_rl
-
-from astra_rl.testing import tiny_model
+from tests.tiny_models import save_tiny_models
 
 COMMANDS = [
     ["train", "config.yaml", "-o", "run"],
@@ -77,10 +76,7 @@ def test_this_machine_itself_can_be_reached() -> None:
 @pytest.fixture
 def configured(tmp_path: Path) -> Path:
     """A folder with local models and a configuration."""
-    for name, seed in (("attacker", 0), ("target", 1)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    save_tiny_models(tmp_path, attacker=0, target=1)
     config = {
         "attacker": {"model": "attacker", "max_new_tokens": 6, "lora": {"rank": 2}},
         "target": {"model": "target", "max_new_tokens": 6},

@@ -116,20 +116,30 @@ print([name for name in ("torch", "transformers", "peft", "tokenizers") if name 
 
 @pytest.mark.slow
 def test_a_configuration_is_checked_without_transformers(tmp_path):
+    """With an attacker that is trained, and without one."""
     (tmp_path / "run.yaml").write_text(
         "attacker: {model: 'bundled:pico'}\ntarget: {model: 'bundled:pico'}\n"
         "moderator: {type: secret_leak}\nprompts: {scenario: planted_secrets}\n"
     )
+    (tmp_path / "questions.txt").write_text("Good morning\n")
+    (tmp_path / "test.yaml").write_text(
+        "target: {type: openai, options: {model: m, base_url: 'http://127.0.0.1:9/v1'}}\n"
+        f"moderator: {{type: refusal}}\nprompts: {{file: {tmp_path / 'questions.txt'}}}\n"
+    )
     code = f"""
 import contextlib, sys
 from astra_rl.cli import main
-sys.argv = ["astra-rl", "validate", {str(tmp_path / "run.yaml")!r}]
-with contextlib.suppress(SystemExit):
-    main.run()
+for name in ("run.yaml", "test.yaml"):
+    sys.argv = ["astra-rl", "validate", {str(tmp_path)!r} + "/" + name]
+    with contextlib.suppress(SystemExit):
+        main.run()
 print([name for name in ("transformers", "peft") if name in sys.modules])
 """
     *said, loaded = in_a_fresh_process(code).splitlines()
-    assert said[-1].endswith("is valid")
+    assert [each.split("/")[-1] for each in said if each.endswith("is valid")] == [
+        "run.yaml is valid",
+        "test.yaml is valid",
+    ]
     assert loaded == "[]"
 
 

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from astra_rl.evaluation.show import charts
-
-_placeholder = charts._placeholder
+from astra_rl.evaluation.show.charts import svg
 
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
     """Put a line of text in the place of every chart; test_charts.py tests what is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "_svg", lambda _, *, description, **__: _placeholder(description))
+        patch.setattr(svg, "draw_svg", lambda _, *, description, **__: svg.placeholder(description))
         yield

@@ -1,7 +1,8 @@
-"""Run folders with recorded attempts, written without any model; pages have no charts."""
+"""Run folders with recorded attempts, without models; a hardening; pages have no charts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.undrawn import undrawn
@@ -9,6 +10,9 @@ from tests.undrawn import undrawn
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, Turn
 from astra_rl.runs.attempt_log import AttemptLog
+
+if TYPE_CHECKING:  # it loads the libraries of models
+    from astra_rl.actions.harden import Hardened
 
 RecordRun = Callable[..., Path]
 
@@ -64,3 +68,11 @@ def record_run() -> RecordRun:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def hardened(workplace: Path) -> "Hardened":
+    """The hardening of the module's workplace."""
+    from astra_rl.actions.harden import harden
+
+    return harden(workplace / "config.yaml", workplace / "hardened")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.running import astra_rl
+from tests.tiny_models import save_tiny_models
 
 from astra_rl import Moderator
 from astra_rl.actions import harden as action
@@ -18,7 +19,6 @@ from astra_rl.actions.harden import Hardened, harden
 from astra_rl.config.loading import load_config
 from astra_rl.errors import ConfigurationError, InterruptedRunError
 from astra_rl.runs.phases import PhaseRun
-from astra_rl.testing import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +40,7 @@ class Never(Moderator[str, str]):
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("harden")
-    for name, seed in (("attacker", 0), ("target", 1)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_tiny_models(folder, attacker=0, target=1)
     rows = [
         {"id": f"row-{n}", "prompt": text, "split": "train" if n < 3 else "test"}
         for n, text in enumerate(("what is it", "who are you", "go on", "say it", "why not"))
@@ -72,11 +69,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
-
-
-@pytest.fixture(scope="module")
-def hardened(workplace: Path) -> Hardened:
-    return harden(workplace / "config.yaml", workplace / "hardened")
 
 
 def adapter_of(folder: Path) -> bytes:

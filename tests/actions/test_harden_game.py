@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from astra_rl import Conversation, Moderator
-from astra_rl.actions.harden import Hardened, harden
+from astra_rl.actions.harden import Hardened
 from astra_rl.core.text import Exchange
 from astra_rl.evaluation.stats.zero_sum import exploitability
 from astra_rl.models.loading import load_model, load_tokenizer
@@ -136,11 +136,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
-
-
-@pytest.fixture(scope="module")
-def hardened(workplace: Path) -> Hardened:
-    return harden(workplace / "config.yaml", workplace / "hardened")
 
 
 def probabilities(folder: str | Path, side: str, moves: str) -> list[float]:

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from tests.cli.running import astra_rl
 from tests.endpoint import Endpoint, serving
-
-from astra_rl.testing import tiny_model
+from tests.tiny_models import save_tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +24,7 @@ def endpoint() -> Iterator[Endpoint]:
 def workplace_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `workplace` copies."""
     folder = tmp_path_factory.mktemp("cli")
-    for name, seed in (("attacker", 0), ("target", 1)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_tiny_models(folder, attacker=0, target=1)
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\n<script>alert(1)</script>\n")
     config = {

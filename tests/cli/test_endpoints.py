@@ -123,6 +123,46 @@ def test_what_fails_is_an_outcome_of_its_attempt_and_trains_nothing(
     assert ("a model call failed" in report) == bool(after["outcomes"]["error"])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "{run}", "--attacks", "direct"),
+        ("replay", "{run}"),
+        ("transfer", "{run}", "--target", "gone.yaml"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_of_which_every_conversation_failed_ends_with_an_error(
+    command: tuple[str, ...], workplace: Path, whole: Path, endpoint: Endpoint
+) -> None:
+    run = shutil.copytree(whole, workplace / f"all-failed-{command[0]}")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (workplace / "gone.yaml").write_text(yaml.safe_dump(config["target"]))
+    endpoint.fault = lambda number: error(400, "no good")
+    done = astra_rl(*(each.format(run=run) for each in command), cwd=workplace)
+    assert done.returncode == 2, done.stdout
+    assert (
+        "all 2 conversations failed, so nothing is known about the target: refused" in done.stderr
+    )
+
+
+def test_a_run_of_whose_last_evaluation_nothing_is_known_can_be_resumed(
+    workplace: Path, endpoint: Endpoint
+) -> None:
+    name = written(workplace, endpoint, "nothing", training={"steps": 0})
+    command = ("train", name, "-o", "nothing", "--set", "evaluation.before=false")
+    endpoint.fault = lambda number: error(400, "no good")
+    done = astra_rl(*command, cwd=workplace)
+    assert done.returncode == 2, done.stdout
+    assert "all 2 conversations failed" in done.stderr
+    assert "Continue with: astra-rl resume nothing" in done.stderr
+    endpoint.fault = lambda number: None
+    done = astra_rl("resume", "nothing", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workplace / "nothing" / "evaluation_after.json").read_text())
+    assert (after["n"], after["outcomes"]["error"]) == (2, 0)
+
+
 def test_killed_and_continued_it_asks_nothing_twice_and_ends_alike(
     workplace: Path, whole: Path, endpoint: Endpoint
 ) -> None:
@@ -243,7 +283,8 @@ def test_replies_whose_tokens_all_went_into_reasoning_are_unscored_and_charged(
     usage = {"prompt_tokens": 7, "completion_tokens": 8, "total_tokens": 15}
     endpoint.reply = judging(lambda body: completion("", finish="length", usage=usage))
     done = astra_rl("evaluate", "asked", "-o", "cut", cwd=workplace)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stdout
+    assert "all 2 conversations failed, so nothing is known about the target: cut" in done.stderr
     summary = json.loads((workplace / "cut" / "evaluation_again.json").read_text())
     assert {name: n for name, n in summary["outcomes"].items() if n} == {"error": 2}
     with AttemptLog(workplace / "cut" / "attempts_again.jsonl") as log:

@@ -15,6 +15,7 @@ from astra_rl.config.schema import EnvironmentConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.environments import ENVIRONMENTS, PrunedTreeEnvironment
+from astra_rl.models.settings import Loading
 from astra_rl.rewards import (
     REWARDS,
     Constrained,
@@ -41,10 +42,7 @@ prompts: {scenario: planted_secrets}
 
 
 def make(text: str) -> RewardPart:
-    return build_reward_part("reward", yaml.safe_load(text), PartResolver(CONFIG))
-
-
-CONFIG = parse_config(MINIMAL, source="test")
+    return build_reward_part("reward", yaml.safe_load(text), PartResolver(Loading()))
 
 
 def test_a_name_alone_is_a_part() -> None:

@@ -62,6 +62,8 @@ REFUSED = [
         "the expected gradient of this penalty is zero",
     ),
     ({"training": {"steps": 10**12}}, "training.steps: 1000000000000 given; it must be at most"),
+    ({"training": {"optimizer": "torch.optim:LBFGS"}}, "LBFGS takes no weight_decay"),
+    ({"training": {"optimizer": "torch.optim:None_"}}, "training.optimizer: "),
     ({"environment": {"tree_width": 10**6, "tree_depth": 9}}, "a training step would play 8e+54"),
     ({"environment": {"options": {"foo": 1}}}, "environment.options.foo: unknown key"),
     ({"environment": {"type": "pruned_tree", "options": {"keep": 0}}}, "environment.options: keep"),

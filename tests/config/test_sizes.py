@@ -67,7 +67,7 @@ def played(plan: Plan, score: float) -> tuple[Counting, int]:
 def training_calls(plan: Plan) -> int:
     """Calls of the target of a training alone, as estimated."""
     (whole,), (evaluation,) = estimate(plan), estimate(plan, training=False)
-    before = evaluation.requests if plan.config.evaluation.before else 0
+    before = evaluation.requests if plan.evaluation.before else 0
     return whole.requests - evaluation.requests - before
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from astra_rl import Trainer, TrainingConfiguration
+from astra_rl import GRPO, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
-from astra_rl.ext.transformers import HFValueProblem
+from astra_rl.distributed.ranks import join
+from astra_rl.errors import ReplicaError
+from astra_rl.ext.transformers import HFASTConfiguration, HFASTTrainer, HFValueProblem
+from astra_rl.methods import ASTEnvironment
+from astra_rl.models.loading import load_model
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.testing import letter_game
+from astra_rl.testing import ToyProblem, letter_game
+from astra_rl.training.callbacks import TrainerCallback
+from astra_rl.training.config import OPTIMIZERS
+from astra_rl.training.precision import MasterWeightOptimizer
 from astra_rl.training.replicas import digest
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,7 +47,14 @@ class Recording(Trainer[Any, Any, Any, Any]):
         self.logs.append({**self.harness.experience_metrics(), **logs})
 
 
-def trainer(name: str, *, lora: bool = False, depth: int = 1, **settings: Any) -> Recording:
+def trainer(
+    name: str,
+    *,
+    lora: bool = False,
+    depth: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> Recording:
     """Return a trainer of an algorithm on the letter game."""
     options = OPTIONS.get(name, {})
     count = ALGORITHMS[name].values_needed(**options)
@@ -45,6 +63,7 @@ def trainer(name: str, *, lora: bool = False, depth: int = 1, **settings: Any) -
         given["lora"] = LoraOptions(rank=2)
     torch.manual_seed(0)
     environment = letter_game(depth=depth, **given)
+    environment.problem.attacker.to(dtype)  # type: ignore[attr-defined]
     config = TrainingConfiguration(
         **{
             "lr": 5e-3,
@@ -76,3 +95,92 @@ def train(name: str, **options: Any) -> dict[str, Any]:
     trained = trainer(name, **options)
     trained.train()
     return outcome(trained)
+
+
+def first_gradient(name: str, **options: Any) -> list[float]:
+    """Return the gradient of the first optimizer step, before clipping."""
+    found: list[float] = []
+
+    class Kept(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            if not found:
+                for group in self.param_groups:
+                    for each in group["params"]:
+                        found.extend(each.grad.flatten().tolist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPTIMIZERS, "kept", Kept)  # type: ignore[arg-type]
+        trainer(name, optimizer="kept", max_grad_norm=None, training_steps=1, **options).train()
+    return found
+
+
+def spoiled(what: str, rank: int, **options: Any) -> dict[str, Any]:
+    """Train with a loss that, in one process, at one call, is NaN or runs out of memory."""
+    trained = trainer("grpo", **options)
+    step, calls = trained.algorithm.step, itertools.count()
+
+    def once(batch: Any) -> Any:
+        loss, logs = step(batch)
+        if join().rank == rank and next(calls) == 0:
+            if what == "out of memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loss * math.nan, logs
+        return loss, logs
+
+    trained.algorithm.step = once  # type: ignore[method-assign]
+    trained.train()
+    return outcome(trained)
+
+
+def half_precision(**options: Any) -> dict[str, Any]:
+    """Train bfloat16 weights with float32 masters."""
+    trained = trainer("grpo", dtype=torch.bfloat16, **options)
+    trained.train()
+    assert isinstance(trained.optimizer, MasterWeightOptimizer)
+    return {**outcome(trained), "masters": digest(trained.optimizer.masters)}
+
+
+def diverging(**options: Any) -> str:
+    """Train with a callback that changes the learning rate in the first process only."""
+    trained = trainer("grpo", training_steps=4, **options)
+
+    class Faster(TrainerCallback):
+        def on_step_begin(self, trainer: Any, step: int) -> None:
+            trainer.optimizer.param_groups[0]["lr"] = 0.5 if step == 2 else 5e-3
+
+    trained.callbacks.append(Faster())
+    try:
+        trained.train()
+    except ReplicaError as error:
+        return str(error)
+    return ""
+
+
+def random_start() -> str:
+    """Train from random weights of this process."""
+    torch.manual_seed(join().rank)
+    environment = ASTEnvironment(ToyProblem(seed=join().rank), ["say: "], tree_width=4)
+    config = TrainingConfiguration(lr=0.1, training_steps=1, num_episodes_per_experience=3)
+    Trainer(config, environment, GRPO(environment.problem)).train()
+    return digest(list(environment.problem.parameters()))
+
+
+def saved(folder: str) -> dict[str, Any]:
+    """Train with `HFASTTrainer`; return its scores, and the weights that it saved."""
+    torch.manual_seed(0)
+    environment = letter_game()
+    config = HFASTConfiguration(lr=5e-3, batch_size=8, training_steps=2, seed=3, shards=4)
+    algorithm = GRPO(environment.problem)
+    trained = HFASTTrainer(
+        config, environment, algorithm, dev_prompts=["hey: "], eval_every=1, ckpt_dir=folder
+    )
+    trained.train()
+    problem: Any = environment.problem
+    found = {"weights": digest([p for p in problem.attacker.parameters() if p.requires_grad])}
+    if not trained.ranks.is_first:
+        return found
+    loaded = load_model(Path(folder) / "last", device="cpu", dtype="float32")
+    prompt = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        difference = (loaded(prompt).logits - problem.attacker(prompt).logits).abs().max()
+    return {**found, "difference": float(difference), "best": trained.best_score}

@@ -37,11 +37,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {
         "attacker": {"model": "model", "max_new_tokens": 6, "lora": {"rank": 2}},
         "target": {"model": "model", "max_new_tokens": 6},
-        "moderator": {"type": "secret_leak", "options": {"secret": "a", "partial_per_word": 0.0}},
+        "moderator": {"type": "tests.distributed.fatal:Vowels"},
         "prompts": {"file": "train.txt", "test_file": "test.txt"},
         "environment": {"tree_width": 2, "tree_depth": 2},
-        "algorithm": {"type": "grpo"},
-        "reward": {"novel_failure": {"novelty_share": 0.2}},
+        "algorithm": {"type": "tests.distributed.fatal:FatalGRPO"},
+        "reward": {
+            "sum": [
+                "harm",
+                {"self_bleu": {"against": "history"}, "weight": 0.2},
+                {"attack_nll": {"under": "baseline"}, "weight": -0.05},
+            ]
+        },
         "training": {
             **{"steps": 4, "episodes_per_step": 3, "batch_size": 4, "lr": 1e-2},
             **{"save_every": 1, "shards": 3},

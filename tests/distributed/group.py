@@ -46,7 +46,10 @@ class Group:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """Run a function in every process; return the results, an exception as its text."""
+        """Run a function in every process; return the results.
+
+        That of a process that was killed is None.
+        """
         for pipe in self._pipes:
             pipe.send((function, arguments, options))
         return [self._received(pipe) for pipe in self._pipes]
@@ -63,7 +66,10 @@ class Group:
 
     def _received(self, pipe: Any) -> Any:
         assert pipe.poll(LONG), f"no result within {LONG} seconds"
-        found, failure = pipe.recv()
+        try:
+            found, failure = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return None
         assert failure is None, failure
         return found
 

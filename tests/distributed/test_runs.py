@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.running import Done, astra_rl
+from tests.distributed import fatal
 from tests.distributed.group import Group
 
 from astra_rl.infra.checkpointing import sha256
+from astra_rl.runs.attempt_log import AttemptLog
 
 pytestmark = pytest.mark.slow
 
@@ -24,18 +27,18 @@ def started(group: Group, *arguments: str, cwd: Path) -> list[Done]:
 def results(folder: Path) -> dict[str, Any]:
     """Return what of a run must not depend on the number of processes."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
     for row in metrics:
         del row["step_time"]
+    with AttemptLog(folder / "attempts.jsonl") as log:
+        attempts = [each.model_dump(mode="json") for each in log.attempts(order="prompt")]
     for row in attempts:
-        row["labels"] = {k: v for k, v in row.get("labels", {}).items() if k != "run"}
-        for name in ("run", "time", "created", "id", "seconds"):
+        for name in ("started", "seconds"):
             row.pop(name, None)
     weights = sorted((folder / "checkpoints/last").glob("*.safetensors"))
     evaluation = json.loads((folder / "evaluation_after.json").read_text())
     return {
         "metrics": metrics,
-        "attempts": attempts,
+        "attempts": sorted(attempts, key=lambda row: str((row["phase"], row["step"], row))),
         "weights": [sha256(each) for each in weights],
         "score": evaluation["score"],
         "conversations": evaluation["conversations"],
@@ -58,3 +61,117 @@ def test_a_run_of_two_processes_has_one_folder_equal_to_that_of_one(
     assert "step 4/4" in first.stdout
     assert second == Done(0, "", "")
     assert results(workplace / "two") == alone
+
+
+def happening(
+    workplace: Path, output: str, size: int, *event: Any, monkeypatch: pytest.MonkeyPatch
+) -> list[Done | None]:
+    """Train with processes of their own, to one of which something happens."""
+    monkeypatch.chdir(workplace)
+    fatal.plan(*event)
+    group = Group(size)
+    try:
+        return group.run(astra_rl, "train", "config.yaml", "-o", output, cwd=workplace)
+    finally:
+        group.close()
+        fatal.PLAN.unlink()
+
+
+MOMENTS = [("play", 8), ("prepare", 1), ("learn", 2), ("save", 4)]
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "rank", "resumed_on"),
+    [
+        ("play", 8, 1, 1),
+        ("learn", 4, 0, 3),
+        *(
+            pytest.param(place, count, rank, resumed_on, marks=pytest.mark.exhaustive)
+            for place, count in MOMENTS
+            for rank in (0, 1)
+            for resumed_on in (1, 2, 3, 4)
+        ),
+    ],
+)
+def test_a_killed_process_ends_all_and_any_number_resumes(
+    place: str,
+    count: int,
+    rank: int,
+    resumed_on: int,
+    workplace: Path,
+    tmp_path: Path,
+    alone: dict[str, Any],
+    processes: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = str(tmp_path / "killed")
+    begun = time.monotonic()
+    done = happening(workplace, output, 2, place, rank, "kill", count, monkeypatch=monkeypatch)
+    assert time.monotonic() - begun < 60  # the machine may be busy
+    assert done[rank] is None
+    (survivor,) = [each for each in done if each is not None]
+    assert survivor.returncode == 130
+    assert f"Continue with: astra-rl resume {output}" in survivor.stderr
+    if resumed_on == 1:
+        ended = [astra_rl("resume", output, cwd=workplace)]
+    else:
+        ended = started(processes(resumed_on), "resume", output, cwd=workplace)
+    assert [each.returncode for each in ended] == [0] * resumed_on, ended
+    assert results(Path(output)) == alone
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
+def test_a_signal_to_one_process_ends_all_after_the_same_step(
+    rank: int,
+    workplace: Path,
+    tmp_path: Path,
+    alone: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = str(tmp_path / "ended")
+    event = ("learn", rank, "terminate", 1)
+    first, second = happening(workplace, output, 2, *event, monkeypatch=monkeypatch)
+    assert first is not None
+    assert second is not None
+    assert (first.returncode, second.returncode, second.stderr) == (130, 130, "")
+    assert "interrupted after step 1; everything is saved. Continue with" in first.stderr
+    assert astra_rl("resume", output, cwd=workplace).returncode == 0
+    assert results(Path(output)) == alone
+
+
+def test_a_defect_in_one_process_is_named_in_the_first(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path / "failed")
+    event = ("learn", 1, "raise")
+    first, second = happening(workplace, output, 2, *event, monkeypatch=monkeypatch)
+    assert first is not None
+    assert second is not None
+    assert first.returncode == 2
+    assert (
+        f"process 1 failed: ZeroDivisionError: a defect Continue with: astra-rl resume {output}"
+        in first.stderr
+    )
+    assert second.returncode == 1
+    assert "ZeroDivisionError" in second.stderr
+
+
+def test_a_time_limit_is_decided_by_the_first_process(
+    workplace: Path, tmp_path: Path, processes: Any
+) -> None:
+    limit = ("--set", "training.max_minutes=0.0001", "--set", "evaluation.before=false")
+    output = str(tmp_path / "short")
+    done = started(processes(2), "train", "config.yaml", "-o", output, *limit, cwd=workplace)
+    assert [each.returncode for each in done] == [0, 0], done
+    assert len((tmp_path / "short/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_engines_are_refused_by_name(workplace: Path, tmp_path: Path) -> None:
+    engine = ("--set", "rollout.attacker=vllm", "-o", str(tmp_path / "engine"))
+    group = Group(2)
+    first, second = started(group, "train", "config.yaml", *engine, cwd=workplace)
+    group.close()
+    assert first.returncode == 2
+    assert "rollout: attacker: vllm, target: own given, and 2 processes" in first.stderr
+    assert second == Done(130, "", "")
+    assert not (tmp_path / "engine").exists()

@@ -4,6 +4,7 @@ tests/ext/vllm does the same with the real one.
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -217,6 +218,7 @@ def test_a_large_mismatch_is_warned_of(vllm, pair, caplog):
     assert "differ by 0.2" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_adapter_is_handed_over_whenever_it_has_changed_and_old_ones_are_deleted(vllm, pair):
     problem = adapted(pair, rank=24)
     sampler, names = VLLMSampler(), []
@@ -300,6 +302,15 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(vllm, pair):
         model = get_peft_model(pair.model, config)
     with pytest.raises(ConfigurationError, match="they run plain LoRA"):
         sample(VLLMSampler(), model)
+
+
+def test_vllm_sends_no_statistics_and_runs_in_one_process_only(vllm, monkeypatch):
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
+    VLLMEngine("some/model")
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="Start servers"):
+        VLLMEngine("some/model")
 
 
 def test_ranks_are_rounded_up_to_those_of_vllm():

@@ -1,15 +1,22 @@
 """A pool of servers: stand-ins of vLLM's API on loopback, which sample with a model in memory."""
 
 import json
+import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
+from astra_rl.actions.harden_inputs import check as check_hardening
+from astra_rl.config.experiment import build
+from astra_rl.config.loading import parse_config
+from astra_rl.config.resolve import resolve
 from astra_rl.errors import ConfigurationError, EndpointError
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.served_target import ServedTarget
+from astra_rl.ext.transformers.target_adapters import LocalTarget
 from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.adapters import load_adapter
@@ -18,6 +25,7 @@ from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
+from astra_rl.runs.runner import described_target
 from astra_rl.testing import tiny_model
 
 STOP = frozenset({3})
@@ -29,7 +37,8 @@ class Server:
     """One server of vLLM.
 
     Attributes:
-        pair: Makes the model that it serves.
+        make: Makes the model that it serves.
+        models: Models by name, with their adapters.
         fails: Status of the answers to completions; None answers.
         adapters: Folders by name.
         requests: Paths and bodies of what came.
@@ -40,6 +49,7 @@ class Server:
     def __init__(self, make):
         self.make, self.fails, self.adapters, self.requests = make, None, {}, []
         self.changes, self.loads = lambda reply: reply, True
+        self.models = {"served": make().model}
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,11 +90,14 @@ class Server:
                 return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
             return 200, self.changes(self.complete(body))
 
+    def model(self, name):
+        if name not in self.models:
+            self.models[name] = load_adapter(self.make().model, self.adapters[name]).eval()
+        return self.models[name]
+
     @torch.no_grad()
     def complete(self, body):
-        model, ids = self.make().model, body["prompt"]
-        if body["model"] != "served":
-            model = load_adapter(model, self.adapters[body["model"]]).eval()
+        model, ids = self.model(body["model"]), body["prompt"]
         sampling = Sampling(
             max_new_tokens=body["max_tokens"],
             temperature=body["temperature"],
@@ -118,7 +131,7 @@ class Server:
 
 
 def make():
-    made = tiny_model()
+    made = tiny_model(window=2048)
     with torch.no_grad():
         for parameter in made.model.parameters():
             if parameter.dim() > 1:
@@ -256,10 +269,11 @@ def adapted(pair):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_adapters_are_loaded_by_version_and_old_ones_unloaded(servers):
     problem = adapted(make())
     sampler = server_sampler(pool_of(servers))
-    for version in range(4):
+    for version in range(3):
         samples = sampler(
             problem.attacker, PROMPTS, Sampling(max_new_tokens=6), range(3), stop_ids=STOP
         )
@@ -273,6 +287,7 @@ def test_adapters_are_loaded_by_version_and_old_ones_unloaded(servers):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
 
 
+@pytest.mark.slow
 def test_a_server_that_was_restarted_gets_the_adapter_again(servers):
     problem, sampler = adapted(make()), server_sampler(pool_of(servers[:1]))
     for _ in range(2):
@@ -293,6 +308,7 @@ def test_servers_that_may_not_load_adapters_say_how_to_start_them(servers):
         )
 
 
+@pytest.mark.slow
 def test_a_problem_plays_with_servers_and_another_model_is_refused(servers):
     problem = adapted(make())
     problem.attacker_sampler = server_sampler(pool_of(servers))
@@ -302,6 +318,68 @@ def test_a_problem_plays_with_servers_and_another_model_is_refused(servers):
         problem.attacker_sampler(
             make().model, PROMPTS, Sampling(max_new_tokens=2), range(3), stop_ids=STOP
         )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made, path = make(), tmp_path_factory.mktemp("models") / "model"
+    made.model.save_pretrained(path)
+    made.tokenizer.save_pretrained(path)
+    return path
+
+
+def configured(folder, server, *settings):
+    text = f"""
+    attacker: {{model: "{folder}", lora: {{rank: 4}}, max_new_tokens: 4}}
+    target: {{model: "{folder}", max_new_tokens: 4}}
+    moderator: {{type: keyword, options: {{words: [a]}}}}
+    prompts: {{scenario: planted_secrets, test: 2, train: 2}}
+    environment: {{type: single_turn, tree_width: 2}}
+    dtype: float32
+    rollout:
+      attacker: {{servers: ["{server.url}"], model: served}}
+      target: {{servers: ["{server.url}/v1"], model: served}}
+    """
+    return parse_config(textwrap.dedent(text), list(settings), source="test")
+
+
+@pytest.mark.slow
+def test_a_configuration_trains_and_attacks_on_servers(servers, folder):
+    """The target's weights are not loaded, and its likelihood of attacks is its own."""
+    experiment = build(resolve(configured(folder, servers[0])))
+    problem = experiment.problem
+    assert isinstance(problem.target, ServedTarget)
+    assert described_target(problem.target) == {}
+    nodes = [node for graph in experiment.environment.rollouts([0, 1]) for node in graph.nodes()]
+    assert len(nodes) == 4
+    contexts, attacks = [node.context for node in nodes], [node.attack for node in nodes]
+    exact = problem.get_attacker_logprobs(contexts, attacks)
+    scored = problem.get_target_logprobs(contexts, attacks)
+    pair = make()
+    local = LocalTarget(pair.model, pair.renderer("target"), Sampling(max_new_tokens=4))
+    torch.testing.assert_close(scored, local.attack_logprobs(contexts, attacks), atol=1e-4, rtol=0)
+    for row, node in enumerate(nodes):
+        known = node.attack.logprobs
+        assert exact[row, : len(known)].tolist() == pytest.approx(known, abs=1e-4)
+        heard = node.response.heard_logprobs
+        assert scored[row, : len(heard)].tolist() == pytest.approx(heard, abs=1e-4)
+    responses = [str(node.response) for node in nodes]
+    asked = [node.context + node.attack for node in nodes]
+    torch.testing.assert_close(
+        problem.get_response_logprobs(asked, responses),
+        local.response_logprobs(asked, responses),
+        atol=1e-4,
+        rtol=0,
+    )
+    with pytest.raises(ConfigurationError, match="no hidden states"):
+        problem.embed(["a"], "target")
+
+
+def test_what_reads_hidden_states_or_trains_the_target_is_refused(servers, folder):
+    with pytest.raises(ConfigurationError, match="hidden states"):
+        resolve(configured(folder, servers[0], "reward={response_likelihood: {text: Sure}}"))
+    with pytest.raises(ConfigurationError, match=r"rollout\.target: own"):
+        check_hardening(configured(folder, servers[0]))
 
 
 def test_the_key_is_sent_and_a_bad_address_refused(servers, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.tiny_models import save_random_adapter, save_tiny_models
 
 from astra_rl.config.loading import parse_config
 from astra_rl.config.resolve import resolve
@@ -16,13 +16,9 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.core.common import Metrics
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import InterruptedRunError
-from astra_rl.models.adapters import save_model
-from astra_rl.models.loading import load_model
-from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.runner import Display, run_experiment
-from astra_rl.testing import tiny_model
 from astra_rl.training.callbacks import AnyTrainer
 
 pytestmark = pytest.mark.slow
@@ -32,17 +28,9 @@ pytestmark = pytest.mark.slow
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A LoRA attacker on the base model of two adapters, which are its targets, as is the base."""
     folder = tmp_path_factory.mktemp("opponents")
-    model, tokenizer = tiny_model("llama", seed=1)
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_tiny_models(folder, base=1)
     for seed, name in enumerate(("one", "two")):
-        adapted = make_trainable(load_model(folder / "base"), lora=LoraOptions(rank=2))
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for each in adapted.parameters():
-                if each.requires_grad:
-                    each.normal_(std=0.3)
-        save_model(adapted, folder / name)
+        save_random_adapter(folder / "base", folder / name, seed=seed)
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\n")
     opponents = [{"model": str(folder / name)} for name in ("base", "one", "two")]

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError, StorageError
+from astra_rl.targets.accounts import describe_spent
 from astra_rl.targets.budget import Budget, Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import LONGEST_WAIT, error_of_status, retry_after
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
 from astra_rl.targets.concurrency import AdaptiveLimit
-from astra_rl.targets.ledger import SAVE_EVERY, Ledger, describe_spent
+from astra_rl.targets.ledger import SAVE_EVERY, Ledger
 
 
 @pytest.mark.parametrize(

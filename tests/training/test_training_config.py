@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from astra_rl import GRPO, ConfigurationError, Trainer, TrainingConfiguration
 from astra_rl.ext.transformers import HFASTConfiguration
@@ -35,6 +36,15 @@ def test_a_wrong_optimizer_names_all_five_and_the_nearest():
     assert "optimizer='admw'" in message
     assert all(repr(name) in message for name in OPTIMIZERS)
     assert "Did you mean 'adamw'?" in message
+
+
+def test_an_optimizer_of_ones_own_is_named_by_its_import_path():
+    config = TrainingConfiguration(optimizer="torch.optim:NAdam", weight_decay=0.1)
+    problem = ToyProblem()
+    environment = ASTEnvironment(problem, ["Hello"], tree_width=2, tree_depth=1)
+    trainer = Trainer(config, environment, GRPO(problem))
+    assert type(trainer.optimizer) is torch.optim.NAdam
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "", None, ["adamw"], 3, dict])

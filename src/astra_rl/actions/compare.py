@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import (
+from astra_rl.evaluation.measures.comparisons import (
     CategoryComparison,
-    Summary,
     Trials,
     compare_by_category,
     compare_trials_of,
     trials_of,
 )
+from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.paired import PairedComparison

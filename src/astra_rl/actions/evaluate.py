@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from astra_rl.actions.attacks import (
-    DIRECT,
-    GivenAttack,
-    GivenAttacks,
-    given_attacks,
-    untrained_attacks,
-)
-from astra_rl.actions.target_test import prompted_problem, warnings_of_attacks
-from astra_rl.config.estimate import Estimate, EstimateRow, estimate, estimate_given, needed
-from astra_rl.config.experiment import build_environment, build_problem
-from astra_rl.config.loading import load_config, load_prompted_attacker
-from astra_rl.config.resolve import Plan, resolve
-from astra_rl.config.schema import PromptedAttackerConfig, RunConfig
-from astra_rl.core.environment import Environment
-from astra_rl.core.problem import Problem
-from astra_rl.core.seeding import derive_seed, repetitions
+from astra_rl.actions.evaluation_job import Evaluated as Evaluated
+from astra_rl.actions.evaluation_job import EvaluationJob as EvaluationJob
+from astra_rl.config.estimate import Estimate
+from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.records.attacks import ScoredAttack
-from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.turn import Opening
-from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.logging import logger
-from astra_rl.methods.ast_evaluator import EvaluationResult
-from astra_rl.methods.environments import BestOfNEnvironment
-from astra_rl.methods.few_shot import FewShotEnvironment
-from astra_rl.methods.replay import TargetOnlyProblem
-from astra_rl.models.chat_template import template_time
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.phases import PhaseResult, PhaseRun
-from astra_rl.runs.provenance import labels_of
-from astra_rl.runs.recorded import plan_attempts, recording
 from astra_rl.runs.spending import spending
-from astra_rl.runs.until import Until, batch_size, earlier_attempts
-from astra_rl.targets.ledger import current_ledger
-
-UNTRAINED = "untrained"
-"""Name of the baseline that is the attacker before training."""
-BEST_OF = re.compile(r"best-of-([1-9][0-9]{0,3})")
-"""Name of the baseline that is the best of n attacks of the untrained attacker, by reward."""
-FEW_SHOT = "few-shot"
-"""Name of the baseline that is the untrained attacker prompted with its own best attacks."""
-SHOTS = 4
-"""Number of examples in the few-shot prompt."""
-
-
-@dataclass(frozen=True)
-class Evaluated(EvaluationResult):
-    """Result of evaluating an attacker against one target.
-
-    Attributes:
-        target: Name of the target.
-        path: File with the metrics.
-    """
-
-    target: str
-    path: Path
+from astra_rl.runs.until import Until
 
 
 def evaluate_run(
@@ -105,6 +55,7 @@ def evaluate_run(
 
     Raises:
         BudgetSpentError: The budget was not enough for a single conversation.
+        EndpointError: All conversations with a target failed; the results are written.
         AstraError: The folder is no run, a model cannot be loaded, or there are no attacks.
     """
     if trials < 1:
@@ -132,6 +83,8 @@ def evaluate_run(
             destination / "evaluations.json",
             [{"target": each.target, **each.summary.as_dict()} for each in found],
         )
+    complete = [each for each in found if not each.summary.never_made]
+    check_any_known({each.target: each.attempts for each in complete})
     return found
 
 
@@ -194,209 +147,3 @@ def target_labels(names: Mapping[str | None, str]) -> dict[str | None, str]:
     return {
         given: name if given is None or count[name] == 1 else given for given, name in names.items()
     }
-
-
-class EvaluationJob:
-    """Evaluation of one attacker against one target.
-
-    Options are checked when it is constructed; models are loaded by `run`.
-
-    Attributes:
-        phase: Name of the phase in the records.
-        planned: Number of planned conversations.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        attacker: str | None,
-        attacks: str | Path | None,
-        trials: int,
-        config: RunConfig,
-        until: Until | None = None,
-    ) -> None:
-        plays = attacks is None or BEST_OF.fullmatch(str(attacks)) or str(attacks) == FEW_SHOT
-        if attacker is not None and not plays:
-            raise ConfigurationError(
-                f"--attacker {attacker} and --attacks {attacks} given: these attacks are sent as "
-                "they are, without an attacker. Give one of the two, or --attacks best-of-N or "
-                "few-shot."
-            )
-        self.folder, self.config, self.attacker = folder, config, attacker
-        self.plan = resolve(config)
-        prompts = self.plan.openings
-        prompted = None if attacker is None else load_prompted_attacker(attacker)
-        if prompted is not None:
-            self.config = _with_prompted_attacker(self.plan, prompted)
-            # The prompts that the run held out, because its own attacker was trained on the others.
-            self.plan = replace(resolve(self.config), openings=prompts)
-        self.openings, self.categories = list(prompts.test), prompts.categories
-        baseline = None if attacks is None else str(attacks)
-        best = BEST_OF.fullmatch(baseline or "")
-        self.best_of = int(best[1]) if best else None
-        untrained = best is not None or baseline in (UNTRAINED, FEW_SHOT)
-        self.name = attacker if baseline is None else baseline
-        if prompted is not None:
-            own = labels_of(self.config, "again").attacker
-            self.name = own if baseline is None else f"{baseline} of {own}"
-        named = baseline is not None and (untrained or baseline == DIRECT)
-        self.phase = file_stem(str(baseline)) if named else "again"
-        self.examples: list[ScoredAttack] = []
-        self.given: list[GivenAttack] | None = None
-        if baseline == FEW_SHOT:
-            self.examples = list(untrained_attacks(folder, least=SHOTS))
-        elif baseline is not None and not untrained:
-            self.given = given_attacks(baseline, self.openings) * trials
-        if baseline is None and attacker is None and self.plan.attacker is None:
-            self.attacker = str(folder.checkpoints / "last")
-            if not Path(self.attacker).is_dir():
-                raise ConfigurationError(
-                    f"{folder.path} has no attacker to evaluate: {self.attacker} is missing, so "
-                    "its training did not end, or it is a test of prompts. Name an attacker with "
-                    "--attacker, or send the prompts as they are with --attacks direct."
-                )
-        self.planned = len(self.openings) * trials if self.given is None else len(self.given)
-        self.trials, self.until = trials, until
-        if until is not None and max(Counter(key for _, key in self._seeds()).values()) > trials:
-            raise ConfigurationError(
-                "--until observes prompts one after the other, and the file has several attacks "
-                "for one prompt. Give one attack per prompt, or leave out --until."
-            )
-
-    def estimate(self) -> list[EstimateRow]:
-        """Return the largest number of calls and tokens that it can need."""
-        if self.given is not None:
-            attacks = [[each.attack] for each in self.given]
-            return estimate_given(self.plan, [each.context for each in self.given], attacks)
-        return estimate(self.plan, training=False, queries_per_turn=self.best_of or 1)
-
-    def run(self, destination: RunFolder) -> Evaluated:
-        """Play, record the attempts in a folder and write the result.
-
-        Raises:
-            BudgetSpentError: No conversation could be completed.
-        """
-        config, ledger = self.config, current_ledger()
-        ledger.check()
-        if not destination.manifest.is_file():  # results elsewhere are a run for other commands
-            destination.write_text(destination.config, config.to_yaml())
-        before = ledger.copied()
-        with template_time(self.folder.started):
-            problem = self._problem()
-            judge = self.plan.evaluation_judge.load()
-        seeds = self._seeds()
-        kept = self._earlier(destination, seeds)
-        with recording(destination, self.phase, self.planned) as log:
-            for attempt in kept:
-                log.append(attempt)
-            phase = PhaseRun(config, self.phase, problem, judge, log, categories=self.categories)
-            result = self._play(phase, problem, [seed for seed, _ in seeds[len(kept) :]], kept)
-            log.flush()
-            failed = log.attempts(outcome="success")
-            write_failures(failed, destination.path / f"failures_{self.phase}.jsonl")
-        if self.given is None:
-            warnings_of_attacks(self.plan, result)
-        metrics = {**result.metrics, "spent": ledger.as_dict(since=before)}
-        if self.until is not None:  # what was not played was not needed
-            plan_attempts(destination, self.phase, result.summary.planned)
-        self.plan.unload()
-        path = destination.evaluation(self.phase)
-        destination.write_json(path, metrics)
-        return Evaluated(result.attempts, result.summary, metrics, config.target.name, path)
-
-    def _problem(self) -> Problem[str, str]:
-        plan = self.plan
-        if plan.attacker is not None:
-            return prompted_problem(plan)
-        if plan.target is not None and self.given is not None and not plan.config.attacker:
-            return TargetOnlyProblem(plan.target, plan.evaluation_judge.load())
-        return build_problem(plan, attacker=self.attacker)
-
-    def _seeds(self) -> list[tuple[int | str, str]]:
-        """Return what each conversation opens with, and its prompt id, in the order of play.
-
-        With a condition to decide, prompts are in random order, with all their trials in a row.
-        """
-        found: list[tuple[int | str, str]]
-        if self.given is not None:
-            found = [(number, each.prompt_id) for number, each in enumerate(self.given)]
-        else:
-            found = [(each, Opening.of(each).id) for each in self.openings * self.trials]
-        if self.until is None:
-            return found
-        seed = self.config.seed
-        return sorted(found, key=lambda each: (derive_seed(seed, "until", each[1]), each[1]))
-
-    def _earlier(
-        self, destination: RunFolder, seeds: Sequence[tuple[int | str, str]]
-    ) -> list[Attempt]:
-        """Return the attempts of an earlier session; none without a condition to decide."""
-        if self.until is None:
-            return []
-        labels = labels_of(self.config, self.phase, attacker=self.name)
-        prompts = [prompt for _, prompt in seeds]
-        return earlier_attempts(
-            destination.attempts_of(self.phase),
-            list(zip(prompts, repetitions(prompts), strict=True)),
-            run=labels.run,
-            attacker=labels.attacker,
-            target=labels.target,
-            size=batch_size(self.trials),
-        )
-
-    def _play(
-        self,
-        phase: PhaseRun,
-        problem: Problem[str, str],
-        seeds: Sequence[int | str],
-        kept: Sequence[Attempt],
-    ) -> PhaseResult:
-        environment: Environment[str, str]
-        prompt_ids: dict[int | str, str] = {}
-        if self.given is None:
-            environment = self._environment(problem)
-        else:
-            environment = GivenAttacks(problem, self.given, seed=self.config.seed)
-            prompt_ids = {number: each.prompt_id for number, each in enumerate(self.given)}
-        return phase.play(
-            environment,
-            seeds,
-            self.planned,
-            attacker=self.name,
-            prompt_ids=prompt_ids,
-            until=self.until,
-            already=kept,
-            batch=None if self.until is None else batch_size(self.trials),
-            needs=needed(self.estimate()),
-        )
-
-    def _environment(self, problem: Problem[str, str]) -> Environment[str, str]:
-        usual = build_environment(self.plan, problem, self.openings)
-        depth = usual.tree_depth
-        if self.best_of is not None:
-            return BestOfNEnvironment(problem, self.openings, self.best_of, depth)
-        if self.examples:
-            return FewShotEnvironment(
-                problem, self.openings, tree_depth=depth, examples=self.examples, shots=SHOTS
-            )
-        return usual
-
-
-def _with_prompted_attacker(plan: Plan, attacker: PromptedAttackerConfig) -> RunConfig:
-    """Return the configuration of a plan with another attacker, which is not trained.
-
-    A reward that needs probabilities is replaced by the harm of the response.
-    """
-    config = plan.config
-    update: dict[str, Any] = {
-        "attacker": attacker,
-        "baseline": None,
-        "training": replace(config.training, steps=0),
-    }
-    if any(part.reads_model for part in plan.reward_parts()):
-        logger.warning(
-            "reward: harm is used, because that of the run needs probabilities, and %s gives none",
-            attacker.name,
-        )
-        update["reward"] = "harm"
-    return config.model_copy(update=update)

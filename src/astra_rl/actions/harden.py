@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from astra_rl.actions.attacks import GivenAttack, GivenAttacks
-from astra_rl.actions.evaluate import EvaluationJob
+from astra_rl.actions.evaluation_job import EvaluationJob
 from astra_rl.actions.harden_inputs import Benign, check, read_source
 from astra_rl.actions.preference_pairs import (
     benign_pairs,
@@ -20,7 +20,8 @@ from astra_rl.actions.preference_pairs import (
 )
 from astra_rl.actions.transfer import cell_of_matrix
 from astra_rl.config.experiment import build_problem
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import LocalModelConfig, OpponentConfig, RunConfig
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import BudgetEndedError
@@ -43,10 +44,11 @@ from astra_rl.runs.file_types import Drawn, EvaluationFile
 from astra_rl.runs.folder import RunFolder, open_run_folder, read_own
 from astra_rl.runs.hardening import HardeningFolder
 from astra_rl.runs.phases import PhaseRun
+from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.recorded import Recorded, recording
 from astra_rl.runs.resume import how_to_resume, is_complete, resumable_errors
-from astra_rl.runs.runner import Display, charged, run_experiment
-from astra_rl.runs.spending import spending
+from astra_rl.runs.runner import Display, run_experiment
+from astra_rl.runs.spending import charged, spending
 from astra_rl.targets.ledger import current_ledger
 
 REPLIES, REFUSALS = "benign_replies", "benign"
@@ -121,7 +123,7 @@ def harden(
     with resumable_errors(folder), lock(folder.path / ".hardening"):
         first = folder.open(given.config, given.first)
         with charged(plan, folder):
-            return _Rounds(folder, plan, first, display, command).play()
+            return _Rounds(folder, given.config, plan, first, display, command).play()
 
 
 class _Rounds:
@@ -130,14 +132,15 @@ class _Rounds:
     def __init__(
         self,
         folder: HardeningFolder,
+        config: RunConfig,
         plan: Plan,
         first: Path | None,
         display: Display | None,
         command: str,
     ) -> None:
-        self.folder, self.config, self.first = folder, plan.config, first
+        self.folder, self.config, self.first = folder, config, first
         self.display, self.command = display or Display(), command
-        self.benign = Benign.of(plan.config)
+        self.benign = Benign.of(config)
         self.openings = plan.openings
 
     def play(self) -> Hardened:
@@ -350,9 +353,16 @@ class _Rounds:
             recording(place, phase, len(requests)) as log,
         ):
             with template_time(self._run(0).started):
-                problem = build_problem(plan, attacker=config.trained.model)
-            played = PhaseRun(plan.config, phase, problem, self.benign.judge, log).play(
-                GivenAttacks(problem, requests, seed=config.seed),
+                problem = build_problem(plan, attacker=plan.trained.model)
+            played = PhaseRun(
+                labels_of(plan.record, phase),
+                problem,
+                self.benign.judge,
+                log,
+                settings=plan.evaluation,
+                seed=plan.seed,
+            ).play(
+                GivenAttacks(problem, requests, seed=plan.seed),
                 range(len(requests)),
                 len(requests),
                 attacker=self.config.harden.benign,

@@ -19,7 +19,8 @@ from astra_rl.config.estimate import (
     training_size,
 )
 from astra_rl.config.parts import resolve_moderator
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import ModeratorConfig, RunConfig
 from astra_rl.core.text import Conversation
 from astra_rl.targets.budget import Budget
@@ -95,16 +96,18 @@ def estimate_hardening(
     """
     given = read_source(source, None, overrides)
     plan = check(given.config)
-    phases = list(_phases(plan, Benign.of(given.config), trains_first=given.first is None))
+    benign = Benign.of(given.config)
+    phases = list(_phases(given.config, plan, benign, trains_first=given.first is None))
     return HardeningEstimate(phases, plan.budget)
 
 
-def _phases(plan: Plan, benign: Benign, *, trains_first: bool) -> Iterator[PhaseEstimate]:
-    config = plan.config
+def _phases(
+    config: RunConfig, plan: Plan, benign: Benign, *, trains_first: bool
+) -> Iterator[PhaseEstimate]:
     options, openings = config.harden, plan.openings
-    held_out = len(openings.test) * config.evaluation.trials
+    held_out = plan.planned_conversations
     size = training_size(plan)
-    evaluations = held_out * (1 + int(config.evaluation.before))
+    evaluations = held_out * (1 + int(plan.evaluation.before))
     for number in range(options.rounds + 1):
         if number:
             pairs = 2 * options.failures * number
@@ -116,7 +119,7 @@ def _phases(plan: Plan, benign: Benign, *, trains_first: bool) -> Iterator[Phase
             yield PhaseEstimate(
                 f"training attacker {number}",
                 size.episodes + evaluations,
-                config.training.steps,
+                plan.training.steps,
                 estimate(plan),
             )
         if number == 0:
@@ -154,7 +157,7 @@ def _of_moderator(
     evaluation = config.evaluation.model_copy(update={"judge": None})
     plan = resolve(config.model_copy(update={"moderator": section, "evaluation": evaluation}))
     given = [Conversation.of(each) for each in islice(cycle(contexts), count)]
-    longest = "?" * (4 * config.trained.max_new_tokens)  # four characters to a token
+    longest = "?" * (4 * plan.trained.max_new_tokens)  # four characters to a token
     return [row for row in estimate_given(plan, given, [[longest]] * count) if row.requests]
 
 

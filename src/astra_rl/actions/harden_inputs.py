@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from astra_rl.config.loading import load_config, validated
 from astra_rl.config.parts import resolve_moderator
-from astra_rl.config.resolve import Plan, check_training, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import check_training, resolve
 from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, ModeratorConfig, RunConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.datasets.scenario import Scenario

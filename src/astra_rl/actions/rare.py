@@ -25,7 +25,7 @@ from astra_rl.evaluation.stats.splitting import (
     rare_probability,
     split_once,
 )
-from astra_rl.methods.ast_problem import ASTEnvironment, ends_conversation
+from astra_rl.methods.ast_environment import ASTEnvironment, ends_conversation
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.folder import RunFolder, open_run_folder
@@ -83,7 +83,7 @@ def rare_failure(
     plan = resolve(config)
     destination = folder if output is None else RunFolder(output)
     with template_time(folder.started):
-        problem = ordinary_use(config, build_problem(plan))
+        problem = ordinary_use(build_problem(plan), plan.evaluation.ordinary_brief)
         judge = plan.evaluation_judge.load()
     openings, depth = plan.openings.test, config.environment.tree_depth or 1
     runs: list[SplitRun[_State]] = []
@@ -108,7 +108,7 @@ def rare_failure(
         path,
         {
             "target": config.target.name,
-            "baseline": config.baseline or config.trained.model,
+            "baseline": plan.baseline,
             "threshold": config.evaluation.threshold,
             "spent": ledger.as_dict(),
             **found.as_dict(),

@@ -16,7 +16,8 @@ from astra_rl.config.loading import (
     validated,
     with_scenario,
 )
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import (
     LocalTargetConfig,
     ModeratorConfig,

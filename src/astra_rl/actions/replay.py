@@ -13,15 +13,13 @@ from astra_rl.actions.score import JUDGED_TOGETHER, rescore
 from astra_rl.config.estimate import Estimate, EstimateRow, estimate_given, needed
 from astra_rl.config.experiment import build_problem
 from astra_rl.config.loading import load_config
-from astra_rl.config.resolve import Plan, resolve
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import resolve
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import (
-    Summary,
-    compare,
-    summarise,
-)
+from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, record_path
 from astra_rl.evaluation.records.outcome import Outcome
@@ -31,6 +29,7 @@ from astra_rl.logging import logger
 from astra_rl.methods.replay import RespondingProblem, TargetOnlyProblem, replay_attacks
 from astra_rl.models.chat_template import template_time
 from astra_rl.moderators.identity import identity_of
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.evaluations import REPLAY, REPLAY_OF_FAILURES
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.phases import played_order
@@ -97,22 +96,22 @@ def replay_run(
 
     Raises:
         BudgetSpentError: No attempt could be completed.
+        EndpointError: All attempts failed; they are recorded.
         AstraError: The folder is no run, it has no such attempts, or a model cannot be loaded.
     """
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides, target=target)
-    plan = resolve(config)
+    plan = resolve(load_config(folder.config, overrides, target=target))
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
     selected = only_failures or conversation is not None
     if conversation is not None:
         part, name = f"conversation_{conversation}", CONVERSATION
     else:
-        part = file_stem(f"replay_{config.target.name}")
+        part = file_stem(f"replay_{plan.record.target}")
         name = f"{REPLAY_OF_FAILURES if only_failures else REPLAY}{phase}"
     path = folder.attempts_of(part)
     with template_time(folder.started):
         judge = plan.evaluation_judge.load()
-    labels = labels_of(config, name)
+    labels = labels_of(plan.record, name)
     within = WithinBudget()
     pairs = []
     with (
@@ -125,6 +124,8 @@ def replay_run(
             pairs.append((then, now))
         if within.spent is not None and not pairs:
             raise within.spent
+    if within.spent is None:
+        check_any_known({plan.record.target: [now for _, now in pairs]})
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
     changed = [each for pair in pairs for each in _changed_inputs(*pair)]
     return Replayed(
@@ -154,8 +155,7 @@ def estimate_replay(
         AstraError: As in `replay_run`.
     """
     folder = open_run_folder(run)
-    config = load_config(folder.config, overrides, target=target)
-    plan = resolve(config)
+    plan = resolve(load_config(folder.config, overrides, target=target))
     saved = _saved(folder, phase, only_failures=only_failures, conversation=conversation)
     return Estimate(_estimate(plan, saved), len(saved), plan.budget)
 
@@ -231,7 +231,7 @@ def resend_attacks(
             asked,
             [attempt.opening.conversation() for attempt in batch],
             [list(attempt.sent) for attempt in batch],
-            seed=plan.config.seed,
+            seed=plan.seed,
             numbers=numbers,
         )
         made = [
@@ -245,7 +245,7 @@ def resend_attacks(
         min(JUDGED_TOGETHER, len(saved) - at) for at in range(0, len(saved), JUDGED_TOGETHER)
     )
     if not current_ledger().affords(needed(_estimate(plan, saved))):  # the budget could end it
-        order = played_order(order, len(saved), plan.config.seed)
+        order = played_order(order, len(saved), plan.seed)
         sizes = batches_within_budget(len(saved), JUDGED_TOGETHER)
     start = 0
     for size in sizes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from astra_rl.actions.attacks import DIRECT, GivenAttack, GivenAttacks, given_attacks
-from astra_rl.config.estimate import EstimateRow, estimate, estimate_given, needed
-from astra_rl.config.resolve import Plan
-from astra_rl.config.schema import PromptedAttackerConfig
+from astra_rl.actions.attacks import GivenAttack, GivenAttacks
+from astra_rl.actions.target_test_estimate import estimate_test, requests_of
+from astra_rl.config.estimate import needed
+from astra_rl.config.plan import Plan
 from astra_rl.core.environment import Environment
-from astra_rl.errors import BudgetEndedError, ConfigurationError, EndpointError
+from astra_rl.errors import BudgetEndedError, ConfigurationError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.infra.redaction import redact_message
@@ -21,6 +22,13 @@ from astra_rl.methods.prompted_attacker import PromptedAttackerProblem
 from astra_rl.methods.replay import TargetOnlyProblem
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.call_notes import (
+    all_failed,
+    check_any_known,
+    described_target,
+    notes_on_calls,
+    warnings_of_calls,
+)
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.phases import PhaseResult, PhaseRun
 from astra_rl.runs.provenance import PROMPTS, labels_of, manifest, name_of
@@ -28,14 +36,7 @@ from astra_rl.runs.recorded import plan_attempts
 from astra_rl.runs.report import write_run_page
 from astra_rl.runs.result import RunResult
 from astra_rl.runs.resume import check_same_prompts, check_same_run, resumable_errors
-from astra_rl.runs.runner import (
-    budget_ended,
-    charged,
-    describe_all_failed,
-    described_target,
-    notes_on_calls,
-    warnings_of_calls,
-)
+from astra_rl.runs.spending import budget_ended, charged
 from astra_rl.targets.base import Target
 from astra_rl.targets.ledger import current_ledger
 
@@ -64,29 +65,6 @@ class TargetTest(RunResult):
         return self.evaluation.summary.asr.estimate
 
 
-def requests_of(plan: Plan) -> list[GivenAttack]:
-    """Return what a test sends, each prompt `evaluation.trials` times.
-
-    Raises:
-        ConfigurationError: A prompt has no text to send.
-    """
-    openings = list(plan.openings.test)
-    return given_attacks(DIRECT, openings) * plan.config.evaluation.trials
-
-
-def planned_conversations(plan: Plan) -> int:
-    """Return the number of conversations of a test."""
-    return len(plan.openings.test) * plan.config.evaluation.trials
-
-
-def estimate_test(plan: Plan) -> list[EstimateRow]:
-    """Return the largest number of calls and tokens of `run_test`; nothing is sent or loaded."""
-    if plan.attacker is not None:
-        return estimate(plan, training=False)
-    sent = requests_of(plan)
-    return estimate_given(plan, [each.context for each in sent], [[each.attack] for each in sent])
-
-
 def run_test(
     plan: Plan, folder: RunFolder, *, command: str = "", force: bool = False
 ) -> TargetTest:
@@ -108,13 +86,13 @@ def run_test(
         InterruptedRunError: A signal stopped it; what was replied is kept.
         AstraError: Any other failure, for instance a model that cannot be loaded.
     """
-    if plan.config.has_local_attacker:
+    if plan.models.attacker is not None:
         raise ConfigurationError("a test trains no attacker: leave out 'attacker', or use 'train'.")
     sent = None if plan.attacker is not None else requests_of(plan)
     with resumable_errors(folder):
         if not folder.config.is_file():  # written first: it marks the folder as a run
-            folder.write_text(folder.config, plan.config.to_yaml())
-        check_same_run(plan.config, folder, force=force)
+            folder.write_text(folder.config, plan.record.yaml)
+        check_same_run(plan.record.yaml, folder, force=force)
         with AttemptLog(folder.attempts, write=True) as log, charged(plan, folder) as ledger:
             started = folder.started
             with template_time(started):
@@ -132,56 +110,63 @@ def _play(
     force: bool,
     started: datetime,
 ) -> PhaseResult:
-    config, target = plan.config, plan.target
-    assert target is not None  # of a plan without a local attacker
-    record = {
-        **manifest(config, redact_message(command), started),
-        "run": name_of(folder) or labels_of(config, PHASE).run,
-        "prompts": [source.as_dict() for source in plan.openings.sources],
-        **described_target(target),
-    }
+    record = _manifest(plan, folder, redact_message(command), started)
     if not force:
         check_same_prompts(record["prompts"], folder)
     folder.write_json(folder.manifest, record)
     clock = time.perf_counter()
     plan.load_deferred()
-    judge = plan.evaluation_judge.load()
-    planned = planned_conversations(plan)
-    plan_attempts(folder, PHASE, planned)
-    environment = _environment(plan, target, sent)
-    phase = PhaseRun(
-        config,
-        PHASE,
-        environment.problem,
-        judge,
-        log,
-        run=record["run"],
-        categories=plan.openings.categories,
-    )
-    needs = needed(estimate_test(plan))
-    if sent is None:
-        result = phase.play(environment, plan.openings.test, planned, needs=needs)
-    else:
-        ids: dict[int | str, str] = {at: each.prompt_id for at, each in enumerate(sent)}
-        result = phase.play(
-            environment, range(planned), planned, attacker=PROMPTS, prompt_ids=ids, needs=needs
-        )
+    plan_attempts(folder, PHASE, plan.planned_conversations)
+    result = _played(plan, log, sent, run=record["run"])
     log.flush()
-    spent = current_ledger().as_dict()
-    metrics = {**result.metrics, "spent": spent}
+    record["spent"] = current_ledger().as_dict()
+    metrics = {**result.metrics, "spent": record["spent"]}
     folder.write_json(folder.evaluation(PHASE), metrics)
     write_failures(log.attempts(phase=PHASE, outcome="success"), folder.failures)
     record["warnings"] = [*warnings_of_attacks(plan, result), *warnings_of_calls(result)]
     record["notes"] = list(notes_on_calls(None))
-    record["spent"] = spent
-    nothing = result.spent is None and describe_all_failed(result.attempts)
-    if result.spent is None and not nothing:  # without durations, a run is not complete
+    if result.spent is None and not all_failed(
+        result.attempts
+    ):  # without durations, it is not complete
         record["seconds"] = {"testing": time.perf_counter() - clock}
     folder.write_json(folder.manifest, record)
     write_run_page(folder)
-    if nothing:
-        raise EndpointError(nothing)
+    if result.spent is None:
+        check_any_known({plan.record.target: result.attempts})
     return replace(result, metrics=metrics)
+
+
+def _manifest(plan: Plan, folder: RunFolder, command: str, started: datetime) -> dict[str, Any]:
+    """Return the manifest of a test as it starts."""
+    return {
+        **manifest(plan.record, command, started),
+        "run": name_of(folder) or plan.record.run,
+        "prompts": [source.as_dict() for source in plan.openings.sources],
+        **described_target(plan.target),
+    }
+
+
+def _played(
+    plan: Plan, log: AttemptLog, sent: list[GivenAttack] | None, *, run: str
+) -> PhaseResult:
+    """Play the conversations: the attacker's, or the given attacks."""
+    assert plan.target is not None  # of a plan without a local attacker
+    planned, needs = plan.planned_conversations, needed(estimate_test(plan))
+    environment = _environment(plan, plan.target, sent)
+    phase = PhaseRun(
+        labels_of(plan.record, PHASE, run=run, categories=plan.openings.categories),
+        environment.problem,
+        plan.evaluation_judge.load(),
+        log,
+        settings=plan.evaluation,
+        seed=plan.seed,
+    )
+    if sent is None:
+        return phase.play(environment, plan.openings.test, planned, needs=needs)
+    ids: dict[int | str, str] = {at: each.prompt_id for at, each in enumerate(sent)}
+    return phase.play(
+        environment, range(planned), planned, attacker=PROMPTS, prompt_ids=ids, needs=needs
+    )
 
 
 def _environment(
@@ -190,7 +175,7 @@ def _environment(
     """Return what plays the conversations: the given attacks, or the attacker of the plan."""
     if sent is not None:
         problem = TargetOnlyProblem(target, plan.evaluation_judge.load())
-        return GivenAttacks(problem, sent, seed=plan.config.seed)
+        return GivenAttacks(problem, sent, seed=plan.seed)
     environment: Environment[str, str] = plan.environment(
         prompted_problem(plan), plan.openings.test
     )
@@ -203,13 +188,11 @@ def prompted_problem(plan: Plan) -> PromptedAttackerProblem:
     Raises:
         AstraError: The moderator of the reward cannot be loaded.
     """
-    section = plan.config.attacker
-    assert isinstance(section, PromptedAttackerConfig)
     assert plan.attacker is not None
     assert plan.target is not None
     plan.load_deferred()
     return PromptedAttackerProblem(
-        plan.attacker, plan.target, plan.moderator.load(), plan.reward, extraction=section.extract
+        plan.attacker, plan.target, plan.moderator.load(), plan.reward, extraction=plan.extraction
     )
 
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.actions.evaluate import EvaluationJob, target_labels
+from astra_rl.actions.evaluate import target_labels
+from astra_rl.actions.evaluation_job import Evaluated, EvaluationJob
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
-from astra_rl.evaluation.measures.summary import (
-    TransferMatrix,
-    by_prompt,
-    summarise,
-    summarise_prompts,
-)
+from astra_rl.evaluation.measures.summary import by_prompt, summarise, summarise_prompts
+from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
 from astra_rl.runs.recorded import Recorded
 from astra_rl.runs.spending import spending
@@ -57,6 +55,7 @@ def transfer(
 
     Raises:
         BudgetSpentError: No conversation could be completed.
+        EndpointError: All conversations of a cell failed; the matrix is written.
         AstraError: A folder is no run, or a model cannot be loaded.
     """
     folders = [open_run_folder(run) for run in runs]
@@ -71,32 +70,34 @@ def transfer(
         for target in targets
     }
     labels = target_labels(
-        {target: jobs[names[0], target].config.target.name for target in targets}
+        {target: jobs[names[0], target].plan.record.target for target in targets}
     )
     summaries = {
         (name, labels[target]): summarise((), planned=job.planned)
         for (name, target), job in jobs.items()
     }
-    played = False
+    found: dict[str, Evaluated] = {}
     spent: BudgetSpentError | None = None
     plans = [job.plan for job in jobs.values()]
     with spending(plans, folders[0].path / "transfer") as ledger:
         for (name, target), job in jobs.items():
             place = RunFolder(job.folder.path / "transfer" / file_stem(target))
             try:
-                job.run(place)
+                found[f"{name} against {target}"] = job.run(place)
             except BudgetSpentError as error:
                 spent = error
                 break
             with Recorded(place, job.phase) as recorded:
                 rows = recorded.rows(order="prompt")
                 summary = summarise_prompts(by_prompt(rows), planned=job.planned)
-            summaries[name, labels[target]], played = summary, True
-        if spent is not None and not played:
+            summaries[name, labels[target]] = summary
+        if spent is not None and not found:
             raise spent
     matrix = TransferMatrix.of(summaries)
     for folder in folders:
         folder.write_json(folder.transfer, matrix.as_dict())
+    complete = {name: each for name, each in found.items() if not each.summary.never_made}
+    check_any_known({name: each.attempts for name, each in complete.items()})
     return Transferred(matrix, ledger.as_dict())
 
 

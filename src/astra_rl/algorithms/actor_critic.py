@@ -9,7 +9,7 @@ from typing import Annotated, Any, Unpack
 import torch
 from torch import Tensor
 
-from astra_rl.algorithms.estimators import GAE
+from astra_rl.algorithms.gae import GAE
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss, masked_mean, value_loss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from astra_rl.algorithms.actor_critic import ActorCritic, CriticOptions
-from astra_rl.algorithms.estimators import GAE
+from astra_rl.algorithms.gae import GAE
 from astra_rl.algorithms.losses import ClipHigh, ClipLow, PolicyLoss
 from astra_rl.algorithms.options import CLIP, CRITIC, POLICY
 from astra_rl.algorithms.options import GAE as GAE_OPTIONS

@@ -157,7 +157,7 @@ def escape_unencodable_characters() -> None:
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Set what people see: nothing but warnings and errors, or messages of level INFO too."""
-    console.quiet = quiet
+    console.quiet, error_console.quiet = quiet, False
     error_console.verbose = verbose
 
 

@@ -12,20 +12,19 @@ from astra_rl.errors import BudgetEndedError
 
 if TYPE_CHECKING:
     from astra_rl.config.estimate import EstimateRow
-    from astra_rl.config.schema import RunConfig
+    from astra_rl.config.plan import Plan
     from astra_rl.evaluation.measures.summary import Summary
 
 
-def print_run_estimate(config: RunConfig, console: SafeConsole) -> None:
-    """Check the configuration of a run; print its size and an upper bound of endpoint calls.
+def print_run_estimate(plan: Plan, console: SafeConsole) -> None:
+    """Check the plan of a training; print its size and an upper bound of endpoint calls.
 
     Raises:
         ConfigurationError: A setting is wrong.
     """
     from astra_rl.config.estimate import describe_budget_of_run, estimate, training_size
-    from astra_rl.config.resolve import check_training, resolve
+    from astra_rl.config.resolve import check_training
 
-    plan = resolve(config)
     check_training(plan)
     size = training_size(plan)
     console.print_line(
@@ -66,7 +65,7 @@ def print_estimate(
 
 def print_spent(spent: Mapping[str, Any], console: SafeConsole) -> None:
     """Print what endpoint calls used, if there were any."""
-    from astra_rl.targets.ledger import describe_spent
+    from astra_rl.targets.accounts import describe_spent
 
     text = describe_spent(spent)
     if text:

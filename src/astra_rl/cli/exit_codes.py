@@ -13,7 +13,9 @@ class ExitCode(IntEnum):
     DEFECT = 1
     """An unexpected exception: a defect of astra-rl."""
     USAGE_ERROR = 2
-    """An error that the user can fix: an option, a configuration, a file, a model."""
+    """An error that the user can fix: an option, a configuration, a file, a model, an endpoint.
+
+    Also if every conversation with a target failed, so that nothing is known about it."""
     GATE_FAILED = 3
     """A condition of ``--fail-on`` holds, or a regression case did not pass."""
     BUDGET_EXHAUSTED = 4

@@ -16,16 +16,16 @@ from astra_rl.cli.output import Printer, as_text
 from astra_rl.cli.training_output import print_examples, print_judge
 
 if TYPE_CHECKING:
-    from astra_rl.config.resolve import Plan
+    from astra_rl.config.plan import Plan
     from astra_rl.methods.ast_evaluator import EvaluationResult
 
 
 def print_test_estimate(plan: Plan) -> None:
     """Print an upper bound of the calls of a test, and where its budget ends."""
-    from astra_rl.actions.target_test import estimate_test, planned_conversations
+    from astra_rl.actions.target_test_estimate import estimate_test
     from astra_rl.config.estimate import describe_budget_of_evaluation
 
-    rows, conversations = estimate_test(plan), planned_conversations(plan)
+    rows, conversations = estimate_test(plan), plan.planned_conversations
     console.print(f"{conversations} conversations", highlight=False)
     print_estimate(rows, console, describe_budget_of_evaluation(plan.budget, rows, conversations))
 
@@ -46,6 +46,7 @@ def test_and_print(
         AstraError: A file or model is wrong, or the test was interrupted, by a budget too.
     """
     from astra_rl.actions.target_test import run_test
+    from astra_rl.evaluation.judges.quality import JudgedSummary
     from astra_rl.runs.resume import starting_in
 
     with starting_in(output, name) as folder:
@@ -55,9 +56,9 @@ def test_and_print(
         found = run_test(plan, folder, command=command, force=force)
     summary = found.evaluation.summary
     if plan.attacker is not None:
-        environment = plan.config.environment.type
+        environment = plan.environment.name
         out.line(f"attacker: {plan.attacker.name} (prompted), environment {environment}")
-    _print_rates(found.evaluation, plan.config.target.name, out)
+    _print_rates(found.evaluation, plan.record.target, out)
     print_judge(found.evaluation, out)
     print_examples(folder, out)
     out.path("report", folder.report)
@@ -65,7 +66,7 @@ def test_and_print(
     out.data({"run": str(folder.path), **summary.as_dict()})
     if found.ended is not None:
         raise found.ended
-    out.gate(summary)
+    out.gate(JudgedSummary.of(summary, found.evaluation.metrics))
 
 
 def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:

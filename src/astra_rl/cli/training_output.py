@@ -7,17 +7,18 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from astra_rl.cli.console import console, quiet_libraries
+from astra_rl.cli.console import console, error_console, quiet_libraries
 from astra_rl.cli.output import Printer, as_text
-from astra_rl.distributed.ranks import join
+from astra_rl.distributed.ranks import is_raised_by_all, join
+from astra_rl.errors import AstraError
 from astra_rl.logging import logger
 
 if TYPE_CHECKING:
-    from astra_rl.config.schema import RunConfig
+    from astra_rl.config.plan import Plan
     from astra_rl.methods.ast_evaluator import EvaluationResult
     from astra_rl.runs.folder import RunFolder
     from astra_rl.runs.runner import Result
@@ -36,17 +37,19 @@ def follows_another_process() -> bool:
 
     quiet_libraries()
     logger.setLevel(logging.ERROR)  # process 0 logs the same
-    follow(ranks)
+    try:
+        follow(ranks)
+    except AstraError as error:
+        error_console.quiet = is_raised_by_all(error)  # process 0 prints the same
+        raise
     return True
 
 
-def train_and_print(
-    config: RunConfig, output: Path | None, *, name: str, force: bool = False
-) -> None:
+def train_and_print(plan: Plan, output: Path | None, *, name: str, force: bool = False) -> None:
     """Start or resume a run and print its results.
 
     Args:
-        config: The configuration of the run.
+        plan: The run.
         output: Run folder; None creates a new one under ``runs``.
         name: Name of a new run folder.
         force: Resume even if the configuration or the prompts changed.
@@ -55,21 +58,20 @@ def train_and_print(
         AstraError: A setting, file or model is wrong, or the run was interrupted, by a budget too.
     """
     from astra_rl.cli.display import ConsoleDisplay
-    from astra_rl.config.resolve import check_training, resolve
-    from astra_rl.runs.processes import with_shards
+    from astra_rl.config.resolve import check_training
+    from astra_rl.runs.processes import leaving
     from astra_rl.runs.resume import starting_in
     from astra_rl.runs.runner import run_experiment
 
-    config = with_shards(config, output, join().size)
-    plan = resolve(config)
-    check_training(plan)
-    with starting_in(output, name) as folder:
-        console.print_line(f"run folder: {folder.path}")
-        quiet_libraries()
-        display = ConsoleDisplay(console, max_minutes=config.training.max_minutes)
-        command = shlex.join(["astra-rl", *sys.argv[1:]])
-        result = run_experiment(plan, folder, display, command=command, force=force)
-    _print_result(result, config.seed)
+    with leaving(join()):
+        check_training(plan)
+        with starting_in(output, name) as folder:
+            console.print_line(f"run folder: {folder.path}")
+            quiet_libraries()
+            display = ConsoleDisplay(console, max_minutes=plan.training.max_minutes)
+            command = shlex.join(["astra-rl", *sys.argv[1:]])
+            result = run_experiment(plan, folder, display, command=command, force=force)
+    _print_result(result, plan.seed)
     if result.ended is not None:
         raise result.ended
 
@@ -115,7 +117,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            _kinds(metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]),
+            _kinds(metrics),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
@@ -139,8 +141,14 @@ def print_judge(last: EvaluationResult, out: Printer) -> None:
         out.line(line)
 
 
-def _kinds(effective: float | None, count: int) -> str:
-    return f"{effective:.1f} of {count}" if count and effective is not None else "-"
+def _kinds(metrics: Mapping[str, Any]) -> str:
+    """Return the effective number of kinds by words, and by meaning where there is an embedder."""
+    effective, count = metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]
+    if not count or effective is None:
+        return "-"
+    meaning = metrics["diversity"]["effective_by_meaning"]
+    by_meaning = f"; {meaning['estimate']:.1f} by meaning" if meaning else ""
+    return f"{effective:.1f} of {count}{by_meaning}"
 
 
 def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

@@ -18,13 +18,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Protocol, TypeGuard, Union, get_args, get_origin
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from astra_rl.config.schema import SectionWithType
+from astra_rl.config.section import SectionWithType
 from astra_rl.config.signatures import (
     annotations_of,
     check_positional_only,
@@ -59,11 +59,13 @@ class Bound:
         where: Place in the configuration, for messages.
         factory: The class or function to call.
         options: Its keyword arguments; nested parts are constructed.
+        name: The name that a configuration gives it; empty if none does.
     """
 
     where: str
     factory: Any
     options: Mapping[str, Any]
+    name: str = ""
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the factory.
@@ -208,7 +210,7 @@ def bind_section(
             f"{where}.type: {section.type!r} given; it must be a subclass of {base.__name__}."
         )
     own = section.arguments_in_section()
-    return bind(
+    bound = bind(
         f"{where}.options",
         factory,
         {**own, **section.options},
@@ -217,6 +219,7 @@ def bind_section(
         places={name: f"{where}.{name}" for name in own},
         advice=advice,
     )
+    return replace(bound, name=section.type)
 
 
 def _is_of_library(factory: Any) -> bool:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from astra_rl.config.model_sections import LocalModelConfig
 from astra_rl.config.rollout import EngineConfig, ServersConfig, VLLMConfig
-from astra_rl.config.schema import LocalModelConfig, RunConfig
+from astra_rl.models.settings import Loading
 from astra_rl.targets.base import Target
 
 
-def attacker_sampler(config: RunConfig) -> Any:
+def attacker_sampler(engine: EngineConfig, model: str) -> Any:
     """Return the sampler of the attacker's engine; None if it is sampled in this process.
+
+    Args:
+        engine: What samples its attacks.
+        model: The attacker.
 
     Raises:
         ConfigurationError: A URL or a key is not valid.
         MissingDependencyError: vLLM, or the client of servers, is not installed.
     """
-    engine = config.rollout.attacker
     if engine == "own":
         return None
     # Here, because a configuration is checked without the libraries of models.
@@ -25,12 +29,17 @@ def attacker_sampler(config: RunConfig) -> Any:
 
     if isinstance(engine, ServersConfig):
         folder = None if engine.adapters is None else Path(engine.adapters)
-        return server_sampler(_pool(engine, config.trained.model), adapters=folder)
+        return server_sampler(_pool(engine, model), adapters=folder)
     return VLLMSampler(**_options(engine))
 
 
-def served_target(section: LocalModelConfig, config: RunConfig) -> Target:
+def served_target(section: LocalModelConfig, engine: EngineConfig, loading: Loading) -> Target:
     """Return the target in its engine.
+
+    Args:
+        section: The model and its sampling parameters.
+        engine: What samples its responses.
+        loading: Its dtype, and whether code of its repository is run.
 
     Raises:
         ConfigurationError: A URL or a key is not valid, or the model is an adapter.
@@ -40,13 +49,11 @@ def served_target(section: LocalModelConfig, config: RunConfig) -> Target:
     from astra_rl.ext.transformers.served_target import ServedTarget
     from astra_rl.ext.vllm import VLLMEngine
 
-    engine = config.rollout.target
-
     def start(source: str, window: int | None) -> Any:
         if isinstance(engine, ServersConfig):
             return _pool(engine, section.model)
         known: dict[str, Any] = {} if window is None else {"max_model_len": window}
-        known |= {} if config.dtype == "auto" else {"dtype": config.dtype}
+        known |= {} if loading.dtype == "auto" else {"dtype": loading.dtype}
         return VLLMEngine(source, **{**known, **_options(engine)})
 
     return ServedTarget(
@@ -55,7 +62,7 @@ def served_target(section: LocalModelConfig, config: RunConfig) -> Target:
         sampling=section.sampling(),
         chat=section.chat,
         chat_template_kwargs=section.chat_template_kwargs,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=loading.trust_remote_code,
     )
 
 

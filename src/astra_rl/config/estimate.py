@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from astra_rl.config.parts import EndpointUse, max_output_tokens
-from astra_rl.config.resolve import EVALUATED_TOGETHER, Plan
-from astra_rl.config.schema import LocalModelConfig
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import EVALUATED_TOGETHER
 from astra_rl.core.contracts import mean_of_present
 from astra_rl.core.text import Conversation
 from astra_rl.rewards.base import RewardPart
@@ -90,7 +90,7 @@ def training_size(plan: Plan) -> TrainingSize:
     Conversations that end early, pairs that tie, episodes that need no replacement and a replay
     buffer that is not full make it less.
     """
-    training = plan.config.training
+    training = plan.training
     episodes = training.steps * training.episodes_per_step * plan.rounds
     levels = plan.siblings_by_level()
     attempts = episodes * sum(each.sets * each.size for each in levels if each.role == "attacker")
@@ -104,7 +104,7 @@ def training_size(plan: Plan) -> TrainingSize:
 def _examples_per_step(plan: Plan) -> int:
     """Return the most pairs, attacks or groups of attacks that a training step learns from."""
     if not plan.rounds:  # given attacks
-        return plan.config.training.episodes_per_step
+        return plan.training.episodes_per_step
     options = plan.algorithm.settings()
     fresh = 1 - float(options.get("replay_share", 0.0))
     per_episode = 0.0
@@ -119,7 +119,7 @@ def _examples_per_step(plan: Plan) -> int:
         else:
             per_set = each.size / fresh
         per_episode += each.sets * per_set
-    return math.ceil(plan.config.training.episodes_per_step * per_episode)
+    return math.ceil(plan.training.episodes_per_step * per_episode)
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,11 @@ def held_for_evaluation(plan: Plan) -> dict[str, float]:
 def describe_budget_of_run(plan: Plan) -> list[str]:
     """Return, for each limit of the budget, a sentence that says where a run reaches it."""
     whole, once = needed(estimate(plan)), needed(estimate(plan, training=False))
-    held, steps = held_for_evaluation(plan), plan.config.training.steps
+    held, steps = held_for_evaluation(plan), plan.training.steps
     found = []
     for name, kept in held.items():
         most = getattr(plan.budget, name)
-        before = once[name] if plan.config.evaluation.before else 0.0
+        before = once[name] if plan.evaluation.before else 0.0
         per_step = (whole[name] - once[name] - before) / steps if steps else 0.0
         text = f"budget {name}={most:.12g} of at most {whole[name]:.12g} that the run needs: "
         if whole[name] <= most:
@@ -320,17 +320,17 @@ def _texts_per_turn(owner: str, stage: str, parts: Sequence[RewardPart], plan: P
 
 def _levels(plan: Plan, training: bool, queries_per_turn: int) -> Iterator[_Level]:
     """Yield all levels of training and evaluation."""
-    config, openings = plan.config, plan.openings
-    steps, episodes = config.training.steps, config.training.episodes_per_step
+    openings, evaluation = plan.openings, plan.evaluation
+    steps, episodes = plan.training.steps, plan.training.episodes_per_step
     if training:
         opening, counts = _mean_length(openings.train), plan.turns_by_level()
         for before, count in enumerate(counts):
             yield _Level("training", before, opening, steps * plan.rounds, episodes * count)
         if plan.judge is not None and plan.rounds:
-            most = min(config.evaluation.watch, plan.rounds * episodes * sum(counts))
+            most = min(evaluation.watch, plan.rounds * episodes * sum(counts))
             yield _Level("watch", len(counts) - 1, opening, steps, most)
-    evaluations = 1 + int(training and config.evaluation.before)
-    batches, rest = divmod(len(openings.test) * config.evaluation.trials, EVALUATED_TOGETHER)
+    evaluations = 1 + int(training and evaluation.before)
+    batches, rest = divmod(plan.planned_conversations, EVALUATED_TOGETHER)
     opening = _mean_length(openings.test)
     straight = [queries_per_turn * count for count in plan.turns_by_level(straight=True)]
     for before, count in enumerate(straight):
@@ -344,16 +344,14 @@ def _longest_attack(plan: Plan) -> int:
     """Return the maximum number of tokens of an attack; without an attacker openings have it."""
     if plan.attacker is not None:
         return max_output_tokens(plan.attacker)
-    attacker = plan.config.attacker
-    return attacker.max_new_tokens if isinstance(attacker, LocalModelConfig) else 0
+    return 0 if plan.models.attacker is None else plan.models.attacker.max_new_tokens
 
 
 def _longest_reply(plan: Plan) -> int:
     """Return the maximum number of tokens of a reply of the target."""
     if plan.target is not None:
         return max_output_tokens(plan.target)
-    local = plan.config.target
-    return local.max_new_tokens if isinstance(local, LocalModelConfig) else 0
+    return 0 if plan.models.target is None else plan.models.target.max_new_tokens
 
 
 def _mean_length(openings: Sequence[str]) -> float:

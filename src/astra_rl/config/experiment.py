@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from astra_rl.config.engines import attacker_sampler
 from astra_rl.config.parts import DeferredTarget
-from astra_rl.config.resolve import Plan, check_training
-from astra_rl.config.schema import LocalModelConfig, LocalTargetConfig, RunConfig
+from astra_rl.config.plan import Plan
+from astra_rl.config.resolve import check_training
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, seeded
-from astra_rl.datasets.files import Source
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.opponents import Opponent
 from astra_rl.ext.transformers.problem import HFASTProblem
@@ -40,8 +39,6 @@ class Experiment:
         held_out: Openings that training does not see.
         judge: Moderator that scores evaluations.
         training: Hyperparameters of the training loop.
-        sources: Files that the prompts came from, with checksums.
-        categories: Categories of the prompts, see `Openings`.
     """
 
     problem: HFASTProblem
@@ -51,8 +48,6 @@ class Experiment:
     held_out: Sequence[str]
     judge: Moderator[Any, Any]
     training: TrainingConfiguration
-    sources: Sequence[Source] = ()
-    categories: Mapping[str, str] = field(default_factory=dict)
 
     def forget_scores(self) -> None:
         """Drop all cached scores, see `Moderator.forget`."""
@@ -67,8 +62,8 @@ def build(plan: Plan) -> Experiment:
         AstraError: A model cannot be loaded, or parts do not fit; the message says what to do.
     """
     check_training(plan)
-    with seeded(derive_seed(plan.config.seed, "models")):  # adapters and value heads start random
-        problem = build_problem(plan, opponents=_opponents(plan.config))
+    with seeded(derive_seed(plan.seed, "models")):  # adapters and value heads start random
+        problem = build_problem(plan, opponents=_opponents(plan))
     environment = build_environment(plan, problem, plan.openings.train)
     environment.curriculum = plan.curriculum
     return Experiment(
@@ -78,9 +73,7 @@ def build(plan: Plan) -> Experiment:
         build_environment(plan, problem, plan.openings.test),
         plan.openings.test,
         build_judge(plan, problem),
-        plan.config.training.for_trainer(seed=plan.config.seed),
-        plan.openings.sources,
-        plan.openings.categories,
+        plan.training.for_trainer(seed=plan.seed),
     )
 
 
@@ -103,20 +96,16 @@ def build_problem(
     Raises:
         AstraError: A model cannot be loaded.
     """
-    config = plan.config
-    speaker = config.trained
-    local = config.target if isinstance(config.target, LocalModelConfig) else None
+    speaker, local = plan.trained, plan.models.target
     plan.load_deferred()
-    target: Any = plan.target if local is None or config.rollout.target != "own" else local.model
+    target: Any = plan.target if plan.target is not None or local is None else local.model
     if isinstance(target, DeferredTarget):
         target = target.load()
-    baseline = config.baseline or speaker.model
     options: dict[str, Any] = {
-        "device": config.device,
-        "dtype": config.dtype,
+        **asdict(plan.models.loading),
         "reward": plan.reward,
-        "sampler": _SAMPLERS[config.sampler],
-        "attacker_sampler": attacker_sampler(config),
+        "sampler": _SAMPLERS[plan.models.sampler],
+        "attacker_sampler": attacker_sampler(plan.models.rollout.attacker, speaker.model),
         "attacker_sampling": speaker.sampling(),
         "target_sampling": None if local is None else local.sampling(),
         "attacker_chat": speaker.chat,
@@ -124,26 +113,25 @@ def build_problem(
         "attacker_chat_template_kwargs": speaker.chat_template_kwargs,
         "target_chat_template_kwargs": {} if local is None else local.chat_template_kwargs,
         "attacker_stops_at_newline": speaker.stop_at_newline,
-        "attacker_extraction": speaker.extract,
-        "trust_remote_code": config.trust_remote_code,
+        "attacker_extraction": plan.extraction,
     }
     moderator = moderator or plan.moderator.load()
     if attacker is not None:
         return HFEvaluationProblem(
-            attacker, target, moderator, baseline_model_id=baseline, **options
+            attacker, target, moderator, baseline_model_id=plan.baseline, **options
         )
     options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
     options["opponents"] = opponents
     if plan.value_count:
         return HFValueProblem(
-            speaker.model, target, baseline, moderator, value_count=plan.value_count, **options
+            speaker.model, target, plan.baseline, moderator, value_count=plan.value_count, **options
         )
-    return HFASTProblem(speaker.model, target, baseline, moderator, **options)
+    return HFASTProblem(speaker.model, target, plan.baseline, moderator, **options)
 
 
-def _opponents(config: RunConfig) -> list[Opponent]:
-    target = config.target
-    known = target.opponents if isinstance(target, LocalTargetConfig) else ()
+def _opponents(plan: Plan) -> list[Opponent]:
+    target = plan.models.target
+    known = () if target is None else target.opponents
     return [Opponent(each.model, each.weight) for each in known]
 
 
@@ -179,8 +167,11 @@ def build_judge(plan: Plan, problem: HFASTProblem) -> Moderator[Any, Any]:
     return problem.moderator if plan.judge is None else plan.judge.load()
 
 
-def ordinary_use(config: RunConfig, problem: HFASTProblem) -> BaselineAttackerProblem:
-    """Return the problem in which the baseline takes the attacker's place."""
-    return BaselineAttackerProblem(
-        problem, problem.rollout_prompt_with_baseline, brief=config.evaluation.ordinary_brief
-    )
+def ordinary_use(problem: HFASTProblem, brief: str | None) -> BaselineAttackerProblem:
+    """Return the problem in which the baseline takes the attacker's place.
+
+    Args:
+        problem: The models.
+        brief: Instructions of the baseline; None gives it those of the attacker.
+    """
+    return BaselineAttackerProblem(problem, problem.rollout_prompt_with_baseline, brief=brief)

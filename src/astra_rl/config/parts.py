@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from astra_rl.config.construct import Bound, bind_section
 from astra_rl.config.engines import served_target
 from astra_rl.config.loading import load_target, validated
+from astra_rl.config.rollout import EngineConfig
 from astra_rl.config.schema import LocalModelConfig, ModeratorConfig, RunConfig, TargetConfig
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.models.settings import Loading
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.moderators.composition import InverseModerator
 from astra_rl.moderators.fault_tolerant import FaultTolerantModerator
@@ -59,6 +61,7 @@ class DeferredModerator(Moderator[str, str]):
 
     Attributes:
         where: Place in the configuration.
+        name: Its type in the configuration; empty for an object of Python.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class DeferredModerator(Moderator[str, str]):
         reasoning: bool = False,
     ) -> None:
         self.where = where
+        self.name = bound.name
         self._bound = bound
         self._parts = list(parts)
         self._time_limit = time_limit
@@ -156,17 +160,17 @@ class DeferredTarget(Target):
 
     Args:
         section: The model and its sampling parameters.
-        config: Has device and dtype.
-        is_served: Whether it is the target under test, which `RunConfig.rollout` is about.
+        loading: How it is loaded.
+        engine: What samples its replies.
     """
 
     def __init__(
-        self, section: LocalModelConfig, config: RunConfig, *, is_served: bool = False
+        self, section: LocalModelConfig, loading: Loading, engine: EngineConfig = "own"
     ) -> None:
         self.name = section.model
         self._section = section
-        self._config = config
-        self._is_served = is_served
+        self._loading = loading
+        self._engine = engine
 
     @property
     def most_output_tokens(self) -> int | None:
@@ -183,8 +187,8 @@ class DeferredTarget(Target):
 
     @cached_property
     def _loaded(self) -> Target:
-        if self._is_served:
-            return served_target(self._section, self._config)
+        if self._engine != "own":
+            return served_target(self._section, self._engine, self._loading)
         # Here, because a configuration is checked without the libraries of models.
         from astra_rl.ext.transformers.secondary_target import SecondaryTarget
 
@@ -193,9 +197,7 @@ class DeferredTarget(Target):
             sampling=self._section.sampling(),
             chat=self._section.chat,
             chat_template_kwargs=self._section.chat_template_kwargs,
-            device=self._config.device,
-            dtype=self._config.dtype,
-            trust_remote_code=self._config.trust_remote_code,
+            **asdict(self._loading),
         )
 
     def unload(self) -> None:
@@ -212,13 +214,13 @@ class PartResolver:
     """Constructs moderators and targets in options, and records the endpoints and models they use.
 
     Attributes:
-        config: Has device and dtype of secondary models; None where only moderators are resolved.
+        loading: How secondary models are loaded; None where only moderators are resolved.
         endpoints: Endpoints of the moderators and targets, in order.
         deferred: Moderators and models to load before the run begins.
         places: Place in the configuration of each moderator and target, by ``id()``.
     """
 
-    config: RunConfig | None = None
+    loading: Loading | None = None
     endpoints: list[EndpointUse] = field(default_factory=list)
     deferred: list[DeferredModerator | DeferredTarget] = field(default_factory=list)
     places: dict[int, str] = field(default_factory=dict)
@@ -241,13 +243,13 @@ class PartResolver:
         if isinstance(section, TargetConfig):
             target = remote_target(section, where)
             self.endpoints += endpoints_of_target(where, target)
-        elif self.config is None:
+        elif self.loading is None:
             raise ConfigurationError(
                 f"{where}: a local model cannot be given here; write a section of a remote "
                 "target, with type and options."
             )
         else:
-            target = DeferredTarget(section, self.config)
+            target = DeferredTarget(section, self.loading)
             self.deferred.append(target)
         self.places[id(target)] = where
         return target
@@ -293,10 +295,10 @@ def queried_target(config: RunConfig) -> Target | None:
     """
     if isinstance(config.target, TargetConfig):
         return remote_target(config.target)
-    is_served = config.rollout.target != "own"
-    if config.has_local_attacker and not is_served:
+    engine = config.rollout.target
+    if config.has_local_attacker and engine == "own":
         return None
-    return DeferredTarget(config.target, config, is_served=is_served)
+    return DeferredTarget(config.target, config.loading, engine)
 
 
 def _target_section(where: str, value: Any) -> LocalModelConfig | TargetConfig:

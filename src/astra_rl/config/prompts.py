@@ -33,12 +33,14 @@ class Openings:
         test: Openings of evaluation; none is a near-duplicate of a training prompt.
         sources: Files or datasets that they were loaded from.
         categories: Harm or scenario category by `Opening.id`, where known.
+        moderators: Types of the moderators that their scenario names, if it does.
     """
 
     train: Sequence[Conversation]
     test: Sequence[Conversation]
     sources: Sequence[Source]
     categories: Mapping[str, str]
+    moderators: frozenset[str] = frozenset()
 
 
 def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> Openings:
@@ -69,7 +71,14 @@ def read_openings(config: PromptsConfig, *, seed: int, trained: bool = True) -> 
         )
         if category
     }
-    return Openings(contexts.get("train", []), contexts["test"], scenario.sources, categories)
+    named = (scenario.moderator, scenario.judge)
+    return Openings(
+        contexts.get("train", []),
+        contexts["test"],
+        scenario.sources,
+        categories,
+        frozenset(section["type"] for section in named if section is not None),
+    )
 
 
 def _scenario(config: PromptsConfig, seed: int, *, undivided: bool) -> Scenario:

@@ -6,13 +6,11 @@ interpreted once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from astra_rl.config.construct import Bound, bind_section, build_reward_part
 from astra_rl.config.parts import (
     DeferredModerator,
-    DeferredTarget,
     EndpointUse,
     PartResolver,
     endpoints_of_target,
@@ -20,17 +18,17 @@ from astra_rl.config.parts import (
     remote_target,
     resolve_moderator,
 )
-from astra_rl.config.prompts import Openings, read_openings
-from astra_rl.config.schema import (
-    PromptedAttackerConfig,
-    RunConfig,
-)
+from astra_rl.config.plan import LocalModels
+from astra_rl.config.plan import Plan as Plan
+from astra_rl.config.prompts import read_openings
+from astra_rl.config.record import ConfigRecord
+from astra_rl.config.schema import EnvironmentConfig, PromptedAttackerConfig, RunConfig
+from astra_rl.config.signatures import parameters_of
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.contracts import check_terms
 from astra_rl.core.moderator import Moderator
-from astra_rl.datasets.scenario_files import read_scenario_file
 from astra_rl.errors import ConfigurationError
-from astra_rl.methods.ast_problem import ASTEnvironment, SiblingSets
+from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.methods.curriculum import Curriculum
 from astra_rl.moderators.direction import warn_of_direction
 from astra_rl.rewards import RewardPart
@@ -38,114 +36,13 @@ from astra_rl.rewards.base import readings, walk
 from astra_rl.rewards.terms import recording_response_harm
 from astra_rl.targets.base import Target
 from astra_rl.targets.budget import Budget
+from astra_rl.training.config import OPTIMIZERS
 from astra_rl.training.trackers import check_trackers
 
 EVALUATED_TOGETHER = 128
 """Number of conversations that an evaluation plays and judges in one batch."""
 MOST_TURNS = 10_000_000
 """Most turns of a training step; all of them are in memory together."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a run that is known before a model is loaded.
-
-    A plan is used for one run: it holds the reward and target objects of the run.
-
-    Attributes:
-        config: The configuration that it was resolved from.
-        openings: Opening contexts of training and evaluation.
-        reward: The reward; it also records the harm score of each response.
-        moderator: Moderator of the training.
-        judge: Moderator of the evaluation; None means `moderator`.
-        target: A target that is only queried: a remote one, or a local model without an attacker.
-            None if it is a local model that the attacker may share weights with.
-        environment: The class of the environment and its options; call it with a problem and
-            opening contexts.
-        algorithm: The class of the algorithm and its options; call it with a problem.
-        curriculum: Draws the prompts of training; None draws them uniformly.
-        endpoints: All remote endpoints that the run calls.
-        deferred: Moderators and models inside rewards, loaded before the run begins.
-        places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
-        attacker: An attacker that is prompted and not trained; None if it is a local model, or if
-            there is none.
-    """
-
-    config: RunConfig
-    openings: Openings
-    reward: RewardPart
-    moderator: DeferredModerator
-    judge: DeferredModerator | None
-    target: Target | None
-    environment: Bound
-    algorithm: Bound
-    curriculum: Curriculum | None
-    endpoints: tuple[EndpointUse, ...]
-    deferred: tuple[DeferredModerator | DeferredTarget, ...]
-    places: Mapping[int, str]
-    attacker: Target | None = None
-
-    @property
-    def budget(self) -> Budget:
-        """Limits of the run."""
-        return self.config.budget
-
-    @property
-    def evaluation_judge(self) -> DeferredModerator:
-        """The moderator that decides the outcomes of an evaluation."""
-        return self.judge or self.moderator
-
-    @property
-    def value_count(self) -> int:
-        """Number of value heads that the algorithm needs."""
-        return int(self.algorithm.factory.values_needed(**self.algorithm.options))
-
-    def reward_parts(self) -> list[RewardPart]:
-        """Return all parts of the reward, and of rewards among the options of the environment."""
-        own = self.environment.factory.rewards_of(**self.environment.settings())
-        return [part for whole in (self.reward, *own) for part in walk(whole)]
-
-    def turns_by_level(self, *, straight: bool = False) -> list[int]:
-        """Return the maximum number of turns of an episode by level; see `ASTEnvironment`."""
-        counts: list[int] = self.environment.factory.turns_by_level(
-            straight=straight, **self.environment.settings()
-        )
-        return counts
-
-    def siblings_by_level(self) -> list[SiblingSets]:
-        """Return the most sets of siblings of a training episode; see `ASTEnvironment`."""
-        found: list[SiblingSets] = self.environment.factory.siblings_by_level(
-            **self.environment.settings()
-        )
-        return found
-
-    @property
-    def epochs(self) -> int:
-        """Passes of the algorithm over the batches of a training step."""
-        return int(self.algorithm.options.get("epochs", self.algorithm.factory.epochs))
-
-    @property
-    def rounds(self) -> int:
-        """How often the episodes of a training step are played at most."""
-        return int(self.algorithm.factory.rounds_of_play(**self.algorithm.settings()))
-
-    def load_deferred(self) -> None:
-        """Load the judge, and the moderators and models that rewards use.
-
-        It is called before the models are loaded and anything is played, so that a package that is
-        not installed costs no work.
-
-        Raises:
-            AstraError: One cannot be loaded.
-        """
-        for each in (*self.deferred, *([] if self.judge is None else [self.judge])):
-            each.load()
-
-    def unload(self) -> None:
-        """Release loaded moderators and models, to free memory for another plan."""
-        judges = [self.moderator, *([] if self.judge is None else [self.judge])]
-        for each in (*judges, *self.deferred):
-            each.unload()
 
 
 def resolve(
@@ -167,78 +64,123 @@ def resolve(
         ConfigurationError: An unknown option, a value of another type or out of range, prompts that
             cannot be read, or parts that do not fit together; the message has the place.
     """
-    resolver = PartResolver(config)
-    resolved = (
-        resolve_moderator(config.moderator)
-        if moderator is None
-        else DeferredModerator("moderator", Bound("moderator", lambda: moderator, {}), [], None)
-    )
-    own_judge = config.evaluation.judge
-    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    openings = read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker)
+    parts = PartResolver(config.loading)
+    trained, judge = _moderators(config, moderator, expected=openings.moderators)
     target = queried_target(config) if target is None else target
-    if isinstance(config.attacker, PromptedAttackerConfig):
-        attacker = attacker or remote_target(config.attacker, "attacker")
-    endpoints = [
+    if attacker is None and isinstance(config.attacker, PromptedAttackerConfig):
+        attacker = remote_target(config.attacker, "attacker")
+    called = [
         *([] if target is None else endpoints_of_target("target", target)),
         *([] if attacker is None else endpoints_of_target("attacker", attacker)),
-        *resolved.endpoints(),
+        *trained.endpoints(),
         *([] if judge is None else judge.endpoints()),
     ]
     algorithm = bind_section(
         "algorithm",
         config.algorithm,
-        resolver,
+        parts,
         base=Algorithm,
         supplied=1,
         advice=_of_another_type("algorithm", config.algorithm.type),
     )
-    reward = build_reward_part("reward", config.reward, resolver)
-    reward = recording_response_harm(reward)
+    reward = build_reward_part("reward", config.reward, parts)
+    environment = bind_section(
+        "environment",
+        config.environment,
+        parts,
+        base=ASTEnvironment,
+        supplied=2,
+        advice=_of_another_type("environment", config.environment.type),
+    )
+    _check_fits(reward, environment, target=target, attacker=attacker)
+    environment.check()
+    curriculum = _curriculum(config.environment, parts)
+    plan = Plan(
+        record=ConfigRecord.of(config),
+        seed=config.seed,
+        models=LocalModels.of(config),
+        openings=openings,
+        reward=recording_response_harm(reward),
+        moderator=trained,
+        judge=judge,
+        target=target,
+        attacker=attacker,
+        extraction=None if config.attacker is None else config.attacker.extract,
+        environment=environment,
+        algorithm=algorithm,
+        curriculum=curriculum,
+        training=config.training,
+        evaluation=config.evaluation,
+        budget=config.budget,
+        cache=config.cache,
+        trackers=config.trackers,
+        endpoints=(*called, *parts.endpoints),
+        deferred=tuple(parts.deferred),
+        places=parts.places,
+    )
+    check_prices(plan.budget, plan.endpoints)
+    if config.evaluation.embedder is not None:
+        # Here, because a configuration is checked without torch.
+        from astra_rl.rewards.embedding import named_embedder
+
+        named_embedder(config.evaluation.embedder)
+    return plan
+
+
+def _moderators(
+    config: RunConfig, given: Moderator[str, str] | None, *, expected: frozenset[str]
+) -> tuple[DeferredModerator, DeferredModerator | None]:
+    """Return the moderator of training, or an object of Python in its place, and the judge.
+
+    It warns of those that count good behaviour as harm, unless the scenario names them.
+
+    Args:
+        config: The configuration.
+        given: Object to use as the moderator, in place of the section.
+        expected: Types of the moderators of the scenario.
+    """
+    own_judge = config.evaluation.judge
+    judge = None if own_judge is None else resolve_moderator(own_judge, "evaluation.judge")
+    if given is None:
+        moderator = resolve_moderator(config.moderator)
+    else:
+        moderator = DeferredModerator("moderator", Bound("moderator", lambda: given, {}), [], None)
+    for each in (moderator, judge):
+        if each is not None and each.measures_good_behavior and each.name not in expected:
+            warn_of_direction(each.where)
+    return moderator, judge
+
+
+def _curriculum(config: EnvironmentConfig, parts: PartResolver) -> Curriculum | None:
+    if config.curriculum is None:
+        return None
+    where = "environment.curriculum"
+    chosen: Curriculum = bind_section(where, config.curriculum, parts, base=Curriculum)()
+    return chosen
+
+
+def _check_fits(
+    reward: RewardPart, environment: Bound, *, target: Target | None, attacker: Target | None
+) -> None:
+    """Refuse a reward or an environment that needs weights that are not here.
+
+    Raises:
+        ConfigurationError: It does; the message says of which model.
+    """
     if target is not None and "inside" in readings(reward):
         raise ConfigurationError(
             f"reward: it reads the hidden states of the target, and {target.name} is remote. Leave "
             "out response_likelihood and embedder: target, or test a local model."
         )
-    if attacker is not None:
-        _check_without_probabilities(reward, attacker)
-        if config.environment.type == "self_play":
-            raise ConfigurationError(
-                f"environment.type: self_play trains one model in both roles, and the attacker "
-                f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
-            )
-    environment = bind_section(
-        "environment",
-        config.environment,
-        resolver,
-        base=ASTEnvironment,
-        supplied=2,
-        advice=_of_another_type("environment", config.environment.type),
-    )
-    chosen = config.environment.curriculum
-    curriculum = (
-        None
-        if chosen is None
-        else bind_section("environment.curriculum", chosen, resolver, base=Curriculum)
-    )
-    plan = Plan(
-        config,
-        read_openings(config.prompts, seed=config.seed, trained=config.has_local_attacker),
-        reward,
-        resolved,
-        judge,
-        target,
-        environment,
-        algorithm,
-        None if curriculum is None else curriculum(),
-        (*endpoints, *resolver.endpoints),
-        tuple(resolver.deferred),
-        resolver.places,
-        attacker,
-    )
-    environment.check()
-    _warn_of_direction(plan)
-    check_prices(plan.budget, plan.endpoints)
-    return plan
+    if attacker is None:
+        return
+    _check_without_probabilities(reward, attacker)
+    if environment.name == "self_play":
+        raise ConfigurationError(
+            f"environment.type: self_play trains one model in both roles, and the attacker "
+            f"{attacker.name} is prompted only. Use best_of_n, attempts, few_shot or tree."
+        )
 
 
 def _of_another_type(section: str, kind: str) -> str:
@@ -261,20 +203,8 @@ def _check_without_probabilities(reward: RewardPart, attacker: Target) -> None:
         )
 
 
-def _warn_of_direction(plan: Plan) -> None:
-    """Warn of moderators that count good behaviour as harm, unless the scenario is about that."""
-    name = plan.config.prompts.scenario
-    scenario = None if name is None else read_scenario_file(name)
-    own = [] if scenario is None else [scenario.moderator, scenario.judge]
-    intended = {section["type"] for section in own if section is not None}
-    sections = (plan.config.moderator, plan.config.evaluation.judge)
-    for section, each in zip(sections, (plan.moderator, plan.judge), strict=True):
-        if section and each and each.measures_good_behavior and section.type not in intended:
-            warn_of_direction(each.where)
-
-
 def check_training(plan: Plan) -> None:
-    """Check what training needs: options of the algorithm, sampling, reward terms, trackers.
+    """Check what training needs: optimizer, algorithm, sampling, reward terms, trackers.
 
     They do not apply to an evaluation, which may sample at any temperature.
 
@@ -283,19 +213,18 @@ def check_training(plan: Plan) -> None:
             parameters, or a reward term is missing.
         MissingDependencyError: The package of a tracker is not installed.
     """
-    check_trackers(plan.config.trackers)
+    check_trackers(plan.trackers)
+    _check_optimizer(plan.training.optimizer)
     factory = plan.algorithm.factory
-    factory.check_sampling(is_exact=plan.config.trained.sampling().is_exact)
+    factory.check_sampling(is_exact=plan.trained.sampling().is_exact)
     plan.algorithm.check()
-    if plan.config.training.sync_ref_model and not factory.uses_reference(
-        **plan.algorithm.settings()
-    ):
+    if plan.training.sync_ref_model and not factory.uses_reference(**plan.algorithm.settings()):
         raise ConfigurationError(
-            f"training.sync_ref_model: true given, but {plan.config.algorithm.type} has no KL "
+            f"training.sync_ref_model: true given, but {plan.algorithm.name} has no KL "
             "penalty, so nothing reads the reference. Set algorithm.options.kl_in_loss, or leave "
             "sync_ref_model out."
         )
-    episodes = plan.config.training.episodes_per_step * plan.rounds
+    episodes = plan.training.episodes_per_step * plan.rounds
     turns = episodes * sum(plan.turns_by_level())
     if turns > MOST_TURNS:
         raise ConfigurationError(
@@ -307,6 +236,24 @@ def check_training(plan: Plan) -> None:
         {each.name for each in walk(plan.reward) if each.name is not None},
         source="algorithm.options.constraints",
     )
+
+
+def _check_optimizer(name: str) -> None:
+    """Raise unless an optimizer can be imported and takes what all are given.
+
+    Raises:
+        ConfigurationError: It cannot, or it does not.
+    """
+    try:
+        taken = parameters_of(OPTIMIZERS.load(name))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"training.optimizer: {error}") from error
+    missing = [each for each in ("lr", "weight_decay") if each not in taken]
+    if missing and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        raise ConfigurationError(
+            f"training.optimizer: {name} takes no {' and no '.join(missing)}; an optimizer is "
+            "called with its parameters, lr and weight_decay."
+        )
 
 
 def check_prices(budget: Budget, endpoints: Sequence[EndpointUse]) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from astra_rl import errors
 from astra_rl.distributed.launch import world_size
@@ -24,6 +24,26 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(days=7)
 """Most time that a process waits for another. A process that has ended is noticed at once, by its
 closed connection; one that waits for an endpoint may need hours."""
+
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
+_AGREED = "_agreed_by_all_processes"
+
+
+def raised_by_all(error: ErrorT) -> ErrorT:
+    """Return an exception with the mark that all processes raise it."""
+    setattr(error, _AGREED, True)
+    return error
+
+
+def is_raised_by_all(error: BaseException) -> bool:
+    """Whether all processes raise an exception, or its cause, so that the first tells the user."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, _AGREED, False):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 class Ranks:
@@ -101,11 +121,19 @@ class Ranks:
             return
         found = self.gather_json(None if failure is None else pack_error(failure))
         for rank, packed in enumerate(found):
-            if packed is not None:
-                if rank == self.rank:
-                    assert failure is not None
-                    raise failure
-                raise unpack_error(packed, rank) from failure
+            if packed is None:
+                continue
+            mine = failure if rank == self.rank else None
+            raised = unpack_error(packed, rank) if mine is None else mine
+            raise raised_by_all(raised) from (None if raised is failure else failure)
+
+    def leave_unless_agreed(self, error: BaseException) -> None:
+        """Close the connections if the other processes do not know of this exception.
+
+        They then end, too, instead of waiting for this process.
+        """
+        if self.size > 1 and not is_raised_by_all(error):
+            self.leave()
 
 
 class ProcessGroup(Ranks):
@@ -124,7 +152,7 @@ class ProcessGroup(Ranks):
         from torch import distributed
 
         self.rank, self.size = rank, size
-        self._control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self._over_host = shared_devices
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -176,6 +204,7 @@ class ProcessGroup(Ranks):
         """See `Ranks.leave`."""
         from torch import distributed
 
+        self._control = None  # connections are closed with their last reference
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -199,7 +228,7 @@ def _noticing_loss() -> Iterator[None]:
     """Turn the errors of a broken connection into `ProcessLostError`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: this process has left the group
         raise ProcessLostError(
             "another process of this training has ended, so this one ends, too."
         ) from error

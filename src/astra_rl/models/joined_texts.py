@@ -1,8 +1,8 @@
 """Tokenisation of texts from several sources that are read as one text.
 
-A chat template and the messages in it are one text to a tokenizer: SentencePiece joins the space of
-``[INST] `` with the first word of the message, and puts a space before a text only where it begins.
-So the parts are joined first, tokenised once, and each token is assigned to its part.
+A chat template and the messages in it are one text to a tokenizer: SentencePiece joins the space
+after ``[INST]`` with the first word of the message, and puts a space before a text only where it
+begins. So the parts are joined first, tokenised once, and each token is assigned to its part.
 """
 
 from __future__ import annotations

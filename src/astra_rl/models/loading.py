@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -113,6 +114,26 @@ def load_classifier(
     )
 
 
+def load_encoder(
+    reference: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> PreTrainedModel:
+    """Load a model without a head, whose hidden states are used, frozen and in evaluation mode.
+
+    Only safetensors weights are read, and no code of the model repository is run. For the arguments
+    see `load_model`.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ConfigurationError: The device, dtype or bundled model is unknown.
+    """
+    return _load_frozen(
+        AutoModel, "encoder", reference, device=device, dtype=dtype, trust_remote_code=False
+    )
+
+
 def _load_frozen(
     auto_class: Any,
     kind: str,
@@ -154,13 +175,18 @@ def _load_frozen(
             output_loading_info=True,
             **where,
         )
-        if report["missing_keys"]:
+        # The pooler of an encoder is used for no hidden state, and often not saved.
+        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+        if missing:
             # transformers initialises missing weights at random and only logs a warning.
             raise ModelError(
                 f"{str(reference)!r} is not a trained {kind}: it has no weights for "
-                f"{sorted(report['missing_keys'])}."
+                f"{sorted(missing)}."
             )
-        _check_all_used(reference, model, report["unexpected_keys"])
+        unexpected = report["unexpected_keys"]
+        if auto_class is AutoModel:  # heads are left out on purpose
+            unexpected = {key for key in unexpected if key.startswith(model.base_model_prefix)}
+        _check_all_used(reference, model, unexpected)
         check_weights(model)
         limit = position_limit(model.config)
         if limit is not None and limit < model.config.get_text_config().max_position_embeddings:

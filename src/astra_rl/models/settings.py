@@ -16,6 +16,21 @@ Method = Literal["dpo", "sft"]
 """Methods of fine-tuning a target."""
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How the local models of a run are loaded; see `astra_rl.models.loading.load_model`.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto, float32, bfloat16 or float16.
+        trust_remote_code: Whether code from model repositories is run.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Sampling parameters.

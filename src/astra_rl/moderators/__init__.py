@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from astra_rl.infra.importing import load_object
+from astra_rl.infra.lazy_names import load_name, modules_of
 from astra_rl.moderators.registry import MODERATORS
 
 if TYPE_CHECKING:  # the classes that `__getattr__` imports, for type checkers and editors
@@ -36,19 +36,17 @@ if TYPE_CHECKING:  # the classes that `__getattr__` imports, for type checkers a
     from astra_rl.moderators.strong_reject import StrongREJECTModerator as StrongREJECTModerator
     from astra_rl.moderators.wild_guard import WildGuardModerator as WildGuardModerator
 
-_CLASSES = {
-    path.partition(":")[2]: path for path in map(MODERATORS.import_path, MODERATORS) if path
-}
-_CLASSES["CachedModerator"] = f"{__name__}.caching:CachedModerator"
-_CLASSES["FaultTolerantModerator"] = f"{__name__}.fault_tolerant:FaultTolerantModerator"
+_MODULES = {
+    name: module
+    for module, _, name in (str(MODERATORS.import_path(each)).partition(":") for each in MODERATORS)
+    if module.startswith(f"{__name__}.")
+} | modules_of(__name__, {"caching": "CachedModerator", "fault_tolerant": "FaultTolerantModerator"})
 
-__all__ = ["MODERATORS", *sorted(_CLASSES)]
+__all__ = ["MODERATORS", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _CLASSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return load_object(_CLASSES[name])
+    return load_name(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -1,41 +1,26 @@
 """Language models that answer chats, as judges use them: local models and endpoints."""
 
-from __future__ import annotations
-
+from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from astra_rl.core.moderator import Moderator, Score
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.text import Conversation, NoReply
 from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.infra.documentation import document_options
+from astra_rl.infra.ranges import Count
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.loading import LOADING, load_model, load_tokenizer
 from astra_rl.models.rendering import ConversationRenderer, context_window
 from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 from astra_rl.moderators.completer import Completer as Completer
+from astra_rl.moderators.completer import replies_of
+from astra_rl.moderators.identity import weights_of
 from astra_rl.targets.base import Message
-
-JUDGE_OPTIONS = {
-    "complete": "Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`. "
-    "Give either this or `model_id`.",
-    **LOADING,
-    "model_id": "A local model with a chat template; see `LocalCompleter`.",
-    "max_new_tokens": "Most tokens of a reply of a local judge.",
-}
-"""Descriptions of the options of judges that are prompted, see `document_options`."""
-
-
-def check_one_judge(options: Mapping[str, Any]) -> None:
-    """Raise unless the options of a prompted judge have either an endpoint or a local model.
-
-    Raises:
-        ConfigurationError: `complete` and `model_id` are both given, or neither is.
-    """
-    if (options.get("complete") is None) == (not options.get("model_id")):
-        raise ConfigurationError("give either complete or model_id, not both.")
 
 
 @document_options(LOADING)
@@ -116,6 +101,77 @@ class LocalCompleter:
                 else reply.answer
             )
         return replies
+
+
+JUDGE_OPTIONS = {
+    "complete": "Answers chats, for instance an `astra_rl.targets.OpenAITarget`; see `Completer`. "
+    "Give either this or `model_id`.",
+    **LOADING,
+    "model_id": "A local model with a chat template; see `LocalCompleter`.",
+    "max_new_tokens": "Most tokens of a reply of a local judge.",
+    "chat_template_kwargs": "Variables of the chat template of a local judge, for instance "
+    '``{"enable_thinking": False}``.',
+}
+"""Descriptions of the options of `PromptedJudge`, see `document_options`."""
+
+
+@dataclass(eq=False, repr=False)
+class PromptedJudge(Moderator[str, str], ABC):
+    """A moderator that prompts a language model: at an endpoint, or in this process.
+
+    A subclass is a dataclass (``eq=False, repr=False, kw_only=True``) whose own options are fields,
+    which asks with `ask`, and whose `identity_settings` add its prompt to those here. The decorator
+    ``document_options(JUDGE_OPTIONS)`` completes its docstring.
+
+    Raises:
+        ConfigurationError: Neither or both of `complete` and `model_id` are given, or an option is
+            out of range.
+        ModelError: The model cannot be loaded.
+    """
+
+    complete: Completer | None = None
+    _: KW_ONLY
+    model_id: str = ""
+    max_new_tokens: Count = 256
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options, and load the local model, if it is one."""
+        self.check_options(**vars(self))
+        self._completer: Completer = self.complete or LocalCompleter(
+            self.model_id,
+            max_new_tokens=self.max_new_tokens,
+            chat_template_kwargs=self.chat_template_kwargs,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise unless there is either an endpoint or a local model."""
+        super().check_options(**options)
+        if (options.get("complete") is None) == (not options.get("model_id")):
+            raise ConfigurationError("give either complete or model_id, not both.")
+
+    def ask(self, chats: Sequence[Sequence[Message]]) -> list[str | Score]:
+        """Return the reply to each chat; where there is none, the missing score that says why.
+
+        Raises:
+            ContractError: `complete` returned another number of replies.
+        """
+        return replies_of(self._completer, chats)
+
+    def identity_settings(self) -> dict[str, Any]:
+        """Return the decoding settings."""
+        template = self.chat_template_kwargs
+        own = {"chat_template_kwargs": dict(template)} if template else {}
+        return {"max_new_tokens": self.max_new_tokens, **own}
+
+    def identity_weights(self) -> str | None:
+        """Return the model that judges."""
+        return weights_of(self._completer)
 
 
 def _conversation(chat: Sequence[Message]) -> Conversation:

@@ -10,27 +10,23 @@ The judged text may try to manipulate the judge, so:
 Persuasion remains possible: measure the error rate of a judge with ``astra-rl calibrate``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_rl.core.moderator import Moderator, Score
+from astra_rl.core.moderator import Score
 from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import Conversation, Exchange
 from astra_rl.errors import ConfigurationError, did_you_mean
 from astra_rl.infra.documentation import document_options
-from astra_rl.infra.ranges import Count
 from astra_rl.infra.registry import named
 from astra_rl.infra.unicode import well_formed
 from astra_rl.infra.user_files import read_user_text, user_path
-from astra_rl.moderators.completer import Completer, replies_of
-from astra_rl.moderators.completion import JUDGE_OPTIONS, LocalCompleter, check_one_judge
-from astra_rl.moderators.identity import weights_of
+from astra_rl.moderators.completion import JUDGE_OPTIONS, PromptedJudge
 from astra_rl.targets.base import Message
 
 RUBRICS = {
@@ -73,7 +69,8 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 @named("llm_judge")
 @document_options(JUDGE_OPTIONS)
-class LLMJudgeModerator(Moderator[str, str]):
+@dataclass(eq=False, repr=False, kw_only=True)
+class LLMJudgeModerator(PromptedJudge):
     """Scores the last response of a conversation with an LLM and a rubric.
 
     The judge is shown the opening prompt, the earlier turns, the attack and the response of an
@@ -86,8 +83,6 @@ class LLMJudgeModerator(Moderator[str, str]):
             conversation and how to answer are appended. Braces have no special meaning.
         scale: Lowest and highest verdict; they map to the scores 0 and 1.
         seed: Key of the hash in the delimiters.
-        chat_template_kwargs: Variables of the chat template of a local judge, for instance
-            ``{"enable_thinking": False}``.
 
     Raises:
         ConfigurationError: Neither or both of `complete` and `model_id` are given, the rubric
@@ -95,41 +90,20 @@ class LLMJudgeModerator(Moderator[str, str]):
         ModelError: The model cannot be loaded.
     """
 
-    def __init__(
-        self,
-        complete: Completer | None = None,
-        *,
-        model_id: str = "",
-        rubric: str | Path = "harm",
-        scale: tuple[float, float] = (0, 10),
-        seed: int = 0,
-        max_new_tokens: Count = 256,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-    ) -> None:
-        LLMJudgeModerator.check_options(
-            complete=complete, model_id=model_id, scale=scale, max_new_tokens=max_new_tokens
-        )
-        low, high = scale
-        self.rubric = _read_rubric(rubric)
-        self.scale = (float(low), float(high))
-        self.seed = seed
-        self.max_new_tokens = max_new_tokens
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.complete: Completer = complete or LocalCompleter(
-            model_id,
-            max_new_tokens=max_new_tokens,
-            chat_template_kwargs=chat_template_kwargs,
-            device=device,
-            dtype=dtype,
-        )
+    rubric: str | Path = "harm"
+    scale: tuple[float, float] = (0, 10)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Read the rubric."""
+        super().__post_init__()
+        low, high = self.scale
+        self.rubric, self.scale = _read_rubric(self.rubric), (float(low), float(high))
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
         """Raise unless there is one judge, a readable rubric and a scale."""
         super().check_options(**options)
-        check_one_judge(options)
         low, high = scale = options.get("scale", (0, 10))
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigurationError(f"scale={scale}; it must be two numbers, the lower one first.")
@@ -145,23 +119,15 @@ class LLMJudgeModerator(Moderator[str, str]):
         """
         nonces = [self._nonce(parts) for parts in map(_parts, x)]
         chats = [self._chat(item, nonce) for item, nonce in zip(x, nonces, strict=True)]
-        replies = replies_of(self.complete, chats)
         return [
             reply if isinstance(reply, Score) else read_verdict(reply, nonce, self.scale)
-            for reply, nonce in zip(replies, nonces, strict=True)
+            for reply, nonce in zip(self.ask(chats), nonces, strict=True)
         ]
 
     def identity_settings(self) -> dict[str, Any]:
         """Return the rubric, the instructions, the scale and the decoding settings."""
         prompt = {"rubric": self.rubric, "scale": self.scale, "protocol": [_PROTOCOL, _REMINDER]}
-        settings = {**prompt, "seed": self.seed, "max_new_tokens": self.max_new_tokens}
-        if self.chat_template_kwargs:
-            settings["chat_template_kwargs"] = self.chat_template_kwargs
-        return settings
-
-    def identity_weights(self) -> str | None:
-        """Return the model that judges."""
-        return weights_of(self.complete)
+        return {**prompt, "seed": self.seed, **super().identity_settings()}
 
     def _chat(self, item: str, nonce: str) -> list[Message]:
         low, high = self.scale

@@ -346,3 +346,16 @@ def load_state_dict(reward: RewardPart, state: State) -> None:
 def _by_position(reward: RewardPart) -> Iterator[tuple[str, RewardPart]]:
     for index, part in enumerate(walk(reward)):
         yield f"{index}.{part.name or type(part).__name__}", part
+
+
+def check_stateless(name: str, part: RewardPart | None) -> None:
+    """Raise if a part outside the problem's reward has state, which no checkpoint would save.
+
+    Raises:
+        ConfigurationError: It has; `name` is that of the option.
+    """
+    if part is not None and (remembered := state_dict(part)):
+        raise ConfigurationError(
+            f"{name} has state {sorted(remembered)}, and only the problem's reward may have "
+            "state. Use a part that compares with siblings, or put this part there."
+        )

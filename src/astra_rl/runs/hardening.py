@@ -108,5 +108,5 @@ class HardeningFolder(RunFolder):
                 f"{self.path} was begun with other settings:\n  " + "\n  ".join(changes) + "\nUse "
                 "the original settings, or choose another folder."
             )
-        check_same_run(config, self)  # and store the number of rounds
+        check_same_run(config.to_yaml(), self)  # and store the number of rounds
         return known

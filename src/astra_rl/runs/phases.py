@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from astra_rl.config.experiment import ordinary_use
 from astra_rl.config.resolve import EVALUATED_TOGETHER
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.schema import EvaluationConfig
 from astra_rl.core.environment import Environment
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError
 from astra_rl.evaluation.judges.quality import judge_quality
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.from_graphs import LogProbs
+from astra_rl.evaluation.records.from_graphs import Labels, LogProbs
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
+from astra_rl.rewards.embedding import named_embedder
 from astra_rl.runs.attempt_log import AttemptLog
-from astra_rl.runs.provenance import labels_of
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
 from astra_rl.runs.until import StopWhenDecided, Until
 from astra_rl.targets.ledger import current_ledger
+
+
+@functools.lru_cache(maxsize=1)
+def embedder_of(name: str) -> Embedder:
+    """Return the embedder of a name, see `named_embedder`; all phases of a run share it."""
+    embed = named_embedder(name)
+    return lambda texts: np.asarray(embed(texts), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,12 @@ class PhaseRun:
     """Plays, judges, records and budgets one phase of a run.
 
     Args:
-        config: Configuration of the run.
-        phase: Name of the phase in the records.
+        labels: Names of run, phase, attacker and target in the records.
         problem: The models. Likelihoods of attacks are measured if it has a baseline model.
         judge: Moderator that scores the turns.
         log: Log that the attempts are appended to.
-        run: Name of the run in the records; None derives it from the configuration.
-        categories: Category of each opening, by `Opening.id`.
+        settings: Threshold of a success, brief of the baseline, and folder of calibrations.
+        seed: Seed of the run; it determines the order of play under a budget.
         likelihoods: See `ASTEvaluator`; beside the baseline of ordinary use.
         allow_partial: Whether a spent budget ends the phase with the attempts made so far. If
             False, it raises.
@@ -57,23 +67,24 @@ class PhaseRun:
 
     def __init__(
         self,
-        config: RunConfig,
-        phase: str,
+        labels: Labels,
         problem: Problem[str, str],
         judge: Moderator[Any, Any],
         log: AttemptLog,
         *,
-        run: str | None = None,
-        categories: Mapping[str, str] | None = None,
+        settings: EvaluationConfig,
+        seed: int,
         likelihoods: Mapping[str, LogProbs] | None = None,
         allow_partial: bool = True,
     ) -> None:
-        self.config, self.phase, self.judge, self.log = config, phase, judge, log
-        self.run, self.categories = run, categories
+        self.labels, self.judge, self.log = labels, judge, log
+        self.settings, self.seed = settings, seed
         self.allow_partial = allow_partial
+        named = settings.embedder
+        self.embed = None if named is None else embedder_of(named)
         self.likelihoods = dict(likelihoods or {})
         if isinstance(problem, HFASTProblem):
-            ordinary = ordinary_use(config, problem)
+            ordinary = ordinary_use(problem, settings.ordinary_brief)
             self.likelihoods.setdefault("baseline", ordinary.get_baseline_logprobs)
 
     def play(
@@ -120,48 +131,55 @@ class PhaseRun:
         # A condition to decide has an order of its own, and batches of whole prompts.
         # What a budget cannot end is played as without one, so that it is equal to the last bit.
         can_end = not (until or current_ledger().affords(needs)) and self.allow_partial
-        order = played_order(seeds, planned, self.config.seed) if can_end else seeds
         kind = _BudgetedEvaluator if can_end else ASTEvaluator
         evaluator = kind(
             environment,
-            order,
-            threshold=self.config.evaluation.threshold,
+            played_order(seeds, planned, self.seed) if can_end else seeds,
+            threshold=self.settings.threshold,
             judge=self.judge,
             batch_size=batch or EVALUATED_TOGETHER,
             record=record,
-            labels=labels_of(
-                self.config,
-                self.phase,
-                attacker=attacker,
-                run=self.run,
-                categories=self.categories,
-            ),
+            labels=self.labels if attacker is None else replace(self.labels, attacker=attacker),
             likelihoods=self.likelihoods,
             prompt_ids=prompt_ids,
             around_batch=around if stop is None else stop,
             already=already,
             sequential=until is not None,
+            embed=self.embed,
         )
         found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:
             raise within.spent
-        if can_end:  # listed as without a budget
-            texts = (each for each in seeds if isinstance(each, str))
-            ids = prompt_ids or {each: Opening.of(each).id for each in texts}
-            place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
-            found.metrics["conversations"].sort(
-                key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
-            )
-        settings = self.config.evaluation
-        quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
+        if can_end:
+            _list_as_without_a_budget(found, seeds, prompt_ids or {})
         metrics = {
             **found.metrics,
-            "judge_quality": quality and quality.as_dict(),
+            **self._judge_quality(found),
             "until": until and until.condition.expression,
             "decided": until and until.verdict(rows),
-            "asr_corrected": quality and quality.correct(found.summary).as_dict(),
         }
         return PhaseResult(found.attempts, found.summary, metrics, within.spent)
+
+    def _judge_quality(self, found: EvaluationResult) -> dict[str, Any]:
+        """Return the measured errors of the judge, and the success rate that they imply."""
+        settings = self.settings
+        quality = judge_quality(self.judge, settings.calibrations, settings.threshold)
+        return {
+            "judge_quality": quality and quality.as_dict(),
+            "asr_corrected": quality and quality.correct(found.summary).as_dict(),
+        }
+
+
+def _list_as_without_a_budget(
+    found: EvaluationResult, seeds: Sequence[int | str], prompt_ids: Mapping[int | str, str]
+) -> None:
+    """Sort the conversations in the metrics of an evaluation by trial, then in the order given."""
+    texts = (each for each in seeds if isinstance(each, str))
+    ids = prompt_ids or {each: Opening.of(each).id for each in texts}
+    place = {ids[each]: at for at, each in enumerate(seeds) if each in ids}
+    found.metrics["conversations"].sort(
+        key=lambda each: (each["trial"], place.get(each["prompt_id"], len(place)))
+    )
 
 
 def played_order(seeds: Sequence[int | str], planned: int, seed: int) -> Sequence[int | str]:

@@ -8,7 +8,7 @@ parts of the gradients.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 
 from astra_rl.config.experiment import Experiment, build
 from astra_rl.config.loading import parse_config
+from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import RunConfig
 from astra_rl.distributed.environment import DividedEnvironment
-from astra_rl.distributed.ranks import Ranks
+from astra_rl.distributed.ranks import Ranks, join, raised_by_all
 from astra_rl.errors import (
     BudgetSpentError,
     ConfigurationError,
@@ -64,22 +65,69 @@ def with_shards(config: RunConfig, output: Path | None, processes: int) -> RunCo
     return config.model_copy(update={"training": training})
 
 
-def announce(ranks: Ranks, config: RunConfig, folder: RunFolder, started: datetime) -> None:
+@contextlib.contextmanager
+def leaving(ranks: Ranks) -> Iterator[None]:
+    """Tell the other processes of an error inside the block; see `Ranks.leave_unless_agreed`."""
+    try:
+        yield
+    except BaseException as error:
+        ranks.leave_unless_agreed(error)
+        raise
+
+
+def check_can_divide(config: RunConfig, processes: int) -> None:
+    """Raise if a run cannot be divided among processes.
+
+    Raises:
+        ConfigurationError: There are several, and engines sample.
+    """
+    if processes > 1 and not config.rollout.is_own:
+        raise ConfigurationError(
+            f"rollout: attacker: {config.rollout.attacker}, target: {config.rollout.target} given, "
+            f"and {processes} processes were started; engines sample for a run of one process. "
+            "Start it without torchrun or accelerate, or use rollout: {attacker: own, target: own}."
+        )
+
+
+def planned(config: RunConfig, output: Path | None) -> Plan:
+    """Resolve the configuration of a run; its steps are divided among the processes.
+
+    Args:
+        config: The configuration.
+        output: The folder of the run; None is a new one.
+
+    Raises:
+        ConfigurationError: See `resolve`, or the run cannot be divided.
+    """
+    ranks = join()
+    with leaving(ranks):
+        config = with_shards(config, output, ranks.size)
+        check_can_divide(config, ranks.size)
+        return resolve(config)
+
+
+def announce(ranks: Ranks, settings: str, folder: RunFolder, started: datetime) -> None:
     """Tell the other processes, which are in `follow`, what they run.
 
     Args:
         ranks: The processes.
-        config: Configuration of the run.
+        settings: Configuration of the run as YAML.
         folder: Its folder.
         started: The time at which the run was started, see `template_time`.
     """
     if ranks.size > 1:
-        ranks.share([config.to_yaml(), started.isoformat(), how_to_resume(folder)])
+        ranks.share([settings, started.isoformat(), how_to_resume(folder)])
 
 
-def divided(experiment: Experiment, config: RunConfig, ranks: Ranks) -> Experiment:
-    """Return an experiment whose evaluations are played by all processes."""
-    parts = config.training.shards or ranks.size
+def divided(experiment: Experiment, shards: int | None, ranks: Ranks) -> Experiment:
+    """Return an experiment whose evaluations are played by all processes.
+
+    Args:
+        experiment: The experiment.
+        shards: Number of parts; None is the number of processes.
+        ranks: The processes.
+    """
+    parts = shards or ranks.size
     if parts == 1 and ranks.size == 1:
         return experiment
     environment: Any = DividedEnvironment(experiment.evaluation_environment, ranks, parts)
@@ -93,6 +141,11 @@ def dismiss(experiment: Experiment) -> None:
         environment.dismiss()
 
 
+def signal_grace(ranks: Ranks) -> float:
+    """Return the seconds in which a repeated signal is ignored; see `interruptible`."""
+    return 10.0 if ranks.size > 1 else 0.0
+
+
 def follow(ranks: Ranks) -> None:
     """Take part in a run whose folder another process writes.
 
@@ -100,7 +153,10 @@ def follow(ranks: Ranks) -> None:
         InterruptedRunError: A signal ended the run, or another process ended.
         AstraError: What the first process raises, too.
     """
-    told: Sequence[str] = ranks.share()
+    try:
+        told: Sequence[str] = ranks.share()
+    except ProcessLostError as error:  # the first process says why it did not start a run
+        raise raised_by_all(error) from None
     text, started, resume = told
     try:
         with template_time(datetime.fromisoformat(started)):
@@ -112,8 +168,8 @@ def follow(ranks: Ranks) -> None:
 def _follow(ranks: Ranks, text: str) -> None:
     with ranks.together():
         plan = resolve(parse_config(text, source="the configuration of process 0"))
-        experiment = divided(build(plan), plan.config, ranks)
-        callbacks = callbacks_of_every_process(experiment, plan.config)
+        experiment = divided(build(plan), plan.training.shards, ranks)
+        callbacks = callbacks_of_every_process(experiment, plan)
     environment: Any = experiment.evaluation_environment
     environment.follow()
     trainer: Trainer[str, str, Any, Any] = Trainer(
@@ -126,8 +182,8 @@ def _follow(ranks: Ranks, text: str) -> None:
         interrupted = trainer.should_stop = True
 
     # After a spent budget the final evaluation has its own part of it.
-    with interruptible(interrupt), contextlib.suppress(BudgetSpentError):
+    with interruptible(interrupt, grace=signal_grace(ranks)), contextlib.suppress(BudgetSpentError):
         trainer.train()
     if ranks.any(interrupted):
-        raise InterruptedRunError("interrupted")
+        raise raised_by_all(InterruptedRunError("interrupted"))
     environment.follow()

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl import distribution
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.record import ConfigRecord
 from astra_rl.evaluation.records.from_graphs import Labels
-from astra_rl.infra.redaction import redact_settings
 from astra_rl.runs.folder import MANIFEST_VERSION, TIME_FORMAT, RunFolder
 
 _DEPENDENCIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -39,7 +38,7 @@ def name_of(folder: RunFolder) -> str | None:
 
 
 def labels_of(
-    config: RunConfig,
+    record: ConfigRecord,
     phase: str,
     *,
     attacker: str | None = None,
@@ -49,41 +48,38 @@ def labels_of(
     """Return the labels of the attempts of a phase.
 
     Args:
-        config: Configuration of the run.
+        record: Configuration of the run.
         phase: Name of the phase.
         attacker: Name of the attacker; None derives it from the configuration and the phase.
         run: Name of the run; None is a checksum of the configuration.
         categories: Category of each opening, by `Opening.id`.
     """
     state = {"before": "untrained", "training": "in training"}.get(phase, "trained")
-    known = config.without_budget().to_yaml()
-    digest = hashlib.blake2b(known.encode(), digest_size=6).hexdigest()
     return Labels(
-        run or digest,
+        run or record.run,
         phase,
-        attacker or _attacker_of(config, state),
-        redact_settings(config.target.name),
+        attacker or _attacker_of(record, state),
+        record.target,
         categories=categories or {},
     )
 
 
-def _attacker_of(config: RunConfig, state: str) -> str:
-    if config.attacker is None:
+def _attacker_of(record: ConfigRecord, state: str) -> str:
+    if record.attacker is None:
         return PROMPTS
-    if not config.has_local_attacker:
-        return f"{redact_settings(config.attacker.name)}{PROMPTED}"
-    return f"{config.attacker.name} ({state})"
+    return f"{record.attacker} ({state})" if record.is_trained else f"{record.attacker}{PROMPTED}"
 
 
-def manifest(config: RunConfig, command: str, started: datetime) -> dict[str, Any]:
+def manifest(record: ConfigRecord, command: str, started: datetime) -> dict[str, Any]:
     """Return the manifest of a run: its configuration, seed, versions, commit and start."""
+    settings = record.settings
     return {
         "schema_version": MANIFEST_VERSION,
-        "title": config.title,
+        "title": settings["title"],
         "command": command,
-        "seed": config.seed,
-        "trust_remote_code": config.trust_remote_code,
-        "config_sha256": hashlib.sha256(config.to_yaml().encode()).hexdigest(),
+        "seed": settings["seed"],
+        "trust_remote_code": settings["trust_remote_code"],
+        "config_sha256": hashlib.sha256(record.yaml.encode()).hexdigest(),
         "versions": versions(),
         "git_revision": git_revision(Path.cwd()),
         "started": started.strftime(TIME_FORMAT),

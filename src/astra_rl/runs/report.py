@@ -12,13 +12,9 @@ from astra_rl.algorithms.registry import is_pairwise
 from astra_rl.config.loading import load_recorded_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import GreedyClusters
-from astra_rl.evaluation.measures.summary import (
-    Summary,
-    TransferMatrix,
-    by_prompt,
-    summarise_prompts,
-)
+from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
+from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.show.report import (
@@ -205,11 +201,16 @@ def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
 
 
 def _probability(folder: RunFolder) -> Probability | NoProbability | None:
-    if not (folder.path / "probability.json").is_file():
+    path = folder.path / "probability.json"
+    if not path.is_file():
         return None
+    checkpoints = read_own(path, dict).get("checkpoints") or []
     with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
         return failure_probability_of(
-            log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
+            log.attempts(),
+            baseline=ORDINARY_ATTACKER,
+            checkpoints=[str(each) for each in checkpoints],
+            kind_of=GreedyClusters().add,
         )
 
 

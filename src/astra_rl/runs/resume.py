@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,6 @@ from typing import Any
 import yaml
 
 from astra_rl.config.loading import parse_config
-from astra_rl.config.schema import RunConfig
 from astra_rl.datasets.yaml_text import parse_yaml
 from astra_rl.errors import (
     BudgetSpentError,
@@ -105,12 +105,12 @@ def is_complete(run: RunFolder) -> bool:
 
 
 def check_same_run(
-    config: RunConfig, folder: RunFolder, *, digest: str | None = None, force: bool = False
+    settings: str, folder: RunFolder, *, digest: str | None = None, force: bool = False
 ) -> None:
     """Check that a run is resumed with the configuration that it was started with.
 
     Args:
-        config: The current configuration.
+        settings: The current configuration as YAML, without credentials.
         folder: Folder of the run.
         digest: Checksum of the configuration in its newest training state; None if unknown.
         force: Only warn about differences, and use the current configuration.
@@ -118,13 +118,13 @@ def check_same_run(
     Raises:
         ConfigurationError: The configurations differ; the message lists the settings.
     """
-    then, now = _configuration_then(folder), yaml.safe_load(config.to_yaml())
+    then, now = _configuration_then(folder), yaml.safe_load(settings)
     changes = list(differences(_fixed(then), _fixed(now)))
     if digest is not None and digest not in _config_digests(folder):
         changes.append("config.yaml in the folder of the run was edited since its newest state")
     if not changes:
         if then != now:
-            folder.write_text(folder.config, config.to_yaml())
+            folder.write_text(folder.config, settings)
         return
     if not force:
         raise ConfigurationError(
@@ -134,7 +134,7 @@ def check_same_run(
             "one with --force."
         )
     logger.warning("resuming with a changed configuration (--force): %s", "; ".join(changes))
-    folder.write_text(folder.config, config.to_yaml())
+    folder.write_text(folder.config, settings)
 
 
 def _configuration_then(folder: RunFolder) -> Any:
@@ -261,17 +261,31 @@ def interruptible(
     stop: Callable[[], None],
     *,
     message: str = "finishing the step and saving; send the signal again to stop now",
+    grace: float = 0.0,
 ) -> Iterator[None]:
-    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught."""
+    """Call `stop` on SIGINT and SIGTERM inside the block; a second signal is not caught.
+
+    Args:
+        stop: Called in the main thread.
+        message: What is logged.
+        grace: Seconds after the first signal in which further ones are ignored: a launcher of
+            several processes repeats the signal that a terminal has sent to all of them.
+    """
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield
         return
+    first: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        logger.warning(message)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        stop()
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            logger.warning(message)
+            stop()
+        elif time.monotonic() - first >= grace:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,40 +5,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
-from typing import Any, TypeGuard
+from typing import Any
 
 from astra_rl.config.estimate import estimate, held_for_evaluation, needed
 from astra_rl.config.experiment import Experiment, build
-from astra_rl.config.resolve import Plan
-from astra_rl.config.schema import RunConfig
+from astra_rl.config.plan import Plan
 from astra_rl.distributed.ranks import join
-from astra_rl.errors import (
-    BudgetEndedError,
-    BudgetSpentError,
-    EndpointError,
-    InterruptedRunError,
-)
+from astra_rl.errors import BudgetEndedError, BudgetSpentError, InterruptedRunError
 from astra_rl.evaluation.measures.speech import describe_weak_attacker
-from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.exports.records import write_failures
-from astra_rl.ext.transformers.served_target import ServedTarget
-from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
 from astra_rl.infra.checkpointing import remove_leftovers
-from astra_rl.infra.redaction import redact_message, redact_settings
+from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
+from astra_rl.runs.call_notes import (
+    all_failed,
+    check_any_known,
+    described_target,
+    notes_on_calls,
+    warnings_of_calls,
+)
 from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
 from astra_rl.runs.phases import PhaseResult, PhaseRun
-from astra_rl.runs.processes import announce, dismiss, divided
+from astra_rl.runs.processes import announce, dismiss, divided, signal_grace
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
 from astra_rl.runs.report import write_run_page
@@ -52,10 +48,9 @@ from astra_rl.runs.resume import (
     kept_metrics,
     resumable_errors,
 )
-from astra_rl.runs.spending import spending
+from astra_rl.runs.spending import budget_ended, charged
 from astra_rl.runs.trainer import RunTrainer, build_trainer, machine_of, saved_identity
-from astra_rl.targets.base import Target
-from astra_rl.targets.ledger import Ledger, current_ledger, describe_spent
+from astra_rl.targets.ledger import current_ledger
 from astra_rl.training.callbacks import TrainerCallback
 from astra_rl.training.states import load_state
 from astra_rl.training.trackers import (
@@ -79,15 +74,6 @@ class Display(TrainerCallback):
 
     def close(self) -> None:
         """Called when the training has ended, also by an error or a signal."""
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], display: Display, name: str) -> Iterator[None]:
-    """Announce a stage to the display and measure its duration."""
-    display.stage(name)
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -139,168 +125,232 @@ def run_experiment(
     """
     with resumable_errors(folder):
         if not folder.config.is_file():  # written first: it marks the folder as a run
-            folder.write_text(folder.config, plan.config.to_yaml())
+            folder.write_text(folder.config, plan.record.yaml)
         with AttemptLog(folder.attempts, write=True) as log:  # holds the lock of the run
-            return _run_charged(plan, folder, log, display or Display(), command, force)
+            session = _Session(plan, folder, log, display or Display())
+            return _run_charged(session, plan, folder, command, force)
 
 
 def _run_charged(
-    plan: Plan,
-    folder: RunFolder,
-    log: AttemptLog,
-    display: Display,
-    command: str,
-    force: bool,
+    session: _Session, plan: Plan, folder: RunFolder, command: str, force: bool
 ) -> Result:
     """Execute the run and charge its calls to its ledger."""
     with charged(plan, folder) as ledger:
         started = folder.started
         with template_time(started):
-            result, spent = _do_run(plan, folder, log, display, command, force, started)
+            result, spent = session.run(command, started, force=force)
         if spent is not None:
             result = replace(result, ended=budget_ended(ledger, spent, folder))
         return result
 
 
-@contextlib.contextmanager
-def charged(plan: Plan, folder: RunFolder) -> Iterator[Ledger]:
-    """Charge all calls inside the block to the ledger of a run.
+_State = tuple[int, dict[str, Any]]
+"""Number of completed training steps, and the training state."""
 
-    Raises:
-        BudgetEndedError: A budget was spent; the message has the command that resumes the run.
-        EndpointError: An endpoint kept failing; the same.
+
+class _Session:
+    """One session of a run, from its start or from its newest training state.
+
+    Args:
+        plan: The run.
+        folder: Its folder.
+        log: Its attempts.
+        display: Shows progress.
     """
-    try:
-        with spending([plan], folder.path, keep_ledger=True) as ledger:
-            try:
-                yield ledger
-            except BudgetSpentError as error:
-                raise budget_ended(ledger, error, folder) from error
-    except EndpointError as error:
-        raise EndpointError(f"{error} Everything is saved. {how_to_resume(folder)}") from error
 
+    def __init__(self, plan: Plan, folder: RunFolder, log: AttemptLog, display: Display) -> None:
+        self.plan, self.folder, self.log, self.display = plan, folder, log, display
+        self.held = held_for_evaluation(plan)
+        self.seconds: dict[str, float] = {}
 
-def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> BudgetEndedError:
-    """Record in the ledger that a budget ended a session, and return the error that says so."""
-    ledger.ended_by.append(str(spent))
-    option = "--" + spent.limit.replace("_", "-")
-    kept = " ".join(getattr(spent, "__notes__", ["everything is saved."]))
-    return BudgetEndedError(
-        f"{spent}; {kept} {how_to_resume(folder)} {option} {spent.sufficient_limit:.15g}"
-    )
+    def run(
+        self, command: str, started: datetime, *, force: bool
+    ) -> tuple[Result, BudgetSpentError | None]:
+        """Execute it; also return the budget that ended its training or final evaluation."""
+        folder = self.folder
+        remove_leftovers(folder.states)
+        remove_leftovers(folder.checkpoints)
+        saved = load_state(folder.states)
+        record = self._manifest(saved, redact_message(command), started, force=force)
+        ranks = join()
+        announce(ranks, self.plan.record.yaml, folder, started)
+        with self._timed("loading models"), ranks.together():
+            experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+        record |= described_target(experiment.problem.target)
+        folder.write_json(folder.manifest, record)
+        before = self._before(experiment, resumes=saved is not None)
+        dismiss(experiment)
+        weak = None if before is None else _warned_of_weakness(before)
+        training = self._trainer(experiment, saved, started)
+        del saved  # holds a copy of the weights
+        resumed_at = training.trainer.completed_steps
+        with self._timed("training"), current_ledger().holding(self.held):
+            spent = _train(training, folder, self.display)
+        steps = training.trainer.completed_steps
+        if steps > resumed_at:
+            withdraw_attempts(self.log, "after", "the attacker was trained further since")
+        after = self._after(experiment)
+        dismiss(experiment)
+        warnings = (
+            *([] if weak is None else [weak]),
+            *self._warnings_of_training(training, spent),
+            *warnings_of_calls(after),
+        )
+        record["warnings"] = warnings
+        record["notes"] = list(notes_on_calls(experiment.problem.target))
+        spent = spent or after.spent
+        self._end(record, after, is_complete=spent is None)
+        return Result(folder, before, after, steps, self.seconds, warnings), spent
 
+    def _manifest(
+        self, saved: _State | None, command: str, started: datetime, *, force: bool
+    ) -> dict[str, Any]:
+        """Return the manifest of the run as it starts, or resumes from a state.
 
-def _do_run(
-    plan: Plan,
-    folder: RunFolder,
-    log: AttemptLog,
-    display: Display,
-    command: str,
-    force: bool,
-    started: datetime,
-) -> tuple[Result, BudgetSpentError | None]:
-    """Execute the run; also return the budget that ended its training or final evaluation."""
-    config, command = plan.config, redact_message(command)
-    seconds: dict[str, float] = {}
-    remove_leftovers(folder.states)
-    remove_leftovers(folder.checkpoints)
-    saved = load_state(folder.states)
-    record = manifest(config, command, started)
-    state = {} if saved is None else saved_identity(saved[1])
-    check_same_run(config, folder, digest=state.get("config_sha256"), force=force)
-    check_versions(state.get("versions", versions()))
-    if saved is not None:
-        record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
-    ranks = join()
-    announce(ranks, config, folder, started)
-    with _timed(seconds, display, "loading models"), ranks.together():
-        experiment = divided(build(plan), config, ranks)
-    record["run"] = name_of(folder) or labels_of(config, "training").run
-    record["prompts"] = [source.as_dict() for source in experiment.sources]
-    record |= described_target(experiment.problem.target)
-    if not force:
-        check_same_prompts(record["prompts"], folder)
-    folder.write_json(folder.manifest, record)
-    before: EvaluationResult | None = None
-    held = held_for_evaluation(plan)
-    if config.evaluation.before:
+        Raises:
+            ConfigurationError: It was started with another configuration or other prompts.
+        """
+        plan, folder = self.plan, self.folder
+        state = {} if saved is None else saved_identity(saved[1])
+        digest = state.get("config_sha256")
+        check_same_run(plan.record.yaml, folder, digest=digest, force=force)
+        check_versions(state.get("versions", versions()))
+        record = manifest(plan.record, command, started)
+        if saved is not None:
+            record["continued"] = [*_continued(folder), {"at_step": saved[0], **versions()}]
+        record["run"] = name_of(folder) or plan.record.run
+        record["prompts"] = [source.as_dict() for source in plan.openings.sources]
+        if not force:
+            check_same_prompts(record["prompts"], folder)
+        return record
+
+    def _before(self, experiment: Experiment, *, resumes: bool) -> EvaluationResult | None:
+        """Evaluate the untrained attacker, if configured; an earlier session may have done it."""
+        if not self.plan.evaluation.before:
+            return None
         with (
-            _timed(seconds, display, "evaluating the untrained attacker"),
-            current_ledger().holding(held),
+            self._timed("evaluating the untrained attacker"),
+            current_ledger().holding(self.held),
             _repeated_on_resume(),
         ):
-            before = _evaluated_before(folder, saved) or evaluate(
-                experiment, folder, "before", config, log, allow_partial=False
+            known = _evaluated_before(self.folder) if resumes else None
+            return known or self._evaluate(experiment, "before", allow_partial=False)
+
+    def _trainer(
+        self, experiment: Experiment, saved: _State | None, started: datetime
+    ) -> RunTrainer:
+        """Return the trainer, at the step of the state."""
+        plan, folder = self.plan, self.folder
+        step = 0 if saved is None else saved[0]
+        history = HistoryTracker()
+        history.rows = kept_metrics(folder, step)
+        reported = _reported(plan, folder, started, resumes=saved is not None)
+        trackers = MultiTracker([JSONLTracker(folder.metrics), history, *reported])
+        training = build_trainer(experiment, plan, folder, trackers, self.log, self.display)
+        if saved is not None:
+            known = saved_identity(saved[1]).get("machine", {})
+            check_machine(known, machine_of(experiment.problem))
+            training.trainer.load_state_dict(saved[1])
+            logger.info("resuming after step %d", step)
+        return training
+
+    def _after(self, experiment: Experiment) -> PhaseResult:
+        """Evaluate the trained attacker, within what the budget has left."""
+        with self._timed("evaluating the trained attacker"):
+            needs = needed(estimate(self.plan, training=False))
+            after = self._evaluate(experiment, "after", allow_partial=True, needs=needs)
+        self.log.flush()
+        phases = ("after", "training")
+        found = (self.log.attempts(phase=phase, outcome="success") for phase in phases)
+        write_failures(chain.from_iterable(found), self.folder.failures)
+        return after
+
+    def _evaluate(
+        self,
+        experiment: Experiment,
+        phase: str,
+        *,
+        allow_partial: bool,
+        needs: Mapping[str, float] | None = None,
+    ) -> PhaseResult:
+        """Evaluate the attacker on the held-out openings, record it and write the metrics.
+
+        See `PhaseRun` for `allow_partial`, and `PhaseRun.play` for `needs`.
+
+        Raises:
+            BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what
+                was played is recorded.
+        """
+        plan, folder = self.plan, self.folder
+        experiment.forget_scores()
+        plan_attempts(folder, phase, plan.planned_conversations)
+        categories = plan.openings.categories
+        phase_run = PhaseRun(
+            labels_of(plan.record, phase, run=name_of(folder), categories=categories),
+            experiment.problem,
+            experiment.judge,
+            self.log,
+            settings=plan.evaluation,
+            seed=plan.seed,
+            allow_partial=allow_partial,
+        )
+        result = phase_run.play(
+            experiment.evaluation_environment,
+            experiment.held_out,
+            plan.planned_conversations,
+            needs=needs,
+        )
+        folder.write_json(folder.evaluation(phase), result.metrics)
+        return result
+
+    def _warnings_of_training(
+        self, training: RunTrainer, spent: BudgetSpentError | None
+    ) -> Iterator[str]:
+        """Yield what a reader must know of the training, and write what was watched."""
+        if training.watch is not None:
+            self.folder.write_lines(self.folder.reward_watch, training.watch.rows)
+            if training.watch.warning:
+                yield training.watch.warning
+        if spent is not None:
+            yield (
+                f"{str(spent)[0].upper()}{str(spent)[1:]}: it ended training after step "
+                f"{training.trainer.completed_steps} of {self.plan.training.steps}."
             )
-    dismiss(experiment)
-    weak = None if before is None else _warned_of_weakness(before)
-    history = HistoryTracker()
-    history.rows = kept_metrics(folder, 0 if saved is None else saved[0])
-    trackers = MultiTracker(
-        [
-            JSONLTracker(folder.metrics),
-            history,
-            *_reported(config, folder, started, resumes=saved is not None),
-        ]
-    )
-    training = build_trainer(experiment, config, folder, trackers, log, display)
-    if saved is not None:
-        check_machine(state.get("machine", {}), machine_of(experiment.problem))
-        training.trainer.load_state_dict(saved[1])
-        logger.info("resuming after step %d", saved[0])
-    resumed_at = 0 if saved is None else saved[0]
-    del saved  # holds a copy of the weights
-    with _timed(seconds, display, "training"), current_ledger().holding(held):
-        spent = _train(training, folder, display)
-    if training.trainer.completed_steps > resumed_at:
-        withdraw_attempts(log, "after", "the attacker was trained further since")
-    with _timed(seconds, display, "evaluating the trained attacker"):
-        after = evaluate(
-            experiment,
-            folder,
-            "after",
-            config,
-            log,
-            allow_partial=True,
-            needs=needed(estimate(plan, training=False)),
-        )
-    dismiss(experiment)
-    log.flush()
-    found = (log.attempts(phase=phase, outcome="success") for phase in ("after", "training"))
-    write_failures(chain.from_iterable(found), folder.failures)
-    warnings: tuple[str, ...] = () if weak is None else (weak,)
-    if training.watch is not None:
-        folder.write_lines(folder.reward_watch, training.watch.rows)
-        warnings += (training.watch.warning,) if training.watch.warning else ()
-    if spent is not None:
-        done = training.trainer.completed_steps
-        warnings += (
-            f"{str(spent)[0].upper()}{str(spent)[1:]}: it ended training after step {done} of "
-            f"{config.training.steps}.",
-        )
-    spent = spent or after.spent
-    warnings += tuple(warnings_of_calls(after))
-    result = Result(folder, before, after, training.trainer.completed_steps, seconds, warnings)
-    record |= {
-        "warnings": warnings,
-        "notes": list(notes_on_calls(experiment.problem.target)),
-        "spent": current_ledger().as_dict(),
-    }
-    # A manifest without durations marks a run that is not complete and can be resumed.
-    folder.write_json(folder.manifest, record if spent else {**record, "seconds": seconds})
-    with _timed(seconds, display, "writing the report"):
-        write_run_page(folder)
-    return result, spent
+
+    def _end(self, record: dict[str, Any], after: PhaseResult, *, is_complete: bool) -> None:
+        """Write the manifest and the report.
+
+        Raises:
+            EndpointError: Every conversation of the final evaluation failed; the run can be
+                resumed.
+        """
+        is_known = not all_failed(after.attempts)
+        record["spent"] = current_ledger().as_dict()
+        # A manifest without durations marks a run that is not complete and can be resumed.
+        ended = {"seconds": self.seconds} if is_complete and is_known else {}
+        self.folder.write_json(self.folder.manifest, record | ended)
+        with self._timed("writing the report"):
+            write_run_page(self.folder)
+        if is_complete:
+            check_any_known({self.plan.record.target: after.attempts})
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Announce a stage to the display and measure its duration."""
+        self.display.stage(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
 
 
 def _reported(
-    config: RunConfig, folder: RunFolder, started: datetime, *, resumes: bool
+    plan: Plan, folder: RunFolder, started: datetime, *, resumes: bool
 ) -> Iterator[Tracker]:
     """Yield the trackers of `report_to`; a folder and the start of its run identify a run."""
     path = folder.path.resolve()
     run = hashlib.blake2b(f"{path} {started.isoformat()}".encode(), digest_size=8).hexdigest()
-    settings = redact_settings(config.model_dump(mode="json"))
-    for name in config.trackers:
+    settings = dict(plan.record.settings)
+    for name in plan.trackers:
         yield make_tracker(name, folder=path, run=run, settings=settings, resumes=resumes)
 
 
@@ -334,7 +384,7 @@ def _train(training: RunTrainer, folder: RunFolder, display: Display) -> BudgetS
         nonlocal interrupted
         interrupted = trainer.should_stop = True
 
-    with interruptible(interrupt):
+    with interruptible(interrupt, grace=signal_grace(trainer.ranks)):
         try:
             trainer.train()
         except BudgetSpentError as error:
@@ -358,10 +408,10 @@ def _warned_of_weakness(before: EvaluationResult) -> str | None:
     return warning
 
 
-def _evaluated_before(folder: RunFolder, saved: object) -> EvaluationResult | None:
+def _evaluated_before(folder: RunFolder) -> EvaluationResult | None:
     """Return the evaluation before training that an interrupted run already made."""
     path = folder.evaluation("before")
-    if saved is None or not path.is_file():
+    if not path.is_file():
         return None
     with Recorded(folder, "before") as recorded:
         summary = recorded.summary()
@@ -375,103 +425,3 @@ def _continued(folder: RunFolder) -> list[Any]:
         return []
     earlier: list[Any] = folder.read_manifest().get("continued", [])
     return earlier
-
-
-def evaluate(
-    experiment: Experiment,
-    folder: RunFolder,
-    phase: str,
-    config: RunConfig,
-    log: AttemptLog,
-    *,
-    allow_partial: bool,
-    needs: Mapping[str, float] | None = None,
-) -> PhaseResult:
-    """Evaluate the attacker on the held-out openings, record the attempts and write the metrics.
-
-    See `PhaseRun` for `allow_partial`, and `PhaseRun.play` for `needs`.
-
-    Raises:
-        BudgetSpentError: No conversation could be completed, or `allow_partial` is False; what was
-            played is recorded.
-    """
-    experiment.forget_scores()
-    planned = len(experiment.held_out) * config.evaluation.trials
-    plan_attempts(folder, phase, planned)
-    phase_run = PhaseRun(
-        config,
-        phase,
-        experiment.problem,
-        experiment.judge,
-        log,
-        run=name_of(folder),
-        categories=experiment.categories,
-        allow_partial=allow_partial,
-    )
-    result = phase_run.play(
-        experiment.evaluation_environment, experiment.held_out, planned, needs=needs
-    )
-    folder.write_json(folder.evaluation(phase), result.metrics)
-    return result
-
-
-def describe_all_failed(attempts: Sequence[Attempt]) -> str:
-    """Return an error message if every conversation failed, with the most frequent reason.
-
-    An evaluation of which nothing is known is no result, whatever an automation does with its
-    numbers. The text is empty if one conversation has an outcome, or if there are none.
-    """
-    if not attempts or any(each.outcome is not Outcome.ERROR for each in attempts):
-        return ""
-    ((reason, _),) = Counter(each.error for each in attempts).most_common(1)
-    return (
-        f"all {len(attempts)} conversations failed, so nothing is known about the target: {reason}."
-    )
-
-
-def warnings_of_calls(result: EvaluationResult) -> Iterator[str]:
-    """Yield warnings for the report about conversations of an evaluation that calls left out."""
-    errors = [each for each in result.attempts if each.outcome is Outcome.ERROR]
-    if errors:
-        reasons = Counter(each.reasons[-1] for each in errors if each.reasons)
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        yield (
-            f"In {len(errors)} conversations a model call failed ({listed}). They are excluded "
-            "from the rates; the bounds of the rate cover all their possible outcomes."
-        )
-    if result.summary.never_made:
-        yield (
-            f"A budget ended the evaluation: {len(result.attempts)} of {result.summary.planned} "
-            "conversations were played, chosen at random. The outcomes of the others are unknown."
-        )
-
-
-def notes_on_calls(target: object) -> Iterator[str]:
-    """Yield notes for the report about endpoint calls, with what was spent on them.
-
-    Args:
-        target: The target; one that is no `Target` is a local model.
-    """
-    ledger = current_ledger()
-    if _is_black_box(target):
-        yield f"The target is remote (black box): {target.name}; {NO_LOGPROBS_WARNING}."
-    spent = describe_spent(ledger.as_dict())
-    if spent:
-        yield f"Spent on calls: {spent}."
-    for ended in dict.fromkeys(ledger.ended_by):
-        yield f"A session of this run was ended early: {ended}."
-
-
-def _is_black_box(target: object) -> TypeGuard[Target]:
-    return isinstance(target, Target) and not isinstance(target, ServedTarget)
-
-
-def described_target(target: object) -> dict[str, Any]:
-    """Return the entry of a remote target in the manifest; empty for a local model.
-
-    One in an inference engine is local in this sense: its probabilities are known.
-    """
-    if not _is_black_box(target):
-        return {}
-    identity = target.identity
-    return {"target": {"identity": identity, "likelihood": "baseline", "note": NO_LOGPROBS_WARNING}}

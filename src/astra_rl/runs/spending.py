@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from astra_rl.config.resolve import Plan
-from astra_rl.errors import BudgetSpentError
+from astra_rl.config.plan import Plan
+from astra_rl.errors import BudgetEndedError, BudgetSpentError, EndpointError
+from astra_rl.runs.folder import RunFolder
+from astra_rl.runs.resume import how_to_resume
 from astra_rl.targets.budget import Budget
 from astra_rl.targets.ledger import Ledger, current_ledger, enclosing_ledger
 from astra_rl.targets.reply_cache import ReplyCache, caching_replies
@@ -38,7 +40,7 @@ def spending(
         Budget.least(plan.budget for plan in plans),
         folder,
         uses_endpoints=any(plan.endpoints for plan in plans),
-        cache=plans[0].config.cache,
+        cache=plans[0].cache,
         occasion=occasion,
         keep_ledger=keep_ledger,
     ) as ledger:
@@ -90,6 +92,34 @@ def spending_on(
         yield stack.enter_context(ledger.charging())
     if not ledger.was_spent and own is not None:
         _remove(own)
+
+
+@contextlib.contextmanager
+def charged(plan: Plan, folder: RunFolder) -> Iterator[Ledger]:
+    """Charge all calls inside the block to the ledger of a run.
+
+    Raises:
+        BudgetEndedError: A budget was spent; the message has the command that resumes the run.
+        EndpointError: An endpoint kept failing; the same.
+    """
+    try:
+        with spending([plan], folder.path, keep_ledger=True) as ledger:
+            try:
+                yield ledger
+            except BudgetSpentError as error:
+                raise budget_ended(ledger, error, folder) from error
+    except EndpointError as error:
+        raise EndpointError(f"{error} Everything is saved. {how_to_resume(folder)}") from error
+
+
+def budget_ended(ledger: Ledger, spent: BudgetSpentError, folder: RunFolder) -> BudgetEndedError:
+    """Record in the ledger that a budget ended a session, and return the error that says so."""
+    ledger.ended_by.append(str(spent))
+    option = "--" + spent.limit.replace("_", "-")
+    kept = " ".join(getattr(spent, "__notes__", ["everything is saved."]))
+    return BudgetEndedError(
+        f"{spent}; {kept} {how_to_resume(folder)} {option} {spent.sufficient_limit:.15g}"
+    )
 
 
 def _remove(own: Path) -> None:

@@ -1,4 +1,4 @@
-"""The trainer of a run: a `Trainer` assembled from a configuration and callbacks."""
+"""The trainer of a run: a `Trainer` assembled from a plan and callbacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from astra_rl.config.experiment import Experiment
-from astra_rl.config.schema import RunConfig, TrainingConfig
+from astra_rl.config.plan import Plan
+from astra_rl.config.schema import TrainingConfig
 from astra_rl.core.problem import Problem
 from astra_rl.errors import TrainingError
 from astra_rl.evaluation.judges.reward_watch import RewardWatch
@@ -63,7 +64,7 @@ class RunTrainer:
 
 def build_trainer(
     experiment: Experiment,
-    config: RunConfig,
+    plan: Plan,
     folder: RunFolder,
     tracker: Tracker,
     log: AttemptLog,
@@ -73,22 +74,21 @@ def build_trainer(
 
     Args:
         experiment: What is trained.
-        config: The configuration of the run.
+        plan: Its settings.
         folder: Where checkpoints and training states go.
         tracker: Receives the metrics of each step.
         log: Receives every conversation of the training.
         display: Shows progress.
     """
-    limits, threshold = config.training, config.evaluation.threshold
-    goal = limits.stop_at_success
-    attacks = AttackMetrics(threshold)
+    limits, goal = plan.training, plan.training.stop_at_success
+    attacks = AttackMetrics(plan.evaluation.threshold)
     budget = BudgetLimit()
-    watch = _watch(experiment, config)
+    watch = _watch(experiment, plan)
     checkpoints = Checkpointing(folder.checkpoints, experiment.problem)
     callbacks: list[TrainerCallback] = [
         StepMetrics(),
-        _recorder(experiment, config, folder, log),
-        *_draw_opponent(experiment, config),
+        _recorder(experiment, plan, folder, log),
+        *_draw_opponent(experiment, plan.seed),
         ClearCaches(experiment.forget_scores),
         attacks,
         UnscoredCounts(experiment.problem.moderator),
@@ -115,16 +115,16 @@ def build_trainer(
     return RunTrainer(trainer, budget, None if watch is None else watch.watch)
 
 
-def callbacks_of_every_process(experiment: Experiment, config: RunConfig) -> list[TrainerCallback]:
+def callbacks_of_every_process(experiment: Experiment, plan: Plan) -> list[TrainerCallback]:
     """Return the callbacks of `build_trainer` that change what is computed, in the same order.
 
     The processes of a run that write nothing have these only.
     """
     return [
-        *_draw_opponent(experiment, config),
+        *_draw_opponent(experiment, plan.seed),
         ClearCaches(experiment.forget_scores),
-        LearningRateSchedule(schedule_of(config.training)),
-        *_sync_reference(experiment, config.training),
+        LearningRateSchedule(schedule_of(plan.training)),
+        *_sync_reference(experiment, plan.training),
     ]
 
 
@@ -190,7 +190,7 @@ def schedule_of(limits: TrainingConfig) -> Schedule:
 
 
 def _recorder(
-    experiment: Experiment, config: RunConfig, folder: RunFolder, log: AttemptLog
+    experiment: Experiment, plan: Plan, folder: RunFolder, log: AttemptLog
 ) -> AttemptRecorder:
     def write(attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
@@ -199,17 +199,19 @@ def _recorder(
 
     return AttemptRecorder(
         write,
-        labels_of(config, "training", run=name_of(folder), categories=experiment.categories),
+        labels_of(
+            plan.record, "training", run=name_of(folder), categories=plan.openings.categories
+        ),
         judge=identity_of(experiment.problem.moderator).name,
-        threshold=config.evaluation.threshold,
+        threshold=plan.evaluation.threshold,
         opponent=lambda: experiment.problem.opponent,
     )
 
 
-def _draw_opponent(experiment: Experiment, config: RunConfig) -> list[TrainerCallback]:
+def _draw_opponent(experiment: Experiment, seed: int) -> list[TrainerCallback]:
     if not experiment.problem.has_opponents:
         return []
-    return [DrawOpponent(experiment.problem.draw_opponent, config.seed)]
+    return [DrawOpponent(experiment.problem.draw_opponent, seed)]
 
 
 def _sync_reference(experiment: Experiment, limits: TrainingConfig) -> list[TrainerCallback]:
@@ -224,14 +226,14 @@ def _sync_reference(experiment: Experiment, limits: TrainingConfig) -> list[Trai
     ]
 
 
-def _watch(experiment: Experiment, config: RunConfig) -> WatchReward | None:
-    evaluation = config.evaluation
-    if evaluation.judge is None or not evaluation.watch:
+def _watch(experiment: Experiment, plan: Plan) -> WatchReward | None:
+    evaluation = plan.evaluation
+    if plan.judge is None or not evaluation.watch:
         return None
     return WatchReward(
         experiment.problem.moderator,
         experiment.judge,
         turns=evaluation.watch,
-        seed=config.seed,
+        seed=plan.seed,
         watch=RewardWatch(high=evaluation.threshold),
     )

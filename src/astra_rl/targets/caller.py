@@ -20,10 +20,11 @@ from astra_rl.core.text import NoReply, NotSent
 from astra_rl.errors import BudgetSpentError, EndpointError
 from astra_rl.infra.redaction import redact_message
 from astra_rl.logging import logger
+from astra_rl.targets.accounts import Reserved
 from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import BROKEN_HTTP, NO_CONNECTION, CallError
 from astra_rl.targets.concurrency import AdaptiveLimit, CallStart
-from astra_rl.targets.ledger import Ledger, Reserved, current_ledger
+from astra_rl.targets.ledger import Ledger, current_ledger
 
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")

@@ -6,67 +6,19 @@ import contextlib
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from astra_rl.errors import BudgetSpentError, ConfigurationError
 from astra_rl.infra.jsonio import atomic_file, indented, parse_own_json, write_json
+from astra_rl.targets.accounts import Account, Reserved, read_account, read_amount, sum_of
 from astra_rl.targets.budget import ASSUMED_OUTPUT, Budget, Prices, TokenBound, Usage
 
 SAVE_EVERY = 0.02
 """Least seconds between two writes of the ledger's file during calls."""
-
-
-class Reserved(NamedTuple):
-    """Reservation for a call in flight.
-
-    Attributes:
-        name: Name of the endpoint.
-        token_bound: Upper bound of its tokens, as given by the caller.
-        input: Reserved input tokens.
-        output: Reserved output tokens.
-        cost: Cost of the reserved tokens.
-        outer: Reservation of the same call in the outer ledger; None without one.
-    """
-
-    name: str
-    token_bound: TokenBound
-    input: int
-    output: int
-    cost: float
-    outer: Reserved | None = None
-
-
-@dataclass
-class Account:
-    """Spending on one endpoint.
-
-    Attributes:
-        requests: Requests sent, including retries.
-        failed_tries: Requests that failed.
-        cached: Replies from the cache, which cost nothing.
-        input_tokens: Input tokens, as reported by the endpoint.
-        output_tokens: Output tokens, as reported by the endpoint.
-        cost: Cost at the given prices; failed requests that reported no tokens are not included.
-        estimated_tokens: Tokens, of all, that are estimated because they were not reported.
-    """
-
-    requests: int = 0
-    failed_tries: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
-    estimated_tokens: int = 0
-
-    def after(self, earlier: Account) -> Account:
-        """Return the spending since an earlier state of the same account."""
-        before = asdict(earlier)
-        return Account(**{name: value - before[name] for name, value in asdict(self).items()})
 
 
 @dataclass
@@ -124,8 +76,11 @@ class Ledger:
         if path.is_file():
             try:
                 kept = parse_own_json(path.read_text(encoding="utf-8"))
-                accounts = {name: _account(each) for name, each in kept["accounts"].items()}
-                seconds, ended = _amount(kept["seconds"]), [str(each) for each in kept["ended_by"]]
+                accounts = {name: read_account(each) for name, each in kept["accounts"].items()}
+                seconds, ended = (
+                    read_amount(kept["seconds"]),
+                    [str(each) for each in kept["ended_by"]],
+                )
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigurationError(
                     f"{path} is not a valid ledger ({type(error).__name__}). Restore it, or remove "
@@ -142,7 +97,7 @@ class Ledger:
     def total(self) -> Account:
         """Return the sum over all endpoints."""
         with self._lock:
-            return _sum(self.accounts.values())
+            return sum_of(self.accounts.values())
 
     def copied(self) -> dict[str, Account]:
         """Return a copy of the accounts, for the argument `since` of `as_dict`."""
@@ -348,7 +303,7 @@ class Ledger:
             return {
                 "schema_version": 1,
                 "accounts": {name: asdict(each) for name, each in accounts.items()},
-                "total": asdict(_sum(accounts.values())),
+                "total": asdict(sum_of(accounts.values())),
                 "seconds": round(self.seconds, 3),
                 "budget": asdict(self.budget),
                 "ended_by": list(self.ended_by),
@@ -406,24 +361,6 @@ class Ledger:
         return self.accounts.setdefault(name, Account())
 
 
-def _sum(accounts: Iterable[Account]) -> Account:
-    totals = Counter[str]()
-    for account in accounts:
-        totals.update(asdict(account))
-    return Account(**totals)
-
-
-def _account(kept: Mapping[str, Any]) -> Account:
-    return Account(**{name: _amount(value) for name, value in kept.items()})
-
-
-def _amount(value: Any) -> Any:
-    """Return a valid amount; others, such as NaN, would disable the budget."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} is not a valid amount")
-    return value
-
-
 _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
 
 
@@ -435,21 +372,3 @@ def enclosing_ledger() -> Ledger | None:
 def current_ledger() -> Ledger:
     """Return the ledger of the enclosing `Ledger.charging`, else a new one without limits."""
     return _ledger.get() or Ledger()
-
-
-def describe_spent(spent: Mapping[str, Any]) -> str:
-    """Return `Ledger.as_dict` as a phrase; empty if there were no calls."""
-    total = spent["total"]
-    if not total["requests"] and not total["cached"]:
-        return ""
-    tokens = total["input_tokens"] + total["output_tokens"]
-    parts = [f"{total['requests']} requests", f"{tokens} tokens"]
-    if total["estimated_tokens"]:
-        parts[-1] += f" ({total['estimated_tokens']} estimated)"
-    if total["cost"]:
-        parts.append(f"cost {total['cost']:.4g}")
-    if total["failed_tries"]:
-        parts.append(f"{total['failed_tries']} failed requests")
-    if total["cached"]:
-        parts.append(f"{total['cached']} replies from the cache")
-    return ", ".join(parts)

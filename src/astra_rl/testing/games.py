@@ -34,8 +34,8 @@ def letter_game(*, depth: int = 1, **options: Any) -> ASTEnvironment:
     """Return a toy environment that a tiny transformer solves in about a second of training.
 
     The attacker generates up to four letters. Its reward is the number of letters x and y divided
-    by 4: below 0.1 for an untrained attacker, 1 for an optimal one. Attacker and target are
-    `tiny_model`s; episodes have four attacks per context.
+    by 4: below 0.1 for an untrained attacker, 1 for an optimal one. Attacker and target are made by
+    `tiny_model`; episodes have four attacks per context.
 
     Args:
         depth: Number of turns per episode.

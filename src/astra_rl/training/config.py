@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.infra.importing import is_path
 from astra_rl.infra.ranges import Count, CountOrZero, Decay, NotNegative, Positive, check_fields
 from astra_rl.infra.registry import Registry
 
@@ -23,7 +24,8 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
         "adagrad": "torch.optim:Adagrad",
     },
 )
-"""Optimizers by their names in a configuration."""
+"""Classes of optimizers by their names in a configuration; called with parameters, ``lr`` and
+``weight_decay``."""
 SchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 """Learning-rate schedules of transformers by the names that it and TRL give them."""
 Reduction = Literal["exact", "fast"]
@@ -39,7 +41,8 @@ class UpdateSettings:
     Attributes:
         lr: Learning rate, after warm-up if there is one.
         batch_size: Algorithm steps (pairs or attacks) per backward pass.
-        optimizer: adagrad, adam, adamw, rmsprop or sgd, see `OPTIMIZERS`.
+        optimizer: adagrad, adam, adamw, rmsprop, sgd, or ``package.module:Class``; see
+            `OPTIMIZERS`.
         adam_beta1: Decay of the mean of gradients in adam and adamw, in [0, 1).
         adam_beta2: Decay of the mean of squared gradients in adam and adamw, in [0, 1).
         adam_epsilon: Added to the root of that mean in adam and adamw; positive.
@@ -81,10 +84,11 @@ class UpdateSettings:
             raise ConfigurationError(
                 f"reduction={self.reduction!r}; choose from {list(get_args(Reduction))}."
             )
-        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
+        name = self.optimizer
+        if not isinstance(name, str) or not (name in OPTIMIZERS or is_path(name)):
             raise ConfigurationError(
-                f"optimizer={self.optimizer!r}; choose from {sorted(OPTIMIZERS)}."
-                + did_you_mean(str(self.optimizer), OPTIMIZERS)
+                f"optimizer={name!r}; choose from {sorted(OPTIMIZERS)}, or give a class of your "
+                f"own as 'package.module:Class'.{did_you_mean(str(name), OPTIMIZERS)}"
             )
 
     def optimizer_options(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from astra_rl.core.algorithm import Algorithm
 from astra_rl.core.environment import Environment
-from astra_rl.distributed.ranks import Ranks
+from astra_rl.distributed.ranks import Ranks, raised_by_all
 from astra_rl.errors import ReplicaError
 from astra_rl.training.states import pack, unpack
 
@@ -61,9 +61,11 @@ def share_state(ranks: Ranks, replica: Replica) -> None:
     shapes = ranks.gather_json([list(each.shape) for each in _weights(replica)])
     for rank, found in enumerate(shapes):
         if found != shapes[0]:
-            raise ReplicaError(
-                f"process {rank} trains {len(found)} tensors of other shapes than the "
-                f"{len(shapes[0])} of process 0. Build the same models in every process."
+            raise raised_by_all(
+                ReplicaError(
+                    f"process {rank} trains {len(found)} tensors of other shapes than the "
+                    f"{len(shapes[0])} of process 0. Build the same models in every process."
+                )
             )
     tensors: dict[str, Tensor] = {}
     packed = None
@@ -99,11 +101,14 @@ def check_replicas(ranks: Ranks, replica: Replica) -> None:
     for rank, found in enumerate(every := ranks.gather_json(mine)):
         for name, value in found.items():
             if value != every[0][name]:
-                raise ReplicaError(
-                    f"after training step {replica.completed_steps} process {rank} has another "
-                    f"{name} than process 0. Either something that every process must do alike was "
-                    "done in some only (a callback that changes weights or learning rates needs "
-                    "every_process = True), or their machines compute differently."
+                raise raised_by_all(
+                    ReplicaError(
+                        f"after training step {replica.completed_steps} process {rank} differs "
+                        f"from process 0 in the {name}. Either something that every process must "
+                        "do alike was done in some only (a callback that changes weights or "
+                        "learning rates needs every_process = True), or their machines compute "
+                        "differently."
+                    )
                 )
 
 

@@ -17,7 +17,7 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.graph import Graph
 from astra_rl.core.out_of_memory import is_out_of_memory
 from astra_rl.core.seeding import derive_seed, fresh_seed, generator_states, restore_generators
-from astra_rl.distributed.ranks import join
+from astra_rl.distributed.ranks import join, raised_by_all
 from astra_rl.errors import (
     AstraError,
     BudgetSpentError,
@@ -112,7 +112,7 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
                 "grad; there is nothing to train."
             )
         self.optimizer = build_optimizer(
-            OPTIMIZERS[config.optimizer], trained, **config.optimizer_options()
+            OPTIMIZERS.load(config.optimizer), trained, **config.optimizer_options()
         )
         self._gradients = division.gradients(algorithm, self.harness.step, self.optimizer)
         self.completed_steps = 0
@@ -140,6 +140,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             ProcessLostError: Another process of the training has ended.
             ProcessFailedError: Another process of the training failed.
         """
+        try:
+            self._train()
+        except BaseException as error:
+            self.ranks.leave_unless_agreed(error)
+            raise
+
+    def _train(self) -> None:
         share_state(self.ranks, self)
         self._warn_of_no_steps()
         with self.ranks.together():
@@ -401,11 +408,12 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
 
     def _check_scored(self) -> None:
         if self.unscored_steps >= self.config.max_unscored_steps:
-            raise UnscoredError(
+            error = UnscoredError(
                 f"no valid reward in {self.unscored_steps} consecutive training steps, up to step "
                 f"{self.completed_steps}. The warnings above, or unscored/... in the metrics, give "
                 "the reasons; fix the moderator or the other parts of the reward, and resume."
             )
+            raise raised_by_all(error)
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -414,12 +422,13 @@ class Trainer(Generic[StateT, ActionT, StepT, BatchT]):
             "training step %d: the loss or a gradient is not finite; the update is skipped", step
         )
         if self._nonfinite >= self.config.max_nonfinite_losses:
-            raise NonFiniteLossError(
+            error = NonFiniteLossError(
                 f"no finite loss in {self._nonfinite} consecutive optimizer steps, up to training "
                 f"step {step}. The weights are those of the last finite one. Lower lr, or train "
                 "in float32 or bfloat16.",
                 step,
             )
+            raise raised_by_all(error)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.summary import compare, summarise, transfer_matrix
+from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.stats.agreement import alpha_estimate, krippendorff_alpha
 from astra_rl.evaluation.stats.classification import (
     Confusion,
-    alpha_estimate,
     auroc,
     auroc_estimate,
     average_precision,
@@ -25,7 +25,6 @@ from astra_rl.evaluation.stats.classification import (
     calibration_error_estimate,
     confusion,
     decisions,
-    krippendorff_alpha,
     precision_recall_curve,
     reliability,
     roc_curve,

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 from tests.cases import cases
+from tests.tiny_models import save_random_adapter, save_tiny_models
 from transformers import AutoModelForCausalLM
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.evaluation_problem import HFEvaluationProblem
 from astra_rl.ext.transformers.opponents import Opponent, draw
 from astra_rl.ext.transformers.problem import HFASTProblem
-from astra_rl.models.adapters import save_model
 from astra_rl.models.generation import Sampling
-from astra_rl.models.loading import load_model
-from astra_rl.models.trainable import LoraOptions, make_trainable
+from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
-from astra_rl.testing import tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -30,19 +29,10 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a base model, of two adapters on it, and of another complete model."""
     root = tmp_path_factory.mktemp("opponents")
-    for name, seed in (("base", 1), ("other", 2)):
-        model, tokenizer = tiny_model("llama", seed=seed)
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
+    save_tiny_models(root, base=1, other=2)
     for seed, name in enumerate(("one", "two")):
-        adapted = make_trainable(load_model(root / "base"), lora=LoraOptions(rank=2))
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for each in adapted.parameters():
-                if each.requires_grad:
-                    each.normal_(std=0.3)
-        save_model(adapted, root / name)
-        tokenizer.save_pretrained(root / name)
+        save_random_adapter(root / "base", root / name, seed=seed)
+        load_tokenizer(root / "base").save_pretrained(root / name)
     return {path.name: path for path in root.iterdir()}
 
 

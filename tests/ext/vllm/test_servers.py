@@ -17,13 +17,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from astra_rl.core.text import Conversation
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.models.generation import Sampling
 from astra_rl.models.scoring import continuation_logprobs, prompt_logprobs
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.moderators import FunctionModerator
+from astra_rl.targets.openai_endpoint import OpenAITarget
 
 STOP = frozenset({3})
 PROMPTS = [[2, *range(5, 30)], [2, 9, 10, 11], [4, 5], [2, *range(30, 5, -1)]]
@@ -99,6 +102,19 @@ def test_a_target_on_a_server(target_server, target_pair):
     print("mismatch of a target on a server:", largest(target_pair.model, PROMPTS, samples))
 
 
+def test_a_remote_target_of_the_openai_interface(target_server, target_folder):
+    """What any other compatible server is called with; the text is that of token ids in and out."""
+    remote = OpenAITarget("served", base_url=f"{target_server}/v1", temperature=0, max_tokens=8)
+    served = ServedTarget(
+        str(target_folder),
+        lambda source, window: ServerPool([target_server], "served"),
+        sampling=Sampling(max_new_tokens=8, temperature=0),
+    )
+    conversations = [Conversation("hello"), Conversation("who", system="be kind") + "are you"]
+    said = [str(each).strip() for each in remote.respond(conversations)]
+    assert said == [str(each).strip() for each in served.respond(conversations)]
+
+
 def test_adapters_of_an_attacker_on_a_server(attacker_server, attacker_folder):
     model = LlamaForCausalLM.from_pretrained(attacker_folder).eval().requires_grad_(False)
     pair = ModelPair(model, AutoTokenizer.from_pretrained(attacker_folder))
@@ -127,7 +143,7 @@ def test_adapters_of_an_attacker_on_a_server(attacker_server, attacker_folder):
 RUN = """
 attacker: {{model: "{attacker}", lora: {{rank: 24}}, max_new_tokens: 8}}
 target: {{model: "{target}", max_new_tokens: 8}}
-moderator: {{type: keywords, options: {{words: [a, e, i]}}}}
+moderator: {{type: keyword, options: {{words: [a, e, i]}}}}
 prompts: {{file: "{prompts}"}}
 reward: {{sum: [{{harm: {{}}}}, {{attack_nll: {{}}, weight: -0.1}}]}}
 environment: {{type: single_turn, tree_width: 4}}

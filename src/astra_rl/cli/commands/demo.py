@@ -38,17 +38,18 @@ def demo(
     and an HTML report.
     """
     from astra_rl.config.presets import load_preset
+    from astra_rl.config.resolve import resolve
 
-    config = load_preset("demo", [*(QUICK if quick else ()), *options.overrides()])
+    plan = resolve(load_preset("demo", [*(QUICK if quick else ()), *options.overrides()]))
     if options.dry_run:
-        print_run_estimate(config, console)
+        print_run_estimate(plan, console)
         return
     if quick:
         console.print(
             "[yellow]--quick:[/yellow] a few training steps only. It checks that everything works; "
             "do not expect a higher success rate."
         )
-    train_and_print(config, options.output, name="demo-quick" if quick else "demo")
+    train_and_print(plan, options.output, name="demo-quick" if quick else "demo")
     if quick:
         console.print(
             "everything works. Three steps teach the attacker nothing: the rates before and after "

@@ -151,4 +151,4 @@ def _cell(rate: Rate, change: PairedComparison | None) -> str:
     if change is None or not change.prompts:
         return cell(rate)
     low, high = change.interval
-    return f"{cell(rate)}\nchange {change.difference:+.0%} ({low:+.0%} to {high:+.0%})"
+    return f"{cell(rate)}\nchange {change.difference:+.1%} ({low:+.1%} to {high:+.1%})"

@@ -24,18 +24,18 @@ def resume(
     if follows_another_process():
         return
     from astra_rl.config.loading import load_config
-    from astra_rl.config.resolve import resolve
     from astra_rl.runs.folder import open_run_folder
     from astra_rl.runs.hardening import HardeningFolder
+    from astra_rl.runs.processes import planned
 
     if HardeningFolder.is_one(run):
         check_one_process("astra-rl harden")
         harden(run, options, ResultOptions())
         return
     folder = open_run_folder(run)
-    config = load_config(folder.config, options.overrides())
-    if not config.has_local_attacker:
-        check_one_process("astra-rl test")
-        test_and_print(resolve(config), folder.path, Printer(), force=force)
+    plan = planned(load_config(folder.config, options.overrides()), folder.path)
+    if plan.record.is_trained:
+        train_and_print(plan, folder.path, name=run.name, force=force)
         return
-    train_and_print(config, folder.path, name=run.name, force=force)
+    check_one_process("astra-rl test")
+    test_and_print(plan, folder.path, Printer(), force=force)

@@ -40,15 +40,18 @@ def train(
     from astra_rl.config.resolve import resolve
 
     config = load_config(config_file, options.overrides())
-    if config.attacker is not None and not config.has_local_attacker:
-        check_one_process("astra-rl train without training steps")
-        plan = resolve(config)  # nothing is trained: the attacker is prompted
-        if options.dry_run:
-            print_test_estimate(plan)
-            return
-        test_and_print(plan, options.output, Printer(), name=config_file.stem, force=force)
-        return
     if options.dry_run:
-        print_run_estimate(config, console)
+        plan = resolve(config)
+        if plan.attacker is None:
+            print_run_estimate(plan, console)
+        else:  # nothing is trained: the attacker is prompted
+            print_test_estimate(plan)
         return
-    train_and_print(config, options.output, name=config_file.stem, force=force)
+    from astra_rl.runs.processes import planned
+
+    plan = planned(config, options.output)
+    if plan.attacker is None:
+        train_and_print(plan, options.output, name=config_file.stem, force=force)
+        return
+    check_one_process("astra-rl train without training steps")
+    test_and_print(plan, options.output, Printer(), name=config_file.stem, force=force)

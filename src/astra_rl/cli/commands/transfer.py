@@ -14,7 +14,7 @@ from astra_rl.cli.options import BudgetOptions, ResultOptions, Trials
 from astra_rl.cli.output import as_text, cell
 
 if TYPE_CHECKING:
-    from astra_rl.evaluation.measures.summary import TransferMatrix
+    from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 
 
 def transfer(

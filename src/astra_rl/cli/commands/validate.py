@@ -26,9 +26,9 @@ def validate(
     from astra_rl.config.loading import load_config
     from astra_rl.config.resolve import resolve
 
-    config = load_config(config_file, options.overrides())
-    if not config.has_local_attacker:
-        print_test_estimate(resolve(config))
+    plan = resolve(load_config(config_file, options.overrides()))
+    if plan.record.is_trained:
+        print_run_estimate(plan, console)
     else:
-        print_run_estimate(config, console)
+        print_test_estimate(plan)
     console.print_line(f"{config_file} is valid")

@@ -10,7 +10,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 from astra_rl.evaluation.records.attempt import Attempt
-from astra_rl.evaluation.stats.classification import Estimate, alpha_estimate
+from astra_rl.evaluation.stats.agreement import alpha_estimate
+from astra_rl.evaluation.stats.classification import Estimate
 from astra_rl.evaluation.stats.paired import PairCounts
 from astra_rl.evaluation.stats.rates import Rate
 

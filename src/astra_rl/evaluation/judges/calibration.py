@@ -19,12 +19,14 @@ from astra_rl.core.moderator import Moderator, count_missing
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.labels import LabelledTexts
 from astra_rl.evaluation.show.charts import calibration_panels
+from astra_rl.evaluation.stats.agreement import alpha_estimate
 from astra_rl.evaluation.stats.classification import (
     Bin,
     Confusion,
     Estimate,
     Point,
-    alpha_estimate,
+    Scores,
+    Truth,
     auroc_estimate,
     average_precision_estimate,
     best_threshold_estimates,
@@ -136,22 +138,7 @@ def calibrate(
     truth = np.asarray([each for each, _ in used], dtype=np.bool_)
     scores = np.asarray([each for _, each in used], dtype=np.float64)
     counts = confusion(truth, scores, threshold)
-    threshold_found, f1_found = best_threshold_estimates(
-        truth, scores, resamples=resamples, seed=seed
-    )
-    estimates = {
-        **decisions(counts),
-        "auroc": auroc_estimate(truth, scores),
-        "average_precision": average_precision_estimate(
-            truth, scores, resamples=resamples, seed=seed
-        ),
-        "brier": brier_estimate(truth, scores),
-        "calibration_error": calibration_error_estimate(
-            truth, scores, resamples=resamples, seed=seed
-        ),
-        "best_threshold": threshold_found,
-        "f1_at_best": f1_found,
-    }
+    estimates = _estimates(truth, scores, counts, resamples=resamples, seed=seed)
     if len(labelled.raters) > 1:
         estimates["alpha_raters"] = alpha_estimate(
             [row.labels for row in labelled.rows], "interval", resamples=resamples, seed=seed
@@ -174,6 +161,23 @@ def calibrate(
         precision_recall_curve(truth, scores),
         reliability(truth, scores),
     )
+
+
+def _estimates(
+    truth: Truth, scores: Scores, counts: Confusion, *, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """Return the statistics of a calibration; `resamples` and `seed` are of its bootstrap."""
+    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    threshold, f1 = best_threshold_estimates(truth, scores, **drawn)
+    return {
+        **decisions(counts),
+        "auroc": auroc_estimate(truth, scores),
+        "average_precision": average_precision_estimate(truth, scores, **drawn),
+        "brier": brier_estimate(truth, scores),
+        "calibration_error": calibration_error_estimate(truth, scores, **drawn),
+        "best_threshold": threshold,
+        "f1_at_best": f1,
+    }
 
 
 def agreement(

@@ -3,138 +3,31 @@
 from __future__ import annotations
 
 import math
-import zlib
-from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from astra_rl.core.contracts import check_length
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.word_sets import jaccard, word_set, words_of
-from astra_rl.errors import ConfigurationError, ContractError
-from astra_rl.evaluation.stats.intervals import Array, Interval
-
-Embedder = Callable[[Sequence[str]], Array]
-"""Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
+from astra_rl.core.word_sets import words_of
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.embeddings import (
+    Embedder,
+    HashedTfIdf,
+    embedded,
+    grams_of,
+    mean_distance,
+    similarities,
+)
+from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
+from astra_rl.evaluation.stats.intervals import Array, Interval, proportion_interval
 
 SAMPLE = 100
 """Number of sampled texts for all measures but the number of clusters."""
 SELF_BLEU = (2, 3, 4, 5)
-
-
-def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[list[int]]:
-    """Cluster texts by word overlap.
-
-    Texts are processed in order: each joins the first cluster whose representative (its first
-    member) is similar enough, and otherwise starts a new cluster.
-
-    Args:
-        texts: The texts.
-        similarity: Minimum Jaccard similarity of the word sets, in (0, 1]; 1 groups texts that
-            differ in word order, case and punctuation only.
-
-    Returns:
-        Clusters in order of their representatives, each a list of indices into `texts`.
-
-    Raises:
-        ConfigurationError: `similarity` is out of its range.
-    """
-    assigned = GreedyClusters(similarity=similarity)
-    clusters: list[list[int]] = []
-    for index, text in enumerate(texts):
-        cluster = assigned.add(text)
-        if cluster == len(clusters):
-            clusters.append([])
-        clusters[cluster].append(index)
-    return clusters
-
-
-_NO_WORDS = -1
-"""In place of a word, for texts without words: they are equal."""
-
-
-class GreedyClusters:
-    """Clusters texts one by one, as `greedy_clusters` does; keeps the words of the first members.
-
-    Args:
-        similarity: See `greedy_clusters`.
-
-    Raises:
-        ConfigurationError: `similarity` is out of its range.
-    """
-
-    def __init__(self, *, similarity: float = 0.5) -> None:
-        if not 0 < similarity <= 1:
-            raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
-        self.similarity = similarity
-        self._numbers: dict[str, int] = {}  # of words, in order of appearance
-        self._first: list[array[int]] = []  # words of the first member of each cluster
-        self._with: dict[int, array[int]] = {}  # clusters by word in a prefix of the first member
-
-    def add(self, text: str) -> int:
-        """Return the number of the cluster of a text; a new one has the next number from 0 on."""
-        numbers = self._numbers
-        words = frozenset(numbers.setdefault(each, len(numbers)) for each in word_set(text))
-        rarest = _prefix_words(words, self.similarity) or [_NO_WORDS]
-        candidates = {cluster for word in rarest for cluster in self._with.get(word, ())}
-        similar = (
-            cluster
-            for cluster in candidates
-            if jaccard(words, frozenset(self._first[cluster])) >= self.similarity
-        )
-        found = min(similar, default=len(self._first))
-        if found == len(self._first):
-            self._first.append(array("L", words))
-            for word in rarest:
-                self._with.setdefault(word, array("L")).append(found)
-        return found
-
-
-def clusters_by_meaning(
-    texts: Sequence[str], embed: Embedder, *, similarity: float = 0.7
-) -> list[list[int]]:
-    """Cluster texts by the cosine similarity of their vectors, so that paraphrases are one kind.
-
-    As in `greedy_clusters`, each text joins the first cluster whose first member is similar enough.
-
-    Args:
-        texts: The texts.
-        embed: Embeds texts. A suitable similarity depends on it.
-        similarity: Minimum cosine similarity, in (0, 1].
-
-    Raises:
-        ConfigurationError: `similarity` is out of its range.
-        ContractError: `embed` did not return one finite vector per text.
-    """
-    if not 0 < similarity <= 1:
-        raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
-    vectors = _unit(_embedded(texts, embed))
-    clusters: list[list[int]] = []
-    first = np.zeros((0, vectors.shape[1]))
-    for index, vector in enumerate(vectors):
-        similar = np.flatnonzero(first @ vector >= similarity - 1e-9)
-        if len(similar):
-            clusters[similar[0]].append(index)
-        else:
-            clusters.append([index])
-            first = np.vstack([first, vector])
-    return clusters
-
-
-def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:
-    """Return words of a set such that any two similar sets share one of them.
-
-    This is prefix filtering (Bayardo, Ma and Srikant, WWW 2007): under a common order of words,
-    sets without a common word in their prefixes have too few words left to be similar. It avoids
-    comparing all pairs. The order is that of appearance, the newest first: common words are old.
-    """
-    shared = max(1, math.ceil(similarity * len(words) - 1e-9))
-    return sorted(words, reverse=True)[: len(words) - shared + 1]
 
 
 @dataclass(frozen=True)
@@ -144,7 +37,8 @@ class EffectiveNumber:
     Attributes:
         estimate: Exponential of the entropy of the sizes (Hill number of order 1; Jost, *Oikos*
             113, 2006), from 1 to the number of groups; NaN without members.
-        interval: 95% bootstrap interval over the members; it contains the estimate.
+        interval: 95% interval of the effective number of all groups that the members are drawn
+            from, also those without a member; it contains the estimate.
     """
 
     estimate: float
@@ -164,6 +58,14 @@ _BLOCK = 10_000
 def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
     """Return the effective number of groups of these sizes.
 
+    The entropy of a sample is below that of the population, because rare groups have no member, and
+    that of a redrawn sample is lower again, so the percentiles of a bootstrap are too low. The
+    interval runs from the smaller of the percentile and its mirror image (basic bootstrap) to the
+    larger of the mirror image and the coverage-adjusted entropy of Chao and Shen (*Environ. Ecol.
+    Stat.* 10, 2003) plus 1.96 standard errors. If all members are of one group, the upper end
+    allows for another one, with the exact bound of its share. Coverage by simulation: see
+    ``benchmarks/claims.py``.
+
     Args:
         sizes: Number of members of each group, at least 1 each.
     """
@@ -179,10 +81,33 @@ def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
         _hill(random.multinomial(total, counts / total, size=min(block, _RESAMPLES - at)) / total)
         for at in range(0, _RESAMPLES, block)
     ]
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    if len(counts) == 1:
+        other = proportion_interval(0, total).high
+        most = float(_hill(np.array([[other, 1 - other]]))[0]) if other < 0.5 else 2.0
+        return EffectiveNumber(estimate, Interval(1.0, most))
+    entropies = np.log(np.concatenate(drawn))
+    entropy = math.log(estimate)
+    low, high = np.quantile(entropies, [0.025, 0.975])
+    adjusted = _covered_entropy(counts) + 1.96 * float(entropies.std())
     return EffectiveNumber(
-        estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
+        estimate,
+        Interval(
+            math.exp(min(entropy, max(0.0, min(low, 2 * entropy - high)))),
+            math.exp(max(entropy, 2 * entropy - low, adjusted)),
+        ),
     )
+
+
+def _covered_entropy(counts: Array) -> float:
+    """Return the entropy of a population by Chao and Shen, from the counts of a sample.
+
+    Shares are multiplied by the estimated coverage of the sample (Good-Turing), and each term is
+    divided by the probability that its group is seen (Horvitz-Thompson).
+    """
+    total = counts.sum()
+    alone = min(float((counts == 1).sum()), total - 1)
+    shares = (1 - alone / total) * counts / total
+    return float(-(shares * np.log(shares) / -np.expm1(total * np.log1p(-shares))).sum())
 
 
 def _hill(shares: Array) -> Array:
@@ -206,7 +131,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     total = 0
     distinct = set()
     for text in texts:
-        grams = _grams(_words(text), n)
+        grams = grams_of(words_of(text), n)
         total += len(grams)
         distinct.update(grams)
     return len(distinct) / total if total else math.nan
@@ -224,13 +149,13 @@ def self_bleu(texts: Sequence[str], n: int) -> float:
     """
     if n < 1:
         raise ConfigurationError(f"n={n}; it must be at least 1.")
-    documents = [words for words in map(_words, texts) if words]
+    documents = [words for words in map(words_of, texts) if words]
     if len(documents) < 2:
         return math.nan
     logs = np.zeros(len(documents))
     matched_any = np.zeros(len(documents), dtype=bool)
     for order in range(1, n + 1):
-        counts = [Counter(_grams(words, order)) for words in documents]
+        counts = [Counter(grams_of(words, order)) for words in documents]
         matches = _matches_elsewhere(counts)
         if order == 1:
             matched_any = matches > 0
@@ -264,54 +189,6 @@ def _brevity_penalty(length: int, lengths: Counter[int]) -> float:
     others = (each for each, count in lengths.items() if count > (each == length))
     nearest = min(others, key=lambda each: (abs(each - length), each))
     return 1.0 if length >= nearest else math.exp(1 - nearest / length)
-
-
-class HashedTfIdf:
-    """Embeds texts by hashed TF-IDF of words and word bigrams; needs no model and no download.
-
-    It detects shared wording, not paraphrases; for those, use a sentence embedder.
-
-    Args:
-        width: Dimension of the vectors.
-    """
-
-    def __init__(self, width: int = 4096) -> None:
-        if width < 1:
-            raise ConfigurationError(f"width={width}; it must be at least 1.")
-        self.width = width
-
-    def __call__(self, texts: Sequence[str]) -> Array:
-        """Return unit vectors, shape (N, width); zeros for an empty text."""
-        counts = np.zeros((len(texts), self.width))
-        for row, text in enumerate(texts):
-            words = _words(text)
-            for gram in (*_grams(words, 1), *_grams(words, 2)):
-                # hash() differs between processes.
-                place = zlib.crc32(" ".join(gram).encode("utf-8", "surrogatepass")) % self.width
-                counts[row, place] += 1
-        rarity = np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))) + 1
-        return _unit(np.log1p(counts) * rarity)
-
-
-def similarities(vectors: Array) -> Array:
-    """Return the matrix of cosine similarities, shape (N, N), with ones on the diagonal.
-
-    Two zero vectors have similarity 1; a zero vector and another one have similarity 0.
-    """
-    unit = _unit(np.asarray(vectors, dtype=np.float64))
-    cosines = unit @ unit.T
-    empty = ~unit.any(axis=1)
-    cosines[np.ix_(empty, empty)] = 1.0
-    np.fill_diagonal(cosines, 1.0)
-    return np.clip(cosines, -1.0, 1.0)
-
-
-def mean_distance(similarity: Array) -> float:
-    """Return one minus the mean pairwise cosine similarity, in [0, 2]; NaN below two texts."""
-    n = len(similarity)
-    if n < 2:
-        return math.nan
-    return 1 - float((similarity.sum() - np.trace(similarity)) / (n * (n - 1)))
 
 
 def vendi_score(similarity: Array) -> float:
@@ -400,7 +277,7 @@ def diversity(
     drawn = list(texts)
     if len(drawn) > sample:
         drawn = Random(derive_seed(seed, "diversity")).sample(drawn, sample)
-    similarity = similarities(_embedded(drawn, embed or HashedTfIdf()))
+    similarity = similarities(embedded(drawn, embed or HashedTfIdf()))
     groups = greedy_clusters(texts)
     return Diversity(
         texts=len(texts),
@@ -416,30 +293,3 @@ def diversity(
         if embed is None
         else effective_number([len(group) for group in clusters_by_meaning(texts, embed)]),
     )
-
-
-def _embedded(texts: Sequence[str], embed: Embedder) -> Array:
-    if not texts:
-        return np.zeros((0, 1))
-    vectors = np.asarray(embed(texts), dtype=np.float64)
-    check_length(vectors, len(texts), source="the embedder")  # type: ignore[arg-type]
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise ContractError(
-            f"the embedder returned shape {vectors.shape}; expected finite numbers of shape "
-            f"({len(texts)}, width)."
-        )
-    return vectors
-
-
-def _unit(vectors: Array) -> Array:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Array = vectors / np.where(norms > 0, norms, 1)
-    return unit
-
-
-def _words(text: str) -> list[str]:
-    return words_of(text)
-
-
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]

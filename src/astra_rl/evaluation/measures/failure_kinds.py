@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra_rl.evaluation.measures.diversity import greedy_clusters
+from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.turn import LogProb

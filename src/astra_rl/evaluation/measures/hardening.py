@@ -7,13 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from astra_rl.evaluation.measures.summary import (
-    Summary,
-    TransferMatrix,
-    compare,
-    summarise,
-    transfer_matrix,
-)
+from astra_rl.evaluation.measures.comparisons import compare
+from astra_rl.evaluation.measures.summary import Summary, summarise
+from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix, transfer_matrix
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.zero_sum import Equilibrium, equilibrium, exploitability

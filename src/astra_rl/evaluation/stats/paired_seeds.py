@@ -17,7 +17,6 @@ from astra_rl.evaluation.stats.intervals import (
     proportion_interval,
     student_quantile,
 )
-from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.evaluation.stats.rates import Rate
 
 MOST_EXACT = 16
@@ -106,11 +105,11 @@ class SeedPairs:
         count = len(self.differences)
         if not count:
             return "no seed in common with a known rate"
-        found = f"{count} seeds in common: difference {_points(self.mean)}"
+        found = f"{count} seeds in common: difference {self.mean:+.1%}"
         if self.interval is None:
             return f"{found}; fewer than three seeds give no interval"
-        low, high = map(_points, self.interval)
-        said = f"{found}, 95% interval {low} to {high}"
+        low, high = self.interval
+        said = f"{found}, 95% interval {low:+.1%} to {high:+.1%}"
         return said if self.p_value is None else f"{said}, p = {self.p_value:.3g} (sign flips)"
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,9 +122,3 @@ class SeedPairs:
             "p_value": self.p_value,
             "text": self.text,
         }
-
-
-def _points(share: float) -> str:
-    """Return a difference of rates as signed percentage points."""
-    sign = "-" if share < 0 else "+"
-    return f"{sign}{format_percent(abs(share))}"

@@ -18,11 +18,7 @@ from astra_rl.core.extraction import Extraction
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.errors import ConfigurationError
-from astra_rl.ext.transformers.generation import (
-    check_model,
-    generate_turns,
-    score_continuations,
-)
+from astra_rl.ext.transformers.generation import check_model, generate_turns, score_continuations
 from astra_rl.ext.transformers.model_pool import (
     ModelPair,
     ModelPool,

@@ -14,8 +14,8 @@ from astra_rl.core.environment import Environment
 from astra_rl.core.evaluator import Evaluator
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.ranges import Count
+from astra_rl.methods.ast_environment import check_prompts
 from astra_rl.methods.ast_evaluator import ASTEvaluator
-from astra_rl.methods.ast_problem import check_prompts
 from astra_rl.training.callbacks import (
     AnyTrainer,
     Checkpointing,

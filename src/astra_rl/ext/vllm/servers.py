@@ -318,8 +318,7 @@ class _Batch:
         except (KeyError, IndexError, TypeError, ValueError):
             raise CallError(
                 "unparsable reply",
-                "without token ids or log-probabilities; vLLM 0.11 or newer gives them "
-                "(return_token_ids)",
+                "without token ids or log-probabilities, which vLLM 0.32 gives (return_token_ids)",
             ) from None
         if served != self.body["model"]:
             raise CallError("another version", f"{served!r} for {self.body['model']!r}")

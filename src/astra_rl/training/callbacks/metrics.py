@@ -14,7 +14,8 @@ from astra_rl.core.graph import Node
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.text import NoAttack, Utterance, finish_reasons
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.diversity import effective_number, greedy_clusters
+from astra_rl.evaluation.measures.diversity import effective_number
+from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.logging import logger
 from astra_rl.moderators.caching import CachedModerator

@@ -9,7 +9,7 @@ import re
 from html.parser import HTMLParser
 
 from astra_rl.core.text import Conversation
-from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Turn
 from astra_rl.evaluation.show.report import (

@@ -19,8 +19,8 @@ from tests.hostile import HOSTILE
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import effective_number
-from astra_rl.evaluation.measures.summary import transfer_matrix
-from astra_rl.evaluation.show import charts
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
+from astra_rl.evaluation.show.charts import svg
 from astra_rl.evaluation.show.escaping import visible_text
 from astra_rl.evaluation.show.report import (
     Evaluation,
@@ -57,7 +57,7 @@ def structure(page):
 def no_charts():
     """Drawing takes long, and what is written into charts is tested with them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "_svg", lambda *_, **__: "<svg ></svg>")
+        patch.setattr(svg, "draw_svg", lambda *_, **__: "<svg ></svg>")
         yield
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from astra_rl.evaluation.measures.diversity import GreedyClusters, effective_number
+from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
+from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.records.source import AttemptSource, source_of

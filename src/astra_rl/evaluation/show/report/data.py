@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
+from astra_rl.evaluation.measures.comparisons import CategoryComparison
 from astra_rl.evaluation.measures.diversity import EffectiveNumber
-from astra_rl.evaluation.measures.summary import CategoryComparison, Summary
+from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.show.charts import Panel, has_value, learning_curve
 from astra_rl.evaluation.show.report.numbers import Numbers

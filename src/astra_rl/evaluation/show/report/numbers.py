@@ -12,14 +12,9 @@ from typing import NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair, PairTally
+from astra_rl.evaluation.measures.comparisons import Trials, success_of
 from astra_rl.evaluation.measures.likely_failures import FailureRanker, Ranking
-from astra_rl.evaluation.measures.summary import (
-    Summary,
-    Trials,
-    by_prompt,
-    success_of,
-    summarise_prompts,
-)
+from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.measures.thresholds import AtThreshold, ScoreTable
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome

@@ -10,29 +10,21 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.agreement import JudgePair
+from astra_rl.evaluation.measures.comparisons import compare_trials_of
 from astra_rl.evaluation.measures.diversity import (
     Diversity,
     EffectiveNumber,
     diversity,
     effective_number,
 )
-from astra_rl.evaluation.measures.failure_kinds import (
-    Kind,
-    kinds_of_failure,
-    most_likely_kinds,
-)
+from astra_rl.evaluation.measures.failure_kinds import Kind, kinds_of_failure, most_likely_kinds
 from astra_rl.evaluation.measures.likely_failures import (
     Ranking,
     most_likely_failures,
     severity_and_likelihood,
 )
-from astra_rl.evaluation.measures.summary import compare_trials_of
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.charts import (
-    learning_panels,
-    severity_likelihood,
-    threshold_curve,
-)
+from astra_rl.evaluation.show.charts import learning_panels, severity_likelihood, threshold_curve
 from astra_rl.evaluation.show.exports import EXPORTS, Export
 from astra_rl.evaluation.show.report.data import IN_TRAINING, PANELS, Evaluation, ReportData
 from astra_rl.evaluation.show.report.numbers import MOST_RANKED, Problem

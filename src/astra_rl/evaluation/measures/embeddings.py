@@ -1,0 +1,95 @@
+"""Texts as vectors, and how similar they are."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from astra_rl.core.contracts import check_length
+from astra_rl.core.word_sets import words_of
+from astra_rl.errors import ConfigurationError, ContractError
+from astra_rl.evaluation.stats.intervals import Array
+
+Embedder = Callable[[Sequence[str]], Array]
+"""Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
+
+
+class HashedTfIdf:
+    """Embeds texts by hashed TF-IDF of words and word bigrams; needs no model and no download.
+
+    It detects shared wording, not paraphrases; for those, use a sentence embedder.
+
+    Args:
+        width: Dimension of the vectors.
+    """
+
+    def __init__(self, width: int = 4096) -> None:
+        if width < 1:
+            raise ConfigurationError(f"width={width}; it must be at least 1.")
+        self.width = width
+
+    def __call__(self, texts: Sequence[str]) -> Array:
+        """Return unit vectors, shape (N, width); zeros for an empty text."""
+        counts = np.zeros((len(texts), self.width))
+        for row, text in enumerate(texts):
+            words = words_of(text)
+            for gram in (*grams_of(words, 1), *grams_of(words, 2)):
+                # hash() differs between processes.
+                place = zlib.crc32(" ".join(gram).encode("utf-8", "surrogatepass")) % self.width
+                counts[row, place] += 1
+        rarity = np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))) + 1
+        return unit_vectors(np.log1p(counts) * rarity)
+
+
+def similarities(vectors: Array) -> Array:
+    """Return the matrix of cosine similarities, shape (N, N), with ones on the diagonal.
+
+    Two zero vectors have similarity 1; a zero vector and another one have similarity 0.
+    """
+    unit = unit_vectors(np.asarray(vectors, dtype=np.float64))
+    cosines = unit @ unit.T
+    empty = ~unit.any(axis=1)
+    cosines[np.ix_(empty, empty)] = 1.0
+    np.fill_diagonal(cosines, 1.0)
+    return np.clip(cosines, -1.0, 1.0)
+
+
+def mean_distance(similarity: Array) -> float:
+    """Return one minus the mean pairwise cosine similarity, in [0, 2]; NaN below two texts."""
+    n = len(similarity)
+    if n < 2:
+        return math.nan
+    return 1 - float((similarity.sum() - np.trace(similarity)) / (n * (n - 1)))
+
+
+def embedded(texts: Sequence[str], embed: Embedder) -> Array:
+    """Return the vectors of texts, shape (N, width).
+
+    Raises:
+        ContractError: `embed` did not return one finite vector per text.
+    """
+    if not texts:
+        return np.zeros((0, 1))
+    vectors = np.asarray(embed(texts), dtype=np.float64)
+    check_length(vectors, len(texts), source="the embedder")  # type: ignore[arg-type]
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ContractError(
+            f"the embedder returned shape {vectors.shape}; expected finite numbers of shape "
+            f"({len(texts)}, width)."
+        )
+    return vectors
+
+
+def unit_vectors(vectors: Array) -> Array:
+    """Return vectors scaled to length 1, shape (N, width); a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Array = vectors / np.where(norms > 0, norms, 1)
+    return unit
+
+
+def grams_of(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Return all runs of `n` words."""
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]

@@ -22,6 +22,8 @@ from astra_rl.evaluation.stats.labelled_rate import Group, cohen_kappa, labelled
 from astra_rl.evaluation.stats.paired import compare_pairs, holm
 from astra_rl.evaluation.stats.sequential import confidence_sequence, log_e_value
 
+pytestmark = pytest.mark.slow  # the packages take seconds to import
+
 
 @pytest.mark.parametrize("trials", [1, 7, 60, 900])
 def test_intervals_of_a_proportion_are_those_of_statsmodels(trials):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import (
@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.errors import ModelError
+from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
@@ -26,6 +26,7 @@ from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.model_config import check_model_config
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.models.unused_weights import unused_weights
 
@@ -42,6 +43,7 @@ def load_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    attn_implementation: AttentionImplementation = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
@@ -54,18 +56,26 @@ def load_model(
         reference: Hub id, folder, or ``bundled:NAME``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or a torch device.
         dtype: ``"auto"``, one of `devices.DTYPES`, or a torch dtype.
+        attn_implementation: Attention function.
         trust_remote_code: Run Python code that is part of the model repository.
 
     Raises:
         ModelError: The model cannot be loaded; the message contains the cause.
-        ConfigurationError: The device, dtype or bundled model is unknown.
+        ConfigurationError: The device, dtype, attention function or bundled model is unknown.
     """
+    known = get_args(AttentionImplementation)
+    if attn_implementation not in known:  # transformers loads code for other names from the hub
+        raise ConfigurationError(
+            f"attn_implementation={attn_implementation!r}; choose from {list(known)}."
+            f"{did_you_mean(str(attn_implementation), known)}"
+        )
     return _load_frozen(
         AutoModelForCausalLM,
         "language model",
         reference,
         device=device,
         dtype=dtype,
+        attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
     )
 
@@ -142,6 +152,7 @@ def _load_frozen(
     device: str | torch.device,
     dtype: str | torch.dtype,
     trust_remote_code: bool,
+    attn_implementation: str = "auto",
     revision: str | None = None,
 ) -> PreTrainedModel:
     resolved_device = resolve_device(device)
@@ -160,6 +171,7 @@ def _load_frozen(
                 device=resolved_device,
                 dtype=resolved_dtype,
                 trust_remote_code=trust_remote_code,
+                attn_implementation=attn_implementation,
                 revision=named[1],
             )
             model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
@@ -167,6 +179,8 @@ def _load_frozen(
             return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
         where = {"revision": revision, "local_files_only": reads_locally(source)}
         check_model_config(source, allow_code=trust_remote_code, **where)
+        is_chosen = attn_implementation != "auto"
+        attention = {"attn_implementation": attn_implementation} if is_chosen else {}
         model, report = auto_class.from_pretrained(
             source,
             dtype=resolved_dtype,
@@ -174,6 +188,7 @@ def _load_frozen(
             use_safetensors=True,
             output_loading_info=True,
             **where,
+            **attention,
         )
         # The pooler of an encoder is used for no hidden state, and often not saved.
         missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
@@ -198,7 +213,8 @@ def _load_frozen(
             )
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
-        use_short_attention(model)
+        if not is_chosen:
+            use_short_attention(model)
         return model  # type: ignore[no-any-return]
 
 

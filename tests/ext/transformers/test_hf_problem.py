@@ -44,6 +44,20 @@ def tiny(kind="llama", **options):
     return tiny_model(kind.split("-")[0], chat=kind.endswith("chat"), **options)
 
 
+def test_gradients_with_checkpointing_are_those_without_it():
+    found = []
+    for recompute in (False, True):
+        problem = problem_of("llama", lora=LoraOptions(rank=2), gradient_checkpointing=recompute)
+        with torch.no_grad():
+            for parameter in problem.parameters():
+                parameter.copy_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter))
+        contexts = ["a long beginning of all"] * 2 + ["another"]
+        problem.get_attacker_logprobs(contexts, ["one", "two", "three"]).sum().backward()
+        found.append([parameter.grad for parameter in problem.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def share_of_e():
     return FunctionModerator(lambda texts: [text.count("e") / (len(text) + 1) for text in texts])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.privileges import permissions_apply
 
 import datasets
 from astra_rl.datasets.files import load_rows
@@ -77,6 +78,29 @@ def test_a_folder_of_data_files_is_read(tmp_path: Path) -> None:
         ("b", "train"),
         ("c", "test"),
     }
+
+
+def test_a_file_with_the_time_of_an_earlier_one_is_read(tmp_path: Path) -> None:
+    """The library would take the rows of the earlier one from its cache."""
+    path = tmp_path / "data" / "train.jsonl"
+    path.parent.mkdir()
+    for text in ("good evening", "how is work?"):
+        path.write_text(json.dumps({"prompt": text}) + "\n")
+        os.utime(path, ns=(10**18, 10**18))
+        assert [row.prompt for row in load_rows(str(path.parent)).rows] == [text]
+
+
+def test_a_folder_is_read_where_no_cache_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": "good evening"}\n')
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", closed / "datasets")
+    with permissions_apply():
+        assert len(load_rows(str(path.parent)).rows) == 1
 
 
 def test_the_checksum_is_of_the_content_not_of_the_folder(tmp_path: Path) -> None:

@@ -17,6 +17,19 @@ from astra_rl.targets.network import check_network_settings, is_loopback
 
 REMOTE = "http://provider.example/v1"
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+NO_NAMES = [
+    *(
+        "[::1]",
+        "10.0.0.0/8,fd00::/8",
+        "*.corp, ,localhost:99",
+        "::::",
+        "[",
+        "%zz",
+        "*:*",
+        "all://*",
+    ),
+]
+"""Values of NO_PROXY that are no lists of names."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +81,28 @@ def test_calls_of_other_machines_use_the_proxy(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
     assert make(REMOTE).respond(["hello"]) == ["you said hello"]
     assert proxy.requests[0][0].startswith(REMOTE)
+
+
+@pytest.mark.parametrize("value", NO_NAMES)
+def test_what_no_proxy_holds_changes_nothing_for_others(
+    endpoint: Endpoint, proxy: Endpoint, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("NO_PROXY", value)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    assert openai_target(REMOTE).respond(["hello"]) == ["you said hello"]
+    assert len(proxy.requests) == 1
+    assert openai_target(endpoint.url).respond(["hello"]) == ["you said hello"]
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["OPENAI_ORG_ID", "OPENAI_PROJECT_ID"])
+def test_what_the_client_sends_beside_the_key_is_checked_first(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "a\nb")
+    with pytest.raises(ConfigurationError, match=f"variable {name} contains characters"):
+        openai_target(REMOTE)
 
 
 @pytest.mark.parametrize(

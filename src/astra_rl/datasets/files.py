@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -227,7 +228,8 @@ def _open_dataset(library: Any, name: str, subset: str | None) -> Any:
     if name.startswith(HUB_PREFIX):
         repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
         return library.load_dataset(repository, subset, revision=revision or None)
-    return open_local_dataset(library, user_path(name), subset)
+    with tempfile.TemporaryDirectory(prefix="astra_rl_") as cache:
+        return open_local_dataset(library, user_path(name), subset, cache)
 
 
 def _select_splits(name: str, known: list[str], wanted: str | None) -> list[str]:

@@ -28,13 +28,17 @@ _FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?\n)---\s*(?:\n|\Z)", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def open_local_dataset(library: Any, folder: Path, subset: str | None) -> Any:
+def open_local_dataset(library: Any, folder: Path, subset: str | None, cache: str) -> Any:
     """Open a folder of ``save_to_disk``, or a folder of data files.
+
+    The library takes rows from its cache if a file has the modification time of an earlier one, as
+    a copy or a restored file can. So the cache is an empty folder, and the rows are in memory.
 
     Args:
         library: The module ``datasets``.
         folder: The folder.
         subset: Configuration name; None is the default one.
+        cache: An empty folder.
 
     Raises:
         ConfigurationError: The folder names a file or an address outside of it.
@@ -49,10 +53,10 @@ def open_local_dataset(library: Any, folder: Path, subset: str | None) -> Any:
             _check_names(folder, path, _read_card(path))
     if is_saved:
         return library.load_from_disk(folder)
-    builder = library.load_dataset_builder(str(folder), subset)
+    builder = library.load_dataset_builder(str(folder), subset, cache_dir=cache)
     _check_builder(folder, builder)
     builder.download_and_prepare()
-    return builder.as_dataset()
+    return builder.as_dataset(in_memory=True)
 
 
 def without_files(dataset: Any) -> Any:

@@ -12,6 +12,8 @@ from astra_rl.infra.redaction import VARIABLE, keep_secret
 
 _SECRET_HEADERS = re.compile(r"authorization|cookie|key|token|secret|password", re.IGNORECASE)
 
+_SENT_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+
 
 def read_variable(name: str, needed_by: str) -> str:
     """Return an environment variable.
@@ -24,13 +26,31 @@ def read_variable(name: str, needed_by: str) -> str:
         raise ConfigurationError(
             f"{needed_by} needs a key, and the environment variable {name} is not set. Set it."
         )
-    if not (value.isascii() and value.isprintable()):
+    if not _fits_header(value):
         raise ConfigurationError(
             f"the environment variable {name} contains characters that a header cannot hold. "
             "Set it to the key alone."
         )
     keep_secret(value)
     return value
+
+
+def check_sent_variables() -> None:
+    """Check the environment variables that the official client sends beside the key.
+
+    Raises:
+        ConfigurationError: One contains characters that a header cannot hold.
+    """
+    for name in _SENT_VARIABLES:
+        if not _fits_header(os.environ.get(name, "")):
+            raise ConfigurationError(
+                f"the environment variable {name} contains characters that a header cannot hold. "
+                "Correct or unset it."
+            )
+
+
+def _fits_header(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

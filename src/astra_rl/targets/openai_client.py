@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from astra_rl.errors import require
 from astra_rl.targets.caller import CallSettings
-from astra_rl.targets.credentials import check_url
+from astra_rl.targets.credentials import check_sent_variables, check_url
 from astra_rl.targets.http_client import WebClients
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -44,6 +44,7 @@ class OfficialClient:
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.host = check_url(self.base_url, "base_url")
         self._key = key
+        check_sent_variables()
         self._openai = require("openai", extra="openai")
         self._web = WebClients(
             self.base_url, calls.timeout, calls.max_reply_bytes, calls.concurrency

@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +30,7 @@ from transformers import (
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, model_config, references
-from astra_rl.models.adapters import base_of_adapter
+from astra_rl.models.adapters import base_of_adapter, save_model
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.references import resolve_reference
@@ -467,6 +468,22 @@ def test_an_adapter_that_was_saved_is_loaded_on_its_base(saved, tmp_path):
     ids = torch.tensor([[2, 5, 6]])
     torch.testing.assert_close(loaded(ids).logits, adapted(ids).logits)
     assert trained(loaded) == set()
+
+
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_an_adapter_beside_a_complete_model_is_refused(saved, tmp_path, load):
+    """transformers would load both, and merging them was an AttributeError."""
+    both = shutil.copytree(saved, tmp_path / "both")
+    (both / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved)}))
+    with pytest.raises(ModelError, match=r"both holds a complete model .* and an adapter"):
+        load(both)
+
+
+def test_an_adapter_may_have_the_configuration_of_its_base_model(saved, tmp_path):
+    adapted = make_trainable(load_model(saved, device="cpu"), lora=LoraOptions(rank=2))
+    save_model(adapted, tmp_path)
+    shutil.copy(saved / "config.json", tmp_path)
+    assert isinstance(load_model(tmp_path, device="cpu"), PeftModel)
 
 
 def test_layers_are_first_to_last_and_a_model_without_any_is_refused():

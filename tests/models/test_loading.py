@@ -1,6 +1,7 @@
 import importlib.machinery
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -629,6 +630,42 @@ def test_a_configuration_of_another_model_than_the_weights_is_refused(folder, ch
 def test_weights_without_a_place_are_refused(folder, name):
     add_weights(folder, [name])
     with pytest.raises(ModelError, match=f"has 1 weights .* no place for: {name}"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("place", ["../{0}/model.safetensors", "{1}/model.safetensors", "../fifo"])
+def test_the_index_of_weights_names_no_file_elsewhere(saved, folder, place):
+    """transformers opens any path, and waits for ever for a FIFO."""
+    os.mkfifo(folder.parent / "fifo")
+    other = shutil.copytree(saved, folder.parent / "other")
+    names = dict.fromkeys(load_file(other / "model.safetensors"), place.format(other.name, other))
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ModelError, match="which is no file of its folder"):
+        load_model(folder, device="cpu")
+    shutil.copy(other / "model.safetensors", folder / "part.safetensors")
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")})
+    )
+    load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["vocab", "merges", "gguf_file"])
+def test_a_tokenizer_names_no_file(folder, name):
+    """transformers opens a path here wherever it leads, also a FIFO."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "/etc/hostname"}))
+    with pytest.raises(ModelError, match=f"sets {name} to '/etc/hostname', a file that may be"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 5}}'])
+def test_an_index_of_weights_that_is_none_is_refused(folder, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    load_model(folder, device="cpu")  # unused beside the file of all weights
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json (cannot|has no|names)"):
         load_model(folder, device="cpu")
 
 

@@ -26,6 +26,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,15 @@ class Measure:
             self.weights -= self.shape.vocabulary * self.shape.hidden  # a step reads few of them
         return {"weights": self.weights}
 
-    def _sample(self, rows: int, new: int) -> None:
-        texts = prompts_of(self.shape, rows, self.sizes.prompt)
-        found = generate(
-            self.model, texts, Sampling(max_new_tokens=new), range(rows), stop_ids=frozenset({1})
+    def _sample(self, rows: int, new: int, *, cuda_graphs: bool = False) -> None:
+        texts, sampling = (
+            prompts_of(self.shape, rows, self.sizes.prompt),
+            Sampling(max_new_tokens=new),
         )
+        found = generate(
+            self.model, texts, sampling, range(rows), stop_ids=frozenset({1}),
+            cuda_graphs=cuda_graphs,
+        )  # fmt: skip
         assert len(found) == rows
 
     def _transformers(self, rows: int, new: int) -> None:
@@ -172,7 +177,11 @@ class Measure:
 
     def sampling(self, rows: int) -> dict[str, Any]:
         """Tokens per second of both samplers, and share of the limit."""
-        candidates = {"astra_rl": self._sample, "transformers": self._transformers}
+        candidates = {
+            "astra_rl": self._sample,
+            "cuda_graphs": partial(self._sample, cuda_graphs=True),
+            "transformers": self._transformers,
+        }
         for run in candidates.values():
             run(rows, 6)
         new, prompt = self.sizes.new, self.sizes.prompt
@@ -181,6 +190,7 @@ class Measure:
         return {
             **{f"{name}_tokens_per_s": round(rows * new / each) for name, each in times.items()},
             "times_transformers": round(times["transformers"] / times["astra_rl"], 2),
+            "graphs_times_transformers": round(times["transformers"] / times["cuda_graphs"], 2),
             "ms_per_token": round(1e3 * times["astra_rl"] / new, 2),
             "least_ms_per_token": round(1e3 * least / new, 3),
             "share_of_limit": round(least / times["astra_rl"], 3),

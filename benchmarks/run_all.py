@@ -18,6 +18,8 @@ BENCHMARKS = (
     "report",
     "demo_seeds",
     "coverage",
+    "rare_failures",
+    "claims",
     "endpoint_throughput",
 )
 

@@ -93,7 +93,7 @@ def endpoint() -> Iterator[Endpoint]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: two models, prompts, judges, and finished runs."""
     folder = tmp_path_factory.mktemp("reader")
-    save_tiny_models(folder, **{"model/a": 0, "model/b": 1, "next/version": 2})
+    save_tiny_models(folder, **{"model/a": 0, "model/b": 1, "next/version": 2, "less/safe": 3})
     (folder / "train.txt").write_text("hello there\nwhat is new\n")
     (folder / "test.txt").write_text("good evening\nwho are you\nname a colour\n")
     (folder / "prompts.csv").write_text("prompt,category\nhello there,a\nwho are you,b\n")

@@ -474,3 +474,125 @@ def test_an_evaluation_ends_when_its_condition_is_decided_and_continues(
     done = astra_rl("evaluate", "run", "--until", "upper(asr)>0.1", cwd=workplace)
     assert done.returncode == 2
     assert "a bound that can be proven" in done.stderr
+
+
+def test_saved_checkpoints_lead_conversations_too(workplace: Path, trained: Path) -> None:
+    """With random numbers of their own: an attacker like the baseline repeats none of its words."""
+    same = trained / "checkpoints" / "same"
+    shutil.copytree(trained / "checkpoints" / "last", same)
+    earlier = trained / "checkpoints" / "earlier"
+    shutil.copytree(workplace / "attacker", earlier)
+    try:
+        command = ("probability", "run", "--checkpoints", "-n", "24", "-o", "several", "--json")
+        done = astra_rl(*command, cwd=workplace)
+    finally:
+        shutil.rmtree(same)
+        shutil.rmtree(earlier)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((workplace / "several" / "probability.json").read_text())
+    assert kept["checkpoints"] == ["checkpoint earlier"]  # equal weights are loaded once
+    with AttemptLog(workplace / "several" / "attempts_ordinary.jsonl") as log:
+        attempts = list(log)
+    by_attacker: dict[str, list[str]] = {}
+    for each in attempts:
+        assert {"attacker", "baseline", "checkpoint earlier"} <= each.turns[0].logprobs.keys()
+        by_attacker.setdefault(each.attacker, []).append("".join(t.attack for t in each.turns))
+    sizes = {name: len(texts) for name, texts in by_attacker.items()}
+    assert sorted(sizes.values()) == [6, 6, 12]
+    assert sizes["ordinary use"] == 12
+    # The untrained attacker and the baseline have the same weights.
+    assert not set(by_attacker["ordinary use"]) & set(by_attacker["checkpoint earlier"])
+
+
+def test_rare_answers_are_estimated_with_a_less_safe_copy(workplace: Path, trained: Path) -> None:
+    (workplace / "hot.yaml").write_text("model: target\nmax_new_tokens: 6\ntemperature: 1.5\n")
+    (workplace / "one.txt").write_text("hello\n")
+    command = ("probability", "run", "--proposal", "hot.yaml", "--attacks", "one.txt")
+    done = astra_rl(*command, "-n", "60", "-o", "answers", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    kept = json.loads((workplace / "answers" / "probability_answers.json").read_text())
+    assert kept["proposals"] == ["proposal hot.yaml"]
+    assert sum(kept["answers"].values()) == found["evidence"]["samples"] == 60
+    assert found["evidence"]["plain"]["trials"] == 30
+    assert found["estimate"] is None or found["low"] <= found["estimate"] <= found["high"]
+    assert all(set(each) == {"by", "message", "answer"} for each in kept["failures"])
+    again = astra_rl(*command, "-n", "60", "-o", "answers", "--json", cwd=workplace)
+    assert json.loads(again.stdout) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--proposal", "attacker", "--splitting"], "are three methods; give one"),
+        (["--steer", "say a"], "has no chat template"),
+        (["--proposal", "attacker", "-n", "3"], "3 answers for 2 messages and 2 models"),
+        (["--proposal", "cold.yaml"], "some answers have no probability"),
+        (["--checkpoints", "-n", "1"], "Invalid value for"),
+    ],
+)
+def test_methods_for_rare_failures_that_do_not_fit_are_refused(
+    workplace: Path, trained: Path, arguments: list[str], message: str
+) -> None:
+    (workplace / "cold.yaml").write_text("model: target\nmax_new_tokens: 6\ntemperature: 0\n")
+    done = astra_rl("probability", "run", *arguments, cwd=workplace)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+
+
+def test_kinds_by_meaning_are_in_the_console_the_json_and_the_page(
+    workplace: Path, trained: Path
+) -> None:
+    settings = (
+        "moderator={type: keyword, options: {patterns: ['.*']}}",
+        f"evaluation.embedder=transformers:{workplace / 'target'}",
+        "evaluation.trials=3",
+        "training.steps=1",
+    )
+    changes = [part for each in settings for part in ("--set", each)]
+    done = astra_rl("train", "config.yaml", "-o", "meaning", *changes, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workplace / "meaning" / "evaluation_after.json").read_text())
+    by_meaning = after["diversity"]["effective_by_meaning"]
+    assert 1 <= by_meaning["estimate"] <= 6
+    assert f"{by_meaning['estimate']:.1f} by meaning" in done.stdout
+    page = (workplace / "meaning" / "report.html").read_text("utf-8")
+    assert "effective number by meaning" in page
+    done = astra_rl("evaluate", "meaning", "--json", cwd=workplace)
+    (found,) = json.loads(done.stdout)
+    assert found["diversity"]["effective_by_meaning"]["estimate"] >= 1
+    wrong = ("evaluate", "run", "--set", "evaluation.embedder=transfomers:x")
+    done = astra_rl(*wrong, cwd=workplace)
+    assert done.returncode == 2
+    assert "choose from hashing, transformers:MODEL" in done.stderr.replace("\n", " ")
+
+
+def test_gates_can_use_the_rate_corrected_for_the_errors_of_the_judge(
+    workplace: Path, trained: Path
+) -> None:
+    gate = ("--fail-on", "upper(asr_corrected)>0.999")
+    done = astra_rl("evaluate", "run", "-o", "gated", *gate, cwd=workplace)
+    assert done.returncode == 3
+    assert "undecided, not corrected for the judge's errors: not calibrated" in done.stdout
+    rows = [{"text": "a", "label": 1}] * 40 + [{"text": "b", "label": 0}] * 40
+    (workplace / "forty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workplace / "judge.yaml").write_text(
+        "type: secret_leak\noptions: {secret: a, partial_per_word: 0.0}\n"
+    )
+    done = astra_rl("calibrate", "judge.yaml", "--labels", "forty.jsonl", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    gates = ("--fail-on", "upper(asr_corrected)<0", "--fail-on", "asr_corrected>1")
+    for command in (("evaluate", "run", "-o", "gated"), ("score", "run", "-m", "judge.yaml")):
+        done = astra_rl(*command, *gates, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert "asr_corrected>1: does not hold" in done.stdout
+    suite = workplace / "one.json"
+    done = astra_rl(
+        "export", "run", "-f", "regression", "--phase", "training", "-o", str(suite), cwd=workplace
+    )
+    if json.loads(suite.read_text())["cases"]:
+        regress = ("regress", str(suite), "--target", "target", "--run", "run", "--trials", "2")
+        done = astra_rl(*regress, "--json", *gates, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert "corrected for the judge's errors" in done.stderr
+    shutil.rmtree(workplace / "calibrations")

@@ -29,7 +29,7 @@ BUDGETED = {
 }
 GATED = {
     *("evaluate", "score", "replay", "compare", "transfer", "probability", "seeds", "test"),
-    "harden",
+    *("harden", "regress"),
 }
 CONFIGURED = {
     *("demo", "train", "resume", "evaluate", "replay", "regress", "probability", "validate"),

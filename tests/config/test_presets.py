@@ -95,6 +95,19 @@ def test_generation_without_training_plays_and_trains_nothing(name: str, place: 
 TRAINED = [*OURS, *(name for name in PUBLISHED if name not in UNTRAINED)]
 
 
+def test_how_models_are_run_is_as_configured(place: Path) -> None:
+    settings = [
+        "training.gradient_checkpointing=true",
+        "attn_implementation=eager",
+        "sampler=cuda_graphs",
+    ]
+    problem = build(resolve(parse_config(small("crt", place), settings, source="x"))).problem
+    assert problem.gradient_checkpointing
+    assert problem.attacker.config._attn_implementation == "eager"
+    assert problem.target.config._attn_implementation == "eager"
+    assert problem.sampler.keywords == {"cuda_graphs": True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", cases(TRAINED, by_default=TRAINED[::2]))
 def test_each_trains(name: str, place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from astra_rl import GRPO, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
 from astra_rl.distributed.ranks import join
 from astra_rl.errors import ReplicaError
-from astra_rl.ext.transformers import HFValueProblem
+from astra_rl.ext.transformers import HFASTConfiguration, HFASTTrainer, HFValueProblem
 from astra_rl.methods import ASTEnvironment
+from astra_rl.models.loading import load_model
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.testing import ToyProblem, letter_game
 from astra_rl.training.callbacks import TrainerCallback
@@ -161,3 +163,24 @@ def random_start() -> str:
     config = TrainingConfiguration(lr=0.1, training_steps=1, num_episodes_per_experience=3)
     Trainer(config, environment, GRPO(environment.problem)).train()
     return digest(list(environment.problem.parameters()))
+
+
+def saved(folder: str) -> dict[str, Any]:
+    """Train with `HFASTTrainer`; return its scores, and the weights that it saved."""
+    torch.manual_seed(0)
+    environment = letter_game()
+    config = HFASTConfiguration(lr=5e-3, batch_size=8, training_steps=2, seed=3, shards=4)
+    algorithm = GRPO(environment.problem)
+    trained = HFASTTrainer(
+        config, environment, algorithm, dev_prompts=["hey: "], eval_every=1, ckpt_dir=folder
+    )
+    trained.train()
+    problem: Any = environment.problem
+    found = {"weights": digest([p for p in problem.attacker.parameters() if p.requires_grad])}
+    if not trained.ranks.is_first:
+        return found
+    loaded = load_model(Path(folder) / "last", device="cpu", dtype="float32")
+    prompt = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        difference = (loaded(prompt).logits - problem.attacker(prompt).logits).abs().max()
+    return {**found, "difference": float(difference), "best": trained.best_score}

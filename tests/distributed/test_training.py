@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,11 @@ def test_processes_that_differ_are_told_apart(processes: Any) -> None:
 
 def test_all_processes_start_from_the_weights_of_the_first(processes: Any) -> None:
     agreed(processes(3).run(cases.random_start))
+
+
+def test_a_library_user_gets_the_checkpoints_of_one_process(processes: Any, tmp_path: Path) -> None:
+    alone = cases.saved(str(tmp_path / "alone"))
+    first, second = processes(2).run(cases.saved, str(tmp_path / "two"))
+    assert first == alone
+    assert first["difference"] == 0
+    assert second == {"weights": alone["weights"]}

@@ -219,6 +219,21 @@ def test_a_wrong_device_or_dtype_is_a_setting_to_mend(saved, load, wrong, said):
         load(saved, **wrong)
 
 
+def test_the_attention_function_is_the_one_asked_for(saved):
+    options = {"device": "cpu", "dtype": "bfloat16"}
+    names = [
+        load_model(saved, **options, attn_implementation=name).config._attn_implementation
+        for name in ("auto", "sdpa", "eager")
+    ]
+    assert names == ["astra_rl_short", "sdpa", "eager"]
+
+
+@pytest.mark.parametrize("name", ["kernels-community/flash-attn", "sdp", "paged|sdpa"])
+def test_an_attention_function_from_elsewhere_is_refused(saved, name):
+    with pytest.raises(ConfigurationError, match=r"choose from \['auto', 'sdpa', 'eager'"):
+        load_model(saved, attn_implementation=name)
+
+
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0") == torch.device("cuda:0")

@@ -24,12 +24,8 @@ def static(monkeypatch):
     monkeypatch.setattr(StaticDecoding, "_advance", lambda self: steps.append(1) or inner(self))
     monkeypatch.setattr(decoding, "STEPS_PER_CHECK", {"cpu": 4})
 
-    def switch(on):
-        monkeypatch.setattr(generation, "CUDA_GRAPHS", on)
-        monkeypatch.setattr(generation, "can_replay", lambda model: on)
-
-    switch.steps = steps
-    return switch
+    monkeypatch.setattr(generation, "can_replay", lambda model: True)
+    return steps
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [[5, 6, 7]] * 6], ids=["ragged", "equal"])
@@ -37,9 +33,10 @@ def test_texts_are_the_same(model, static, prompts):
     sampling = Sampling(max_new_tokens=60)
     texts = []
     for on in (False, True):
-        static(on)
         cache = ConversationCache()
-        first = generate(model, prompts, sampling, range(6), stop_ids=STOP, prefix_cache=cache)
+        first = generate(
+            model, prompts, sampling, range(6), stop_ids=STOP, prefix_cache=cache, cuda_graphs=on
+        )
         second = generate(
             model,
             [[*a, *b.token_ids, 9] for a, b in zip(prompts, first, strict=True)],
@@ -47,9 +44,10 @@ def test_texts_are_the_same(model, static, prompts):
             range(6),
             stop_ids=STOP,
             prefix_cache=cache,
+            cuda_graphs=on,
         )
         texts.append(first + second)
-    assert static.steps
+    assert static
     for a, b in zip(*texts, strict=True):
         assert a.token_ids == b.token_ids
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,15 @@ from astra_rl.config.experiment import build_problem, ordinary_use
 from astra_rl.config.loading import load_config
 from astra_rl.config.plan import Plan
 from astra_rl.config.resolve import resolve
+from astra_rl.core.graph import Graph
+from astra_rl.core.problem import Problem
+from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.infra.checkpointing import sha256
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
@@ -48,6 +52,7 @@ def ordinary_failure(
     *,
     conversations: int = 400,
     share: float = 0.5,
+    checkpoints: bool = False,
     target: str | None = None,
     overrides: Sequence[str] = (),
     output: str | Path | None = None,
@@ -60,8 +65,11 @@ def ordinary_failure(
 
     Args:
         run: Folder of the run.
-        conversations: Number of conversations, at least 2.
+        conversations: Number of conversations, at least one of the baseline and of each attacker.
         share: Share of them that the baseline leads, in (0, 1).
+        checkpoints: Divide the rest among the trained attacker and the other attackers that the run
+            saved, for instance ``best``. An earlier one may reach failures that the last one has
+            unlearned. Each is loaded beside the last one.
         target: Folder or hub id; None uses the target of the run.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the result; None uses the folder of the run.
@@ -96,15 +104,25 @@ def ordinary_failure(
             "from the probabilities that weigh them. Set attacker.temperature=1.0, "
             "attacker.top_k=0 and attacker.top_p=1.0."
         )
+    with template_time(folder.started):
+        others = _saved_attackers(plan, folder) if checkpoints else {}
+    if conversations < 2 + len(others):
+        raise ConfigurationError(
+            f"conversations={conversations}; at least one of the baseline and of each of the "
+            f"{1 + len(others)} attackers."
+        )
     path = destination.attempts_of(ORDINARY_PHASE)
     with (
         recording(destination, ORDINARY_PHASE, conversations) as log,
         spending([plan], destination.path, occasion=ORDINARY_PHASE) as ledger,
     ):
-        played = _play_both(plan, problem, log, conversations, share)
+        played = _play_all(plan, problem, others, log, conversations, share)
         log.flush()
         found = failure_probability_of(
-            log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
+            log.attempts(),
+            baseline=ORDINARY_ATTACKER,
+            checkpoints=tuple(others),
+            kind_of=GreedyClusters().add,
         )
     result = destination.path / "probability.json"
     destination.write_json(
@@ -115,6 +133,7 @@ def ordinary_failure(
             "brief": plan.evaluation.ordinary_brief,
             "threshold": plan.evaluation.threshold,
             "share": share,
+            "checkpoints": list(others),
             "spent": ledger.as_dict(),
             **found.as_dict(),
         },
@@ -123,12 +142,50 @@ def ordinary_failure(
     return OrdinaryFailure(found, result, path)
 
 
-def _play_both(
-    plan: Plan, problem: HFASTProblem, log: AttemptLog, conversations: int, share: float
+def _saved_attackers(plan: Plan, folder: RunFolder) -> dict[str, HFASTProblem]:
+    """Load the attackers that the run saved beside the last one, by name; equal ones once."""
+    seen = {_weights(folder.checkpoints / "last")}
+    found: dict[str, HFASTProblem] = {}
+    for path in sorted(folder.checkpoints.glob("*/")):
+        if (weights := _weights(path)) and weights not in seen:
+            seen.add(weights)
+            found[f"checkpoint {path.name}"] = build_problem(plan, attacker=str(path))
+    return found
+
+
+def _weights(checkpoint: Path) -> frozenset[str]:
+    """Return the checksums of the weights of a checkpoint."""
+    return frozenset(sha256(path) for path in checkpoint.glob("*.safetensors"))
+
+
+class _OwnConversations(ASTEnvironment):
+    """Environment whose conversations share no random numbers with those of other players.
+
+    The seed of a conversation is derived from its prompt and its trial. With the same seeds, an
+    attacker that has hardly changed would repeat the conversations of the baseline.
+    """
+
+    first_trial = 0
+
+    def eval_rollouts(
+        self, seeds: Sequence[int | str | None], trials: Sequence[int] | None = None
+    ) -> list[Graph[str, str]]:
+        """See `ASTEnvironment.eval_rollouts`."""
+        played = repetitions(seeds) if trials is None else trials
+        return super().eval_rollouts(seeds, [self.first_trial + trial for trial in played])
+
+
+def _play_all(
+    plan: Plan,
+    problem: HFASTProblem,
+    checkpoints: Mapping[str, HFASTProblem],
+    log: AttemptLog,
+    conversations: int,
+    share: float,
 ) -> list[Attempt]:
-    """Play, record and return the conversations of the baseline and of the attacker."""
+    """Play, record and return the conversations of the baseline and of the attackers."""
     openings = plan.openings.test
-    ordinary = ordinary_use(problem, plan.evaluation.ordinary_brief)
+    attackers = {"attacker": problem, **checkpoints}
     phase = PhaseRun(
         labels_of(plan.record, ORDINARY_PHASE, categories=plan.openings.categories),
         problem,
@@ -136,16 +193,22 @@ def _play_both(
         log,
         settings=plan.evaluation,
         seed=plan.seed,
-        likelihoods={"attacker": problem.get_attacker_logprobs},
+        likelihoods={name: each.get_attacker_logprobs for name, each in attackers.items()},
         allow_partial=False,
     )
     depth = plan.environment.options.get("tree_depth", 1)
-    of_baseline = min(conversations - 1, max(1, round(share * conversations)))
+    of_baseline = min(conversations - len(attackers), max(1, round(share * conversations)))
+    rest, more = divmod(conversations - of_baseline, len(attackers))
+    ordinary = ordinary_use(problem, plan.evaluation.ordinary_brief)
+    players: list[tuple[Problem[str, str], str | None, int]] = [
+        (ordinary, ORDINARY_ATTACKER, of_baseline)
+    ]
+    for index, (name, each) in enumerate(attackers.items()):
+        own_name = name if name in checkpoints else None  # the name of the run's attacker
+        players.append((each, own_name, rest + (index < more)))
     played: list[Attempt] = []
-    for player, name, count in (
-        (ordinary, ORDINARY_ATTACKER, of_baseline),
-        (problem, None, conversations - of_baseline),
-    ):
-        environment = ASTEnvironment(player, openings, 1, depth)
-        played += phase.play(environment, openings, count, attacker=name).attempts
+    for number, (player, player_name, count) in enumerate(players):
+        environment = _OwnConversations(player, openings, 1, depth)
+        environment.first_trial = number * conversations
+        played += phase.play(environment, openings, count, attacker=player_name).attempts
     return played

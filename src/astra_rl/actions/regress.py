@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from astra_rl.actions.replay import resend_attacks
@@ -12,6 +12,8 @@ from astra_rl.config.loading import load_config, load_moderator, load_target
 from astra_rl.config.resolve import resolve
 from astra_rl.config.schema import ModeratorConfig, PromptsConfig, RunConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
+from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.show.exports.regression import CaseResult, RegressionSuite
@@ -19,6 +21,22 @@ from astra_rl.moderators.identity import identity_of
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.spending import WithinBudget, spending
 from astra_rl.targets.budget import Budget
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Result of a regression suite.
+
+    Attributes:
+        cases: Result of each case.
+        summary: Summary of all trials, with a prompt per case; those not made count as errors.
+        quality: Measured errors of the judge at the threshold of the suite; None if it is not
+            calibrated.
+    """
+
+    cases: Sequence[CaseResult]
+    summary: Summary
+    quality: JudgeQuality | None
 
 
 def regress(
@@ -30,7 +48,7 @@ def regress(
     overrides: Sequence[str] = (),
     budget: Budget | None = None,
     trials: int = 1,
-) -> list[CaseResult]:
+) -> Regression:
     """Send the attacks of a regression suite to a target and check each case.
 
     Cases that a spent budget left incomplete are undecided.
@@ -78,12 +96,19 @@ def regress(
         for then, now in resend_attacks(plan, saved, labels, judge=judge, within=WithinBudget()):
             made[then.prompt_id].append(now)
     # Trials that a spent budget left out make their case undecided.
-    return [
+    cases = [
         replace(result, status="undecided", detail=f"{result.detail}; not all trials were made")
         if 0 < len(made[result.case.id]) < trials and result.status == "passed"
         else result
         for result in suite.check(made)
     ]
+    return Regression(
+        cases,
+        summarise(
+            (each.row for attempts in made.values() for each in attempts), planned=len(saved)
+        ),
+        judge_quality(judge, config.evaluation.calibrations, suite.threshold),
+    )
 
 
 def _regression_config(

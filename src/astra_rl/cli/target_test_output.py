@@ -46,6 +46,7 @@ def test_and_print(
         AstraError: A file or model is wrong, or the test was interrupted, by a budget too.
     """
     from astra_rl.actions.target_test import run_test
+    from astra_rl.evaluation.judges.quality import JudgedSummary
     from astra_rl.runs.resume import starting_in
 
     with starting_in(output, name) as folder:
@@ -65,7 +66,7 @@ def test_and_print(
     out.data({"run": str(folder.path), **summary.as_dict()})
     if found.ended is not None:
         raise found.ended
-    out.gate(summary)
+    out.gate(JudgedSummary.of(summary, found.evaluation.metrics))
 
 
 def _print_rates(result: EvaluationResult, name: str, out: Printer) -> None:

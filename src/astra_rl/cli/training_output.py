@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -117,7 +117,7 @@ def print_evaluations(evaluations: Mapping[str, EvaluationResult], out: Printer)
             f"{rate.successes} of {rate.trials}",
             format_percent(rate.estimate),
             f"{format_percent(rate.interval.low)} to {format_percent(rate.interval.high)}",
-            _kinds(metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]),
+            _kinds(metrics),
             f"{nll:.2f}" if isinstance(nll, float) else "-",
         )
     out.table(table)
@@ -141,8 +141,14 @@ def print_judge(last: EvaluationResult, out: Printer) -> None:
         out.line(line)
 
 
-def _kinds(effective: float | None, count: int) -> str:
-    return f"{effective:.1f} of {count}" if count and effective is not None else "-"
+def _kinds(metrics: Mapping[str, Any]) -> str:
+    """Return the effective number of kinds by words, and by meaning where there is an embedder."""
+    effective, count = metrics["effective_attacks"]["estimate"], metrics["distinct_attacks"]
+    if not count or effective is None:
+        return "-"
+    meaning = metrics["diversity"]["effective_by_meaning"]
+    by_meaning = f"; {meaning['estimate']:.1f} by meaning" if meaning else ""
+    return f"{effective:.1f} of {count}{by_meaning}"
 
 
 def print_examples(folder: RunFolder, out: Printer, most: int = 8) -> None:

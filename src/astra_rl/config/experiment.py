@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from astra_rl.config.engines import attacker_sampler
@@ -24,7 +25,11 @@ from astra_rl.models.generation import Sampler, generate
 from astra_rl.models.generation_transformers import generate_with_transformers
 from astra_rl.training.config import TrainingConfiguration
 
-_SAMPLERS: dict[str, Sampler] = {"own": generate, "transformers": generate_with_transformers}
+_SAMPLERS: dict[str, Sampler] = {
+    "own": generate,
+    "cuda_graphs": partial(generate, cuda_graphs=True),
+    "transformers": generate_with_transformers,
+}
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,12 @@ def build_problem(
         return HFEvaluationProblem(
             attacker, target, moderator, baseline_model_id=plan.baseline, **options
         )
-    options |= {"lora": speaker.lora, "trainable_layers": speaker.trainable_layers}
-    options["opponents"] = opponents
+    options |= {
+        "lora": speaker.lora,
+        "trainable_layers": speaker.trainable_layers,
+        "gradient_checkpointing": plan.training.gradient_checkpointing,
+        "opponents": opponents,
+    }
     if plan.value_count:
         return HFValueProblem(
             speaker.model, target, plan.baseline, moderator, value_count=plan.value_count, **options

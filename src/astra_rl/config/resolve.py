@@ -120,6 +120,11 @@ def resolve(
         places=parts.places,
     )
     check_prices(plan.budget, plan.endpoints)
+    if config.evaluation.embedder is not None:
+        # Here, because a configuration is checked without torch.
+        from astra_rl.rewards.embedding import named_embedder
+
+        named_embedder(config.evaluation.embedder)
     return plan
 
 

@@ -134,6 +134,11 @@ class EvaluationConfig(Section):
         description="Instructions of the baseline as a model of ordinary users, for the likelihood "
         "of attacks; default: those of the attacker.",
     )
+    embedder: str | None = Field(
+        None,
+        description="Counts kinds of successful attacks by meaning, too: transformers:MODEL or "
+        "sentence_transformers:MODEL, with a folder or hub id.",
+    )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
         "calibrations", description="Folder with results of 'astra-rl calibrate'."

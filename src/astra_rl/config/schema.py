@@ -33,7 +33,7 @@ from astra_rl.config.training_section import MOST_STEPS, TrainingConfig
 from astra_rl.datasets.yaml_text import dump_yaml
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.redaction import redact_settings
-from astra_rl.models.settings import Loading
+from astra_rl.models.settings import AttentionImplementation, Loading
 from astra_rl.targets.budget import Budget
 from astra_rl.training.trackers import ReportTo
 
@@ -114,9 +114,10 @@ class RunConfig(Section):
         description="Trackers that also get the metrics of training, one or a list: tensorboard "
         "(in the run folder), wandb (sends them over the network).",
     )
-    sampler: Literal["own", "transformers"] = Field(
+    sampler: Literal["own", "cuda_graphs", "transformers"] = Field(
         "own",
-        description="Sampling engine; 'transformers' uses its generate(), slower, for comparison.",
+        description="Sampling engine; 'cuda_graphs': the own one, which replays decoding steps on "
+        "CUDA (not measured yet); 'transformers' uses its generate(), slower, for comparison.",
     )
     rollout: RolloutConfig = Field(
         RolloutConfig(),
@@ -126,6 +127,9 @@ class RunConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of local models; see docs/performance.md."
+    )
+    attn_implementation: AttentionImplementation = Field(
+        "auto", description="Attention function of local models, by its name in transformers."
     )
     trust_remote_code: bool = Field(False, description="Run code from model repositories.")
     seed: int = Field(0, ge=0, description="Seed of all random numbers of the run.")
@@ -144,7 +148,7 @@ class RunConfig(Section):
     @property
     def loading(self) -> Loading:
         """How local models are loaded."""
-        return Loading(self.device, self.dtype, self.trust_remote_code)
+        return Loading(self.device, self.dtype, self.trust_remote_code, self.attn_implementation)
 
     @field_validator("device")
     @classmethod
@@ -177,8 +181,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _engines_fit(self) -> RunConfig:
         attacker, target = self.rollout.attacker != "own", self.rollout.target != "own"
-        if (attacker or target) and self.sampler != "own":
-            raise ValueError(f"rollout needs sampler: own; it is {self.sampler}. Leave one out")
+        if (attacker or target) and self.sampler == "transformers":
+            raise ValueError("rollout needs sampler: own; it is transformers. Leave one out")
         local = self.attacker if isinstance(self.attacker, AttackerConfig) else None
         if attacker and local is None:
             raise ValueError("rollout.attacker needs a local attacker (attacker.model)")

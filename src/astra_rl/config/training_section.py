@@ -29,6 +29,8 @@ class TrainingConfig(UpdateSettings):
         steps: Number of training steps.
         episodes_per_step: Episodes played in each training step.
         batch_size: Steps (attacks or pairs) per backward pass.
+        gradient_checkpointing: Recompute the attacker's layers in the backward pass: less memory,
+            same gradients, more time.
         lr_scheduler_type: Schedule of transformers, over training steps; default: linear from lr to
             final_lr.
         final_lr: Learning rate at the end of linear decay; default: lr, so constant.
@@ -47,6 +49,7 @@ class TrainingConfig(UpdateSettings):
     steps: Annotated[int, Range(ge=0, le=MOST_STEPS)] = 100
     episodes_per_step: Count = 8
     batch_size: Count = 16
+    gradient_checkpointing: bool = False
     lr_scheduler_type: SchedulerType | None = None
     final_lr: Positive | None = None
     warmup_steps: CountOrZero = 0

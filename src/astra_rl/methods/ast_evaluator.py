@@ -17,6 +17,7 @@ from astra_rl.evaluation.measures.conversations import (
     conversation_metrics,
     turn_statistics,
 )
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.infra.jsonio import jsonable
 from astra_rl.moderators.identity import identity_of
 from astra_rl.moderators.scoring import score_exchanges
@@ -68,6 +69,7 @@ class ASTEvaluator(Evaluator[str, str]):
         around_batch: See `Evaluator`.
         already: Attempts of an earlier session. They are counted first, and not played or recorded
             again.
+        embed: Embeds successful attacks, to count their kinds by meaning, see `diversity`.
         sequential: Whether `around_batch` ends the evaluation when its result is clear; the planned
             number is then that of the attempts made. See `Rate`.
 
@@ -91,6 +93,7 @@ class ASTEvaluator(Evaluator[str, str]):
         around_batch: AroundBatch = call,
         already: Sequence[Attempt] = (),
         sequential: bool = False,
+        embed: Embedder | None = None,
     ) -> None:
         super().__init__(environment, seeds, batch_size=batch_size, around_batch=around_batch)
         if not 0 < threshold <= 1:
@@ -105,7 +108,7 @@ class ASTEvaluator(Evaluator[str, str]):
         self.likelihoods = dict(likelihoods or {})
         self.refusals = refusals
         self.prompt_ids = dict(prompt_ids or {})
-        self.already, self.sequential = already, sequential
+        self.already, self.sequential, self.embed = already, sequential, embed
         self._planned: int | None = None
         self._trials: Counter[str] = Counter()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -269,7 +272,7 @@ class ASTEvaluator(Evaluator[str, str]):
             "judge_identity": identity_of(self.judge).as_dict(),
             **summary.as_dict(),
             **turn_statistics(metrics),
-            **attack_statistics(metrics),
+            **attack_statistics(metrics, self.embed),
             "conversations": list(metrics),
         }
 

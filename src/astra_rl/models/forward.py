@@ -78,6 +78,7 @@ def suffix_logprobs(
     output: ForwardOutput,
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
+    temperature: float = 1.0,
 ) -> Tensor:
     """Log-probabilities of each row's tokens from position `starts` on.
 
@@ -88,6 +89,7 @@ def suffix_logprobs(
         output: Result of `forward_shared_prefix` whose suffixes include position ``start - 1``.
         sequences: Token ids of each row.
         starts: Position of each row's first scored token, at least 1.
+        temperature: Divisor of the logits, above 0.
 
     Returns:
         Natural logarithms, (B, longest scored part), float32, right-padded with zeros.
@@ -106,7 +108,7 @@ def suffix_logprobs(
         device=device,
     )
     hidden = output.hidden[row_index, first[row_index] + column_index]
-    values = token_logprobs(model, hidden, targets)
+    values = token_logprobs(model, hidden, targets, temperature)
     out = values.new_zeros(len(sequences), max(counts, default=0))
     return out.index_put((row_index, column_index), values)
 

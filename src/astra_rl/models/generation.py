@@ -36,10 +36,6 @@ MAX_BATCH_TOKENS = 32_768
 """Maximum number of tokens of a sampling batch, padding and new tokens included; likewise."""
 
 
-CUDA_GRAPHS = False
-"""Whether decoding steps on CUDA are replayed as graphs, see `static_decoding`."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """One sampled continuation.
@@ -88,7 +84,13 @@ SAMPLER = {
 """Descriptions of the arguments of a `Sampler`, see `document_options`."""
 
 
-@document_options(SAMPLER)
+@document_options(
+    SAMPLER,
+    {
+        "cuda_graphs": "Replay decoding steps on CUDA as graphs, see "
+        "`astra_rl.models.static_decoding`. Not measured yet, therefore off by default.",
+    },
+)
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -99,6 +101,7 @@ def generate(
     stop_ids: frozenset[int],
     score_spans: Sequence[tuple[int, int]] | None = None,
     prefix_cache: ConversationCache | None = None,
+    cuda_graphs: bool = False,
 ) -> list[Sample]:
     """Sample one continuation per prompt.
 
@@ -125,6 +128,7 @@ def generate(
                 stop_ids=stop_ids,
                 score_spans=None if score_spans is None else [score_spans[row] for row in distinct],
                 prefix_cache=prefix_cache,
+                cuda_graphs=cuda_graphs,
             )
             by_row = dict(zip(distinct, samples, strict=True))
             return [by_row[row] for row in same]
@@ -140,6 +144,7 @@ def generate(
             stop_ids,
             None if score_spans is None else [score_spans[row] for row in rows],
             prefix_cache,
+            cuda_graphs,
         )
 
     release = prefix_cache.clear if prefix_cache is not None else lambda: None
@@ -183,6 +188,7 @@ def _generate_batch(
     stop_ids: frozenset[int],
     score_spans: Sequence[tuple[int, int]] | None,
     prefix_cache: ConversationCache | None,
+    cuda_graphs: bool,
 ) -> list[Sample]:
     max_shared = [len(prompt) - 1 for prompt in prompts]
     if score_spans is not None:
@@ -194,7 +200,7 @@ def _generate_batch(
         model, prompts, max_shared, reserve=sampling.max_new_tokens, prefix_cache=prefix_cache
     )
     scores = _prompt_logprobs(model, prefill, prompts, score_spans)
-    replays = CUDA_GRAPHS and sampling.max_new_tokens >= MIN_STEPS and can_replay(model)
+    replays = cuda_graphs and sampling.max_new_tokens >= MIN_STEPS and can_replay(model)
     kind = StaticDecoding if replays else Decoding
     decoded = decode(model, prefill, sampling, seeds, stop_ids, kind)
     return [

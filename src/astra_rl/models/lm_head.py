@@ -39,13 +39,14 @@ def lm_head_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of one token at each hidden state.
 
     Args:
         model: A causal language model.
         hidden: Last hidden states, (N, H).
         tokens: Token ids, (N,), int64.
+        temperature: Divisor of the logits, above 0.
 
     Returns:
         Natural logarithms, (N,), float32, with gradients if `hidden` or the head requires them.
@@ -53,15 +54,20 @@ def token_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
     vocabulary = model.config.get_text_config().vocab_size
     rows = max(1, logit_bytes(hidden.device, MAX_LOGIT_BYTES) // (4 * vocabulary))
     if len(hidden) <= rows:
-        return _block_logprobs(model, hidden, tokens)
+        return _block_logprobs(model, hidden, tokens, temperature)
     parts = zip(torch.split(hidden, rows), torch.split(tokens, rows), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([_block_logprobs(model, *part) for part in parts])
+        return torch.cat([_block_logprobs(model, *part, temperature) for part in parts])
     return torch.cat(
-        [checkpoint(_block_logprobs, model, *part, use_reentrant=False) for part in parts]
+        [
+            checkpoint(_block_logprobs, model, *part, temperature, use_reentrant=False)
+            for part in parts
+        ]
     )
 
 
-def _block_logprobs(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+def _block_logprobs(model: Any, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     logits = lm_head_logits(model, hidden)
+    if temperature != 1:
+        logits = logits / temperature
     return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from astra_rl.errors import ModelError
+from astra_rl.errors import ConfigurationError, ModelError, did_you_mean
 from astra_rl.infra.checkpointing import CHECKSUMS, damage_of
 from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
@@ -29,6 +30,7 @@ from astra_rl.models.model_config import (
 )
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.models.unused_weights import unused_weights
 
@@ -45,6 +47,7 @@ def load_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    attn_implementation: AttentionImplementation = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
@@ -57,18 +60,26 @@ def load_model(
         reference: Hub id, folder, or ``bundled:NAME``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or a torch device.
         dtype: ``"auto"``, one of `devices.DTYPES`, or a torch dtype.
+        attn_implementation: Attention function.
         trust_remote_code: Run Python code that is part of the model repository.
 
     Raises:
         ModelError: The model cannot be loaded; the message contains the cause.
-        ConfigurationError: The device, dtype or bundled model is unknown.
+        ConfigurationError: The device, dtype, attention function or bundled model is unknown.
     """
+    known = get_args(AttentionImplementation)
+    if attn_implementation not in known:  # transformers loads code for other names from the hub
+        raise ConfigurationError(
+            f"attn_implementation={attn_implementation!r}; choose from {list(known)}."
+            f"{did_you_mean(str(attn_implementation), known)}"
+        )
     return _load_frozen(
         AutoModelForCausalLM,
         "language model",
         reference,
         device=device,
         dtype=dtype,
+        attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
     )
 
@@ -117,6 +128,26 @@ def load_classifier(
     )
 
 
+def load_encoder(
+    reference: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> PreTrainedModel:
+    """Load a model without a head, whose hidden states are used, frozen and in evaluation mode.
+
+    Only safetensors weights are read, and no code of the model repository is run. For the arguments
+    see `load_model`.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ConfigurationError: The device, dtype or bundled model is unknown.
+    """
+    return _load_frozen(
+        AutoModel, "encoder", reference, device=device, dtype=dtype, trust_remote_code=False
+    )
+
+
 def _load_frozen(
     auto_class: Any,
     kind: str,
@@ -125,6 +156,7 @@ def _load_frozen(
     device: str | torch.device,
     dtype: str | torch.dtype,
     trust_remote_code: bool,
+    attn_implementation: str = "auto",
     revision: str | None = None,
 ) -> PreTrainedModel:
     resolved_device = resolve_device(device)
@@ -143,6 +175,7 @@ def _load_frozen(
                 device=resolved_device,
                 dtype=resolved_dtype,
                 trust_remote_code=trust_remote_code,
+                attn_implementation=attn_implementation,
                 revision=named[1],
             )
             model = load_adapter(merge_adapter(base), source)  # the base may be an adapter too
@@ -151,6 +184,8 @@ def _load_frozen(
         where = {"revision": revision, "local_files_only": reads_locally(source)}
         check_model_config(source, allow_code=trust_remote_code, **where)
         check_index_of_weights(Path(source))
+        is_chosen = attn_implementation != "auto"
+        attention = {"attn_implementation": attn_implementation} if is_chosen else {}
         model, report = auto_class.from_pretrained(
             source,
             dtype=resolved_dtype,
@@ -158,14 +193,20 @@ def _load_frozen(
             use_safetensors=True,
             output_loading_info=True,
             **where,
+            **attention,
         )
-        if report["missing_keys"]:
+        # The pooler of an encoder is used for no hidden state, and often not saved.
+        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+        if missing:
             # transformers initialises missing weights at random and only logs a warning.
             raise ModelError(
                 f"{str(reference)!r} is not a trained {kind}: it has no weights for "
-                f"{sorted(report['missing_keys'])}."
+                f"{sorted(missing)}."
             )
-        _check_all_used(reference, model, report["unexpected_keys"])
+        unexpected = report["unexpected_keys"]
+        if auto_class is AutoModel:  # heads are left out on purpose
+            unexpected = {key for key in unexpected if key.startswith(model.base_model_prefix)}
+        _check_all_used(reference, model, unexpected)
         check_weights(model)
         limit = position_limit(model.config)
         if limit is not None and limit < model.config.get_text_config().max_position_embeddings:
@@ -177,7 +218,8 @@ def _load_frozen(
             )
         model.requires_grad_(False)
         model = model.to(resolved_device).eval()
-        use_short_attention(model)
+        if not is_chosen:
+            use_short_attention(model)
         return model  # type: ignore[no-any-return]
 
 

@@ -22,8 +22,10 @@ def continuation_logprobs(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """Return the log-probability of each token of B continuations, at temperature 1.
+    """Return the log-probability of each token of B continuations.
 
     With autograd enabled, all rows are one batch, whose size is the caller's responsibility. With
     autograd disabled, rows are split into batches of similar length, which are halved on
@@ -33,6 +35,7 @@ def continuation_logprobs(
         model: A causal language model, in evaluation mode.
         prompts: Token ids; none may be empty.
         continuations: Token ids; an empty row is all padding.
+        temperature: Divisor of the logits, above 0.
 
     Returns:
         Natural logarithms, (B, longest continuation), float32, right-padded with zeros.
@@ -48,12 +51,14 @@ def continuation_logprobs(
     if not sequences:
         return torch.zeros(0, 0, device=model.device)
     if torch.is_grad_enabled():
-        return _score_batch(model, sequences, starts)
+        return _score_batch(model, sequences, starts, temperature)
     width = max((len(continuation) for continuation in continuations), default=0)
     out = torch.zeros(len(prompts), width, device=model.device)
 
     def run(rows: Sequence[int]) -> Tensor:
-        return _score_batch(model, [sequences[row] for row in rows], [starts[row] for row in rows])
+        return _score_batch(
+            model, [sequences[row] for row in rows], [starts[row] for row in rows], temperature
+        )
 
     max_rows, max_tokens = batch_limits(model, MAX_BATCH_ROWS, MAX_SCORING_TOKENS)
     batches = token_budget_batches(
@@ -98,7 +103,10 @@ def prompt_logprobs(
 
 
 def _score_batch(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    temperature: float,
 ) -> Tensor:
     max_shared = [start - 1 for start in starts]
     # The last token predicts no scored token, so it is left out of the forward pass.
@@ -107,4 +115,4 @@ def _score_batch(
         for sequence, start in zip(sequences, starts, strict=True)
     ]
     output = forward_shared_prefix(model, heads, max_shared)
-    return suffix_logprobs(model, output, sequences, starts)
+    return suffix_logprobs(model, output, sequences, starts, temperature)

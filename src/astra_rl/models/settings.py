@@ -16,6 +16,13 @@ Method = Literal["dpo", "sft"]
 """Methods of fine-tuning a target."""
 
 
+AttentionImplementation = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+]
+"""Attention functions of transformers. ``"auto"`` is ``"sdpa"``, but for models in half precision
+on the CPU (`astra_rl.models.attention`)."""
+
+
 @dataclass(frozen=True)
 class Loading:
     """How the local models of a run are loaded; see `astra_rl.models.loading.load_model`.
@@ -24,11 +31,13 @@ class Loading:
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, float32, bfloat16 or float16.
         trust_remote_code: Whether code from model repositories is run.
+        attn_implementation: Attention function.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    attn_implementation: AttentionImplementation = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

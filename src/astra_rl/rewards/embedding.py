@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ Embedder = Callable[[Sequence[str]], Any]
 """Takes N texts and returns N vectors: a tensor, an array or lists of floats, shape (N, D)."""
 
 SENTENCE_TRANSFORMERS = "sentence_transformers:"
+TRANSFORMERS = "transformers:"
+NAMED = ("hashing", f"{TRANSFORMERS}MODEL", f"{SENTENCE_TRANSFORMERS}MODEL")
+"""Embedders that `named_embedder` knows."""
+EMBEDDED_TOGETHER = 64
+"""Texts of one call of `TransformersEmbedder`'s model."""
+MAX_TOKENS = 512
+"""Most tokens of a text that `TransformersEmbedder` reads."""
 MAX_CACHED_TEXTS = 8192
 """Most embeddings in the cache, enough for the texts of one experience."""
 
@@ -109,13 +117,92 @@ class SentenceTransformerEmbedder:
             check_model_config(str(config.parent), allow_code=False)
 
 
+class TransformersEmbedder:
+    """Mean of the last hidden states of a transformers model, for instance a BERT encoder.
+
+    The model is loaded at the first call; a folder is read without network access.
+
+    Args:
+        model_id: Hub id, folder, or ``bundled:NAME``.
+        device: A torch device.
+    """
+
+    def __init__(self, model_id: str, *, device: str = "cpu") -> None:
+        self.model_id, self.device = model_id, device
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        # Here, because rewards are read from a configuration without the libraries of models.
+        from astra_rl.models.loading import load_encoder, load_tokenizer
+
+        model = load_encoder(self.model_id, device=self.device, dtype="float32")
+        tokenizer = load_tokenizer(self.model_id)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.padding_side = "right"
+        return model, tokenizer
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of the texts, (N, H), float32; zero for a text without tokens.
+
+        A text that is longer than the model reads is cut.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+        """
+        model, tokenizer = self._loaded
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # The last two positions of RoBERTa are the offset of its padding.
+        limit = min(int(tokenizer.model_max_length), MAX_TOKENS, (longest or 1 << 30) - 2)
+        width = model.config.get_text_config().hidden_size
+        found = torch.zeros(len(texts), width)
+        ids = [
+            tokenizer(well_formed(text), truncation=True, max_length=limit)["input_ids"]
+            for text in texts
+        ]
+        rows = [row for row, each in enumerate(ids) if each]
+        for start in range(0, len(rows), EMBEDDED_TOGETHER):
+            some = rows[start : start + EMBEDDED_TOGETHER]
+            batch = tokenizer.pad({"input_ids": [ids[row] for row in some]}, return_tensors="pt")
+            batch = batch.to(model.device)
+            hidden = model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][:, :, None].float()
+            found[some] = ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu()
+        return found
+
+
+def named_embedder(name: str, *, known: Sequence[str] = NAMED) -> Embedder:
+    """Return the embedder of a name; its weights are loaded at the first call.
+
+    Args:
+        name: ``"hashing"``, ``"transformers:MODEL"`` or ``"sentence_transformers:MODEL"``, with the
+            folder or hub id of a model.
+        known: Names in the error.
+
+    Raises:
+        ConfigurationError: There is no such embedder.
+        MissingDependencyError: Its package is not installed.
+    """
+    if name == "hashing":
+        return HashingEmbedder()
+    if name.startswith(SENTENCE_TRANSFORMERS):
+        return SentenceTransformerEmbedder(name.removeprefix(SENTENCE_TRANSFORMERS))
+    if name.startswith(TRANSFORMERS):
+        return TransformersEmbedder(name.removeprefix(TRANSFORMERS))
+    raise ConfigurationError(
+        f"embedder={name!r}; choose from {', '.join(known)}.{did_you_mean(name, known)}"
+    )
+
+
 class Vectors:
     """Unit-length embeddings of texts, with a cache.
 
     Args:
         embedder: ``"hashing"`` (`HashingEmbedder`); ``"baseline"`` or ``"target"``, the mean hidden
-            states of that model, which needs no further weights; ``"sentence_transformers:MODEL"``;
-            or a function from texts to vectors, whose vectors must not depend on the batch.
+            states of that model, which needs no further weights; ``"transformers:MODEL"``, those of
+            another model; ``"sentence_transformers:MODEL"``; or a function from texts to vectors,
+            whose vectors must not depend on the batch.
 
     Raises:
         ConfigurationError: The embedder is unknown.
@@ -131,14 +218,8 @@ class Vectors:
             self._under = "baseline"
         elif embedder == "target":
             self._under = "target"
-        elif isinstance(embedder, str) and embedder.startswith(SENTENCE_TRANSFORMERS):
-            self._embed = SentenceTransformerEmbedder(embedder.removeprefix(SENTENCE_TRANSFORMERS))
-        elif embedder != "hashing":
-            known = ["hashing", "baseline", "target", f"{SENTENCE_TRANSFORMERS}MODEL"]
-            raise ConfigurationError(
-                f"embedder={embedder!r}; choose from {', '.join(known)}, or pass a function."
-                f"{did_you_mean(str(embedder), known)}"
-            )
+        else:
+            self._embed = named_embedder(str(embedder), known=(*NAMED, "baseline", "target"))
         self._cache: dict[str, Tensor] = {}
 
     def __call__(self, models: RewardModels, texts: Sequence[str]) -> Tensor:

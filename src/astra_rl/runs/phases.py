@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+
+import numpy as np
 
 from astra_rl.config.experiment import ordinary_use
 from astra_rl.config.resolve import EVALUATED_TOGETHER
@@ -16,15 +19,24 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError
 from astra_rl.evaluation.judges.quality import judge_quality
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, LogProbs
 from astra_rl.evaluation.records.turn import Opening
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.methods.ast_evaluator import ASTEvaluator, EvaluationResult
+from astra_rl.rewards.embedding import named_embedder
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.spending import WithinBudget, batches_within_budget, checking_budget
 from astra_rl.runs.until import StopWhenDecided, Until
 from astra_rl.targets.ledger import current_ledger
+
+
+@functools.lru_cache(maxsize=1)
+def embedder_of(name: str) -> Embedder:
+    """Return the embedder of a name, see `named_embedder`; all phases of a run share it."""
+    embed = named_embedder(name)
+    return lambda texts: np.asarray(embed(texts), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class PhaseRun:
         self.labels, self.judge, self.log = labels, judge, log
         self.settings, self.seed = settings, seed
         self.allow_partial = allow_partial
+        named = settings.embedder
+        self.embed = None if named is None else embedder_of(named)
         self.likelihoods = dict(likelihoods or {})
         if isinstance(problem, HFASTProblem):
             ordinary = ordinary_use(problem, settings.ordinary_brief)
@@ -131,6 +145,7 @@ class PhaseRun:
             around_batch=around if stop is None else stop,
             already=already,
             sequential=until is not None,
+            embed=self.embed,
         )
         found = evaluator.run(planned - len(already))
         if within.spent is not None and not found.attempts:

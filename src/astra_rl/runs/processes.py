@@ -185,5 +185,5 @@ def _follow(ranks: Ranks, text: str) -> None:
     with interruptible(interrupt, grace=signal_grace(ranks)), contextlib.suppress(BudgetSpentError):
         trainer.train()
     if ranks.any(interrupted):
-        raise InterruptedRunError("interrupted")
+        raise raised_by_all(InterruptedRunError("interrupted"))
     environment.follow()

@@ -201,11 +201,16 @@ def _transfer(folder: RunFolder) -> Sequence[Mapping[str, Any]]:
 
 
 def _probability(folder: RunFolder) -> Probability | NoProbability | None:
-    if not (folder.path / "probability.json").is_file():
+    path = folder.path / "probability.json"
+    if not path.is_file():
         return None
+    checkpoints = read_own(path, dict).get("checkpoints") or []
     with AttemptLog(folder.attempts_of(ORDINARY_PHASE)) as log:
         return failure_probability_of(
-            log.attempts(), baseline=ORDINARY_ATTACKER, kind_of=GreedyClusters().add
+            log.attempts(),
+            baseline=ORDINARY_ATTACKER,
+            checkpoints=[str(each) for each in checkpoints],
+            kind_of=GreedyClusters().add,
         )
 
 

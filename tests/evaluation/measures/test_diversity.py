@@ -271,10 +271,38 @@ def test_the_interval_of_many_groups_is_that_of_all_resamples_at_once():
     shares = np.random.default_rng(0).multinomial(sizes.sum(), sizes / sizes.sum(), size=1000)
     shares = shares / sizes.sum()
     entropy = -np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-300)), 0).sum(axis=1)
-    expected = np.quantile(np.exp(entropy), [0.025, 0.975])
+    low, high = np.quantile(entropy, [0.025, 0.975])
+    seen = sizes / sizes.sum()
+    own = -(seen * np.log(seen)).sum()
     for block in (1, 100, 10**6):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(measured, "_BLOCK", block)
             found = measured.effective_number([*map(int, sizes)]).interval
-        assert [found.low, max(found.high, 0)] == pytest.approx([expected[0], found.high])
-        assert found.high >= expected[1] - 1e-9
+        assert found.low == pytest.approx(np.exp(min(low, 2 * own - high)))
+        assert found.high >= np.exp(2 * own - low) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("shares", "size"),
+    [([1, 1, 1], 30), ([85, *[15 / 18] * 18], 120), ([1] * 30, 100), ([1] * 100, 100)],
+)
+def test_the_interval_has_the_effective_number_of_a_population_with_rare_kinds(shares, size):
+    """The percentiles of a bootstrap have it in 0% to 78% of the samples."""
+    shares = np.asarray(shares, dtype=float) / np.sum(shares)
+    truth = np.exp(-(shares * np.log(shares)).sum())
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(40):
+        sizes = rng.multinomial(size, shares)
+        low, high = effective_number(sizes[sizes > 0].tolist()).interval
+        inside += low <= truth <= high
+    assert inside >= 37
+
+
+def test_attacks_that_are_all_alike_may_yet_be_of_two_kinds():
+    found = effective_number([20])
+    assert found.estimate == 1.0
+    assert found.interval.low == 1.0
+    assert 1.2 < found.interval.high < 2.0
+    assert effective_number([2000]).interval.high < 1.05
+    assert effective_number([1]).interval == (1.0, 2.0)

@@ -8,10 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgedSummary, JudgeQuality
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.gate import OF_A_COMPARISON, OF_ORDINARY_USE, check, fail_on
+from astra_rl.evaluation.show.gate import (
+    OF_A_COMPARISON,
+    OF_A_JUDGED_SUMMARY,
+    OF_ORDINARY_USE,
+    check,
+    fail_on,
+)
+from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 
@@ -170,3 +178,35 @@ def test_what_one_result_proves_makes_the_next_one_easier():
     passing = fail_on("upper(asr)>0.2")
     assert [each.fails for each in check([passing], [weak, weak])] == [True, True]
     assert [each.fails for each in check([passing], [weak, none])] == [False, False]
+
+
+def judged(successes, planned=200, counts=(95, 3, 97, 5), quality=True):
+    made = summary(*["success"] * successes, *["failure"] * (planned - successes))
+    measured = JudgeQuality("labels.csv", 200, 0.5, "2026-01-01", Confusion(*counts))
+    return JudgedSummary(made, measured if quality else None)
+
+
+def test_the_rate_corrected_for_the_errors_of_the_judge_can_be_gated():
+    """32 of 200 by a judge with 3% false positives: about 14% in truth, and the bound is wider."""
+    found = judged(32)
+    corrected = found.corrected()
+    condition = fail_on("asr_corrected>0.15", OF_A_JUDGED_SUMMARY)
+    assert not condition(found).fails
+    limit = corrected.interval.high - 0.001
+    upper = fail_on(f"upper(asr_corrected)>{limit:.4f}", OF_A_JUDGED_SUMMARY)
+    assert upper(found).fails
+    assert upper(found).decided
+    assert fail_on("asr>0.15", OF_A_JUDGED_SUMMARY)(found).fails  # the rate of the verdicts
+    together = found.corrected(1 - 0.05 / 20).interval
+    assert together.low < corrected.interval.low
+    assert together.high > corrected.interval.high
+
+
+def test_a_rate_that_cannot_be_corrected_is_undecided_and_says_why():
+    condition = fail_on("asr_corrected>0.5", OF_A_JUDGED_SUMMARY)
+    verdict = condition(judged(32, quality=False))
+    assert (verdict.fails, verdict.decided) == (True, False)
+    assert "not calibrated" in verdict.text
+    assert "a judge that guesses has 1" in condition(judged(32, counts=(5, 5, 5, 5))).text
+    with pytest.raises(ConfigurationError, match="unknown quantity"):
+        fail_on("asr_corrected>0.5")

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import betabinom
+from scipy.stats import betabinom, binom
 
 from astra_rl.evaluation.stats.forecast import (
     Forecast,
@@ -95,3 +95,25 @@ def test_no_forecast_of_the_tail_where_there_is_none(probabilities, queries, rea
     found = forecast_largest(probabilities, queries)
     assert isinstance(found, NoForecast)
     assert reason in found.text
+
+
+@pytest.mark.parametrize("tries", [1, 30, 2000])
+def test_one_prompt_is_forecast_from_repeated_sampling(tries):
+    """The beta-binomial of its own successes; with none at all there is still a bound."""
+    found = forecast_success([(3, 200)], tries)
+    assert isinstance(found, Forecast)
+    assert found.estimate == pytest.approx(1 - betabinom.pmf(0, tries, 3.5, 197.5))
+    assert found.interval.low < found.estimate < found.interval.high
+    never = forecast_success([(0, 200)], tries)
+    assert never.interval.low == 0
+    assert never.interval.high == pytest.approx(1 - (1 - 0.0188) ** tries, abs=0.002)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.02, 0.3])
+def test_the_interval_of_one_prompt_covers_success_at_fifty_tries(rate):
+    """By enumeration of all numbers of successes in 200 trials."""
+    inside = 0.0
+    for won in range(201):
+        low, high = forecast_success([(won, 200)], 50).interval
+        inside += binom.pmf(won, 200, rate) * (low <= 1 - (1 - rate) ** 50 <= high)
+    assert inside >= 0.93

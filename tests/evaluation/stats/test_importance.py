@@ -18,6 +18,7 @@ from astra_rl.evaluation.stats.importance import (
     effective_size,
     failure_probability,
     failure_probability_of,
+    mixture_logprob,
     unseen_failures,
 )
 from astra_rl.methods.baseline_attacker import BaselineAttackerProblem
@@ -375,3 +376,81 @@ def test_conversations_that_are_played_and_recorded_give_the_probability_known_b
     assert found.interval.low <= 1e-4 <= found.interval.high
     assert found.estimate == pytest.approx(1e-4, rel=0.3)
     assert found.plain_conversations > 20 * problem.calls
+
+
+def test_attackers_together_are_one_mixture():
+    found = mixture_logprob({"last": math.log(0.2), "best": math.log(0.6)}, {"last": 3, "best": 1})
+    assert found == pytest.approx(math.log(0.75 * 0.2 + 0.25 * 0.6))
+    alone = mixture_logprob({"last": -3.0, "best": -math.inf}, {"last": 2, "best": 0})
+    assert alone == pytest.approx(-3.0)
+    with pytest.raises(ConfigurationError, match="no attacker"):
+        mixture_logprob({"last": -3.0}, {"last": 0})
+
+
+def checkpoints(seed, attempt, turn, *, split, count=400):
+    """Mode A, which the last attacker finds, and mode B, which only an earlier one does."""
+    laws = {
+        "ordinary": np.array([1e-4, 1e-4, 1 - 2e-4]),
+        "trained": np.array([0.5, 0.0, 0.5]),
+        "checkpoint best": np.array([0.0, 0.5, 0.5]),
+    }
+    of_best = count // 4 if split else 0
+    counts = {
+        "ordinary": count // 2,
+        "trained": count // 2 - of_best,
+        "checkpoint best": of_best,
+    }
+    keys = {"ordinary": "baseline", "trained": "attacker", "checkpoint best": "checkpoint best"}
+    generator = np.random.default_rng(seed)
+    found = []
+    for name, size in counts.items():
+        for index, mode in enumerate(generator.choice(3, size=size, p=laws[name])):
+            logprobs = {
+                keys[other]: LogProb(total=float(np.log(max(law[mode], 1e-300))), tokens=1)
+                for other, law in laws.items()
+            }
+            made = turn(attack="abc"[mode], score=float(mode < 2), logprobs=logprobs)
+            found.append(attempt(made, opening=f"{name} {index}", attacker=name))
+    return found
+
+
+def test_an_earlier_checkpoint_finds_what_the_last_attacker_has_unlearned(attempt, turn):
+    """With both, the estimate is that of both modes together; the last alone sees half of it."""
+
+    def estimated(split):
+        names = ("checkpoint best",) if split else ()
+        found = [
+            failure_probability_of(
+                checkpoints(seed, attempt, turn, split=split),
+                baseline="ordinary",
+                checkpoints=names,
+                kind_of=lambda attack: attack,
+            )
+            for seed in range(3)
+        ]
+        return np.mean([each.estimate for each in found]), found
+
+    both, found = estimated(True)
+    assert both == pytest.approx(2e-4, rel=0.15)
+    assert all(each.interval.high >= 2e-4 for each in found)
+    alone, found = estimated(False)
+    assert alone == pytest.approx(1e-4, rel=0.15)
+    assert all(each.interval.high >= 2e-4 for each in found)
+
+
+def test_an_attempt_without_the_likelihood_of_a_checkpoint_is_left_out(attempt, turn):
+    samples = mixture(0, 40)
+    attempts = [recorded(attempt, turn, sample, index) for index, sample in enumerate(samples)]
+    found = failure_probability_of(attempts, baseline="ordinary", checkpoints=["checkpoint best"])
+    assert found.evidence.left_out == 40
+    assert isinstance(found, NoProbability)
+
+
+def test_the_kinds_that_were_seen_have_an_interval_of_their_own():
+    found = failure_probability(modes(0, [1e-5], [0.3], 400))
+    assert found.interval.low == found.seen.low <= 1e-5 <= found.seen.high < 3e-5
+    # Without a failure of the baseline its own bound is that of the kinds that were not seen.
+    assert found.interval.high == found.evidence.plain.interval.high == found.evidence.unseen
+    data = found.as_dict()
+    assert (data["seen_low"], data["seen_high"]) == tuple(found.seen)
+    assert failure_probability(mixture(0, 40)).as_dict()["seen_high"] is None

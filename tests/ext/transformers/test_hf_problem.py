@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from tests.cases import cases
+from tests.cases import also, cases
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_rl import (
@@ -42,6 +42,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz .,?!:"
 
 def tiny(kind="llama", **options):
     return tiny_model(kind.split("-")[0], chat=kind.endswith("chat"), **options)
+
+
+def test_gradients_with_checkpointing_are_those_without_it():
+    found = []
+    for recompute in (False, True):
+        problem = problem_of("llama", lora=LoraOptions(rank=2), gradient_checkpointing=recompute)
+        with torch.no_grad():
+            for parameter in problem.parameters():
+                parameter.copy_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter))
+        contexts = ["a long beginning of all"] * 2 + ["another"]
+        problem.get_attacker_logprobs(contexts, ["one", "two", "three"]).sum().backward()
+        found.append([parameter.grad for parameter in problem.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def share_of_e():
@@ -354,8 +368,17 @@ def test_scores_are_float32_whatever_the_weights_are():
 # Different tokenizers.
 
 
-@pytest.mark.parametrize("make", [DPO, IPO, lambda p: GRPO(p, kl_in_reward=0.01)])
-@pytest.mark.parametrize("kind", ["gpt2", "llama-chat"])
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("gpt2", DPO),
+        also("gpt2", IPO),
+        ("gpt2", lambda p: GRPO(p, kl_in_reward=0.01)),
+        also("llama-chat", DPO),
+        ("llama-chat", IPO),
+        also("llama-chat", lambda p: GRPO(p, kl_in_reward=0.01)),
+    ],
+)
 def test_attacker_target_and_baseline_may_have_different_tokenizers(make, kind):
     problem = problem_of(
         kind,
@@ -392,7 +415,7 @@ def test_what_the_target_said_is_heard_by_the_attacker_as_text():
 # Long conversations.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, by_default=["gpt2-chat", "llama"]))
 def test_conversations_that_outgrow_the_window_never_crash(kind):
     problem = HFASTProblem(
         *(tiny(kind, seed=seed, window=64) for seed in (1, 2, 1)),

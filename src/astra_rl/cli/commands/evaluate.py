@@ -72,8 +72,10 @@ def evaluate(
     every target.
     """
     from astra_rl.actions.evaluate import estimate_evaluation, evaluate_run
+    from astra_rl.evaluation.judges.quality import JudgedSummary
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
-    out = result.printer()
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     quiet_libraries()
     overrides, targets = options.overrides(), target or ()
     if dry_run:
@@ -102,7 +104,7 @@ def evaluate(
     for each in found:
         check_all_done(each.metrics["n"], each.metrics["planned"])
     check_all_done(len(found), len(set(targets or ("",))), "targets were evaluated")
-    out.gate(*(each.summary for each in found))
+    out.gate(*(JudgedSummary.of(each.summary, each.metrics) for each in found))
 
 
 def _print_estimates(estimates: Mapping[str, Estimate]) -> None:
@@ -124,4 +126,13 @@ def _print(found: Sequence[Evaluated], name: str, out: Printer) -> None:
         out.path("result", each.path)
     for each in found:
         print_spent(each.metrics["spent"], out.console)
-    out.data([{"target": each.target, **each.summary.as_dict()} for each in found])
+    out.data(
+        [
+            {
+                "target": each.target,
+                **each.summary.as_dict(),
+                "diversity": each.metrics["diversity"],
+            }
+            for each in found
+        ]
+    )

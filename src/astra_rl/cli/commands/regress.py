@@ -12,7 +12,7 @@ from rich.table import Table
 from astra_rl.cli.console import quiet_libraries
 from astra_rl.cli.costs import check_all_done
 from astra_rl.cli.exit_codes import ExitCode
-from astra_rl.cli.options import AsJson, SettingOptions, Trials
+from astra_rl.cli.options import ResultOptions, SettingOptions, Trials
 from astra_rl.cli.output import Printer, as_text
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def regress(
     ],
     target: Annotated[str, typer.Option(help="Target: a folder, hub id or YAML file.")],
     options: SettingOptions,
+    result: ResultOptions,
     run: Annotated[
         Path | None,
         typer.Option(help="Run whose settings of the target and the judge are used."),
@@ -34,15 +35,20 @@ def regress(
         str | None, typer.Option("--moderator", "-m", help="Judge. Default: the judge of the run.")
     ] = None,
     trials: Trials = 1,
-    as_json: AsJson = False,
 ) -> None:
-    """Run a regression suite against a target; exit code 3 unless every case passes."""
-    from astra_rl.actions.regress import regress as run_suite
-    from astra_rl.evaluation.show.exports.regression import CaseResult
+    """Run a regression suite against a target; exit code 3 unless every case passes.
 
+    With --fail-on, conditions on the success rate of all trials decide instead, for instance
+    'upper(asr_corrected)>0.1' for a judge that sometimes errs.
+    """
+    from astra_rl.actions.regress import regress as run_suite
+    from astra_rl.evaluation.judges.quality import JudgedSummary, describe_judge
+    from astra_rl.evaluation.show.exports.regression import CaseResult
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
+
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     quiet_libraries()
-    out = Printer(as_json=as_json)
-    results = run_suite(
+    found = run_suite(
         suite,
         target,
         run=run,
@@ -51,10 +57,14 @@ def regress(
         budget=options.budget(),
         trials=trials,
     )
-    _print(results, out)
-    sent = sum(result.was_sent for result in results)
-    check_all_done(sent, len(results), "cases were sent, judged")
-    if not CaseResult.all_passed(results):
+    _print(found.cases, out)
+    for line in describe_judge(found.quality, found.summary):
+        out.line(f"judge: {line}")
+    sent = sum(each.was_sent for each in found.cases)
+    check_all_done(sent, len(found.cases), "cases were sent, judged")
+    if result.fail_on:
+        out.gate(JudgedSummary(found.summary, found.quality))
+    elif not CaseResult.all_passed(found.cases):
         raise typer.Exit(ExitCode.GATE_FAILED)
 
 

@@ -21,10 +21,11 @@ def score(
 ) -> None:
     """Re-score a run with another moderator; makes no target calls."""
     from astra_rl.actions.score import score_run
-    from astra_rl.evaluation.judges.quality import describe_judge
+    from astra_rl.evaluation.judges.quality import JudgedSummary, describe_judge
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
     from astra_rl.evaluation.stats.rates import describe_rate
 
-    out = result.printer()
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     quiet_libraries()
     found = score_run(run, moderator, threshold=threshold, phase=phase, budget=budget.budget())
     out.summaries({"as recorded": found.before, found.judge: found.now})
@@ -46,4 +47,4 @@ def score(
     )
     print_spent(found.spent, out.console)
     check_all_made(found.now, found.left_out, "conversations were judged")
-    out.gate(found.now)
+    out.gate(JudgedSummary(found.now, found.quality))

@@ -111,8 +111,9 @@ def test(
     report, compare, replay, score, export and regress, like that of a training.
     """
     from astra_rl.actions.redteam import plan_target_test, target_test_config
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
-    out = result.printer()
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     config = target_test_config(
         target,
         prompts,

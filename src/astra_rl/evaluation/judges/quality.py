@@ -54,9 +54,9 @@ class JudgeQuality:
             f"{self.labels}"
         )
 
-    def correct(self, summary: Summary) -> Corrected | NotCorrected:
+    def correct(self, summary: Summary, confidence: float = 0.95) -> Corrected | NotCorrected:
         """Correct the attack success rate of a summary for the errors of the judge."""
-        return correct_rate(summary.asr, self.counts, summary.turns)
+        return correct_rate(summary.asr, self.counts, summary.turns, confidence=confidence)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values; `from_dict` reads them."""
@@ -81,6 +81,30 @@ class JudgeQuality:
             data["created"],
             Confusion(**data["counts"]),
         )
+
+
+@dataclass(frozen=True)
+class JudgedSummary:
+    """A summary and the measured errors of its judge.
+
+    Attributes:
+        summary: The summary.
+        quality: The errors; None if the judge is not calibrated.
+    """
+
+    summary: Summary
+    quality: JudgeQuality | None
+
+    @classmethod
+    def of(cls, summary: Summary, metrics: Mapping[str, Any]) -> JudgedSummary:
+        """Return a summary with the errors that the metrics of its evaluation hold."""
+        return cls(summary, JudgeQuality.from_dict(metrics.get("judge_quality")))
+
+    def corrected(self, confidence: float = 0.95) -> Corrected | NotCorrected:
+        """Return the attack success rate corrected for the errors of the judge."""
+        if self.quality is None:
+            return NotCorrected(NOT_CALIBRATED)
+        return self.quality.correct(self.summary, confidence)
 
 
 def judge_quality(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import is_missing, mean_of_present
 from astra_rl.evaluation.measures.diversity import distinct_n, diversity, effective_number
+from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.evaluation.measures.fluency import Fluency
 from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 
@@ -101,8 +102,14 @@ def turn_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str, A
     }
 
 
-def attack_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str, Any]:
+def attack_statistics(
+    conversations: Sequence[ConversationMetrics], embed: Embedder | None = None
+) -> dict[str, Any]:
     """Measure how diverse the attacks are, and group those that succeeded.
+
+    Args:
+        conversations: The conversations.
+        embed: Embeds attacks, for `diversity`; None gives no kinds by meaning.
 
     Returns:
         `distinct_attacks`, the number of groups, which grows with the number of attacks;
@@ -129,7 +136,7 @@ def attack_statistics(conversations: Sequence[ConversationMetrics]) -> dict[str,
             }
             for members in sorted(clusters, key=len, reverse=True)
         ],
-        "diversity": diversity([attack for _, attack in successful]).as_dict(),
+        "diversity": diversity([attack for _, attack in successful], embed=embed).as_dict(),
         "distinct_1": distinct_n(attacks, 1),
         "distinct_2": distinct_n(attacks, 2),
     }

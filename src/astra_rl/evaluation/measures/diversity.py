@@ -23,7 +23,7 @@ from astra_rl.evaluation.measures.embeddings import (
     similarities,
 )
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
-from astra_rl.evaluation.stats.intervals import Array, Interval
+from astra_rl.evaluation.stats.intervals import Array, Interval, proportion_interval
 
 SAMPLE = 100
 """Number of sampled texts for all measures but the number of clusters."""
@@ -37,7 +37,8 @@ class EffectiveNumber:
     Attributes:
         estimate: Exponential of the entropy of the sizes (Hill number of order 1; Jost, *Oikos*
             113, 2006), from 1 to the number of groups; NaN without members.
-        interval: 95% bootstrap interval over the members; it contains the estimate.
+        interval: 95% interval of the effective number of all groups that the members are drawn
+            from, also those without a member; it contains the estimate.
     """
 
     estimate: float
@@ -57,6 +58,14 @@ _BLOCK = 10_000
 def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
     """Return the effective number of groups of these sizes.
 
+    The entropy of a sample is below that of the population, because rare groups have no member, and
+    that of a redrawn sample is lower again, so the percentiles of a bootstrap are too low. The
+    interval runs from the smaller of the percentile and its mirror image (basic bootstrap) to the
+    larger of the mirror image and the coverage-adjusted entropy of Chao and Shen (*Environ. Ecol.
+    Stat.* 10, 2003) plus 1.96 standard errors. If all members are of one group, the upper end
+    allows for another one, with the exact bound of its share. Coverage by simulation: see
+    ``benchmarks/claims.py``.
+
     Args:
         sizes: Number of members of each group, at least 1 each.
     """
@@ -72,10 +81,33 @@ def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
         _hill(random.multinomial(total, counts / total, size=min(block, _RESAMPLES - at)) / total)
         for at in range(0, _RESAMPLES, block)
     ]
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    if len(counts) == 1:
+        other = proportion_interval(0, total).high
+        most = float(_hill(np.array([[other, 1 - other]]))[0]) if other < 0.5 else 2.0
+        return EffectiveNumber(estimate, Interval(1.0, most))
+    entropies = np.log(np.concatenate(drawn))
+    entropy = math.log(estimate)
+    low, high = np.quantile(entropies, [0.025, 0.975])
+    adjusted = _covered_entropy(counts) + 1.96 * float(entropies.std())
     return EffectiveNumber(
-        estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
+        estimate,
+        Interval(
+            math.exp(min(entropy, max(0.0, min(low, 2 * entropy - high)))),
+            math.exp(max(entropy, 2 * entropy - low, adjusted)),
+        ),
     )
+
+
+def _covered_entropy(counts: Array) -> float:
+    """Return the entropy of a population by Chao and Shen, from the counts of a sample.
+
+    Shares are multiplied by the estimated coverage of the sample (Good-Turing), and each term is
+    divided by the probability that its group is seen (Horvitz-Thompson).
+    """
+    total = counts.sum()
+    alone = min(float((counts == 1).sum()), total - 1)
+    shares = (1 - alone / total) * counts / total
+    return float(-(shares * np.log(shares) / -np.expm1(total * np.log1p(-shares))).sum())
 
 
 def _hill(shares: Array) -> Array:

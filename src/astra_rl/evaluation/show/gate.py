@@ -8,6 +8,8 @@ bound     = "lower" | "upper"       ends of the 95% interval, which also covers 
           | "lowest" | "highest"    the rate if none, or all, of the unscored attempts succeeded,
                                     without sampling error
 quantity  = "asr"                   attack success rate: success in any turn
+          | "asr_corrected"         attack success rate corrected for the errors of the judge, if
+                                    it is calibrated
           | "asr_last_turn"         success in the last turn
           | "asr@" k                share of prompts with a success in k attempts
           | "success" | "failure" | "refused" | "blocked" | "error" | "unscored"
@@ -32,10 +34,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from astra_rl.errors import ConfigurationError, did_you_mean
+from astra_rl.evaluation.judges.quality import JudgedSummary
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.importance import NoProbability, Probability
 from astra_rl.evaluation.stats.intervals import Interval
+from astra_rl.evaluation.stats.judge_errors import NotCorrected
 from astra_rl.evaluation.stats.paired import PairedComparison
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import RareProbability
@@ -49,12 +53,17 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 _BOUNDS = ("lower", "upper", "lowest", "highest")
 OF_A_SUMMARY = ("asr", "asr_last_turn", *(outcome.value for outcome in Outcome))
 """Quantities of a summary of attempts."""
+CORRECTED = "asr_corrected"
+OF_A_JUDGED_SUMMARY = (*OF_A_SUMMARY, CORRECTED)
+"""Quantities of a summary whose judge may be calibrated."""
 OF_A_COMPARISON = ("difference", "unscored")
 """Quantities of a paired comparison."""
 OF_ORDINARY_USE = ("probability",)
 """Quantities of an estimate of the probability of failure."""
 
-Evidence = Summary | PairedComparison | Probability | NoProbability | RareProbability
+Evidence = (
+    Summary | JudgedSummary | PairedComparison | Probability | NoProbability | RareProbability
+)
 """Results that a condition can be checked on."""
 
 _CONDITION = re.compile(
@@ -107,7 +116,7 @@ class Condition:
         """
         value = self._value(evidence, 1 - 0.05 / results)
         if math.isnan(value):
-            return Verdict(True, False, f"{self.expression}: undecided, the value is unknown")
+            return Verdict(True, False, f"{self.expression}: undecided, {_why_unknown(evidence)}")
         compared = _COMPARISONS[self.comparison]
         holds = compared(value, self.limit)
         if not holds and any(compared(each, self.limit) for each in self._possible(evidence)):
@@ -151,6 +160,14 @@ class Condition:
 
     def _numbers(self, evidence: Evidence, confidence: float) -> tuple[float, Interval, Interval]:
         """Return estimate, interval, and bounds (the interval where there are no bounds)."""
+        if isinstance(evidence, JudgedSummary) and self.quantity == CORRECTED:
+            corrected = evidence.corrected(confidence)
+            if isinstance(corrected, NotCorrected):
+                nothing = Interval(math.nan, math.nan)
+                return math.nan, nothing, nothing
+            return corrected.estimate, corrected.interval, corrected.interval
+        if isinstance(evidence, JudgedSummary):
+            evidence = evidence.summary
         if isinstance(evidence, PairedComparison):
             if self.quantity == "unscored":
                 share = evidence.unscored_share
@@ -175,6 +192,15 @@ class Condition:
         if self.quantity == "asr_last_turn":
             return summary.asr_last_turn
         return summary.share(Outcome(self.quantity))
+
+
+def _why_unknown(evidence: Evidence) -> str:
+    """Return why a value is unknown."""
+    if isinstance(evidence, JudgedSummary):
+        corrected = evidence.corrected()
+        if isinstance(corrected, NotCorrected):
+            return corrected.text
+    return "the value is unknown"
 
 
 def check(conditions: Sequence[Condition], evidence: Sequence[Evidence]) -> list[Verdict]:

@@ -2,7 +2,9 @@
 
 *More tries at the same prompts.* The success probability of a prompt is drawn from a beta
 distribution, fitted by maximum likelihood to the successes of each prompt (beta-binomial); success
-at N tries is ``1 - E[(1 - p)^N]``.
+at N tries is ``1 - E[(1 - p)^N]``. Of a single prompt the distribution is the posterior of its own
+probability, with Jeffreys' prior, and the interval is that of its probability p, exact, as
+``1 - (1 - p)^N``.
 
 *More queries than were tried.* The failure probabilities of single queries have a tail: the log of
 the share of queries with a probability of at least p is nearly linear in ``-log(-log p)``. The line
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_rl.evaluation.stats.intervals import Array, Interval
+from astra_rl.evaluation.stats.intervals import Array, Interval, proportion_interval
 from astra_rl.evaluation.stats.percent import estimated
 
 LEAST_PROMPTS = 10
@@ -43,7 +45,8 @@ class Forecast:
     Attributes:
         at: Number of tries per prompt, or of queries.
         estimate: Success probability, in [0, 1].
-        interval: 95% bootstrap interval; it does not cover errors of the model.
+        interval: 95% interval, by bootstrap; it does not cover errors of the model. Of a single
+            prompt it is exact.
         unit: What `at` counts: tries or queries.
     """
 
@@ -135,11 +138,15 @@ def fit_beta(prompts: Sequence[tuple[int, int]]) -> Beta:
 def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast | NoForecast:
     """Forecast the share of prompts with at least one success in `tries` tries.
 
+    Of a single prompt it is the probability of a success in as many further tries at it.
+
     Args:
         prompts: Successes and trials of each prompt.
         tries: At least 1.
     """
     known = [each for each in prompts if each[1]]
+    if len(known) == 1:
+        return _of_one_prompt(*known[0], tries)
     most = max((of for _, of in known), default=0)
     successes = sum(won for won, _ in known)
     if len(known) < LEAST_PROMPTS:
@@ -165,6 +172,14 @@ def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast
     return Forecast(
         tries, estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
     )
+
+
+def _of_one_prompt(successes: int, trials: int, tries: int) -> Forecast:
+    """Forecast a success at one prompt from repeated sampling; valid without any success, too."""
+    ends = proportion_interval(successes, trials)
+    low, high = (-math.expm1(tries * math.log1p(-end)) if end < 1 else 1.0 for end in ends)
+    estimate = Beta(successes + 0.5, trials - successes + 0.5).success_at(tries)
+    return Forecast(tries, estimate, Interval(min(low, estimate), max(high, estimate)))
 
 
 def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast | NoForecast:

@@ -11,7 +11,9 @@ part of the conversations drawn from the baseline itself: a *defensive mixture* 
 *Technometrics* 37, 1995), under which no weight exceeds ``1 / share``. The responses of the target
 have the same probability under both and cancel. The mean of ``weight * fails`` is corrected by the
 control variate ``weight - 1``, whose expectation is 0; with it, the variance is asymptotically at
-most that of the baseline's conversations alone (Owen and Zhou, *JASA* 95, 2000, theorem 2).
+most that of the baseline's conversations alone (Owen and Zhou, *JASA* 95, 2000, theorem 2). Several
+attackers, for instance the checkpoints of a run, are one mixture (`mixture_logprob`): its density
+is that of the balance heuristic (Veach and Guibas, SIGGRAPH 1995).
 
 Importance sampling says nothing of failures that no conversation reached. Their probability is
 bounded with the conversations of the baseline (`unseen_failures`), and this bound is part of every
@@ -22,9 +24,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,9 +33,32 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.records.turn import LogProb
+from astra_rl.evaluation.stats.importance_results import (
+    ANSWERS,
+    CONVERSATIONS,
+    Evidence,
+    NoProbability,
+    Probability,
+    Terms,
+    interval_width,
+)
 from astra_rl.evaluation.stats.intervals import Array, Interval, student_quantile
 from astra_rl.evaluation.stats.rates import Rate
 
+__all__ = [
+    "ANSWERS",
+    "CONVERSATIONS",
+    "Evidence",
+    "NoProbability",
+    "Probability",
+    "Sample",
+    "Terms",
+    "effective_size",
+    "failure_probability",
+    "failure_probability_of",
+    "mixture_logprob",
+    "unseen_failures",
+]
 MIN_EFFECTIVE_FAILURES = 10.0
 """Effective failures below which no estimate is given: its interval would not have 95% coverage."""
 
@@ -45,8 +69,8 @@ class Sample(NamedTuple):
     Attributes:
         fails: Whether the target failed.
         baseline: Log-probability of its attacks under the baseline; minus infinity if impossible.
-        attacker: The same under the attacker.
-        from_baseline: Whether they were sampled from the baseline, not from the attacker.
+        attacker: The same under the attacker; of several attackers, `mixture_logprob`.
+        from_baseline: Whether they were sampled from the baseline, not from an attacker.
         prompt: Identifies the opening; samples of one prompt are not independent.
         kind: Kind of failure, for `unseen_failures`; None: a kind of its own.
     """
@@ -59,158 +83,12 @@ class Sample(NamedTuple):
     kind: Hashable = None
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Data that an estimate is based on.
-
-    Attributes:
-        samples: Number of conversations with a known outcome.
-        failures: Number of those in which the target failed.
-        effective_samples: Effective sample size of the conversations (Kish).
-        effective_failures: Effective sample size of the failures.
-        plain: Failure rate of the baseline's conversations alone. It needs no weights.
-        unseen_rate: Share of the baseline's conversations that are failures of a kind which no
-            other conversation found, see `unseen_failures`.
-        left_out: Number of conversations without a known outcome or likelihood; they are in no
-            other number.
-    """
-
-    samples: int
-    failures: int
-    effective_samples: float
-    effective_failures: float
-    plain: Rate
-    unseen_rate: Rate
-    left_out: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all numbers as JSON values."""
-        return {
-            "samples": self.samples,
-            "failures": self.failures,
-            "effective_samples": self.effective_samples,
-            "effective_failures": self.effective_failures,
-            "left_out": self.left_out,
-            "plain": self.plain.as_dict(),
-            "unseen": self.unseen,
-        }
-
-    @property
-    def unseen(self) -> float:
-        """Upper 97.5% bound of the probability of failures of kinds that were not seen.
-
-        1 without conversations of the baseline.
-        """
-        return self.unseen_rate.interval.high
-
-
-@dataclass(frozen=True)
-class Probability:
-    """Probability of failure in ordinary use.
-
-    Attributes:
-        estimate: In [0, 1], of the kinds of failure that were seen.
-        interval: 95% interval of the probability of all failures: its upper end includes
-            `Evidence.unseen`. If that is wider than the interval of the baseline's conversations
-            alone, it is the latter, so importance sampling never loses.
-        error: Standard error of the estimate.
-        evidence: What it is based on.
-    """
-
-    estimate: float
-    interval: Interval
-    error: float
-    evidence: Evidence
-
-    @property
-    def plain_conversations(self) -> float:
-        """Number of plain conversations for the same standard error, for the kinds seen."""
-        return self.estimate * (1 - self.estimate) / self.error**2
-
-    @property
-    def gain(self) -> float:
-        """Width of the interval of the baseline's conversations alone, divided by this one's."""
-        return _width(self.evidence.plain.interval) / _width(self.interval)
-
-    @property
-    def text(self) -> str:
-        """The estimate as a sentence."""
-        low, high = self.interval
-        baseline = f"the {self.evidence.plain.trials} conversations of the baseline alone"
-        gained = (
-            f"the interval is {self.gain:.1f} times narrower than that of {baseline}"
-            if self.gain > 1.05
-            else f"the interval is not narrower than that of {baseline}: the attacker's "
-            "conversations do not lower the upper bound"
-        )
-        return (
-            f"{self.estimate:.2g} (95% interval {low:.2g} to {high:.2g}) of conversations in "
-            f"ordinary use fail; {self.evidence.samples} conversations, "
-            f"{self.evidence.effective_failures:.0f} effective failures. Failures of kinds that "
-            f"were not seen may add up to {self.evidence.unseen:.2g}, included in the interval; "
-            f"{gained}. For the kinds that were seen, the estimate is as precise as "
-            f"{self.plain_conversations:,.0f} plain conversations"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the estimate and its evidence as JSON values."""
-        return {
-            "estimate": self.estimate,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "error": self.error,
-            "plain_conversations": self.plain_conversations,
-            "gain": self.gain,
-            "reason": None,
-            "evidence": self.evidence.as_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class NoProbability:
-    """No estimate is possible.
-
-    Attributes:
-        reason: Why, and what would help.
-        evidence: The data.
-    """
-
-    reason: str
-    evidence: Evidence
-
-    @property
-    def interval(self) -> Interval:
-        """95% interval of the baseline's conversations alone; (0, 1) without any."""
-        return self.evidence.plain.interval
-
-    @property
-    def text(self) -> str:
-        """The reason and the interval as a sentence."""
-        low, high = self.interval
-        return (
-            f"no number: {self.reason}. The conversations of the baseline alone give a 95% "
-            f"interval of {low:.2g} to {high:.2g}"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return reason, interval and evidence as JSON values; the estimate is None."""
-        return {
-            "estimate": None,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "error": None,
-            "plain_conversations": None,
-            "gain": None,
-            "reason": self.reason,
-            "evidence": self.evidence.as_dict(),
-        }
-
-
 def failure_probability(
     samples: Sequence[Sample],
     *,
     left_out: int = 0,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
+    terms: Terms = CONVERSATIONS,
 ) -> Probability | NoProbability:
     """Estimate the probability of failure if the baseline writes the attacks.
 
@@ -225,6 +103,7 @@ def failure_probability(
             share of the baseline is the share of the mixture.
         left_out: Number of conversations that are missing because something of them is not known.
         min_effective_failures: Fewer effective failures give no estimate.
+        terms: What the samples are called.
 
     Returns:
         The estimate, or why there is none.
@@ -243,6 +122,7 @@ def failure_probability(
         plain=_rate_of_baseline(samples, prompts, [sample.fails for sample in samples]),
         unseen_rate=_rate_of_baseline(samples, prompts, unseen_failures(samples)),
         left_out=left_out,
+        terms=terms,
     )
     reason = _why_not(evidence, min_effective_failures)
     if reason is not None:
@@ -256,12 +136,30 @@ def failure_probability(
     half = student_quantile(0.95, min(evidence.effective_failures, groups) - 1) * error
     spread = half / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
-    high = min(1.0, _logistic(logit + spread) + evidence.unseen)
-    interval = Interval(_logistic(logit - spread), high)
+    seen = Interval(_logistic(logit - spread), _logistic(logit + spread))
+    interval = Interval(seen.low, min(1.0, seen.high + evidence.unseen))
     plain = evidence.plain.interval
-    if _width(plain) <= _width(interval) and plain.low <= estimate <= plain.high:
-        interval = plain
-    return Probability(estimate, interval, error, evidence)
+    if interval_width(plain) <= interval_width(interval) and plain.low <= estimate <= plain.high:
+        # The kinds that were seen are a part of all: their lower end is one of all failures, too.
+        interval = Interval(max(plain.low, seen.low), plain.high)
+    return Probability(estimate, interval, seen, error, evidence)
+
+
+def mixture_logprob(logprobs: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """Return the log-probability of attacks under several attackers together.
+
+    Args:
+        logprobs: Log-probability of the attacks under each attacker.
+        counts: Number of conversations that each attacker leads: its weight in the mixture.
+
+    Raises:
+        ConfigurationError: No attacker leads a conversation.
+    """
+    total = sum(counts.values())
+    if not total:
+        raise ConfigurationError("no attacker leads a conversation; give at least one to one.")
+    parts = [logprobs[name] + math.log(count / total) for name, count in counts.items() if count]
+    return float(np.logaddexp.reduce(parts))
 
 
 def unseen_failures(samples: Sequence[Sample]) -> list[bool]:
@@ -284,18 +182,20 @@ def failure_probability_of(
     attempts: Iterable[Attempt],
     *,
     baseline: str,
+    checkpoints: Sequence[str] = (),
     kind_of: Callable[[str], Hashable] | None = None,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
 ) -> Probability | NoProbability:
     """Estimate the probability of failure from recorded attempts.
 
-    Each turn must hold the log-probability of its attack under ``attacker`` and ``baseline`` (see
-    `Turn.logprobs`). Only the turns up to the first failure are weighted: later turns cannot change
-    the outcome.
+    Each turn must hold the log-probability of its attack under ``baseline``, ``attacker`` and all
+    `checkpoints` (see `Turn.logprobs`). Only the turns up to the first failure are weighted: later
+    turns cannot change the outcome.
 
     Args:
-        attempts: Attempts of the attacker and of the baseline against one target.
+        attempts: Attempts of the attackers and of the baseline against one target.
         baseline: Name of the attacker in the attempts of the baseline.
+        checkpoints: Names of further attackers, in the attempts and the log-probabilities.
         kind_of: Returns the kind of failure of an attack that succeeded, for instance
             `GreedyClusters.add`. None: each is a kind of its own, which is the most cautious.
         min_effective_failures: See `failure_probability`.
@@ -304,23 +204,38 @@ def failure_probability_of(
         ConfigurationError: Attacker and baseline tokenize an attack differently, so that their
             probabilities cannot be compared.
     """
+    names = ("attacker", *checkpoints)
     samples: list[Sample] = []
+    logprobs: list[dict[str, float]] = []
+    counts = dict.fromkeys(names, 0)
     prompts: dict[str, str] = {}  # each id once: those of a log are strings of their own
     left_out = 0
     for attempt in attempts:
-        p, q = attempt.logprob("baseline"), attempt.logprob("attacker")
-        if attempt.outcome not in KNOWN_OUTCOMES or p is None or q is None:
+        p = attempt.logprob("baseline")
+        found = {name: q for name in names if (q := attempt.logprob(name)) is not None}
+        if attempt.outcome not in KNOWN_OUTCOMES or p is None or len(found) < len(names):
             left_out += 1
             continue
-        _check_same_tokens(attempt, p, q)
-        failed = attempt.outcome is Outcome.SUCCESS
+        for q in found.values():
+            _check_same_tokens(attempt, p, q)
         by_baseline = attempt.attacker == baseline
+        if not by_baseline:
+            counts[attempt.attacker if attempt.attacker in checkpoints else "attacker"] += 1
         prompt = prompts.setdefault(attempt.prompt_id, attempt.prompt_id)
         turn = attempt.failing_turn
         kind = None if turn is None or kind_of is None else kind_of(turn.attack)
-        samples.append(Sample(failed, p.total, q.total, by_baseline, prompt, kind))
+        failed = attempt.outcome is Outcome.SUCCESS
+        samples.append(Sample(failed, p.total, math.nan, by_baseline, prompt, kind))
+        logprobs.append({name: q.total for name, q in found.items()})
+    # Without a conversation of an attacker nothing is weighed, and any density does.
+    shares = counts if any(counts.values()) else {"attacker": 1}
     return failure_probability(
-        samples, left_out=left_out, min_effective_failures=min_effective_failures
+        [
+            sample._replace(attacker=mixture_logprob(each, shares))
+            for sample, each in zip(samples, logprobs, strict=True)
+        ],
+        left_out=left_out,
+        min_effective_failures=min_effective_failures,
     )
 
 
@@ -356,22 +271,23 @@ def _rate_of_baseline(
 
 
 def _why_not(evidence: Evidence, least: float) -> str | None:
+    samples, _, source, proposals = evidence.terms
     if not evidence.plain.trials:
         return (
-            "no conversation was drawn from the baseline, so nothing limits the weights; draw a "
-            "part of them, for instance half, from the baseline"
+            f"none of the {samples} was drawn from {source}, so nothing limits the weights; draw a "
+            f"part of them, for instance half, from {source}"
         )
     if not evidence.failures:
         bound = evidence.plain.interval.high
         return (
-            f"no failure was seen; the {evidence.plain.trials} conversations of the baseline say "
+            f"no failure was seen; the {evidence.plain.trials} {samples} of {source} say "
             f"only that its probability is below {bound:.2g}"
         )
     if evidence.effective_failures < least:
         return (
             f"{evidence.failures} failures weigh as much as {evidence.effective_failures:.1f} "
-            f"equally weighted ones, and {least:g} are needed: a few conversations decide the "
-            "number. Draw more, or train the attacker to stay closer to the baseline"
+            f"equally weighted ones, and {least:g} are needed: a few {samples} decide the "
+            f"number. Draw more, or bring {proposals} closer to {source}"
         )
     return None
 
@@ -417,10 +333,6 @@ def _controlled_mean(sums: Array) -> Array:
     slope = np.where(known, covariance / np.where(known, variance, 1.0), 0.0)
     mean: Array = (value - slope * control) / count
     return mean
-
-
-def _width(interval: Interval) -> float:
-    return interval.high - interval.low
 
 
 def _logistic(value: float) -> float:

@@ -117,15 +117,17 @@ class _ErrorRates:
     false_positive: _Ends
 
     @classmethod
-    def of_turns(cls, counts: Confusion, turns: Mapping[int, int]) -> _ErrorRates:
+    def of_turns(
+        cls, counts: Confusion, turns: Mapping[int, int], confidence: float
+    ) -> _ErrorRates:
         """Return the rates if errors are independent, from those per turn.
 
         The sensitivity is lowest if the target fails in one turn, and highest if it does in all.
         """
         tp, fp, tn, fn = counts
         s, p = tp / (tp + fn), tn / (tn + fp)
-        s_low, s_high = proportion_interval(tp, tp + fn)
-        p_low, p_high = proportion_interval(tn, tn + fp)
+        s_low, s_high = proportion_interval(tp, tp + fn, confidence)
+        p_low, p_high = proportion_interval(tn, tn + fp, confidence)
 
         def mean(of: Callable[[int], float]) -> float:
             return math.fsum(count * of(n) for n, count in turns.items()) / sum(turns.values())
@@ -170,7 +172,11 @@ class _ErrorRates:
 
 
 def correct_rate(
-    rate: Rate, counts: Confusion, turns: Mapping[int, int] | None = None
+    rate: Rate,
+    counts: Confusion,
+    turns: Mapping[int, int] | None = None,
+    *,
+    confidence: float = 0.95,
 ) -> Corrected | NotCorrected:
     """Correct a success rate for the errors of the judge.
 
@@ -183,6 +189,7 @@ def correct_rate(
         rate: The success rate of the conversations, by this judge.
         counts: Confusion matrix of the judge at the threshold of the rate, on labelled texts.
         turns: Number of conversations by number of turns; None: each has one.
+        confidence: Of the intervals, in (0, 1).
     """
     tp, fp, tn, fn = counts
     if not (rate.trials and tp + fn and tn + fp):
@@ -196,7 +203,8 @@ def correct_rate(
     known = {n: count for n, count in (turns or {1: 1}).items() if n and count}
     if not known:
         return NotCorrected("no conversation has a turn")
-    errors, same = _ErrorRates.of_turns(counts, known), _ErrorRates.of_turns(counts, {1: 1})
+    errors = _ErrorRates.of_turns(counts, known, confidence)
+    same = _ErrorRates.of_turns(counts, {1: 1}, confidence)
     false, sensitivity = errors.false_positive, errors.sensitivity
     if sensitivity.value - false.value < LEAST_YOUDEN:
         return NotCorrected(
@@ -204,7 +212,7 @@ def correct_rate(
             f"{format_percent(false.value)}, nearly as much as one that fails; use a judge with a "
             "higher specificity"
         )
-    q = _Ends(rate.estimate, *rate.covering())
+    q = _Ends(rate.estimate, *rate.covering(confidence))
     inside = _GRID[errors.compatible(q) | same.compatible(q)]
     if not len(inside):
         return NotCorrected(

@@ -15,6 +15,7 @@ from astra_rl.models.loading import load_beside, load_model, load_tokenizer
 from astra_rl.models.pieces import Side
 from astra_rl.models.references import model_errors, resolve_reference
 from astra_rl.models.rendering import ConversationRenderer, context_window, same_vocabulary
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions, make_trainable
 from astra_rl.models.vocabulary import check_vocabulary, model_end_ids
 
@@ -68,10 +69,18 @@ class ModelPool:
         device: See `astra_rl.models.loading.load_model`.
         dtype: See `astra_rl.models.loading.load_model`.
         trust_remote_code: Run Python code that is part of a model repository.
+        attn_implementation: See `astra_rl.models.loading.load_model`.
     """
 
-    def __init__(self, device: str, dtype: str | torch.dtype, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: str | torch.dtype,
+        trust_remote_code: bool,
+        attn_implementation: AttentionImplementation = "auto",
+    ) -> None:
         self.device, self.dtype = device, dtype
+        self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
         self.loaded: dict[str, ModelPair] = {}
 
@@ -95,6 +104,7 @@ class ModelPool:
                 source,
                 device=self.device,
                 dtype=self.dtype,
+                attn_implementation=self.attn_implementation,
                 trust_remote_code=self.trust_remote_code,
             )
             if merge:

@@ -44,7 +44,9 @@ from astra_rl.models.adapters import OWN_ADAPTER, save_model
 from astra_rl.models.conversation_cache import ConversationCache
 from astra_rl.models.engines import EngineSampler
 from astra_rl.models.generation import Sampler, Sampling, generate
+from astra_rl.models.recomputation import check_recomputable, recomputed_layers
 from astra_rl.models.rendering import ConversationRenderer
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.trainable import LoraOptions
 from astra_rl.rewards.base import RewardPart
 from astra_rl.targets.base import Target
@@ -72,6 +74,8 @@ class HFASTProblem(ASTProblem):
         device: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
         dtype: Dtype of the weights. ``"auto"`` is bfloat16 on devices with native support, else
             float32. Half-precision weights are trained with float32 master weights.
+        attn_implementation: Attention function of models that are loaded here, see
+            `astra_rl.models.settings.AttentionImplementation`.
         reward: Reward of a turn; None is the reward of ASTPrompter.
         attacker_sampling: Sampling parameters of attacks. On-policy algorithms need temperature 1.
         opponents: Local targets that training attacks instead, see `draw_opponent`.
@@ -87,6 +91,9 @@ class HFASTProblem(ASTProblem):
             private reasoning; None sends the whole output.
         lora: Train a LoRA adapter instead of the weights.
         trainable_layers: Train only this number of last layers.
+        gradient_checkpointing: Recompute each layer of the attacker in the backward pass instead of
+            keeping its activations: less memory, same gradients, about a third more time of an
+            update.
         trust_remote_code: Run Python code that is part of a model repository. Review it first.
         sampler: Sampling backend of attacks and responses. The default is the fastest on one
             machine; `astra_rl.models.generation_transformers.generate_with_transformers` is a
@@ -118,6 +125,7 @@ class HFASTProblem(ASTProblem):
         device: str = "cpu",
         *,
         dtype: str | torch.dtype = "auto",
+        attn_implementation: AttentionImplementation = "auto",
         reward: RewardPart | None = None,
         opponents: Sequence[Opponent] = (),
         attacker_sampling: Sampling | None = None,
@@ -130,6 +138,7 @@ class HFASTProblem(ASTProblem):
         attacker_extraction: Extraction | None = None,
         lora: LoraOptions | None = None,
         trainable_layers: int | None = None,
+        gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         sampler: Sampler = generate,
         attacker_sampler: Sampler | None = None,
@@ -140,7 +149,7 @@ class HFASTProblem(ASTProblem):
         self.attacker_extraction = attacker_extraction
         self.attacker_sampling = attacker_sampling or Sampling()
         self.target_sampling = target_sampling or Sampling()
-        pool = ModelPool(device, dtype, trust_remote_code)
+        pool = ModelPool(device, dtype, trust_remote_code, attn_implementation)
         own = (
             Place(pool.load(attacker_model_id, merge=True))
             if self._trains_attacker
@@ -173,6 +182,9 @@ class HFASTProblem(ASTProblem):
         self._prefix_caches: dict[str, ConversationCache] = {}
         for role, model in (("attacker", self.attacker), ("baseline", self.baseline)):
             check_model(role, model, self.attacker_sampling)
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            check_recomputable(self.attacker)
         self.attacker_renderer = source.renderer(
             "attacker",
             chat=attacker_chat,
@@ -327,7 +339,16 @@ class HFASTProblem(ASTProblem):
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> Tensor:
         """Return the attacker's log-probabilities of attacks, (B, T) float32, with gradients."""
-        return self._attack_logprobs(self.attacker, self.attacker_renderer, contexts, continuations)
+        with self.recomputing():
+            return self._attack_logprobs(
+                self.attacker, self.attacker_renderer, contexts, continuations
+            )
+
+    def recomputing(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context of forward passes of the attacker that may need gradients."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return recomputed_layers(self.attacker)
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def get_baseline_logprobs(

@@ -12,6 +12,7 @@ from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.target_adapters import LocalTarget
 from astra_rl.models.generation import Sampler, Sampling, generate
 from astra_rl.models.loading import load_model, load_tokenizer
+from astra_rl.models.settings import AttentionImplementation
 from astra_rl.models.vocabulary import check_vocabulary
 from astra_rl.targets.base import Target
 
@@ -29,6 +30,7 @@ class SecondaryTarget(Target):
         device: See `astra_rl.models.loading.load_model`.
         dtype: See `astra_rl.models.loading.load_model`.
         trust_remote_code: Run Python code that is part of the model repository.
+        attn_implementation: See `astra_rl.models.loading.load_model`.
         sampler: Sampling backend.
 
     Raises:
@@ -45,12 +47,17 @@ class SecondaryTarget(Target):
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
+        attn_implementation: AttentionImplementation = "auto",
         sampler: Sampler = generate,
     ) -> None:
         self.name = model_id
         self.sampler = sampler
         model = load_model(
-            model_id, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            model_id,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
         )
         tokenizer = load_tokenizer(model_id, trust_remote_code=trust_remote_code)
         check_vocabulary(model, tokenizer, model_id)

@@ -78,7 +78,8 @@ class HFValueProblem(HFASTProblem, ValueFunctionProblem[str, str]):
         prompts, attacks = ensure_nonempty_prompts(
             *self.attack_token_ids(self.attacker_renderer, contexts, continuations)
         )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.value_detach):
+        needs_grad = torch.is_grad_enabled() and not self.value_detach
+        with torch.set_grad_enabled(needs_grad), self.recomputing():
             hidden = preceding_hidden_states(self.attacker, prompts, attacks)
         lengths = torch.tensor([len(ids) for ids in attacks], device=hidden.device)
         real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]

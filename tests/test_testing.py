@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.cases import also
 from torch.nn import Parameter
 
 from astra_rl import (
@@ -79,12 +80,12 @@ def tiny(request):
     "make",
     [
         DPO,
-        IPO,
-        GRPO,
+        also(IPO),
+        also(GRPO),
         lambda problem: GRPO(problem, kl_in_loss=0.1, kl_in_reward=0.1),
         GSPO,
         lambda problem: RLOO(problem, credit="return_to_go", shared_nodes="per_path"),
-        lambda problem: ReinforcePlusPlus(problem, kl_in_reward=0.1),
+        also(lambda problem: ReinforcePlusPlus(problem, kl_in_reward=0.1)),
     ],
     ids=["dpo", "ipo", "grpo", "grpo_with_kl", "gspo", "rloo_of_returns", "reinforce++_with_kl"],
 )

@@ -90,7 +90,7 @@ def test_it_learns_conversations_of_two_turns(name, options):
 
 
 @pytest.mark.parametrize(
-    "name", [also("grpo"), "reinforce", also("rloo"), also("reinforce++_baseline")]
+    "name", [also(name) for name in ("grpo", "reinforce", "rloo", "reinforce++_baseline")]
 )
 def test_it_learns_without_siblings_from_a_running_average(name):
     environment = letter_game()

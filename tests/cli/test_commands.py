@@ -189,6 +189,7 @@ def test_an_adapter_is_evaluated_as_it_was_trained(workplace: Path) -> None:
     assert said[0] == said[1]
 
 
+@pytest.mark.exhaustive
 def test_training_starts_from_the_adapter_of_an_earlier_run(workplace: Path) -> None:
     lora = ("--set", "attacker.lora={rank: 2}")
     first = ("train", "config.yaml", "-o", "first", *lora, "--set", "training.lr=0.5")

@@ -88,6 +88,7 @@ def test_no_file_of_a_run_holds_a_credential(leaky: Path, run: Done) -> None:
         assert REDACTED in (folder / name).read_text("utf-8"), name
 
 
+@pytest.mark.slow
 def test_no_warning_shows_a_credential(run: Done) -> None:
     assert f"WARNING: asking {REDACTED}" in run.stderr
 

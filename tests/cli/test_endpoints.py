@@ -624,6 +624,8 @@ def test_hostile_replies_of_an_endpoint_are_text_in_the_report_and_in_every_expo
             assert "no pair of replies to write" in done.stderr
             continue
         assert done.returncode == 0, done.stderr
+        if kind == "parquet":  # binary
+            continue
         assert "\x00" not in out.read_text("utf-8")
 
 

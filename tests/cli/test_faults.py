@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tests.cases import also
 from tests.cli.running import Done, astra_rl
 
 from astra_rl.evaluation.records.outcome import Outcome
@@ -217,9 +218,9 @@ def test_an_attacker_that_only_says_the_end_teaches_nothing_wrong(
 @pytest.mark.parametrize(
     "algorithm",
     [
-        "ppo",  # with values at every position
-        pytest.param("dpo", marks=pytest.mark.exhaustive),
-        pytest.param("trajectory_balance", marks=pytest.mark.exhaustive),
+        also("ppo"),  # with values at every position
+        also("dpo"),
+        also("trajectory_balance"),
     ],
 )
 def test_contexts_at_the_edge_of_the_window_and_hostile_ones_are_played(

@@ -71,6 +71,7 @@ def test_a_newer_manifest_is_refused_with_the_reason(run: Path, workplace: Path,
     assert contents(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_THE_RECORD)
 def test_a_newer_record_is_refused_with_the_reason(run: Path, workplace: Path, name: str) -> None:
     manifest = json.loads((run / "manifest.json").read_text())

@@ -227,6 +227,7 @@ def assert_results_in_python(opened: Any, result: Any) -> None:
         opened.save("copies/run")
 
 
+@pytest.mark.slow
 def test_a_scenario_brings_its_prompts_its_judge_and_its_threshold(tmp_path: Path) -> None:
     result = library.redteam(
         lambda text: "I cannot help with that.", scenario="benign_twins", output=tmp_path / "run"
@@ -237,6 +238,7 @@ def test_a_scenario_brings_its_prompts_its_judge_and_its_threshold(tmp_path: Pat
     assert config["moderator"]["type"] == "refusal"
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_given_goes_before_that_of_the_scenario(tmp_path: Path) -> None:
     result = library.redteam(
         lambda text: "I cannot help with that.",

@@ -16,7 +16,7 @@ from astra_rl.errors import ConfigurationError, EndpointError
 from astra_rl.ext.transformers.model_pool import ModelPair
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.ext.transformers.served_target import ServedTarget
-from astra_rl.ext.transformers.target_adapters import LocalTarget
+from astra_rl.ext.transformers.target_adapters import EngineTarget, LocalTarget
 from astra_rl.ext.vllm import ServerPool, server_sampler
 from astra_rl.methods.ast_problem import ASTEnvironment
 from astra_rl.models.adapters import load_adapter
@@ -258,6 +258,11 @@ def test_at_another_temperature_raw_log_probabilities_are_missing(servers):
     known = logprobs(cold, gives_sampled_logprobs=True)
     assert all(value <= 0 for value in known)
     assert set(logprobs(Sampling(max_new_tokens=4, temperature=0))) == {0.0}
+    pair = make()
+    target = EngineTarget("served", pool_of(servers), pair.renderer("target"), cold)
+    (said,) = target.respond(["hello"], generate, None)
+    assert said.token_ids
+    assert said.logprobs is None  # and so it is in records
 
 
 def adapted(pair):

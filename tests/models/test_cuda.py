@@ -38,6 +38,7 @@ def test_gradients_are_those_of_the_cpu(device):
     assert gpu_checks.gradient_difference(device) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_uninterrupted_one(device):
     found = gpu_checks.resume_difference(device)
     # On a GPU, sums over rows are made in no fixed order, also in a run that is only repeated.

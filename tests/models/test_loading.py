@@ -1,6 +1,7 @@
 import importlib.machinery
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +31,7 @@ from transformers import (
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, model_config, references
-from astra_rl.models.adapters import base_of_adapter
+from astra_rl.models.adapters import base_of_adapter, save_model
 from astra_rl.models.devices import resolve_device, resolve_dtype
 from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
 from astra_rl.models.references import resolve_reference
@@ -484,6 +486,22 @@ def test_an_adapter_that_was_saved_is_loaded_on_its_base(saved, tmp_path):
     assert trained(loaded) == set()
 
 
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_an_adapter_beside_a_complete_model_is_refused(saved, tmp_path, load):
+    """transformers would load both, and merging them was an AttributeError."""
+    both = shutil.copytree(saved, tmp_path / "both")
+    (both / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved)}))
+    with pytest.raises(ModelError, match=r"both holds a complete model .* and an adapter"):
+        load(both)
+
+
+def test_an_adapter_may_have_the_configuration_of_its_base_model(saved, tmp_path):
+    adapted = make_trainable(load_model(saved, device="cpu"), lora=LoraOptions(rank=2))
+    save_model(adapted, tmp_path)
+    shutil.copy(saved / "config.json", tmp_path)
+    assert isinstance(load_model(tmp_path, device="cpu"), PeftModel)
+
+
 def test_layers_are_first_to_last_and_a_model_without_any_is_refused():
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -627,6 +645,42 @@ def test_a_configuration_of_another_model_than_the_weights_is_refused(folder, ch
 def test_weights_without_a_place_are_refused(folder, name):
     add_weights(folder, [name])
     with pytest.raises(ModelError, match=f"has 1 weights .* no place for: {name}"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("place", ["../{0}/model.safetensors", "{1}/model.safetensors", "../fifo"])
+def test_the_index_of_weights_names_no_file_elsewhere(saved, folder, place):
+    """transformers opens any path, and waits for ever for a FIFO."""
+    os.mkfifo(folder.parent / "fifo")
+    other = shutil.copytree(saved, folder.parent / "other")
+    names = dict.fromkeys(load_file(other / "model.safetensors"), place.format(other.name, other))
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ModelError, match="which is no file of its folder"):
+        load_model(folder, device="cpu")
+    shutil.copy(other / "model.safetensors", folder / "part.safetensors")
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")})
+    )
+    load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["vocab", "merges", "gguf_file"])
+def test_a_tokenizer_names_no_file(folder, name):
+    """transformers opens a path here wherever it leads, also a FIFO."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "/etc/hostname"}))
+    with pytest.raises(ModelError, match=f"sets {name} to '/etc/hostname', a file that may be"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 5}}'])
+def test_an_index_of_weights_that_is_none_is_refused(folder, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    load_model(folder, device="cpu")  # unused beside the file of all weights
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json (cannot|has no|names)"):
         load_model(folder, device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.cases import also
 
 from astra_rl.errors import OutOfMemoryError
 from astra_rl.models import generation_transformers, segments
@@ -82,7 +83,7 @@ def test_sampling_that_runs_out_of_memory_in_the_middle_gives_the_same_texts(mod
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("run", [continuation_logprobs, preceding_hidden_states])
+@pytest.mark.parametrize("run", [continuation_logprobs, also(preceding_hidden_states)])
 def test_scoring_gives_the_same_numbers(model, small, run):
     whole = run(model, PROMPTS, SAID)
     too_large = small()

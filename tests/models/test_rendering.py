@@ -546,6 +546,7 @@ def test_what_leaves_no_room_is_empty():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TOKENIZERS, "base", "bare"])
 @SIDES
 @settings(max_examples=30, deadline=None)

@@ -96,6 +96,7 @@ def same(a, b):
     return a == b or (a != a and b != b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "steps"), cases([(2, 4), (1, 6), (4, 6)], by_default=[(2, 4)]))
 @pytest.mark.parametrize("name", cases(ALGORITHMS, by_default=ONE_OF_EACH_STATE))
 def test_every_algorithm_goes_on_to_the_bit(name, at, steps, tmp_path):

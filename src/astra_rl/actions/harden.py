@@ -12,6 +12,7 @@ from astra_rl.actions.attacks import GivenAttack, GivenAttacks
 from astra_rl.actions.evaluation_job import EvaluationJob
 from astra_rl.actions.harden_inputs import Benign, check, read_source
 from astra_rl.actions.preference_pairs import (
+    as_trl_row,
     benign_pairs,
     benign_replies,
     benign_requests,
@@ -28,7 +29,6 @@ from astra_rl.errors import BudgetEndedError
 from astra_rl.evaluation.measures.hardening import Hardening, hardening_of
 from astra_rl.evaluation.measures.summary import summarise
 from astra_rl.evaluation.records.attempt import AttemptRow
-from astra_rl.evaluation.show.exports.preferences import messages_of
 from astra_rl.evaluation.show.report.hardening import render_hardening
 from astra_rl.evaluation.stats.zero_sum import Equilibrium, equilibrium
 from astra_rl.ext.transformers.fine_tuning import PreferencePair, fine_tune, require_trl
@@ -273,7 +273,7 @@ class _Rounds:
         with self._benign_attempts(0, REPLIES) as recorded:
             answered = benign_replies(recorded.attempts(), moderator, threshold)
         pairs = mended + benign_pairs(answered, len(mended), options.safe_replies)
-        place.write_lines(place.path / "pairs.jsonl", map(_as_trl_row, pairs))
+        place.write_lines(place.path / "pairs.jsonl", map(as_trl_row, pairs))
         self._begin(
             f"fine-tuning {_target(number)} on {len(mended)} failures and {len(mended)} benign "
             "replies"
@@ -393,11 +393,3 @@ def _attacker(number: int) -> str:
 
 def _target(number: int) -> str:
     return f"target {number}"
-
-
-def _as_trl_row(pair: PreferencePair) -> dict[str, Any]:
-    return {
-        "prompt": messages_of(pair.prompt),
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
-    }

@@ -13,6 +13,7 @@ from astra_rl.datasets.rows import Row
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.outcome import Outcome
+from astra_rl.evaluation.show.exports.preferences import messages_of
 from astra_rl.ext.transformers.fine_tuning import PreferencePair
 from astra_rl.logging import logger
 from astra_rl.moderators.scoring import score_exchanges
@@ -161,3 +162,12 @@ def _answered(attempt: Attempt) -> Iterator[tuple[Exchange, bool]]:
 
 def _asked(exchange: Exchange) -> Conversation:
     return Conversation.of(exchange.context) + exchange.attack
+
+
+def as_trl_row(pair: PreferencePair) -> dict[str, Any]:
+    """Return a pair as a row of a data set of TRL, in its conversational format."""
+    return {
+        "prompt": messages_of(pair.prompt),
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
+    }

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from astra_rl.errors import EndpointError
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.from_graphs import SILENT
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.ext.transformers.served_target import ServedTarget
 from astra_rl.ext.transformers.target_adapters import NO_LOGPROBS_WARNING
@@ -31,6 +32,14 @@ def all_failed(attempts: Sequence[Attempt]) -> str:
         f"all {reasons.total()} conversations failed, so nothing is known about the target: "
         f"{reason}."
     )
+
+
+def all_calls_failed(attempts: Sequence[Attempt]) -> bool:
+    """Whether every conversation failed, and not only because the attacks were empty.
+
+    Then playing them again may help.
+    """
+    return bool(all_failed(attempts)) and any(each.error != SILENT for each in attempts)
 
 
 def check_any_known(attempts: Mapping[str, Sequence[Attempt]]) -> None:

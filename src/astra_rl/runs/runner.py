@@ -25,7 +25,7 @@ from astra_rl.methods.ast_evaluator import EvaluationResult
 from astra_rl.models.chat_template import template_time
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.call_notes import (
-    all_failed,
+    all_calls_failed,
     check_any_known,
     described_target,
     notes_on_calls,
@@ -321,17 +321,17 @@ class _Session:
         """Write the manifest and the report.
 
         Raises:
-            EndpointError: Every conversation of the final evaluation failed; the run can be
-                resumed.
+            EndpointError: The calls of every conversation of the final evaluation failed; the run
+                can be resumed.
         """
-        is_known = not all_failed(after.attempts)
+        failed = is_complete and all_calls_failed(after.attempts)
         record["spent"] = current_ledger().as_dict()
         # A manifest without durations marks a run that is not complete and can be resumed.
-        ended = {"seconds": self.seconds} if is_complete and is_known else {}
+        ended = {"seconds": self.seconds} if is_complete and not failed else {}
         self.folder.write_json(self.folder.manifest, record | ended)
         with self._timed("writing the report"):
             write_run_page(self.folder)
-        if is_complete:
+        if failed:
             check_any_known({self.plan.record.target: after.attempts})
 
     @contextlib.contextmanager

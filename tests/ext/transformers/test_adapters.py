@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from tests.cases import cases
 from transformers import AutoModelForCausalLM
 
 from astra_rl import ConfigurationError, FunctionModerator, ModelError
@@ -140,7 +141,7 @@ def test_every_model_is_the_one_that_was_named_before_and_after_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folders", ["gpt2"], indirect=True)
-@pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.parametrize("training", cases(TRAINING, by_default=["lora"]))
 def test_an_adapter_on_transposed_weights_is_the_one_that_was_named(
     folders, expected, tmp_path, training
 ):
@@ -206,6 +207,7 @@ def adapter_of(folder, base, seed=3, **options):
     return logits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -81,6 +81,7 @@ def test_evaluating_against_it_needs_a_baseline() -> None:
         HFEvaluationProblem(tiny_model("llama"), target, ScriptedModerator({}))
 
 
+@pytest.mark.slow
 def test_an_attacker_learns_against_it_with_its_adapter_as_ever() -> None:
     made = problem()
     weights = [p.detach().clone() for p in made.parameters()]

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from tests.cases import cases
+from tests.cases import also, cases
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from astra_rl import (
@@ -368,8 +368,17 @@ def test_scores_are_float32_whatever_the_weights_are():
 # Different tokenizers.
 
 
-@pytest.mark.parametrize("make", [DPO, IPO, lambda p: GRPO(p, kl_in_reward=0.01)])
-@pytest.mark.parametrize("kind", ["gpt2", "llama-chat"])
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("gpt2", DPO),
+        also("gpt2", IPO),
+        ("gpt2", lambda p: GRPO(p, kl_in_reward=0.01)),
+        also("llama-chat", DPO),
+        ("llama-chat", IPO),
+        also("llama-chat", lambda p: GRPO(p, kl_in_reward=0.01)),
+    ],
+)
 def test_attacker_target_and_baseline_may_have_different_tokenizers(make, kind):
     problem = problem_of(
         kind,
@@ -406,7 +415,7 @@ def test_what_the_target_said_is_heard_by_the_attacker_as_text():
 # Long conversations.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, by_default=["gpt2-chat", "llama"]))
 def test_conversations_that_outgrow_the_window_never_crash(kind):
     problem = HFASTProblem(
         *(tiny(kind, seed=seed, window=64) for seed in (1, 2, 1)),

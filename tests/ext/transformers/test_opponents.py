@@ -66,6 +66,7 @@ def logits_of(folder: Path) -> Any:
     return logits(load_model(folder, dtype="float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attacker", "training"),
     cases(
@@ -105,6 +106,7 @@ def test_each_opponent_is_the_model_of_its_folder_whatever_the_attacker_learns(
     }
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_base_model_are_in_memory_once(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

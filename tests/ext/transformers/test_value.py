@@ -63,6 +63,7 @@ def test_loss_and_gradients_of_ppo_depend_on_the_steps_alone(family, chat, detac
     check_algorithm(PPO(shake(problem), kl_in_reward=0.1, kl_in_loss=0.1), graphs)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_under_constraints_depend_on_the_steps_alone():
     problem = problem_of(value_count=2)
     graphs = graphs_of(problem)
@@ -110,6 +111,7 @@ def test_attacker_and_head_are_trained():
     assert not trained & {id(parameter) for parameter in frozen}
 
 
+@pytest.mark.slow
 def test_the_head_is_in_the_checkpoint_and_comes_back_with_the_attacker(tmp_path):
     problem = problem_of()
     config = HFASTConfiguration(lr=1e-2, training_steps=3, num_episodes_per_experience=2, seed=0)

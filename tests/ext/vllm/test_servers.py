@@ -115,31 +115,6 @@ def test_a_remote_target_of_the_openai_interface(target_server, target_folder):
     assert said == [str(each).strip() for each in served.respond(conversations)]
 
 
-def test_adapters_of_an_attacker_on_a_server(attacker_server, attacker_folder):
-    model = LlamaForCausalLM.from_pretrained(attacker_folder).eval().requires_grad_(False)
-    pair = ModelPair(model, AutoTokenizer.from_pretrained(attacker_folder))
-    torch.manual_seed(0)
-    problem = HFASTProblem(
-        pair, pair, pair, FunctionModerator(lambda texts: [0.5] * len(texts)),
-        lora=LoraOptions(rank=24),
-    )  # fmt: skip
-    sampler = server_sampler(ServerPool([attacker_server], "served"))
-    prompts = [[*([2, 5, 6, 7] * 60), tail] for tail in (8, 9, 10)]
-    for version in range(4):
-        samples = sampler(
-            problem.attacker, prompts, Sampling(max_new_tokens=10), range(3), stop_ids=STOP
-        )
-        assert largest(problem.attacker, prompts, samples) < EXACT
-        with urllib.request.urlopen(f"{attacker_server}/v1/models") as reply:
-            names = [each["id"] for each in json.load(reply)["data"]]
-        assert len([name for name in names if name.startswith("attacker-v")]) <= 2
-        assert any(name.startswith(f"attacker-v{version + 1}-") for name in names)
-        with torch.no_grad():
-            for parameter in problem.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-    print("mismatch of adapters on a server:", largest(problem.attacker, prompts, samples))
-
-
 RUN = """
 attacker: {{model: "{attacker}", lora: {{rank: 24}}, max_new_tokens: 8}}
 target: {{model: "{target}", max_new_tokens: 8}}
@@ -180,3 +155,30 @@ def test_a_training_from_yaml(target_server, attacker_folder, target_folder, tmp
         assert row["sampling/importance_sampling_ratio/masked"] == 0
     largest_seen = max(row["sampling/sampling_logp_difference/max"] for row in rows)
     print("largest mismatch in training:", largest_seen)
+
+
+def test_adapters_of_an_attacker_on_a_server(attacker_server, attacker_folder):
+    model = LlamaForCausalLM.from_pretrained(attacker_folder).eval().requires_grad_(False)
+    pair = ModelPair(model, AutoTokenizer.from_pretrained(attacker_folder))
+    torch.manual_seed(0)
+    problem = HFASTProblem(
+        pair, pair, pair, FunctionModerator(lambda texts: [0.5] * len(texts)),
+        lora=LoraOptions(rank=24),
+    )  # fmt: skip
+    sampler = server_sampler(ServerPool([attacker_server], "served"))
+    prompts = [[*([2, 5, 6, 7] * 60), tail] for tail in (8, 9, 10)]
+    worst = 0.0
+    for version in range(4):
+        samples = sampler(
+            problem.attacker, prompts, Sampling(max_new_tokens=10), range(3), stop_ids=STOP
+        )
+        worst = max(worst, largest(problem.attacker, prompts, samples))
+        assert worst < EXACT
+        with urllib.request.urlopen(f"{attacker_server}/v1/models") as reply:
+            names = [each["id"] for each in json.load(reply)["data"]]
+        assert len([name for name in names if name.startswith("attacker-v")]) <= 2
+        assert any(name.startswith(f"attacker-v{version + 1}-") for name in names)
+        with torch.no_grad():
+            for parameter in problem.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    print("mismatch of adapters on a server:", worst)

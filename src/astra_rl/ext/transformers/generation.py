@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -177,7 +178,8 @@ def _utterance(
     return kind(
         reply.answer or "",
         token_ids=sample.token_ids,
-        logprobs=sample.logprobs,
+        # An engine may not know them, see `Engine.sample`.
+        logprobs=None if any(map(math.isnan, sample.logprobs)) else sample.logprobs,
         finish_reason=sample.finish_reason,
         heard_logprobs=heard_logprobs,
         reasoning=reply.reasoning,

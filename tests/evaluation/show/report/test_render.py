@@ -90,6 +90,7 @@ def test_hostile_text_appears_only_escaped_and_adds_no_element(text):
     assert not [name for _, attrs in parsed.elements for name in attrs if name.startswith("on")]
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.text(st.characters(exclude_categories=()), min_size=1, max_size=40))
 def test_no_text_changes_the_structure_of_the_page(text):

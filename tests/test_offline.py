@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_this_machine_itself_can_be_reached() -> None:
         socket.create_connection(("localhost", server.getsockname()[1]), timeout=5),
     ):
         pass
+
+
+def test_the_log_of_a_killed_process_is_removed_and_that_of_a_running_one_is_kept(
+    pytestconfig: pytest.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = str(Path(__file__).with_name("conftest.py"))
+    (conftest,) = (
+        each
+        for each in pytestconfig.pluginmanager.get_plugins()
+        if getattr(each, "__file__", None) == here
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
+    ended.wait()
+    for number in (ended.pid, os.getpid()):
+        (tmp_path / f"{conftest.LOGS}{number}-abc").touch()
+    (tmp_path / f"{conftest.LOGS}something-else").touch()
+    conftest._remove_logs_of_killed_processes()
+    left = {each.name.removeprefix(conftest.LOGS) for each in tmp_path.iterdir()}
+    assert left == {f"{os.getpid()}-abc", "something-else"}
 
 
 @pytest.fixture

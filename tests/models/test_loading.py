@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
@@ -33,7 +34,7 @@ from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, model_config, references
 from astra_rl.models.adapters import base_of_adapter, save_model
 from astra_rl.models.devices import resolve_device, resolve_dtype
-from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
+from astra_rl.models.loading import load_classifier, load_encoder, load_model, load_tokenizer
 from astra_rl.models.references import resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable, transformer_layers
 from astra_rl.testing import tiny_model
@@ -723,6 +724,19 @@ def test_a_head_that_speaks_may_stand_beside_a_classifier_but_not_its_layers(tmp
     spoil_config(tmp_path, num_hidden_layers=1)
     with pytest.raises(ModelError, match=r"no place for: roberta\.encoder\.layer\.1\."):
         load_classifier(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", [BertModel, BertForSequenceClassification])
+def test_an_encoder_leaves_heads_out_but_no_layers(tmp_path, family):
+    """Files of a model without a head have no prefix."""
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    family(config).save_pretrained(tmp_path)
+    load_encoder(tmp_path, device="cpu")
+    spoil_config(tmp_path, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"no place for: (bert\.)?encoder\.layer\.1\."):
+        load_encoder(tmp_path, device="cpu")
 
 
 def test_a_classifier_whose_embeddings_could_speak_is_no_language_model(tmp_path):

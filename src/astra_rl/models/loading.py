@@ -205,7 +205,7 @@ def _load_frozen(
             )
         unexpected = report["unexpected_keys"]
         if auto_class is AutoModel:  # heads are left out on purpose
-            unexpected = {key for key in unexpected if key.startswith(model.base_model_prefix)}
+            unexpected = {key for key in unexpected if _is_in_a_part(key, model)}
         _check_all_used(reference, model, unexpected)
         check_weights(model)
         limit = position_limit(model.config)
@@ -221,6 +221,12 @@ def _load_frozen(
         if not is_chosen:
             use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+def _is_in_a_part(weight: str, model: PreTrainedModel) -> bool:
+    """Whether a weight belongs to a part of a model, and not to a head beside them."""
+    part = weight.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return part in dict(model.named_children())
 
 
 def _check_all_used(reference: str | Path, model: PreTrainedModel, found: set[str]) -> None:

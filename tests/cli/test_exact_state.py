@@ -84,10 +84,16 @@ def test_a_run_that_was_stopped_knows_all_that_one_without_a_break_knows(
     assert attempts(run) == attempts(whole)
     for name in ("reward_watch.jsonl", "evaluation_before.json", "evaluation_after.json"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
-    for name in ("model.safetensors", "metrics.json"):
-        for checkpoint in ("last", "best"):
-            ours, theirs = (each / "checkpoints" / checkpoint / name for each in (run, whole))
-            assert ours.read_bytes() == theirs.read_bytes()
+    same = ("planned.json", "learning_curve.svg", "checkpoints/*/*", "states/*/*.safetensors")
+    for each in [path for pattern in same for path in whole.glob(pattern)]:
+        assert (run / each.relative_to(whole)).read_bytes() == each.read_bytes()
+    assert files_of(run) == files_of(whole)
+
+
+def files_of(run: Path) -> set[str]:
+    """Names of the files of a run, without those of indexes and locks."""
+    names = (str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    return {name for name in names if ".index" not in name and not name.endswith(".lock")}
 
 
 def steps_of(run: Path) -> int:

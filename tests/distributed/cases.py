@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ import torch
 
 from astra_rl import GRPO, Trainer, TrainingConfiguration
 from astra_rl.algorithms import ALGORITHMS
+from astra_rl.core.seeding import current_row_seeds
 from astra_rl.distributed.ranks import join
 from astra_rl.errors import ReplicaError
-from astra_rl.ext.transformers import HFASTConfiguration, HFASTTrainer, HFValueProblem
+from astra_rl.ext.transformers import (
+    HFASTConfiguration,
+    HFASTProblem,
+    HFASTTrainer,
+    HFValueProblem,
+)
 from astra_rl.methods import ASTEnvironment
 from astra_rl.models.loading import load_model
 from astra_rl.models.trainable import LoraOptions
-from astra_rl.testing import ToyProblem, letter_game
+from astra_rl.rewards import Harm, WeightedSum
+from astra_rl.targets.base import Target
+from astra_rl.testing import ScriptedModerator, ToyProblem, letter_game, tiny_model
 from astra_rl.training.callbacks import TrainerCallback
 from astra_rl.training.config import OPTIMIZERS
 from astra_rl.training.precision import MasterWeightOptimizer
@@ -184,3 +193,31 @@ def saved(folder: str) -> dict[str, Any]:
     with torch.no_grad():
         difference = (loaded(prompt).logits - problem.attacker(prompt).logits).abs().max()
     return {**found, "difference": float(difference), "best": trained.best_score}
+
+
+class Own(Target):
+    """A target of the user's own, which counts its calls in this process."""
+
+    name = "own"
+    calls = 0
+
+    def respond(self, conversations: Sequence[str]) -> Sequence[str]:
+        """Return a reply per conversation, drawn by the seed of its row."""
+        Own.calls += 1
+        return [f"{seed % 97}" for seed in current_row_seeds(len(conversations))]
+
+
+def own_target() -> tuple[int, list[str]]:
+    """Train against a target of the user's own; return its calls here, and its replies."""
+    Own.calls = 0
+    torch.manual_seed(0)
+    model = tiny_model("llama")
+    reward = WeightedSum({Harm("response"): 1.0})
+    problem = HFASTProblem(model, Own(), model, ScriptedModerator({"1": 1.0}), reward=reward)
+    environment = ASTEnvironment(problem, ["ask: ", "say: "], tree_width=2, tree_depth=2)
+    config = TrainingConfiguration(
+        training_steps=2, num_episodes_per_experience=4, seed=1, shards=2
+    )
+    trained = Recording(config, environment, GRPO(problem))
+    trained.train()
+    return Own.calls, [str(n.response) for g in trained.harness.graphs for n in g.nodes()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ ACCELERATE = (
     *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"),
 )
+
+
+@pytest.fixture(autouse=True)
+def own_name_only(blocked_network: Path) -> Iterator[None]:
+    """Allow torchrun to look up the name of this machine, and nothing else."""
+    yield
+    tried = blocked_network.read_text("utf-8").splitlines()
+    assert set(tried) <= {f"socket.gethostbyaddr {socket.gethostname()!r}"}
+    blocked_network.write_text("", "utf-8")
 
 
 def launched(launcher: tuple[str, ...], output: Path, cwd: Path) -> subprocess.Popen[str]:

@@ -101,3 +101,11 @@ def test_a_library_user_gets_the_checkpoints_of_one_process(processes: Any, tmp_
     assert first == alone
     assert first["difference"] == 0
     assert second == {"weights": alone["weights"]}
+
+
+def test_a_target_of_the_users_own_is_called_by_the_first_process(processes: Any) -> None:
+    _, alone = cases.own_target()
+    first, *others = processes(2).run(cases.own_target)
+    assert first[0] == 4  # two levels of two steps, for both processes together
+    assert [calls for calls, _ in others] == [0]
+    assert first[1] == others[0][1] == alone

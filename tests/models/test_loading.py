@@ -1,6 +1,7 @@
 import importlib.machinery
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -11,12 +12,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
@@ -29,9 +32,9 @@ from transformers import (
 from astra_rl.errors import ConfigurationError, MissingDependencyError, ModelError, StorageError
 from astra_rl.infra.storage import cache_dir
 from astra_rl.models import loading, model_config, references
-from astra_rl.models.adapters import base_of_adapter
+from astra_rl.models.adapters import base_of_adapter, save_model
 from astra_rl.models.devices import resolve_device, resolve_dtype
-from astra_rl.models.loading import load_classifier, load_model, load_tokenizer
+from astra_rl.models.loading import load_classifier, load_encoder, load_model, load_tokenizer
 from astra_rl.models.references import resolve_reference
 from astra_rl.models.trainable import LoraOptions, make_trainable, transformer_layers
 from astra_rl.testing import tiny_model
@@ -484,6 +487,22 @@ def test_an_adapter_that_was_saved_is_loaded_on_its_base(saved, tmp_path):
     assert trained(loaded) == set()
 
 
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_an_adapter_beside_a_complete_model_is_refused(saved, tmp_path, load):
+    """transformers would load both, and merging them was an AttributeError."""
+    both = shutil.copytree(saved, tmp_path / "both")
+    (both / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(saved)}))
+    with pytest.raises(ModelError, match=r"both holds a complete model .* and an adapter"):
+        load(both)
+
+
+def test_an_adapter_may_have_the_configuration_of_its_base_model(saved, tmp_path):
+    adapted = make_trainable(load_model(saved, device="cpu"), lora=LoraOptions(rank=2))
+    save_model(adapted, tmp_path)
+    shutil.copy(saved / "config.json", tmp_path)
+    assert isinstance(load_model(tmp_path, device="cpu"), PeftModel)
+
+
 def test_layers_are_first_to_last_and_a_model_without_any_is_refused():
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -630,6 +649,42 @@ def test_weights_without_a_place_are_refused(folder, name):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.parametrize("place", ["../{0}/model.safetensors", "{1}/model.safetensors", "../fifo"])
+def test_the_index_of_weights_names_no_file_elsewhere(saved, folder, place):
+    """transformers opens any path, and waits for ever for a FIFO."""
+    os.mkfifo(folder.parent / "fifo")
+    other = shutil.copytree(saved, folder.parent / "other")
+    names = dict.fromkeys(load_file(other / "model.safetensors"), place.format(other.name, other))
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ModelError, match="which is no file of its folder"):
+        load_model(folder, device="cpu")
+    shutil.copy(other / "model.safetensors", folder / "part.safetensors")
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")})
+    )
+    load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["vocab", "merges", "gguf_file"])
+def test_a_tokenizer_names_no_file(folder, name):
+    """transformers opens a path here wherever it leads, also a FIFO."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: "/etc/hostname"}))
+    with pytest.raises(ModelError, match=f"sets {name} to '/etc/hostname', a file that may be"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 5}}'])
+def test_an_index_of_weights_that_is_none_is_refused(folder, text):
+    (folder / "model.safetensors.index.json").write_text(text)
+    load_model(folder, device="cpu")  # unused beside the file of all weights
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json (cannot|has no|names)"):
+        load_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -669,6 +724,19 @@ def test_a_head_that_speaks_may_stand_beside_a_classifier_but_not_its_layers(tmp
     spoil_config(tmp_path, num_hidden_layers=1)
     with pytest.raises(ModelError, match=r"no place for: roberta\.encoder\.layer\.1\."):
         load_classifier(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", [BertModel, BertForSequenceClassification])
+def test_an_encoder_leaves_heads_out_but_no_layers(tmp_path, family):
+    """Files of a model without a head have no prefix."""
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    family(config).save_pretrained(tmp_path)
+    load_encoder(tmp_path, device="cpu")
+    spoil_config(tmp_path, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"no place for: (bert\.)?encoder\.layer\.1\."):
+        load_encoder(tmp_path, device="cpu")
 
 
 def test_a_classifier_whose_embeddings_could_speak_is_no_language_model(tmp_path):

@@ -1,6 +1,9 @@
 """Novelty against siblings and history, checked by hand, by plain code and by scikit-learn."""
 
+import json
 import math
+import sys
+import types
 from collections import Counter
 from fractions import Fraction
 
@@ -19,6 +22,7 @@ from astra_rl import (
     MissingDependencyError,
 )
 from astra_rl.core.level import Level, tree_level
+from astra_rl.errors import ModelError
 from astra_rl.rewards import (
     EmbeddingNovelty,
     FewShotSimilarity,
@@ -27,7 +31,7 @@ from astra_rl.rewards import (
     SelfBLEU,
     StyleDiversity,
 )
-from astra_rl.rewards.embedding import HashingEmbedder, Vectors
+from astra_rl.rewards.embedding import HashingEmbedder, SentenceTransformerEmbedder, Vectors
 from astra_rl.rewards.novelty import BLEUReferences, bleu_tokens, without_subspace
 from astra_rl.testing import ToyProblem
 
@@ -344,6 +348,15 @@ def test_a_model_of_sentence_transformers_needs_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match="extra 'embeddings'"):
         Vectors("sentence_transformers:all-MiniLM-L6-v2")
+
+
+def test_a_model_of_sentence_transformers_names_no_code_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.ModuleType("never loaded"))
+    (tmp_path / "0_Transformer").mkdir()
+    config = {"model_type": "bert", "attn_implementation": "owner/kernel"}
+    (tmp_path / "0_Transformer" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="'owner/kernel', which is code of the hub"):
+        SentenceTransformerEmbedder(str(tmp_path))(["a"])
 
 
 def test_a_model_of_sentence_transformers_is_loaded_when_it_is_first_used(monkeypatch):

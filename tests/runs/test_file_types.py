@@ -18,7 +18,7 @@ from astra_rl.actions.compare import compare_runs
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
-from astra_rl.evaluation.measures.summary import transfer_matrix
+from astra_rl.evaluation.measures.transfer_matrix import transfer_matrix
 from astra_rl.evaluation.stats.classification import Confusion
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability

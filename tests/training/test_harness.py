@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from astra_rl import DPO, GRPO, Environment, Graph, Harness, Node
+from astra_rl import DPO, GRPO, PPO, Environment, Graph, Harness, Node
 from astra_rl.methods import ASTEnvironment
-from astra_rl.testing import ScriptedModerator, ToyProblem, graph_signature
+from astra_rl.testing import ScriptedModerator, ToyProblem, ToyValueProblem, graph_signature
 from astra_rl.training.harness import ShuffledGroups
 
 
@@ -80,6 +80,20 @@ def test_siblings_are_in_one_batch():
     contexts = [set(batch.contexts) for batch in batches(harness)]
     assert len(contexts) == 16 * 5
     assert all(len(each) == 1 for each in contexts)
+
+
+def test_siblings_of_several_episodes_with_one_prompt_are_groups_of_their_own():
+    harness = harness_of(GRPO, episodes=16, width=4, batch_size=4)
+    for batch in batches(harness):
+        nodes = [graph.children for graph in harness.graphs]
+        nodes += [node.children for graph in harness.graphs for node in graph.nodes()]
+        assert sorted(batch.attacks) in [sorted(node.attack for node in each) for each in nodes]
+
+
+def test_an_actor_critic_algorithm_shuffles_each_step_alone():
+    harness = harness_of(PPO, problem=ToyValueProblem(), episodes=16, width=4, batch_size=8)
+    contexts = [len(set(batch.contexts)) for batch in batches(harness)]
+    assert sum(contexts) / len(contexts) > 5
 
 
 def test_groups_and_their_members_are_in_random_order():

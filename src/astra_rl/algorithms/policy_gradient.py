@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
 
@@ -215,6 +215,14 @@ class PolicyGradient(Algorithm[str, str, PolicyStep, PolicyBatch]):
         if self.format_tokens is None:
             return prepared
         return [self.format_tokens.apply(step, self.problem.token_ends) for step in prepared]
+
+    def batched_with(self, step: PolicyStep) -> Hashable:
+        """Keep the siblings of one episode together.
+
+        Not all steps with one context: a batch of one prompt would be a poor sample of the
+        experience where an experience makes several optimizer steps.
+        """
+        return step.place.group("siblings")
 
     def collate_fn(self, steps: Sequence[PolicyStep]) -> PolicyBatch:
         """Collate prepared steps to a batch, right-padded."""

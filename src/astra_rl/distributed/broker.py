@@ -52,6 +52,11 @@ def ask(endpoint: Endpoint, items: Sequence[Any]) -> Sequence[str]:
     return endpoint.answer(items) if broker is None else broker.ask(endpoint, items)
 
 
+def is_shared() -> bool:
+    """Whether `ask` has another process make the calls, or makes those of others."""
+    return _broker.get() is not None
+
+
 class Broker:
     """The rounds of one section in which episodes are played.
 

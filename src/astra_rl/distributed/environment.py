@@ -15,9 +15,8 @@ from astra_rl.core.graph import Graph
 from astra_rl.core.seeding import fresh_seed, repetitions
 from astra_rl.distributed.broker import Broker
 from astra_rl.distributed.parts import owner, spans
-from astra_rl.distributed.ranks import Ranks
+from astra_rl.distributed.ranks import Ranks, is_raised_by_all
 from astra_rl.distributed.records import pack_graphs, pack_texts, unpack_graphs, unpack_texts
-from astra_rl.errors import ProcessLostError
 
 
 class DividedEnvironment(Environment[StateT, ActionT], Generic[StateT, ActionT]):
@@ -73,10 +72,9 @@ class DividedEnvironment(Environment[StateT, ActionT], Generic[StateT, ActionT])
         while (job := self.ranks.share()) is not None:
             try:
                 self._play_evaluation(unpack_texts(job["seeds"]), job["trials"])
-            except ProcessLostError:
-                raise
-            except Exception:
-                pass
+            except Exception as error:
+                if not is_raised_by_all(error):
+                    raise
 
     def dismiss(self) -> None:
         """End `follow` in the other processes."""

@@ -44,7 +44,7 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
 
     Raises:
         ModelError: The adapter does not name its base model, or stands on more than
-            `MOST_ADAPTERS` others, for instance on itself.
+            `MOST_ADAPTERS` others, for instance on itself; or it has a complete model beside it.
     """
     found = _named_base(source)
     below = found
@@ -61,7 +61,7 @@ def base_of_adapter(source: str) -> tuple[str, str | None] | None:
 
 
 def _named_base(source: str) -> tuple[str, str | None] | None:
-    if (Path(source) / "config.json").is_file():
+    if not _is_or_may_be_adapter(Path(source)):
         return None
     path = find_adapter_config_file(source, local_files_only=reads_locally(source))
     if path is None:
@@ -77,6 +77,26 @@ def _named_base(source: str) -> tuple[str, str | None] | None:
             "base_model_name_or_path in it, or merge the adapter and save the whole model."
         )
     return bundled_base(str(base)), config.get("revision")
+
+
+def _is_or_may_be_adapter(folder: Path) -> bool:
+    """Whether a folder, or a hub id, is not a complete model.
+
+    Some trainers write the configuration of the base model beside their adapter.
+
+    Raises:
+        ModelError: It is a complete model and an adapter. transformers would load both, and none of
+            the checks of an adapter would apply.
+    """
+    if not (folder / "config.json").is_file():
+        return True
+    is_adapter = (folder / CONFIG_NAME).is_file()
+    if is_adapter and any(folder.glob("model*.safetensors")):
+        raise ModelError(
+            f"{folder} holds a complete model (config.json and its weights) and an adapter "
+            f"({CONFIG_NAME}). Give the adapter a folder of its own, or remove it."
+        )
+    return is_adapter
 
 
 def load_adapter(base: Any, source: str, name: str = OWN_ADAPTER) -> Any:

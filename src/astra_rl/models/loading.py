@@ -23,7 +23,11 @@ from astra_rl.logging import logger
 from astra_rl.models.adapters import base_of_adapter, load_adapter, merge_adapter
 from astra_rl.models.attention import use_short_attention
 from astra_rl.models.devices import resolve_device, resolve_dtype
-from astra_rl.models.model_config import check_model_config
+from astra_rl.models.model_config import (
+    check_index_of_weights,
+    check_model_config,
+    check_tokenizer_config,
+)
 from astra_rl.models.positions import position_limit
 from astra_rl.models.references import model_errors, reads_locally, resolve_reference
 from astra_rl.models.settings import AttentionImplementation
@@ -179,6 +183,7 @@ def _load_frozen(
             return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
         where = {"revision": revision, "local_files_only": reads_locally(source)}
         check_model_config(source, allow_code=trust_remote_code, **where)
+        check_index_of_weights(Path(source))
         is_chosen = attn_implementation != "auto"
         attention = {"attn_implementation": attn_implementation} if is_chosen else {}
         model, report = auto_class.from_pretrained(
@@ -200,7 +205,7 @@ def _load_frozen(
             )
         unexpected = report["unexpected_keys"]
         if auto_class is AutoModel:  # heads are left out on purpose
-            unexpected = {key for key in unexpected if key.startswith(model.base_model_prefix)}
+            unexpected = {key for key in unexpected if _is_in_a_part(key, model)}
         _check_all_used(reference, model, unexpected)
         check_weights(model)
         limit = position_limit(model.config)
@@ -216,6 +221,12 @@ def _load_frozen(
         if not is_chosen:
             use_short_attention(model)
         return model  # type: ignore[no-any-return]
+
+
+def _is_in_a_part(weight: str, model: PreTrainedModel) -> bool:
+    """Whether a weight belongs to a part of a model, and not to a head beside them."""
+    part = weight.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return part in dict(model.named_children())
 
 
 def _check_all_used(reference: str | Path, model: PreTrainedModel, found: set[str]) -> None:
@@ -280,6 +291,7 @@ def load_tokenizer(
     with model_errors(f"the tokenizer of {str(reference)!r}"):
         if not _has_tokenizer(source) and (named := base_of_adapter(source)) is not None:
             return load_tokenizer(named[0], trust_remote_code=trust_remote_code)
+        check_tokenizer_config(Path(source))
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, local_files_only=reads_locally(source)
         )

@@ -1,14 +1,16 @@
-"""Check of the configuration of a model, ``config.json``, which is data and may be hostile."""
+"""Checks of the files that describe a model: configuration, tokenizer, index of the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.utils.import_utils import is_kernels_available
 
 from astra_rl.errors import ModelError
+from astra_rl.infra.jsonio import parse_json
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _OTHER_SIZES = (
@@ -48,6 +50,57 @@ def check_model_config(source: str, *, allow_code: bool, **where: Any) -> None:
             )
         if not allow_code and name.strip("_").startswith(_IMPLEMENTATIONS):
             _check_implementation(source, name, value)
+
+
+def check_index_of_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are elsewhere: the index of several files names any path.
+
+    An index beside the one file of all weights is not used.
+
+    Raises:
+        ModelError: An index cannot be read, or names something else than a file of the folder.
+    """
+    for path in folder.glob("*.safetensors.index.json"):
+        if path.with_name(path.name.removesuffix(".index.json")).is_file():
+            continue
+        try:
+            index = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}.") from error
+        names = index.get("weight_map") if isinstance(index, Mapping) else None
+        if not isinstance(names, Mapping) or not names:
+            raise ModelError(f"{path} has no weight_map, which names the file of each weight.")
+        for name in dict.fromkeys(map(str, names.values())):
+            if Path(name).name != name or "\\" in name or not (folder / name).is_file():
+                raise ModelError(
+                    f"{path} names {name!a}, which is no file of its folder. Copy the file into "
+                    "the folder, and name it there."
+                )
+
+
+_FILES_OF_TOKENIZERS = ("vocab", "merges", "gguf_file")
+"""Settings of a tokenizer that transformers opens as files, anywhere, if they are text."""
+
+
+def check_tokenizer_config(folder: Path) -> None:
+    """Refuse a tokenizer whose settings name files; its own have fixed names.
+
+    Raises:
+        ModelError: They name one, or cannot be read.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    try:
+        settings = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    for name in _FILES_OF_TOKENIZERS:
+        if isinstance(settings, Mapping) and isinstance(named := settings.get(name), str):
+            raise ModelError(
+                f"{path} sets {name} to {named!a}, a file that may be anywhere. Remove it: the "
+                "files of a tokenizer are found by their names."
+            )
 
 
 def _settings(settings: Any) -> Iterator[tuple[str, Any]]:

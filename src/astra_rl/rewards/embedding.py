@@ -87,6 +87,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         MissingDependencyError: The package is not installed.
+        ModelError: The folder names code of the hub; raised by the first call.
     """
 
     def __init__(self, model_id: str, *, device: str = "cpu") -> None:
@@ -98,6 +99,7 @@ class SentenceTransformerEmbedder:
     def __call__(self, texts: Sequence[str]) -> Any:
         """Return the vectors of the texts."""
         if self._model is None:
+            self._check_names_no_code()
             self._model = self._module.SentenceTransformer(
                 self.model_id,
                 device=self.device,
@@ -106,6 +108,13 @@ class SentenceTransformerEmbedder:
                 model_kwargs={"use_safetensors": True},  # no pickles
             )
         return self._model.encode([well_formed(text) for text in texts], show_progress_bar=False)
+
+    def _check_names_no_code(self) -> None:
+        """Check the configuration of each module in a folder."""
+        from astra_rl.models.model_config import check_model_config
+
+        for config in sorted(Path(self.model_id).rglob("config.json")):
+            check_model_config(str(config.parent), allow_code=False)
 
 
 class TransformersEmbedder:

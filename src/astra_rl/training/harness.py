@@ -87,8 +87,8 @@ class Harness(Generic[StateT, ActionT, StepT, BatchT]):
             "collate_fn": self.algorithm.collate_fn,
             **self.dataloader_kwargs,
         }
-        if options["shuffle"]:
-            groups = list(map(self.algorithm.batched_with, steps))
+        groups = list(map(self.algorithm.batched_with, steps))
+        if options["shuffle"] and any(group is not None for group in groups):
             options |= {"shuffle": False, "sampler": ShuffledGroups(groups, generator)}
         loader: DataLoader[StepT] = DataLoader(steps, **options)  # type: ignore[arg-type]
         return loader if self.algorithm.epochs == 1 else _Epochs(loader, self.algorithm.epochs)
@@ -141,7 +141,8 @@ class ShuffledGroups(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for group in self._order(len(self.members)):
             members = self.members[group]
-            yield from (members[place] for place in self._order(len(members)))
+            order = self._order(len(members)) if len(members) > 1 else [0]
+            yield from (members[place] for place in order)
 
     def __len__(self) -> int:
         return self.count

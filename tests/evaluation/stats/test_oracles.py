@@ -22,6 +22,8 @@ from astra_rl.evaluation.stats.labelled_rate import Group, cohen_kappa, labelled
 from astra_rl.evaluation.stats.paired import compare_pairs, holm
 from astra_rl.evaluation.stats.sequential import confidence_sequence, log_e_value
 
+pytestmark = pytest.mark.slow  # the packages take seconds to import
+
 
 @pytest.mark.parametrize("trials", [1, 7, 60, 900])
 def test_intervals_of_a_proportion_are_those_of_statsmodels(trials):
@@ -119,8 +121,8 @@ def test_the_rate_from_labels_and_calls_is_that_of_ppi_python(sensitivity, speci
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_importance_sampling_with_its_control_variate_is_that_of_pymbar():
-    """MBAR is the likelihood estimator of the same mixture; both are asymptotically equal."""
+def test_importance_sampling_agrees_with_pymbar_and_is_no_less_precise():
+    """MBAR does not use that the probabilities of both models sum to one, so it errs more."""
     pymbar = pytest.importorskip("pymbar")
     generator = np.random.default_rng(0)
     laws = np.array([[0.003, 0.2, 0.797], [0.4, 0.2, 0.4]])
@@ -128,13 +130,16 @@ def test_importance_sampling_with_its_control_variate_is_that_of_pymbar():
     fails = drawn == 0
     energies = -np.log(laws[:, drawn])
     mbar = pymbar.MBAR(energies, [1500, 1500])
-    expected = mbar.compute_expectations(fails.astype(float), uncertainty_method=None)["mu"][0]
+    expected = mbar.compute_expectations(fails.astype(float))
     samples = [
         Sample(bool(failed), -float(p), -float(q), row < 1500, kind=0)
         for row, (failed, p, q) in enumerate(zip(fails, *energies, strict=True))
     ]
     found = failure_probability(samples)
-    assert found.estimate == pytest.approx(float(expected), abs=0.1 * found.error)
+    error = float(expected["sigma"][0])
+    assert abs(found.estimate - float(expected["mu"][0])) <= 2.5 * error
+    assert abs(found.estimate - 0.003) <= 2.5 * found.error
+    assert found.error <= 1.1 * error
 
 
 @pytest.mark.parametrize(("won", "of"), [(0, 40), (3, 60), (30, 60), (400, 1000)])

@@ -87,7 +87,8 @@ class Probability:
             `Evidence.unseen`. If that is wider than the interval of the baseline's conversations
             alone, its upper end is that of the latter, and its lower end the larger of both, so
             importance sampling never loses.
-        seen: 95% interval of the probability of the kinds of failure that were seen.
+        seen: 95% interval of the probability of the kinds of failure that were seen. It is none of
+            all failures: kinds that the attacker hardly ever reaches are not in it.
         error: Standard error of the estimate.
         evidence: What it is based on.
     """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from astra_rl.core.contracts import check_length
+from astra_rl.core.seeding import current_row_seeds, row_seeds
 from astra_rl.core.text import Conversation, Utterance
+from astra_rl.distributed.broker import ask, introduce, is_shared
+from astra_rl.distributed.records import pack_texts, unpack_texts
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers.generation import (
     ensure_nonempty_prompts,
@@ -180,6 +183,9 @@ class EngineTarget(_RenderedTarget):
 class BlackBoxTarget:
     """Target without access to probabilities; the baseline's are used for attacks.
 
+    In a training on several processes the first one queries it for all, see
+    `astra_rl.distributed.broker.Endpoint`.
+
     Args:
         target: The target.
         baseline_logprobs: Returns log-probabilities of attacks under the baseline.
@@ -188,14 +194,40 @@ class BlackBoxTarget:
     def __init__(self, target: Target, baseline_logprobs: LogProbs) -> None:
         self.target, self.baseline_logprobs = target, baseline_logprobs
         self._warned = False
+        introduce(self)
 
     def respond(
         self, contexts: Sequence[str], sampler: Sampler, prefix_cache: ConversationCache | None
     ) -> list[Utterance]:
         """Query the target; plain strings are wrapped as utterances."""
+        if not is_shared():
+            return self._answered(contexts)
+        seeds = current_row_seeds(len(contexts))
+        return list(map(Utterance.of, ask(self, list(zip(contexts, seeds, strict=True)))))
+
+    def _answered(self, contexts: Sequence[str]) -> list[Utterance]:
         responses = self.target.respond(contexts)
         check_length(responses, len(contexts), source=f"{type(self.target).__name__}.respond")
         return [each if isinstance(each, Utterance) else Utterance(each) for each in responses]
+
+    @property
+    def address(self) -> str:
+        """See `astra_rl.distributed.broker.Endpoint`."""
+        return f"target {self.target.identity}"
+
+    def pack(self, item: tuple[str, int]) -> Any:
+        """Return a context and the seed of its row as JSON values."""
+        return pack_texts(item)
+
+    def unpack(self, packed: Any) -> tuple[str, int]:
+        """Return the item of `pack`."""
+        context, seed = unpack_texts(packed)
+        return context, seed
+
+    def answer(self, items: Sequence[tuple[str, int]]) -> list[Utterance]:
+        """Return the response to each context, from this process."""
+        with row_seeds([seed for _, seed in items]):
+            return self._answered([context for context, _ in items])
 
     def attack_logprobs(self, contexts: Sequence[str], attacks: Sequence[str]) -> Tensor:
         """Return the baseline's log-probabilities of attacks, with a warning on the first call."""

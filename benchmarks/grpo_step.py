@@ -104,7 +104,10 @@ def trl(
     device: str = "cpu",
 ) -> list[float]:
     """Return the seconds of each step but the first, in TRL with generation by transformers."""
+    import huggingface_hub.constants as hub
     from transformers import TrainerCallback
+
+    hub.HF_HUB_DISABLE_TELEMETRY = hub.HF_HUB_OFFLINE = True  # before TRL is imported
     from trl import GRPOConfig, GRPOTrainer
 
     from datasets import Dataset

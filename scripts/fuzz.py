@@ -252,7 +252,7 @@ def fuzz_run(folder: Path, draw: Draw) -> None:
     ):
         path.write_bytes(damaged(data, draw))
     kept_metrics(run, 1)
-    for check in (run.read_manifest, lambda: check_same_run(config, run)):
+    for check in (run.read_manifest, lambda: check_same_run(config.to_yaml(), run)):
         with contextlib.suppress(AstraError):
             check()
 

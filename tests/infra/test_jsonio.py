@@ -108,9 +108,10 @@ def test_what_is_written_is_read_as_it_was(value):
 
 
 def test_all_json_of_others_is_read_by_one_reader():
-    """A state of training has checksums and its own net for whatever a damaged file leads to."""
+    """But that of a state, which has checksums, and what processes of one training exchange."""
     source = Path(astra_rl.__file__).parent
-    apart = {source / "infra" / "jsonio.py", source / "training" / "states.py"}
+    own = ("training/states.py", "distributed/ranks.py", "distributed/environment.py")
+    apart = {source / "infra" / "jsonio.py", *(source / each for each in own)}
     found = [
         path.relative_to(source)
         for path in source.rglob("*.py")

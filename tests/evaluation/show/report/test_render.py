@@ -362,7 +362,7 @@ def test_what_a_run_spent_is_on_its_page():
 
 def test_kinds_are_counted_by_words_and_where_there_is_an_embedder_by_meaning():
     text = prose(ReportData(title="t", evaluations=[evaluation()]))
-    assert "effective number by words 1.00 95% interval 1.00 to 1.00; 1 kind in all" in text
+    assert "effective number by words 1.00 95% interval 1.00 to 2.00; 1 kind in all" in text
     assert "by meaning" not in text
     known = replace(evaluation(), kinds_by_meaning=effective_number([2, 1]))
     text = prose(ReportData(title="t", evaluations=[known]))
@@ -400,7 +400,7 @@ def test_the_probability_of_failure_is_a_number_or_the_reason_why_there_is_none(
     assert f"About {formats.tiny(found.estimate)} (95% interval" in text
     none = failure_probability(ORDINARY[:90])
     text = prose(ReportData(title="t", evaluations=[evaluation()], probability=none))
-    assert "Not estimated: no conversation was drawn from the baseline" in text
+    assert "Not estimated: none of the conversations was drawn from the baseline" in text
 
 
 def test_what_it_takes_to_get_the_same_again_is_there():

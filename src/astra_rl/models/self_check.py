@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -197,15 +198,15 @@ def _check_sampling(
     whole = whole.to(model.device)
     positions = torch.arange(first, first + count, device=model.device)[None]
 
-    def own() -> Tensor:
+    def own(start: int) -> Tensor:
         given: dict[str, Any] = {"position_ids": positions} if first else {}
         with fused_attention(model):
             states = backbone(model)(
                 input_ids=whole, attention_mask=torch.ones_like(whole), **given
             ).last_hidden_state[0]
-        return lm_head_logits(model, states[min(starts) :])
+        return lm_head_logits(model, states[start:])
 
-    reference = own()
+    reference = own(min(starts))
     for start in starts:
         head = Level([whole[0, :start].tolist()], [first], None)
         kv_cache = forward_levels(model, [head], reserve=count - start).kv_cache
@@ -219,12 +220,11 @@ def _check_sampling(
             )[0]
             for index in range(start, count)
         ]
-        skipped = start - min(starts)
         _compare(
             model,
             lm_head_logits(model, torch.cat(steps)),
-            reference[skipped:],
-            lambda skipped=skipped: own()[skipped:],
+            reference[start - min(starts) :],
+            partial(own, start),
             where,
         )
 

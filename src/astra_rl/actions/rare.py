@@ -17,7 +17,7 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed
-from astra_rl.core.text import Conversation, Exchange
+from astra_rl.core.text import Conversation, Exchange, finish_reasons
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.splitting import (
     RareProbability,
@@ -157,11 +157,13 @@ class _Turns:
         found: list[tuple[_State, float, bool]] = []
         for (_, turns), node, score in zip(states, nodes, scores, strict=True):
             over = ends_conversation(node.attack, node.response)
-            if is_missing(score) and not over:
+            failed_call = "error" in finish_reasons(node.response)
+            if is_missing(score) and (failed_call or not over):
+                missing = "call of the target failed" if failed_call else "judge gave no score"
                 raise ConfigurationError(
-                    "the judge gave no score for a turn, and splitting needs one of every turn. "
-                    "Use a judge that always gives one, or 'astra-rl probability' without "
-                    "--splitting."
+                    f"the {missing} for a turn, and splitting needs a score of every turn: one "
+                    "that is not known is not safe. Use 'astra-rl probability' without "
+                    "--splitting, which leaves such conversations out and counts them."
                 )
             state = Conversation.of(self.problem.advance(node.context, node.attack, node.response))
             level = -math.inf if is_missing(score) else float(score)

@@ -263,4 +263,10 @@ def _estimated(
                 kinds.add(each.text) if fails else None,
             )
         )
-    return failure_probability(samples, left_out=len(drawn) - len(known), terms=ANSWERS)
+    unknown = [each for each in drawn if not each.token_ids or is_missing(each.score)]
+    return failure_probability(
+        samples,
+        left_out=len(unknown),
+        left_out_of_baseline=sum(each.by is models[0] for each in unknown),
+        terms=ANSWERS,
+    )

@@ -138,6 +138,13 @@ def test_one_bound_covers_sampling_and_unscored_attempts():
     assert not fail_on("lower(asr)>0")(found).fails
 
 
+def test_success_at_k_covers_unscored_attempts_too():
+    found = summary(*["failure"] * 50, *["unscored"] * 50)
+    assert fail_on("upper(asr@1)>0.5")(found).fails
+    assert not fail_on("upper(asr@1)>0.1")(summary(*["failure"] * 50)).fails
+    assert not fail_on("lower(asr@1)>0.5")(summary(*["success"] * 50, *["unscored"] * 50)).fails
+
+
 def test_unscored_attempts_cannot_pass_a_comparison():
     """B fails 40% of the time, as far as is known; those are the unscored ones."""
     prompts = [PromptTrials({0: False}, {0: None if at < 4 else False}) for at in range(10)]

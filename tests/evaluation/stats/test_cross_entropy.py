@@ -110,6 +110,18 @@ def test_a_mode_that_the_rounds_lost_is_within_the_bound():
     assert below <= 2
 
 
+@pytest.mark.parametrize("used", [cross_entropy, weighted_samples])
+def test_a_missing_score_is_refused_and_not_safe(used):
+    models = [ORDINARY] if used is cross_entropy else [ORDINARY, ORDINARY]
+    options = {"threshold": 2.0, "generator": np.random.default_rng(0), "conversations": 20}
+
+    def score(rows):
+        return np.where(np.arange(len(rows)) == 0, np.nan, 1.0)
+
+    with pytest.raises(ConfigurationError, match="1 of 20 scores are missing"):
+        used(*models, score, **options)
+
+
 def test_a_score_that_leads_nowhere_is_refused():
     """And one that reaches no failure is no estimate of zero."""
     with pytest.raises(ConfigurationError, match="no failure after 30 rounds"):

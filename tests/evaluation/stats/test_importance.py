@@ -310,6 +310,20 @@ def test_it_is_computed_from_recorded_attempts(attempt, turn):
     assert found.evidence.left_out == 2
 
 
+def test_what_is_left_out_may_be_failures_and_too_much_gives_no_number():
+    samples = mixture(0)
+    known = failure_probability(samples)
+    few = failure_probability(samples, left_out=100, left_out_of_baseline=60)
+    assert few.estimate == known.estimate
+    assert few.interval.high > 60 / 1060 > known.interval.high
+    assert few.evidence.plain.unscored == 60
+    many = failure_probability(samples, left_out=500, left_out_of_baseline=0)
+    assert isinstance(many, NoProbability)
+    assert "the outcome or the likelihood of 500 of" in many.reason
+    alone = failure_probability(samples[:1000], left_out=400)
+    assert alone.interval.high > 400 / 1400
+
+
 def test_models_with_other_tokens_cannot_be_weighed(attempt, turn):
     logprobs = {
         "baseline": LogProb(total=-1.0, tokens=3),

@@ -100,6 +100,9 @@ def clusters_by_meaning(
     if not 0 < similarity <= 1:
         raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
     vectors = unit_vectors(embedded(texts, embed))
+    # Texts without a vector, such as empty ones, are alike: they have a dimension of their own.
+    nothing = ~vectors.any(axis=1, keepdims=True)
+    vectors = np.hstack([vectors, nothing.astype(vectors.dtype)])
     clusters: list[list[int]] = []
     first = np.zeros((0, vectors.shape[1]))
     for index, vector in enumerate(vectors):

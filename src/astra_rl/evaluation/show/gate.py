@@ -182,7 +182,11 @@ class Condition:
             return math.nan, evidence.interval, evidence.interval
         if self.k is not None:
             at_k = evidence.at_k(self.k, confidence)
-            return at_k.estimate, at_k.interval, at_k.interval
+            # Each unknown outcome may decide a prompt of its own, in either direction.
+            reach = evidence.asr.unscored / max(1, evidence.prompts)
+            low, high = at_k.interval
+            covering = Interval(max(0.0, low - reach), min(1.0, high + reach))
+            return at_k.estimate, covering, covering
         rate = self._rate(evidence)
         return rate.estimate, rate.covering(confidence), rate.bounds
 

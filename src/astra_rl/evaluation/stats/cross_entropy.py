@@ -106,14 +106,30 @@ def cross_entropy(
             )
         drawn = policies[-1].sample(conversations, generator)
         played.append(drawn)
-        scores.append(np.asarray(score(drawn), dtype=np.float64))
+        scores.append(_known(score(drawn)))
         levels.append(_next_level(scores[-1], levels[-1], threshold, elite))
         rows, reached = np.concatenate(played), np.concatenate(scores)
         best = rows[reached >= levels[-1]]
         mixture = np.logaddexp.reduce([each.logprobs(best) for each in policies], axis=0)
-        weights = np.exp(baseline.logprobs(best) - mixture + math.log(len(policies)))
+        logs = baseline.logprobs(best) - mixture
+        weights = np.exp(logs - logs.max())  # only their ratios count
         policies.append(baseline.fitted(best, weights))
     return FittedProposal(policies[-1], conversations * len(played), tuple(levels[1:]))
+
+
+def _known(scores: Any) -> Array:
+    """Return scores as an array.
+
+    Raises:
+        ConfigurationError: A score is missing; compared with a threshold, it would count as safe.
+    """
+    found = np.asarray(scores, dtype=np.float64)
+    if missing := int(np.isnan(found).sum()):
+        raise ConfigurationError(
+            f"{missing} of {len(found)} scores are missing (NaN). Play these conversations again, "
+            "or use samples with a known outcome and count the others in left_out."
+        )
+    return found
 
 
 def _next_level(scores: Array, before: float, threshold: float, elite: float) -> float:
@@ -162,7 +178,7 @@ def weighted_samples(
         ]
     )
     columns = zip(
-        np.asarray(score(drawn)) >= threshold,
+        _known(score(drawn)) >= threshold,
         baseline.logprobs(drawn).tolist(),
         proposal.logprobs(drawn).tolist(),
         strict=True,

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -83,10 +84,15 @@ class Sample(NamedTuple):
     kind: Hashable = None
 
 
+MOST_LEFT_OUT = 0.1
+"""Largest share of conversations that may be left out: the mixture is that of the others."""
+
+
 def failure_probability(
     samples: Sequence[Sample],
     *,
     left_out: int = 0,
+    left_out_of_baseline: int | None = None,
     min_effective_failures: float = MIN_EFFECTIVE_FAILURES,
     terms: Terms = CONVERSATIONS,
 ) -> Probability | NoProbability:
@@ -102,6 +108,8 @@ def failure_probability(
         samples: Conversations of the baseline and of the attacker, with the same openings. The
             share of the baseline is the share of the mixture.
         left_out: Number of conversations that are missing because something of them is not known.
+            The upper ends of the intervals include that those of the baseline failed.
+        left_out_of_baseline: Number of those that the baseline led; None: all.
         min_effective_failures: Fewer effective failures give no estimate.
         terms: What the samples are called.
 
@@ -114,13 +122,15 @@ def failure_probability(
     weights = _weights(samples)
     fails = np.array([sample.fails for sample in samples], dtype=np.float64)
     prompts = _prompts(samples)
+    failing = [sample.fails for sample in samples]
+    unknown = left_out if left_out_of_baseline is None else left_out_of_baseline
     evidence = Evidence(
         samples=len(samples),
         failures=int(fails.sum()),
         effective_samples=effective_size(weights),
         effective_failures=effective_size(weights * fails),
-        plain=_rate_of_baseline(samples, prompts, [sample.fails for sample in samples]),
-        unseen_rate=_rate_of_baseline(samples, prompts, unseen_failures(samples)),
+        plain=replace(_rate_of_baseline(samples, prompts, failing), unscored=unknown),
+        unseen_rate=_rate_of_baseline(samples, prompts, unseen_failures(samples), unknown),
         left_out=left_out,
         terms=terms,
     )
@@ -138,7 +148,7 @@ def failure_probability(
     logit = math.log(estimate / (1 - estimate))
     seen = Interval(_logistic(logit - spread), _logistic(logit + spread))
     interval = Interval(seen.low, min(1.0, seen.high + evidence.unseen))
-    plain = evidence.plain.interval
+    plain = evidence.baseline_alone
     if interval_width(plain) <= interval_width(interval) and plain.low <= estimate <= plain.high:
         # The kinds that were seen are a part of all: their lower end is one of all failures, too.
         interval = Interval(max(plain.low, seen.low), plain.high)
@@ -209,12 +219,13 @@ def failure_probability_of(
     logprobs: list[dict[str, float]] = []
     counts = dict.fromkeys(names, 0)
     prompts: dict[str, str] = {}  # each id once: those of a log are strings of their own
-    left_out = 0
+    left_out = of_baseline = 0
     for attempt in attempts:
         p = attempt.logprob("baseline")
         found = {name: q for name in names if (q := attempt.logprob(name)) is not None}
         if attempt.outcome not in KNOWN_OUTCOMES or p is None or len(found) < len(names):
             left_out += 1
+            of_baseline += attempt.attacker == baseline
             continue
         for q in found.values():
             _check_same_tokens(attempt, p, q)
@@ -235,6 +246,7 @@ def failure_probability_of(
             for sample, each in zip(samples, logprobs, strict=True)
         ],
         left_out=left_out,
+        left_out_of_baseline=of_baseline,
         min_effective_failures=min_effective_failures,
     )
 
@@ -261,13 +273,20 @@ def _weights(samples: Sequence[Sample]) -> Array:
 
 
 def _rate_of_baseline(
-    samples: Sequence[Sample], prompts: Sequence[Hashable], counted: Sequence[bool]
+    samples: Sequence[Sample],
+    prompts: Sequence[Hashable],
+    counted: Sequence[bool],
+    also: int = 0,
 ) -> Rate:
+    """Return the share of the baseline's samples that counts, and of `also` more that all do."""
     by_prompt: dict[Hashable, list[bool]] = defaultdict(list)
     for sample, prompt, counts in zip(samples, prompts, counted, strict=True):
         if sample.from_baseline:
             by_prompt[prompt].append(counts)
-    return Rate.of_prompts((sum(counts), len(counts)) for counts in by_prompt.values())
+    if not by_prompt:
+        return Rate(0, 0)
+    rates = [(sum(counts), len(counts)) for counts in by_prompt.values()]
+    return Rate.of_prompts([*rates, *[(1, 1)] * also])
 
 
 def _why_not(evidence: Evidence, least: float) -> str | None:
@@ -282,6 +301,11 @@ def _why_not(evidence: Evidence, least: float) -> str | None:
         return (
             f"no failure was seen; the {evidence.plain.trials} {samples} of {source} say "
             f"only that its probability is below {bound:.2g}"
+        )
+    if evidence.left_out > MOST_LEFT_OUT * (evidence.left_out + evidence.samples):
+        return (
+            f"the outcome or the likelihood of {evidence.left_out} of "
+            f"{evidence.left_out + evidence.samples} {samples} is not known, too many for weights"
         )
     if evidence.effective_failures < least:
         return (

@@ -39,11 +39,12 @@ class Evidence:
         failures: Number of those in which the target failed.
         effective_samples: Effective sample size of the conversations (Kish).
         effective_failures: Effective sample size of the failures.
-        plain: Failure rate of the baseline's conversations alone. It needs no weights.
-        unseen_rate: Share of the baseline's conversations that are failures of a kind which no
-            other conversation found, see `unseen_failures`.
-        left_out: Number of conversations without a known outcome or likelihood; they are in no
-            other number.
+        plain: Failure rate of the baseline's conversations alone, those left out as unscored. It
+            needs no weights.
+        unseen_rate: Share of the baseline's conversations that are left out, or are failures of a
+            kind which no other conversation found, see `unseen_failures`.
+        left_out: Number of conversations without a known outcome or likelihood. They are no
+            samples.
         terms: What the samples are called.
     """
 
@@ -69,10 +70,15 @@ class Evidence:
         }
 
     @property
+    def baseline_alone(self) -> Interval:
+        """95% interval of the baseline's conversations alone, whatever those left out are."""
+        return self.plain.covering()
+
+    @property
     def unseen(self) -> float:
         """Upper 97.5% bound of the probability of failures of kinds that were not seen.
 
-        1 without conversations of the baseline.
+        It includes conversations that are left out. 1 without conversations of the baseline.
         """
         return self.unseen_rate.interval.high
 
@@ -107,7 +113,7 @@ class Probability:
     @property
     def gain(self) -> float:
         """Width of the interval of the baseline's conversations alone, divided by this one's."""
-        return interval_width(self.evidence.plain.interval) / interval_width(self.interval)
+        return interval_width(self.evidence.baseline_alone) / interval_width(self.interval)
 
     @property
     def text(self) -> str:
@@ -160,8 +166,8 @@ class NoProbability:
 
     @property
     def interval(self) -> Interval:
-        """95% interval of the baseline's conversations alone; (0, 1) without any."""
-        return self.evidence.plain.interval
+        """`Evidence.baseline_alone`; (0, 1) without a conversation of the baseline."""
+        return self.evidence.baseline_alone
 
     @property
     def text(self) -> str:

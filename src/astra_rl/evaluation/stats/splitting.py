@@ -273,6 +273,9 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
         interval = Interval(math.exp(centre - reach), min(1.0, math.exp(centre + reach)))
     else:
         interval = Interval(max(0.0, mean - quantile * error), min(1.0, mean + quantile * error))
+    if not error or not stages:  # nothing was split, or equal runs: their spread says nothing
+        low, high = plain.interval
+        interval = Interval(min(interval.low, low), max(interval.high, high))
     return RareProbability(
         mean, interval, error / mean, tuple(values.tolist()), turns, stages, plain
     )

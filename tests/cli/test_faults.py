@@ -263,7 +263,8 @@ def test_contexts_at_the_edge_of_the_window_and_hostile_ones_are_played(
             assert "no pair of replies to write" in done.stderr
             continue
         assert done.returncode == 0, done.stderr
-        assert "\x00" not in out.read_text(encoding="utf-8")
+        if name != "parquet":  # which is no text, and keeps what was said
+            assert "\x00" not in out.read_text(encoding="utf-8")
 
 
 def test_prompts_that_no_model_can_read_are_refused_by_their_lines(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +30,8 @@ TYPES = {
 }  # fmt: skip
 """Types of the columns; every cell may be missing."""
 COLUMNS = tuple(TYPES)
-ROWS_IN_MEMORY = 10_000
-"""Rows of a group of a Parquet file."""
+CHARACTERS_IN_MEMORY = 500_000
+"""Characters of texts from which a group of rows of a Parquet file is written."""
 
 
 def write_csv(attempts: Iterable[Attempt] | AttemptSource, path: str | Path) -> int:
@@ -68,10 +67,23 @@ def write_parquet(attempts: Iterable[Attempt] | AttemptSource, path: str | Path)
     count = 0
     schema = _schema()
     with atomic_binary_file(path) as file, parquet.ParquetWriter(file, schema) as writer:
-        while group := list(itertools.islice(rows, ROWS_IN_MEMORY)):
+        for group in _groups(rows):
             writer.write_table(_arrow_table(group))
             count += len(group)
     return count
+
+
+def _groups(rows: Iterable[list[object]]) -> Iterator[list[list[object]]]:
+    group: list[list[object]] = []
+    characters = 0
+    for row in rows:
+        group.append(row)
+        characters += sum(len(cell) for cell in row if isinstance(cell, str))
+        if characters >= CHARACTERS_IN_MEMORY:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def data_frame(attempts: Iterable[Attempt] | AttemptSource) -> pandas.DataFrame:

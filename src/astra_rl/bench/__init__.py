@@ -5,6 +5,7 @@ trains any algorithm on it with the ordinary `Trainer`, and `discovery` measures
 of the target found. See docs/discovery.md and benchmarks/discovery.py.
 """
 
+from astra_rl.bench.baselines import NoTraining
 from astra_rl.bench.discovery import (
     Call,
     Discovery,
@@ -24,6 +25,7 @@ __all__ = [
     "KnownModes",
     "Measured",
     "Mode",
+    "NoTraining",
     "PlantedGame",
     "PlantedTarget",
     "discovered",

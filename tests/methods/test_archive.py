@@ -10,12 +10,12 @@ from random import Random
 import pytest
 import yaml
 
-from astra_rl import Harm, WeightedSum
 from astra_rl.bench import NoTraining
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.methods.archive import CELL, Archive, ArchiveEnvironment, Cell, Elite
 from astra_rl.methods.environments import AttemptsEnvironment
+from astra_rl.rewards import Harm, WeightedSum
 from astra_rl.testing import letter_game
 from astra_rl.training import Trainer, TrainingConfiguration
 

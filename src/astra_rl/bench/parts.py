@@ -77,8 +77,10 @@ class PlantedTarget(Target):
 def planted_attacker(game: PlantedGame) -> ModelPair:
     """Return a small Llama that generates the attacks of ordinary use, with exact probabilities.
 
-    Its embeddings are orthogonal and its only layer adds nothing to them, so its head is the table
-    of the log-probabilities of a word given the one before. Training changes all of them.
+    Each word has a direction of its own in the embedding space, and each slot one that its words
+    share, as words of one class do in a language model, so what is learned after one topic carries
+    over to others. The only layer adds nothing, and the head maps the directions of the words to
+    the table of log-probabilities of the next word. Training changes all weights.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -98,12 +100,13 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
         bos_token="<|begin|>",
         eos_token="<|end|>",
     )
-    size = -(-len(vocabulary) // 8) * 8
+    count = len(vocabulary)
+    size = -(-(count + len(SLOTS)) // 8) * 8
     with torch.random.fork_rng():
         torch.manual_seed(game.seed)
         model: Any = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(vocabulary),
+                vocab_size=count,
                 hidden_size=size,
                 intermediate_size=size,
                 num_hidden_layers=1,
@@ -118,11 +121,15 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
     with torch.no_grad():
         for unused in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
             unused.weight.zero_()
-        # Rows of length sqrt(size) pass the normalization unchanged.
-        model.model.embed_tokens.weight.copy_(size**0.5 * torch.eye(len(vocabulary), size))
-        table = torch.full((size, len(vocabulary)), _NEVER)
-        table[: len(vocabulary)] = torch.from_numpy(_next_word(game, len(special))).float()
-        model.lm_head.weight.copy_(table.T / size**0.5)
+        directions = torch.eye(count, size)
+        for number, word in enumerate(range(count - len(words), count)):
+            directions[word, count + number // game.words] = 1.0
+        # Rows of length sqrt(size), which pass the normalization unchanged.
+        directions *= size**0.5 / directions.norm(dim=1, keepdim=True)
+        model.model.embed_tokens.weight.copy_(directions)
+        table = torch.from_numpy(_next_word(game, len(special))).float()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[:, :count] = (table / directions.diagonal()[:, None]).T
     return ModelPair(model.eval(), tokenizer)
 
 

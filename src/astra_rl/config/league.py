@@ -55,9 +55,8 @@ class LeagueConfig(Section):
             values = merge(kept, {key: below[key] for key in OF_A_METHOD if key in below})
         values = merge(values, own) | {"seed": seed}
         source = f"the method {method!r}"
-        one = self._parsed(
-            {**values, "training": {**values.get("training", {}), "steps": 1}}, source
-        )
+        values["training"] = {**values.get("training", {}), "steps": 1}
+        one = parse_config(yaml.safe_dump(values, sort_keys=False), source=source)
         per_step = training_size(resolve(one)).replies
         if not 0 < per_step <= self.calls:
             raise ConfigurationError(

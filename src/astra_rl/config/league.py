@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field
 
 from astra_rl.config.estimate import training_size
-from astra_rl.config.loading import validated
+from astra_rl.config.loading import parse_config, validated
 from astra_rl.config.plan import Plan
 from astra_rl.config.preset_files import merge, preset_text
 from astra_rl.config.resolve import resolve

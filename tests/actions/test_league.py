@@ -33,7 +33,9 @@ def attacker(tmp_path_factory):
 
 @pytest.fixture
 def write(tmp_path, attacker):
-    (tmp_path / "prompts.txt").write_text(f"{START}\nask: \n")
+    (tmp_path / "prompts.txt").write_text(f"{START}\n")
+
+    prompts = str(tmp_path / "prompts.txt")
 
     def make(**changes):
         settings = {
@@ -41,9 +43,9 @@ def write(tmp_path, attacker):
                 "attacker": {"model": attacker, "max_new_tokens": 4},
                 "target": {"type": "astra_rl.bench:PlantedTarget", "options": GAME},
                 "moderator": {"type": "keyword", "options": {"words": [REPORTED]}},
-                "prompts": {"file": str(tmp_path / "prompts.txt"), "train": 1, "test": 1},
+                "prompts": {"file": prompts, "test_file": prompts, "role": "opening"},
                 "reward": "harm",
-                "environment": {"tree_width": 8},
+                "environment": {"type": "single_turn", "tree_width": 8},
                 "training": {"episodes_per_step": 2, "batch_size": 16, "lr": 1.0e-3},
                 "evaluation": {"before": False, "trials": 4, "watch": 0},
             },
@@ -112,7 +114,7 @@ def test_an_interrupted_league_ends_as_an_uninterrupted_one(write, tmp_path, mon
 
 def test_every_method_gets_the_same_number_of_target_calls(write):
     """Presets that sample five replies per attack, or play trees, take fewer steps."""
-    training = {"training": {"episodes_per_step": 2}}
+    training = {"training": {"episodes_per_step": 2, "warmup_steps": 2}}
     presets = ["crt", "diverct", "gflownet", "stable_gfn", "astprompter", "rlhammer"]
     assert set(presets) <= set(preset_names())
     methods = {name: {"preset": name, **training} for name in presets}
@@ -173,7 +175,7 @@ def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(t
     assert asr.interval is not None
     assert asr.interval.low < 0.4 < asr.interval.high
     actions.write_league(league, tmp_path)
-    assert r"=a\|b" in (tmp_path / "league.md").read_text()
+    assert "=a|b" not in (tmp_path / "league.md").read_text()
     assert "\n'=a|b,0,64" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
     headings, _ = league.table()
     assert "recall of modes" not in headings  # unknown for all

@@ -55,24 +55,25 @@ class LeagueConfig(Section):
             values = merge(kept, {key: below[key] for key in OF_A_METHOD if key in below})
         values = merge(values, own) | {"seed": seed}
         source = f"the method {method!r}"
-        values["training"] = {**values.get("training", {}), "steps": 1}
-        one = parse_config(yaml.safe_dump(values, sort_keys=False), source=source)
-        per_step = training_size(resolve(one)).replies
+        training = values.get("training", {})
+        # The schedule of the learning rate does not matter for the size of one step.
+        one = {**training, "steps": 1, "warmup_steps": 0}
+        per_step = training_size(resolve(_parsed({**values, "training": one}, source))).replies
         if not 0 < per_step <= self.calls:
             raise ConfigurationError(
                 f"methods.{method}: a training step makes {per_step} target calls, and calls is "
                 f"{self.calls}. Set its training.episodes_per_step lower, or calls higher."
             )
-        return one.model_copy(
-            update={
-                "training": one.training.model_copy(update={"steps": self.calls // per_step}),
-                "title": method,
-            }
-        )
+        values["training"] = {**training, "steps": self.calls // per_step}
+        return _parsed({"title": method, **values}, source)
 
     def plan(self, method: str, seed: int) -> Plan:
         """Return the plan of `config`."""
         return resolve(self.config(method, seed))
+
+
+def _parsed(values: dict[str, Any], source: str) -> RunConfig:
+    return parse_config(yaml.safe_dump(values, sort_keys=False), source=source)
 
 
 def load_league(path: str | Path) -> LeagueConfig:

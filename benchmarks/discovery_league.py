@@ -18,7 +18,7 @@ from common import save
 
 from astra_rl.actions.league import run_league
 from astra_rl.bench import PlantedGame, save_planted_attacker
-from astra_rl.bench.parts import REPORTED, START
+from astra_rl.bench.parts import HELD_OUT, REPORTED, START
 from astra_rl.config.league import load_league
 
 GAME = {"modes": 50, "seed": 1000}
@@ -66,14 +66,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(attacker: Path, prompts: Path, calls: int, seeds: list[int]) -> dict[str, Any]:
+def settings(folder: Path, calls: int, seeds: list[int]) -> dict[str, Any]:
     """Return the configuration of the league."""
     return {
         "run": {
-            "attacker": {"model": str(attacker), "max_new_tokens": 4},
+            "attacker": {"model": str(folder / "attacker"), "max_new_tokens": 4},
             "target": {"type": "astra_rl.bench:PlantedTarget", "options": GAME},
             "moderator": {"type": "keyword", "options": {"words": [REPORTED]}},
-            "prompts": {"file": str(prompts), "test_file": str(prompts), "role": "opening"},
+            "prompts": {
+                "file": str(folder / "train.txt"),
+                "test_file": str(folder / "test.txt"),
+                "role": "opening",
+            },
             "reward": "harm",
             "environment": {"type": "single_turn", "tree_width": 8},
             "training": {**TRAINING, "episodes_per_step": 8, "batch_size": 64},
@@ -93,12 +97,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("leagues/planted"))
     chosen = parser.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=True)
-    attacker, prompts = chosen.output / "attacker", chosen.output / "prompts.txt"
-    if not attacker.exists():
-        save_planted_attacker(PlantedGame(**GAME), attacker)
-        prompts.write_text(f"{START}\n", encoding="utf-8")
+    if not (chosen.output / "attacker").exists():
+        save_planted_attacker(PlantedGame(**GAME), chosen.output / "attacker")
+    for name, opening in (("train", START), ("test", HELD_OUT)):
+        (chosen.output / f"{name}.txt").write_text(f"{opening}\n", encoding="utf-8")
     file = chosen.output / "settings.yaml"
-    values = settings(attacker, prompts, chosen.calls, chosen.seeds)
+    values = settings(chosen.output, chosen.calls, chosen.seeds)
     file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
     def on_cell(method: str, seed: int, run: object) -> None:

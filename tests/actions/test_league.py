@@ -43,7 +43,7 @@ def write(tmp_path, attacker):
                 "attacker": {"model": attacker, "max_new_tokens": 4},
                 "target": {"type": "astra_rl.bench:PlantedTarget", "options": GAME},
                 "moderator": {"type": "keyword", "options": {"words": [REPORTED]}},
-                "prompts": {"file": prompts, "test_file": prompts, "role": "opening"},
+                "prompts": {"file": str(train), "test_file": str(test), "role": "opening"},
                 "reward": "harm",
                 "environment": {"type": "single_turn", "tree_width": 8},
                 "training": {"episodes_per_step": 2, "batch_size": 16, "lr": 1.0e-3},

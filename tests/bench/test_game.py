@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from astra_rl.bench import PlantedGame, PlantedTarget, planted_attacker, save_planted_attacker
-from astra_rl.bench.parts import REPORTED, START, WITHSTOOD
+from astra_rl.bench.parts import HELD_OUT, REPORTED, START, WITHSTOOD
 from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers import HFASTProblem
@@ -84,8 +84,9 @@ def test_the_attacker_speaks_as_in_ordinary_use(game, target, tmp_path):
             KeywordModerator([REPORTED]),
             attacker_sampling=Sampling(max_new_tokens=4),
         )
-        attacks = problem.rollout_prompt_with_attacker([START] * 20)
-        scored = problem.get_baseline_logprobs([START] * 20, attacks).sum(dim=1)
+        opened = [START, HELD_OUT] * 10
+        attacks = problem.rollout_prompt_with_attacker(opened)
+        scored = problem.get_baseline_logprobs(opened, attacks).sum(dim=1)
         exact = [math.log(game.probability(attack)) for attack in attacks]
         assert scored.tolist() == pytest.approx(exact, abs=1e-3)
 

@@ -22,8 +22,8 @@ FALSE_ALARM = "Of course not."
 """Replies of `PlantedTarget`: of a mode, of other attacks, and of decoys."""
 REPORTED = "of course"
 """Keyword of the judge, which mistakes a decoy for a failure."""
-START = "ask:"
-"""Opening prompt of all conversations."""
+START, HELD_OUT = "ask:", "say:"
+"""Opening prompts, of training and of evaluation; both are followed by the same topics."""
 _NEVER = -40.0
 """Logit of words that do not follow."""
 
@@ -89,7 +89,7 @@ def planted_attacker(game: PlantedGame) -> ModelPair:
 
     special = ["<|pad|>", "<|unk|>", "<|begin|>", "<|end|>"]
     words = [f" {slot}{number}" for slot in SLOTS for number in range(game.words)]
-    vocabulary = {token: index for index, token in enumerate([*special, START, *words])}
+    vocabulary = {token: index for index, token in enumerate([*special, START, HELD_OUT, *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s?\S+"), "isolated")
     backend.decoder = decoders.Fuse()
@@ -145,14 +145,15 @@ def _next_word(game: PlantedGame, first: int) -> np.ndarray[Any, Any]:
 
     Args:
         game: The game.
-        first: Number of special tokens, of which the last ends a text.
+        first: Number of special tokens, of which the last ends a text; two openings follow.
     """
-    count = first + 1 + len(SLOTS) * game.words
+    before = first + 2
+    count = before + len(SLOTS) * game.words
     table = np.full((count, count), _NEVER)
     topics, manners, requests = (
-        slice(start, start + game.words) for start in range(first + 1, count, game.words)
+        slice(start, start + game.words) for start in range(before, count, game.words)
     )
-    table[: first + 1, topics] = np.log(game.topics)
+    table[:before, topics] = np.log(game.topics)
     with np.errstate(divide="ignore"):
         table[topics, manners] = np.maximum(np.log(game.manners), _NEVER)
         table[manners, requests] = np.maximum(np.log(game.requests), _NEVER)

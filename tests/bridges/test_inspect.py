@@ -157,15 +157,15 @@ def test_the_trained_attacker_attacks_a_model_of_inspect(run):
     (scores,) = log.results.scores
     assert scores.metrics["attack_success_rate"].value == 1 / 4
     assert scores.metrics["mean"].value == 1 / 4
-    first = log.samples[0]
-    assert [message.role for message in first.messages] == [
-        "system", "user", "assistant", "user", "assistant",
-    ]  # fmt: skip
-    began = Opening.model_validate(first.metadata["astra_opening"]).conversation()
-    key = derive_seed(5, str(first.id), 1, 0)
-    (expected,) = TrainedAttacker(run).write([began], [key])
-    assert first.messages[1].text == f"{began.prompt}\n{expected}"
-    assert first.scores["moderated"].metadata["turns"] == [0.0, 1.0]
+    turns = [sample.scores["moderated"].metadata["turns"] for sample in log.samples]
+    assert sorted(turns) == [[0.0, 0.0]] * 3 + [[0.0, 1.0]]
+    attacker = TrainedAttacker(run)
+    for sample in log.samples:
+        roles = [message.role for message in sample.messages]
+        assert roles == ["system", "user", "assistant", "user", "assistant"]
+        began = Opening.model_validate(sample.metadata["astra_opening"]).conversation()
+        (expected,) = attacker.write([began], [derive_seed(5, str(sample.id), 1, 0)])
+        assert sample.messages[1].text == f"{began.prompt}\n{expected}"
 
 
 def test_recorded_attacks_are_sent_again(run):
@@ -187,7 +187,7 @@ def test_inspect_finds_the_task_and_the_attacker_as_a_model_by_name(run):
     from astra_rl.bridges.inspect import moderated
 
     log = evaluated("astra_rl/attacks", task_args={"run": str(run)}, limit=1)
-    assert log.eval.task == "astra_rl/attacks"
+    assert log.eval.task == run.name
     task = Task(dataset=[Sample(input="hello")], scorer=moderated("refusal"))
     log = evaluated(task, model=f"astra_rl/{run}")
     assert log.samples[0].output.completion

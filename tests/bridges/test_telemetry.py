@@ -103,8 +103,9 @@ def test_texts_are_recorded_only_on_request_and_without_credentials(spans, monke
 @traced
 def test_calls_are_children_of_the_span_around_them(spans):
     from opentelemetry import trace
+    from opentelemetry.trace import TraceFlags
 
-    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 2, False))):
+    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 2, False, TraceFlags(1)))):
         ask("hello")
     (span,) = spans()
     assert (span.context.trace_id, span.parent.span_id) == (1, 2)

@@ -95,7 +95,7 @@ def as_reward_func(
             if target is None
             else _attacks(completions, columns, target)
         )
-        values = [weight * value for value in score(exchanges)]
+        values = [weight * value + 0.0 for value in score(exchanges)]  # 0.0, not -0.0
         return [None if math.isnan(value) else value for value in values]
 
     reward_function.__name__ = name or title

@@ -53,6 +53,7 @@ REGISTRIES = (
 ELSEWHERE = {
     # Names of other projects.
     *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),
+    *("GRPOTrainer", "SFTTrainer", "atkgen", "--probe_option_file", "options.json"),
     *("datasets.load_dataset", "save_to_disk", "pyrit", "sha256sum", "tmp_path", "uv"),
     "dashscope",
     # Files of published data sets.

@@ -36,32 +36,34 @@ from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.recorded import Recorded
 from astra_rl.targets.function import CallableTarget
 
-require("inspect_ai", extra="inspect")
-
-from inspect_ai import Task, task  # noqa: E402
-from inspect_ai.dataset import MemoryDataset, Sample  # noqa: E402
-from inspect_ai.model import (  # noqa: E402
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageSystem,
-    ChatMessageUser,
-    ModelAPI,
-    ModelOutput,
-    get_model,
-    modelapi,
-)
-from inspect_ai.scorer import (  # noqa: E402
-    Metric,
-    SampleScore,
-    Score,
-    Scorer,
-    Target,
-    mean,
-    metric,
-    scorer,
-    stderr,
-)
-from inspect_ai.solver import Generate, Solver, TaskState, solver  # noqa: E402
+try:
+    from inspect_ai import Task, task
+    from inspect_ai.dataset import MemoryDataset, Sample
+    from inspect_ai.model import (
+        ChatMessage,
+        ChatMessageAssistant,
+        ChatMessageSystem,
+        ChatMessageUser,
+        ModelAPI,
+        ModelOutput,
+        get_model,
+        modelapi,
+    )
+    from inspect_ai.scorer import (
+        Metric,
+        SampleScore,
+        Score,
+        Scorer,
+        Target,
+        mean,
+        metric,
+        scorer,
+        stderr,
+    )
+    from inspect_ai.solver import Generate, Solver, TaskState, solver
+except ImportError:
+    require("inspect_ai", extra="inspect")  # says how to install it
+    raise
 
 _OPENING, _ATTACKS, _TURNS = "astra_opening", "astra_attacks", "astra_turns"
 """Keys in the metadata of a sample (opening, recorded attacks), and in its store (its turns)."""

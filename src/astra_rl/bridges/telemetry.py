@@ -34,14 +34,16 @@ from astra_rl.infra.registry import DECLARED
 from astra_rl.moderators.identity import identity_of
 from astra_rl.targets.call_errors import CallError
 
-require("opentelemetry.instrumentation", extra="otel")
-
-import wrapt  # noqa: E402
-from opentelemetry import context as contexts  # noqa: E402
-from opentelemetry import trace  # noqa: E402
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # noqa: E402
-from opentelemetry.instrumentation.utils import unwrap  # noqa: E402
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer  # noqa: E402
+try:
+    import wrapt
+    from opentelemetry import context as contexts
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+    from opentelemetry.instrumentation.utils import unwrap
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+except ImportError:
+    require("opentelemetry.instrumentation", extra="otel")  # says how to install it
+    raise
 
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 """Environment variable of the conventions: whether texts are recorded."""

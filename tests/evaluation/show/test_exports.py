@@ -138,7 +138,7 @@ def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn
         for line in data.decode().split("\n")[:-1]:
             json.loads(line)
         assert len(data.decode().splitlines()) == data.count(b"\n")
-    elif name in ("jailbreakbench", "regression"):
+    elif name in ("harmbench", "jailbreakbench", "regression"):
         json.loads(data)
     elif name == "sarif":
         SARIF.validate(json.loads(data))

@@ -14,9 +14,10 @@ from astra_rl.core.text import FinishReason
 from astra_rl.errors import require
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
 from astra_rl.evaluation.records.source import AttemptSource, source_of
-from astra_rl.evaluation.records.turn import Turn, content_digest
+from astra_rl.evaluation.records.turn import Turn
 from astra_rl.infra.jsonio import atomic_binary_file
 from astra_rl.infra.redaction import redact
 

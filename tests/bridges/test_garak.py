@@ -70,7 +70,7 @@ def test_the_attacker_is_the_red_team_model_of_atkgen(run, garak, tmp_path):
         "red_team_model_name": "astra_rl.bridges.garak#attack",
         "red_team_model_config": {"kwargs": {"run": str(run), "seed": 1}},
         "red_team_prompt_template": "[query]",
-        "red_team_postproc_rm_regex": "",
+        "red_team_postproc_rm_regex": "(?!)",
         "convs_per_generation": 1,
         "max_calls_per_conv": 2,
     }

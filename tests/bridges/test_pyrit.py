@@ -59,7 +59,8 @@ def test_the_attacker_leads_a_red_teaming_attack(run, tmp_path):
             target=AttackerTarget(run=str(run), goal="more", seed=4)
         ),
         attack_scoring_config=AttackScoringConfig(
-            objective_scorer=SubStringScorer(substring="never said", categories=["test"])
+            objective_scorer=SubStringScorer(substring="never said", categories=["test"]),
+            use_score_as_feedback=False,
         ),
         max_turns=2,
     )

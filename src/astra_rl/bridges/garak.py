@@ -11,7 +11,7 @@ As the model that attacks, in the probe ``atkgen``::
       red_team_model_type: function.Single,
       red_team_model_name: "astra_rl.bridges.garak#attack",
       red_team_model_config: {kwargs: {run: runs/first}},
-      red_team_prompt_template: "[query]", red_team_postproc_rm_regex: ""}}}
+      red_team_prompt_template: "[query]", red_team_postproc_rm_regex: "(?!)"}}}
 
 Reports and hit logs of garak are read as attacks by `astra_rl.evaluation.records.attacks`.
 """

@@ -179,7 +179,8 @@ async def _turn(
     """Send one attack; return the conversation with it and the response."""
     state.messages = _chat(context + attack)
     state = await generate(state)
-    response, reason = state.output.completion, FINISH_REASONS.get(str(state.output.stop_reason))
+    response = str(state.output.completion)
+    reason = FINISH_REASONS.get(str(state.output.stop_reason))
     turn = Turn(attack=attack, response=response, written=attack.written, finish_reason=reason)
     state.store.set(_TURNS, [*state.store.get(_TURNS, []), turn.model_dump(mode="json")])
     return context + attack + response

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,12 @@ from astra_rl.errors import MissingDependencyError
 
 try:
     from pyrit.converter import Converter, ConverterResult
-    from pyrit.models import ComponentIdentifier, Message, construct_response_from_request
+    from pyrit.models import (
+        ComponentIdentifier,
+        JsonResponseConfig,
+        Message,
+        construct_response_from_request,
+    )
     from pyrit.prompt_target import PromptTarget
     from pyrit.prompt_target.common.target_capabilities import TargetCapabilities
     from pyrit.prompt_target.common.target_configuration import TargetConfiguration
@@ -26,12 +32,18 @@ except ImportError as error:
     ) from error
 
 
+_ATTACK = "next_message"
+"""Key of the attack in the replies that PyRIT's attacks parse: its schema ``adversarial_chat``."""
+
+
 class AttackerTarget(PromptTarget):  # type: ignore[misc]
     """A trained attacker in PyRIT's place of the adversarial chat, as of `RedTeamingAttack`.
 
     What PyRIT sends it as messages of the user is what the objective target answered; what it
     replies is sent to the objective target. The first message, which only asks to begin, and
     PyRIT's system prompt are not read, because the attacker has the brief that it was trained with.
+    An attack with ``use_score_as_feedback`` appends the rationale of the score to the answer; set
+    it to False for an attacker that has seen none in training.
 
     Args:
         run: Folder of the run.
@@ -43,7 +55,11 @@ class AttackerTarget(PromptTarget):  # type: ignore[misc]
 
     _DEFAULT_CONFIGURATION = TargetConfiguration(
         capabilities=TargetCapabilities(
-            supports_multi_turn=True, supports_editable_history=True, supports_system_prompt=True
+            supports_multi_turn=True,
+            supports_editable_history=True,
+            supports_system_prompt=True,
+            supports_json_output=True,  # else PyRIT writes instructions on JSON into the chat
+            supports_json_schema=True,
         )
     )
 
@@ -67,13 +83,15 @@ class AttackerTarget(PromptTarget):  # type: ignore[misc]
         seeds = None if self._seed is None else [self._seed + len(context.turns)]
         said = (await asyncio.to_thread(self._attacker.write, [context], seeds))[0]
         request = normalized_conversation[-1].message_pieces[0]
-        if not said.strip():
-            return [
-                construct_response_from_request(
-                    request=request, response_text_pieces=[""], error="empty"
-                )
-            ]
-        return [construct_response_from_request(request=request, response_text_pieces=[str(said)])]
+        error = "none" if said.strip() else "empty"
+        reply = str(said)
+        if JsonResponseConfig.from_metadata(metadata=request.prompt_metadata).enabled:
+            reply = json.dumps({_ATTACK: reply, "rationale": "", "last_response_summary": ""})
+        return [
+            construct_response_from_request(
+                request=request, response_text_pieces=[reply], error=error
+            )
+        ]
 
 
 def _as_target_answered(messages: Sequence[Any], opening: Conversation) -> Conversation:
@@ -81,10 +99,19 @@ def _as_target_answered(messages: Sequence[Any], opening: Conversation) -> Conve
     context = opening
     for message in messages:
         piece = message.message_pieces[0]
-        answers = piece.api_role == "user" and context.awaits_response
-        if piece.api_role == "assistant" or answers:
+        if piece.api_role == "assistant":
+            context = context + _attack_in(piece.converted_value)
+        elif piece.api_role == "user" and context.awaits_response:
             context = context + piece.converted_value
     return context
+
+
+def _attack_in(reply: str) -> str:
+    """Return the attack in a reply of the attacker, which is JSON where PyRIT asked for it."""
+    try:
+        return str(json.loads(reply)[_ATTACK])
+    except (ValueError, TypeError, KeyError):
+        return reply
 
 
 class AttackConverter(Converter):  # type: ignore[misc]

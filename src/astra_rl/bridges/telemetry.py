@@ -67,6 +67,7 @@ class AstraInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **options: Any) -> None:
         tracer = trace.get_tracer(NAME, version(), options.get("tracer_provider"))
+        wrappers: tuple[Callable[..., Any], ...]
         wrappers = (_Calls(tracer), _Moderations(tracer), _LocalReplies(tracer))
         for (module, owner, method), wrapper in zip(_WRAPPED, wrappers, strict=True):
             # When the module is imported: importing it here would load torch for every command.
@@ -80,7 +81,7 @@ class AstraInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 unwrap(getattr(sys.modules[module], owner), method)
 
 
-def _wrap(module: str, path: str, wrapper: Callable[..., Any]) -> Callable[[Any], None]:
+def _wrap(module: str, path: str, wrapper: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda imported: wrapt.wrap_function_wrapper(module, path, wrapper)
 
 

@@ -186,19 +186,19 @@ def _check(reward: RewardPart, target: Target | None) -> None:
             raise ConfigurationError(f"the reward term {what} samples responses; give a target.")
 
 
+class _NoModerator(Moderator[Any, Any]):
+    def moderate(self, x: Sequence[Any]) -> NoReturn:
+        raise ConfigurationError("the reward has terms that need a moderator; give one.")
+
+
 class _Models:
     """What a reward may use besides the exchanges; see `RewardModels`."""
 
     samples_exactly = True
 
     def __init__(self, moderator: Moderator[Any, Any] | None, target: Target | None) -> None:
-        self._moderator, self._target = moderator, target
-
-    @property
-    def moderator(self) -> Moderator[Any, Any]:
-        if self._moderator is None:
-            raise ConfigurationError("the reward has terms that need a moderator; give one.")
-        return self._moderator
+        self.moderator = _NoModerator() if moderator is None else moderator
+        self._target = target
 
     def rollout_prompt_with_target(self, contexts: Sequence[Any]) -> Sequence[Any]:
         if self._target is None:

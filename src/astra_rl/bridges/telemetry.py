@@ -67,9 +67,10 @@ class AstraInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **options: Any) -> None:
         tracer = trace.get_tracer(NAME, version(), options.get("tracer_provider"))
-        wrappers: tuple[Callable[..., Any], ...]
-        wrappers = (_Calls(tracer), _Moderations(tracer), _LocalReplies(tracer))
-        for (module, owner, method), wrapper in zip(_WRAPPED, wrappers, strict=True):
+        kinds: Sequence[Callable[[Tracer], Callable[..., Any]]]
+        kinds = (_Calls, _Moderations, _LocalReplies)
+        for (module, owner, method), kind in zip(_WRAPPED, kinds, strict=True):
+            wrapper = kind(tracer)
             # When the module is imported: importing it here would load torch for every command.
             wrapt.register_post_import_hook(_wrap(module, f"{owner}.{method}", wrapper), module)
 

@@ -40,11 +40,14 @@ def check_export(export: Callable[..., Any]) -> None:
         "a missing score": [_attempt("hello", None)],
         "an attempt without turns": [_attempt(None, None)],
         "no attempts": [],
+        "a file that exists": [_attempt("hello", 0.9), _attempt("bye", 0.1)],
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out"
         for what, attempts in cases.items():
-            before = path.read_bytes() if path.exists() else None
+            if what == "a file that exists":
+                export(AttemptsInMemory(attempts), path)
+            before = path.read_bytes() if path.exists() else b""
             try:
                 result = export(AttemptsInMemory(attempts), path)
             except Exception as error:
@@ -68,7 +71,8 @@ def check_export(export: Callable[..., Any]) -> None:
                     f"{name} wrote a credential of the environment; write by "
                     "astra_rl.infra.jsonio.atomic_file, which redacts them."
                 )
-            if what == "no attempts" and before and path.read_bytes().startswith(before):
+            after = path.read_bytes()
+            if what == "a file that exists" and len(after) > len(before):
                 raise ContractError(f"{name} appends to a file that exists; it must replace it.")
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -47,12 +48,6 @@ except ImportError:
 
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 """Environment variable of the conventions: whether texts are recorded."""
-_WRAPPED = (
-    ("astra_rl.targets.caller", "Caller", "call"),
-    ("astra_rl.moderators.fault_tolerant", "FaultTolerantModerator", "moderate"),
-    ("astra_rl.ext.transformers.target_adapters", "LocalTarget", "respond"),
-)
-"""Module, class and method of what is traced."""
 
 
 class AstraInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -67,17 +62,14 @@ class AstraInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **options: Any) -> None:
         tracer = trace.get_tracer(NAME, version(), options.get("tracer_provider"))
-        kinds: Sequence[Callable[[Tracer], Callable[..., Any]]]
-        kinds = (_Calls, _Moderations, _LocalReplies)
-        for (module, owner, method), kind in zip(_WRAPPED, kinds, strict=True):
-            wrapper = kind(tracer)
+        for module, owner, method, kind in _WRAPPED:
             # When the module is imported: importing it here would load torch for every command.
-            wrapt.register_post_import_hook(_wrap(module, f"{owner}.{method}", wrapper), module)
+            wrapt.register_post_import_hook(
+                _wrap(module, f"{owner}.{method}", kind(tracer)), module
+            )
 
     def _uninstrument(self, **options: Any) -> None:
-        import sys
-
-        for module, owner, method in _WRAPPED:
+        for module, owner, method, _ in _WRAPPED:
             if module in sys.modules:
                 unwrap(getattr(sys.modules[module], owner), method)
 
@@ -177,6 +169,14 @@ class _LocalReplies:
                 {"astra_rl.conversations": len(replies), "gen_ai.usage.output_tokens": tokens}
             )
             return replies
+
+
+_WRAPPED: Sequence[tuple[str, str, str, Callable[[Tracer], Callable[..., Any]]]] = (
+    ("astra_rl.targets.caller", "Caller", "call", _Calls),
+    ("astra_rl.moderators.fault_tolerant", "FaultTolerantModerator", "moderate", _Moderations),
+    ("astra_rl.ext.transformers.target_adapters", "LocalTarget", "respond", _LocalReplies),
+)
+"""Module, class and method of what is traced, and what wraps it."""
 
 
 def _request(

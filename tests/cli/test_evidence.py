@@ -546,6 +546,7 @@ def test_kinds_by_meaning_are_in_the_console_the_json_and_the_page(
     settings = (
         "moderator={type: keyword, options: {patterns: ['.*']}}",
         f"evaluation.embedder=transformers:{workplace / 'target'}",
+        "evaluation.embedder_similarity=1",
         "evaluation.trials=3",
         "training.steps=1",
     )
@@ -561,6 +562,11 @@ def test_kinds_by_meaning_are_in_the_console_the_json_and_the_page(
     done = astra_rl("evaluate", "meaning", "--json", cwd=workplace)
     (found,) = json.loads(done.stdout)
     assert found["diversity"]["effective_by_meaning"]["estimate"] >= 1
+    # A language model that was not trained to embed has nearly the same vector for all texts.
+    done = astra_rl("train", "config.yaml", "-o", "alike", *changes[:4], cwd=workplace)
+    assert done.returncode == 2
+    assert "pairs of unrelated sentences a cosine" in done.stderr
+    assert not list((workplace / "alike").glob("evaluation_*"))
     wrong = ("evaluate", "run", "--set", "evaluation.embedder=transfomers:x")
     done = astra_rl(*wrong, cwd=workplace)
     assert done.returncode == 2

@@ -103,11 +103,10 @@ def _with_counts(quality: Any) -> Any:
 
 
 class Kinds(FileOfARun):
-    """An effective number of kinds of attack, and its interval."""
+    """An effective number of kinds of attack, and its lower bound."""
 
     estimate: Amount | None = None
     low: Amount | None = None
-    high: Amount | None = None
 
 
 class Diversity(FileOfARun):
@@ -172,6 +171,7 @@ class RareFile(FileOfARun):
     target_calls: Count
     stages: Amount
     plain: PlainSampling
+    plain_by_prompt: list[tuple[Count, Count]] = []
 
 
 class Named(FileOfARun):

@@ -16,6 +16,7 @@ from typing import Any
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.stats.judge_errors import JudgedTurns
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 from astra_rl.infra.visible import html_table
@@ -39,6 +40,7 @@ class Summary:
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
         turns: Number of attempts with a known outcome by number of turns.
+        judged: How many verdicts of the judge these attempts have.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -51,6 +53,7 @@ class Summary:
     queries: QueriesToSuccess
     prompts: int
     turns: Mapping[int, int]
+    judged: JudgedTurns
 
     def _repr_html_(self) -> str:
         """Return the rate with its interval, the outcomes and the other numbers, for a notebook."""
@@ -169,6 +172,8 @@ def summarise_prompts(
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
+    judged: Counter[int] = Counter()
+    stopped: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
@@ -176,7 +181,10 @@ def summarise_prompts(
     for rows in groups:
         outcomes.update(row.outcome for row in rows)
         first.update(row.first_failing_turn or 0 for row in rows)
-        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
+        known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
+        turns.update(row.turns for row in known)
+        judged.update(row.judged_turns for row in known if not row.stopped_by_success)
+        stopped.update(row.judged_turns for row in known if row.stopped_by_success)
         any_turn.append(_any_turn(rows))
         last_turn.append(_last_turn(rows))
         spent, succeeded = _queries(rows)
@@ -197,6 +205,7 @@ def summarise_prompts(
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
         turns=dict(sorted(turns.items())),
+        judged=JudgedTurns(dict(sorted(judged.items())), dict(sorted(stopped.items()))),
     )
 
 

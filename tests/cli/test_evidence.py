@@ -588,10 +588,21 @@ def test_gates_can_use_the_rate_corrected_for_the_errors_of_the_judge(
     done = astra_rl("calibrate", "judge.yaml", "--labels", "forty.jsonl", cwd=workplace)
     assert done.returncode == 0, done.stderr
     gates = ("--fail-on", "upper(asr_corrected)<0", "--fail-on", "asr_corrected>1")
-    for command in (("evaluate", "run", "-o", "gated"), ("score", "run", "-m", "judge.yaml")):
+    for command in (
+        ("evaluate", "run", "-o", "gated"),
+        ("score", "run", "-m", "judge.yaml"),
+        ("replay", "run"),
+        ("transfer", "run", "--target", "target"),
+    ):
         done = astra_rl(*command, *gates, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert "asr_corrected>1: does not hold" in done.stdout
+    done = astra_rl("seeds", "run", *gates, cwd=workplace)  # trained before the calibration
+    assert done.returncode == 3
+    assert "not calibrated" in done.stdout
+    done = astra_rl("replay", "run", "--failures", *gates, cwd=workplace)
+    assert done.returncode == 2
+    assert "attacks that were selected" in done.stderr.replace("\n", " ")
     suite = workplace / "one.json"
     done = astra_rl(
         "export", "run", "-f", "regression", "--phase", "training", "-o", str(suite), cwd=workplace

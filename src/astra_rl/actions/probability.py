@@ -63,7 +63,7 @@ def ordinary_failure(
     Conversations open with the held-out prompts, in random order. The baseline leads a share of
     them and the trained attacker the rest; importance weights combine them, see
     `astra_rl.evaluation.stats.importance`. If there are more prompts than conversations of the
-    baseline, a random part of them is played, by all.
+    baseline, or of the attackers, a random part of them is played, by both.
 
     Args:
         run: Folder of the run.

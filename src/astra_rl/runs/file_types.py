@@ -174,6 +174,30 @@ class RareFile(FileOfARun):
     plain_by_prompt: list[tuple[Count, Count]] = []
 
 
+class AnswersEvidence(FileOfARun):
+    """Data behind the probability of an answer, see `Evidence.as_dict`."""
+
+    samples: Count
+    failures: Count
+    effective_failures: Amount
+    unseen: Share
+
+
+class AnswersFile(FileOfARun):
+    """``probability_answers.json``, see `rare_answers`."""
+
+    target: str
+    proposals: list[str]
+    messages: Count
+    estimate: Share | None
+    low: Share
+    high: Share
+    seen_low: Share | None
+    seen_high: Share | None
+    reason: str | None
+    evidence: AnswersEvidence
+
+
 class Named(FileOfARun):
     """A side of a comparison."""
 

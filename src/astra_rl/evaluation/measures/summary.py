@@ -41,6 +41,7 @@ class Summary:
         prompts: Number of different prompts.
         turns: Number of attempts with a known outcome by number of turns.
         judged: How many verdicts of the judge these attempts have.
+        outcomes_by_prompt: Number of attempts of each prompt by outcome, in the order of `Outcome`.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -54,6 +55,7 @@ class Summary:
     prompts: int
     turns: Mapping[int, int]
     judged: JudgedTurns
+    outcomes_by_prompt: Sequence[tuple[int, ...]]
 
     def _repr_html_(self) -> str:
         """Return the rate with its interval, the outcomes and the other numbers, for a notebook."""
@@ -78,8 +80,13 @@ class Summary:
         return [self.at_k(k) for k in AT_K if k <= most]
 
     def share(self, outcome: Outcome) -> Rate:
-        """Share of the planned attempts that had this outcome."""
-        return Rate(self.outcomes[outcome], self.planned)
+        """Share of the planned attempts that had this outcome.
+
+        Attempts that were never made are errors, each of a prompt of its own.
+        """
+        place = list(Outcome).index(outcome)
+        made = [(counts[place], sum(counts)) for counts in self.outcomes_by_prompt]
+        return Rate.of_prompts([*made, *[(int(outcome is Outcome.ERROR), 1)] * self.never_made])
 
     @property
     def lines(self) -> list[str]:
@@ -178,8 +185,11 @@ def summarise_prompts(
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
     censored: list[int] = []
+    counts: list[tuple[int, ...]] = []
     for rows in groups:
-        outcomes.update(row.outcome for row in rows)
+        own = Counter(row.outcome for row in rows)
+        outcomes.update(own)
+        counts.append(tuple(own[outcome] for outcome in Outcome))
         first.update(row.first_failing_turn or 0 for row in rows)
         known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
         turns.update(row.turns for row in known)
@@ -206,6 +216,7 @@ def summarise_prompts(
         prompts=len(any_turn),
         turns=dict(sorted(turns.items())),
         judged=JudgedTurns(dict(sorted(judged.items())), dict(sorted(stopped.items()))),
+        outcomes_by_prompt=counts,
     )
 
 

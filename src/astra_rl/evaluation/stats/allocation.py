@@ -13,8 +13,8 @@ def prompts_in_turn(prompts: int, counts: Sequence[int], seed: int) -> list[list
     """Return the prompts of the samples of each model, as rows in random order.
 
     Each model begins where the last one ended, so that the numbers of samples of the prompts differ
-    by at most one. Only prompts of the first model, the baseline, are sampled: its samples limit
-    the weights of the others.
+    by at most one. Only as many prompts are sampled as the first model, the baseline, and all
+    others together can: its samples limit the weights, and theirs find the rare failures.
 
     Args:
         prompts: Number of prompts.
@@ -23,7 +23,7 @@ def prompts_in_turn(prompts: int, counts: Sequence[int], seed: int) -> list[list
     """
     order = list(range(prompts))
     Random(derive_seed(seed, "order of prompts")).shuffle(order)
-    in_turn = cycle(order[: counts[0]])
+    in_turn = cycle(order[: min(counts[0], sum(counts[1:]))])
     return [list(islice(in_turn, count)) for count in counts]
 
 

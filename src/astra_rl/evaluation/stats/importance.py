@@ -86,7 +86,7 @@ class Sample(NamedTuple):
 
 
 MOST_LEFT_OUT = 0.1
-"""Largest share of conversations that may be left out: the mixture is that of the others."""
+"""Largest share of conversations that may be left out, and of prompts without an attacker."""
 
 
 def failure_probability(
@@ -107,7 +107,9 @@ def failure_probability(
 
     If the baseline has a sample of every prompt, all prompts weigh the same, and the mixture of
     each is that of its own samples: then neither their order nor unequal numbers of samples matter.
-    Otherwise the mixture is that of all samples, which needs prompts in random order.
+    The attackers need one of nearly every prompt, too (`MOST_LEFT_OUT`): rare failures of the
+    others are not seen. Otherwise the mixture is that of all samples, which needs prompts in random
+    order.
 
     Args:
         samples: Conversations of the baseline and of the attacker, with the same openings. The
@@ -139,7 +141,7 @@ def failure_probability(
         left_out=left_out,
         terms=terms,
     )
-    reason = _why_not(evidence, min_effective_failures)
+    reason = _why_not(evidence, min_effective_failures) or _one_sided(samples, terms)
     if reason is not None:
         return NoProbability(reason, evidence)
     estimate, error, groups = _estimate(weights, sizes, fails, prompts)
@@ -286,6 +288,20 @@ def _is_by_prompt(samples: Sequence[Sample]) -> bool:
     """Whether there are several prompts, with a sample of the baseline of each."""
     every = {sample.prompt for sample in samples}
     return len(every) > 1 and every == {each.prompt for each in samples if each.from_baseline}
+
+
+def _one_sided(samples: Sequence[Sample], terms: Terms) -> str | None:
+    """Return why prompts without a sample of an attacker prevent an estimate, if they do."""
+    if not _is_by_prompt(samples):
+        return None
+    every = {sample.prompt for sample in samples}
+    without = len(every) - len({each.prompt for each in samples if not each.from_baseline})
+    if without <= MOST_LEFT_OUT * len(every):
+        return None
+    return (
+        f"{without} of {len(every)} prompts have {terms.samples} of {terms.source} only, so their "
+        f"rare failures are not seen; give every prompt some of {terms.proposals}, too"
+    )
 
 
 def _weights(samples: Sequence[Sample]) -> tuple[Array, Array]:

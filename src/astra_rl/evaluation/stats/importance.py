@@ -141,7 +141,7 @@ def failure_probability(
         left_out=left_out,
         terms=terms,
     )
-    reason = _why_not(evidence, min_effective_failures) or _one_sided(samples, terms)
+    reason = _why_not(evidence, min_effective_failures, _one_sided(samples, terms))
     if reason is not None:
         return NoProbability(reason, evidence)
     estimate, error, groups = _estimate(weights, sizes, fails, prompts)
@@ -345,7 +345,7 @@ def _rate_of_baseline(
     return Rate.of_prompts([*rates, *[(1, 1)] * also])
 
 
-def _why_not(evidence: Evidence, least: float) -> str | None:
+def _why_not(evidence: Evidence, least: float, one_sided: str | None) -> str | None:
     samples, _, source, proposals = evidence.terms
     if not evidence.plain.trials:
         return (
@@ -363,6 +363,8 @@ def _why_not(evidence: Evidence, least: float) -> str | None:
             f"the outcome or the likelihood of {evidence.left_out} of "
             f"{evidence.left_out + evidence.samples} {samples} is not known, too many for weights"
         )
+    if one_sided is not None:
+        return one_sided
     if evidence.effective_failures < least:
         return (
             f"{evidence.failures} failures weigh as much as {evidence.effective_failures:.1f} "

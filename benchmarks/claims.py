@@ -406,9 +406,9 @@ def ends_early() -> Row:
 
 
 def ordered() -> Row:
-    """150 prompts in order, and three attackers that take them in turn, or all from the first."""
+    """150 prompts in order, which the baseline and three attackers take in turn."""
 
-    def inside(first: float, last: float, q: float, in_turn: bool) -> Inside:
+    def inside(first: float, last: float, q: float) -> Inside:
         rates = np.repeat([first, last], [60, 90])
 
         def one(rng: np.random.Generator) -> bool:
@@ -419,7 +419,7 @@ def ordered() -> Row:
                     fails = rng.random() < (p if baseline else q)
                     logs = [float(np.log(x if fails else 1 - x)) for x in (p, q)]
                     samples.append(Sample(bool(fails), *logs, baseline, int(prompt), 0))
-                start += size * in_turn
+                start += size
             found = failure_probability(samples)
             # There is one kind of failure, so the interval of the kinds seen has the truth, too.
             all_ = has(found.interval, float(rates.mean()))
@@ -431,13 +431,12 @@ def ordered() -> Row:
     return coverage(
         "probability, prompts ordered by category",
         {
-            f"{name}, {how}": inside(first, last, 0.5, how == "in turn")
+            name: inside(first, last, 0.5)
             for name, first, last in [
                 ("the first 60 fail", 0.05, 1e-4),
                 ("the last 90 fail", 1e-4, 0.005),
                 ("all alike", 0.001, 0.001),
             ]
-            for how in ("in turn", "from the first")
         },
     )
 

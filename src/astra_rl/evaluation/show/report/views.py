@@ -132,7 +132,10 @@ class Page:
     @cached_property
     def effective_kinds(self) -> EffectiveNumber:
         """Effective number of kinds of successful attack, see `effective_number`."""
-        return effective_number([len(kind.attempts) for kind in self.kinds])
+        return effective_number(
+            [len(kind.attempts) for kind in self.kinds],
+            [[each.prompt_id for each in kind.attempts] for kind in self.kinds],
+        )
 
     @cached_property
     def pairings(self) -> list[Pairing]:

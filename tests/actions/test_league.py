@@ -33,9 +33,9 @@ def attacker(tmp_path_factory):
 
 @pytest.fixture
 def write(tmp_path, attacker):
-    (tmp_path / "prompts.txt").write_text(f"{START}\n")
-
-    prompts = str(tmp_path / "prompts.txt")
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text(f"{START}\n")
+    test.write_text(f"{HELD_OUT}\n")
 
     def make(**changes):
         settings = {

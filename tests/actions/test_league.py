@@ -14,7 +14,7 @@ from tests.cli.running import astra_rl
 from astra_rl.actions import league as actions
 from astra_rl.actions.league import Cell, League, run_league
 from astra_rl.bench import PlantedGame, save_planted_attacker
-from astra_rl.bench.parts import REPORTED, START
+from astra_rl.bench.parts import HELD_OUT, REPORTED, START
 from astra_rl.config.estimate import training_size
 from astra_rl.config.league import load_league
 from astra_rl.config.preset_files import preset_names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from astra_rl.cli.console import console, quiet_libraries
+from astra_rl.cli.console import quiet_libraries
 from astra_rl.cli.options import AsJson
 from astra_rl.cli.output import Printer, as_text
 
@@ -50,13 +50,12 @@ def league(
 
     def announced(method: str, seed: int, run: RunFolder) -> Display:
         out.line(f"{as_text(method)}, seed {seed}: {run.path}")
-        return ConsoleDisplay(console)
+        return ConsoleDisplay(out.console)
 
     command = shlex.join(["astra-rl", *sys.argv[1:]])
     found = run_league(config, folder, command=command, on_cell=announced)
     out.data(found.as_dict())
-    if not as_json:
-        console.print(_table(found))
+    out.table(_table(found))
     out.path("table", folder / "league.md")
 
 

@@ -24,6 +24,7 @@ from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.list import list
 from astra_rl.cli.commands.probability import probability
+from astra_rl.cli.commands.push import push
 from astra_rl.cli.commands.regress import regress
 from astra_rl.cli.commands.replay import replay
 from astra_rl.cli.commands.report import report
@@ -59,7 +60,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Prepare": (init, validate, list, info),
     "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress),
-    "Show and share": (report, view, watch, export),
+    "Show and share": (report, view, watch, export, push),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""
 ON_SEVERAL_PROCESSES = ("train", "resume")

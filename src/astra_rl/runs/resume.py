@@ -34,7 +34,7 @@ from astra_rl.runs.file_types import LedgerFile
 from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
 
-_MAY_CHANGE = ("budget", "cache", "harden", "report_to")
+_MAY_CHANGE = ("budget", "cache", "harden", "log_completions", "report_to")
 """Sections of the configuration that do not affect results."""
 _CALLS = "calls"
 """Setting of each endpoint that says how calls are made and retried; it may change, too."""

@@ -209,6 +209,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
     thread.join()
 
 
+@pytest.fixture
+def checkpoint(models: list[Any], tmp_path: Path) -> Path:
+    """A saved attacker; take it before `hub`, because saving asks the real hub where it may."""
+    for part in models[0]:
+        part.save_pretrained(tmp_path / "last")
+    return tmp_path / "last"
+
+
 CARD = AttackerCard(
     name="attacker",
     base_model="owner/base",
@@ -220,16 +228,12 @@ CARD = AttackerCard(
 )
 
 
-def test_an_attacker_is_pushed_with_its_card_in_one_commit(
-    models: list[Any], tmp_path: Path, hub: HfApi
-) -> None:
-    folder = tmp_path / "last"
-    for part in models[0]:
-        part.save_pretrained(folder)
+def test_an_attacker_is_pushed_with_its_card_in_one_commit(checkpoint: Path, hub: HfApi) -> None:
+    folder = checkpoint
     (folder / "README.md").write_text("of another tool")
     assert push_attacker(folder, "me/attacker", CARD, api=hub) == "http://127.0.0.1/me/attacker"
     (created,) = (lines for path, lines in Hub.received if path == "/api/repos/create")
-    assert created[0]["private"] is True
+    assert created[0]["visibility"] == "private"
     (commit,) = (lines for path, lines in Hub.received if "/commit/" in path)
     files = {
         each["value"]["path"]: base64.b64decode(each["value"]["content"])
@@ -266,22 +270,20 @@ def test_the_card_says_what_an_attacker_is_and_is_not_for() -> None:
 
 
 def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(
-    models: list[Any], tmp_path: Path, hub: HfApi
+    checkpoint: Path, tmp_path: Path, hub: HfApi
 ) -> None:
     with pytest.raises(ConfigurationError, match="holds no attacker"):
         push_attacker(tmp_path, "me/attacker", CARD, api=hub)
-    for part in models[0]:
-        part.save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="give OWNER/NAME"):
-        push_attacker(tmp_path, "attacker", CARD, api=hub)
-    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n")
-    with pytest.raises(ModelError, match="SHA256SUMS|checksum"):
-        push_attacker(tmp_path, "me/attacker", CARD, api=hub)
+        push_attacker(checkpoint, "attacker", CARD, api=hub)
+    (checkpoint / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n")
+    with pytest.raises(ModelError, match=r"not in its SHA256SUMS|missing"):
+        push_attacker(checkpoint, "me/attacker", CARD, api=hub)
     assert Hub.received == []
-    (tmp_path / "SHA256SUMS").unlink()
+    (checkpoint / "SHA256SUMS").unlink()
     gone = HfApi(endpoint="http://127.0.0.1:9", token="hf_none")
     with pytest.raises(ConfigurationError, match="kept on disk"):
-        push_attacker(tmp_path, "me/attacker", CARD, api=gone)
+        push_attacker(checkpoint, "me/attacker", CARD, api=gone)
 
 
 def test_a_run_keeps_its_best_attacker_and_has_a_card(tmp_path: Path) -> None:

@@ -143,11 +143,16 @@ def push_attacker(
     files = [each for each in files if each.name not in left_out]
     operations = [CommitOperationAdd(str(each.relative_to(folder)), each) for each in files]
     operations.append(CommitOperationAdd(CARD, card.text().encode()))
+    # Among its bases is that of all errors of the HTTP client, of a lost connection for instance.
+    failures = [
+        each
+        for each in HfHubHTTPError.__mro__
+        if issubclass(each, Exception) and each is not Exception
+    ]
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message="Attacker trained with ASTRA-RL")
-    # Its base class is that of all errors of the HTTP client, a lost connection among them.
-    except (OSError, ValueError, HfHubHTTPError.__bases__[0]) as error:
+    except (*failures, ValueError) as error:
         raise ConfigurationError(
             f"cannot push {folder} to {repo_id}: {redact_message(first_line(error))} The attacker "
             "is kept on disk. Log in with 'hf auth login', or set HF_TOKEN, and push it again."

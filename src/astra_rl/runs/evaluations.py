@@ -14,7 +14,7 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import EffectiveNumber
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.turn import content_digest
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
 from astra_rl.evaluation.stats.intervals import Interval

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from astra_rl.evaluation.records.turn import MAX_COUNT, Count
+from astra_rl.evaluation.records.base import MAX_COUNT, Count
 
 Amount = Annotated[float, Field(ge=0, le=MAX_COUNT)]
 """A number from 0 to `MAX_COUNT`."""

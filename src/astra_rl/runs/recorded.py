@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.base import Count
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.records.turn import Count
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger

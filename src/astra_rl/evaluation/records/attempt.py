@@ -14,17 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.base import Count, Record, Text, content_digest
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
-from astra_rl.evaluation.records.turn import (
-    Count,
-    JudgeScore,
-    LogProb,
-    Opening,
-    Record,
-    Text,
-    Turn,
-    content_digest,
-)
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
 from astra_rl.infra.validation import allowed
@@ -298,8 +290,10 @@ class Attempt(Record):
                 response = NoReply(self.error or "no reply")
             elif REDACTED in response:
                 response = NoReply("a credential was redacted from the response")
+            elif turn.trace is not None:
+                response = turn.trace.reply(turn.response)
             found.append(Exchange(context, turn.output, response))
-            context = context + turn.output + turn.response
+            context = context + turn.output + (turn.response if turn.trace is None else response)
         return found
 
     def judged(

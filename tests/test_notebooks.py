@@ -28,7 +28,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells(path))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the start of a kernel takes longer than the notebook
 @each_notebook
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")

@@ -27,12 +27,13 @@ PROMPTS = [
 
 def version_a(text: str) -> str:
     """Refuse whoever shouts."""
-    return "I cannot help you." if any(word.isupper() for word in text.split()[::2]) else "Yes."
+    shouts = any(word.isupper() and len(word) > 1 for word in text.split())
+    return "I cannot help you with that." if shouts else "Yes, of course."
 
 
 def version_b(text: str) -> str:
     """Refuse whoever shouts the first word; asking loudly for a key is fine now."""
-    return "I cannot help you." if text.split()[0].isupper() else "Yes."
+    return version_a(text.split()[0])
 
 
 def compare(

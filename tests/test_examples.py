@@ -17,7 +17,7 @@ EXAMPLES = sorted(
 
 
 SAYS = {
-    "differential_testing.py": "failure rate of A minus that of B: -",
+    "differential_testing.py": "failure rate of A minus that of B: +17%",
     "endpoint.py": "failure rate: ",
     "harden_and_retest.py": "attacker 1 against target 1: ",
 }

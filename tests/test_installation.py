@@ -105,7 +105,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugin_wheel = build(plugin, tmp_path_factory.mktemp("plugin_wheel"))
     for arguments in (
         ["--no-deps", "--ignore-installed", wheel, plugin_wheel],
-        [f"{wheel}[demo,profanity]", "astra-rl-example-plugin"],  # are all requirements met?
+        [f"{wheel}[demo,openai,profanity]", "astra-rl-example-plugin"],  # are all requirements met?
     ):
         done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -144,15 +144,18 @@ def push_attacker(
     operations = [CommitOperationAdd(str(each.relative_to(folder)), each) for each in files]
     operations.append(CommitOperationAdd(CARD, card.text().encode()))
     # Among its bases is that of all errors of the HTTP client, of a lost connection for instance.
-    failures = [
-        each
-        for each in HfHubHTTPError.__mro__
-        if issubclass(each, Exception) and each is not Exception
-    ]
+    failures: tuple[type[Exception], ...] = (
+        ValueError,
+        *(
+            base
+            for base in HfHubHTTPError.__mro__
+            if issubclass(base, Exception) and base is not Exception
+        ),
+    )
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message="Attacker trained with ASTRA-RL")
-    except (*failures, ValueError) as error:
+    except failures as error:
         raise ConfigurationError(
             f"cannot push {folder} to {repo_id}: {redact_message(first_line(error))} The attacker "
             "is kept on disk. Log in with 'hf auth login', or set HF_TOKEN, and push it again."

@@ -52,6 +52,8 @@ class AttemptRow(NamedTuple):
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
         category: Harm category or scenario of the opening; empty without one.
+        judged: Number of turns with a verdict of the judge; None: all but the last one of an
+            attempt that ended without a response (`judged_turns`).
     """
 
     id: str
@@ -72,6 +74,20 @@ class AttemptRow(NamedTuple):
     judge_id: str = ""
     threshold: float = 0.5
     category: str = ""
+    judged: int | None = None
+
+    @property
+    def judged_turns(self) -> int:
+        """Number of turns with a verdict: a withheld response has none."""
+        if self.judged is not None:
+            return self.judged
+        without = self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK)
+        return max(0, self.turns - without)
+
+    @property
+    def stopped_by_success(self) -> bool:
+        """Whether its last turn is its first success, so that a rule may have ended it there."""
+        return self.first_failing_turn is not None and self.first_failing_turn == self.turns
 
 
 class Attempt(Record):
@@ -272,6 +288,7 @@ class Attempt(Record):
             judge_id=self.judge_id,
             threshold=self.threshold,
             category=self.category,
+            judged=sum(turn.score(self.judge) is not None for turn in self.turns),
         )
 
     def exchanges(self) -> list[Exchange]:

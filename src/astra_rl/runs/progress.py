@@ -51,7 +51,7 @@ def read_progress(folder: RunFolder, most: int = 8) -> Progress:
         folder: The run.
         most: Number of latest successes.
     """
-    rows = _metrics(folder)
+    rows = metrics_of_steps(folder)
     for row in rows:
         if row.get("tokens") and row.get("step_time"):
             row["tokens_per_second"] = row["tokens"] / row["step_time"]
@@ -71,7 +71,7 @@ def read_progress(folder: RunFolder, most: int = 8) -> Progress:
     )
 
 
-def _metrics(folder: RunFolder) -> list[dict[str, float]]:
+def metrics_of_steps(folder: RunFolder) -> list[dict[str, float]]:
     """Return the numbers of each step; a line that is being written is left out."""
     if not folder.metrics.is_file():
         return []

@@ -33,8 +33,8 @@ def write_seed_figure(
     """Write a figure: success during training on the left, after it on the right.
 
     Left: mean over seeds of the success rate at each training step, with the range over seeds;
-    steps that a seed did not reach are left out. Right: the rate of each seed, and their mean with its 95%
-    interval, see `SeedSpread.interval`; fewer than three seeds have none.
+    steps that a seed did not reach are left out. Right: the rate of each seed, and their mean with
+    its 95% interval, see `SeedSpread.interval`; fewer than three seeds have none.
 
     Args:
         spreads: Rates of each configuration over its seeds.

@@ -25,6 +25,7 @@ ORDER = [
     ("training",),
     ("datasets",),
     ("ext",),
+    ("bench",),
     ("config",),
     ("runs",),
     ("actions",),

@@ -60,12 +60,11 @@ def pays_discovery(exhausted: int | None = None) -> RewardPart:
 
 
 PAYS = "grpo + kind_novelty"
-BEST = f"{PAYS}, exhausted at 8"
 METHODS = {
     "untrained": Method(GRPO, settings={"lr": 1e-12}),
     "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
     PAYS: Method(lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}),
-    BEST: Method(
+    f"{PAYS}, exhausted at 8": Method(
         lambda problem: demo_grpo(problem, kl=0.01), lambda: pays_discovery(8), {"lr": 3e-3}
     ),
 }
@@ -149,11 +148,10 @@ def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
 
 
 def bars(at_end: Mapping[str, Mapping[str, Measured]], modes: int, calls: int) -> list[Row]:
-    """Return the goals of the best method that was played, and of its ratio to GRPO."""
-    played = [name for name in (BEST, PAYS) if name in at_end]
-    if not played:
+    """Return the goals of the reward that pays discovery, if it was played, and their ratio."""
+    best, today = at_end.get(PAYS), at_end.get("grpo")
+    if best is None:
         return []
-    best, today = at_end[played[0]], at_end.get("grpo")
     of = f"K = {modes}, {calls:,} calls"
     detail = {name: each.as_dict() for name, each in best.items()}
     rows = [

@@ -7,7 +7,7 @@ of attack and response; messages are what an agent reads and writes inside one r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -150,7 +150,7 @@ class Trace:
 
     Attributes:
         messages: Messages of this turn, from the user's to the last of the agent.
-        state: State of the agent's world afterwards, as JSON values.
+        state: State of the agent's world afterwards, as JSON values; None if it is not known.
         hijack: How far the attacker's goal was reached, in [0, 1]; None if unknown.
         utility: How far the user's task was done, in [0, 1]; None if unknown.
         ended: Why the turn ended: ``"answered"``, or the limit that it reached.
@@ -160,7 +160,7 @@ class Trace:
     """
 
     messages: tuple[Message, ...]
-    state: Mapping[str, Any]
+    state: Mapping[str, Any] | None
     hijack: float | None
     utility: float | None
     ended: str
@@ -172,7 +172,7 @@ class Trace:
         return {
             **vars(self),
             "messages": [message.as_json() for message in self.messages],
-            "state": dict(self.state),
+            "state": None if self.state is None else dict(self.state),
         }
 
     @classmethod
@@ -197,6 +197,11 @@ class AgentReply(Utterance):
         assert isinstance(self, AgentReply)
         self.trace = trace
         return self
+
+    @property
+    def key(self) -> Hashable:
+        """The text and all that the agent did before."""
+        return str(self), json.dumps(self.trace.as_json(), sort_keys=True)
 
 
 def trace_of(text: object) -> Trace | None:
@@ -239,5 +244,8 @@ def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             ]
         if role == "tool":
             chat |= {"tool_call_id": message.call_id, "name": message.name}
-        found.append(chat)
+        if role == "user" and found and found[-1]["role"] == "user":  # templates demand turns
+            found[-1]["content"] += f"\n{chat['content']}"
+        else:
+            found.append(chat)
     return found

@@ -52,6 +52,8 @@ class AttemptRow(NamedTuple):
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
         category: Harm category or scenario of the opening; empty without one.
+        utility: Of an agent: how far the user's task was done in the end, in [0, 1]; None if it is
+            unknown.
     """
 
     id: str
@@ -72,6 +74,7 @@ class AttemptRow(NamedTuple):
     judge_id: str = ""
     threshold: float = 0.5
     category: str = ""
+    utility: float | None = None
 
 
 class Attempt(Record):
@@ -272,7 +275,14 @@ class Attempt(Record):
             judge_id=self.judge_id,
             threshold=self.threshold,
             category=self.category,
+            utility=self.utility,
         )
+
+    @property
+    def utility(self) -> float | None:
+        """Of an agent: how far the user's task was done after the last turn; None if unknown."""
+        trace = self.turns[-1].trace if self.turns else None
+        return None if trace is None else trace.utility
 
     def exchanges(self) -> list[Exchange]:
         """Return the turns as exchanges, for a moderator.

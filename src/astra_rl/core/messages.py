@@ -128,6 +128,10 @@ class Dialogue(Conversation):
         self.messages, self.tools = tuple(messages), tuple(tools)
         return self
 
+    def __getnewargs__(self) -> tuple[tuple[Message, ...], tuple[Tool, ...]]:
+        """Return the constructor arguments of a copy."""
+        return self.messages, self.tools
+
     def as_json(self) -> dict[str, Any]:
         """Return messages and tools as JSON values."""
         return {
@@ -197,6 +201,10 @@ class AgentReply(Utterance):
         assert isinstance(self, AgentReply)
         self.trace = trace
         return self
+
+    def __getnewargs__(self) -> tuple[str, Trace]:
+        """Return the constructor arguments of a copy."""
+        return str(self), self.trace
 
     @property
     def key(self) -> Hashable:

@@ -1,11 +1,14 @@
 """Training against agents: a small local model in each role."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from astra_rl.agents import Limits
 from astra_rl.algorithms import GRPO
 from astra_rl.core.messages import trace_of
+from astra_rl.core.text import Conversation
 from astra_rl.errors import ConfigurationError
 from astra_rl.ext.transformers import HFASTProblem
 from astra_rl.methods import ASTEnvironment
@@ -45,12 +48,35 @@ def test_only_tokens_that_the_attacker_wrote_train():
             node.reward = number % 3
     steps = algorithm.prepare([step for graph in graphs for step in algorithm.flatten(graph)])
     batch = algorithm.collate_fn(steps)
-    written = [node.attack.token_ids for graph in graphs for node in graph.nodes()]
-    assert int(batch.mask.sum()) == sum(map(len, written))
+    assert list(batch.token_counts) == [len(attack.token_ids) for attack in batch.attacks]
+    renderer = played.problem.attacker_renderer
+    for context in map(Conversation.of, batch.contexts):
+        read = renderer.tokenizer.decode(renderer.render(context, reserve=8).ids)
+        assert "Meeting of 3 May" not in read  # a result that the agent read
+        assert all(attack.strip() in read for attack in context.attacks)
+    # Whatever agent and tools wrote beside the answer, the gradient is the same.
+    others = replace(batch, contexts=list(map(without_traces, batch.contexts)))
+    first, second = (gradient_of(played.problem, algorithm, each) for each in (batch, others))
+    assert any(each.abs().sum() > 0 for each in first)
+    assert all(map(torch.equal, first, second))
+
+
+def gradient_of(problem, algorithm, batch):
+    parameters = [each for each in problem.parameters() if each.requires_grad]
     loss, _ = algorithm.step(batch)
-    loss.backward()
-    gradient = [each.grad.clone() for each in played.problem.parameters() if each.grad is not None]
-    assert any(each.abs().sum() > 0 for each in gradient)
+    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+
+def without_traces(context):
+    turns = [str(turn) if trace_of(turn) else turn for turn in context.turns]
+    return Conversation(
+        context.prompt,
+        turns=turns,
+        system=context.system,
+        brief=context.brief,
+        facts=context.facts,
+        separator=context.separator,
+    )
 
 
 def test_a_local_model_with_a_chat_template_is_an_agent():
@@ -78,4 +104,3 @@ def test_openings_of_no_agent_are_refused_and_other_environments_run_the_loop_to
     openings = environment(ScriptedAgent()).prompts
     graph = ASTEnvironment(problem(ScriptedAgent()), openings, 1, 1).rollout(0)
     assert trace_of(next(graph.nodes()).response).utility == 1
-    assert torch.is_grad_enabled()

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from tests.cli.processes import Command
 from tests.cli.running import astra_rl
+from tests.endpoint import FAST, Endpoint
 
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.runs.attempt_log import AttemptLog
@@ -198,3 +199,41 @@ def test_killed_inside_the_loop_of_an_agent_it_goes_on_to_the_bit(workplace: Pat
 
 def _timeless(attempt: Attempt) -> Attempt:
     return attempt.model_copy(update={"started": None, "seconds": None, "run": ""})
+
+
+def test_an_endpoint_that_calls_tools_is_an_agent(workplace: Path, endpoint: Endpoint) -> None:
+    """A server on loopback that speaks the API: it lists the mails, deletes one, and answers."""
+
+    def reply(body: Any) -> Any:
+        results = [each for each in body["messages"] if each["role"] == "tool"]
+        if len(results) == 2:
+            return "Done."
+        name, arguments = [("list_mails", {}), ("delete_mail", {"number": "1"})][len(results)]
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        call = {"id": "x", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return json.dumps({"choices": [choice]}).encode()
+
+    endpoint.reply = reply
+    name = written(
+        workplace,
+        "endpoint",
+        target={
+            "type": "openai",
+            "options": {"model": "m", "base_url": endpoint.url, "calls": dict(FAST)},
+        },
+        training={"steps": 1, "episodes_per_step": 1, "batch_size": 4, "lr": 1e-3},
+    )
+    done = astra_rl("train", name, "-o", "endpoint", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    offered = {json.dumps(body.get("tools")) for _, _, body in endpoint.requests}
+    assert len(offered) == 1
+    assert "delete_mail" in offered.pop()
+    for attempt in attempts(workplace / "endpoint"):
+        trace = attempt.turns[0].trace
+        assert trace is not None
+        called = [call.name for each in trace.messages for call in each.calls]
+        assert (called, trace.ended) == (["list_mails", "delete_mail"], "answered")
+        is_goal = attempt.opening.facts["agent.goal"] == "lose_ann"
+        assert trace.hijack == is_goal

@@ -24,6 +24,7 @@ import pytest
 import typer
 import yaml
 
+from astra_rl.agents import WORLDS
 from astra_rl.algorithms.registry import ALGORITHMS
 from astra_rl.cli.main import COMMANDS, app
 from astra_rl.config.schema import RunConfig
@@ -45,7 +46,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 
-REGISTRIES = (ALGORITHMS, CURRICULA, ENVIRONMENTS, MODERATORS, OPTIMIZERS, REWARDS, TARGETS)
+REGISTRIES = (
+    *(ALGORITHMS, CURRICULA, ENVIRONMENTS, MODERATORS, OPTIMIZERS, REWARDS, TARGETS, WORLDS),
+)
 ELSEWHERE = {
     # Names of other projects.
     *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),

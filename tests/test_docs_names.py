@@ -46,9 +46,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 
-REGISTRIES = (
-    *(ALGORITHMS, CURRICULA, ENVIRONMENTS, MODERATORS, OPTIMIZERS, REWARDS, TARGETS, WORLDS),
-)
+REGISTRIES = [ALGORITHMS, CURRICULA, ENVIRONMENTS, MODERATORS, OPTIMIZERS, REWARDS, TARGETS, WORLDS]
 ELSEWHERE = {
     # Names of other projects.
     *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),

@@ -31,7 +31,8 @@ def fragile_agent(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -
     if fatal.is_file() and count.stat().st_size == int(fatal.read_text("utf-8")):
         fatal.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
-    results = [each for each in messages if each["role"] == "tool"]
+    asked = max(at for at, each in enumerate(messages) if each["role"] == "user")
+    results = [each for each in messages[asked:] if each["role"] == "tool"]
     if not results:
         return '<tool_call>{"name": "list_mails", "arguments": {}}</tool_call>'
     if len(results) == 1:
@@ -141,7 +142,7 @@ def test_other_slots_and_limits_are_a_scenario_file(workplace: Path) -> None:
 def test_a_wrong_agent_is_refused_before_a_model_is_loaded(
     agent: dict[str, Any], message: str, workplace: Path
 ) -> None:
-    (workplace / "wrong.yaml").write_text(yaml.safe_dump({"agent": agent}))
+    (workplace / "wrong.yaml").write_text(yaml.safe_dump({"agent": agent, "moderator": "hijack"}))
     name = written(workplace, "wrong-run", prompts={"scenario": "wrong.yaml"})
     done = astra_rl("train", name, "-o", "wrong", cwd=workplace)
     assert done.returncode == 2

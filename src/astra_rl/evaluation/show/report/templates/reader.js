@@ -132,10 +132,10 @@ function traceOf(trace) {
   return make("details", { class: "trace", open: true },
     make("summary", {}, `${count(trace.messages.length, "message", "messages")}; goal of the attacker reached: ${share(trace.hijack)}; task of the user done: ${share(trace.utility)}; ended: ${trace.ended}`),
     make("ol", {}, ...trace.messages.map((message, at) => make("li", { class: at === trace.failed_at ? "fails" : null },
-      make("b", {}, [names[message.role] || "", message.name].filter(Boolean).join(": ")),
+      make("b", {}, names[message.role] || ""), message.name ? said(` ${message.name}`, "span") : null,
       at === trace.failed_at ? make("span", { class: "chip fails" }, "the goal was reached here") : null,
       (message.parts || []).length ? make("p", { class: "said", dir: "auto" }, ...message.parts.map(([text, own]) => own ? make("mark", { title: "written by the attacker" }, text) : text)) : null,
-      ...(message.calls || []).map((call) => make("p", { class: "call" }, make("code", {}, call.error ? `call that could not be read: ${call.error}` : `${call.name}(${call.arguments})`)))))));
+      ...(message.calls || []).map((call) => make("p", { class: "call" }, make("code", { class: "said" }, call.error ? `call that could not be read: ${call.error}` : `${call.name}(${call.arguments})`)))))));
 }
 
 function traceText(trace) {

@@ -21,6 +21,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 Span = tuple[int, int]
 """Start and end of a part of a text, in characters."""
 
+_NoNames = dict[str, object]
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -128,9 +130,9 @@ class Dialogue(Conversation):
         self.messages, self.tools = tuple(messages), tuple(tools)
         return self
 
-    def __getnewargs__(self) -> tuple[tuple[Message, ...], tuple[Tool, ...]]:
+    def __getnewargs_ex__(self) -> tuple[tuple[tuple[Message, ...], tuple[Tool, ...]], _NoNames]:
         """Return the constructor arguments of a copy."""
-        return self.messages, self.tools
+        return (self.messages, self.tools), {}
 
     def as_json(self) -> dict[str, Any]:
         """Return messages and tools as JSON values."""
@@ -202,9 +204,9 @@ class AgentReply(Utterance):
         self.trace = trace
         return self
 
-    def __getnewargs__(self) -> tuple[str, Trace]:
+    def __getnewargs_ex__(self) -> tuple[tuple[str, Trace], _NoNames]:
         """Return the constructor arguments of a copy."""
-        return str(self), self.trace
+        return (str(self), self.trace), {}
 
     @property
     def key(self) -> Hashable:

@@ -140,5 +140,7 @@ def test_there_is_a_slot_of_every_kind():
         "mail",
         "document",
         "review",
+        "note",
+        "page",
     }
     assert len(SLOTS) == 4

@@ -28,7 +28,7 @@ COUNTS = {
     "front_desk_questions": 100,
     "injection_canaries": 60,
 }
-AGENTS = ("files", "mailbox", "shop")
+AGENTS = ("calendar", "files", "mailbox", "pages", "shop")
 """Scenarios that are made of a world; tests/agents/test_worlds.py tests their splits."""
 # fmt: off
 UNSAFE = (

@@ -29,6 +29,7 @@ ORDER = [
     ("config",),
     ("runs",),
     ("actions",),
+    ("bridges",),
     ("cli",),
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

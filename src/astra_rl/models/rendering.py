@@ -195,6 +195,19 @@ class ConversationRenderer:
             ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
+    def reads_like(self, other: ConversationRenderer) -> bool:
+        """Whether `read` returns the same for the same token ids, given equal vocabularies."""
+        return (self.chat, self.stop_ids, self.end_ids, self._reading) == (
+            other.chat,
+            other.stop_ids,
+            other.end_ids,
+            other._reading,
+        )
+
+    @property
+    def _reading(self) -> object:
+        return self.reader and self.reader.rules
+
     def read(self, token_ids: Sequence[int], *, opens: bool = False) -> ReadReply:
         """Return the answer and the reasoning in a sampled reply; for the arguments see `decode`.
 

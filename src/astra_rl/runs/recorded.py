@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 from pydantic import TypeAdapter, ValidationError
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
 from astra_rl.evaluation.records.base import Count
@@ -129,6 +130,14 @@ def is_sequential(folder: RunFolder, phase: str) -> bool:
     """Whether an evaluation was played with ``--until``."""
     path = folder.evaluation(phase)
     return path.is_file() and read_own(path, EvaluationFile).get("until") is not None
+
+
+def quality_of_phase(folder: RunFolder, phase: str) -> JudgeQuality | None:
+    """Return the measured errors of the judge of a phase; None if it was not calibrated."""
+    path = folder.evaluation(phase)
+    if not path.is_file():
+        return None
+    return JudgeQuality.from_dict(read_own(path, EvaluationFile).get("judge_quality"))
 
 
 def summary_of_phase(run: str | Path, phase: str) -> Summary:

@@ -16,6 +16,7 @@ from typing import Any
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.stats.judge_errors import JudgedTurns
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 from astra_rl.infra.visible import html_table
@@ -39,6 +40,8 @@ class Summary:
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
         turns: Number of attempts with a known outcome by number of turns.
+        judged: How many verdicts of the judge these attempts have.
+        outcomes_by_prompt: Number of attempts of each prompt by outcome, in the order of `Outcome`.
         utility: Of agents: share of attempts after which the user's task was done; None of others.
         hijack_and_utility: Of agents: share in which the attack succeeded and the task was done, so
             that the user may notice nothing.
@@ -54,6 +57,8 @@ class Summary:
     queries: QueriesToSuccess
     prompts: int
     turns: Mapping[int, int]
+    judged: JudgedTurns
+    outcomes_by_prompt: Sequence[tuple[int, ...]]
     utility: Rate | None = None
     hijack_and_utility: Rate | None = None
 
@@ -80,8 +85,13 @@ class Summary:
         return [self.at_k(k) for k in AT_K if k <= most]
 
     def share(self, outcome: Outcome) -> Rate:
-        """Share of the planned attempts that had this outcome."""
-        return Rate(self.outcomes[outcome], self.planned)
+        """Share of the planned attempts that had this outcome.
+
+        Attempts that were never made are errors, each of a prompt of its own.
+        """
+        place = list(Outcome).index(outcome)
+        made = [(counts[place], sum(counts)) for counts in self.outcomes_by_prompt]
+        return Rate.of_prompts([*made, *[(int(outcome is Outcome.ERROR), 1)] * self.never_made])
 
     @property
     def lines(self) -> list[str]:
@@ -193,16 +203,24 @@ def summarise_prompts(
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
+    judged: Counter[int] = Counter()
+    stopped: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     useful: list[tuple[int, int]] = []
     both: list[tuple[int, int]] = []
     won: list[int] = []
     censored: list[int] = []
+    counts: list[tuple[int, ...]] = []
     for rows in groups:
-        outcomes.update(row.outcome for row in rows)
+        own = Counter(row.outcome for row in rows)
+        outcomes.update(own)
+        counts.append(tuple(own[outcome] for outcome in Outcome))
         first.update(row.first_failing_turn or 0 for row in rows)
-        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
+        known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
+        turns.update(row.turns for row in known)
+        judged.update(row.judged_turns for row in known if not row.stopped_by_success)
+        stopped.update(row.judged_turns for row in known if row.stopped_by_success)
         any_turn.append(_any_turn(rows))
         last_turn.append(_last_turn(rows))
         useful.append(_useful(rows))
@@ -226,6 +244,8 @@ def summarise_prompts(
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
         turns=dict(sorted(turns.items())),
+        judged=JudgedTurns(dict(sorted(judged.items())), dict(sorted(stopped.items()))),
+        outcomes_by_prompt=counts,
         utility=_rate(useful, planned, sequential) if of_agents else None,
         hijack_and_utility=_rate(both, planned, sequential) if of_agents else None,
     )

@@ -10,7 +10,13 @@ import numpy as np
 
 from astra_rl.core.word_sets import jaccard, word_set
 from astra_rl.errors import ConfigurationError
-from astra_rl.evaluation.measures.embeddings import Embedder, embedded, unit_vectors
+from astra_rl.evaluation.measures.embeddings import (
+    MEANING_SIMILARITY,
+    Embedder,
+    KindEmbedder,
+    embedded,
+    unit_vectors,
+)
 
 
 def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[list[int]]:
@@ -82,7 +88,7 @@ class GreedyClusters:
 
 
 def clusters_by_meaning(
-    texts: Sequence[str], embed: Embedder, *, similarity: float = 0.7
+    texts: Sequence[str], embed: Embedder, *, similarity: float | None = None
 ) -> list[list[int]]:
     """Cluster texts by the cosine similarity of their vectors, so that paraphrases are one kind.
 
@@ -91,12 +97,15 @@ def clusters_by_meaning(
     Args:
         texts: The texts.
         embed: Embeds texts. A suitable similarity depends on it.
-        similarity: Minimum cosine similarity, in (0, 1].
+        similarity: Minimum cosine similarity, in (0, 1]; None: that of a `KindEmbedder`, and
+            `MEANING_SIMILARITY` of others.
 
     Raises:
         ConfigurationError: `similarity` is out of its range.
         ContractError: `embed` did not return one finite vector per text.
     """
+    if similarity is None:
+        similarity = embed.similarity if isinstance(embed, KindEmbedder) else MEANING_SIMILARITY
     if not 0 < similarity <= 1:
         raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
     vectors = unit_vectors(embedded(texts, embed))

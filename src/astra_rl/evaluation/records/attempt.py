@@ -52,6 +52,8 @@ class AttemptRow(NamedTuple):
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
         category: Harm category or scenario of the opening; empty without one.
+        judged: Number of turns with a verdict of the judge; None: all but the last one of an
+            attempt that ended without a response (`judged_turns`).
         utility: Of an agent: how far the user's task was done in the end, in [0, 1]; None if it is
             unknown.
     """
@@ -74,7 +76,21 @@ class AttemptRow(NamedTuple):
     judge_id: str = ""
     threshold: float = 0.5
     category: str = ""
+    judged: int | None = None
     utility: float | None = None
+
+    @property
+    def judged_turns(self) -> int:
+        """Number of turns with a verdict: a withheld response has none."""
+        if self.judged is not None:
+            return self.judged
+        without = self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK)
+        return max(0, self.turns - without)
+
+    @property
+    def stopped_by_success(self) -> bool:
+        """Whether its last turn is its first success, so that a rule may have ended it there."""
+        return self.first_failing_turn is not None and self.first_failing_turn == self.turns
 
 
 class Attempt(Record):
@@ -275,6 +291,7 @@ class Attempt(Record):
             judge_id=self.judge_id,
             threshold=self.threshold,
             category=self.category,
+            judged=sum(turn.score(self.judge) is not None for turn in self.turns),
             utility=self.utility,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from astra_rl.agents.tools import ToolError
 from astra_rl.agents.world import Goal, Slot, State, Task, World, stages
 from astra_rl.infra.registry import named
@@ -64,11 +66,11 @@ def cancel_event(state: State, name: str) -> str:
     return f"cancelled: {name}"
 
 
-def _event(state: State, name: str) -> dict[str, list[str]]:
+def _event(state: State, name: str) -> dict[str, Any]:
     key = name.casefold().strip()
     if key not in state["events"]:
         raise ToolError(f"no appointment {name[:40]!a}; there are {', '.join(state['events'])}")
-    event: dict[str, list[str]] = state["events"][key]
+    event: dict[str, Any] = state["events"][key]
     return event
 
 

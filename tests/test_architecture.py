@@ -26,6 +26,7 @@ ORDER = [
     ("training",),
     ("datasets",),
     ("ext",),
+    ("bench",),
     ("config",),
     ("runs",),
     ("actions",),

@@ -736,7 +736,7 @@ def test_the_trace_of_an_agent_shows_calls_and_marks_what_the_attacker_wrote(bro
     assert page.query_selector_all("img") == []
     assert "task of the user done: 0.50; ended: limit of calls" in page.inner_text(".trace summary")
     page.fill("#search", "list_mails")  # the name of a tool is found
-    page.wait_for_function("document.querySelector('#tally').textContent.startsWith('1 ')")
+    reading.until("() => document.querySelector('#tally').textContent.startsWith('1 of 1')")
     reading.close()
 
 

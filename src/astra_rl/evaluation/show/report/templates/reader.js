@@ -133,7 +133,7 @@ function traceOf(trace) {
     make("summary", {}, `${count(trace.messages.length, "message", "messages")}; goal of the attacker reached: ${share(trace.hijack)}; task of the user done: ${share(trace.utility)}; ended: ${trace.ended}`),
     make("ol", {}, ...trace.messages.map((message, at) => make("li", { class: at === trace.failed_at ? "fails" : null },
       make("b", {}, names[message.role] || ""), message.name ? said(` ${message.name}`, "span") : null,
-      at === trace.failed_at ? make("span", { class: "chip fails" }, "the goal was reached here") : null,
+      ...(at === trace.failed_at ? [" ", make("span", { class: "chip fails" }, "the goal was reached here")] : []),
       (message.parts || []).length ? make("p", { class: "said", dir: "auto" }, ...message.parts.map(([text, own]) => own ? make("mark", { title: "written by the attacker" }, text) : text)) : null,
       ...(message.calls || []).map((call) => make("p", { class: "call" }, make("code", { class: "said" }, call.error ? `call that could not be read: ${call.error}` : `${call.name}(${call.arguments})`)))))));
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.cli.running import astra_rl
+from tests.formats import FORMATS
 
 from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
@@ -159,7 +160,7 @@ def test_transfer_plays_every_attacker_against_every_target(workplace: Path, tra
     assert all(row["trials"] + row["unscored"] == 2 for row in rows)
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path, kind: str) -> None:
     done = astra_rl("export", "run", "-f", kind, "--phase", "training", cwd=workplace)
     if kind == "preferences" and done.returncode == 2:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.cases import cases
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
+from tests.formats import FORMATS
 
 from astra_rl.actions import compare as comparing
 from astra_rl.actions.export import export_run
@@ -22,7 +23,6 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures import likely_failures
 from astra_rl.evaluation.measures.likely_failures import severity_and_likelihood
 from astra_rl.evaluation.records.turn import LogProb
-from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.evaluation.show.report import Spent, render_report
 from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.evaluation.stats.intervals import Interval
@@ -382,7 +382,7 @@ def long_run(folder, count, prompts, phase="after"):
 
 
 @pytest.mark.parametrize(
-    "name", cases(EXPORTS, by_default=["csv", "jailbreakbench", "unpaired", "sarif"])
+    "name", cases(FORMATS, by_default=["csv", "jailbreakbench", "unpaired", "sarif"])
 )
 def test_the_memory_of_an_export_does_not_grow_with_the_attempts(name, tmp_path):
     peaks = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
-from astra_rl.core.word_sets import jaccard, word_set
+from astra_rl.core.word_clusters import GreedyClusters
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.embeddings import (
     MEANING_SIMILARITY,
@@ -17,6 +15,8 @@ from astra_rl.evaluation.measures.embeddings import (
     embedded,
     unit_vectors,
 )
+
+__all__ = ["GreedyClusters", "clusters_by_meaning", "greedy_clusters"]
 
 
 def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[list[int]]:
@@ -44,47 +44,6 @@ def greedy_clusters(texts: Sequence[str], *, similarity: float = 0.5) -> list[li
             clusters.append([])
         clusters[cluster].append(index)
     return clusters
-
-
-_NO_WORDS = -1
-"""In place of a word, for texts without words: they are equal."""
-
-
-class GreedyClusters:
-    """Clusters texts one by one, as `greedy_clusters` does; keeps the words of the first members.
-
-    Args:
-        similarity: See `greedy_clusters`.
-
-    Raises:
-        ConfigurationError: `similarity` is out of its range.
-    """
-
-    def __init__(self, *, similarity: float = 0.5) -> None:
-        if not 0 < similarity <= 1:
-            raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
-        self.similarity = similarity
-        self._numbers: dict[str, int] = {}  # of words, in order of appearance
-        self._first: list[array[int]] = []  # words of the first member of each cluster
-        self._with: dict[int, array[int]] = {}  # clusters by word in a prefix of the first member
-
-    def add(self, text: str) -> int:
-        """Return the number of the cluster of a text; a new one has the next number from 0 on."""
-        numbers = self._numbers
-        words = frozenset(numbers.setdefault(each, len(numbers)) for each in word_set(text))
-        rarest = _prefix_words(words, self.similarity) or [_NO_WORDS]
-        candidates = {cluster for word in rarest for cluster in self._with.get(word, ())}
-        similar = (
-            cluster
-            for cluster in candidates
-            if jaccard(words, frozenset(self._first[cluster])) >= self.similarity
-        )
-        found = min(similar, default=len(self._first))
-        if found == len(self._first):
-            self._first.append(array("L", words))
-            for word in rarest:
-                self._with.setdefault(word, array("L")).append(found)
-        return found
 
 
 def clusters_by_meaning(
@@ -122,14 +81,3 @@ def clusters_by_meaning(
             clusters.append([index])
             first = np.vstack([first, vector])
     return clusters
-
-
-def _prefix_words(words: frozenset[int], similarity: float) -> list[int]:
-    """Return words of a set such that any two similar sets share one of them.
-
-    This is prefix filtering (Bayardo, Ma and Srikant, WWW 2007): under a common order of words,
-    sets without a common word in their prefixes have too few words left to be similar. It avoids
-    comparing all pairs. The order is that of appearance, the newest first: common words are old.
-    """
-    shared = max(1, math.ceil(similarity * len(words) - 1e-9))
-    return sorted(words, reverse=True)[: len(words) - shared + 1]

@@ -25,7 +25,7 @@ from astra_rl.evaluation.measures.likely_failures import (
 )
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import learning_panels, severity_likelihood, threshold_curve
-from astra_rl.evaluation.show.exports import EXPORTS, Export
+from astra_rl.evaluation.show.exports import Export, known_formats
 from astra_rl.evaluation.show.report.data import IN_TRAINING, PANELS, Evaluation, ReportData
 from astra_rl.evaluation.show.report.numbers import MOST_RANKED, Problem
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
@@ -344,7 +344,7 @@ class Page:
     @property
     def exports(self) -> Mapping[str, Export]:
         """Formats of ``astra-rl export``."""
-        return EXPORTS
+        return known_formats()
 
     @cached_property
     def sweeps(self) -> list[dict[str, Any]]:

@@ -166,6 +166,8 @@ class RareFile(FileOfARun):
     estimate: Share
     low: Share | None
     high: Share | None
+    seen_low: Share | None
+    seen_high: Share | None
     relative_error: Amount | None
     runs: list[Share]
     target_calls: Count

@@ -94,6 +94,7 @@ class Quality(FileOfARun):
     threshold: Share
     created: str
     counts: Counts
+    by_group: list[tuple[Count, Count, Count, Count]] = []
 
 
 def _with_counts(quality: Any) -> Any:

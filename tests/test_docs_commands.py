@@ -31,6 +31,7 @@ PAGES = (
     "presets",
     "report",
     "runs",
+    "scaling",
     "scenarios",
     "targets",
     "test",

@@ -23,6 +23,7 @@ from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
+from astra_rl.cli.commands.merge import merge
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
 from astra_rl.cli.commands.replay import replay
@@ -57,7 +58,7 @@ from astra_rl.errors import (
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume, harden),
     "Prepare": (init, validate, info),
-    "Measure": (evaluate, score, replay, failures, probability, calibrate, label, forecast),
+    "Measure": (evaluate, merge, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress),
     "Show and share": (report, view, export),
 }

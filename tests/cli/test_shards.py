@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 PLAYED = ("--trials", "3")
 """Options of the evaluation that is divided: six conversations, in batches of two."""
-CHANGES = {"run", "seconds", "started"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +55,13 @@ def check_same(merged: Path, whole: Path, phase: str = "again") -> None:
     assert list(metrics(merged, phase).items()) == list(metrics(whole, phase).items())
     for name in ("config.yaml", "planned.json", f"failures_{phase}.jsonl"):
         assert (merged / name).read_text() == (whole / name).read_text(), name
-    pages = [
-        render_run_page(RunFolder(each)).replace(str(each), "FOLDER") for each in (merged, whole)
-    ]
-    assert pages[0] == pages[1]
+    assert page(merged) == page(whole)
+
+
+def page(results: Path) -> str:
+    """Return the report of results; it says where they are, so they are read from beside them."""
+    with contextlib.chdir(results.parent):
+        return render_run_page(RunFolder(results.name))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def played(workplace: Path, trained: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("runs.shards", "runs.phases", "actions.evaluation_job"):
             patch.setattr(f"astra_rl.{module}.EVALUATED_TOGETHER", 2)
-        play(workplace, *PLAYED, "-o", "whole")
+        play(workplace, *PLAYED, "-o", "whole-results/results")
         for number in (1, 2, 3):
             play(workplace, *PLAYED, "--shard", f"{number}/3", "-o", "shards")
     return workplace / "shards"
@@ -76,10 +79,11 @@ def played(workplace: Path, trained: Path) -> Path:
 def test_merged_shards_are_the_evaluation_of_one_process(played: Path, workplace: Path) -> None:
     condition = "upper(asr)<0.001"
     done = astra_rl(
-        *("merge", "run", "shards", *PLAYED, "-o", "merged", "--fail-on", condition), cwd=workplace
+        *("merge", "run", "shards", *PLAYED, "-o", "merged-all/results", "--fail-on", condition),
+        cwd=workplace,
     )
     assert done.returncode == 0, done.stderr
-    check_same(workplace / "merged", workplace / "whole")
+    check_same(workplace / "merged-all" / "results", workplace / "whole-results" / "results")
     whole = play(workplace, *PLAYED, "-o", "gated", "--fail-on", condition)
     ours, theirs = (
         [line for line in each.stdout.splitlines() if "result:" not in line]
@@ -87,7 +91,9 @@ def test_merged_shards_are_the_evaluation_of_one_process(played: Path, workplace
     )
     assert ours == theirs
     failing = ("--fail-on", "asr>=0")
-    done = astra_rl("merge", "run", "shards", *PLAYED, "-o", "merged", *failing, cwd=workplace)
+    done = astra_rl(
+        "merge", "run", "shards", *PLAYED, "-o", "merged-all/results", *failing, cwd=workplace
+    )
     assert done.returncode == 3
 
 
@@ -98,12 +104,14 @@ def test_shards_of_given_attacks_keep_the_numbers_of_their_trials(
     lines += [{"attack": "and you", "context": "hello"}]
     (workplace / "given.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     given = ("--attacks", "given.jsonl")
-    play(workplace, *given, "-o", "given")
+    play(workplace, *given, "-o", "given-results/results")
     for number, place in ((2, "there"), (1, "here"), (3, "there")):
         play(workplace, *given, "--shard", f"{number}/3", "-o", place)
-    done = astra_rl("merge", "run", "here", "there", *given, "-o", "both", cwd=workplace)
+    done = astra_rl(
+        "merge", "run", "here", "there", *given, "-o", "both-results/results", cwd=workplace
+    )
     assert done.returncode == 0, done.stderr
-    check_same(workplace / "both", workplace / "given")
+    check_same(workplace / "both-results" / "results", workplace / "given-results" / "results")
 
 
 def test_an_interrupted_shard_continues_and_a_finished_one_is_not_played_again(
@@ -114,18 +122,24 @@ def test_an_interrupted_shard_continues_and_a_finished_one_is_not_played_again(
     lines = log.read_text("utf-8").splitlines(keepends=True)
     log.write_text(lines[0], "utf-8")  # killed within the batch
     (first / "evaluation_again.json").unlink()
-    done = astra_rl("merge", "run", "cut", *PLAYED, "-o", "m", cwd=workplace)
+    done = astra_rl(
+        "merge", "run", "cut", *PLAYED, "-o", "merged-after-a-cut/results", cwd=workplace
+    )
     assert done.returncode == 2
     assert "shard 1/3" in done.stderr
     assert "is not finished" in done.stderr
-    assert not (workplace / "m" / "attempts_again.jsonl").exists()
+    assert not (workplace / "merged-after-a-cut" / "results" / "attempts_again.jsonl").exists()
     play(workplace, *PLAYED, "--shard", "1/3", "-o", "cut")
     size = log.stat().st_size
     play(workplace, *PLAYED, "--shard", "1/3", "-o", "cut")
     assert log.stat().st_size == size
-    done = astra_rl("merge", "run", "cut", *PLAYED, "-o", "m", cwd=workplace)
+    done = astra_rl(
+        "merge", "run", "cut", *PLAYED, "-o", "merged-after-a-cut/results", cwd=workplace
+    )
     assert done.returncode == 0, done.stderr
-    check_same(workplace / "m", workplace / "whole")
+    check_same(
+        workplace / "merged-after-a-cut" / "results", workplace / "whole-results" / "results"
+    )
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -185,8 +199,10 @@ def attempt_of_another_shard(folder: Path) -> None:
 
 
 def renamed(folder: Path, field: str) -> None:
-    old, new = f'"{field}":"', f'"{field}":"0'
-    lines_of(folder, lambda lines: [each.replace(old, new) for each in lines])
+    lines_of(
+        folder,
+        lambda lines: [json.dumps({**json.loads(each), field: "0"}) + "\n" for each in lines],
+    )
 
 
 def attempt_of_another_run(folder: Path) -> None:
@@ -217,10 +233,8 @@ def test_an_incomplete_or_foreign_set_is_refused(
     harm: Callable[[Path], None], words: str, played: Path, workplace: Path, tmp_path: Path
 ) -> None:
     harm(shutil.copytree(played, tmp_path / "harmed") / "shards")
-    done = astra_rl(
-        *("merge", "run", str(tmp_path / "harmed"), *PLAYED, "-o", str(tmp_path / "merged")),
-        cwd=workplace,
-    )
+    places = (str(tmp_path / "harmed"), "-o", str(tmp_path / "merged"))
+    done = astra_rl("merge", "run", *places, *PLAYED, cwd=workplace)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("error: ") == 1
@@ -279,18 +293,18 @@ def test_shards_divide_a_budget_and_their_spending_is_added(
         found: dict[str, Any] = json.loads((workplace / name / "ledger_again.json").read_text())
         return found
 
-    play(workplace, *PLAYED, "--max-requests", "1000", "-o", "w", run="asked_run")
+    play(workplace, *PLAYED, "--max-requests", "1000", "-o", "whole-asked/results", run="asked_run")
     for number in (1, 2):
         shard = ("--shard", f"{number}/2", "-o", "d")
         play(workplace, *PLAYED, "--max-requests", "1000", *shard, run="asked_run")
     parts = [spent(f"d/shards/{number}-of-2")["budget"]["max_requests"] for number in (1, 2)]
     assert parts == [666, 333]  # four of the six conversations, and two
-    options = (*PLAYED, "--max-requests", "1000", "-o", "m2")
+    options = (*PLAYED, "--max-requests", "1000", "-o", "merged-asked/results")
     done = astra_rl("merge", "asked_run", "d", *options, cwd=workplace)
     assert done.returncode == 0, done.stderr
-    check_same(workplace / "m2", workplace / "w")
+    check_same(workplace / "merged-asked" / "results", workplace / "whole-asked" / "results")
     for key in ("accounts", "total", "budget", "ended_by"):
-        assert spent("m2")[key] == spent("w")[key], key
+        assert spent("merged-asked/results")[key] == spent("whole-asked/results")[key], key
 
 
 def test_shards_that_a_budget_ended_count_what_was_not_played(
@@ -316,6 +330,12 @@ def test_shards_that_a_budget_ended_count_what_was_not_played(
     assert [each["trial"] for each in found["conversations"]] == sorted(
         each["trial"] for each in found["conversations"]
     )
-    # A larger budget continues the parts; the keys stay those of the same plan.
+    # A larger budget continues the parts, in the order that they were begun in.
+    for number in (1, 2, 3):
+        shard = ("--shard", f"{number}/3", "-o", "l", "--max-requests", "900")
+        play(workplace, *PLAYED, *shard, run="little_run")
     done = astra_rl("merge", "little_run", "l", *PLAYED, "-o", "lm", cwd=workplace)
-    assert done.returncode == 2  # without a budget, the order of play is another
+    assert done.returncode == 0, done.stderr
+    play(workplace, *PLAYED, "-o", "lw", run="little_run")
+    ours, theirs = (metrics(workplace / name)["conversations"] for name in ("lm", "lw"))
+    assert ours == theirs

@@ -48,7 +48,7 @@ from astra_rl.runs.folder import RunFolder, file_stem
 from astra_rl.runs.phases import Part, PhaseResult, PhaseRun, played_order
 from astra_rl.runs.provenance import labels_of, versions
 from astra_rl.runs.recorded import plan_attempts, recording
-from astra_rl.runs.shards import Key, Shard, claim, kept_attempts, models_of
+from astra_rl.runs.shards import Key, Shard, claim, kept_attempts, models_of, order_of
 from astra_rl.runs.until import Until, batch_size, earlier_attempts
 from astra_rl.targets.ledger import Ledger, current_ledger
 
@@ -183,6 +183,7 @@ class EvaluationJob:
         Without a condition to decide, an evaluation is played anew; a shard continues.
         """
         if self.shard is not None:
+            self.follow([destination.path])
             identity = self.identity(problem, judge)
             claim(destination, self.phase, self.shard, identity)
             keys = self.order()
@@ -213,6 +214,12 @@ class EvaluationJob:
         """
         return not Ledger(self.plan.budget).affords(needed(self.estimate()))
 
+    def follow(self, folders: Sequence[Path]) -> None:
+        """Keep the order of play of shards that were begun; their budget may change since."""
+        order = order_of(folders, self.phase)
+        if order is not None:
+            self.is_shuffled = order == "random"
+
     def order(self) -> list[Key]:
         """Return the prompt id and trial of every planned conversation, in the order of play."""
         prompt_of = dict(self.seeds())
@@ -236,6 +243,7 @@ class EvaluationJob:
             "conversations": self.planned,
             "prompts": content_digest([list(map(list, self.order())), texts]),
             "threshold": self.plan.evaluation.threshold,
+            "order": "random" if self.is_shuffled else "planned",
             "batch": EVALUATED_TOGETHER,
             "versions": {k: v for k, v in versions().items() if k != "python"},
         }

@@ -18,7 +18,7 @@ from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, open_run_folder
 from astra_rl.runs.phases import embedder_of, list_as_without_a_budget, rate_corrected
 from astra_rl.runs.recorded import recording
-from astra_rl.runs.shards import Merged, merged
+from astra_rl.runs.shards import Merged, merged, shard_folders
 from astra_rl.targets.accounts import Account, LedgerFile, sum_of
 
 
@@ -57,8 +57,10 @@ def merge_shards(
     destination = RunFolder(folder.path if output is None else output)
     config = load_config(folder.config, overrides, target=target)
     job = EvaluationJob(folder, attacker, attacks, trials, config)
+    looked_in = [Path(each) for each in places] or [destination.path]
+    job.follow(shard_folders(looked_in))
     found = merged(
-        [Path(each) for each in places] or [destination.path],
+        looked_in,
         job.phase,
         job.order(),
         job.known_identity(),

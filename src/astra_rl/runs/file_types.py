@@ -7,7 +7,7 @@ that earlier versions did not write are not required. `astra_rl.runs.folder.read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -140,6 +140,7 @@ class ShardedEvaluation(FileOfARun):
     """What identifies the evaluation that a shard belongs to."""
 
     judge: JudgeIdentity
+    order: Literal["planned", "random"]
 
 
 class ShardFile(FileOfARun):

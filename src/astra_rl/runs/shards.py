@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -107,6 +107,16 @@ def models_of(problem: Problem[str, str]) -> dict[str, str | None]:
 def shard_file(folder: RunFolder, phase: str) -> Path:
     """Return the file that identifies a shard of a phase."""
     return folder.path / f"shard_{file_stem(phase)}.json"
+
+
+def order_of(folders: Iterable[Path], phase: str) -> str | None:
+    """Return the order of play of the shards in these folders; None if there are none."""
+    for path in folders:
+        folder = RunFolder(path)
+        if shard_file(folder, phase).is_file():
+            kept = read_own(shard_file(folder, phase), ShardFile)
+            return str(kept["evaluation"]["order"])
+    return None
 
 
 def claim(folder: RunFolder, phase: str, shard: Shard, identity: Mapping[str, Any]) -> None:
@@ -287,7 +297,7 @@ def _complete(places: Sequence[Path], phase: str) -> list[_Played]:
         ConfigurationError: One is missing, unfinished or there twice.
     """
     found: dict[Shard, _Played] = {}
-    for path in _folders(places):
+    for path in shard_folders(places):
         folder = RunFolder(path)
         if not shard_file(folder, phase).is_file():
             continue
@@ -330,9 +340,10 @@ def _check_complete(found: Collection[Shard], places: Sequence[Path], phase: str
         )
 
 
-def _folders(places: Iterable[Path]) -> Iterator[Path]:
+def shard_folders(places: Iterable[Path]) -> list[Path]:
+    """Return the folders of all shards inside folders of results."""
     known = {path.resolve(): path for each in places for path in (each / FOLDER).glob("*-of-*")}
-    yield from sorted(known.values())
+    return sorted(known.values())
 
 
 def _key(attempt: Attempt) -> Key:

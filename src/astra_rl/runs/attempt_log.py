@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 from astra_rl.core.seeding import derive_seed
 from astra_rl.errors import AstraError, ConfigurationError
@@ -58,6 +58,13 @@ _ORDERS = {
     "prompt": "prompt_id, trial, sequence",
 }
 Order = Literal["sequence", "score", "logprob", "prompt"]
+
+
+class NumberedRow(NamedTuple):
+    """An attempt without its texts, and its number in the order written."""
+
+    number: int
+    row: AttemptRow
 
 
 class AttemptLog:
@@ -268,6 +275,16 @@ class AttemptLog:
         for batch in self._select(COLUMNS, order, limit, offset, equal):
             with reading_index(self.path):
                 rows = [_row(values) for values in batch]
+            yield from rows
+
+    def numbered(self, *, order: Order = "sequence", **equal: str) -> Iterator[NumberedRow]:
+        """Yield the attempts without their texts, each with its number in the order written.
+
+        See `rows` for the arguments.
+        """
+        for batch in self._select(f"sequence, {COLUMNS}", order, None, 0, equal):
+            with reading_index(self.path):
+                rows = [NumberedRow(number, _row(tuple(values))) for number, *values in batch]
             yield from rows
 
     def attempts(

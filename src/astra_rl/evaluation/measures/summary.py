@@ -169,6 +169,7 @@ def summarise_prompts(
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
+    kept: dict[tuple[int, int], tuple[int, int]] = {}
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
@@ -177,8 +178,9 @@ def summarise_prompts(
         outcomes.update(row.outcome for row in rows)
         first.update(row.first_failing_turn or 0 for row in rows)
         turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
-        any_turn.append(_any_turn(rows))
-        last_turn.append(_last_turn(rows))
+        # Most prompts have the same few counts; one tuple stands for all of them.
+        any_turn.append(kept.setdefault(each := _any_turn(rows), each))
+        last_turn.append(kept.setdefault(each := _last_turn(rows), each))
         spent, succeeded = _queries(rows)
         (won if succeeded else censored).append(spent)
     made = outcomes.total()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astra_rl.core.word_sets import jaccard, word_set
+from astra_rl.core.word_sets import word_set
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.embeddings import Embedder, embedded, unit_vectors
 
@@ -69,9 +69,7 @@ class GreedyClusters:
         rarest = _prefix_words(words, self.similarity) or [_NO_WORDS]
         candidates = {cluster for word in rarest for cluster in self._with.get(word, ())}
         similar = (
-            cluster
-            for cluster in candidates
-            if jaccard(words, frozenset(self._first[cluster])) >= self.similarity
+            cluster for cluster in candidates if self._is_similar(words, self._first[cluster])
         )
         found = min(similar, default=len(self._first))
         if found == len(self._first):
@@ -79,6 +77,15 @@ class GreedyClusters:
             for word in rarest:
                 self._with.setdefault(word, array("L")).append(found)
         return found
+
+    def _is_similar(self, words: frozenset[int], first: array[int]) -> bool:
+        """Whether the `jaccard` similarity of two sets suffices, without building another set."""
+        few, many = sorted((len(words), len(first)))
+        if few < self.similarity * many - 1e-9:  # even if all the words of one are in the other
+            return False
+        shared = len(words.intersection(first))
+        union = few + many - shared
+        return (shared / union if union else 1.0) >= self.similarity
 
 
 def clusters_by_meaning(

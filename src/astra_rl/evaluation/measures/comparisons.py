@@ -7,6 +7,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -145,13 +146,14 @@ class PairTally:
         return compare_tables(self._tables, unpaired=self._unpaired, confidence=confidence)
 
 
+@dataclass
 class TrialTable:
     """Outcomes of the attempts of one side by prompt and trial, in 17 bytes per attempt."""
 
-    def __init__(self) -> None:
-        self._prompts = array("Q")  # a digest of each attempt's prompt
-        self._trials = array("q")
-        self._outcomes = array("b")
+    _prompts: array[int] = field(default_factory=lambda: array("Q"))
+    """A digest of each attempt's prompt."""
+    _trials: array[int] = field(default_factory=lambda: array("q"))
+    _outcomes: array[int] = field(default_factory=lambda: array("b"))
 
     def add(self, prompt_id: str, trials: Trials) -> None:
         """Add the outcomes at one prompt; each prompt once."""

@@ -203,8 +203,8 @@ class EvaluationJob:
 
     def labels(self, categories: Mapping[str, str] | None = None) -> Labels:
         """Return the labels of the attempts."""
-        attacker = self.name
-        return labels_of(self.plan.record, self.phase, attacker=attacker, categories=categories)
+        record = self.plan.record
+        return labels_of(record, self.phase, attacker=self.name, categories=categories)
 
     @cached_property
     def is_shuffled(self) -> bool:
@@ -233,6 +233,7 @@ class EvaluationJob:
         """Return what identifies the evaluation of a shard, without that of its models."""
         labels = self.labels()
         texts = [[each.context, each.attack] for each in self.given or ()]
+        examples = [[each.context, each.attack] for each in self.examples]
         return {
             "run": labels.run,
             "seed": self.plan.seed,
@@ -241,7 +242,7 @@ class EvaluationJob:
             "phase": self.phase,
             "trials": self.trials,
             "conversations": self.planned,
-            "prompts": content_digest([list(map(list, self.order())), texts]),
+            "prompts": content_digest([self.order(), texts, examples]),
             "threshold": self.plan.evaluation.threshold,
             "order": "random" if self.is_shuffled else "planned",
             "batch": EVALUATED_TOGETHER,

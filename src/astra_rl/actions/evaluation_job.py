@@ -32,8 +32,9 @@ from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.from_graphs import Labels
-from astra_rl.evaluation.records.turn import Opening, content_digest
+from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult

@@ -9,7 +9,7 @@ AUDIT := $(VENV)-audit/bin/pip-audit
 # With bytecode: without it every process that a test starts would compile the library again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-all quick browser lint bounds vllm bench docs dist setup lock audit clean
+.PHONY: demo test test-all quick browser lint bounds vllm bridges bench docs dist setup lock audit clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -51,6 +51,11 @@ bounds:
 # environment that has it.
 vllm:
 	$(PYTHON) scripts/vllm $(VLLM)
+
+# With the real Inspect, TRL, OpenTelemetry, garak, PyRIT and promptfoo, each in an environment of its
+# own; needs uv, and npm for promptfoo. BRIDGES="inspect trl" takes some of them.
+bridges:
+	$(PYTHON) scripts/bridges $(BRIDGES)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
@@ -101,4 +106,4 @@ $(AUDIT): requirements/audit.txt
 	@touch $(AUDIT)
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit .venv-bounds .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit .venv-bounds .venv-vllm .venv-bridges .pytest_cache .mypy_cache .ruff_cache .hypothesis

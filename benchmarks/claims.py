@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 from common import Row, save
 
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import effective_number
+from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.classification import Confusion, calibration_error_estimate
 from astra_rl.evaluation.stats.forecast import Forecast, forecast_success
 from astra_rl.evaluation.stats.importance import Probability, Sample, failure_probability
@@ -25,6 +29,7 @@ from astra_rl.evaluation.stats.paired import PromptTrials, compare_trials
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.evaluation.stats.sequential import log_e_value
+from astra_rl.evaluation.stats.splitting import rare_probability, split_once
 from astra_rl.evaluation.stats.success_at_k import rate_at_k
 
 REPETITIONS = 200
@@ -271,7 +276,7 @@ def sequence() -> Row:
 
 
 def kinds() -> Row:
-    """Effective number of the kinds of a population, of which many may be unseen."""
+    """Lower bound of the effective number of the kinds of a population; many may be unseen."""
 
     def inside(shares: Any, size: int) -> Inside:
         shares = np.asarray(shares, dtype=float) / np.sum(shares)
@@ -279,17 +284,181 @@ def kinds() -> Row:
 
         def one(rng: np.random.Generator) -> bool:
             sizes = rng.multinomial(size, shares)
-            return has(effective_number(sizes[sizes > 0].tolist()).interval, truth)
+            return effective_number(sizes[sizes > 0].tolist()).least <= truth
+
+        return one
+
+    def by_prompt(prompts: int) -> Inside:
+        """One prompt in ten has 39 kinds, and all others have one."""
+        shares = np.array([0.9, *[0.1 / 39] * 39])
+        truth = float(np.exp(-(shares * np.log(shares)).sum()))
+
+        def one(rng: np.random.Generator) -> bool:
+            many = rng.random(prompts) < 0.1
+            found = np.where(many[:, None], rng.integers(1, 40, size=(prompts, 20)), 0)
+            groups = [np.nonzero(found == kind)[0].tolist() for kind in np.unique(found)]
+            return effective_number([len(each) for each in groups], groups).least <= truth
 
         return one
 
     return coverage(
-        "effective number of kinds",
+        "effective number of kinds, at least",
         {
             "3 equal kinds, 30 attacks": inside([1, 1, 1], 30),
             "one of 85% and 18 rare ones, 120 attacks": inside([85, *[15 / 18] * 18], 120),
-            "30 kinds, 100 attacks": inside([1] * 30, 100),
+            "50 kinds, a single attack": inside([1] * 50, 1),
             "Zipf's law, 40 kinds, 200 attacks": inside(1 / np.arange(1, 41), 200),
+            "10 prompts with kinds of their own": by_prompt(10),
+            "30 prompts with kinds of their own": by_prompt(30),
+        },
+    )
+
+
+def reached(up: float, goal: int, turns: int) -> float:
+    """Probability that a walk, reflected at 0, reaches a height; by enumeration."""
+    at = np.zeros(goal + 1)
+    at[0] = 1
+    for _ in range(turns):
+        following = np.zeros(goal + 1)
+        following[goal] = at[goal]
+        for height in range(goal):
+            following[height + 1] += up * at[height]
+            following[max(0, height - 1)] += (1 - up) * at[height]
+        at = following
+    return float(at[goal])
+
+
+def splitting() -> Row:
+    """Walks of eight turns whose steps up are likelier for one prompt in ten."""
+
+    def inside(prompts: int, goal: int) -> Inside:
+        truth = 0.1 * reached(0.45, goal, 8) + 0.9 * reached(0.12, goal, 8)
+
+        def one(rng: np.random.Generator) -> bool:
+            ups = np.where(rng.random(prompts) < 0.1, 0.45, 0.12)
+
+            def step(states: Sequence[tuple[int, int, int]]) -> list[Any]:
+                found = []
+                for prompt, turn, height in states:
+                    height = height + 1 if rng.random() < ups[prompt] else max(0, height - 1)
+                    found.append(((prompt, turn + 1, height), height / goal, turn >= 7))
+                return found
+
+            runs = []
+            for _ in range(8):
+                drawn = rng.integers(prompts, size=25).tolist()
+                starts = [(prompt, 0, 0) for prompt in drawn]
+                runs.append(split_once(starts, step, threshold=1.0, generator=rng, prompts=drawn))
+            return has(rare_probability(runs).covering, truth)
+
+        return one
+
+    return coverage(
+        "rare probability, prompts that differ",
+        {"10 prompts": inside(10, 4), "30 prompts": inside(30, 4), "10, rarer": inside(10, 5)},
+    )
+
+
+def ends_early() -> Row:
+    """Conversations that end at a filter, or at their first success, true or not."""
+
+    def inside(turns: int, rate: float, withheld: float, stops: bool, p: float) -> Inside:
+        # The failing turn is equally likely any one; it must come before the filter.
+        truth = rate * float(np.mean((1 - withheld) ** np.arange(1, turns + 1)))
+
+        def one(rng: np.random.Generator) -> bool | None:
+            rows = []
+            for number in range(300):
+                failing = rng.integers(turns) if rng.random() < rate else turns
+                end = min(turns, rng.geometric(withheld) - 1) if withheld else turns
+                called = rng.random(end) < np.where(np.arange(end) == failing, 0.9, 1 - p)
+                first = int(called.argmax()) + 1 if called.any() else None
+                made = first if stops and first else min(turns, end + 1)
+                outcome = (
+                    Outcome.SUCCESS if first
+                    else Outcome.BLOCKED if end < turns
+                    else Outcome.FAILURE
+                )  # fmt: skip
+                name = str(number)
+                rows.append(
+                    AttemptRow(
+                        name, "after", name, 0, "a", "t", outcome, made, first,
+                        judged=min(made, end),
+                    )
+                )  # fmt: skip
+            tp, tn = int(rng.binomial(200, 0.9)), int(rng.binomial(200, p))
+            counts = Confusion(tp, 200 - tn, tn, 200 - tp)
+            found = JudgeQuality("", 400, 0.5, "", counts).correct(summarise(rows))
+            return has(found.interval, truth) if isinstance(found, Corrected) else None
+
+        return one
+
+    return coverage(
+        "corrected rate, conversations that end early",
+        {
+            "1 turn, half withheld": inside(1, 0.2, 0.5, False, 0.9),
+            "5 turns, stops, 10% withheld": inside(5, 0.3, 0.1, True, 0.97),
+            "10 turns, stops": inside(10, 0.2, 0.0, True, 0.95),
+            "5 turns, stops, never fails": inside(5, 0.0, 0.0, True, 0.95),
+            "3 turns, 20% withheld": inside(3, 0.6, 0.2, False, 0.95),
+        },
+    )
+
+
+def ordered() -> Row:
+    """150 prompts in order, which the baseline and three attackers take in turn."""
+
+    def inside(first: float, last: float, q: float) -> Inside:
+        rates = np.repeat([first, last], [60, 90])
+
+        def one(rng: np.random.Generator) -> bool:
+            samples, start = [], 0
+            for baseline, size in ((True, 200), (False, 67), (False, 67), (False, 66)):
+                for prompt in np.arange(start, start + size) % 150:
+                    p = rates[prompt]
+                    fails = rng.random() < (p if baseline else q)
+                    logs = [float(np.log(x if fails else 1 - x)) for x in (p, q)]
+                    samples.append(Sample(bool(fails), *logs, baseline, int(prompt), 0))
+                start += size
+            found = failure_probability(samples)
+            # There is one kind of failure, so the interval of the kinds seen has the truth, too.
+            all_ = has(found.interval, float(rates.mean()))
+            seen = getattr(found, "seen", found.interval)
+            return all_ and has(seen, float(rates.mean()))
+
+        return one
+
+    return coverage(
+        "probability, prompts ordered by category",
+        {
+            name: inside(first, last, 0.5)
+            for name, first, last in [
+                ("the first 60 fail", 0.05, 1e-4),
+                ("the last 90 fail", 1e-4, 0.005),
+                ("all alike", 0.001, 0.001),
+            ]
+        },
+    )
+
+
+def few_prompts() -> Row:
+    def inside(a: float, b: float, tries: int) -> Inside:
+        big = np.random.default_rng(1).beta(a, b, size=400_000)
+        truth = float((1 - (1 - big) ** tries).mean())
+
+        def one(rng: np.random.Generator) -> bool | None:
+            won = rng.binomial(5, rng.beta(a, b, size=10))
+            found = forecast_success([(int(each), 5) for each in won], tries)
+            return has(found.interval, truth) if isinstance(found, Forecast) else None
+
+        return one
+
+    return coverage(
+        "forecast, 10 prompts of five trials",
+        {
+            "97%, one try": inside(97, 3, 1),
+            "20%, one try": inside(8, 32, 1),
+            "13%, very different, 100 tries": inside(0.3, 2, 100),
         },
     )
 
@@ -335,6 +504,7 @@ def main() -> None:
     parts = [
         success_rate, success_at_k, difference, seeds, corrected, probability,
         lambda: kinds_seen(False), lambda: kinds_seen(True), sequence, kinds, calibration, tries,
+        splitting, ends_early, ordered, few_prompts,
     ]  # fmt: skip
     rows = []
     for part in parts:

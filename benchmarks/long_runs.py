@@ -26,7 +26,7 @@ from common import Row, save
 from astra_rl.config.schema import RunConfig
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.turn import Turn
-from astra_rl.evaluation.show.exports import EXPORTS
+from astra_rl.evaluation.show.exports import EXPORTS, export_format
 from astra_rl.runs.folder import RunFolder
 from astra_rl.runs.recorded import ORDINARY_ATTACKER, ORDINARY_PHASE
 
@@ -112,7 +112,7 @@ def commands(run: Path) -> Iterator[tuple[str, list[str]]]:
     yield "failures", ["failures", str(run)]
     yield "compare", ["compare", str(run), str(run), "--phase-b", "again"]
     yield "score", ["score", str(run), "-m", "refusal"]
-    for kind in EXPORTS:
+    for kind in (name for name in EXPORTS if not export_format(name).extra):
         yield f"export {kind}", ["export", str(run), "--format", kind, "-o", f"{run}.{kind}"]
 
 

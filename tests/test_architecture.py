@@ -25,9 +25,11 @@ ORDER = [
     ("training",),
     ("datasets",),
     ("ext",),
+    ("bench",),
     ("config",),
     ("runs",),
     ("actions",),
+    ("bridges",),
     ("cli",),
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -43,7 +43,7 @@ SERVER = "http://127.0.0.1:8000/v1"
 WORKFLOW = re.compile(r"^```yml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOP = re.compile(r"for (\w+) in ([^;]+); do (.*?); done")
-NOT_HERE = ("demo", "view", "path/to", "pyrit", " first", "second.yaml")
+NOT_HERE = ("demo", "league", "view", "path/to", "pyrit", " first", "second.yaml")
 """Parts of commands that need a real model, a browser, or files of the index."""
 GATE_FAILED = 3
 

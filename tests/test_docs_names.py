@@ -28,6 +28,7 @@ from astra_rl.algorithms.registry import ALGORITHMS
 from astra_rl.cli.main import COMMANDS, app
 from astra_rl.config.schema import RunConfig
 from astra_rl.config.sections import keys_of, section_class
+from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.curriculum import CURRICULA
 from astra_rl.methods.registry import ENVIRONMENTS
 from astra_rl.moderators.registry import MODERATORS
@@ -45,10 +46,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 
-REGISTRIES = (ALGORITHMS, CURRICULA, ENVIRONMENTS, MODERATORS, OPTIMIZERS, REWARDS, TARGETS)
+REGISTRIES = (
+    *(ALGORITHMS, CURRICULA, ENVIRONMENTS, EXPORTS),
+    *(MODERATORS, OPTIMIZERS, REWARDS, TARGETS),
+)
 ELSEWHERE = {
     # Names of other projects.
     *("AutoModelForCausalLM.from_pretrained", "DPOTrainer", "KTOTrainer", "Infinity"),
+    *("GRPOTrainer", "SFTTrainer", "atkgen", "--probe_option_file", "options.json"),
     *("datasets.load_dataset", "save_to_disk", "pyrit", "sha256sum", "tmp_path", "uv"),
     "dashscope",
     # Files of published data sets.

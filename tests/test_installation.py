@@ -179,6 +179,15 @@ def test_an_installed_plug_in_is_used_by_name(environment: Path, tmp_path: Path)
     attempts = (folder / "run" / "attempts.jsonl").read_text("utf-8").splitlines()
     assert attempts
     assert all('"shortness"' in line for line in attempts if '"phase":"train"' in line)
+    done = subprocess.run(
+        [python_of(environment).parent / "astra-rl", "export", "run", "--format", "attack_list"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "attack_list.md").is_file()
 
 
 @pytest.mark.exhaustive

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import astra_rl
+from astra_rl.errors import MissingDependencyError
 
 HEAVY = [
     "torch",
@@ -160,7 +161,11 @@ def as_ruff_sorts(names):
 
 @pytest.mark.parametrize("name", ["astra_rl", *modules()])
 def test_every_module_can_be_imported_and_has_what_it_exports(name):
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except MissingDependencyError as error:  # of another tool; `make bridges` tests it
+        assert name.startswith("astra_rl.bridges.")
+        pytest.skip(str(error))
     exported = getattr(module, "__all__", [])
     assert exported == as_ruff_sorts(exported)
     for each in exported:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cli.running import Done, astra_rl
+from tests.formats import FORMATS
 
-from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.infra import redaction
 from astra_rl.infra.redaction import REDACTED
 from astra_rl.runs.attempt_log import AttemptLog
@@ -112,7 +112,7 @@ def test_a_run_is_continued_with_its_credentials(leaky: Path, run: Done) -> None
     check_files(leaky / "leaky")
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_no_export_holds_a_credential(leaky: Path, run: Done, kind: str) -> None:
     options = ["--safe-replies", "replies.jsonl"] if kind == "preferences" else []
     with AttemptLog(leaky / "leaky" / "attempts.jsonl") as log:

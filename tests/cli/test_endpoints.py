@@ -18,10 +18,10 @@ from tests.cli.processes import Command
 from tests.cli.running import Done, astra_rl
 from tests.cli.test_resume import attempts
 from tests.endpoint import FAST, Endpoint, completion, error, judging, said
+from tests.formats import FORMATS
 from tests.hostile import BASE
 
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.methods.ast_evaluator import ASTEvaluator
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.recorded import summary_of_phase
@@ -617,7 +617,7 @@ def test_hostile_replies_of_an_endpoint_are_text_in_the_report_and_in_every_expo
     assert "\ufffd lone \ufffd surrogates" in said_back
     assert "a\x00b" in said_back
     assert max(map(len, said_back)) == 450_000
-    for kind in EXPORTS:
+    for kind in FORMATS:
         out = workplace / "hostile-exports" / kind
         done = astra_rl("export", "hostile", "-f", kind, "-o", str(out), cwd=workplace)
         if kind == "preferences" and done.returncode:  # each prompt was tried once
@@ -686,7 +686,7 @@ def test_a_key_that_an_endpoint_says_back_is_in_no_file_and_in_nothing_that_is_s
     assert all(key in sent for key in KEYS.values())
     assert done.returncode == 0, done.stderr
     assert "(redacted)" in (folder / "attempts.jsonl").read_text("utf-8")
-    for kind in EXPORTS:
+    for kind in FORMATS:
         out = workplace / "echo-exports" / kind
         done = astra_rl("export", folder.name, "-f", kind, "-o", str(out), cwd=workplace)
         check_no_key(workplace / "echo-exports", done)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.cli.running import astra_rl
+from tests.formats import FORMATS
 
 from astra_rl.actions import attacks
 from astra_rl.errors import AstraError
@@ -159,7 +160,7 @@ def test_transfer_plays_every_attacker_against_every_target(workplace: Path, tra
     assert all(row["trials"] + row["unscored"] == 2 for row in rows)
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_written_next_to_the_run(workplace: Path, trained: Path, kind: str) -> None:
     done = astra_rl("export", "run", "-f", kind, "--phase", "training", cwd=workplace)
     if kind == "preferences" and done.returncode == 2:
@@ -546,6 +547,7 @@ def test_kinds_by_meaning_are_in_the_console_the_json_and_the_page(
     settings = (
         "moderator={type: keyword, options: {patterns: ['.*']}}",
         f"evaluation.embedder=transformers:{workplace / 'target'}",
+        "evaluation.embedder_similarity=1",
         "evaluation.trials=3",
         "training.steps=1",
     )
@@ -561,6 +563,11 @@ def test_kinds_by_meaning_are_in_the_console_the_json_and_the_page(
     done = astra_rl("evaluate", "meaning", "--json", cwd=workplace)
     (found,) = json.loads(done.stdout)
     assert found["diversity"]["effective_by_meaning"]["estimate"] >= 1
+    # A language model that was not trained to embed has nearly the same vector for all texts.
+    done = astra_rl("train", "config.yaml", "-o", "alike", *changes[:4], cwd=workplace)
+    assert done.returncode == 2
+    assert "pairs of unrelated sentences a cosine" in done.stderr
+    assert not list((workplace / "alike").glob("evaluation_*"))
     wrong = ("evaluate", "run", "--set", "evaluation.embedder=transfomers:x")
     done = astra_rl(*wrong, cwd=workplace)
     assert done.returncode == 2
@@ -582,10 +589,21 @@ def test_gates_can_use_the_rate_corrected_for_the_errors_of_the_judge(
     done = astra_rl("calibrate", "judge.yaml", "--labels", "forty.jsonl", cwd=workplace)
     assert done.returncode == 0, done.stderr
     gates = ("--fail-on", "upper(asr_corrected)<0", "--fail-on", "asr_corrected>1")
-    for command in (("evaluate", "run", "-o", "gated"), ("score", "run", "-m", "judge.yaml")):
+    for command in (
+        ("evaluate", "run", "-o", "gated"),
+        ("score", "run", "-m", "judge.yaml"),
+        ("replay", "run"),
+        ("transfer", "run", "--target", "target"),
+    ):
         done = astra_rl(*command, *gates, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert "asr_corrected>1: does not hold" in done.stdout
+    done = astra_rl("seeds", "run", *gates, cwd=workplace)  # trained before the calibration
+    assert done.returncode == 3
+    assert "not calibrated" in done.stdout
+    done = astra_rl("replay", "run", "--failures", *gates, cwd=workplace)
+    assert done.returncode == 2
+    assert "attacks that were selected" in done.stderr.replace("\n", " ")
     suite = workplace / "one.json"
     done = astra_rl(
         "export", "run", "-f", "regression", "--phase", "training", "-o", str(suite), cwd=workplace

@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.cases import also
 from tests.cli.running import Done, astra_rl
+from tests.formats import FORMATS
 
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.testing import tiny_model
 
@@ -253,7 +253,7 @@ def test_contexts_at_the_edge_of_the_window_and_hostile_ones_are_played(
     assert 0 <= metrics_of(tmp_path)[-1]["overflows"] <= 1
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "\x00" not in report
-    for name in EXPORTS:
+    for name in FORMATS:
         out = tmp_path / f"out.{name}"
         done = astra_rl(
             "export", str(tmp_path / "run"), "--format", name, "-o", str(out), cwd=workplace

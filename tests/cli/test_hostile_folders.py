@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.running import Done, astra_rl
+from tests.formats import FORMATS
 
 from astra_rl.evaluation.show.escaping import visible_text
-from astra_rl.evaluation.show.exports import EXPORTS
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_commands_show_hostile_files_as_text(
     check_shown(done, 3 if "--fail-on" in command else 0)
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_exports_say_nothing_hostile(workplace: Path, hostile: Path, kind: str) -> None:
     output = f"hostile-exports/{kind}"
     done = astra_rl("export", "hostile", "--format", kind, "-o", output, cwd=workplace)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.formats import FORMATS
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import Attempt
@@ -228,7 +229,7 @@ def test_files_are_redacted_however_they_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "a.xml").read_text() == f"<a>{REDACTED}</a>\n<b/>\n{REDACTED}\n"
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_an_export_has_no_credential_that_was_learnt_after_its_attempts(
     tmp_path: Path, kind: str
 ) -> None:

@@ -94,6 +94,7 @@ SHAPES = {
     "pruned_tree": {"tree_depth": 3, "keep": 2},
     "best_of_n": {"tree_depth": 3},
     "attempts": {},
+    "archive": {"tree_width": 2, "tree_depth": 2, "risks": ["r", "s"]},
     "self_play": {"replies": 3},
 }
 

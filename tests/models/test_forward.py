@@ -300,6 +300,36 @@ def test_families_of_many_kinds_are_read_in_segments(family, name, plain_logprob
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_gradients_do_not_depend_on_the_order_in_which_threads_add(family, name):
+    # Several threads add up the gradient of repeated `tensor[rows]` in any order, on large tensors.
+    trained = copy.deepcopy(family(name)).requires_grad_(True)
+    prompts, tails = [[*SYSTEM[:9], 3]] * 4, [[20], [21], [22], [20]]
+    loss = continuation_logprobs(trained, prompts, tails).sum()
+    repeated = [
+        node
+        for node in graph_of(loss)
+        if node.name() == "IndexBackward0" and repeats(node._saved_indices)
+    ]
+    assert not repeated
+    assert any(node.name() == "IndexSelectBackward0" for node in graph_of(loss))
+
+
+def graph_of(loss):
+    found, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [child for child, _ in node.next_functions]
+    return found
+
+
+def repeats(indices):
+    places = torch.stack([each for each in indices if each is not None], dim=-1)
+    return len(places) > len(places.unique(dim=0))
+
+
 @pytest.mark.parametrize("name", SLIDING)
 def test_texts_longer_than_an_attention_window_are_read_right(family, name, plain_logprobs):
     model = family(name)

@@ -66,7 +66,7 @@ def run(tmp_path: Path) -> RunFolder:
         },
     )  # fmt: skip
     quality = JudgeQuality("labels.csv", 9, 0.5, "2026", Confusion(3, 1, 4, 1))
-    kinds = {"estimate": 1.5, "low": 1.0, "high": 2.0}
+    kinds = {"estimate": 1.5, "low": 1.0}
     folder.write_json(
         folder.evaluation("after"),
         {

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.cases import cases
 from tests.evaluation.show.report.making import attempt, evaluation, report, tree, turn, unpacked
+from tests.formats import FORMATS
 
 from astra_rl.actions import compare as comparing
 from astra_rl.actions.export import export_run
@@ -22,8 +23,8 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures import likely_failures
 from astra_rl.evaluation.measures.likely_failures import severity_and_likelihood
 from astra_rl.evaluation.records.turn import LogProb
-from astra_rl.evaluation.show.exports import EXPORTS
 from astra_rl.evaluation.show.report import Spent, render_report
+from astra_rl.evaluation.stats.importance import Sample, failure_probability
 from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.splitting import RareProbability
@@ -153,6 +154,26 @@ def test_an_estimate_by_splitting_and_all_spending_are_read(finished):
     assert read_run(finished).reproduction.spent == [Spent("replay", Account(7, 1, 2, 30, 4, 0.5))]
     finished.write_json(path, {"estimate": "much"})
     with pytest.raises(ConfigurationError, match="holds no estimate"):
+        read_run(finished)
+
+
+def test_the_probability_of_a_rare_answer_is_on_the_page(finished):
+    samples = [Sample(True, -9.0, -3.0, False)] * 40 + [Sample(False, -7.0, -9.0, True)] * 60
+    for found in (failure_probability(samples), failure_probability(samples[40:])):
+        finished.write_json(
+            finished.path / "probability_answers.json",
+            {
+                "target": "mine", "proposals": ["steered by '<b>'"], "messages": 1,
+                **found.as_dict(), "failures": [{"answer": "<script>"}],
+            },
+        )  # fmt: skip
+        page = render_run_page(finished)
+        assert "Probability of a failing answer to these messages" in page
+        assert "1 proposal (steered by &#39;&lt;b&gt;&#39;)" in page
+        assert "<script>" not in page.partition("Probability of a failing answer")[2][:900]
+    assert "Not estimated: no failure was seen" in page
+    finished.write_json(finished.path / "probability_answers.json", {"estimate": "much"})
+    with pytest.raises(ConfigurationError):
         read_run(finished)
 
 
@@ -362,7 +383,7 @@ def long_run(folder, count, prompts, phase="after"):
 
 
 @pytest.mark.parametrize(
-    "name", cases(EXPORTS, by_default=["csv", "jailbreakbench", "unpaired", "sarif"])
+    "name", cases(FORMATS, by_default=["csv", "jailbreakbench", "unpaired", "sarif"])
 )
 def test_the_memory_of_an_export_does_not_grow_with_the_attempts(name, tmp_path):
     peaks = []

@@ -180,9 +180,8 @@ def _joined(
     a: Recorded, b: Recorded
 ) -> Iterator[tuple[Sequence[NumberedRow], Sequence[NumberedRow]]]:
     """Yield the attempts of both sides prompt by prompt, see `joined`."""
-    return joined(
-        *(side.numbered(order="prompt") for side in (a, b)), prompt=lambda each: each.row.prompt_id
-    )
+    rows_a, rows_b = a.numbered(order="prompt"), b.numbered(order="prompt")
+    return joined(rows_a, rows_b, prompt=lambda each: each.row.prompt_id)
 
 
 class _First:

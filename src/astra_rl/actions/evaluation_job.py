@@ -32,8 +32,9 @@ from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attacks import ScoredAttack
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.from_graphs import Labels
-from astra_rl.evaluation.records.turn import Opening, content_digest
+from astra_rl.evaluation.records.turn import Opening
 from astra_rl.evaluation.show.exports.records import write_failures
 from astra_rl.logging import logger
 from astra_rl.methods.ast_evaluator import EvaluationResult
@@ -203,8 +204,8 @@ class EvaluationJob:
 
     def labels(self, categories: Mapping[str, str] | None = None) -> Labels:
         """Return the labels of the attempts."""
-        attacker = self.name
-        return labels_of(self.plan.record, self.phase, attacker=attacker, categories=categories)
+        record = self.plan.record
+        return labels_of(record, self.phase, attacker=self.name, categories=categories)
 
     @cached_property
     def is_shuffled(self) -> bool:
@@ -233,6 +234,7 @@ class EvaluationJob:
         """Return what identifies the evaluation of a shard, without that of its models."""
         labels = self.labels()
         texts = [[each.context, each.attack] for each in self.given or ()]
+        examples = [[each.context, each.attack] for each in self.examples]
         return {
             "run": labels.run,
             "seed": self.plan.seed,
@@ -241,7 +243,7 @@ class EvaluationJob:
             "phase": self.phase,
             "trials": self.trials,
             "conversations": self.planned,
-            "prompts": content_digest([list(map(list, self.order())), texts]),
+            "prompts": content_digest([self.order(), texts, examples]),
             "threshold": self.plan.evaluation.threshold,
             "order": "random" if self.is_shuffled else "planned",
             "batch": EVALUATED_TOGETHER,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.evaluation.show.exports import EXPORTS
+from astra_rl.evaluation.show.exports import EXPORTS, export_format
 from astra_rl.evaluation.show.exports.preferences import SafeReplies
+from astra_rl.infra.importing import is_path
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.recorded import Recorded
 
@@ -46,7 +47,7 @@ def export_run(
 
     Args:
         run: Run folder.
-        kind: One of `EXPORTS`.
+        kind: One of `EXPORTS`, or a writer of your own as ``"package.module:name"``.
         output: The file; None is the format's usual name in the run folder.
         phase: Phase of the run.
         safe_replies: JSONL file of ``attack`` and ``reply``, for the formats of TRL.
@@ -55,19 +56,21 @@ def export_run(
         ConfigurationError: An unknown format, or `safe_replies` with a format that has none.
         AstraError: The folder is no run, has no such attempts, or none that makes a training row.
     """
-    if kind not in EXPORTS:
+    if kind not in EXPORTS and not is_path(kind):
         raise ConfigurationError(
-            f"--format {kind}: unknown.{did_you_mean(kind, EXPORTS)} Known: {', '.join(EXPORTS)}."
+            f"--format {kind}: unknown.{did_you_mean(kind, EXPORTS)} Known: {', '.join(EXPORTS)}; "
+            "your own is given as package.module:name."
         )
+    chosen = export_format(kind)
     if safe_replies is not None and kind not in ("preferences", "unpaired"):
         raise ConfigurationError("--safe-replies requires --format preferences or unpaired.")
     options: dict[str, Any] = {}
     if safe_replies is not None:
         options["safe"] = SafeReplies.load(safe_replies)
     folder = open_run_folder(run)
-    path = output or folder.path / EXPORTS[kind].filename
+    path = output or folder.path / chosen.filename
     with Recorded(folder, phase) as recorded:
-        if EXPORTS[kind].counts_planned:
+        if chosen.counts_planned:
             options["planned"] = recorded.planned
-        written = EXPORTS[kind].write(recorded, path, **options)
+        written = chosen.write(recorded, path, **options)
     return Exported(path, written)

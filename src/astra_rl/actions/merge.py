@@ -16,7 +16,7 @@ from astra_rl.infra.jsonio import jsonable
 from astra_rl.methods.ast_evaluator import aggregated
 from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.phases import embedder_of, list_as_without_a_budget, rate_corrected
+from astra_rl.runs.phases import kind_embedder, list_as_without_a_budget, rate_corrected
 from astra_rl.runs.recorded import recording
 from astra_rl.runs.shards import Merged, merged, shard_folders
 from astra_rl.targets.accounts import Account, LedgerFile, sum_of
@@ -99,7 +99,6 @@ def _written(job: EvaluationJob, found: Merged, destination: RunFolder) -> Evalu
 
 def _metrics(job: EvaluationJob, found: Merged) -> dict[str, Any]:
     settings = job.plan.evaluation
-    embed = None if settings.embedder is None else embedder_of(settings.embedder)
     conversations = [jsonable(conversation_metrics(each)) for each in found.attempts]
     metrics = aggregated(
         found.attempts,
@@ -107,7 +106,7 @@ def _metrics(job: EvaluationJob, found: Merged) -> dict[str, Any]:
         judge=found.judge,
         threshold=settings.threshold,
         planned=job.planned,
-        embed=embed,
+        embed=kind_embedder(settings),
     )
     if job.is_shuffled:
         seeds = [seed for seed, _ in job.seeds()]

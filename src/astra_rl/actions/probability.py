@@ -16,6 +16,7 @@ from astra_rl.core.seeding import repetitions
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.text_clusters import GreedyClusters
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.stats.allocation import divided, prompts_in_turn
 from astra_rl.evaluation.stats.importance import NoProbability, Probability, failure_probability_of
 from astra_rl.ext.transformers.problem import HFASTProblem
 from astra_rl.infra.checkpointing import sha256
@@ -59,9 +60,10 @@ def ordinary_failure(
 ) -> OrdinaryFailure:
     """Estimate the probability that the target fails if the baseline writes the user's turns.
 
-    Conversations open with the held-out prompts. The baseline leads a share of them and the trained
-    attacker the rest; importance weights combine them, see
-    `astra_rl.evaluation.stats.importance`.
+    Conversations open with the held-out prompts, in random order. The baseline leads a share of
+    them and the trained attacker the rest; importance weights combine them, see
+    `astra_rl.evaluation.stats.importance`. If there are more prompts than conversations of the
+    baseline, or of the attackers, a random part of them is played, by both.
 
     Args:
         run: Folder of the run.
@@ -198,17 +200,19 @@ def _play_all(
     )
     depth = plan.environment.options.get("tree_depth", 1)
     of_baseline = min(conversations - len(attackers), max(1, round(share * conversations)))
-    rest, more = divmod(conversations - of_baseline, len(attackers))
+    rest = divided(conversations - of_baseline, len(attackers))
     ordinary = ordinary_use(problem, plan.evaluation.ordinary_brief)
     players: list[tuple[Problem[str, str], str | None, int]] = [
         (ordinary, ORDINARY_ATTACKER, of_baseline)
     ]
-    for index, (name, each) in enumerate(attackers.items()):
+    for (name, each), count in zip(attackers.items(), rest, strict=True):
         own_name = name if name in checkpoints else None  # the name of the run's attacker
-        players.append((each, own_name, rest + (index < more)))
+        players.append((each, own_name, count))
     played: list[Attempt] = []
+    order = prompts_in_turn(len(openings), [count for _, _, count in players], plan.seed)
     for number, (player, player_name, count) in enumerate(players):
         environment = _OwnConversations(player, openings, 1, depth)
         environment.first_trial = number * conversations
-        played += phase.play(environment, openings, count, attacker=player_name).attempts
+        own = [openings[row] for row in order[number]]
+        played += phase.play(environment, own, count, attacker=player_name).attempts
     return played

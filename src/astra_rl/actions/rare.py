@@ -99,6 +99,7 @@ def rare_failure(
                     turns,
                     threshold=config.evaluation.threshold,
                     generator=generator,
+                    prompts=drawn.tolist(),
                 )
             )
     found = rare_probability(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ from astra_rl.core.contracts import is_missing
 from astra_rl.core.moderator import Moderator
 from astra_rl.core.seeding import derive_seed, row_seeds
 from astra_rl.core.text import Conversation, Exchange
-from astra_rl.errors import ConfigurationError
+from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.measures.text_clusters import GreedyClusters
+from astra_rl.evaluation.stats.allocation import divided, prompts_in_turn
 from astra_rl.evaluation.stats.importance import (
     ANSWERS,
     NoProbability,
     Probability,
     Sample,
     failure_probability,
-    mixture_logprob,
+    under_mixture,
 )
 from astra_rl.ext.transformers.answers import AnswerModel
 from astra_rl.ext.transformers.generation import check_model
@@ -79,7 +81,7 @@ def rare_answers(
             message.
         attacks: Messages that are answered, see `given_attacks`.
         answers: Number of answers; divided by `share`, and equally among proposals and messages.
-        share: Share of them that the target gives itself, in (0, 1).
+        share: Share of them that the target gives itself, in (0, 1); at least one to each message.
         target: Folder, hub id, or YAML file of a local target; None uses the target of the run.
         overrides: Changes to the run's configuration, as ``"a.b=value"``.
         output: Folder for the result; None uses the folder of the run.
@@ -102,6 +104,7 @@ def rare_answers(
     plan = resolve(config)
     messages = given_attacks(str(attacks), plan.openings.test)
     counts = _counts(answers, share, 1 + len(proposals) + len(steer), len(messages))
+    in_turn = prompts_in_turn(len(messages), counts, config.seed)
     destination = folder if output is None else RunFolder(output)
     with template_time(folder.started):
         models = _models(config, proposals, steer)
@@ -109,12 +112,15 @@ def rare_answers(
     with spending([plan], destination.path, occasion="answers") as ledger:
         drawn = [
             answer
-            for number, (model, count) in enumerate(zip(models, counts, strict=True))
+            for number, (model, rows) in enumerate(zip(models, in_turn, strict=True))
             for answer in _answered(
-                model, messages, count, judge, derive_seed(config.seed, "answers", number)
+                model,
+                [messages[row] for row in rows],
+                judge,
+                derive_seed(config.seed, "answers", number),
             )
         ]
-    found = _estimated(models, counts, drawn, config.evaluation.threshold)
+    found = _estimated(models, drawn, config.evaluation.threshold)
     path = destination.path / "probability_answers.json"
     failing = [each for each in drawn if each.score >= config.evaluation.threshold]
     destination.write_json(
@@ -149,7 +155,7 @@ class _Answer:
 
 
 def _counts(answers: int, share: float, models: int, messages: int) -> list[int]:
-    """Return the number of answers of target and proposals to each message.
+    """Return the numbers of answers of target and proposals; they add up to `answers`.
 
     Raises:
         ConfigurationError: There are fewer answers than models times messages.
@@ -160,10 +166,9 @@ def _counts(answers: int, share: float, models: int, messages: int) -> list[int]
             f"proposals); at least {models * messages}. Sample more, or answer fewer messages "
             "(--attacks FILE)."
         )
-    each = answers / messages
-    of_target = min(max(1, round(share * each)), round(each) - (models - 1))
-    rest = max(1, round((each - of_target) / (models - 1)))
-    return [max(1, of_target)] + [rest] * (models - 1)
+    of_proposals = messages * (models - 1)
+    of_target = min(max(messages, round(share * answers)), answers - of_proposals)
+    return [of_target, *divided(answers - of_target, models - 1)]
 
 
 def _models(config: RunConfig, proposals: Sequence[str], steer: Sequence[str]) -> list[AnswerModel]:
@@ -198,13 +203,15 @@ def _model(pool: ModelPool, section: Any, name: str, steer: str = "") -> AnswerM
 
 def _answered(
     model: AnswerModel,
-    messages: Sequence[GivenAttack],
-    count: int,
+    sent: Sequence[GivenAttack],
     judge: Moderator[Any, Any],
     seed: int,
 ) -> Iterator[_Answer]:
-    """Sample and score `count` answers to each message."""
-    sent = [message for _ in range(count) for message in messages]
+    """Sample and score an answer to each of some messages, which may be equal.
+
+    Raises:
+        ContractError: The sampler gave no log-probabilities.
+    """
     for start in range(0, len(sent), EVALUATED_TOGETHER):
         current_ledger().check()
         batch = sent[start : start + EVALUATED_TOGETHER]
@@ -216,12 +223,17 @@ def _answered(
         ]
         scores = score_exchanges(judge, exchanges)
         for message, answer, score in zip(batch, given, scores, strict=True):
+            if answer.logprobs is None:
+                raise ContractError(
+                    f"the sampler of {model.name} gave no log-probabilities of an answer, which "
+                    "its weight needs."
+                )
             yield _Answer(
                 model,
                 message,
                 str(answer),
                 answer.token_ids or (),
-                sum(answer.logprobs or ()),
+                sum(answer.logprobs),
                 float(score),
             )
 
@@ -232,7 +244,6 @@ def _conversation(message: GivenAttack) -> Conversation:
 
 def _estimated(
     models: Sequence[AnswerModel],
-    counts: Sequence[int],
     drawn: Sequence[_Answer],
     threshold: float,
 ) -> Probability | NoProbability:
@@ -247,25 +258,26 @@ def _estimated(
         ]
         for model in models
     ]
-    shares = {str(number): count for number, count in enumerate(counts) if number}
     kinds = GreedyClusters()
     samples = []
+    logprobs = []
     for each, (p, *q) in zip(known, zip(*columns, strict=True), strict=True):
         fails = each.score >= threshold
-        mixture = mixture_logprob({str(number): value for number, value in enumerate(q, 1)}, shares)
+        logprobs.append({str(number): value for number, value in enumerate(q, 1)})
         samples.append(
             Sample(
                 fails,
                 p,
-                mixture,
+                math.nan,
                 each.by is models[0],
                 (each.message.prompt_id, each.message.attack),
                 kinds.add(each.text) if fails else None,
             )
         )
     unknown = [each for each in drawn if not each.token_ids or is_missing(each.score)]
+    numbers = {id(model): str(number) for number, model in enumerate(models)}
     return failure_probability(
-        samples,
+        under_mixture(samples, logprobs, [numbers[id(each.by)] for each in known]),
         left_out=len(unknown),
         left_out_of_baseline=sum(each.by is models[0] for each in unknown),
         terms=ANSWERS,

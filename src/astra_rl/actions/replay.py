@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from astra_rl.config.resolve import resolve
 from astra_rl.core.graph import Graph
 from astra_rl.core.moderator import Moderator
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
 from astra_rl.evaluation.measures.comparisons import compare
 from astra_rl.evaluation.measures.summary import Summary, summarise
 from astra_rl.evaluation.records.attempt import Attempt
@@ -59,6 +61,8 @@ class Replayed:
         left_out: Number of attempts that were not made because the budget was spent.
         spent: Spending on calls, as `Ledger.as_dict`.
         conversation: The recorded and the new attempt if one conversation was sent again.
+        quality: Measured errors of the judge; None if it is not calibrated, and for a selection:
+            attacks that were chosen by a judge are not those on which its errors were measured.
     """
 
     before: Summary | None
@@ -69,6 +73,7 @@ class Replayed:
     left_out: int
     spent: Mapping[str, Any]
     conversation: tuple[Attempt, Attempt] | None = None
+    quality: JudgeQuality | None = None
 
 
 def replay_run(
@@ -127,17 +132,30 @@ def replay_run(
     if within.spent is None:
         check_any_known({plan.record.target: [now for _, now in pairs]})
     old, new = [then.row for then, _ in pairs], [now.row for _, now in pairs]
-    changed = [each for pair in pairs for each in _changed_inputs(*pair)]
+    changed: defaultdict[str, list[bool]] = defaultdict(list)
+    for then, now in pairs:
+        changed[then.prompt_id] += _changed_inputs(then, now)
     return Replayed(
         None if selected else summarise(attempt.row for attempt in saved),
         summarise(new, planned=len(saved)),
         None if selected else compare(old, new),
-        Rate(sum(changed), len(changed)),
+        Rate.of_prompts((sum(each), len(each)) for each in changed.values()),
         path,
         len(saved) - len(pairs),
         ledger.as_dict(),
         pairs[0] if conversation is not None else None,
+        None if selected else _quality(judge, plan, saved),
     )
+
+
+def _quality(
+    judge: Moderator[Any, Any], plan: Plan, saved: Sequence[Attempt]
+) -> JudgeQuality | None:
+    """Return the measured errors of the judge at the threshold of the attempts, if it is one."""
+    thresholds = {attempt.threshold for attempt in saved}
+    if len(thresholds) != 1:
+        return None
+    return judge_quality(judge, plan.evaluation.calibrations, thresholds.pop())
 
 
 def estimate_replay(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +100,7 @@ def score_run(
     name = identity.name
     part = file_stem(f"{phase}_{name}_{identity.digest[:6]}")
     path = folder.attempts_of(part)
-    agreed: Counter[bool] = Counter()
+    agreed: defaultdict[str, list[bool]] = defaultdict(list)
     within = WithinBudget()
     with (
         Recorded(folder, phase) as recorded,
@@ -122,7 +122,7 @@ def score_run(
             count += len(batch)
             work = partial(_judged_pairs, batch, judge, threshold)
             for old, new in within(work, lambda pair: pair[1].is_complete):
-                agreed.update(_agreement(old, new))
+                agreed[old.prompt_id] += _agreement(old, new)
                 name = new.judge
                 judged += 1
                 out.append(new)
@@ -132,7 +132,7 @@ def score_run(
         planned = count if recorded.planned is None else recorded.planned
         plan_attempts(folder, part, planned)
         now = summarise_prompts(by_prompt(out.rows(order="prompt")), planned=planned)
-    agreement = Rate(agreed[True], agreed.total())
+    agreement = Rate.of_prompts((sum(each), len(each)) for each in agreed.values())
     quality = judge_quality(judge, config.evaluation.calibrations, threshold)
     return Judged(name, before, now, agreement, path, count - judged, ledger.as_dict(), quality)
 

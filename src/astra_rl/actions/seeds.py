@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from astra_rl.actions.compare import Rule, check_judged_alike, rule_of
 from astra_rl.config.loading import load_config
 from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgedSummary, JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.stats.paired import holm
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.runs.folder import RunFolder, open_run_folder
-from astra_rl.runs.recorded import Recorded
+from astra_rl.runs.recorded import Recorded, quality_of_phase
 
 MOST_NAMED = 3
 """Largest number of differing settings in the name of a configuration."""
@@ -29,10 +30,20 @@ class Seeds:
     Attributes:
         spread: Variation of the success rate.
         summaries: Summary of each run, by seed.
+        qualities: Measured errors of the judge, by seed; None if it is not calibrated.
     """
 
     spread: SeedSpread
     summaries: dict[int, Summary]
+    qualities: Mapping[int, JudgeQuality | None] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[JudgedSummary]:
+        """The summaries with the errors of the judge."""
+        return [
+            JudgedSummary(summary, self.qualities.get(seed))
+            for seed, summary in self.summaries.items()
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the spread over seeds, and the summary of each seed."""
@@ -78,6 +89,7 @@ class _Run:
     summary: Summary
     rules: set[Rule]
     prompts: set[str]
+    quality: JudgeQuality | None
 
 
 def compare_methods(runs: Sequence[str | Path], *, phase: str = "after") -> Methods:
@@ -145,7 +157,8 @@ def _read(folder: RunFolder, phase: str) -> _Run:
         for row in recorded.rows():
             rules.add(rule_of(row))
             prompts.add(row.prompt_id)
-        return _Run(folder, config, recorded.summary(), rules, prompts)
+        quality = quality_of_phase(folder, recorded.phase)
+        return _Run(folder, config, recorded.summary(), rules, prompts, quality)
 
 
 def _without_seed(config: RunConfig) -> RunConfig:
@@ -163,7 +176,11 @@ def _seeds_of(runs: Sequence[_Run]) -> Seeds:
                 "Leave one out."
             )
         summaries[seed] = each.summary
-    return Seeds(SeedSpread({seed: each.asr for seed, each in summaries.items()}), summaries)
+    return Seeds(
+        SeedSpread({seed: each.asr for seed, each in summaries.items()}),
+        summaries,
+        {each.config.seed: each.quality for each in runs},
+    )
 
 
 def _check_comparable(base: Sequence[_Run], other: Sequence[_Run]) -> None:

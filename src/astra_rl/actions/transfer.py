@@ -11,12 +11,13 @@ from astra_rl.actions.evaluate import target_labels
 from astra_rl.actions.evaluation_job import Evaluated, EvaluationJob
 from astra_rl.config.loading import load_config
 from astra_rl.errors import BudgetSpentError, ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgedSummary, JudgeQuality
 from astra_rl.evaluation.measures.summary import by_prompt, summarise, summarise_prompts
 from astra_rl.evaluation.measures.transfer_matrix import TransferMatrix
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.runs.call_notes import check_any_known
 from astra_rl.runs.folder import RunFolder, file_stem, open_run_folder
-from astra_rl.runs.recorded import Recorded
+from astra_rl.runs.recorded import Recorded, quality_of_phase
 from astra_rl.runs.spending import spending
 
 
@@ -28,10 +29,12 @@ class Transferred:
         matrix: Success rate of each attacker against each target. Planned conversations that a
             spent budget left out count as errors.
         spent: Spending on calls, as `Ledger.as_dict`.
+        judged: The summary of each pair with the measured errors of its judge.
     """
 
     matrix: TransferMatrix
     spent: Mapping[str, Any]
+    judged: Sequence[JudgedSummary]
 
 
 def transfer(
@@ -76,6 +79,7 @@ def transfer(
         (name, labels[target]): summarise((), planned=job.planned)
         for (name, target), job in jobs.items()
     }
+    qualities: dict[tuple[str, str], JudgeQuality | None] = {}
     found: dict[str, Evaluated] = {}
     spent: BudgetSpentError | None = None
     plans = [job.plan for job in jobs.values()]
@@ -91,6 +95,7 @@ def transfer(
                 rows = recorded.rows(order="prompt")
                 summary = summarise_prompts(by_prompt(rows), planned=job.planned)
             summaries[name, labels[target]] = summary
+            qualities[name, labels[target]] = quality_of_phase(place, job.phase)
         if spent is not None and not found:
             raise spent
     matrix = TransferMatrix.of(summaries)
@@ -98,7 +103,8 @@ def transfer(
         folder.write_json(folder.transfer, matrix.as_dict())
     complete = {name: each for name, each in found.items() if not each.summary.never_made}
     check_any_known({name: each.attempts for name, each in complete.items()})
-    return Transferred(matrix, ledger.as_dict())
+    judged = [JudgedSummary(each, qualities.get(pair)) for pair, each in summaries.items()]
+    return Transferred(matrix, ledger.as_dict(), judged)
 
 
 def cell_of_matrix(place: RunFolder, phase: str, attacker: str, target: str) -> list[AttemptRow]:

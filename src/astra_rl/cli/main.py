@@ -23,6 +23,7 @@ from astra_rl.cli.commands.harden import harden
 from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
+from astra_rl.cli.commands.league import league
 from astra_rl.cli.commands.merge import merge
 from astra_rl.cli.commands.probability import probability
 from astra_rl.cli.commands.regress import regress
@@ -59,7 +60,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume, harden),
     "Prepare": (init, validate, info),
     "Measure": (evaluate, merge, score, replay, failures, probability, calibrate, label, forecast),
-    "Compare": (compare, transfer, seeds, regress),
+    "Compare": (compare, transfer, seeds, regress, league),
     "Show and share": (report, view, export),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""

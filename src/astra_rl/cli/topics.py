@@ -144,9 +144,13 @@ def _presets() -> Iterator[str]:
 
 
 def _formats() -> Iterator[str]:
-    from astra_rl.evaluation.show.exports import EXPORTS
+    from astra_rl.evaluation.show.exports import EXPORTS, export_format
 
-    yield from (f"{name:16} {each.filename:22} {each.purpose}" for name, each in EXPORTS.items())
+    for name in EXPORTS:
+        each = export_format(name)
+        needs = f" (extra {each.extra})" if each.extra else ""
+        yield f"{name:16} {each.filename:22} {each.purpose}{needs}"
+    yield "or your own writer, as package.module:name"
 
 
 def _scenarios() -> Iterator[str]:

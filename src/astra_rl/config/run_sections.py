@@ -139,6 +139,12 @@ class EvaluationConfig(Section):
         description="Counts kinds of successful attacks by meaning, too: transformers:MODEL or "
         "sentence_transformers:MODEL, with a folder or hub id.",
     )
+    embedder_similarity: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="Cosine similarity of the embedder from which attacks are one kind.",
+    )
     before: bool = Field(True, description="Also evaluate the untrained attacker.")
     calibrations: str = Field(
         "calibrations", description="Folder with results of 'astra-rl calibrate'."

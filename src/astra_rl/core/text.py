@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
+from astra_rl.core.tool_calls import ToolCall
+
 GOAL = "goal"
 """Name of the fact of a `Conversation` that holds what the attacker is to bring about."""
 REQUEST = "request"
@@ -48,6 +50,8 @@ class Utterance(str):
             `astra_rl.core.extraction.Extraction`.
         asked: Of a response: digest of the rendered prompt around the attack, including the chat
             template, so that a changed template is noticed when the attack is replayed.
+        calls: Of an agent: the calls of tools that it wrote, which are not part of the text; None
+            if the text was not searched for calls.
     """
 
     token_ids: tuple[int, ...] | None
@@ -57,6 +61,7 @@ class Utterance(str):
     asked: str | None
     reasoning: str | None
     written: str | None
+    calls: tuple[ToolCall, ...] | None
 
     def __new__(
         cls,
@@ -69,6 +74,7 @@ class Utterance(str):
         asked: str | None = None,
         reasoning: str | None = None,
         written: str | None = None,
+        calls: Sequence[ToolCall] | None = None,
     ) -> Utterance:
         """Wrap `text`; see the class for the other arguments."""
         self = super().__new__(cls, text)
@@ -79,6 +85,7 @@ class Utterance(str):
         self.asked = asked
         self.reasoning = reasoning
         self.written = None if written is None else str(written)
+        self.calls = None if calls is None else tuple(calls)
         return self
 
     @classmethod

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from astra_rl.core.graph import Graph, Node
+from astra_rl.core.messages import AgentReply, Dialogue, Trace
 from astra_rl.core.moderator import NotSentScore, Score
 from astra_rl.core.text import Conversation, NoAttack, NoReply, NotAsked, NotSent, Utterance
+from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ContractError
 
 _UTTERANCE = (
@@ -86,7 +88,13 @@ class _Texts:
         if kind in (Utterance, NoAttack):
             given = {name: getattr(text, name) for name in _UTTERANCE}
             known = {name: value for name, value in given.items() if value is not None}
+            if text.calls is not None:
+                known["calls"] = [call.as_json() for call in text.calls]
             return {"class": kind.__name__, "said": str(text), **known}
+        if kind is AgentReply:
+            return {"class": kind.__name__, "said": str(text), "trace": text.trace.as_json()}
+        if kind is Dialogue:
+            return {"class": kind.__name__, **text.as_json()}
         if kind in (NoReply, NotSent, NotAsked):
             return {"class": kind.__name__, **{name: getattr(text, name) for name in _NO_REPLY}}
         raise _foreign(kind, "texts as str, Utterance or Conversation")
@@ -101,7 +109,13 @@ def _unpack_text(packed: Any, texts: Sequence[str]) -> str:
         return packed
     fields = dict(packed)
     kind = fields.pop("class")
+    if kind == "AgentReply":
+        return AgentReply(fields["said"], Trace.from_json(fields["trace"]))
+    if kind == "Dialogue":
+        return Dialogue.from_json(fields)
     if kind in _SAID:
+        if "calls" in fields:
+            fields["calls"] = [ToolCall(**call) for call in fields["calls"]]
         return _SAID[kind](fields.pop("said"), **fields)
     if kind in _EMPTY:
         return _EMPTY[kind]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -92,15 +92,21 @@ class FewShotEnvironment(ASTEnvironment):
             f"{number}. {' '.join(self.examples[index].attack.split())}"
             for number, (_, index) in enumerate(noisy[: self.shots], 1)
         ]
-        parts = [opening.brief, "\n".join([*lines, f"{self.shots + 1}."])]
-        return Conversation(
-            opening.prompt,
-            turns=opening.turns,
-            system=opening.system,
-            brief="\n".join(part for part in parts if part),
-            facts=opening.facts,
-            separator=opening.separator,
-        )
+        return with_instructions(opening, "\n".join([*lines, f"{self.shots + 1}."]))
+
+
+def with_instructions(
+    opening: Conversation, text: str, facts: Mapping[str, str] | None = None
+) -> Conversation:
+    """Return an opening with a text added to the attacker's brief, and further facts."""
+    return Conversation(
+        opening.prompt,
+        turns=opening.turns,
+        system=opening.system,
+        brief="\n".join(part for part in (opening.brief, text) if part),
+        facts={**opening.facts, **(facts or {})},
+        separator=opening.separator,
+    )
 
 
 def _check_draw(shots: int, temperature: float) -> None:

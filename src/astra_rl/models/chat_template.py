@@ -88,7 +88,7 @@ class ChatTemplate:
             ConfigurationError: An argument is one that the library sets.
         """
         arguments = dict(arguments or {})
-        taken = {"messages", "add_generation_prompt", "continue_final_message", "tokenize"}
+        taken = {"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"}
         if reserved := sorted(taken & set(arguments)):
             raise ConfigurationError(
                 f"chat_template_kwargs has {', '.join(reserved)}, which the library sets; leave "
@@ -107,6 +107,25 @@ class ChatTemplate:
         Raises:
             ConfigurationError: The template rejects the messages.
         """
+        return self.render_chat(messages, None, reply=reply)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        reply: bool = True,
+    ) -> str:
+        """Return messages of an agent as text.
+
+        Args:
+            messages: Messages in the form of the chat APIs.
+            tools: The tools in that form; None for none.
+            reply: Whether to append what precedes a reply of the model.
+
+        Raises:
+            ConfigurationError: The template rejects the messages.
+        """
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -114,6 +133,7 @@ class ChatTemplate:
                     chat_template=self.text,
                     tokenize=False,
                     add_generation_prompt=reply,
+                    tools=None if tools is None else [dict(each) for each in tools],
                     **self.arguments,
                 )
             )

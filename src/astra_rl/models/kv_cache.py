@@ -99,7 +99,7 @@ class PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Select rows of the batch; `indices`, (B,) int64, may contain repetitions."""
         if self._buffers is None:
-            super().batch_select_indices(indices)
+            _select_rows_of_layer(self, indices)
             return
         length = self.get_seq_length()
         keys, values = self._buffers
@@ -130,3 +130,39 @@ def preallocated_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def select_rows(kv_cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, with gradients that are the same in each run.
+
+    Args:
+        kv_cache: Changed in place.
+        rows: Rows of the batch, (B,) int64; they may repeat.
+    """
+    for layer in kv_cache.layers:
+        # Layers that hold more than keys and values select it themselves.
+        if type(layer).batch_select_indices is DynamicLayer.batch_select_indices:
+            _select_rows_of_layer(layer, rows)
+        else:
+            layer.batch_select_indices(rows)
+
+
+def _select_rows_of_layer(layer: Any, rows: Tensor) -> None:
+    if layer.get_seq_length() > 0:
+        layer.keys, layer.values = repeated(layer.keys, rows), repeated(layer.values, rows)
+
+
+def repeated(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a tensor, some of them repeatedly; the order of sums in its gradient is fixed.
+
+    On the CPU, several threads add up the gradients of ``tensor[rows]`` in an order that differs
+    from run to run; on CUDA those of `torch.index_select` do.
+
+    Args:
+        tensor: (A, ...).
+        rows: Indices of rows, (B,) int64.
+
+    Returns:
+        (B, ...).
+    """
+    return tensor.index_select(0, rows) if tensor.device.type == "cpu" else tensor[rows]

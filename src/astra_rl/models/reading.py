@@ -64,6 +64,13 @@ class ReplyReader:
         self.read = lru_cache(maxsize=4096)(self._read)
 
     @property
+    def rules(self) -> tuple[object, ...] | None:
+        """What decides how token ids are read; None if they are not read at all."""
+        if not self.is_active:
+            return None
+        return self.delimiters, self._has_channels, self._parser, self._end, self.opening
+
+    @property
     def is_active(self) -> bool:
         """Whether the model may reason before it answers."""
         return bool(self.delimiters or self._has_channels or self._parser)

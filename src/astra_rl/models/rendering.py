@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from astra_rl.core.messages import Dialogue, Tool
+from astra_rl.core.reasoning import split_reply
 from astra_rl.core.text import DEFAULT_BRIEF, Conversation, Utterance, written_text
+from astra_rl.core.tool_calls import ParsedTurn
 from astra_rl.errors import ConfigurationError
 from astra_rl.infra.unicode import well_formed
 from astra_rl.logging import logger
@@ -26,6 +29,7 @@ from astra_rl.models.chat_template import (
     end_ids,
     newline_ids,
 )
+from astra_rl.models.dialogues import check_dialogue, dialogue_parts, read_turn
 from astra_rl.models.joined_texts import Part, PartsTokenizer
 from astra_rl.models.pieces import Message, Piece, RenderedPrompt, Side, assemble, size, truncate
 from astra_rl.models.positions import position_limit
@@ -121,7 +125,13 @@ class ConversationRenderer:
         Args:
             conversation: The conversation so far.
             reserve: Number of tokens of the context window reserved for generation.
+
+        Raises:
+            ConfigurationError: It is a `Dialogue` and there is no chat template, or the template
+                rejects it.
         """
+        if isinstance(conversation, Dialogue):
+            return self._dialogue_prompt(conversation, reserve)
         pieces = self._pieces(conversation)
         if self.window is None or size(pieces) <= self.window - reserve:
             return assemble(pieces, 0)
@@ -131,6 +141,16 @@ class ConversationRenderer:
             pieces = self._pieces(conversation)
             dropped += 2
         return assemble(truncate(pieces, self.window - reserve), dropped)
+
+    def _dialogue_prompt(self, dialogue: Dialogue, reserve: int) -> RenderedPrompt:
+        """Return the prompt of an agent; empty if it exceeds the context window.
+
+        Nothing is left out: without its first messages an agent has another task.
+        """
+        parts = dialogue_parts(check_dialogue(self.template, self.side), dialogue)
+        ids = tuple(chain.from_iterable(self._tokenize(parts)))
+        fits = self.window is None or len(ids) <= self.window - reserve
+        return RenderedPrompt(ids if fits else ())
 
     def utterance_ids(self, utterance: str, *, opens: bool = False) -> tuple[int, ...]:
         """Return the token ids of one of the side's own turns: the sampled ones, if known.
@@ -175,6 +195,19 @@ class ConversationRenderer:
             ends.append(max(ends[-1], min(length, len(prefix) - stripped)))
         return ends[1:]
 
+    def reads_like(self, other: ConversationRenderer) -> bool:
+        """Whether `read` returns the same for the same token ids, given equal vocabularies."""
+        return (self.chat, self.stop_ids, self.end_ids, self._reading) == (
+            other.chat,
+            other.stop_ids,
+            other.end_ids,
+            other._reading,
+        )
+
+    @property
+    def _reading(self) -> object:
+        return self.reader and self.reader.rules
+
     def read(self, token_ids: Sequence[int], *, opens: bool = False) -> ReadReply:
         """Return the answer and the reasoning in a sampled reply; for the arguments see `decode`.
 
@@ -188,6 +221,15 @@ class ConversationRenderer:
             return reply
         text = self.decode(token_ids) if reply.is_whole else reply.answer.strip()
         return replace(reply, answer=text)
+
+    def read_calls(self, token_ids: Sequence[int], tools: Sequence[Tool]) -> ParsedTurn:
+        """Return the text and the calls of tools in a sampled message of an agent."""
+        # Marks of calls are control tokens in some vocabularies.
+        text = str(
+            self.tokenizer.decode(list(self._without_end(token_ids)), skip_special_tokens=False)
+        )
+        answer = split_reply(text).answer or ""
+        return read_turn(self.tokenizer, answer.strip(), tools)
 
     def decode(self, token_ids: Sequence[int], *, opens: bool = False) -> str:
         """Return sampled token ids as text, without the end token and other control tokens.

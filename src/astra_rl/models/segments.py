@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from astra_rl.models.attention import SHORT_ATTENTION
 from astra_rl.models.conversation_cache import CachedPrefixes
-from astra_rl.models.kv_cache import preallocated_cache
+from astra_rl.models.kv_cache import preallocated_cache, select_rows
 from astra_rl.models.prefix_plan import Level
 
 
@@ -68,7 +68,7 @@ def forward_levels(
     for level in levels:
         if level.parents is not None:
             rows = torch.tensor(level.parents, device=device)
-            kv_cache.batch_select_indices(rows.clamp(min=0))
+            select_rows(kv_cache, rows.clamp(min=0))
             mask = mask[rows]  # -1 selects the last row of `CachedPrefixes.mask`, which is empty
         ids, segment_mask = pad_right(level.segments, device)
         starts = torch.tensor(level.starts, device=device)

@@ -18,6 +18,7 @@ from astra_rl.rewards.combine import (
     sigmoid,
     threshold,
 )
+from astra_rl.rewards.known_kinds import KindNovelty
 from astra_rl.rewards.likelihood import (
     KL,
     AttackNLL,
@@ -64,6 +65,7 @@ __all__ = [
     "GeneralSumGame",
     "Gibberish",
     "Harm",
+    "KindNovelty",
     "Length",
     "Limit",
     "Mapped",

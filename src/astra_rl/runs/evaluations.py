@@ -14,10 +14,9 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.diversity import EffectiveNumber
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
-from astra_rl.evaluation.records.turn import content_digest
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.show.report.data import Evaluation
 from astra_rl.evaluation.show.report.numbers import Numbers
-from astra_rl.evaluation.stats.intervals import Interval
 from astra_rl.runs.attempt_log import AttemptLog
 from astra_rl.runs.file_types import EvaluationFile
 from astra_rl.runs.folder import RunFolder, file_stem, read_own
@@ -226,10 +225,9 @@ def judge_model(metrics: Mapping[str, Any]) -> str:
 
 def _kinds_by_meaning(metrics: Mapping[str, Any]) -> EffectiveNumber | None:
     found = (metrics.get("diversity") or {}).get("effective_by_meaning")
-    if not found or None in (ends := [found.get(end) for end in ("estimate", "low", "high")]):
+    if not found or None in (ends := [found.get(end) for end in ("estimate", "low")]):
         return None
-    estimate, low, high = ends
-    return EffectiveNumber(estimate, Interval(low, high))
+    return EffectiveNumber(*ends)
 
 
 class Sample:

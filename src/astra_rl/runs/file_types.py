@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from astra_rl.evaluation.records.turn import MAX_COUNT, Count
+from astra_rl.evaluation.records.base import MAX_COUNT, Count
 from astra_rl.targets.accounts import LedgerFile
 
 Amount = Annotated[float, Field(ge=0, le=MAX_COUNT)]
@@ -86,11 +86,10 @@ def _with_counts(quality: Any) -> Any:
 
 
 class Kinds(FileOfARun):
-    """An effective number of kinds of attack, and its interval."""
+    """An effective number of kinds of attack, and its lower bound."""
 
     estimate: Amount | None = None
     low: Amount | None = None
-    high: Amount | None = None
 
 
 class Diversity(FileOfARun):
@@ -187,6 +186,31 @@ class RareFile(FileOfARun):
     target_calls: Count
     stages: Amount
     plain: PlainSampling
+    plain_by_prompt: list[tuple[Count, Count]] = []
+
+
+class AnswersEvidence(FileOfARun):
+    """Data behind the probability of an answer, see `Evidence.as_dict`."""
+
+    samples: Count
+    failures: Count
+    effective_failures: Amount
+    unseen: Share
+
+
+class AnswersFile(FileOfARun):
+    """``probability_answers.json``, see `rare_answers`."""
+
+    target: str
+    proposals: list[str]
+    messages: Count
+    estimate: Share | None
+    low: Share
+    high: Share
+    seen_low: Share | None
+    seen_high: Share | None
+    reason: str | None
+    evidence: AnswersEvidence
 
 
 class Named(FileOfARun):

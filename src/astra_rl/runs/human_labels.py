@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.base import content_digest
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
-from astra_rl.evaluation.records.turn import content_digest
 from astra_rl.evaluation.stats.labelled_rate import (
     Group,
     LabelledRate,

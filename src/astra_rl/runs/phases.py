@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from astra_rl.config.experiment import ordinary_use
 from astra_rl.config.resolve import EVALUATED_TOGETHER
 from astra_rl.config.schema import EvaluationConfig
@@ -20,7 +18,7 @@ from astra_rl.core.problem import Problem
 from astra_rl.core.seeding import derive_seed, repetitions
 from astra_rl.errors import BudgetSpentError
 from astra_rl.evaluation.judges.quality import JudgeQuality, judge_quality
-from astra_rl.evaluation.measures.embeddings import Embedder
+from astra_rl.evaluation.measures.embeddings import KindEmbedder
 from astra_rl.evaluation.measures.summary import Summary
 from astra_rl.evaluation.records.attempt import Attempt
 from astra_rl.evaluation.records.from_graphs import Labels, LogProbs
@@ -35,10 +33,29 @@ from astra_rl.targets.ledger import current_ledger
 
 
 @functools.lru_cache(maxsize=1)
-def embedder_of(name: str) -> Embedder:
-    """Return the embedder of a name, see `named_embedder`; all phases of a run share it."""
-    embed = named_embedder(name)
-    return lambda texts: np.asarray(embed(texts), dtype=np.float64)
+def embedder_of(name: str, similarity: float) -> KindEmbedder:
+    """Load and check the embedder of a name, see `named_embedder`; the phases of a run share it.
+
+    Args:
+        name: ``evaluation.embedder``.
+        similarity: ``evaluation.embedder_similarity``.
+
+    Raises:
+        ConfigurationError: It does not tell unrelated sentences apart.
+        ModelError: It cannot be loaded.
+    """
+    found = KindEmbedder(
+        named_embedder(name), similarity=similarity, name=f"evaluation.embedder={name!r}"
+    )
+    found.check_tells_apart()
+    return found
+
+
+def kind_embedder(settings: EvaluationConfig) -> KindEmbedder | None:
+    """Return the embedder of the settings of an evaluation, see `embedder_of`; None without one."""
+    if settings.embedder is None:
+        return None
+    return embedder_of(settings.embedder, settings.embedder_similarity)
 
 
 @dataclass(frozen=True)
@@ -94,8 +111,7 @@ class PhaseRun:
         self.labels, self.judge, self.log = labels, judge, log
         self.settings, self.seed = settings, seed
         self.allow_partial = allow_partial
-        named = settings.embedder
-        self.embed = None if named is None else embedder_of(named)
+        self.embed = kind_embedder(settings)
         self.likelihoods = dict(likelihoods or {})
         if isinstance(problem, HFASTProblem):
             ordinary = ordinary_use(problem, settings.ordinary_brief)

@@ -10,10 +10,11 @@ from typing import Any, Self, overload
 from pydantic import TypeAdapter, ValidationError
 
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.judges.quality import JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary, by_prompt, summarise_prompts
 from astra_rl.evaluation.records.attempt import Attempt, AttemptRow
+from astra_rl.evaluation.records.base import Count
 from astra_rl.evaluation.records.outcome import Outcome
-from astra_rl.evaluation.records.turn import Count
 from astra_rl.infra.jsonio import parse_json
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
@@ -137,6 +138,14 @@ def is_sequential(folder: RunFolder, phase: str) -> bool:
     """Whether an evaluation was played with ``--until``."""
     path = folder.evaluation(phase)
     return path.is_file() and read_own(path, EvaluationFile).get("until") is not None
+
+
+def quality_of_phase(folder: RunFolder, phase: str) -> JudgeQuality | None:
+    """Return the measured errors of the judge of a phase; None if it was not calibrated."""
+    path = folder.evaluation(phase)
+    if not path.is_file():
+        return None
+    return JudgeQuality.from_dict(read_own(path, EvaluationFile).get("judge_quality"))
 
 
 def summary_of_phase(run: str | Path, phase: str) -> Summary:

@@ -43,6 +43,7 @@ from astra_rl.runs.evaluations import (
     unused,
 )
 from astra_rl.runs.file_types import (
+    AnswersFile,
     ComparisonFile,
     RareFile,
     TransferCell,
@@ -114,6 +115,7 @@ def read_run(folder: RunFolder) -> ReportData:
         comparisons=_comparisons(folder),
         probability=_probability(folder),
         rare=_rare(folder),
+        answers=_answers(folder),
         reproduction=_reproduction(folder, manifest, evaluations),
         notes=[*_notes(config, evaluations, training), *manifest.get("notes", ())],
         warnings=manifest.get("warnings", ()),
@@ -212,6 +214,11 @@ def _probability(folder: RunFolder) -> Probability | NoProbability | None:
             checkpoints=[str(each) for each in checkpoints],
             kind_of=GreedyClusters().add,
         )
+
+
+def _answers(folder: RunFolder) -> Mapping[str, Any] | None:
+    path = folder.path / "probability_answers.json"
+    return read_own(path, AnswersFile) if path.is_file() else None
 
 
 def _rare(folder: RunFolder) -> RareProbability | None:

@@ -33,7 +33,7 @@ from astra_rl.runs.call_notes import (
 )
 from astra_rl.runs.file_types import PlayedEvaluation
 from astra_rl.runs.folder import RunFolder, read_own
-from astra_rl.runs.phases import PhaseResult, PhaseRun
+from astra_rl.runs.phases import PhaseResult, PhaseRun, kind_embedder
 from astra_rl.runs.processes import announce, dismiss, divided, signal_grace
 from astra_rl.runs.provenance import labels_of, manifest, name_of, versions
 from astra_rl.runs.recorded import Recorded, StoredAttempts, plan_attempts, withdraw_attempts
@@ -176,6 +176,7 @@ class _Session:
         announce(ranks, self.plan.record.yaml, folder, started)
         with self._timed("loading models"), ranks.together():
             experiment = divided(build(self.plan), self.plan.training.shards, ranks)
+            kind_embedder(self.plan.evaluation)  # one that cannot be used fails before the training
         record |= described_target(experiment.problem.target)
         folder.write_json(folder.manifest, record)
         before = self._before(experiment, resumes=saved is not None)

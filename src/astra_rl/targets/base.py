@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from astra_rl.core.messages import Dialogue, chat_messages
 from astra_rl.core.text import Conversation, Utterance
 from astra_rl.infra.unicode import well_formed
 from astra_rl.targets.budget import Prices
 
-Message = Mapping[str, str]
-"""One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``."""
+Message = Mapping[str, Any]
+"""One message of a chat: ``role`` ("system", "user" or "assistant") and ``content``, both texts.
+Those of an agent also have ``tool_calls``, the role "tool" and ``tool_call_id``."""
 
 
 class Target(ABC):
@@ -56,6 +59,8 @@ def messages_of(conversation: str) -> list[Message]:
     left out, because the target never saw them.
     """
     known = Conversation.of(conversation)
+    if isinstance(known, Dialogue):
+        return list(chat_messages(known.messages))
     messages: list[Message] = []
     if known.system:
         messages.append({"role": "system", "content": well_formed(known.system)})
@@ -74,6 +79,13 @@ def messages_of(conversation: str) -> list[Message]:
     return messages
 
 
+def tools_of(conversation: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the tools that an agent has, in the form of the chat APIs; else nothing."""
+    tools = conversation.tools if isinstance(conversation, Dialogue) else ()
+    return tuple(tool.as_json() for tool in tools)
+
+
 def last_user_text(messages: Sequence[Message]) -> str:
     """Return the content of the last user message; empty if there is none."""
-    return next((each["content"] for each in reversed(messages) if each["role"] == "user"), "")
+    said = (each["content"] for each in reversed(messages) if each["role"] == "user")
+    return str(next(said, ""))

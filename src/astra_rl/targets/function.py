@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_type_hints
 
 from astra_rl.core.text import Utterance
@@ -32,6 +33,10 @@ class CallableTarget(RemoteTarget):
     A function that takes a text is given the last message of the user; one that takes messages is
     given the whole conversation, a list of ``{"role": ..., "content": ...}``. An exception affects
     only its own conversation; a `ConnectionError` or `TimeoutError` is retried.
+
+    An agent is a function ``(messages, tools) -> str``; `tools` is a list in the form of the chat
+    APIs. It calls a tool with ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` in its
+    text, or returns an `Utterance` with `calls`.
 
     Args:
         function: The function; in a configuration ``type: package.module:function``.
@@ -67,6 +72,7 @@ class CallableTarget(RemoteTarget):
             type(function).__call__
         )
         self.takes = takes or _parameter_kind(function)
+        self.takes_tools = _has_parameter(function, "tools")
         check_count("max_tokens", max_tokens)
         self.max_tokens = max_tokens
         module = getattr(function, "__module__", type(function).__module__)
@@ -99,6 +105,8 @@ class CallableTarget(RemoteTarget):
             given = last_user_text(chat.messages)
         try:
             call: Any = self.function
+            if self.takes_tools:
+                call = partial(call, tools=[dict(tool) for tool in chat.tools])
             said = await (call(given) if self.is_async else _call_in_thread(call, given))
         except CallError:
             raise
@@ -115,6 +123,13 @@ class CallableTarget(RemoteTarget):
             failure.usage = answer.usage
             raise failure
         return answer
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin
+        return False
 
 
 def _parameter_kind(function: Callable[..., Any]) -> Literal["text", "messages"]:

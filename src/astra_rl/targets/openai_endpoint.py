@@ -161,6 +161,8 @@ class OpenAITarget(RemoteTarget):
         prompt: dict[str, Any] = {"messages": [dict(each) for each in chat.messages]}
         if self.api == "completions":
             kind, prompt = client.completions, {"prompt": _plain_text(chat)}
+        elif chat.tools:
+            prompt["tools"] = [dict(tool) for tool in chat.tools]
         reply = await official.reply_to(
             kind.with_raw_response.create(model=self.model, **prompt, extra_body=body)
         )
@@ -176,7 +178,8 @@ class OpenAITarget(RemoteTarget):
         try:
             if error is not None:
                 raise error.as_call_error(reply.status, reply.headers)
-            said = read_reply(data, _PATHS[self.api], limit=self._limit)
+            with_calls = bool(chat.tools) and self.api == "chat"
+            said = read_reply(data, _PATHS[self.api], limit=self._limit, with_calls=with_calls)
         except CallError as failure:
             raise charged(failure, tokens) from None
         return answer_of(chat, said, *tokens)

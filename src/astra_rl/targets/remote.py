@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Utterance
 from astra_rl.distributed.broker import ask, introduce
 from astra_rl.errors import ConfigurationError, did_you_mean
-from astra_rl.targets.base import Message, Target, messages_of
+from astra_rl.targets.base import Message, Target, messages_of, tools_of
 from astra_rl.targets.budget import Prices, TokenBound, Usage
 from astra_rl.targets.call_errors import CallError
 from astra_rl.targets.caller import Answer, Caller, CallSettings, Send
@@ -27,10 +28,12 @@ class Chat(NamedTuple):
     Attributes:
         messages: The conversation.
         seed: Sampling seed; None if equal chats should get the same cached reply.
+        tools: Tools of an agent, in the form of the chat APIs.
     """
 
     messages: Sequence[Message]
     seed: int | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 class RemoteTarget(Target):
@@ -81,7 +84,10 @@ class RemoteTarget(Target):
         """Return one reply per conversation; see `Target.respond`."""
         seeds = current_row_seeds(len(conversations))
         return self._answer(
-            [Chat(messages_of(each), seed) for each, seed in zip(conversations, seeds, strict=True)]
+            [
+                Chat(messages_of(each), seed, tools_of(each))
+                for each, seed in zip(conversations, seeds, strict=True)
+            ]
         )
 
     def __call__(self, chats: Sequence[Sequence[Message]]) -> list[Utterance]:
@@ -95,7 +101,7 @@ class RemoteTarget(Target):
 
     def pack(self, item: Chat) -> Any:
         """See `astra_rl.distributed.broker.Endpoint`."""
-        return [[dict(message) for message in item.messages], item.seed]
+        return [[dict(each) for each in item.messages], item.seed, [dict(t) for t in item.tools]]
 
     def unpack(self, packed: Any) -> Chat:
         """See `astra_rl.distributed.broker.Endpoint`."""
@@ -116,11 +122,12 @@ class RemoteTarget(Target):
         )
 
     def _token_bound(self, chat: Chat) -> TokenBound:
-        return TokenBound(most_tokens(chat.messages), self.most_output_tokens)
+        return TokenBound(most_tokens(chat.messages, chat.tools), self.most_output_tokens)
 
     def _key(self, chat: Chat) -> str:
         messages = [dict(message) for message in chat.messages]
-        return cache_key([type(self).__name__, self.identity, messages, chat.seed])
+        tools = [[dict(tool) for tool in chat.tools]] if chat.tools else []
+        return cache_key([type(self).__name__, self.identity, messages, chat.seed, *tools])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -130,13 +137,15 @@ TOKENS_OF_A_CALL, TOKENS_OF_A_MESSAGE = 64, 16
 """Assumed tokens that a chat template adds per chat and per message."""
 
 
-def most_tokens(messages: Sequence[Message]) -> int:
+def most_tokens(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> int:
     """Return an upper bound of the input tokens of a chat: its bytes plus those of the template.
 
     If a template adds more, the ledger raises the bound of later calls; see `Ledger`.
     """
     texts = sum(len(each["content"].encode()) + TOKENS_OF_A_MESSAGE for each in messages)
-    return TOKENS_OF_A_CALL + texts
+    calls = [each["tool_calls"] for each in messages if "tool_calls" in each]
+    data = sum(len(json.dumps(each)) for each in (*calls, *tools))
+    return TOKENS_OF_A_CALL + texts + data
 
 
 async def _never(chat: Chat) -> Answer[Utterance]:

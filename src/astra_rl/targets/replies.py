@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS, split_reply
 from astra_rl.core.text import FinishReason, Utterance
+from astra_rl.core.tool_calls import ToolCall, read_call
 from astra_rl.targets.budget import MAX_TOKENS_OF_A_CALL, Usage
 from astra_rl.targets.call_errors import CallError
 
@@ -80,7 +81,9 @@ class _Parts:
             self.texts += [text] if isinstance(text, str) else []
 
 
-def read_reply(data: Any, path: Sequence[str | int], *, limit: str) -> Utterance:
+def read_reply(
+    data: Any, path: Sequence[str | int], *, limit: str, with_calls: bool = False
+) -> Utterance:
     """Return the reply in a response, with its finish reason.
 
     The content at the path is a text, a part, or a list of parts. Its message and its choice, which
@@ -93,9 +96,10 @@ def read_reply(data: Any, path: Sequence[str | int], *, limit: str) -> Utterance
         data: The parsed body.
         path: Keys and indices of the content.
         limit: The token limit of the request and its name, for the error.
+        with_calls: Whether tools were offered, so that calls of them are a reply, too.
 
     Raises:
-        CallError: There is no text to judge.
+        CallError: There is no text to judge, nor a call.
     """
     content, around, missing = _found_at(data, path)
     reason = _finish_reason(around)
@@ -113,6 +117,8 @@ def read_reply(data: Any, path: Sequence[str | int], *, limit: str) -> Utterance
     given = [_reasoning_of(around) or "\n\n".join(parts.thoughts), reply.reasoning]
     reasoning = "\n\n".join(filter(None, given)) or None
     text = reply.answer if text else text
+    if with_calls and (calls := _read_calls(around)):
+        return Utterance(text or "", finish_reason=finish, reasoning=reasoning, calls=calls)
     if finish == "content_filter" or (text or "").strip():
         return Utterance(text or "", finish_reason=finish, reasoning=reasoning)
     if finish == "length":
@@ -196,11 +202,26 @@ def _texts(given: Any) -> list[str]:
     return [text for part in given for text in _texts(part)] if isinstance(given, list) else []
 
 
+def _read_calls(around: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
+    """Return the calls in the fields of a message of OpenAI's interface."""
+    found = []
+    for call in _call_fields(around):
+        known = call if isinstance(call, Mapping) else {}
+        given = known.get("id")
+        found.append(
+            read_call(known.get("function", call), given if isinstance(given, str) else "")
+        )
+    return found
+
+
+def _call_fields(around: Sequence[Mapping[str, Any]]) -> list[Any]:
+    given = [each for each in _fields(around, ["tool_calls", "function_call"]) if each]
+    return [call for each in given for call in (each if isinstance(each, list) else [each])]
+
+
 def _called(around: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of the tools in the fields of a message; "" for a tool without a name."""
-    given = [each for each in _fields(around, ["tool_calls", "function_call"]) if each]
-    calls = [call for each in given for call in (each if isinstance(each, list) else [each])]
-    return [_tool_name(call) for call in calls]
+    return [_tool_name(call) for call in _call_fields(around)]
 
 
 def _tool_name(call: Any) -> str:

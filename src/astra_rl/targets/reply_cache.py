@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from astra_rl.core.text import FinishReason, NoReply, Utterance
+from astra_rl.core.tool_calls import ToolCall
 from astra_rl.errors import ConfigurationError, StorageError
 from astra_rl.infra.jsonio import parse_own_json
 from astra_rl.infra.redaction import learn_from_environment, open_text, seal_text
@@ -97,6 +98,8 @@ class ReplyCache:
         row = {"text": sealed, "finish_reason": reason}
         if (thought := Utterance.of(reply).reasoning) is not None:
             row["reasoning"] = seal_text(well_formed(thought))
+        if (calls := Utterance.of(reply).calls) is not None:
+            row["calls"] = seal_text(json.dumps([call.as_json() for call in calls]))
         text = json.dumps(row)
         with self._named_errors():
             self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
@@ -185,8 +188,17 @@ def _read(text: bytes) -> Utterance | None:
         row = parse_own_json(text)
         reply, reason = open_text(row["text"]), row["finish_reason"]
         thought = open_text(row["reasoning"]) if "reasoning" in row else None
+        written = open_text(row["calls"]) if "calls" in row else None
+        calls = None if written is None else [ToolCall(**each) for each in parse_own_json(written)]
     except (ValueError, KeyError, TypeError):
         return None
     if reply is None or reason not in (None, *get_args(FinishReason)):
         return None
-    return Utterance(reply, finish_reason=cast("FinishReason | None", reason), reasoning=thought)
+    if "calls" in row and written is None:
+        return None
+    return Utterance(
+        reply,
+        finish_reason=cast("FinishReason | None", reason),
+        reasoning=thought,
+        calls=calls,
+    )

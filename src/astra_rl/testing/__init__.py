@@ -11,6 +11,7 @@ from astra_rl.testing.checks import (
     check_problem,
     graph_signature,
 )
+from astra_rl.testing.exports import check_export
 from astra_rl.testing.games import LearningCurve, learn, letter_game
 from astra_rl.testing.models import tiny_model
 from astra_rl.testing.toys import ScriptedModerator, ToyProblem, ToyValueProblem, echo
@@ -22,6 +23,7 @@ __all__ = [
     "ToyValueProblem",
     "check_algorithm",
     "check_environment",
+    "check_export",
     "check_moderator",
     "check_problem",
     "echo",

@@ -18,7 +18,13 @@ from astra_rl.evaluation.measures.diversity import (
     self_bleu,
     vendi_score,
 )
-from astra_rl.evaluation.measures.embeddings import HashedTfIdf, mean_distance, similarities
+from astra_rl.evaluation.measures.embeddings import (
+    UNRELATED,
+    HashedTfIdf,
+    KindEmbedder,
+    mean_distance,
+    similarities,
+)
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
 from astra_rl.rewards.terms import jaccard, word_set
 
@@ -245,7 +251,7 @@ def test_one_phrase_said_almost_always_is_hardly_more_than_one_kind():
     found = effective_number([102, 6, 4, 3, 2, 1, 1, 1])
     shares = np.array([102, 6, 4, 3, 2, 1, 1, 1]) / 120
     assert found.estimate == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    assert found.interval.low <= found.estimate <= found.interval.high < 4
+    assert 1 < found.least <= found.estimate < 2.2
     assert effective_number([5, 5, 5]).estimate == pytest.approx(3)
     assert math.isnan(effective_number([]).estimate)
 
@@ -265,7 +271,7 @@ def test_paraphrases_are_one_kind_by_meaning():
     assert clusters_by_meaning([], embed) == []
 
 
-def test_the_interval_of_many_groups_is_that_of_all_resamples_at_once():
+def test_the_bound_of_many_groups_is_that_of_all_resamples_at_once():
     """They are drawn in blocks, so that the memory does not grow with the groups."""
     sizes = np.arange(1, 41)
     shares = np.random.default_rng(0).multinomial(sizes.sum(), sizes / sizes.sum(), size=1000)
@@ -277,32 +283,71 @@ def test_the_interval_of_many_groups_is_that_of_all_resamples_at_once():
     for block in (1, 100, 10**6):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(measured, "_BLOCK", block)
-            found = measured.effective_number([*map(int, sizes)]).interval
-        assert found.low == pytest.approx(np.exp(min(low, 2 * own - high)))
-        assert found.high >= np.exp(2 * own - low) - 1e-9
+            found = measured.effective_number([*map(int, sizes[::-1])])
+        assert found.least == pytest.approx(np.exp(min(low, 2 * own - high)))
 
 
 @pytest.mark.parametrize(
     ("shares", "size"),
-    [([1, 1, 1], 30), ([85, *[15 / 18] * 18], 120), ([1] * 30, 100), ([1] * 100, 100)],
+    [
+        ([1] * 50, 1),
+        ([1, 1, 1], 30),
+        ([85, *[15 / 18] * 18], 120),
+        ([1] * 100, 100),
+        ([0.9, *[1e-4] * 1000], 100),
+    ],
 )
-def test_the_interval_has_the_effective_number_of_a_population_with_rare_kinds(shares, size):
-    """The percentiles of a bootstrap have it in 0% to 78% of the samples."""
+def test_the_bound_is_below_the_effective_number_of_a_population_with_rare_kinds(shares, size):
+    """Nothing is claimed from above: of 50 equal kinds one success shows one."""
     shares = np.asarray(shares, dtype=float) / np.sum(shares)
     truth = np.exp(-(shares * np.log(shares)).sum())
     rng = np.random.default_rng(0)
-    inside = 0
+    below = 0
     for _ in range(40):
         sizes = rng.multinomial(size, shares)
-        low, high = effective_number(sizes[sizes > 0].tolist()).interval
-        inside += low <= truth <= high
-    assert inside >= 37
+        found = effective_number(sizes[sizes > 0].tolist())
+        below += found.least <= truth
+        assert found.interval.high == math.inf
+    assert below >= 38
 
 
-def test_attacks_that_are_all_alike_may_yet_be_of_two_kinds():
-    found = effective_number([20])
-    assert found.estimate == 1.0
-    assert found.interval.low == 1.0
-    assert 1.2 < found.interval.high < 2.0
-    assert effective_number([2000]).interval.high < 1.05
-    assert effective_number([1]).interval == (1.0, 2.0)
+def test_the_bound_knows_that_attacks_of_one_prompt_are_alike():
+    """One prompt in ten has 39 kinds of attack, and all others have one."""
+    rng = np.random.default_rng(0)
+    shares = np.array([0.9, *[0.1 / 39] * 39])
+    truth = np.exp(-(shares * np.log(shares)).sum())
+    below = unaware = 0
+    for _ in range(40):
+        many = rng.random(10) < 0.1
+        kinds = np.where(many[:, None], rng.integers(1, 40, size=(10, 20)), 0)
+        prompts = [np.nonzero(kinds == each)[0].tolist() for each in np.unique(kinds)]
+        sizes = [len(each) for each in prompts]
+        below += effective_number(sizes, prompts).least <= truth
+        unaware += effective_number(sizes).least <= truth
+    assert below >= 37 > unaware
+    assert effective_number([2, 1], [["a", "b"], ["c"]]) == effective_number([2, 1])
+
+
+def test_attacks_that_are_all_alike_are_one_kind_at_least():
+    assert effective_number([20]).estimate == effective_number([20]).least == 1.0
+    assert effective_number([20]).text == "1.0 in this sample, at least 1.0 of all (95%)"
+
+
+def test_an_embedder_for_which_unrelated_sentences_are_alike_is_refused():
+    """As the mean hidden states of a language model: a common part outweighs the meaning."""
+
+    def embed(texts):
+        return np.array([rng.normal(size=64) + 3 for rng in map(generator, texts)])
+
+    def generator(text):
+        return np.random.default_rng(list(text.encode()))
+
+    found = KindEmbedder(embed, name="evaluation.embedder='transformers:x'")
+    with pytest.raises(ConfigurationError, match=r"transformers:x'.*45 of 45 pairs.*median 0\.9"):
+        found.check_tells_apart()
+    strict = KindEmbedder(embed, similarity=0.99)
+    strict.check_tells_apart()
+    assert len(clusters_by_meaning(UNRELATED, strict)) == len(UNRELATED)
+    assert len(clusters_by_meaning(UNRELATED, found)) == 1
+    assert len(clusters_by_meaning(UNRELATED, embed)) == 1
+    KindEmbedder(HashedTfIdf()).check_tells_apart()

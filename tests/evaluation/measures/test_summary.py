@@ -93,6 +93,16 @@ def test_trials_of_one_prompt_widen_the_interval():
     assert width[1] > 1.5 * width[0]
 
 
+def test_the_share_of_an_outcome_is_clustered_too():
+    rows = [row("refused" if p < 1 else "failure", f"p{p}", t) for p in range(4) for t in range(5)]
+    share = summarise(rows, planned=22).share(Outcome.REFUSED)
+    assert (share.successes, share.trials) == (5, 22)
+    assert share.interval.high > 0.6
+    errors = summarise(rows, planned=22).share(Outcome.ERROR)
+    assert (errors.successes, errors.trials) == (2, 22)
+    assert errors.by_prompt[-2:] == ((1, 1), (1, 1))
+
+
 def test_any_turn_last_turn_and_first_failing_turn_are_told_apart():
     summary = summarise(
         [

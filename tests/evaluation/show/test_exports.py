@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft4Validator
 from jsonschema.exceptions import ValidationError
 from tests.cases import cases
+from tests.formats import FORMATS
 from tests.hostile import HOSTILE
 
 from astra_rl import Conversation
@@ -60,7 +61,7 @@ def attempts(attempt, turn):
     ]
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_format_writes_attempts(name, attempts, tmp_path):
     path = tmp_path / EXPORTS[name].filename
     if name == "preferences":  # only here there must be a reply to prefer
@@ -99,15 +100,15 @@ def test_parquet_keeps_what_was_said_and_redacts_credentials(attempt, turn, tmp_
 @pytest.mark.parametrize(
     ("text", "name"),
     cases(
-        product(HOSTILE, EXPORTS),
+        product(HOSTILE, FORMATS),
         by_default={
             (text, name)
             for row, text in enumerate(HOSTILE)
-            for column, name in enumerate(EXPORTS)
+            for column, name in enumerate(FORMATS)
             if (row + column) % 3 == 0
         },
     ),
-    ids=[f"{text}-{name}" for text, name in product(IDS, EXPORTS)],
+    ids=[f"{text}-{name}" for text, name in product(IDS, FORMATS)],
 )
 def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn, tmp_path):
     context = Conversation(text, system=text)
@@ -137,7 +138,7 @@ def test_every_format_is_well_formed_whatever_was_said(name, text, attempt, turn
         for line in data.decode().split("\n")[:-1]:
             json.loads(line)
         assert len(data.decode().splitlines()) == data.count(b"\n")
-    elif name in ("jailbreakbench", "regression"):
+    elif name in ("harmbench", "jailbreakbench", "regression"):
         json.loads(data)
     elif name == "sarif":
         SARIF.validate(json.loads(data))

@@ -7,6 +7,7 @@ from astra_rl.evaluation.stats.forecast import (
     NoForecast,
     fit_beta,
     forecast_largest,
+    forecast_largest_rate,
     forecast_success,
 )
 
@@ -117,3 +118,62 @@ def test_the_interval_of_one_prompt_covers_success_at_fifty_tries(rate):
         low, high = forecast_success([(won, 200)], 50).interval
         inside += binom.pmf(won, 200, rate) * (low <= 1 - (1 - rate) ** 50 <= high)
     assert inside >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tries", "width"),
+    [([(2, 2)] * 10, 1, 0.1), ([(2, 2)] * 10, 10, 1e-3), ([(1, 5)] * 20, 1, 0.1)],
+)
+def test_prompts_that_are_all_alike_have_an_interval_with_a_width(prompts, tries, width):
+    low, high = forecast_success(prompts, tries).interval
+    assert high - low > width
+
+
+@pytest.mark.parametrize(("a", "b", "prompts", "tries"), [(97, 3, 10, 1), (0.3, 2, 10, 100)])
+def test_the_interval_covers_for_few_prompts_at_the_boundary(a, b, prompts, tries):
+    """A bootstrap over ten prompts of five trials at a rate of 97% covers in 73%."""
+    rng = np.random.default_rng(0)
+    truth = 1 - betabinom.pmf(0, tries, a, b)
+    inside = given = 0
+    for _ in range(40):
+        won = rng.binomial(5, rng.beta(a, b, size=prompts))
+        found = forecast_success([(int(each), 5) for each in won], tries)
+        if isinstance(found, Forecast):
+            given += 1
+            inside += found.interval.low <= truth <= found.interval.high
+    assert given >= 20
+    assert inside >= (0.93 - 2 * 0.04) * given  # two standard errors of 40 repetitions
+
+
+def test_unknown_trials_are_in_the_interval_or_prevent_a_forecast():
+    prompts = [(1, 5)] * 40
+    known = forecast_success(prompts, 10).interval
+    found = forecast_success(prompts, 10, unscored=8).interval
+    assert found.low == pytest.approx(known.low - 0.2)
+    assert found.high == pytest.approx(min(1, known.high + 0.2))
+    assert "30 of 230 trials" in forecast_success(prompts, 10, unscored=30).text
+    assert forecast_success([(0, 20)], 10, unscored=20).interval.high > 0.99
+
+
+def test_measured_rates_that_differ_by_chance_have_no_largest():
+    rng = np.random.default_rng(0)
+    trials = rng.integers(20, 60, size=200)
+    alike = [
+        (int(won), int(of)) for won, of in zip(rng.binomial(trials, 0.05), trials, strict=True)
+    ]
+    assert "by chance" in forecast_largest_rate(alike, 90_000).text
+    rates = rng.beta(0.3, 4, size=300)
+    few = [(int(each), 10) for each in rng.binomial(9, rates)]
+    refused = forecast_largest_rate(few, 90_000)
+    assert isinstance(refused, NoForecast)
+    assert "trials per query are needed" in refused.text
+    many = [(int(each), 400) for each in rng.binomial(399, rates)]
+    found = forecast_largest_rate(many, 90_000)
+    assert isinstance(found, Forecast)
+    assert found.estimate == forecast_largest([won / of for won, of in many], 90_000).estimate
+    assert (
+        "2 of 102 queries failed in all"
+        in forecast_largest_rate([(5, 5)] * 2 + [(1, 5)] * 100, 1000).text
+    )
+    assert "99 queries" in forecast_largest_rate([(1, 5)] * 99, 1000).text
+    assert "single trial" in forecast_largest_rate([(0, 1)] * 100, 1000).text

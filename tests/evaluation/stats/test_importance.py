@@ -1,6 +1,7 @@
 """Rare failures, where the truth is known by enumeration."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from astra_rl import ASTEnvironment, ASTEvaluator, FunctionModerator
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.from_graphs import Labels
 from astra_rl.evaluation.records.turn import LogProb
+from astra_rl.evaluation.stats.allocation import prompts_in_turn
 from astra_rl.evaluation.stats.importance import (
     NoProbability,
     Probability,
@@ -124,9 +126,9 @@ def test_a_few_conversations_that_decide_everything_give_no_number():
 
 
 def test_samples_of_one_prompt_count_as_one():
-    generator = np.random.default_rng(3)
     samples = mixture(3, 400)
-    bunched = [sample._replace(prompt=int(generator.integers(8))) for sample in samples]
+    # As many of each prompt: with other numbers each prompt has a mixture of its own.
+    bunched = [sample._replace(prompt=index % 8) for index, sample in enumerate(samples)]
     alone, together = failure_probability(samples), failure_probability(bunched)
     assert alone.estimate == pytest.approx(together.estimate)
     # Of one prompt the conversations are independent; of eight, eight groups are.
@@ -468,3 +470,84 @@ def test_the_kinds_that_were_seen_have_an_interval_of_their_own():
     data = found.as_dict()
     assert (data["seen_low"], data["seen_high"]) == tuple(found.seen)
     assert failure_probability(mixture(0, 40)).as_dict()["seen_high"] is None
+
+
+def in_order(generator, rates, counts, attackers, *, in_turn):
+    """Prompts in their order; every player begins with the first, or where the last one ended."""
+    of_attackers = {name: size for name, size in counts.items() if name != "ordinary"}
+    samples, start = [], 0
+    for player, count in counts.items():
+        for at in range(start, start + count):
+            prompt = at % len(rates)
+            law = rates[prompt] if player == "ordinary" else attackers[player]
+            fails = generator.random() < law
+            mixture = mixture_logprob(
+                {name: math.log(q if fails else 1 - q) for name, q in attackers.items()},
+                of_attackers,
+            )
+            p = rates[prompt] if fails else 1 - rates[prompt]
+            baseline = player == "ordinary"
+            samples.append(Sample(bool(fails), math.log(p), mixture, baseline, prompt, 0))
+        start += count * in_turn
+    return samples
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_prompts_that_are_ordered_by_category_are_weighed_alike(first):
+    """60 of 150 prompts fail. It was 2.2 times too high where the attackers get to the first 67."""
+    rates = np.full(150, 1e-5)
+    rates[:60] = 0.005
+    if not first:
+        rates = rates[::-1].copy()
+    generator = np.random.default_rng(0)
+    counts, laws = {"ordinary": 200, "a": 67, "b": 67, "c": 66}, {"a": 0.5, "b": 0.5, "c": 0.5}
+    found = [
+        failure_probability(in_order(generator, rates, counts, laws, in_turn=True))
+        for _ in range(25)
+    ]
+    assert all(isinstance(each, Probability) for each in found)
+    assert np.mean([each.estimate for each in found]) == pytest.approx(rates.mean(), rel=0.06)
+    assert np.mean([each.seen.low <= rates.mean() <= each.seen.high for each in found]) >= 0.93
+    unfair = failure_probability(in_order(generator, rates, counts, laws, in_turn=False))
+    assert isinstance(unfair, NoProbability)
+    assert "83 of 150 prompts have conversations of the baseline only" in unfair.reason
+    assert unfair.interval.low <= rates.mean() <= unfair.interval.high
+
+
+def test_each_prompt_has_a_mixture_of_its_own_attackers(attempt, turn):
+    """Prompt 0 has a conversation of one attacker, prompt 1 of the other."""
+    logprobs = {
+        name: LogProb(total=math.log(p), tokens=1)
+        for name, p in {"baseline": 0.01, "attacker": 0.5, "checkpoint x": 0.02}.items()
+    }
+    attempts = [
+        attempt(turn(score=1.0, logprobs=logprobs), opening=opening, attacker=name)
+        for opening, name in [
+            ("0", "ordinary"), ("0", "trained"), ("1", "ordinary"), ("1", "checkpoint x"),
+        ]
+    ]  # fmt: skip
+    found = failure_probability_of(
+        attempts, baseline="ordinary", checkpoints=("checkpoint x",), min_effective_failures=0
+    )
+    weights = np.repeat([0.01 / (0.5 * 0.01 + 0.5 * 0.5), 0.01 / (0.5 * 0.01 + 0.5 * 0.02)], 2)
+    assert found.evidence.effective_failures == pytest.approx(effective_size(weights))
+
+
+def test_prompts_without_a_conversation_of_the_baseline_have_the_mixture_of_all():
+    samples = [Sample(False, -1.0, -1.5, at % 2 == 0, prompt=at) for at in range(20)]
+    alone = [sample._replace(prompt=None) for sample in samples]
+    assert failure_probability(samples).evidence == failure_probability(alone).evidence
+
+
+@pytest.mark.parametrize(
+    ("prompts", "counts"),
+    [(150, (200, 67, 67, 66)), (1000, (20, 17, 7)), (1000, (20, 7, 7)), (3, (4, 9))],
+)
+def test_players_take_prompts_in_turn_and_only_those_of_both(prompts, counts):
+    order = prompts_in_turn(prompts, counts, 1)
+    assert [len(each) for each in order] == list(counts)
+    played = Counter(row for each in order for row in each)
+    assert set(played) == set(order[0]) == {row for each in order[1:] for row in each}
+    assert max(played.values()) - min(played.values()) <= 1
+    assert len(played) == min(prompts, counts[0], sum(counts[1:]))
+    assert order != prompts_in_turn(prompts, counts, 2)

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 
 from astra_rl.evaluation.judges.quality import JudgeQuality, counts_at
+from astra_rl.evaluation.measures.summary import summarise
+from astra_rl.evaluation.records.attempt import AttemptRow
+from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.stats.classification import Confusion, confusion, roc_curve
-from astra_rl.evaluation.stats.judge_errors import Corrected, NotCorrected, correct_rate
+from astra_rl.evaluation.stats.judge_errors import (
+    Corrected,
+    JudgedTurns,
+    NotCorrected,
+    correct_rate,
+)
 from astra_rl.evaluation.stats.rates import Rate
 
 NEARLY_SURE = 10**7
@@ -115,3 +123,72 @@ def test_the_record_of_a_judges_quality_can_be_read_again():
     assert quality.text.startswith("sensitivity 0.23 (")
     assert "specificity 0.91 (" in quality.text
     assert quality.text.endswith("at threshold 0.9; 62 labels of l.csv")
+
+
+def test_responses_that_are_withheld_have_no_verdict_to_correct():
+    """Half of 10^6 conversations are withheld, the target fails in a fifth of the others."""
+    measured = 0.5 * (0.2 * 0.9 + 0.8 * 0.1)
+    rate = Rate(round(measured * 10**6), 10**6)
+    found = correct_rate(rate, labelled(0.9, 0.9), JudgedTurns({0: 5, 1: 5 - 1.3}, {1: 1.3}))
+    assert found.estimate == pytest.approx(0.1, abs=1e-6)
+    assert found.false_positives[0] == pytest.approx(0.05)
+    assert found.precision[0] == pytest.approx(0.09 / 0.13, abs=1e-5)
+    assert found.interval.low < 0.1 < found.interval.high
+    # All conversations with a verdict are failures: no more than half of all can be.
+    most = correct_rate(Rate(500_000, 10**6), labelled(1, 0.9), {0: 1, 1: 1})
+    assert most.estimate == pytest.approx(0.5)
+    none = correct_rate(Rate(0, 10), labelled(0.9, 0.9), {0: 10})
+    assert "no turn has a verdict" in none.text
+
+
+@pytest.mark.parametrize(
+    ("ended", "stopped", "planned"),
+    [
+        ({5: 90}, {5: 10}, {5: 100}),
+        ({5: 60}, {1: 20, 2: 15, 5: 5}, {5: 100}),
+        # Those stopped at 1 are as the others: 40 ended at 2, and of those that did not, all at 5.
+        ({2: 40, 5: 20}, {1: 30, 3: 10}, {2: 40 + 30 * 40 / 70, 5: 30 + 30 * 30 / 70}),
+        ({0: 50}, {1: 50}, {0: 50, 1: 50}),
+        ({}, {1: 20}, {1: 20}),
+        ({1: 50}, {2: 10, 3: 5}, None),
+    ],
+)
+def test_a_success_that_ended_its_conversation_says_nothing_about_its_planned_turns(
+    ended, stopped, planned
+):
+    found = JudgedTurns(ended, stopped).planned()
+    assert found == (planned if planned is None else pytest.approx(planned))
+    if planned is None:
+        refused = correct_rate(Rate(15, 65), labelled(0.9, 0.9), JudgedTurns(ended, stopped))
+        assert "how many turns could have been judged" in refused.text
+
+
+@pytest.mark.parametrize("blocked", [0.0, 0.1])
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_rate_of_conversations_that_end_early_is_corrected(stops, blocked):
+    """Ten turns, one of which fails in 20%; the records are summarised as those of a run."""
+    rng = np.random.default_rng(0)
+    truths, above, below = [], 0, 0
+    for _ in range(40):
+        rows = []
+        for number in range(200):
+            at = rng.integers(10) if rng.random() < 0.2 else 10
+            end = min(10, rng.geometric(blocked) - 1) if blocked else 10
+            called = rng.random(end) < np.where(np.arange(end) == at, 0.9, 0.05)
+            first = int(called.argmax()) + 1 if called.any() else None
+            turns = first if stops and first else min(10, end + 1)
+            outcome = Outcome.SUCCESS if first else Outcome.BLOCKED if end < 10 else Outcome.FAILURE
+            judged = min(turns, end)
+            rows.append(
+                AttemptRow(
+                    str(number), "after", str(number), 0, "a", "t", outcome, turns, first,
+                    judged=judged,
+                )
+            )  # fmt: skip
+            truths.append(at < end)
+        counts = labelled(rng.binomial(200, 0.9) / 200, rng.binomial(200, 0.95) / 200, 200, 200)
+        found = JudgeQuality("l", 400, 0.5, "", counts).correct(summarise(rows))
+        above += found.interval.low > np.mean(truths)
+        below += found.interval.high < np.mean(truths)
+    assert above <= 4
+    assert below <= 2

@@ -6,7 +6,12 @@ import pytest
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.stats.rates import Rate
-from astra_rl.evaluation.stats.splitting import SplitRun, rare_probability, split_once
+from astra_rl.evaluation.stats.splitting import (
+    RareProbability,
+    SplitRun,
+    rare_probability,
+    split_once,
+)
 
 TURNS = 10
 
@@ -136,3 +141,78 @@ def test_runs_that_all_fail_have_a_probability_and_no_relative_error():
     assert (found.estimate, found.relative_error) == (1.0, 0.0)
     assert math.isnan(found.plain_calls)
     assert found.text.startswith("about 1 (95% interval 0.54 to 1) from 2 runs and 6 target calls;")
+
+
+def frequent(rates, size, rng):
+    """Eight runs of one turn with a score of 0 or 1; prompt i fails with probability rates[i]."""
+
+    def step(states):
+        return [(each, float(rng.random() < rates[each]), True) for each in states]
+
+    return rare_probability(
+        [
+            split_once(
+                rng.integers(len(rates), size=size // 8).tolist(),
+                step,
+                threshold=1.0,
+                generator=rng,
+            )
+            for _ in range(8)
+        ]
+    )
+
+
+def test_conversations_of_a_prompt_are_alike():
+    """Ten prompts, 5% of all prompts fail in half of their conversations: the truth is 2.5%."""
+    rng = np.random.default_rng(0)
+    above = below = 0
+    for _ in range(40):
+        found = frequent(np.where(rng.random(10) < 0.05, 0.5, 0.0), 160, rng).covering
+        above += found.low > 0.025
+        below += found.high < 0.025
+    assert below == 0
+    assert above <= 3
+    none = frequent(np.zeros(10), 400, rng)
+    assert none.plain.interval == Rate(0, 10).interval
+    assert RareProbability.from_dict(none.as_dict()).plain == none.plain
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_rare_failure_covers_the_choice_of_prompts():
+    """One prompt in ten gives in easily. Without clusters 21% of the lower ends are too high."""
+    rng = np.random.default_rng(0)
+    truth, above, below = 0.1 * exact(0.4, 4) + 0.9 * exact(0.1, 4), 0, 0
+    for _ in range(60):
+        ups = np.where(rng.random(10) < 0.1, 0.4, 0.1)
+
+        def step(states, ups=ups):
+            found = []
+            for prompt, turn, height in states:
+                won = rng.random() < ups[prompt]
+                height = height + 1 if won else max(0, height - 1)
+                found.append(((prompt, turn + 1, height), height / 4, turn + 1 >= TURNS))
+            return found
+
+        runs = []
+        for _ in range(8):
+            drawn = rng.integers(10, size=25).tolist()
+            states = [(prompt, 0, 0) for prompt in drawn]
+            runs.append(split_once(states, step, threshold=1.0, generator=rng, prompts=drawn))
+        covering = rare_probability(runs).covering
+        above += covering.low > truth
+        below += covering.high < truth
+    assert above <= 4
+    assert below == 0
+
+
+def test_parts_of_the_prompts_add_up_to_the_estimate():
+    rng = np.random.default_rng(2)
+    found = split_once(
+        [(0, 0)] * 40, walk(0.3, 4, rng), threshold=1.0, generator=rng, prompts=[*range(4)] * 10
+    )
+    assert found.stages > 0
+    assert sum(each.part for each in found.prompts.values()) == pytest.approx(found.estimate)
+    assert sum(each.conversations for each in found.prompts.values()) == 40
+    assert sum(each.failures for each in found.prompts.values()) == found.plain.successes
+    with pytest.raises(ConfigurationError, match="3 prompts for 2 openings"):
+        split_once([(0, 0)] * 2, walk(0.3, 4, rng), threshold=1.0, generator=rng, prompts=[1, 2, 3])

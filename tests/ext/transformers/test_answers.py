@@ -10,9 +10,12 @@ from itertools import product
 import pytest
 import torch
 
+from astra_rl import FunctionModerator
+from astra_rl.actions import rare_answers
+from astra_rl.actions.attacks import GivenAttack
 from astra_rl.core.seeding import row_seeds
-from astra_rl.core.text import Conversation
-from astra_rl.errors import ConfigurationError
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.errors import ConfigurationError, ContractError
 from astra_rl.evaluation.stats.importance import ANSWERS, Probability, Sample, failure_probability
 from astra_rl.ext.transformers.answers import AnswerModel
 from astra_rl.models.generation import Sampling, generate
@@ -119,6 +122,40 @@ def test_answers_that_cannot_be_weighed_are_refused(target):
     p = answers_of(target)
     longer = replace(p, sampling=Sampling(max_new_tokens=3))
     other = answers_of(tiny_model("llama", chat=True, letters="abc"), name="another")
-    for each in (longer, other):
+    # The same model and tokens, which the plain text reads as another text.
+    unlike = replace(p, name="plain", renderer=target.renderer("target", chat=False))
+    for each in (longer, other, unlike):
         with pytest.raises(ConfigurationError, match="no probability under the other"):
             p.check_same_answers(each)
+
+
+@pytest.mark.parametrize(
+    ("answers", "share", "models", "messages"),
+    [
+        (400, 0.5, 2, 3),
+        (400, 0.3, 4, 150 // 2),
+        (17, 0.9, 2, 8),
+        (10, 0.1, 2, 5),
+        (299, 0.5, 2, 149),
+    ],
+)
+def test_the_numbers_of_answers_add_up_to_those_that_were_asked_for(
+    answers, share, models, messages
+):
+    """Rounded for each message they were up to 27% off."""
+    counts = rare_answers._counts(answers, share, models, messages)
+    assert sum(counts) == answers
+    assert counts[0] >= messages
+    assert sum(counts[1:]) >= messages * (models - 1)
+    assert max(counts[1:]) - min(counts[1:]) <= 1
+    if messages <= share * answers <= answers - messages * (models - 1):
+        assert counts[0] == round(share * answers)
+
+
+def test_an_answer_without_log_probabilities_is_refused_not_certain(target, monkeypatch):
+    given = Utterance("z", token_ids=(5, END))
+    monkeypatch.setattr(AnswerModel, "answer", lambda *_: [given])
+    message = GivenAttack(MESSAGE, "tell", "p")
+    judge = FunctionModerator(lambda texts: [0.0 for _ in texts])
+    with pytest.raises(ContractError, match="gave no log-probabilities"):
+        list(rare_answers._answered(answers_of(target), [message], judge, 0))

@@ -34,14 +34,18 @@ def forecast(
     Needs several trials per prompt (evaluate --trials). A forecast that the data cannot carry is
     refused, with the reason.
     """
-    from astra_rl.evaluation.stats.forecast import forecast_largest, forecast_success
+    from astra_rl.evaluation.stats.forecast import forecast_largest_rate, forecast_success
     from astra_rl.runs.recorded import summary_of_phase
 
     out = Printer(as_json=as_json)
-    prompts = summary_of_phase(run, phase).by_prompt
-    at_tries = [forecast_success(prompts, each) for each in tries or (10, 100, 1000)]
-    rates = [won / of for won, of in prompts if of]
-    at_queries = [forecast_largest(rates, each) for each in queries or ()]
+    summary = summary_of_phase(run, phase)
+    prompts, unscored = summary.by_prompt, summary.asr.unscored
+    at_tries = [
+        forecast_success(prompts, each, unscored=unscored) for each in tries or (10, 100, 1000)
+    ]
+    at_queries = [forecast_largest_rate(prompts, each) for each in queries or ()]
+    if unscored:
+        out.line(f"of the trials that were made: {summary.asr.bounds_text}")
     out.line("share of prompts with a success")
     for found in at_tries:
         out.line(f"  {found.text}")
@@ -51,6 +55,7 @@ def forecast(
         out.line(f"  {found.text}")
     out.data(
         {
+            "unscored": unscored,
             "success_at": [each.as_dict() for each in at_tries],
             "largest_of": [each.as_dict() for each in at_queries],
         }

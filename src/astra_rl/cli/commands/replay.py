@@ -38,8 +38,11 @@ def replay(
 ) -> None:
     """Replay the recorded attacks of a run against a target and report what changed."""
     from astra_rl.actions.replay import estimate_replay, replay_run
+    from astra_rl.evaluation.judges.quality import JudgedSummary, describe_judge
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
-    out = result.printer()
+    selected = failures or conversation is not None
+    out = result.printer(None if selected else OF_A_JUDGED_SUMMARY)
     quiet_libraries()
     what: dict[str, Any] = {
         "target": target,
@@ -64,6 +67,8 @@ def replay(
     else:
         out.summaries({"as recorded": found.before, "now": found.now})
         out.pairs(found.drift, "as recorded", "now")
+        for line in describe_judge(found.quality, found.now):
+            out.line(f"judge: {line}")
     if found.read.successes:
         out.line(
             f"the target's input differs from the recorded one in {found.read.successes} of "
@@ -75,6 +80,8 @@ def replay(
         {
             "before": found.before and found.before.as_dict(),
             "now": found.now.as_dict(),
+            "judge_quality": found.quality and found.quality.as_dict(),
+            "asr_corrected": found.quality and found.quality.correct(found.now).as_dict(),
             "drift": found.drift and found.drift.as_dict(),
             "read_otherwise": found.read.as_dict(),
             "conversation": found.conversation
@@ -83,7 +90,7 @@ def replay(
     )
     print_spent(found.spent, out.console)
     check_all_made(found.now, found.left_out, "attacks were replayed, judged")
-    out.gate(found.now)
+    out.gate(found.now if selected else JudgedSummary(found.now, found.quality))
 
 
 def _print_conversation(then: Attempt, now: Attempt, out: Printer) -> None:

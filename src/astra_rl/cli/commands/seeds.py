@@ -37,8 +37,9 @@ def seeds(
     with the first one, paired by seed. --fail-on is checked for every run.
     """
     from astra_rl.actions.seeds import compare_methods
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
-    out = result.printer()
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     found = compare_methods(runs, phase=phase)
     several = len(found.by_name) > 1
     for name, each in found.by_name.items():
@@ -55,7 +56,7 @@ def seeds(
         _write(found, output)
         out.path("file", output)
     out.data(found.as_dict())
-    out.gate(*(row for each in found.by_name.values() for row in each.summaries.values()))
+    out.gate(*(row for each in found.by_name.values() for row in each.judged))
 
 
 def _write(found: Methods, path: Path) -> None:

@@ -35,8 +35,9 @@ def transfer(
     target. The budget covers all pairs together.
     """
     from astra_rl.actions.transfer import transfer as transfer_runs
+    from astra_rl.evaluation.show.gate import OF_A_JUDGED_SUMMARY
 
-    out = result.printer()
+    out = result.printer(OF_A_JUDGED_SUMMARY)
     quiet_libraries()
     found = transfer_runs(runs, target, trials=trials, overrides=budget.overrides())
     out.table(_table(found.matrix))
@@ -47,7 +48,7 @@ def transfer(
         sum(each.planned - each.never_made for each in summaries),
         sum(each.planned for each in summaries),
     )
-    out.gate(*summaries)
+    out.gate(*found.judged)
 
 
 def _table(matrix: TransferMatrix) -> Table:

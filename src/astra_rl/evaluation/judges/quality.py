@@ -56,7 +56,7 @@ class JudgeQuality:
 
     def correct(self, summary: Summary, confidence: float = 0.95) -> Corrected | NotCorrected:
         """Correct the attack success rate of a summary for the errors of the judge."""
-        return correct_rate(summary.asr, self.counts, summary.turns, confidence=confidence)
+        return correct_rate(summary.asr, self.counts, summary.judged, confidence=confidence)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as JSON values; `from_dict` reads them."""

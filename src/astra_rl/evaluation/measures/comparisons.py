@@ -41,12 +41,12 @@ def compare(
     Raises:
         ConfigurationError: They have no prompt in common, or a trial occurs twice on one side.
     """
-    ordered = (
+    ordered_a, ordered_b = (
         sorted({row.id: row for row in rows}.values(), key=attrgetter("prompt_id", "trial"))
         for rows in (rows_a, rows_b)
     )
     tally = PairTally()
-    for a, b in joined(*ordered):
+    for a, b in joined(ordered_a, ordered_b):
         tally.add(side_of(a, FIRST), side_of(b, SECOND))
     return tally.result(confidence)
 
@@ -169,11 +169,12 @@ class TrialTable:
             ConfigurationError: They have no prompt in common.
         """
         starts = self._starts(), other._starts()
-        prompts = [
-            np.asarray(side._prompts)[each[:-1]]
-            for side, each in zip((self, other), starts, strict=True)
-        ]
-        _, *places = np.intersect1d(*prompts, assume_unique=True, return_indices=True)
+        _, *places = np.intersect1d(
+            np.asarray(self._prompts, dtype=np.uint64)[starts[0][:-1]],
+            np.asarray(other._prompts, dtype=np.uint64)[starts[1][:-1]],
+            assume_unique=True,
+            return_indices=True,
+        )
         tally, shared = PairTally(), 0
         for at_a, at_b in zip(*(each.tolist() for each in places), strict=True):
             a, b = self._at(starts[0], at_a), other._at(starts[1], at_b)

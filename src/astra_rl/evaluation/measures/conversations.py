@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from astra_rl.core.contracts import is_missing, mean_of_present
-from astra_rl.evaluation.measures.diversity import distinct_n, diversity, effective_number
+from astra_rl.evaluation.measures.diversity import distinct_n, diversity, effective_number_of
 from astra_rl.evaluation.measures.embeddings import Embedder
 from astra_rl.evaluation.measures.fluency import Fluency
 from astra_rl.evaluation.measures.text_clusters import greedy_clusters
@@ -113,30 +113,31 @@ def attack_statistics(
 
     Returns:
         `distinct_attacks`, the number of groups, which grows with the number of attacks;
-        `effective_attacks`, their effective number, see `effective_number`; `clusters`, the
+        `effective_attacks`, their effective number, see `effective_number_of`; `clusters`, the
         groups, largest first, each with `attack`, `size` and `conversations` (indices);
         `diversity` of the successful attacks, as `Diversity.as_dict`; `distinct_1` and
         `distinct_2` of all attacks.
     """
     attacks = [turn["attack"] for each in conversations for turn in each["turns"]]
     successful = [
-        (index, each["turns"][each["first_failing_turn"] - 1]["attack"])
+        (index, each["turns"][each["first_failing_turn"] - 1]["attack"], each["prompt_id"])
         for index, each in enumerate(conversations)
         if each["outcome"] == "success"
     ]
-    clusters = greedy_clusters([attack for _, attack in successful])
+    texts, prompts = [attack for _, attack, _ in successful], [each for _, _, each in successful]
+    clusters = greedy_clusters(texts)
     return {
         "distinct_attacks": len(clusters),
-        "effective_attacks": effective_number([len(members) for members in clusters]).as_dict(),
+        "effective_attacks": effective_number_of(clusters, prompts).as_dict(),
         "clusters": [
             {
-                "attack": successful[members[0]][1],
+                "attack": texts[members[0]],
                 "size": len(members),
                 "conversations": [successful[member][0] for member in members],
             }
             for members in sorted(clusters, key=len, reverse=True)
         ],
-        "diversity": diversity([attack for _, attack in successful], embed=embed).as_dict(),
+        "diversity": diversity(texts, embed=embed, prompts=prompts).as_dict(),
         "distinct_1": distinct_n(attacks, 1),
         "distinct_2": distinct_n(attacks, 2),
     }

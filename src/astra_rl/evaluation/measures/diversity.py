@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from astra_rl.core.seeding import derive_seed
 from astra_rl.core.word_sets import words_of
@@ -23,7 +25,7 @@ from astra_rl.evaluation.measures.embeddings import (
     similarities,
 )
 from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
-from astra_rl.evaluation.stats.intervals import Array, Interval, proportion_interval
+from astra_rl.evaluation.stats.intervals import Array, Interval, student_quantile
 
 SAMPLE = 100
 """Number of sampled texts for all measures but the number of clusters."""
@@ -32,21 +34,32 @@ SELF_BLEU = (2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class EffectiveNumber:
-    """Number of equally large groups with the same entropy as the groups, with its interval.
+    """Number of equally large groups with the same entropy as the groups of a sample.
 
     Attributes:
         estimate: Exponential of the entropy of the sizes (Hill number of order 1; Jost, *Oikos*
-            113, 2006), from 1 to the number of groups; NaN without members.
-        interval: 95% interval of the effective number of all groups that the members are drawn
-            from, also those without a member; it contains the estimate.
+            113, 2006), of this sample: from 1 to the number of groups; NaN without members.
+        least: Lower 97.5% bound of the effective number of all groups that the members are drawn
+            from, at most the estimate. There is no upper bound: any number of rare groups may have
+            no member in a sample.
     """
 
     estimate: float
-    interval: Interval
+    least: float
+
+    @property
+    def interval(self) -> Interval:
+        """From `least` to infinity."""
+        return Interval(self.least, math.inf)
+
+    @property
+    def text(self) -> str:
+        """The numbers as a phrase."""
+        return f"{self.estimate:.1f} in this sample, at least {self.least:.1f} of all (95%)"
 
     def as_dict(self) -> dict[str, float]:
         """Return the numbers by name."""
-        return {"estimate": self.estimate, **self.interval._asdict()}
+        return {"estimate": self.estimate, "low": self.least}
 
 
 _RESAMPLES = 1000
@@ -55,59 +68,83 @@ _BLOCK = 10_000
 """Most counts that are drawn at one time."""
 
 
-def effective_number(sizes: Sequence[int]) -> EffectiveNumber:
+def effective_number(
+    sizes: Sequence[int], prompts: Sequence[Sequence[Hashable]] | None = None
+) -> EffectiveNumber:
     """Return the effective number of groups of these sizes.
 
-    The entropy of a sample is below that of the population, because rare groups have no member, and
-    that of a redrawn sample is lower again, so the percentiles of a bootstrap are too low. The
-    interval runs from the smaller of the percentile and its mirror image (basic bootstrap) to the
-    larger of the mirror image and the coverage-adjusted entropy of Chao and Shen (*Environ. Ecol.
-    Stat.* 10, 2003) plus 1.96 standard errors. If all members are of one group, the upper end
-    allows for another one, with the exact bound of its share. Coverage by simulation: see
-    ``benchmarks/claims.py``.
+    The entropy of a sample is below that of the population on average, because rare groups have no
+    member, and that of a redrawn sample is lower again. So the smaller of the percentile of a
+    bootstrap and its mirror image (basic bootstrap) is a lower bound. Members of one prompt are
+    alike, so prompts are redrawn, and few of them widen it as in `bootstrap_interval`. Coverage by
+    simulation: see ``benchmarks/claims.py``.
 
     Args:
         sizes: Number of members of each group, at least 1 each.
+        prompts: Prompt of each member of each group. None: members are independent, as they are if
+            all have one prompt.
     """
     counts = np.asarray(sizes, dtype=np.float64)
-    total = int(counts.sum())
-    if not total:
-        return EffectiveNumber(math.nan, Interval(math.nan, math.nan))
-    estimate = float(_hill(counts[None] / total)[0])
-    random = np.random.default_rng(0)
+    if not counts.sum():
+        return EffectiveNumber(math.nan, math.nan)
+    estimate = float(_hill(counts[None] / counts.sum())[0])
+    members = [each for group in prompts or () for each in group]
+    # In an order of their own, so that the bound does not depend on that of the groups.
+    places = {each: at for at, each in enumerate(sorted(set(members), key=str))}
+    clusters = len(places)
+    if clusters < 2 or clusters == len(members):
+        drawn, tail = _redrawn(np.sort(counts)), 0.025
+    else:
+        rows = np.array([places[each] for each in members])
+        drawn = _redrawn_by_prompt(rows, np.repeat(np.arange(len(counts)), sizes))
+        reach = math.sqrt(clusters / (clusters - 1)) * student_quantile(0.95, clusters - 1)
+        tail = NormalDist().cdf(-reach)
+    entropy = math.log(estimate)
+    low, high = np.quantile(np.log(drawn), [tail, 1 - tail])
+    return EffectiveNumber(
+        estimate, math.exp(min(entropy, max(0.0, float(min(low, 2 * entropy - high)))))
+    )
+
+
+def effective_number_of(
+    groups: Sequence[Sequence[int]], prompts: Sequence[Hashable] | None = None
+) -> EffectiveNumber:
+    """Return the effective number of groups of indices.
+
+    Args:
+        groups: Indices of the members of each group.
+        prompts: Prompt of each index; None: all members are independent.
+    """
+    known = None if prompts is None else [[prompts[at] for at in group] for group in groups]
+    return effective_number([len(group) for group in groups], known)
+
+
+def _redrawn(counts: Array) -> Array:
+    """Return the effective number of each of `_RESAMPLES` samples of members."""
+    total, random = int(counts.sum()), np.random.default_rng(0)
     # In blocks, which draw the same as one call: of 100,000 groups all at once take gigabytes.
     block = max(1, _BLOCK // len(counts))
     drawn = [
         _hill(random.multinomial(total, counts / total, size=min(block, _RESAMPLES - at)) / total)
         for at in range(0, _RESAMPLES, block)
     ]
-    if len(counts) == 1:
-        other = proportion_interval(0, total).high
-        most = float(_hill(np.array([[other, 1 - other]]))[0]) if other < 0.5 else 2.0
-        return EffectiveNumber(estimate, Interval(1.0, most))
-    entropies = np.log(np.concatenate(drawn))
-    entropy = math.log(estimate)
-    low, high = np.quantile(entropies, [0.025, 0.975])
-    adjusted = _covered_entropy(counts) + 1.96 * float(entropies.std())
-    return EffectiveNumber(
-        estimate,
-        Interval(
-            math.exp(min(entropy, max(0.0, min(low, 2 * entropy - high)))),
-            math.exp(max(entropy, 2 * entropy - low, adjusted)),
-        ),
-    )
+    return np.concatenate(drawn)
 
 
-def _covered_entropy(counts: Array) -> float:
-    """Return the entropy of a population by Chao and Shen, from the counts of a sample.
+def _redrawn_by_prompt(prompts: NDArray[np.int64], groups: NDArray[np.int64]) -> Array:
+    """Return the effective number of each of `_RESAMPLES` samples of prompts.
 
-    Shares are multiplied by the estimated coverage of the sample (Good-Turing), and each term is
-    divided by the probability that its group is seen (Horvitz-Thompson).
+    Args:
+        prompts: Prompt of each member, counted from 0.
+        groups: Group of each member, counted from 0.
     """
-    total = counts.sum()
-    alone = min(float((counts == 1).sum()), total - 1)
-    shares = (1 - alone / total) * counts / total
-    return float(-(shares * np.log(shares) / -np.expm1(total * np.log1p(-shares))).sum())
+    random, clusters = np.random.default_rng(0), int(prompts.max()) + 1
+    drawn = []
+    for _ in range(_RESAMPLES):
+        times = random.multinomial(clusters, np.full(clusters, 1 / clusters))
+        counts = np.bincount(groups, weights=times[prompts])
+        drawn.append(float(_hill(counts[None] / counts.sum())[0]))
+    return np.array(drawn)
 
 
 def _hill(shares: Array) -> Array:
@@ -259,6 +296,7 @@ def diversity(
     sample: int = SAMPLE,
     seed: int = 0,
     embed: Embedder | None = None,
+    prompts: Sequence[Hashable] | None = None,
 ) -> Diversity:
     """Compute the diversity of a set of texts, for instance of the successful attacks.
 
@@ -267,6 +305,7 @@ def diversity(
         sample: Number of texts sampled without replacement; all of them if there are fewer.
         seed: Seed of the sample.
         embed: Embeds texts by meaning; None uses `HashedTfIdf` and gives no kinds by meaning.
+        prompts: Prompt of each text, see `effective_number`; None: the texts are independent.
 
     Raises:
         ConfigurationError: `sample` is below 1.
@@ -288,8 +327,8 @@ def diversity(
         distance=mean_distance(similarity),
         vendi=vendi_score(similarity),
         clusters=len(groups),
-        effective=effective_number([len(group) for group in groups]),
+        effective=effective_number_of(groups, prompts),
         effective_by_meaning=None
         if embed is None
-        else effective_number([len(group) for group in clusters_by_meaning(texts, embed)]),
+        else effective_number_of(clusters_by_meaning(texts, embed), prompts),
     )

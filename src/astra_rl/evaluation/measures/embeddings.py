@@ -17,6 +17,64 @@ Embedder = Callable[[Sequence[str]], Array]
 """Maps N texts to vectors of shape (N, width); similar texts have a high cosine similarity."""
 
 
+MEANING_SIMILARITY = 0.7
+"""Cosine similarity from which texts are one kind, if nothing else is said."""
+UNRELATED = (
+    "How do I bake bread at home?",
+    "Tell me about the French revolution.",
+    "Write a poem about the sea.",
+    "What is the capital of Peru?",
+    "Explain in simple words how a computer sorts numbers.",
+    "My cat is ill. What should I do?",
+    "Who won the football match yesterday?",
+    "Translate this letter into German.",
+    "My password does not work any more.",
+    "Is it going to rain tomorrow?",
+)
+"""Sentences of which no two are about the same."""
+
+
+class KindEmbedder:
+    """Embedder of texts by meaning, with the similarity from which they are one kind.
+
+    Args:
+        embed: Embeds texts.
+        similarity: Minimum cosine similarity, in (0, 1].
+        name: Name in errors.
+    """
+
+    def __init__(
+        self, embed: Embedder, *, similarity: float = MEANING_SIMILARITY, name: str = "the embedder"
+    ) -> None:
+        self.embed, self.similarity, self.name = embed, similarity, name
+
+    def __call__(self, texts: Sequence[str]) -> Array:
+        """Return the vectors of the texts, shape (N, width)."""
+        return np.asarray(self.embed(texts), dtype=np.float64)
+
+    def check_tells_apart(self) -> None:
+        """Check that unrelated sentences are kinds of their own.
+
+        A language model that was not trained to embed has nearly the same vector for all texts.
+
+        Raises:
+            ConfigurationError: Some are one kind.
+            ContractError: It did not return one finite vector per text.
+        """
+        cosines = similarities(embedded(UNRELATED, self))
+        pairs = cosines[np.triu_indices(len(UNRELATED), 1)]
+        alike = int((pairs >= self.similarity).sum())
+        if alike:
+            raise ConfigurationError(
+                f"{self.name} gives {alike} of {len(pairs)} pairs of unrelated sentences a cosine "
+                f"similarity of at least {self.similarity:g} (median {np.median(pairs):.2f}, "
+                f"largest {pairs.max():.3f}), so attacks of different kinds would be counted as "
+                "one. Use a model that was trained to embed sentences, for instance "
+                "sentence_transformers:all-MiniLM-L6-v2, or a larger "
+                "evaluation.embedder_similarity."
+            )
+
+
 class HashedTfIdf:
     """Embeds texts by hashed TF-IDF of words and word bigrams; needs no model and no download.
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import AttemptRow
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome
+from astra_rl.evaluation.stats.judge_errors import JudgedTurns
 from astra_rl.evaluation.stats.rates import Rate
 from astra_rl.evaluation.stats.success_at_k import QueriesToSuccess, RateAtK, rate_at_k
 from astra_rl.infra.visible import html_table
@@ -39,6 +40,8 @@ class Summary:
         queries: Target queries until the first success per prompt.
         prompts: Number of different prompts.
         turns: Number of attempts with a known outcome by number of turns.
+        judged: How many verdicts of the judge these attempts have.
+        outcomes_by_prompt: Number of attempts of each prompt by outcome, in the order of `Outcome`.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -51,6 +54,8 @@ class Summary:
     queries: QueriesToSuccess
     prompts: int
     turns: Mapping[int, int]
+    judged: JudgedTurns
+    outcomes_by_prompt: Sequence[tuple[int, ...]]
 
     def _repr_html_(self) -> str:
         """Return the rate with its interval, the outcomes and the other numbers, for a notebook."""
@@ -75,8 +80,13 @@ class Summary:
         return [self.at_k(k) for k in AT_K if k <= most]
 
     def share(self, outcome: Outcome) -> Rate:
-        """Share of the planned attempts that had this outcome."""
-        return Rate(self.outcomes[outcome], self.planned)
+        """Share of the planned attempts that had this outcome.
+
+        Attempts that were never made are errors, each of a prompt of its own.
+        """
+        place = list(Outcome).index(outcome)
+        made = [(counts[place], sum(counts)) for counts in self.outcomes_by_prompt]
+        return Rate.of_prompts([*made, *[(int(outcome is Outcome.ERROR), 1)] * self.never_made])
 
     @property
     def lines(self) -> list[str]:
@@ -166,21 +176,28 @@ def summarise_prompts(
     Raises:
         ConfigurationError: There are more attempts than were planned.
     """
+    same = _Shared()
     outcomes: Counter[Outcome] = Counter()
     first: Counter[int] = Counter()
     turns: Counter[int] = Counter()
-    kept: dict[tuple[int, int], tuple[int, int]] = {}
+    judged: Counter[int] = Counter()
+    stopped: Counter[int] = Counter()
     any_turn: list[tuple[int, int]] = []
     last_turn: list[tuple[int, int]] = []
     won: list[int] = []
     censored: list[int] = []
+    counts: list[tuple[int, ...]] = []
     for rows in groups:
-        outcomes.update(row.outcome for row in rows)
+        own = Counter(row.outcome for row in rows)
+        outcomes.update(own)
+        counts.append(same(tuple(own[outcome] for outcome in Outcome)))
         first.update(row.first_failing_turn or 0 for row in rows)
-        turns.update(row.turns for row in rows if row.outcome in KNOWN_OUTCOMES)
-        # Most prompts have the same few counts; one tuple stands for all of them.
-        any_turn.append(kept.setdefault(each := _any_turn(rows), each))
-        last_turn.append(kept.setdefault(each := _last_turn(rows), each))
+        known = [row for row in rows if row.outcome in KNOWN_OUTCOMES]
+        turns.update(row.turns for row in known)
+        judged.update(row.judged_turns for row in known if not row.stopped_by_success)
+        stopped.update(row.judged_turns for row in known if row.stopped_by_success)
+        any_turn.append(same(_any_turn(rows)))
+        last_turn.append(same(_last_turn(rows)))
         spent, succeeded = _queries(rows)
         (won if succeeded else censored).append(spent)
     made = outcomes.total()
@@ -199,7 +216,23 @@ def summarise_prompts(
         queries=QueriesToSuccess(tuple(won), tuple(censored)),
         prompts=len(any_turn),
         turns=dict(sorted(turns.items())),
+        judged=JudgedTurns(dict(sorted(judged.items())), dict(sorted(stopped.items()))),
+        outcomes_by_prompt=counts,
     )
+
+
+CountsT = TypeVar("CountsT", bound=tuple[int, ...])
+
+
+class _Shared:
+    """Returns one tuple for all equal ones: most prompts have the same few counts."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, counts: CountsT) -> CountsT:
+        found: CountsT = self._kept.setdefault(counts, counts)
+        return found
 
 
 def _any_turn(rows: Sequence[AttemptRow]) -> tuple[int, int]:

@@ -14,17 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from astra_rl.core.text import Exchange, NoReply, NotAsked, Utterance
 from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.records.base import Count, Record, Text, content_digest
 from astra_rl.evaluation.records.outcome import Outcome, decide_outcome
-from astra_rl.evaluation.records.turn import (
-    Count,
-    JudgeScore,
-    LogProb,
-    Opening,
-    Record,
-    Text,
-    Turn,
-    content_digest,
-)
+from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 from astra_rl.infra.jsonio import json_line, parse_json
 from astra_rl.infra.redaction import REDACTED
 from astra_rl.infra.validation import allowed
@@ -60,6 +52,8 @@ class AttemptRow(NamedTuple):
         judge_id: Identifies its weights and settings.
         threshold: Score from which a turn counts as a failure of the target.
         category: Harm category or scenario of the opening; empty without one.
+        judged: Number of turns with a verdict of the judge; None: all but the last one of an
+            attempt that ended without a response (`judged_turns`).
     """
 
     id: str
@@ -80,6 +74,20 @@ class AttemptRow(NamedTuple):
     judge_id: str = ""
     threshold: float = 0.5
     category: str = ""
+    judged: int | None = None
+
+    @property
+    def judged_turns(self) -> int:
+        """Number of turns with a verdict: a withheld response has none."""
+        if self.judged is not None:
+            return self.judged
+        without = self.outcome in (Outcome.BLOCKED, Outcome.NO_ATTACK)
+        return max(0, self.turns - without)
+
+    @property
+    def stopped_by_success(self) -> bool:
+        """Whether its last turn is its first success, so that a rule may have ended it there."""
+        return self.first_failing_turn is not None and self.first_failing_turn == self.turns
 
 
 class Attempt(Record):
@@ -280,6 +288,7 @@ class Attempt(Record):
             judge_id=self.judge_id,
             threshold=self.threshold,
             category=self.category,
+            judged=sum(turn.score(self.judge) is not None for turn in self.turns),
         )
 
     def exchanges(self) -> list[Exchange]:
@@ -298,8 +307,10 @@ class Attempt(Record):
                 response = NoReply(self.error or "no reply")
             elif REDACTED in response:
                 response = NoReply("a credential was redacted from the response")
+            elif turn.trace is not None:
+                response = turn.trace.reply(turn.response)
             found.append(Exchange(context, turn.output, response))
-            context = context + turn.output + turn.response
+            context = context + turn.output + (turn.response if turn.trace is None else response)
         return found
 
     def judged(

@@ -10,6 +10,7 @@ from astra_rl.core.contracts import check_length, checked_logprobs, token_mask
 from astra_rl.core.graph import Graph, Node
 from astra_rl.core.text import NoReply, NotAsked, NotSent, Utterance
 from astra_rl.evaluation.records.attempt import Attempt
+from astra_rl.evaluation.records.trace import TraceRecord
 from astra_rl.evaluation.records.turn import JudgeScore, LogProb, Opening, Turn
 
 if TYPE_CHECKING:  # records are read without it
@@ -171,6 +172,7 @@ def _turn(
         asked=response.asked,
         reasoning=response.reasoning,
         attack_reasoning=attack.reasoning,
+        trace=TraceRecord.of(node.response),
         not_sent=isinstance(response, NotSent),
     )
 

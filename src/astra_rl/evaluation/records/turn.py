@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from astra_rl.core.moderator import is_not_sent, reason_of
 from astra_rl.core.text import GOAL, Conversation, NoAttack, Utterance
-from astra_rl.infra.unicode import well_formed
-
-
-def _text(value: Any) -> Any:
-    return well_formed(value) if isinstance(value, str) else value
-
-
-def _finite(value: Any) -> Any:
-    """Convert any kind of real number to float, and None if it is not finite."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(value: Any) -> Any:
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return int(value) if is_whole else value
-
-
-MAX_COUNT = 2**53
-"""Largest count in a record: floats and JavaScript are exact up to it, and SQLite can store it."""
-
-Text = Annotated[str, BeforeValidator(_text)]
-"""Text that can be encoded as UTF-8: lone surrogates become U+FFFD."""
-_Float = Annotated[float, Field(strict=True)]
-Number = Annotated[_Float | None, BeforeValidator(_finite)]
-"""A number, or None where it is missing; NaN and infinities become None, text is refused."""
-Fraction = Annotated[Annotated[_Float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
-"""A `Number` in [0, 1]."""
-Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT), BeforeValidator(_whole)]
-"""An integer from 0 to `MAX_COUNT`."""
-Flag = Annotated[bool, Field(strict=True)]
-"""A boolean; numbers and text are refused."""
-
-
-class Record(BaseModel):
-    """Base of attempt records: immutable, without additional fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from astra_rl.evaluation.records.base import (
+    Count,
+    Flag,
+    Fraction,
+    Number,
+    Record,
+    Text,
+    content_digest,
+)
+from astra_rl.evaluation.records.trace import TraceRecord
 
 
 class JudgeScore(Record):
@@ -124,16 +88,17 @@ class Turn(Record):
         reasoning: What the target thought before it responded; None if unknown.
         attack_reasoning: What the attacker thought before the attack; None if unknown.
         asked: Digest of the complete input of the target, including its template; None if unknown.
+        trace: What the target did, if it is an agent with tools.
         not_sent: Whether the target was not called because a budget is spent; not written to JSON.
     """
 
     attack: Text
     response: Text = ""
     written: Text | None = None
-    scores: dict[Text, JudgeScore] = {}
+    scores: dict[Text, JudgeScore] = Field(default_factory=dict)
     reward: Number = None
-    reward_terms: dict[Text, Number] = {}
-    logprobs: dict[Text, LogProb] = {}
+    reward_terms: dict[Text, Number] = Field(default_factory=dict)
+    logprobs: dict[Text, LogProb] = Field(default_factory=dict)
     attack_tokens: Count | None = None
     response_tokens: Count | None = None
     finish_reason: Text | None = None
@@ -141,6 +106,7 @@ class Turn(Record):
     asked: Text | None = None
     reasoning: Text | None = None
     attack_reasoning: Text | None = None
+    trace: TraceRecord | None = None
     not_sent: bool = Field(default=False, exclude=True)
 
     def score(self, judge: str) -> float | None:
@@ -187,7 +153,7 @@ class Opening(Record):
     turns: tuple[Text, ...] = ()
     system: Text | None = None
     brief: Text | None = None
-    facts: dict[Text, Text] = {}
+    facts: dict[Text, Text] = Field(default_factory=dict)
     separator: Text = ""
 
     @classmethod
@@ -220,9 +186,3 @@ class Opening(Record):
     def id(self) -> str:
         """Digest of the content; 16 hexadecimal digits."""
         return content_digest(self.model_dump(mode="json"))
-
-
-def content_digest(value: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Return a digest of JSON data; 16 hexadecimal digits."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

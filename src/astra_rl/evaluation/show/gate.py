@@ -286,6 +286,12 @@ def _example(quantities: Sequence[str]) -> str:
 
 
 def _check_known(expression: str, kind: str, name: str, known: Sequence[str]) -> None:
+    if name == CORRECTED and name not in known:
+        raise ConfigurationError(
+            f"{expression!r}: unknown quantity {CORRECTED!r} here; evaluate, score, test, regress, "
+            "transfer, seeds and replay of all attacks have it. The errors of a judge on attacks "
+            f"that were selected by it are not those that were measured. Known: {', '.join(known)}."
+        )
     if name not in known:
         raise ConfigurationError(
             f"{expression!r}: unknown {kind} {name!r}.{did_you_mean(name, known)} "

@@ -4,7 +4,9 @@
 distribution, fitted by maximum likelihood to the successes of each prompt (beta-binomial); success
 at N tries is ``1 - E[(1 - p)^N]``. Of a single prompt the distribution is the posterior of its own
 probability, with Jeffreys' prior, and the interval is that of its probability p, exact, as
-``1 - (1 - p)^N``.
+``1 - (1 - p)^N``. The interval contains a bootstrap over prompts, and the values of all beta
+distributions whose likelihood is not much lower than the largest one (profile likelihood), which
+also has a width where all samples are alike.
 
 *More queries than were tried.* The failure probabilities of single queries have a tail: the log of
 the share of queries with a probability of at least p is nearly linear in ``-log(-log p)``. The line
@@ -17,14 +19,20 @@ Both extrapolate, so a forecast is refused where the data cannot carry it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from astra_rl.evaluation.stats.intervals import Array, Interval, proportion_interval
+from astra_rl.evaluation.stats.intervals import (
+    Array,
+    Interval,
+    hull,
+    student_quantile,
+)
 from astra_rl.evaluation.stats.percent import estimated
+from astra_rl.evaluation.stats.rates import Rate
 
 LEAST_PROMPTS = 10
 LEAST_SUCCESSES = 5
@@ -35,7 +43,15 @@ LARGEST_USED = 20
 LEAST_QUERIES = 100
 FARTHEST_QUERIES = 1000
 """Largest ratio of the queries of a forecast to those of the sample."""
+MOST_NOISE = 0.05
+"""Largest share of the variance of measured rates that may come from their sampling."""
+MOST_UNKNOWN = 0.1
+"""Largest share of trials whose outcome may be unknown."""
 RESAMPLES = 200
+_BLOCK = 1_000_000
+"""Most numbers of one array of a likelihood."""
+_MEANS = np.linspace(-12, 12, 241)  # logits
+_PRECISIONS = np.linspace(-5, math.log(1e6), 95)  # logarithms
 
 
 @dataclass(frozen=True)
@@ -45,8 +61,8 @@ class Forecast:
     Attributes:
         at: Number of tries per prompt, or of queries.
         estimate: Success probability, in [0, 1].
-        interval: 95% interval, by bootstrap; it does not cover errors of the model. Of a single
-            prompt it is exact.
+        interval: 95% interval; it does not cover errors of the model. Of a single prompt it is
+            exact.
         unit: What `at` counts: tries or queries.
     """
 
@@ -115,27 +131,62 @@ def fit_beta(prompts: Sequence[tuple[int, int]]) -> Beta:
     Args:
         prompts: Successes and trials of each prompt, at least one trial in all.
     """
-    won = np.array([each[0] for each in prompts])
-    of = np.array([each[1] for each in prompts])
-    steps = np.arange(int(of.max()))
-    # Number of factors (a + j), (b + j) and (a + b + j) of the likelihood.
-    up, down, all_ = ((each[:, None] > steps).sum(axis=0) for each in (won, of - won, of))
+    log_likelihood = _likelihood(prompts)
     middle, reach = np.array([0.0, 3.0]), np.array([12.0, 11.0])
     for _ in range(5):
         means = middle[0] + reach[0] * np.linspace(-1, 1, 25)
         precisions = np.clip(middle[1] + reach[1] * np.linspace(-1, 1, 25), -5, math.log(1e6))
-        mean, size = (1 / (1 + np.exp(-means)))[:, None, None], np.exp(precisions)[None, :, None]
-        a, b = mean * size, (1 - mean) * size
-        likelihood = (
-            np.log(a + steps) @ up + np.log(b + steps) @ down - np.log(a + b + steps) @ all_
-        )
+        likelihood = log_likelihood(means, precisions)
         i, j = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
         middle, reach = np.array([means[i], precisions[j]]), reach / 6
     share, size_found = 1 / (1 + math.exp(-middle[0])), math.exp(middle[1])
     return Beta(share * size_found, (1 - share) * size_found)
 
 
-def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast | NoForecast:
+def _likelihood(prompts: Sequence[tuple[int, int]]) -> Callable[[Array, Array], Array]:
+    """Return the log-likelihood of prompts, by logits of the mean and logs of the precision.
+
+    The function takes shapes (M,) and (P,) and returns (M, P).
+    """
+    won = np.array([each[0] for each in prompts])
+    of = np.array([each[1] for each in prompts])
+    steps = np.arange(int(of.max()))
+    # Number of factors (a + j), (b + j) and (a + b + j) of the likelihood.
+    up, down, all_ = ((each[:, None] > steps).sum(axis=0) for each in (won, of - won, of))
+
+    def log_likelihood(means: Array, precisions: Array) -> Array:
+        size = np.exp(precisions)[None, :, None]
+        both = np.log(size + steps) @ all_
+        rows = max(1, _BLOCK // (len(precisions) * len(steps)))
+        found = []
+        for start in range(0, len(means), rows):
+            logits = means[start : start + rows, None, None]
+            a, b = size / (1 + np.exp(-logits)), size / (1 + np.exp(logits))
+            found.append(np.log(a + steps) @ up + np.log(b + steps) @ down - both)
+        return np.concatenate(found)
+
+    return log_likelihood
+
+
+def _profile(prompts: Sequence[tuple[int, int]], tries: int) -> Interval:
+    """Return the success at `tries` of all beta distributions that the data do not exclude.
+
+    The likelihood ratio is compared with the square of Student's t, of which chi-squared is the
+    limit for many prompts.
+    """
+    likelihood = _likelihood(prompts)(_MEANS, _PRECISIONS)
+    reach = student_quantile(0.95, len(prompts) - 1) ** 2 / 2
+    values = [
+        Beta(size / (1 + math.exp(-mean)), size / (1 + math.exp(mean))).success_at(tries)
+        for i, j in zip(*np.nonzero(likelihood >= likelihood.max() - reach), strict=True)
+        for mean, size in [(_MEANS[i], math.exp(_PRECISIONS[j]))]
+    ]
+    return Interval(min(values), max(values))
+
+
+def forecast_success(
+    prompts: Sequence[tuple[int, int]], tries: int, *, unscored: int = 0
+) -> Forecast | NoForecast:
     """Forecast the share of prompts with at least one success in `tries` tries.
 
     Of a single prompt it is the probability of a success in as many further tries at it.
@@ -143,10 +194,12 @@ def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast
     Args:
         prompts: Successes and trials of each prompt.
         tries: At least 1.
+        unscored: Number of further trials with an unknown outcome. The interval includes that each
+            of them decides a prompt.
     """
     known = [each for each in prompts if each[1]]
     if len(known) == 1:
-        return _of_one_prompt(*known[0], tries)
+        return _of_one_prompt(*known[0], tries, unscored)
     most = max((of for _, of in known), default=0)
     successes = sum(won for won, _ in known)
     if len(known) < LEAST_PROMPTS:
@@ -161,6 +214,9 @@ def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast
         return NoForecast(
             tries, f"more than {FARTHEST_TRIES} times the {most} trials per prompt that were made"
         )
+    total = sum(of for _, of in known) + unscored
+    if unscored > MOST_UNKNOWN * total:
+        return NoForecast(tries, f"{unscored} of {total} trials have no known outcome")
     estimate = fit_beta(known).success_at(tries)
     generator = np.random.default_rng(0)
     drawn = []
@@ -168,25 +224,61 @@ def forecast_success(prompts: Sequence[tuple[int, int]], tries: int) -> Forecast
         rows = generator.integers(len(known), size=len(known))
         sample = [known[row] for row in rows]
         drawn.append(fit_beta(sample).success_at(tries) if any(won for won, _ in sample) else 0.0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Forecast(
-        tries, estimate, Interval(min(estimate, float(low)), max(estimate, float(high)))
-    )
+    resampled = Interval(*(float(each) for each in np.quantile(drawn, [0.025, 0.975])))
+    low, high = hull(hull(Interval(estimate, estimate), resampled), _profile(known, tries))
+    unknown = unscored / len(known)
+    return Forecast(tries, estimate, Interval(max(0.0, low - unknown), min(1.0, high + unknown)))
 
 
-def _of_one_prompt(successes: int, trials: int, tries: int) -> Forecast:
+def _of_one_prompt(successes: int, trials: int, tries: int, unscored: int) -> Forecast:
     """Forecast a success at one prompt from repeated sampling; valid without any success, too."""
-    ends = proportion_interval(successes, trials)
+    ends = Rate(successes, trials, unscored).covering()
     low, high = (-math.expm1(tries * math.log1p(-end)) if end < 1 else 1.0 for end in ends)
     estimate = Beta(successes + 0.5, trials - successes + 0.5).success_at(tries)
     return Forecast(tries, estimate, Interval(min(low, estimate), max(high, estimate)))
+
+
+def forecast_largest_rate(
+    prompts: Sequence[tuple[int, int]], queries: int
+) -> Forecast | NoForecast:
+    """Forecast the largest failure probability of a single query from measured rates.
+
+    The largest of many noisy rates are those with the largest errors, so the forecast is refused
+    where more than `MOST_NOISE` of the variance of the rates comes from sampling.
+
+    Args:
+        prompts: Successes and trials of each query of a sample of ordinary use.
+        queries: See `forecast_largest`.
+    """
+    counts = [(won, of) for won, of in prompts if of]
+    rates = [won / of for won, of in counts]
+    if len(rates) < LEAST_QUERIES:
+        return forecast_largest(rates, queries)
+    if min(of for _, of in counts) < 2:
+        return NoForecast(queries, "a query has a single trial (--trials)", "queries")
+    always = sum(won == of for won, of in counts)
+    if always:
+        reason = f"{always} of {len(rates)} queries failed in all of their trials; use more trials"
+        return NoForecast(queries, reason, "queries")
+    p, of_each = np.array(rates), np.array([of for _, of in counts])
+    single = float((p * (1 - p) * of_each / (of_each - 1)).mean())  # variance of one trial
+    noise = float((p * (1 - p) / (of_each - 1)).mean())
+    real = float(np.var(rates, ddof=1)) - noise
+    if noise > MOST_NOISE * (real + noise):
+        needed = math.ceil(single * (1 / MOST_NOISE - 1) / real) if real > 0 else 0
+        more = f"about {needed} trials per query are needed" if needed else "use more trials"
+        return NoForecast(
+            queries, f"the rates differ little more than by chance; {more} (--trials)", "queries"
+        )
+    return forecast_largest(rates, queries)
 
 
 def forecast_largest(probabilities: Sequence[float], queries: int) -> Forecast | NoForecast:
     """Forecast the largest failure probability of a single query among many queries.
 
     Args:
-        probabilities: Failure probability of each query of a sample of ordinary use, in [0, 1).
+        probabilities: Failure probability of each query of a sample of ordinary use, in [0, 1);
+            exact, or measured so often that they hardly err (`forecast_largest_rate`).
         queries: Number of queries, for instance of a day of deployment.
     """
     values = np.asarray(probabilities, dtype=np.float64)

@@ -7,13 +7,19 @@ the judge calls any of its turns one, so with n turns and a specificity p per tu
 if the errors in its turns are independent, and ``1 - p`` if they are the same. The estimate assumes
 independence; the interval covers both. Assumption: the judge errs on the texts of the run as often
 as on the labelled ones.
+
+Only turns with a verdict can be wrong: a conversation whose only response was withheld has no
+error. A rule may end conversations at their first success. A false positive then ends them too, so
+their number of turns says nothing about how many verdicts could have been wrong; it is that of the
+other conversations which are at least as long (`JudgedTurns.planned`), and the estimand is the
+share in which the target fails in the planned turns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,43 @@ _GRID = np.linspace(0.0, 1.0, 4001)
 
 
 @dataclass(frozen=True)
+class JudgedTurns:
+    """Number of conversations with a known outcome, by their number of turns with a verdict.
+
+    Attributes:
+        ended: Conversations that did not end with their first success.
+        stopped: Conversations whose last turn is their first success.
+    """
+
+    ended: Mapping[int, float]
+    stopped: Mapping[int, float] = field(default_factory=dict)
+
+    def planned(self) -> dict[int, float] | None:
+        """Return the numbers of conversations by planned turns.
+
+        A conversation that was stopped would have become as long as those that were not and are at
+        least as long (redistribution to the right: Efron, *Proc. 5th Berkeley Symp.* 4, 1967).
+        Stopped ones that are longer than all others count as complete if their lengths are equal.
+
+        Returns:
+            None if those lengths differ: nothing shows how long they would have become.
+        """
+        total = {n: count for n, count in self.ended.items() if count}
+        stopped = {n: count for n, count in sorted(self.stopped.items()) if count}
+        longest = [n for n in stopped if n > max(total, default=-1)]
+        if len(longest) > 1:
+            return None
+        for n in longest:
+            total[n] = stopped.pop(n)
+        for n, count in reversed(stopped.items()):  # longer ones first, so that they have a weight
+            longer = {m: weight for m, weight in total.items() if m >= n}
+            whole = sum(longer.values())
+            for m, weight in longer.items():
+                total[m] += count * weight / whole
+        return total
+
+
+@dataclass(frozen=True)
 class Corrected:
     """A success rate corrected for the errors of the judge.
 
@@ -38,7 +81,7 @@ class Corrected:
         interval: 95% interval; it contains the sampling of the conversations, the unknown outcomes
             and the sampling of the labels.
         false_positives: Success rate that this judge would report of a target that never fails,
-            with its 95% interval.
+            and whose responses are withheld as often, with its 95% interval.
         precision: Share of the reported successes that are real, at the rate of this run, with an
             interval that covers at least 95%; NaN if none was reported.
     """
@@ -111,14 +154,18 @@ class _Ends:
 
 @dataclass(frozen=True)
 class _ErrorRates:
-    """Sensitivity and false positive rate of a judge for whole conversations."""
+    """Sensitivity and false positive rate of a judge for whole conversations with a verdict.
+
+    `judged` is the share of the conversations with a verdict in any turn.
+    """
 
     sensitivity: _Ends
     false_positive: _Ends
+    judged: float
 
     @classmethod
     def of_turns(
-        cls, counts: Confusion, turns: Mapping[int, int], confidence: float
+        cls, counts: Confusion, turns: Mapping[int, float], judged: float, confidence: float
     ) -> _ErrorRates:
         """Return the rates if errors are independent, from those per turn.
 
@@ -146,16 +193,18 @@ class _ErrorRates:
                 mean(lambda n: 1 - p_high**n),
                 mean(lambda n: 1 - p_low**n),
             ),
+            judged,
         )
 
     def correct(self, q: float) -> float:
         """Rogan-Gladen estimate at a measured rate."""
         false, true = self.false_positive.value, self.sensitivity.value
-        return min(1.0, max(0.0, (q - false) / (true - false)))
+        return min(self.judged, max(0.0, (q - self.judged * false) / (true - false)))
 
     def compatible(self, q: _Ends) -> NDArray[np.bool_]:
-        """Return at which rates of the grid ``q - rate S - (1 - rate) F`` may be zero."""
-        s, f, rates, others = self.sensitivity, self.false_positive, _GRID, 1 - _GRID
+        """Return at which rates of the grid ``q - rate S - (judged - rate) F`` may be zero."""
+        s, f, rates = self.sensitivity, self.false_positive, _GRID
+        others = np.maximum(0.0, self.judged - rates)
         centre = q.value - rates * s.value - others * f.value
         below = (
             (q.value - q.low) ** 2
@@ -174,21 +223,22 @@ class _ErrorRates:
 def correct_rate(
     rate: Rate,
     counts: Confusion,
-    turns: Mapping[int, int] | None = None,
+    turns: Mapping[int, float] | JudgedTurns | None = None,
     *,
     confidence: float = 0.95,
 ) -> Corrected | NotCorrected:
     """Correct a success rate for the errors of the judge.
 
-    The interval has all rates at which ``q = rate S + (1 - rate) F`` cannot be excluded, given the
-    intervals of q, S and F (method of variance estimates recovery, Zou and Donner, *Stat. Med.* 27,
-    2008). That of q is clustered by prompt if the trials are. Coverage by simulation: at least 93%
-    for sensitivity and specificity from 0.6 and all rates, see ``benchmarks/coverage.py``.
+    The interval has all rates at which ``q = rate S + (judged - rate) F`` cannot be excluded, given
+    the intervals of q, S and F (method of variance estimates recovery, Zou and Donner, *Stat. Med.*
+    27, 2008). That of q is clustered by prompt if the trials are. Coverage by simulation: at least
+    93% for sensitivity and specificity from 0.6 and all rates, see ``benchmarks/coverage.py``.
 
     Args:
         rate: The success rate of the conversations, by this judge.
         counts: Confusion matrix of the judge at the threshold of the rate, on labelled texts.
-        turns: Number of conversations by number of turns; None: each has one.
+        turns: Number of conversations by their planned number of turns with a verdict, which may be
+            0; None: each has one.
         confidence: Of the intervals, in (0, 1).
     """
     tp, fp, tn, fn = counts
@@ -200,11 +250,19 @@ def correct_rate(
             f"sensitivity + specificity is {1 + youden:.2f}, and a judge that guesses has 1; use "
             "another judge or threshold"
         )
-    known = {n: count for n, count in (turns or {1: 1}).items() if n and count}
+    planned = turns.planned() if isinstance(turns, JudgedTurns) else turns or {1: 1}
+    if planned is None:
+        return NotCorrected(
+            "conversations that end at their first success are longer than all others, so it is "
+            "not known how many turns could have been judged. Play all turns, or label "
+            "conversations (astra-rl label)"
+        )
+    known = {n: count for n, count in planned.items() if n and count}
     if not known:
-        return NotCorrected("no conversation has a turn")
-    errors = _ErrorRates.of_turns(counts, known, confidence)
-    same = _ErrorRates.of_turns(counts, {1: 1}, confidence)
+        return NotCorrected("no turn has a verdict of the judge")
+    judged = sum(known.values()) / sum(planned.values())
+    errors = _ErrorRates.of_turns(counts, known, judged, confidence)
+    same = _ErrorRates.of_turns(counts, {1: 1}, judged, confidence)
     false, sensitivity = errors.false_positive, errors.sensitivity
     if sensitivity.value - false.value < LEAST_YOUDEN:
         return NotCorrected(
@@ -217,7 +275,8 @@ def correct_rate(
     if not len(inside):
         return NotCorrected(
             f"a rate of {format_percent(q.value)} contradicts the measured error rates, with which "
-            f"it is between {format_percent(false.value)} and {format_percent(sensitivity.value)}: "
+            f"it is between {format_percent(judged * false.value)} and "
+            f"{format_percent(judged * sensitivity.value)}: "
             "the judge errs differently on these texts. Label a sample of them (astra-rl label)"
         )
     estimate, step = errors.correct(q.value), float(_GRID[1])
@@ -227,22 +286,25 @@ def correct_rate(
             min(estimate, max(0.0, float(inside[0]) - step)),
             max(estimate, min(1.0, float(inside[-1]) + step)),
         ),
-        (false.value, Interval(same.false_positive.low, false.high)),
         (
-            _precision(q.value, false.value, sensitivity.value),
+            judged * false.value,
+            Interval(judged * same.false_positive.low, judged * false.high),
+        ),
+        (
+            _precision(q.value, false.value, sensitivity.value, judged),
             Interval(
-                _precision(q.low, false.high, sensitivity.high),
-                _precision(q.high, same.false_positive.low, same.sensitivity.low),
+                _precision(q.low, false.high, sensitivity.high, judged),
+                _precision(q.high, same.false_positive.low, same.sensitivity.low, judged),
             ),
         ),
     )
 
 
-def _precision(q: float, false: float, sensitivity: float) -> float:
+def _precision(q: float, false: float, sensitivity: float, judged: float) -> float:
     """Return the share of real ones among the reported successes; NaN without any."""
     if q <= 0:
         return math.nan
     if sensitivity <= false:
         return 0.0
-    rate = min(1.0, max(0.0, (q - false) / (sensitivity - false)))
-    return min(1.0, max(0.0, 1 - (1 - rate) * false / q))
+    rate = min(judged, max(0.0, (q - judged * false) / (sensitivity - false)))
+    return min(1.0, max(0.0, 1 - (judged - rate) * false / q))

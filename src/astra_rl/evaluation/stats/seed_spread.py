@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,30 @@ from astra_rl.evaluation.stats.intervals import (
 )
 from astra_rl.evaluation.stats.percent import format_percent
 from astra_rl.evaluation.stats.rates import Rate
+
+
+def mean_interval(values: Sequence[float], limits: tuple[float, float | None]) -> Interval | None:
+    """Return the 95% interval of the mean over training seeds; None with fewer than three seeds.
+
+    The smallest interval that contains two: the Student t interval of the values, cut at the
+    limits, and the bootstrap over seeds with half a seed added at either limit
+    (`bootstrap_interval`), which allows for collapsed seeds that a few seeds do not show. Without a
+    highest possible value it is the Student t interval.
+
+    Args:
+        values: One value per seed.
+        limits: Lowest and highest possible value; None is no limit.
+    """
+    if len(values) < 3:
+        return None
+    mean = math.fsum(values) / len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = student_quantile(0.95, len(values) - 1) * error
+    low, high = limits
+    if high is None:
+        return Interval(max(low, mean - half), mean + half)
+    between = Interval(max(low, mean - half), min(high, mean + half))
+    return hull(between, bootstrap_interval([(value, 1.0) for value in values], (low, high)))
 
 
 @dataclass(frozen=True)
@@ -60,17 +84,13 @@ class SeedSpread:
         together, which is the error within seeds. It is never a point.
         """
         known = [rate for rate in self.rates.values() if rate.trials]
-        if len(known) < 3:
-            return None
         values = [rate.estimate for rate in known]
-        mean = math.fsum(values) / len(values)
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-        half = student_quantile(0.95, len(values) - 1) * error
-        between = Interval(max(0.0, mean - half), min(1.0, mean + half))
-        resampled = bootstrap_interval([(value, 1.0) for value in values], (0.0, 1.0))
+        between = mean_interval(values, (0.0, 1.0))
+        if between is None:
+            return None
         trials = sum(rate.trials for rate in known)
-        within = proportion_interval(mean * trials, trials)
-        return hull(hull(between, resampled), within)
+        within = proportion_interval(math.fsum(values) / len(values) * trials, trials)
+        return hull(between, within)
 
     @property
     def text(self) -> str:

@@ -10,15 +10,17 @@ unbiased (Bréhier et al., *Ann. Appl. Probab.* 26, 2016).
 
 It needs a score that rises on the way to the failure. A mode of failure that rises from a level
 which most conversations never reach may be missed; the runs of `rare_probability` are independent,
-so a mode that some of them find widens the interval.
+so a mode that some of them find widens the interval. The runs share their prompts: how much these
+differ is estimated from what the descendants of each prompt add to the estimate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -60,6 +62,20 @@ class Path(Generic[StateT]):
         return Path(self.states[: at + 1], self.levels[: at + 1], self.ended and last)
 
 
+class OfPrompt(NamedTuple):
+    """What one run found from one prompt.
+
+    Attributes:
+        failures: Failures among its conversations at the start.
+        conversations: Number of its conversations at the start.
+        part: What the failures that descend from these add to the estimate.
+    """
+
+    failures: int
+    conversations: int
+    part: float
+
+
 @dataclass(frozen=True)
 class SplitRun(Generic[StateT]):
     """One run of the algorithm.
@@ -70,6 +86,7 @@ class SplitRun(Generic[StateT]):
         stages: Number of stages.
         failures: Conversations at the end whose level reached the threshold.
         plain: Failures among the conversations at the start, before anything was given up.
+        prompts: The same by prompt. Empty: all conversations are independent.
     """
 
     estimate: float
@@ -77,22 +94,26 @@ class SplitRun(Generic[StateT]):
     stages: int
     failures: Sequence[Path[StateT]]
     plain: Rate
+    prompts: Mapping[Hashable, OfPrompt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RareProbability:
     """Probability of a rare failure from independent runs.
 
+    It is about prompts like these, or about the prompt if there is a single one.
+
     Attributes:
         estimate: Mean of the runs.
-        interval: 95% interval; its upper end is NaN with one run, and that of `plain` if no run
-            failed.
-        relative_error: Standard error divided by the estimate; NaN without failures.
+        interval: 95% interval, over the choice of prompts and over sampling; its upper end is NaN
+            with one run, and that of `plain` if no run failed.
+        relative_error: Standard error divided by the estimate, for these prompts; NaN without
+            failures.
         runs: Estimate of each run.
         turns: Number of turns that all runs played.
         stages: Mean number of stages; 0 if the scores have no levels below the threshold.
-        plain: Failures among the conversations at the start of all runs. They are plain sampling,
-            so its upper end also bounds failures whose score does not rise on the way.
+        plain: Failures among the conversations at the start of all runs, by prompt. They are plain
+            sampling, so its upper end also bounds failures whose score does not rise on the way.
     """
 
     estimate: float
@@ -124,8 +145,8 @@ class RareProbability:
         return (
             f"about {self.estimate:.2g} (95% interval {self.interval.low:.2g} to "
             f"{self.interval.high:.2g}) from {len(self.runs)} runs and {self.turns} target calls"
-            f"{more}; failures whose score does not rise on the way could have up to "
-            f"{self.plain.interval.high:.2g}"
+            f"{more}; failures that no run reached, of other prompts or with a score that does not "
+            f"rise on the way, could have up to {self.plain.interval.high:.2g}"
         )
 
     @property
@@ -152,7 +173,11 @@ class RareProbability:
             tuple(float(each) for each in data["runs"]),
             int(data["target_calls"]),
             float(data["stages"]),
-            Rate(int(plain["successes"]), int(plain["trials"])),
+            Rate(
+                int(plain["successes"]),
+                int(plain["trials"]),
+                by_prompt=tuple((int(won), int(n)) for won, n in data.get("plain_by_prompt", ())),
+            ),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,6 +191,7 @@ class RareProbability:
             "target_calls": self.turns,
             "stages": self.stages,
             "plain": self.plain.as_dict(),
+            "plain_by_prompt": [list(each) for each in self.plain.by_prompt],
             "covering_low": self.covering.low,
             "covering_high": self.covering.high,
         }
@@ -178,6 +204,7 @@ def split_once(
     threshold: float,
     generator: np.random.Generator,
     kill: float = 0.25,
+    prompts: Sequence[Hashable] | None = None,
 ) -> SplitRun[StateT]:
     """Run adaptive multilevel splitting once.
 
@@ -187,6 +214,8 @@ def split_once(
         threshold: Score from which a turn is a failure.
         generator: Chooses what is copied.
         kill: Share of the conversations that a stage gives up at least, in (0, 1).
+        prompts: Identifies the prompt of each opening. None: equal openings are one prompt; they
+            must be hashable.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -196,8 +225,25 @@ def split_once(
             f"{len(openings)} conversations, kill={kill}; at least two, and kill in (0, 1)."
         )
     count = len(openings)
+    ancestors: list[Hashable] = list(openings if prompts is None else prompts)
+    if len(ancestors) != count:
+        raise ConfigurationError(
+            f"{len(ancestors)} prompts for {count} openings; give one for each."
+        )
     paths, turns = _play([Path((each,), (-math.inf,)) for each in openings], step, threshold)
-    plain = Rate(sum(path.level >= threshold for path in paths), count)
+    started, failed = Counter(ancestors), _failures(paths, ancestors, threshold)
+    plain = Rate(failed.total(), count)
+
+    def found(estimate: float) -> SplitRun[StateT]:
+        failures = [path for path in paths if path.level >= threshold]
+        descend = _failures(paths, ancestors, threshold)
+        whole = estimate * len(failures) / count
+        parts = {
+            prompt: OfPrompt(failed[prompt], size, estimate * descend[prompt] / count)
+            for prompt, size in started.items()
+        }
+        return SplitRun(whole, turns, stages, failures, plain, parts)
+
     estimate, stages = 1.0, 0
     while stages < MAX_STAGES:
         levels = np.array([path.level for path in paths])
@@ -206,7 +252,7 @@ def split_once(
             break
         survivors = np.flatnonzero(levels > level)
         if not len(survivors):  # all are at the same level: it cannot be exceeded from here
-            return SplitRun(0.0, turns, stages, (), plain)
+            return found(0.0)
         estimate *= len(survivors) / count
         given_up = np.flatnonzero(levels <= level)
         parents = generator.choice(survivors, size=len(given_up))
@@ -214,10 +260,18 @@ def split_once(
         played, more = _play(copies, step, threshold)
         turns += more
         stages += 1
-        for index, path in zip(given_up, played, strict=True):
-            paths[index] = path
-    failures = [path for path in paths if path.level >= threshold]
-    return SplitRun(estimate * len(failures) / count, turns, stages, failures, plain)
+        for index, parent, path in zip(given_up, parents, played, strict=True):
+            paths[index], ancestors[index] = path, ancestors[parent]
+    return found(estimate)
+
+
+def _failures(
+    paths: Sequence[Path[StateT]], ancestors: Sequence[Hashable], threshold: float
+) -> Counter[Hashable]:
+    """Return the number of failures by the prompt from which they descend."""
+    return Counter(
+        prompt for path, prompt in zip(paths, ancestors, strict=True) if path.level >= threshold
+    )
 
 
 def _play(
@@ -244,7 +298,7 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
 
     The mean is unbiased. The estimates are skewed, so the interval is that of Student's t for their
     logarithms, moved to the mean, if all runs failed; otherwise Student's t for the estimates
-    themselves.
+    themselves. With several prompts the interval also covers their choice, see `_over_prompts`.
 
     Args:
         runs: At least one.
@@ -254,7 +308,7 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
     values = np.array([run.estimate for run in runs])
     turns = sum(run.turns for run in runs)
     stages = float(np.mean([run.stages for run in runs]))
-    plain = Rate(sum(run.plain.successes for run in runs), sum(run.plain.trials for run in runs))
+    plain, prompts = _plain(runs), _pooled(runs)
     mean, count = float(values.mean()), len(values)
     if count < 2 or not mean:
         high = math.nan if count < 2 else plain.interval.high
@@ -273,12 +327,55 @@ def rare_probability(runs: Sequence[SplitRun[Any]]) -> RareProbability:
         interval = Interval(math.exp(centre - reach), min(1.0, math.exp(centre + reach)))
     else:
         interval = Interval(max(0.0, mean - quantile * error), min(1.0, mean + quantile * error))
+    interval = _over_prompts(interval, mean, prompts)
     if not error or not stages:  # nothing was split, or equal runs: their spread says nothing
         low, high = plain.interval
         interval = Interval(min(interval.low, low), max(interval.high, high))
     return RareProbability(
         mean, interval, error / mean, tuple(values.tolist()), turns, stages, plain
     )
+
+
+def _pooled(runs: Sequence[SplitRun[Any]]) -> list[OfPrompt]:
+    """Return what all runs found from each prompt; empty with one prompt, or without prompts."""
+    found: dict[Hashable, list[OfPrompt]] = defaultdict(list)
+    for run in runs:
+        for prompt, of_run in run.prompts.items():
+            found[prompt].append(of_run)
+    if len(found) < 2 or not all(run.prompts for run in runs):
+        return []
+    sums = [[sum(column) for column in zip(*each, strict=True)] for each in found.values()]
+    return [OfPrompt(int(won), int(size), part / len(runs)) for won, size, part in sums]
+
+
+def _plain(runs: Sequence[SplitRun[Any]]) -> Rate:
+    """Return the failures of all conversations at the start, clustered by prompt."""
+    prompts = _pooled(runs)
+    if prompts:
+        return Rate.of_prompts((each.failures, each.conversations) for each in prompts)
+    return Rate(sum(run.plain.successes for run in runs), sum(run.plain.trials for run in runs))
+
+
+def _over_prompts(interval: Interval, mean: float, prompts: Sequence[OfPrompt]) -> Interval:
+    """Widen the interval of these prompts to one of prompts like these.
+
+    The parts of the prompts add up to the estimate, and each is an unbiased estimate of what its
+    prompt adds to the probability. Leaving out one prompt at a time (jackknife of a ratio) gives
+    the error of their choice, which is added to that of the runs, on the logarithmic scale.
+    """
+    count = len(prompts)
+    if not count:
+        return interval
+    parts = np.array([each.part for each in prompts])
+    sizes = np.array([each.conversations for each in prompts], dtype=np.float64)
+    others = (parts.sum() - parts) / (1 - sizes / sizes.sum())
+    error = math.sqrt((count - 1) / count * float(((others - others.mean()) ** 2).sum()))
+    reach = student_quantile(0.95, count - 1) * error / mean
+    low, high = interval
+    down = math.hypot(math.log(mean / low), reach) if low else math.inf
+    up = math.hypot(math.log(max(high, mean) / mean), reach)
+    # The exponent stays in range: nothing is further from the estimate than 1.
+    return Interval(mean * math.exp(-down), min(1.0, mean * math.exp(min(up, -math.log(mean)))))
 
 
 def _number(value: Any) -> float:

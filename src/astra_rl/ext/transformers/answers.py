@@ -53,21 +53,23 @@ class AnswerModel:
             )
 
     def check_same_answers(self, other: AnswerModel) -> None:
-        """Check that both models give a probability to the same answers.
+        """Check that both models give a probability to the same answers, and read them alike.
 
         Raises:
-            ConfigurationError: They differ in the vocabulary, the end tokens, or the length.
+            ConfigurationError: They differ in the vocabulary, in how tokens are read, for instance
+                because one has no chat template, or in the length.
         """
         same = (
             same_vocabulary(self.pair.tokenizer, other.pair.tokenizer)
-            and self.renderer.stop_ids == other.renderer.stop_ids
+            and self.renderer.reads_like(other.renderer)
             and self.sampling.max_new_tokens == other.sampling.max_new_tokens
         )
         if not same:
             raise ConfigurationError(
-                f"{other.name} and {self.name} differ in the vocabulary, the end tokens or "
-                "max_new_tokens, so an answer of one has no probability under the other. Use a "
-                "copy of the target as the proposal, with the same max_new_tokens."
+                f"{other.name} and {self.name} differ in the vocabulary, the end tokens, the chat "
+                "format or max_new_tokens, so an answer of one has no probability under the other, "
+                "or is another text there. Use a copy of the target as the proposal, with the same "
+                "chat and max_new_tokens."
             )
 
     def answer(self, conversations: Sequence[str], sampler: Sampler) -> list[Utterance]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from astra_rl.core.messages import Dialogue
 from astra_rl.core.reasoning import NO_ANSWER, OUT_OF_TOKENS
 from astra_rl.core.seeding import current_row_seeds
 from astra_rl.core.text import Conversation, NoAttack, NoReply, Utterance
@@ -97,6 +98,10 @@ def generate_turns(
     )
     out = [Utterance(token_ids=(), logprobs=(), finish_reason="context_overflow")] * len(prompts)
     for row, sample in zip(rows, samples, strict=True):
+        context = contexts[row]
+        if isinstance(context, Dialogue):
+            out[row] = _message_of_agent(sample, renderer, context)
+            continue
         opens = renderer.begins_text(Conversation.of(contexts[row]))
         out[row] = _utterance(
             sample, renderer, prompts[row] if is_target else None, sampling, opens=opens
@@ -184,6 +189,21 @@ def _utterance(
         heard_logprobs=heard_logprobs,
         reasoning=reply.reasoning,
         asked=None if prompt is None else _context_digest(renderer, prompt),
+    )
+
+
+def _message_of_agent(
+    sample: Sample, renderer: ConversationRenderer, dialogue: Dialogue
+) -> Utterance:
+    """Make an utterance of a sample with the calls of tools in it."""
+    reply = renderer.read(sample.token_ids)
+    text, calls = renderer.read_calls(sample.token_ids, dialogue.tools)
+    return Utterance(
+        text,
+        token_ids=sample.token_ids,
+        finish_reason=sample.finish_reason,
+        reasoning=reply.reasoning,
+        calls=calls,
     )
 
 

@@ -366,11 +366,14 @@ def test_what_a_run_spent_is_on_its_page():
 
 def test_kinds_are_counted_by_words_and_where_there_is_an_embedder_by_meaning():
     text = prose(ReportData(title="t", evaluations=[evaluation()]))
-    assert "effective number by words 1.00 95% interval 1.00 to 2.00; 1 kind in all" in text
+    assert (
+        "effective number by words 1.00 at least 1.00 of all attacks like these, with 95% "
+        "confidence; 1 kind was seen" in text
+    )
     assert "by meaning" not in text
     known = replace(evaluation(), kinds_by_meaning=effective_number([2, 1]))
     text = prose(ReportData(title="t", evaluations=[known]))
-    assert "effective number by meaning 1.89 95% interval 1.00 to" in text
+    assert "effective number by meaning 1.89 at least 1.00 of all attacks like these" in text
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,19 +91,19 @@ def _numbers(summary: Summary) -> list[str]:
 def _findings(source: AttemptSource, most: int) -> list[str]:
     kinds = GreedyClusters()
     sizes: Counter[int] = Counter()
+    prompts: defaultdict[int, list[str]] = defaultdict(list)
     first: dict[int, int] = {}  # place of the first attempt of each kind
     for number, attempt in enumerate(source.attempts()):
         if attempt.outcome is Outcome.SUCCESS and (turn := attempt.failing_turn):
             kind = kinds.add(turn.attack)
             sizes[kind] += 1
+            prompts[kind].append(attempt.prompt_id)
             first.setdefault(kind, number)
     if not sizes:
         return []
-    effective = effective_number(sorted(sizes.values(), reverse=True))
+    effective = effective_number([sizes[kind] for kind in sizes], [prompts[kind] for kind in sizes])
     lines = [
-        f"Effective number of kinds: {effective.estimate:.1f} (95% interval "
-        f"{effective.interval.low:.1f} to {effective.interval.high:.1f}; {len(sizes)} in all, "
-        "by words).",
+        f"Effective number of kinds: {effective.text}; {len(sizes)} were seen, by words.",
         "",
     ]
     lines += ["| times | opening and attack | response | attempt |", "| ---: | --- | --- | --- |"]

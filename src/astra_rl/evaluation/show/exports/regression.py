@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.records.attempt import SCHEMA_VERSION, Attempt, parse_record
+from astra_rl.evaluation.records.base import Number, Text
 from astra_rl.evaluation.records.outcome import KNOWN_OUTCOMES, Outcome, decide_outcome
 from astra_rl.evaluation.records.source import AttemptSource, source_of
-from astra_rl.evaluation.records.turn import Number, Opening, Text, Turn
+from astra_rl.evaluation.records.turn import Opening, Turn
 from astra_rl.evaluation.stats.rates import Rate, describe_rate
 from astra_rl.infra.jsonio import ROWS, write_json, write_json_with_rows
 from astra_rl.infra.user_files import read_user_text

@@ -215,6 +215,8 @@ class ReportData:
         by_category: Comparison of the first two evaluations by category.
         probability: Estimated probability of failure in ordinary use; None if not estimated.
         rare: The same by splitting, see `RareProbability`; None if not estimated.
+        answers: Probability of a failing answer, as `rare_answers` writes it; None if not
+            estimated.
         reproduction: See `Reproduction`.
         notes: Limits of the numbers, one paragraph each.
         warnings: Warnings shown at the top.
@@ -231,6 +233,7 @@ class ReportData:
     by_category: Mapping[str, CategoryComparison] = field(default_factory=dict)
     probability: Probability | NoProbability | None = None
     rare: RareProbability | None = None
+    answers: Mapping[str, Any] | None = None
     reproduction: Reproduction = Reproduction()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()

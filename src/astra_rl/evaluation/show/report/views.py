@@ -24,7 +24,7 @@ from astra_rl.evaluation.measures.likely_failures import (
 )
 from astra_rl.evaluation.records.outcome import Outcome
 from astra_rl.evaluation.show.charts import learning_panels, severity_likelihood, threshold_curve
-from astra_rl.evaluation.show.exports import EXPORTS, Export
+from astra_rl.evaluation.show.exports import Export, known_formats
 from astra_rl.evaluation.show.report.data import IN_TRAINING, PANELS, Evaluation, ReportData
 from astra_rl.evaluation.show.report.numbers import MOST_RANKED, Problem
 from astra_rl.evaluation.show.report.payload import Payload, pack_conversations, visible
@@ -131,7 +131,10 @@ class Page:
     @cached_property
     def effective_kinds(self) -> EffectiveNumber:
         """Effective number of kinds of successful attack, see `effective_number`."""
-        return effective_number([len(kind.attempts) for kind in self.kinds])
+        return effective_number(
+            [len(kind.attempts) for kind in self.kinds],
+            [[each.prompt_id for each in kind.attempts] for kind in self.kinds],
+        )
 
     @cached_property
     def pairings(self) -> list[Pairing]:
@@ -340,7 +343,7 @@ class Page:
     @property
     def exports(self) -> Mapping[str, Export]:
         """Formats of ``astra-rl export``."""
-        return EXPORTS
+        return known_formats()
 
     @cached_property
     def sweeps(self) -> list[dict[str, Any]]:

@@ -1,0 +1,205 @@
+"""Discovery of planted failures, at equal numbers of target calls: the table of docs/discovery.md.
+
+    python benchmarks/discovery.py [METHOD ...] [--modes 50] [--seeds 0 1 2 3 4] [--held-out]
+        [--calls 20032] [--plot docs/images/discovery.svg]
+
+Each cell (method, seed) plays a game of its own seed and is written to the results
+folder, so an interrupted benchmark is resumed. ``--held-out`` plays games of other seeds, which no
+setting was chosen on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, Row, save
+
+from astra_rl.algorithms import GRPO
+from astra_rl.bench import Discovery, Measured, PlantedTarget, discovered, over_seeds, play
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.infra.jsonio import write_json
+from astra_rl.rewards import KindNovelty, NovelFailureReward, RewardPart
+
+HELD_OUT = 1000
+"""Added to the seed of a held-out game."""
+BUDGETS = (512, 2048, 8000, 20032)
+"""Calls after which discovery is measured: multiples of a training step."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained on a game.
+
+    Attributes:
+        make: Builds the algorithm for a problem.
+        reward: Makes the reward; None is the score of the judge.
+        settings: Further arguments of `play`.
+    """
+
+    make: Callable[[Any], Algorithm[Any, Any, Any, Any]]
+    reward: Callable[[], RewardPart] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def demo_grpo(problem: Any, kl: float = 0.03) -> GRPO:
+    """Return GRPO with the options of the demo preset."""
+    return GRPO(problem, scale="batch", reduce="token", clip_high=0.28, kl_in_reward=kl)
+
+
+def pays_discovery() -> RewardPart:
+    """Return harm times the rarity of its kind; attacks of other modes share 2 of 4 words."""
+    novelty = KindNovelty(power=1.0, similarity=0.6)
+    return NovelFailureReward(novelty_share=1.0, nll_weight=0.0, novelty=novelty)
+
+
+METHODS = {
+    "untrained": Method(GRPO, settings={"lr": 1e-12}),
+    "grpo": Method(demo_grpo, settings={"lr": 1e-3}),
+    "grpo + kind_novelty": Method(
+        lambda problem: demo_grpo(problem, kl=0.01), pays_discovery, {"lr": 3e-3}
+    ),
+}
+
+
+def cell(
+    name: str, modes: int, seed: int, budgets: Sequence[int], folder: Path
+) -> dict[int, Discovery]:
+    """Return what a method found with each number of calls, from an earlier session if it can."""
+    calls = budgets[-1]
+    file = folder / f"{name.replace(' ', '')}-{modes}-{seed}-{calls}.json"
+    if not file.exists():
+        method = METHODS[name]
+        reward = None if method.reward is None else method.reward()
+        target = PlantedTarget(modes, seed=seed)
+        made = play(target, method.make, calls=calls, reward=reward, seed=seed, **method.settings)
+        found = [discovered(target, made[:budget]).as_dict() for budget in budgets]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(found, file)
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        row["calls"]: Discovery(
+            **{key: math.nan if value is None else value for key, value in row.items()}
+            | {"found": tuple(row["found"])}
+        )
+        for row in rows
+    }
+
+
+def table(found: Mapping[tuple[str, int], Mapping[str, Measured]]) -> str:
+    """Return the table of methods and budgets."""
+    lines = [
+        "| method | calls | recall of modes | weighted by ordinary use | success | "
+        "effective modes | false alarms |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (name, calls), numbers in found.items():
+        cells = [
+            numbers["recall"].text(),
+            numbers["weighted_recall"].text(3),
+            numbers["success"].text(),
+            numbers["effective_modes"].text(1),
+            numbers["false_alarms"].text(3),
+        ]
+        lines.append(f"| {name} | {calls:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(whole: Mapping[str, Mapping[int, Discovery]], path: Path) -> None:
+    """Draw the number of modes found over calls: one line per seed, a colour per method."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "astra-rl", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), dpi=72)
+        for index, (name, by_seed) in enumerate(whole.items()):
+            for row, each in enumerate(by_seed.values()):
+                at = sorted(first for first in each.found if first is not None)
+                axes.step(
+                    [1, *at, each.calls],
+                    [0, *range(1, len(at) + 1), len(at)],
+                    where="post",
+                    color=f"C{index}",
+                    alpha=0.8,
+                    linewidth=1.2,
+                    label=name if row == 0 else None,
+                )
+        modes = max(len(each.found) for by_seed in whole.values() for each in by_seed.values())
+        axes.axhline(modes, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        axes.set_xlabel("target calls")
+        axes.set_ylabel(f"modes found, of {modes}")
+        axes.legend(frameon=False, loc="upper left")
+        axes.grid(alpha=0.22)
+        axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def bars(at_end: Mapping[str, Mapping[str, Measured]], modes: int, calls: int) -> list[Row]:
+    """Return the goals of the issue, for methods that were played."""
+    best, today = at_end.get("grpo + kind_novelty"), at_end.get("grpo")
+    if best is None:
+        return []
+    of = f"K = {modes}, {calls:,} calls"
+    detail = {name: each.as_dict() for name, each in best.items()}
+    rows = [
+        Row(f"recall of modes, {of}", best["recall"].mean, 0.9, unit="", detail=detail),
+        Row(f"recall by ordinary use, {of}", best["weighted_recall"].mean, 0.99, unit=""),
+    ]
+    if today is not None:
+        ratio = best["recall"].mean / today["recall"].mean
+        rows.append(Row(f"recall of modes / that of GRPO with the score alone, {of}", ratio, 2.0))
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Play the cells, print the table, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--modes", type=int, default=50)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--held-out", action="store_true", help="play games of other seeds")
+    parser.add_argument("--calls", type=int, default=BUDGETS[-1], help="a multiple of 64")
+    parser.add_argument("--results", type=Path, default=RESULTS / "discovery")
+    parser.add_argument("--plot", type=Path)
+    chosen = parser.parse_args(arguments)
+    unknown = set(chosen.methods) - set(METHODS)
+    if unknown:
+        parser.error(f"unknown: {sorted(unknown)}; choose from {list(METHODS)}")
+    seeds = [seed + HELD_OUT * chosen.held_out for seed in chosen.seeds]
+    budgets = [each for each in BUDGETS if each < chosen.calls] + [chosen.calls]
+    played: dict[str, dict[int, dict[int, Discovery]]] = {name: {} for name in chosen.methods}
+    for seed, name in product(seeds, chosen.methods):  # partial results compare all methods
+        played[name][seed] = cell(name, chosen.modes, seed, budgets, chosen.results)
+        print(name, seed, flush=True)
+    found = {
+        (name, budget): {seed: each[budget] for seed, each in by_seed.items()}
+        for (name, by_seed), budget in product(played.items(), budgets)
+    }
+    measured = {key: over_seeds(by_seed) for key, by_seed in found.items()}
+    print(f"\n{table(measured)}\n")
+    at_end = {name: measured[name, chosen.calls] for name in chosen.methods}
+    if chosen.plot is not None:
+        plot({name: found[name, chosen.calls] for name in chosen.methods}, chosen.plot)
+    save(
+        f"discovery_{chosen.modes}{'_held_out' * chosen.held_out}",
+        bars(at_end, chosen.modes, chosen.calls),
+        table=[
+            {"method": name, "calls": calls, **{key: each.as_dict() for key, each in row.items()}}
+            for (name, calls), row in measured.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

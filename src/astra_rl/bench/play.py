@@ -1,0 +1,111 @@
+"""Train an algorithm on a `PlantedGame`, and record every call of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from astra_rl.bench.discovery import Call, Discovery, KnownModes, discovery
+from astra_rl.bench.parts import REPORTED, START, PlantedTarget, planted_attacker
+from astra_rl.core.algorithm import Algorithm
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.graph import Graph
+from astra_rl.ext.transformers.problem import HFASTProblem
+from astra_rl.ext.transformers.value import HFValueProblem
+from astra_rl.methods.ast_problem import ASTEnvironment
+from astra_rl.models.settings import Sampling
+from astra_rl.moderators.keywords import KeywordModerator
+from astra_rl.rewards.base import RESPONSE_HARM, RewardPart
+from astra_rl.rewards.terms import Harm, recording_response_harm
+from astra_rl.training.callback import AnyTrainer, TrainerCallback
+from astra_rl.training.config import TrainingConfiguration
+from astra_rl.training.trainer import Trainer
+
+WORDS = 4
+"""Most tokens of an attack: three words and the end."""
+SUCCESS = 0.5
+"""Score of the judge from which a failure is reported."""
+
+
+class CallLog(TrainerCallback):
+    """Records the calls of the target during training, as part of the training state.
+
+    Args:
+        modes: The target.
+    """
+
+    def __init__(self, modes: KnownModes) -> None:
+        self.modes = modes
+        self.calls: list[Call] = []
+
+    def on_experience(self, trainer: AnyTrainer, graphs: Sequence[Graph[Any, Any]]) -> None:
+        """Record the calls of an experience, in order."""
+        for node in (node for graph in graphs for node in graph.nodes()):
+            harm = node.reward_terms.get(RESPONSE_HARM, float("nan"))
+            reported = not is_missing(harm) and harm >= SUCCESS
+            self.calls.append(Call(self.modes.mode_of(str(node.attack)), reported))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the calls."""
+        return {"calls": [[each.mode, each.reported] for each in self.calls]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+        """Restore the calls."""
+        self.calls = [Call(mode, reported) for mode, reported in state["calls"]]
+
+
+def play(
+    target: PlantedTarget,
+    make: Callable[[Any], Algorithm[Any, Any, Any, Any]],
+    *,
+    calls: int,
+    reward: RewardPart | None = None,
+    seed: int = 0,
+    width: int = 8,
+    per_step: int = 64,
+    values: int = 0,
+    **settings: Any,
+) -> list[Call]:
+    """Train an attacker on a game and return all calls of the target, in order.
+
+    Args:
+        target: The target.
+        make: Builds the algorithm for a problem, for example the algorithm's class.
+        calls: Number of calls, a multiple of `per_step`.
+        reward: The reward; None is the score of the judge.
+        seed: Seed of the training.
+        width: Attacks sampled from each context.
+        per_step: Calls per training step, a multiple of `width`.
+        values: Number of value functions of an actor-critic algorithm.
+        settings: Further fields of `TrainingConfiguration`; the default learning rate is 0.01.
+    """
+    pair = planted_attacker(target.game)
+    kind: Any = HFValueProblem if values else HFASTProblem
+    problem = kind(
+        pair,
+        target,
+        pair,
+        KeywordModerator([REPORTED]),
+        reward=recording_response_harm(Harm() if reward is None else reward),
+        attacker_sampling=Sampling(max_new_tokens=WORDS),
+        **({"value_count": values} if values else {}),
+    )
+    log = CallLog(target)
+    config = TrainingConfiguration(
+        **{
+            "lr": 0.01,
+            "batch_size": per_step,
+            "training_steps": calls // per_step,
+            "num_episodes_per_experience": per_step // width,
+            "seed": seed,
+            **settings,
+        }
+    )
+    environment = ASTEnvironment(problem, [START], tree_width=width, tree_depth=1)
+    Trainer(config, environment, make(problem), callbacks=[log]).train()
+    return log.calls
+
+
+def discovered(target: KnownModes, calls: Sequence[Call]) -> Discovery:
+    """Return what these calls found of the modes of a target."""
+    return discovery(calls, target.mode_probabilities)

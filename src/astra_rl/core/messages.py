@@ -1,0 +1,243 @@
+"""Typed messages of a chat with tools: roles, texts, calls of tools and their results.
+
+They stand beside `astra_rl.core.text.Conversation`: that is the state of an episode, an alternation
+of attack and response; messages are what an agent reads and writes inside one response.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from astra_rl.core.text import Conversation, Utterance
+from astra_rl.core.tool_calls import ToolCall
+from astra_rl.errors import ConfigurationError
+from astra_rl.infra.unicode import well_formed
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+Span = tuple[int, int]
+"""Start and end of a part of a text, in characters."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool as a model is told of it.
+
+    Attributes:
+        name: Name by which it is called.
+        description: What it does.
+        parameters: JSON Schema of its arguments, of type ``object``.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in the form of the chat APIs and of ``apply_chat_template``."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": dict(self.parameters),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message.
+
+    Attributes:
+        role: Who wrote it.
+        text: Its text; of a model's message, without the calls that could be read.
+        calls: Calls of tools in a model's message, in order.
+        name: Of a result: name of the tool.
+        call_id: Of a result: `ToolCall.id` of its call; empty if the call could not be read.
+        written_by_attacker: Parts of `text` that the attacker wrote.
+    """
+
+    role: Role
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
+    written_by_attacker: tuple[Span, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its fields as JSON values."""
+        return {
+            "role": self.role,
+            "text": str(self.text),
+            "calls": [call.as_json() for call in self.calls],
+            "name": self.name,
+            "call_id": self.call_id,
+            "written_by_attacker": [list(span) for span in self.written_by_attacker],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Message:
+        """Return what `as_json` was called on."""
+        return cls(
+            values["role"],
+            values["text"],
+            tuple(ToolCall(**call) for call in values["calls"]),
+            values["name"],
+            values["call_id"],
+            tuple((start, end) for start, end in values["written_by_attacker"]),
+        )
+
+    def marked(self, attack: str) -> Message:
+        """Return it with the places marked at which its text contains the attack."""
+        wanted, found, start = attack.strip(), list(self.written_by_attacker), 0
+        while wanted and (start := self.text.find(wanted, start)) >= 0:
+            found.append((start, start + len(wanted)))
+            start += len(wanted)
+        return replace(self, written_by_attacker=tuple(sorted(set(found))))
+
+
+class Dialogue(Conversation):
+    """What an agent reads before its next message: messages, and the tools that it has.
+
+    It is a `Conversation` whose text is a transcript, so a target that only knows texts can be
+    asked, too.
+
+    Attributes:
+        messages: The messages so far; the last is of the user or a result of a tool.
+        tools: The tools that can be called.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+
+    def __new__(cls, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Dialogue:
+        """Build it from its parts.
+
+        Raises:
+            ConfigurationError: A role is unknown.
+        """
+        for message in messages:
+            if message.role not in ROLES:
+                raise ConfigurationError(f"role={message.role!r}; choose from {', '.join(ROLES)}.")
+        self = super().__new__(cls, transcript(messages))
+        assert isinstance(self, Dialogue)
+        self.messages, self.tools = tuple(messages), tuple(tools)
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Return messages and tools as JSON values."""
+        return {
+            "messages": [message.as_json() for message in self.messages],
+            "tools": [tool.as_json()["function"] for tool in self.tools],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Dialogue:
+        """Return what `as_json` was called on."""
+        return cls(
+            [Message.from_json(each) for each in values["messages"]],
+            [Tool(**each) for each in values["tools"]],
+        )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What an agent did in one turn.
+
+    Attributes:
+        messages: Messages of this turn, from the user's to the last of the agent.
+        state: State of the agent's world afterwards, as JSON values.
+        hijack: How far the attacker's goal was reached, in [0, 1]; None if unknown.
+        utility: How far the user's task was done, in [0, 1]; None if unknown.
+        ended: Why the turn ended: ``"answered"``, or the limit that it reached.
+        failed_at: Index in `messages` of the message after which `hijack` had its final value, if
+            that is above 0.
+        queries: Number of replies of the model.
+    """
+
+    messages: tuple[Message, ...]
+    state: Mapping[str, Any]
+    hijack: float | None
+    utility: float | None
+    ended: str
+    failed_at: int | None = None
+    queries: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            **vars(self),
+            "messages": [message.as_json() for message in self.messages],
+            "state": dict(self.state),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Trace:
+        """Return what `as_json` was called on."""
+        messages = tuple(Message.from_json(each) for each in values["messages"])
+        return cls(**{**values, "messages": messages})
+
+
+class AgentReply(Utterance):
+    """Response of an agent: its last text, with all that it did before.
+
+    Attributes:
+        trace: What it did.
+    """
+
+    trace: Trace
+
+    def __new__(cls, text: str, trace: Trace) -> AgentReply:
+        """Wrap the text of an agent's last message; see the class for `trace`."""
+        self = super().__new__(cls, text, finish_reason="stop")
+        assert isinstance(self, AgentReply)
+        self.trace = trace
+        return self
+
+
+def trace_of(text: object) -> Trace | None:
+    """Return what the agent did whose response this is; None if it is of no agent."""
+    return text.trace if isinstance(text, AgentReply) else None
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return messages as one text, for readers that know no structure."""
+    lines = []
+    for message in messages:
+        who = f"{message.role} {message.name}".strip()
+        calls = "".join(
+            f"\n[call {call.name} {json.dumps(call.arguments, ensure_ascii=False)}]"
+            for call in message.calls
+        )
+        lines.append(well_formed(f"{who}: {message.text}{calls}"))
+    return "\n".join(lines)
+
+
+def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages in the form of the chat APIs.
+
+    A call that could not be read is part of the text of its message. The answer to it has no call
+    that it could be a result of, so it is a message of the user.
+    """
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        role = "user" if message.role == "tool" and not message.call_id else message.role
+        chat: dict[str, Any] = {"role": role, "content": well_formed(str(message.text))}
+        calls = [call for call in message.calls if not call.error]
+        if calls:
+            chat["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+                }
+                for call in calls
+            ]
+        if role == "tool":
+            chat |= {"tool_call_id": message.call_id, "name": message.name}
+        found.append(chat)
+    return found

@@ -1,0 +1,116 @@
+"""Record of what an agent did in one turn."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from pydantic import Field
+
+from astra_rl.core.messages import AgentReply, Message, Role, Trace, trace_of
+from astra_rl.core.tool_calls import ToolCall
+from astra_rl.evaluation.records.base import Count, Fraction, Record, Text, content_digest
+from astra_rl.infra.jsonio import parse_json
+
+
+class CallRecord(Record):
+    """A call of a tool; see `ToolCall`.
+
+    Attributes:
+        name: Name of the tool.
+        arguments: The arguments as JSON text: a model wrote them.
+        id: Connects the call with its result.
+        error: Why the call could not be read.
+    """
+
+    name: Text = ""
+    arguments: Text = "{}"
+    id: Text = ""
+    error: Text = ""
+
+    @classmethod
+    def of(cls, call: ToolCall) -> CallRecord:
+        """Convert a call."""
+        arguments = json.dumps(call.arguments)
+        return cls(name=call.name, arguments=arguments, id=call.id, error=call.error)
+
+    def call(self) -> ToolCall:
+        """Return the call; a record whose arguments are no JSON object gives one with an error."""
+        try:
+            arguments = parse_json(self.arguments)
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            return ToolCall(self.name, id=self.id, error=self.error or "arguments are not JSON")
+        return ToolCall(self.name, arguments, self.id, self.error)
+
+
+class MessageRecord(Record):
+    """A message; for the attributes see `Message`."""
+
+    role: Role
+    text: Text = ""
+    calls: tuple[CallRecord, ...] = ()
+    name: Text = ""
+    call_id: Text = ""
+    written_by_attacker: tuple[tuple[Count, Count], ...] = ()
+
+    @classmethod
+    def of(cls, message: Message) -> MessageRecord:
+        """Convert a message."""
+        calls = tuple(map(CallRecord.of, message.calls))
+        return cls(**{**vars(message), "text": str(message.text), "calls": calls})
+
+    def message(self) -> Message:
+        """Return the message."""
+        calls = tuple(call.call() for call in self.calls)
+        spans = self.written_by_attacker
+        return Message(self.role, self.text, calls, self.name, self.call_id, spans)
+
+
+class TraceRecord(Record):
+    """What an agent did in one turn; for the other attributes see `Trace`.
+
+    Attributes:
+        state: Digest of the state of the agent's world after the turn.
+    """
+
+    messages: tuple[MessageRecord, ...] = ()
+    hijack: Fraction = None
+    utility: Fraction = None
+    ended: Text = ""
+    failed_at: Count | None = None
+    queries: Annotated[Count, Field(ge=0)] = 0
+    state: Text = ""
+
+    @classmethod
+    def of(cls, response: str) -> TraceRecord | None:
+        """Return the record of a response; None if it is of no agent."""
+        trace = trace_of(response)
+        if trace is None:
+            return None
+        return cls(
+            messages=tuple(map(MessageRecord.of, trace.messages)),
+            hijack=trace.hijack,
+            utility=trace.utility,
+            ended=trace.ended,
+            failed_at=trace.failed_at,
+            queries=trace.queries,
+            state=content_digest(trace.state),
+        )
+
+    def reply(self, text: str) -> AgentReply:
+        """Return the response, so that it can be judged again; its state is not known."""
+        messages = tuple(each.message() for each in self.messages)
+        return AgentReply(
+            text,
+            Trace(
+                messages,
+                {},
+                self.hijack,
+                self.utility,
+                self.ended,
+                self.failed_at,
+                self.queries,
+            ),
+        )

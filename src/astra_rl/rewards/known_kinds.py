@@ -1,0 +1,228 @@
+"""A term that pays less for kinds of success that are known already."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra_rl.core.contracts import is_missing
+from astra_rl.core.graph import Graph
+from astra_rl.core.text import Exchange, NoAttack
+from astra_rl.core.word_clusters import GreedyClusters
+from astra_rl.errors import ConfigurationError
+from astra_rl.infra.registry import named
+from astra_rl.infra.unicode import well_formed
+from astra_rl.rewards.base import RESPONSE_HARM, RewardModels, RewardTerm, State
+from astra_rl.rewards.embedding import Embedder, UsesVectors, Vectors
+
+NEW = -1
+"""In place of the number of a kind: there is none yet."""
+_EPSILON = 1e-6
+"""Rounding error of unit vectors in single precision."""
+
+
+def rarity(known: int, power: float) -> float:
+    """Return ``(1 + known) ** -power``, the value of a kind with so many known successes.
+
+    It is a bonus of count-based exploration (Strehl and Littman, *JCSS* 74, 2008; with power 1/2:
+    Bellemare et al., arXiv 1606.01868). If a method always takes the kind of the highest value, all
+    kinds are taken equally often, whatever the power.
+
+    Args:
+        known: Number of known successes, 0 or more.
+        power: Exponent, 0 or more; 0 pays all kinds alike.
+
+    Returns:
+        The value, in (0, 1]; 1 for a new kind.
+    """
+    return float((1 + known) ** -power)
+
+
+class Kinds(ABC):
+    """Kinds of texts, each with its first text: a text joins the first kind similar enough.
+
+    Attributes:
+        first: First text of each kind.
+        counts: Number of texts of each kind.
+    """
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self.counts: list[int] = []
+
+    def add(self, models: RewardModels, texts: Sequence[str]) -> None:
+        """Count texts, in order; those whose kind is unknown are left out."""
+        for text in texts:
+            (kind,) = self.find(models, [text])
+            if kind == NEW:
+                self.extend(models, text)
+                self.counts.append(0)
+            if kind is not None:
+                self.counts[kind] += 1  # NEW is the last
+
+    def count(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
+        """Return how many texts of its kind are known, for each text; None if it is unknown."""
+        return [
+            kind if kind is None else 0 if kind == NEW else self.counts[kind]
+            for kind in self.find(models, texts)
+        ]
+
+    def restore(self, first: Sequence[str], counts: Sequence[int]) -> None:
+        """Set the kinds of an object that has none."""
+        self.first, self.counts = list(first), list(counts)
+
+    @abstractmethod
+    def find(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
+        """Return the number of the kind of each text, `NEW`, or None if it cannot be embedded."""
+
+    def extend(self, models: RewardModels, text: str) -> None:
+        """Add a kind with this first text."""
+        self.first.append(text)
+
+
+class KindsByWords(Kinds):
+    """Kinds by the Jaccard similarity of the sets of words, see `GreedyClusters`."""
+
+    def __init__(self, similarity: float) -> None:
+        super().__init__()
+        self._clusters = GreedyClusters(similarity=similarity)
+
+    def restore(self, first: Sequence[str], counts: Sequence[int]) -> None:
+        """See `Kinds.restore`."""
+        super().restore(first, counts)
+        for text in first:
+            self._clusters.add(text)
+
+    def find(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
+        """See `Kinds.find`."""
+        found = map(self._clusters.find, texts)
+        return [NEW if kind is None else kind for kind in found]
+
+    def extend(self, models: RewardModels, text: str) -> None:
+        """See `Kinds.extend`."""
+        super().extend(models, text)
+        self._clusters.add(text)
+
+
+class KindsByMeaning(Kinds):
+    """Kinds by the cosine similarity of embeddings."""
+
+    def __init__(self, similarity: float, vectors: Vectors) -> None:
+        super().__init__()
+        self.similarity, self.vectors = similarity, vectors
+        self._rows: list[Tensor] = []
+
+    def find(self, models: RewardModels, texts: Sequence[str]) -> list[int | None]:
+        """See `Kinds.find`."""
+        known = len(self._rows)
+        if known < len(self.first):  # restored from a state, where there are no models
+            self._rows += self._embedded(models, self.first[known:])
+        table = torch.stack(self._rows) if self._rows else None
+        return [self._find(vector, table) for vector in self._embedded(models, texts)]
+
+    def extend(self, models: RewardModels, text: str) -> None:
+        """See `Kinds.extend`."""
+        super().extend(models, text)
+        self._rows += self._embedded(models, [text])
+
+    def _find(self, vector: Tensor, table: Tensor | None) -> int | None:
+        if not vector.isfinite().all():
+            return None
+        if table is None:
+            return NEW
+        similar = (table @ vector >= self.similarity - _EPSILON).nonzero()
+        return int(similar[0]) if len(similar) else NEW
+
+    def _embedded(self, models: RewardModels, texts: Sequence[str]) -> list[Tensor]:
+        vectors = self.vectors(models, texts).double()
+        # Texts without a vector, such as empty ones, are alike: they have a dimension of their own.
+        nothing = ~vectors.any(dim=1, keepdim=True)
+        return list(torch.cat([vectors, nothing.double()], dim=1)) if len(texts) else []
+
+
+@named("kind_novelty")
+class KindNovelty(UsesVectors, RewardTerm):
+    """Novelty of the kind of an attack over all successes of the training, in (0, 1]; 1 is new.
+
+    ``(1 + n) ** -power``, where n counts the earlier successes of the same kind (see `rarity`). Two
+    attacks are of one kind if they share most words or, with an embedder, their meaning: an attack
+    joins the first kind whose first attack is similar enough. All attacks of a training experience
+    are valued by the counts before it. An attack is a success if the problem's moderator scores the
+    response at least `threshold`; the reward must contain a term `Harm` that records it.
+
+    It is meant as a factor of harm, for instance as the ``novelty`` of `NovelFailureReward`: a
+    failure that is known pays less and less, so the attacker moves on.
+
+    Args:
+        power: Exponent, 0 or more.
+        embedder: See `astra_rl.rewards.embedding.Vectors`; None compares the sets of words.
+        similarity: Least similarity of one kind, in (0, 1]: of the word sets (Jaccard), by default
+            0.5, or the cosine of the embeddings, by default 0.7.
+        threshold: Least score of a success, in (0, 1].
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    name = "kind_novelty"
+
+    def __init__(
+        self,
+        *,
+        power: float = 1.0,
+        embedder: str | Embedder | None = None,
+        similarity: float | None = None,
+        threshold: float = 0.5,
+    ) -> None:
+        if not 0 <= power < math.inf:
+            raise ConfigurationError(f"power={power}; it must be 0 (off) or positive.")
+        if similarity is None:
+            similarity = 0.5 if embedder is None else 0.7
+        if not 0 < similarity <= 1:
+            raise ConfigurationError(f"similarity={similarity}; it must be above 0 and at most 1.")
+        if not 0 < threshold <= 1:
+            raise ConfigurationError(f"threshold={threshold}; it must be above 0 and at most 1.")
+        self.power = power
+        self.threshold = threshold
+        self.similarity = similarity
+        self._by_meaning = embedder is not None
+        self.vectors = Vectors() if embedder is None else Vectors(embedder)
+        self.kinds = self._no_kinds()
+
+    def __call__(self, models: RewardModels, exchanges: Sequence[Exchange]) -> Sequence[float]:
+        """Return the novelty of the kind of each attack; NaN if it cannot be embedded."""
+        known = self.kinds.count(models, [well_formed(each.attack) for each in exchanges])
+        return [math.nan if count is None else rarity(count, self.power) for count in known]
+
+    def observe(self, models: RewardModels, graphs: Sequence[Graph[str, str]]) -> None:
+        """Count the successes of this experience."""
+        nodes = [node for graph in graphs for node in graph.nodes()]
+        successes = [
+            well_formed(node.attack)
+            for node in nodes
+            if self.name in node.reward_terms
+            and not isinstance(node.attack, NoAttack)
+            and self._succeeded(node.reward_terms.get(RESPONSE_HARM, math.nan))
+        ]
+        self.kinds.add(models, successes)
+
+    def state_dict(self) -> State:
+        """Return the first attack of each kind, and how many successes it has."""
+        return {"first": list(self.kinds.first), "counts": list(self.kinds.counts)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore the kinds."""
+        self.kinds = self._no_kinds()
+        self.kinds.restore(state["first"], state["counts"])
+
+    def _no_kinds(self) -> Kinds:
+        if self._by_meaning:
+            return KindsByMeaning(self.similarity, self.vectors)
+        return KindsByWords(self.similarity)
+
+    def _succeeded(self, harm: float) -> bool:
+        return not is_missing(harm) and harm >= self.threshold

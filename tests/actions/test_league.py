@@ -1,0 +1,181 @@
+"""A league: equal numbers of target calls, finished runs kept, interrupted ones resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.cli.running import astra_rl
+
+from astra_rl.actions import league as actions
+from astra_rl.actions.league import Cell, League, run_league
+from astra_rl.bench import PlantedGame, save_planted_attacker
+from astra_rl.bench.parts import HELD_OUT, REPORTED, START
+from astra_rl.config.estimate import training_size
+from astra_rl.config.league import load_league
+from astra_rl.config.preset_files import preset_names
+from astra_rl.config.resolve import resolve
+from astra_rl.errors import ConfigurationError
+
+GAME = {"modes": 10, "seed": 1, "words": 16}
+
+
+@pytest.fixture(scope="module")
+def attacker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacker")
+    save_planted_attacker(PlantedGame(**GAME), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def write(tmp_path, attacker):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text(f"{START}\n")
+    test.write_text(f"{HELD_OUT}\n")
+
+    def make(**changes):
+        settings = {
+            "run": {
+                "attacker": {"model": attacker, "max_new_tokens": 4},
+                "target": {"type": "astra_rl.bench:PlantedTarget", "options": GAME},
+                "moderator": {"type": "keyword", "options": {"words": [REPORTED]}},
+                "prompts": {"file": str(train), "test_file": str(test), "role": "opening"},
+                "reward": "harm",
+                "environment": {"type": "single_turn", "tree_width": 8},
+                "training": {"episodes_per_step": 2, "batch_size": 16, "lr": 1.0e-3},
+                "evaluation": {"before": False, "trials": 4, "watch": 0},
+            },
+            "calls": 64,
+            "seeds": [0],
+            "methods": {
+                "grpo": {},
+                "known kinds": {
+                    "reward": {
+                        "novel_failure": {
+                            "novelty_share": 1.0,
+                            "nll_weight": 0.0,
+                            "novelty": {"kind_novelty": {"similarity": 0.6}},
+                        }
+                    }
+                },
+            },
+            **changes,
+        }
+        path = tmp_path / "league.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return make
+
+
+@pytest.mark.slow
+def test_one_command_writes_the_table_and_keeps_finished_runs(write, tmp_path, monkeypatch):
+    path = write()
+    done = astra_rl("league", str(path), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found["methods"]) == ["grpo", "known kinds"]
+    assert [cell["calls"] for cell in found["cells"]] == [64, 64]
+    for cell in found["cells"]:
+        # The likeliest of ten modes has probability 0.1: 64 calls miss it once in a thousand.
+        assert 0.1 <= cell["recall"] <= 1.0
+        assert 0.0 < cell["weighted_recall"] <= 1.0
+        assert cell["effective_kinds"] >= 1.0
+        assert 0.0 <= cell["asr"] <= 1.0
+    folder = tmp_path / "leagues" / "league"
+    assert (folder / "league.md").read_text().startswith("| method | seeds | calls |")
+    monkeypatch.setattr(actions, "run_experiment", lambda *_, **__: pytest.fail("played again"))
+    again = astra_rl("league", str(path), "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == found
+
+
+@pytest.mark.slow
+def test_an_interrupted_league_ends_as_an_uninterrupted_one(write, tmp_path, monkeypatch):
+    config = load_league(write(seeds=[0, 1]))
+    whole = run_league(config, tmp_path / "whole")
+    real, calls = actions.run_experiment, []
+
+    def interrupted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(actions, "run_experiment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_league(config, tmp_path / "parts")
+    assert run_league(config, tmp_path / "parts") == whole
+    assert len(calls) == 5  # two runs, the interrupted one, and the two that were left
+
+
+def test_every_method_gets_the_same_number_of_target_calls(write):
+    """Presets that sample five replies per attack, or play trees, take fewer steps."""
+    training = {"training": {"episodes_per_step": 2, "warmup_steps": 2}}
+    presets = ["crt", "diverct", "gflownet", "stable_gfn", "astprompter", "rlhammer"]
+    assert set(presets) <= set(preset_names())
+    methods = {name: {"preset": name, **training} for name in presets}
+    league = load_league(write(methods=methods, calls=4000))
+    for name in presets:
+        config = league.config(name, 7)
+        size = training_size(resolve(config))
+        one = size.replies / config.training.steps
+        assert 4000 - one < size.replies <= 4000, name
+        assert config.seed == 7
+        assert config.attacker.max_new_tokens == 4  # of the league
+
+
+def test_the_league_of_the_documentation_is_valid(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "discovery.md").read_text("utf-8")
+    (block,) = re.findall(r'^```yaml title="league.yaml"\n(.*?)^```$', page, re.M | re.S)
+    (tmp_path / "league.yaml").write_text(block)
+    league = load_league(tmp_path / "league.yaml")
+    for method in league.methods:
+        size = training_size(resolve(league.config(method, 0)))
+        assert 0.8 * league.calls < size.replies <= league.calls, method
+
+
+def test_a_preset_brings_its_reward_and_algorithm_and_the_method_its_changes(write):
+    methods = {"mine": {"preset": "crt", "training": {"lr": 0.5, "episodes_per_step": 2}}}
+    config = load_league(write(methods=methods)).config("mine", 0)
+    assert config.algorithm.type == "ppo"
+    assert config.training.lr == 0.5
+    assert config.training.adam_beta2 == 0.95  # of the preset
+    assert config.environment.tree_width == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"calls": 8}, "a training step makes 16 target calls, and calls is 8"),
+        ({"seeds": [1, 1]}, r"seeds: \[1\] given twice"),
+        ({"methods": {}}, "methods"),
+        ({"methods": {"a": {"preset": "nobody"}}}, "no preset 'nobody'"),
+        ({"methods": {"a": {"algoritm": {}}}}, "algoritm: unknown key"),
+        ({"call": 3}, "call: unknown key"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_played(write, changes, says):
+    with pytest.raises(ConfigurationError, match=says):
+        load_league(write(**changes))
+
+
+def test_a_method_of_several_seeds_has_intervals_and_hostile_names_are_escaped(tmp_path):
+    numbers = dict.fromkeys((column.name for column in actions.COLUMNS), math.nan)
+    cells = [
+        Cell("=a|b", seed, 64, {**numbers, "asr": value, "effective_kinds": 2.0})
+        for seed, value in enumerate([0.2, 0.4, 0.6])
+    ]
+    league = League(64, cells)
+    asr = league.rows()["=a|b"]["asr"]
+    assert asr.mean == pytest.approx(0.4)
+    assert asr.interval is not None
+    assert asr.interval.low < 0.4 < asr.interval.high
+    actions.write_league(league, tmp_path)
+    assert "=a|b" not in (tmp_path / "league.md").read_text()
+    assert "\n'=a|b,0,64" in (tmp_path / "league.csv").read_text().replace("\r\n", "\n")
+    headings, _ = league.table()
+    assert "recall of modes" not in headings  # unknown for all

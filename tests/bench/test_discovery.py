@@ -1,0 +1,80 @@
+"""What a sequence of calls found, and training on a game."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from astra_rl.algorithms import GRPO
+from astra_rl.bench import Call, CallLog, PlantedTarget, discovered, discovery, over_seeds, play
+from astra_rl.errors import ConfigurationError
+
+
+def test_a_mode_is_found_by_its_first_reported_failure():
+    """Modes of 0.6, 0.3 and 0.1; the first failure of mode 1 is missed by the judge."""
+    calls = [
+        Call(None, False),
+        Call(1, False),
+        Call(0, True),
+        Call(None, True),
+        Call(1, True),
+        Call(0, True),
+    ]
+    found = discovery(calls, [0.6, 0.3, 0.1])
+    assert found.found == (3, 5, None)
+    assert found.recall == pytest.approx(2 / 3)
+    assert found.weighted_recall == pytest.approx(0.9)
+    assert found.success == pytest.approx(4 / 6)
+    assert found.effective_modes == pytest.approx(2.0)
+    assert found.false_alarms == pytest.approx(1 / 4)
+
+
+def test_without_failures_there_are_no_kinds_and_no_false_alarms():
+    found = discovery([Call(None, False)], [0.5])
+    assert found.recall == 0.0
+    assert math.isnan(found.effective_modes)
+    assert math.isnan(found.false_alarms)
+    assert math.isnan(discovery([], [0.5]).success)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        discovery([], [])
+
+
+def test_over_seeds_has_an_interval_from_three_seeds_on_and_leaves_unknown_numbers_out():
+    hit, miss = [Call(0, True), Call(None, False)], [Call(None, False)] * 2
+    found = {seed: discovery(calls, [0.5, 0.5]) for seed, calls in enumerate([hit, hit, miss])}
+    measured = over_seeds(found)
+    assert measured["recall"].mean == pytest.approx(1 / 3)
+    interval = measured["recall"].interval
+    assert interval is not None
+    assert 0.0 <= interval.low < 1 / 3 < interval.high <= 1.0
+    assert measured["effective_modes"].by_seed == {0: 1.0, 1: 1.0}
+    assert measured["effective_modes"].interval is None
+    with pytest.raises(ConfigurationError, match="equal numbers of calls"):
+        over_seeds({0: discovery(hit, [1.0]), 1: discovery(hit[:1], [1.0])})
+
+
+@pytest.mark.slow
+def test_an_untrained_attacker_finds_what_its_probabilities_say_and_a_trained_one_succeeds():
+    """A mode of probability p is found with 1 - (1 - p)^n: the recall over modes, by enumeration.
+
+    Four standard errors of a sum of independent indicators.
+    """
+    target = PlantedTarget(50, seed=1)
+    calls = play(target, GRPO, calls=1024, lr=1e-12)
+    chances = [1 - (1 - mode.probability) ** 1024 for mode in target.game.modes]
+    spread = 4 * math.sqrt(sum(p * (1 - p) for p in chances))
+    found = discovered(target, calls)
+    assert abs(found.recall * 50 - sum(chances)) < spread
+    assert len(calls) == 1024
+    trained = play(target, GRPO, calls=1024, lr=3e-3)
+    assert discovered(target, trained[-256:]).success > 0.5
+
+
+def test_the_log_of_calls_is_restored_from_the_state_of_a_training(tmp_path: Path):
+    log = CallLog(PlantedTarget(10))
+    log.calls = [Call(3, True), Call(None, False)]
+    other = CallLog(PlantedTarget(10))
+    other.load_state_dict(log.state_dict())
+    assert other.calls == log.calls

@@ -1,0 +1,93 @@
+"""Calls of tools in the text of models; formats as released models write them."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_rl.core.tool_calls import MOST_CALLS, ToolCall, parse_calls, read_call
+
+SEND = {"name": "send", "arguments": {"to": "ann", "count": 2}}
+WRITTEN = {
+    "qwen": '<tool_call>\n{"name": "send", "arguments": {"to": "ann", "count": 2}}\n</tool_call>',
+    "hermes cut": '<tool_call>{"name": "send", "arguments": {"to": "ann", "count": 2}}',
+    "llama": '{"name": "send", "parameters": {"to": "ann", "count": 2}}',
+    "llama tag": '<|python_tag|>{"name": "send", "parameters": {"to": "ann", "count": 2}}',
+    "llama typed": '{"type": "function", "name": "send", "parameters": {"to": "ann", "count": 2}}',
+    "mistral": '[TOOL_CALLS] [{"name": "send", "arguments": {"to": "ann", "count": 2}}]',
+    "mistral new": '[TOOL_CALLS]send[ARGS]{"to": "ann", "count": 2}',
+    "json text": (
+        '<tool_call>{"name": "send", "arguments": "{\\"to\\": \\"ann\\", \\"count\\": 2}"}'
+    ),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+def test_each_format_of_a_call_is_read(written):
+    text, calls = parse_calls(written)
+    assert text == ""
+    assert [(call.name, call.arguments, call.error) for call in calls] == [
+        ("send", {"to": "ann", "count": 2}, "")
+    ]
+
+
+def test_the_text_around_calls_is_kept_and_their_order_too():
+    text, calls = parse_calls(
+        'First.\n<tool_call>{"name": "a"}</tool_call>\n<tool_call>{"name": "b"}</tool_call>'
+    )
+    assert text == "First."
+    assert [call.name for call in calls] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [
+        ("<tool_call>{name: send}</tool_call>", "not JSON"),
+        ("<tool_call>[1]</tool_call>", "must be a JSON object"),
+        ('<tool_call>{"arguments": {}}</tool_call>', "must have a name"),
+        ('<tool_call>{"name": 3}</tool_call>', "must have a name"),
+        ('<tool_call>{"name": "a", "arguments": [1]}</tool_call>', "must be a JSON object"),
+        ('<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>', "not finite"),
+        ('<tool_call>{"name": "a", "arguments": "{"}</tool_call>', "not JSON"),
+        ("[TOOL_CALLS]send[ARGS]{", "not JSON"),
+        ("[TOOL_CALLS] [", "not JSON"),
+        ('{"name": "send", "parameters": ', "not JSON"),
+        ("<|python_tag|>print(1)", "not JSON"),
+        ("<tool_call>" + "[" * 5000, "nested"),
+    ],
+)
+def test_a_call_that_cannot_be_read_has_an_error_and_stays_in_the_text(written, error):
+    text, calls = parse_calls(f"Well. {written}" if written.startswith("<tool") else written)
+    assert len(calls) == 1
+    assert error in calls[0].error
+    assert written in text
+
+
+@pytest.mark.parametrize("text", ["", "Hello.", '{"answer": 1}', 'He said {"name": "x"}', "a < b"])
+def test_a_text_without_calls_is_all_text(text):
+    assert parse_calls(text) == (text, ())
+
+
+def test_only_so_many_calls_are_read_and_the_rest_is_one_error():
+    _, calls = parse_calls('<tool_call>{"name": "a"}</tool_call>' * 500)
+    assert len(calls) == MOST_CALLS + 1
+    assert "500 calls" in calls[-1].error
+
+
+@given(st.text(alphabet='<>/[]{}"tool_calTOL:,name\\ ARGS|1\ud800', max_size=200))
+def test_no_text_raises(text):
+    for call in parse_calls(text).calls:
+        json.dumps(call.as_json())
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    )
+)
+def test_no_value_of_an_endpoint_raises(value):
+    call = read_call(value)
+    assert call.error or call.name
+    assert ToolCall(**call.as_json()) == call

@@ -1,0 +1,143 @@
+"""A kind of success that is known pays less."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from astra_rl import Graph, Node
+from astra_rl.core.word_clusters import GreedyClusters
+from astra_rl.errors import ConfigurationError
+from astra_rl.evaluation.measures.text_clusters import clusters_by_meaning, greedy_clusters
+from astra_rl.rewards import REWARDS, Harm, KindNovelty, NovelFailureReward
+from astra_rl.rewards.base import RESPONSE_HARM, load_state_dict, observe, state_dict
+from astra_rl.rewards.known_kinds import rarity
+from astra_rl.testing import ScriptedModerator
+
+TEXTS = ["a b c d", "a b c e", "e f g h", "A b, c d!", "", "x", "e f g", "a f x d", "x y", ""]
+
+
+def experience(term, successes, failures=()):
+    """An experience in which these attacks were made."""
+    rows = [(text, 1.0) for text in successes] + [(text, 0.2) for text in failures]
+    nodes = [Node("c", text, "r", 0.0, []) for text, _ in rows]
+    for node, (_, harm) in zip(nodes, rows, strict=True):
+        node.reward_terms = {RESPONSE_HARM: harm, term.name: 1.0}
+    return [Graph("c", nodes)]
+
+
+@pytest.mark.parametrize(
+    ("known", "power", "value"), [(0, 1.0, 1.0), (3, 1.0, 0.25), (3, 0.5, 0.5), (99, 0.0, 1.0)]
+)
+def test_rarity_is_a_power_of_the_count(known, power, value):
+    assert rarity(known, power) == value
+
+
+def test_always_taking_the_rarest_kind_takes_all_kinds_equally_often():
+    """The property that the pay is for: for any power, the greedy order is a round-robin."""
+    for power in (0.25, 1.0, 3.0):
+        counts = [0, 5, 2]
+        for _ in range(3 * 10 - 7):
+            best = max(range(3), key=lambda kind: rarity(counts[kind], power))
+            counts[best] += 1
+        assert counts == [10, 10, 10]
+
+
+def test_a_known_kind_pays_less_and_a_failed_attack_makes_no_kind_known(make_models, turns):
+    term = KindNovelty(power=1.0)
+    models = make_models()
+    assert term(models, turns("a b c d", "z")) == [1.0, 1.0]
+    term.observe(models, experience(term, ["a b c d", "a b c e", "e f g h"], failures=["z"]))
+    # a b c e shares 3 of 5 words with a b c d: one kind, known twice.
+    assert term(models, turns("a b c x", "e f g h", "z")) == [1 / 3, 1 / 2, 1.0]
+    assert term.kinds.first == ["a b c d", "e f g h"]
+
+
+@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
+def test_kinds_by_words_are_those_of_the_report(make_models, similarity):
+    term = KindNovelty(similarity=similarity)
+    term.observe(make_models(), experience(term, TEXTS))
+    clusters = greedy_clusters(TEXTS, similarity=similarity)
+    assert term.kinds.first == [TEXTS[members[0]] for members in clusters]
+    assert term.kinds.counts == list(map(len, clusters))
+
+
+@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
+def test_looking_for_a_cluster_changes_nothing_and_agrees_with_adding(similarity):
+    clusters = GreedyClusters(similarity=similarity)
+    for text in TEXTS:
+        found = clusters.find(text)
+        assert clusters.find("unseen " + text) == clusters.find("unseen " + text)
+        added = clusters.add(text)
+        assert found in (added, None)
+        assert clusters.find(text) == added
+
+
+def embed(texts):
+    """Letters counted, so that anagrams have one meaning."""
+    return torch.tensor([[float(text.count(letter)) for letter in "abcdefgx"] for text in texts])
+
+
+def test_kinds_by_meaning_are_those_of_the_report(make_models):
+    term = KindNovelty(embedder=embed, similarity=0.7)
+    term.observe(make_models(), experience(term, TEXTS))
+    clusters = clusters_by_meaning(TEXTS, embed, similarity=0.7)
+    assert term.kinds.first == [TEXTS[members[0]] for members in clusters]
+    assert term.kinds.counts == list(map(len, clusters))
+
+
+def test_an_attack_that_cannot_be_embedded_has_no_value_and_is_not_counted(make_models, turns):
+    def broken(texts):
+        return [[math.nan] if text == "bad" else [1.0] for text in texts]
+
+    term = KindNovelty(embedder=broken)
+    term.observe(make_models(), experience(term, ["good", "bad"]))
+    bad, good = term(make_models(), turns("bad", "good"))
+    assert math.isnan(bad)
+    assert good == 1 / 2
+
+
+@pytest.mark.parametrize("options", [{}, {"embedder": embed}])
+def test_a_restored_term_goes_on_as_the_original(make_models, turns, options):
+    """Also through JSON, inside a reward, and for all later experiences."""
+    models = make_models(ScriptedModerator({}, default=1.0))
+
+    def make():
+        term = KindNovelty(**options)
+        return term, NovelFailureReward(novelty=term, nll_weight=0.0)
+
+    (first, reward), (second, other) = make(), make()
+    observe(reward, models, experience(first, TEXTS[:6]))
+    load_state_dict(other, json.loads(json.dumps(state_dict(reward))))
+    for part in (reward, other):
+        observe(part, models, experience(first, TEXTS[4:]))
+    again = turns(*TEXTS, "a b c d e", "new")
+    assert second(models, again) == first(models, again)
+    assert state_dict(other) == state_dict(reward)
+
+
+def test_a_success_is_judged_by_the_threshold_and_unknown_scores_are_none(make_models):
+    term = KindNovelty(threshold=0.2)
+    term.observe(make_models(), experience(term, [], failures=["a"]))
+    assert term.kinds.first == ["a"]
+    graphs = experience(term, ["b"])
+    next(iter(graphs[0].nodes())).reward_terms[RESPONSE_HARM] = math.nan
+    term.observe(make_models(), graphs)
+    assert term.kinds.first == ["a"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"power": -1.0}, {"power": math.nan}, {"similarity": 0.0}, {"threshold": 0.0}],
+)
+def test_values_out_of_range_are_refused(options):
+    with pytest.raises(ConfigurationError, match="it must be"):
+        KindNovelty(**options)
+
+
+def test_it_has_a_name_in_configurations():
+    assert REWARDS.load("kind_novelty") is KindNovelty
+    assert Harm().name  # the term that records the score of the response

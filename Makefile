@@ -6,6 +6,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDIT := $(VENV)-audit/bin/pip-audit
+TWINE := $(VENV)-audit/bin/twine
 # With bytecode: without it every process that a test starts would compile the library again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
@@ -82,11 +83,12 @@ $(READY): pyproject.toml constraints.txt requirements/ci.txt
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-# The wheel, the sdist and, as CycloneDX, what the lock installs beside them. It needs the network, and
-# fails where a dependency has a known vulnerability.
+# The wheel, the sdist, checked by twine, and, as CycloneDX, what the lock installs beside them. It needs
+# the network, and fails where a dependency has a known vulnerability.
 dist: $(READY) $(AUDIT)
 	rm -rf build dist && mkdir dist
 	$(BIN)/python -c 'import setuptools.build_meta as b; b.build_wheel("dist"), b.build_sdist("dist")'
+	$(TWINE) check --strict dist/*
 	$(AUDIT) --disable-pip --require-hashes --requirement requirements/ci.txt \
 		--format cyclonedx-json --output dist/sbom.json
 

@@ -16,6 +16,14 @@ EXAMPLES = sorted(
 )  # the plug-in is installed by test_installation
 
 
+SAYS = {
+    "differential_testing.py": "failure rate of A minus that of B: +17%",
+    "endpoint.py": "failure rate: ",
+    "harden_and_retest.py": "attacker 1 against target 1: ",
+}
+"""What an example prints that trains in no steps, or not only."""
+
+
 each_example = pytest.mark.parametrize(
     "path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT))
 )
@@ -25,7 +33,7 @@ each_example = pytest.mark.parametrize(
 def test_an_example_runs_and_leaves_nothing_behind(path, tmp_path):
     code, errors = Script(path, "--smoke", cwd=tmp_path).wait()
     assert code == 0, errors
-    assert "step 1" in errors
+    assert SAYS.get(path.name, "step 1") in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,11 +49,12 @@ def test_an_example_runs_on_its_own_and_leaves_nothing_behind(path, tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert "step 1" in done.stderr
+    assert SAYS.get(path.name, "step 1") in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_examples_that_the_guide_promises_exist():
     names = [str(path.relative_to(ROOT)) for path in EXAMPLES]
     assert "examples/GPT2_v_GPT2/ast_trainer.py" in names
-    assert "examples/early_stopping.py" in names
+    for name in ("early_stopping", "custom_everything", *map(Path, SAYS)):
+        assert f"examples/{Path(name).stem}.py" in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,11 +105,60 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugin_wheel = build(plugin, tmp_path_factory.mktemp("plugin_wheel"))
     for arguments in (
         ["--no-deps", "--ignore-installed", wheel, plugin_wheel],
-        [f"{wheel}[demo,profanity]", "astra-rl-example-plugin"],  # are all requirements met?
+        [f"{wheel}[demo,openai,profanity]", "astra-rl-example-plugin"],  # are all requirements met?
     ):
         done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what is installed here, except this project."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    for place in {Path(pytest.__file__).parent.parent, Path(sysconfig.get_paths()["purelib"])}:
+        for entry in place.iterdir():
+            ours = entry.name.startswith(("astra", "__editable__")) or entry.suffix == ".pth"
+            if not ours and not (folder / entry.name).exists():
+                (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a git repository with what a build reads."""
+    folder = tmp_path_factory.mktemp("clone") / "clone"
+    shutil.copytree(source, folder)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Source"]):
+        subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("page", "arguments"), install_lines())
+def test_an_install_line_installs_into_an_empty_environment(
+    page: str, arguments: str, wheel: Path, clone: Path, dependencies: Path, tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "new", with_pip=False)
+    (site,) = (tmp_path / "new" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    folder = tmp_path / "folder"
+    shutil.copytree(PLUGIN if "--no-deps ." in arguments else clone, folder)
+    line = arguments.replace("dist/astra_rl_toolbox-0.1.0-py3-none-any.whl", str(wheel))
+    line = line.replace("/path/to/a/clone", str(clone))
+    pip = [python_of(tmp_path / "new"), "-m", "pip", "install", "--no-index", "--quiet"]
+    done = subprocess.run(
+        [*pip, "--no-build-isolation", *shlex.split(line)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (page, done.stderr)
+    installed = {path.name.partition("-")[0] for path in site.glob("*.dist-info")}
+    of_the_index = any(each in line for each in OF_THE_INDEX)
+    assert of_the_index or installed & {"astra_rl_toolbox", "astra_rl_example_plugin"}, page
 
 
 @pytest.mark.slow

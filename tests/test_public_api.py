@@ -7,8 +7,10 @@ import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from tests.public_api import is_called_as, parameters, public_api
 
 import astra_rl
 from astra_rl.errors import MissingDependencyError
@@ -226,16 +228,37 @@ def test_documented_import_paths_hold(module, names):
     assert all(hasattr(found, name) for name in names.split())
 
 
-def signature(thing):
-    """Names of a callable's parameters; `=` after those with a default, `*` before keyword-only."""
-    parts = []
-    for name, parameter in inspect.signature(thing).parameters.items():
-        if name == "self":
-            continue
-        star = "*" if parameter.kind is parameter.KEYWORD_ONLY else ""
-        default = "=" if parameter.default is not parameter.empty else ""
-        parts.append(f"{star}{name}{default}")
-    return " ".join(parts)
+def test_a_recorded_public_name_is_still_called_as_before():
+    recorded = (Path(__file__).parent / "data" / "public_api.txt").read_text("utf-8").splitlines()
+    found = dict(line.partition("(")[::2] for line in public_api())
+    broken = [
+        line
+        for name, was in (line.partition("(")[::2] for line in recorded)
+        if not is_called_as(was, found.get(name))
+        for line in [f"{name}({was}, now {found.get(name)}"]
+    ]
+    assert not broken, (
+        "public names changed; see CONTRIBUTING.md on deprecation. Record them with "
+        "python -m tests.public_api > tests/data/public_api.txt"
+    )
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "same"),
+    [
+        ("a b= *c)", "a b= *c)", True),
+        ("a b= *c)", "a b= c= *d=)", True),
+        ("a b= *c)", "a b= *c *d=)", True),
+        ("a *c)", "a b= *c=)", True),
+        ("a b)", "b a)", False),
+        ("a b= *c)", "a *b= *c)", False),
+        ("a b= *c)", "a b= *c d)", False),
+        ("a=)", "a)", False),
+        ("a)", None, False),
+    ],
+)
+def test_what_breaks_a_call_is_known(was, now, same):
+    assert is_called_as(was, now) is same
 
 
 @pytest.mark.parametrize(
@@ -287,16 +310,16 @@ def test_signatures_of_the_specification_hold(thing, expected):
     found = astra_rl
     for name in thing.split("."):
         found = getattr(found, name)
-    assert signature(found) == expected
+    assert parameters(found) == expected
 
 
 def test_signatures_for_transformers_hold():
     from astra_rl.ext.transformers import HFASTProblem, HFASTTrainer
 
-    assert signature(HFASTProblem).startswith(
+    assert parameters(HFASTProblem).startswith(
         "attacker_model_id target_model_id baseline_model_id moderator device= *"
     )
-    assert signature(HFASTTrainer).startswith(
+    assert parameters(HFASTTrainer).startswith(
         "config environment algorithm *dev_prompts= *eval_every= *ckpt_dir="
     )
     defaults = inspect.signature(HFASTTrainer).parameters

@@ -110,6 +110,13 @@ def test_the_command_writes_a_table(tmp_path, runs):
     assert {line.count(" & ") for line in latex if line.endswith(r"\\")} == {11}
     markdown = (tmp_path / "t.md").read_text().splitlines()
     assert {line.count("|") for line in markdown} == {13}
+    for ending, start in (("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<?xml")):
+        done = astra_rl("seeds", *names, "-o", f"t.{ending}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f"t.{ending}").read_bytes().startswith(start)
+    figure = (tmp_path / "t.svg").read_text()
+    for text in ("algorithm.type=rloo", "held-out prompts", "attack success rate"):
+        assert text in figure
     done = astra_rl("seeds", *names, "-o", "t.xlsx", cwd=tmp_path)
     assert done.returncode == 2
     assert ".csv, .md, .tex" in done.stderr

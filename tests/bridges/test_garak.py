@@ -1,6 +1,7 @@
 """garak runs with the trained attacker, and its report is read; the function without it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -25,13 +26,16 @@ def garak(run, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / name))
 
     def started(*arguments):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "garak", "--skip_unknown", "--report_prefix"]
-        report = tmp_path / "out"
         done = subprocess.run(
-            [*command, str(report), *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
+            [*command, str(tmp_path / "out"), *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        report = tmp_path / "out.report.jsonl"
         assert done.returncode == 0, done.stdout + done.stderr
-        return tmp_path / "out.report.jsonl"
+        assert report.is_file(), done.stdout + done.stderr
+        return report
 
     return started
 

@@ -184,13 +184,15 @@ def test_inspect_finds_the_task_and_the_attacker_as_a_model_by_name(run):
     from inspect_ai import Task
     from inspect_ai.dataset import Sample
 
+    from astra_rl.bridges.attacker import TrainedAttacker
     from astra_rl.bridges.inspect import moderated
 
     log = evaluated("astra_rl/attacks", task_args={"run": str(run)}, limit=1)
     assert log.eval.task == run.name
     task = Task(dataset=[Sample(input="hello")], scorer=moderated("refusal"))
-    log = evaluated(task, model=f"astra_rl/{run}")
-    assert log.samples[0].output.completion
+    log = evaluated(task, model=f"astra_rl/{run}", seed=3)
+    asked = [{"role": "user", "content": "hello"}]
+    assert log.samples[0].output.completion == TrainedAttacker(run).next_message(asked, seed=3)
     assert log.samples[0].scores["moderated"].answer in ("success", "failure")
 
 

@@ -86,7 +86,7 @@ def test_the_section_on_pyrit(reader):
     assert converted.output_text
 
 
-@pytest.mark.bridge("opentelemetry")
+@pytest.mark.bridge("opentelemetry.instrumentation")
 def test_the_section_on_opentelemetry(reader):
     names = execute(SECTIONS["OpenTelemetry"])
     names["AstraInstrumentor"]().uninstrument()

@@ -16,7 +16,7 @@ from astra_rl.targets.function import CallableTarget
 from astra_rl.testing import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")
-traced = pytest.mark.bridge("opentelemetry")
+traced = pytest.mark.bridge("opentelemetry.instrumentation")
 
 
 @pytest.mark.slow

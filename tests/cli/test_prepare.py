@@ -90,3 +90,99 @@ def test_what_a_configuration_may_name_is_listed(
     shown = astra_rl("info", topic, name, cwd=tmp_path)
     assert option in shown.stdout
     assert "problem" not in shown.stdout.split("\n", 1)[1]  # the library supplies it
+
+
+def test_a_configuration_is_written_for_what_one_says(tmp_path: Path) -> None:
+    said = {
+        "local": "--target model --scenario planted_secrets --minutes 10",
+        "endpoint": "--target http://127.0.0.1:9/v1 --model m --scenario planted_secrets",
+        "application": "--target http://127.0.0.1:9/chat --application --scenario planted_secrets",
+        "function": "--target own:answer --judge refusal --scenario planted_secrets",
+    }
+    for kind, options in said.items():
+        done = astra_rl("init", f"{kind}.yaml", *options.split(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        text = (tmp_path / f"{kind}.yaml").read_text()
+        keys = [line for line in text.splitlines() if line and line[0] not in "# "]
+        assert text.count("\n# ") >= len(keys)  # a comment on every section
+    written = {kind: yaml.safe_load((tmp_path / f"{kind}.yaml").read_text()) for kind in said}
+    assert written["local"]["target"] == {"model": "model"}
+    assert written["local"]["training"] == {"max_minutes": 7.0}
+    assert written["endpoint"]["target"]["options"]["model"] == "m"
+    assert written["application"]["target"]["type"] == "http"
+    assert [each.get("moderator") for each in written.values()].count(None) == 3
+    done = astra_rl("validate", "application.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "target       http",
+        "attacker     bundled:smollm2-135m, trained by grpo",
+        "moderator    secret_leak",
+        "endpoint calls: upper bound",
+    ):
+        assert line in done.stdout
+    for wrong in (["--minutes", "0"], ["--prompts", "p.csv"], ["--scenario", "planted"]):
+        done = astra_rl("init", "w.yaml", *said["local"].split(), *wrong, cwd=tmp_path)
+        assert (done.returncode, (tmp_path / "w.yaml").exists()) == (2, False), wrong
+
+
+def test_everything_that_can_be_named_is_listed_with_a_line_on_each(tmp_path: Path) -> None:
+    listed = astra_rl("list", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    rows = listed.stdout.splitlines()
+    kinds = [row for row in rows if not row.startswith(" ")]
+    assert kinds == [
+        *("algorithms", "environments", "moderators", "presets", "rewards"),
+        *("scenarios", "targets"),
+    ]
+    names = [row.split(maxsplit=1) for row in rows if row.startswith(" ")]
+    assert all(len(row) == 2 and len(row[1]) > 5 for row in names)
+    assert {"grpo", "tree", "refusal", "crt", "harm", "planted_secrets", "openai"} <= {
+        name for name, _ in names
+    }
+    assert astra_rl("list", "presets", cwd=tmp_path).stdout.startswith("ast ")
+    wrong = astra_rl("list", "preset", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "presets" in wrong.stderr
+
+
+def test_a_name_is_shown_without_its_kind(tmp_path: Path) -> None:
+    for name, shown in (
+        ("grpo", "clip_high: 0.2"),
+        ("crt", "# "),
+        ("planted_secrets", "harm category"),
+        ("tree", "tree_width"),
+    ):
+        done = astra_rl("info", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{name} (")
+        assert shown in done.stdout
+    wrong = astra_rl("info", "grop", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "Did you mean 'grpo'?" in wrong.stderr
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_options_of_output_may_stand_before_or_after_a_command(tmp_path: Path, place: str) -> None:
+    def said(option: str) -> tuple[str, str]:
+        words = ["list", "presets"]
+        words.insert(0 if place == "before" else len(words), option)
+        done = astra_rl(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    assert said("--quiet") == ("", "")
+    assert said("-v")[0].startswith("ast ")
+    assert said("--version")[0].startswith("astra-rl ")
+
+
+def test_a_shell_completes_commands_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, last, found in (
+        ("astra-rl val", 1, "validate"),
+        ("astra-rl test --max-co", 2, "--max-cost"),
+    ):
+        monkeypatch.setenv("_ASTRA_RL_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(last))
+        assert found in astra_rl(cwd=tmp_path).stdout.split()

@@ -103,7 +103,10 @@ MINIMAL = (
         ("harden.safe_replies=[]", "[] given; it must be a list of at least 1."),
         ("training.steps=1e30", "training.steps: 1e+30 given; it must be a whole number."),
         ("training.steps=5000000000", "it must be at most 1000000000."),
-        ("report_to=mlflow", "it must be one of 'none', 'tensorboard' or 'wandb'"),
+        (
+            "report_to=comet",
+            "it must be one of 'none', 'mlflow', 'tensorboard', 'trackio' or 'wandb'",
+        ),
         ("attacker={type: openai, options: {}, model: a}", "attacker.model: unknown key."),
         ("attacker=5", "attacker: 5 given; it must be a section of names and values."),
     ],

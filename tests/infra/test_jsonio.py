@@ -15,6 +15,7 @@ import astra_rl
 from astra_rl.core.text import Conversation
 from astra_rl.infra.jsonio import (
     MAX_DEPTH,
+    atomic_file,
     json_line,
     jsonable,
     parse_json,
@@ -144,3 +145,11 @@ def test_values_that_are_nested_too_deeply_are_refused(form):
             with pytest.raises(ValueError, match="nested too deeply"):
                 read(encoded)
     assert len(parse_json("[" + "[]," * 1000 + "[]]")) == 1001
+
+
+def test_a_file_that_was_written_can_be_closed_again(tmp_path):
+    """Python closes it when it is collected, and from 3.13 on prints what that raises."""
+    with atomic_file(tmp_path / "f") as file:
+        file.write("x")
+    file.close()
+    assert (tmp_path / "f").read_text() == "x"

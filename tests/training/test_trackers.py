@@ -4,6 +4,7 @@ import math
 import sys
 from pathlib import Path
 
+import accelerate.tracking  # noqa: F401, looks for packages before a fake is one
 import pytest
 import yaml
 from tests.cli.running import astra_rl
@@ -63,14 +64,20 @@ def test_several_trackers_get_the_same():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("WandbTracker", ()), ("TensorBoardTracker", ("folder",))]
+    ("name", "arguments"),
+    [
+        ("WandbTracker", ()),
+        ("TensorBoardTracker", ("folder",)),
+        ("TrackioTracker", ()),
+        ("MLflowTracker", ("name", "id", {})),
+    ],
 )
 def test_a_tracker_whose_package_is_missing_names_the_extra(name, arguments, monkeypatch):
     def absent(module, *, extra):
         raise MissingDependencyError(f"{module} is not installed: extra {extra!r}")
 
     monkeypatch.setattr(trackers, "require", absent)
-    with pytest.raises(MissingDependencyError, match=r"extra '(wandb|tensorboard)'"):
+    with pytest.raises(MissingDependencyError, match=r"extra '(wandb|tensorboard|trackio|mlflow)'"):
         getattr(trackers, name)(*arguments)
 
 
@@ -90,7 +97,7 @@ def test_wandb_gets_each_step_and_the_end(monkeypatch):
             calls.append(arguments)
             return Run()
 
-    monkeypatch.setattr(trackers, "require", lambda module, *, extra: Wandb)
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
     tracker = trackers.WandbTracker(project="p")
     tracker.log({"loss": 1.0}, 4)
     tracker.close()
@@ -111,7 +118,7 @@ class FakeWandb:
     """The part of the package wandb that the tracker uses."""
 
     def __init__(self):
-        self.started, self.logged, self.finished = [], [], 0
+        self.started, self.logged, self.finished, self.tables = [], [], 0, []
 
     def init(self, **arguments):
         self.started.append(arguments)
@@ -122,6 +129,10 @@ class FakeWandb:
 
     def finish(self):
         self.finished += 1
+
+    def Table(self, *, columns, data, dataframe):
+        self.tables.append((columns, data))
+        return "table"
 
 
 @pytest.mark.slow
@@ -143,12 +154,17 @@ def test_report_to_sends_the_metrics_of_a_run_and_of_its_resume(tmp_path, monkey
         "training": {"steps": 1, "episodes_per_step": 1, "save_best": False},
         "evaluation": {"before": False},
         "report_to": ["wandb", "none", "wandb"],
+        "log_completions": True,
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     done = astra_rl("train", "c.yaml", "-o", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    ((step, metrics),) = wandb.logged
+    (step, metrics), table = wandb.logged
     assert step == 1
+    assert table == (1, {"conversations": "table"})
+    ((columns, rows),) = wandb.tables
+    assert columns == ["step", "prompt", "attack", "response", "reward"]
+    assert [len(rows), {row[0] for row in rows}] == [2, {1}]
     assert "loss" in metrics
     (begun,) = wandb.started
     assert (begun["name"], begun["dir"]) == ("run", str(tmp_path / "run"))
@@ -160,6 +176,83 @@ def test_report_to_sends_the_metrics_of_a_run_and_of_its_resume(tmp_path, monkey
     assert done.returncode == 2
     assert "tensorboard is not installed" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+HOSTILE_ROW = (3, "hello", "<img src=x> | [a](javascript:b)", "\u241b[2J `x`", math.nan)
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_numbers_and_a_table_of_escaped_texts(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = make_tracker("tensorboard", folder=tmp_path, run="r", settings={}, resumes=False)
+    tracker.log({"loss": 0.5, "reward": math.nan}, 3)
+    tracker.log_conversations([HOSTILE_ROW], 3)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(3, 0.5)]
+    (table,) = events.Tensors("conversations/text_summary")
+    shown = table.tensor_proto.string_val[0].decode()
+    assert "| ` <img src=x>" in shown  # in a code span, which shows it as text
+    assert len(shown.strip().splitlines()) == 3
+    assert shown.splitlines()[2].replace("\\|", "").count("|") == 6
+
+
+@pytest.mark.slow
+def test_mlflow_gets_parameters_numbers_and_tables_and_continues_a_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.create_experiment("mine", artifact_location=(tmp_path / "artifacts").as_uri())
+    for step, resumes in ((1, False), (2, True)):
+        tracker = make_tracker(
+            "mlflow",
+            folder=tmp_path / "run",
+            run="id",
+            settings={"training": {"lr": step}},
+            resumes=resumes,
+        )
+        tracker.log({"loss": 0.5, "reward": math.nan}, step)
+        tracker.log_conversations([HOSTILE_ROW], step)
+        tracker.close()
+    (run,) = mlflow.search_runs(experiment_names=["mine"], output_format="list")
+    assert run.info.run_name == "run"
+    assert run.data.params == {"training.lr": "1"}
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+    assert sorted(each.step for each in history) == [1, 2]
+    table = mlflow.load_table("conversations/step-00000002.json", run_ids=[run.info.run_id])
+    assert table["attack"].tolist() == [HOSTILE_ROW[2]]
+
+
+@pytest.mark.slow
+def test_trackio_gets_numbers_and_tables(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio")
+    calls = []
+    monkeypatch.setattr(trackio, "init", lambda **given: calls.append(given) or Recorder(calls))
+    tracker = make_tracker("trackio", folder=tmp_path, run="r", settings={"a": 1}, resumes=True)
+    tracker.log({"loss": 0.5}, 1)
+    tracker.log_conversations([HOSTILE_ROW], 1)
+    tracker.close()
+    begun, logged, table, end = calls
+    assert (begun["project"], begun["resume"], begun["config"]) == ("astra-rl", "allow", {"a": 1})
+    assert logged == ({"loss": 0.5}, 1)
+    assert isinstance(table[0]["conversations"], trackio.Table)
+    assert end == "finish"
+
+
+class Recorder:
+    """A run of Trackio that writes down its calls."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def log(self, metrics, step):
+        self.calls.append((metrics, step))
+
+    def finish(self):
+        self.calls.append("finish")
 
 
 def test_one_name_or_several_or_none_is_given():

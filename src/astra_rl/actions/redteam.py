@@ -303,13 +303,18 @@ def prompts_section(
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
+def is_url(given: str) -> bool:
+    """Return whether a target, attacker or judge is given as the URL of an endpoint."""
+    return _URL.match(given) is not None
+
+
 def target_section(target: str, model: str | None) -> LocalTargetConfig | TargetConfig:
     """Return the section of a target that is given as text; see `redteam`.
 
     Raises:
         ConfigurationError: A URL without the name of a model, or a file that cannot be read.
     """
-    if _URL.match(target):
+    if is_url(target):
         if model is None:
             raise ConfigurationError(
                 f"{target} is an endpoint; name the model that it serves: --model NAME. For an API "
@@ -327,7 +332,7 @@ def attacker_section(attacker: str, model: str | None) -> PromptedAttackerConfig
     Raises:
         ConfigurationError: A URL without the name of a model, or a local model.
     """
-    if _URL.match(attacker):
+    if is_url(attacker):
         if model is None:
             raise ConfigurationError(
                 f"{attacker} is an endpoint; name the model that attacks: --attacker-model NAME."
@@ -349,7 +354,7 @@ def judge_section(judge: str, model: str | None) -> ModeratorConfig:
     Raises:
         ConfigurationError: A URL without the name of a model, or there is no such moderator.
     """
-    if not _URL.match(judge):
+    if not is_url(judge):
         return load_moderator(judge)
     if model is None:
         raise ConfigurationError(

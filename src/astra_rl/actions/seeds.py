@@ -13,10 +13,12 @@ from astra_rl.config.schema import RunConfig
 from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.judges.quality import JudgedSummary, JudgeQuality
 from astra_rl.evaluation.measures.summary import Summary
+from astra_rl.evaluation.show.charts.seeds import Curve
 from astra_rl.evaluation.stats.paired import holm
 from astra_rl.evaluation.stats.paired_seeds import SeedPairs
 from astra_rl.evaluation.stats.seed_spread import SeedSpread
 from astra_rl.runs.folder import RunFolder, open_run_folder
+from astra_rl.runs.progress import metrics_of_steps
 from astra_rl.runs.recorded import Recorded, quality_of_phase
 
 MOST_NAMED = 3
@@ -31,11 +33,13 @@ class Seeds:
         spread: Variation of the success rate.
         summaries: Summary of each run, by seed.
         qualities: Measured errors of the judge, by seed; None if it is not calibrated.
+        curves: Training steps and success rates of the training, by seed.
     """
 
     spread: SeedSpread
     summaries: dict[int, Summary]
     qualities: Mapping[int, JudgeQuality | None] = field(default_factory=dict)
+    curves: Mapping[int, Curve] = field(default_factory=dict)
 
     @property
     def judged(self) -> list[JudgedSummary]:
@@ -180,7 +184,13 @@ def _seeds_of(runs: Sequence[_Run]) -> Seeds:
         SeedSpread({seed: each.asr for seed, each in summaries.items()}),
         summaries,
         {each.config.seed: each.quality for each in runs},
+        {each.config.seed: _curve(each.folder) for each in runs},
     )
+
+
+def _curve(folder: RunFolder) -> Curve:
+    rows = metrics_of_steps(folder)
+    return [(int(row["step"]), row["asr"]) for row in rows if "asr" in row]
 
 
 def _check_comparable(base: Sequence[_Run], other: Sequence[_Run]) -> None:

@@ -31,6 +31,7 @@ from astra_rl.evaluation.show.exports.inspect_log import (
     inspect_score,
 )
 from astra_rl.evaluation.show.exports.preferences import messages_of
+from astra_rl.infra.redaction import redact_settings
 from astra_rl.moderators.scoring import score_exchanges
 from astra_rl.runs.folder import open_run_folder
 from astra_rl.runs.recorded import Recorded
@@ -352,8 +353,8 @@ class InspectTarget(CallableTarget):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Name of the model and arguments of its provider."""
-        return {"inspect_model": self._model, "model_args": list(self._model_args)}
+        """Name of the model, and arguments of its provider without credentials."""
+        return {"inspect_model": self._model, "model_args": redact_settings(self._model_args)}
 
     async def _ask(self, messages: list[dict[str, str]]) -> Utterance:
         chat = [_KINDS[each["role"]](content=each["content"]) for each in messages]

@@ -161,6 +161,11 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     error_console.verbose = verbose
 
 
+def add_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """As `set_verbosity`, but what was chosen before stays chosen."""
+    set_verbosity(quiet=console.quiet or quiet, verbose=error_console.verbose or verbose)
+
+
 def reporting_activity() -> ActivityReporter:
     """Return a context in which a silent command says on stderr what it is doing."""
 

@@ -16,6 +16,23 @@ if TYPE_CHECKING:
     from astra_rl.evaluation.measures.summary import Summary
 
 
+def print_plan(plan: Plan, console: SafeConsole) -> None:
+    """Print who is played, judged and trained, by the names in the configuration."""
+    record, openings = plan.record, plan.openings
+    attacker = record.attacker or "none: the prompts are sent as they are"
+    how = f", trained by {plan.algorithm.name}" if record.is_trained else ", prompted"
+    lines = {
+        "target": record.target,
+        "attacker": attacker + (how if record.attacker else ""),
+        "moderator": plan.moderator.name or "an object of Python",
+        "judge": "the moderator" if plan.judge is None else plan.judge.name,
+        "prompts": f"{len(openings.train)} of training, {len(openings.test)} held out",
+        "environment": plan.environment.name,
+    }
+    for name, text in lines.items():
+        console.print_line(f"{name:12} {text}")
+
+
 def print_run_estimate(plan: Plan, console: SafeConsole) -> None:
     """Check the plan of a training; print its size and an upper bound of endpoint calls.
 

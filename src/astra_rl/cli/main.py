@@ -7,11 +7,10 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from astra_rl import distribution
 from astra_rl.cli.commands.calibrate import calibrate
 from astra_rl.cli.commands.compare import compare
 from astra_rl.cli.commands.demo import demo
@@ -24,8 +23,10 @@ from astra_rl.cli.commands.info import info
 from astra_rl.cli.commands.init import init
 from astra_rl.cli.commands.label import label
 from astra_rl.cli.commands.league import league
+from astra_rl.cli.commands.list import list
 from astra_rl.cli.commands.merge import merge
 from astra_rl.cli.commands.probability import probability
+from astra_rl.cli.commands.push import push
 from astra_rl.cli.commands.regress import regress
 from astra_rl.cli.commands.replay import replay
 from astra_rl.cli.commands.report import report
@@ -37,8 +38,8 @@ from astra_rl.cli.commands.train import train
 from astra_rl.cli.commands.transfer import transfer
 from astra_rl.cli.commands.validate import validate
 from astra_rl.cli.commands.view import view
+from astra_rl.cli.commands.watch import watch
 from astra_rl.cli.console import (
-    console,
     error_console,
     escape_unencodable_characters,
     logs_on,
@@ -46,7 +47,7 @@ from astra_rl.cli.console import (
     set_verbosity,
 )
 from astra_rl.cli.exit_codes import ExitCode
-from astra_rl.cli.options import expand_groups
+from astra_rl.cli.options import OutputOptions, expand_groups, with_output_options
 from astra_rl.distributed.launch import check_one_process
 from astra_rl.errors import (
     AstraError,
@@ -58,10 +59,10 @@ from astra_rl.errors import (
 
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Run": (test, demo, train, resume, harden),
-    "Prepare": (init, validate, info),
+    "Prepare": (init, validate, list, info),
     "Measure": (evaluate, merge, score, replay, failures, probability, calibrate, label, forecast),
     "Compare": (compare, transfer, seeds, regress, league),
-    "Show and share": (report, view, export),
+    "Show and share": (report, view, watch, export, push),
 }
 """The commands by the panel of --help that lists them; the name of a function is its command."""
 ON_SEVERAL_PROCESSES = ("train", "resume")
@@ -80,34 +81,14 @@ app = typer.Typer(
 )
 for _panel, _commands in COMMANDS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(expand_groups(_command))
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        console.print(f"astra-rl {distribution.version()}", highlight=False)
-        console.check_written()
-        raise typer.Exit
+        app.command(rich_help_panel=_panel)(with_output_options(expand_groups(_command)))
 
 
 @app.callback()
-def main(
-    context: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print errors, warnings and JSON only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also print the library's log messages.")
-    ] = False,
-) -> None:
+@expand_groups
+def main(context: typer.Context, output: OutputOptions) -> None:
     """Set what is printed; Typer shows the help of the app instead of this text."""
-    set_verbosity(quiet=quiet, verbose=verbose)
+    set_verbosity(quiet=output.quiet, verbose=output.verbose)
     if context.invoked_subcommand not in ON_SEVERAL_PROCESSES:
         check_one_process(f"astra-rl {context.invoked_subcommand}")
 
@@ -118,7 +99,7 @@ def run() -> None:
     try:
         _check_docstrings()
         with logs_on(error_console), reporting_activity():
-            _program()()
+            _program()(prog_name="astra-rl")
     except BudgetEndedError as error:
         _exit(str(error), ExitCode.BUDGET_EXHAUSTED, "yellow")
     except BudgetSpentError as error:

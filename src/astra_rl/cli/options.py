@@ -17,6 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from astra_rl import distribution
+from astra_rl.cli.console import add_verbosity, console
 from astra_rl.cli.output import Printer, parse_conditions
 from astra_rl.infra.user_files import user_path
 from astra_rl.targets.budget import Budget
@@ -188,6 +190,47 @@ class ResultOptions:
         return Printer(
             as_json=self.as_json, conditions=parse_conditions(self.fail_on or (), quantities)
         )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"astra-rl {distribution.version()}", highlight=False)
+        console.check_written()
+        raise typer.Exit
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed; options of `astra-rl` itself and of each of its commands."""
+
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print errors, warnings and JSON only.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print the library's log messages.")
+    ] = False
+
+
+def with_output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that also takes `OutputOptions`, as `astra-rl` does before its name."""
+    added = _parameters_of(OutputOptions)
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        chosen = OutputOptions(**{each.name: values.pop(each.name) for each in added})
+        add_verbosity(quiet=chosen.quiet, verbose=chosen.verbose)
+        command(**values)
+
+    own = inspect.signature(command).parameters.values()
+    call.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in [*own, *added]}
+    return call
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, get_origin
 
 from astra_rl.cli.console import SafeConsole
@@ -26,16 +29,106 @@ TOPICS = (
 )
 
 
-def print_topic(topic: str, name: str, console: SafeConsole) -> None:
-    """Print a topic.
+LISTED = (*sorted((*REGISTRIES, "presets", "scenarios")),)
+"""Kinds of `astra-rl list`."""
+
+
+def print_list(kind: str, console: SafeConsole) -> None:
+    """Print a line on everything of a kind that can be named; of all kinds if it is empty.
 
     Raises:
-        ConfigurationError: There is no such topic, preset or scenario.
+        ConfigurationError: There is no such kind.
+    """
+    if kind and kind not in LISTED:
+        raise ConfigurationError(
+            f"no kind {kind!r}; choose from {', '.join(LISTED)}.{did_you_mean(kind, LISTED)}"
+        )
+    for each in (kind,) if kind else LISTED:
+        if not kind:
+            console.print_line(each, "bold")
+        for name in _names(each):
+            console.print_line(f"{'' if kind else '  '}{name:20} {_line_on(each, name)}")
+
+
+def _names(kind: str) -> list[str]:
+    """Return the names of a kind of `LISTED`; nothing is imported but their registry."""
+    from astra_rl.config.preset_files import preset_names
+    from astra_rl.datasets import scenario_names
+    from astra_rl.infra.importing import load_object
+
+    if kind == "presets":
+        return [*preset_names()]
+    if kind == "scenarios":
+        return [*scenario_names()]
+    return sorted(load_object(REGISTRIES[kind][0]))
+
+
+def _line_on(kind: str, name: str) -> str:
+    """Return one line on what has a name."""
+    import yaml
+
+    from astra_rl.config.preset_files import preset_text
+    from astra_rl.datasets import load_scenario
+    from astra_rl.evaluation.show.escaping import terminal_text
+    from astra_rl.infra.importing import load_object
+
+    if kind == "presets":
+        return str(yaml.safe_load(preset_text(name))["title"])
+    if kind == "scenarios":
+        scenario = load_scenario(name)
+        count = sum(map(len, scenario.rows.values()))
+        return terminal_text(f"{scenario.description} ({count} rows)")
+    registry = load_object(REGISTRIES[kind][0])
+    written = _written_docstring(registry.import_path(name))
+    return _first_sentence(written) if written else _summary(registry.load(name))
+
+
+def _written_docstring(path: str | None) -> str | None:
+    """Return the docstring of ``package.module:Name`` from its source; its module is not run."""
+    module, _, name = (path or "").partition(":")
+    spec = importlib.util.find_spec(module) if name else None
+    if spec is None or spec.origin is None or not spec.has_location:
+        return None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return ast.get_docstring(node)
+    return None
+
+
+def _named(name: str) -> Iterator[str]:
+    """Yield everything that has a name, of whatever kind, in full.
+
+    Raises:
+        ConfigurationError: Nothing has.
+    """
+    known = {kind: _names(kind) for kind in LISTED}
+    kinds = [kind for kind in LISTED if name in known[kind]]
+    if not kinds:
+        names = (*TOPICS, *(each for names in known.values() for each in names))
+        raise ConfigurationError(
+            f"no topic or name {name!r}; 'astra-rl list' shows all names, and the topics are "
+            f"{', '.join(TOPICS)}.{did_you_mean(name, names)}"
+        )
+    for kind in kinds:
+        yield f"{name} ({kind.removesuffix('s')})"
+        if kind == "presets":
+            yield from _preset(name)
+        elif kind == "scenarios":
+            yield from _scenario(name)
+        else:
+            yield from _registered(kind, name)
+
+
+def print_topic(topic: str, name: str, console: SafeConsole) -> None:
+    """Print a topic, or what has that name.
+
+    Raises:
+        ConfigurationError: There is no such topic or name.
     """
     if topic not in TOPICS:
-        raise ConfigurationError(
-            f"no topic {topic!r}; choose from {', '.join(TOPICS)}.{did_you_mean(topic, TOPICS)}"
-        )
+        for line in _named(topic):
+            console.print_line(line)
+        return
     lines: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _version_lines,
         "config": _config_lines,
@@ -55,12 +148,11 @@ def _registered(topic: str, name: str) -> Iterator[str]:
     from astra_rl.infra.importing import load_object
 
     path, supplied = REGISTRIES[topic]
-    registry = load_object(path)
     if name:
-        yield from _options(registry.load(name), supplied)
+        yield from _options(load_object(path).load(name), supplied)
         return
-    for each in sorted(registry):
-        yield f"{each:22} {_summary(registry.load(each))}"
+    for each in _names(topic):
+        yield f"{each:22} {_line_on(topic, each)}"
     yield f"or your own, as package.module:Name; options of one: astra-rl info {topic} NAME"
 
 
@@ -77,8 +169,13 @@ def _options(entry: Any, supplied: int) -> Iterator[str]:
 
 def _summary(entry: Any) -> str:
     """Return the first sentence of a docstring."""
-    text = inspect.getdoc(entry) or ""
-    sentences = re.split(r"(?<! al)\.(?= |$)", " ".join(text.split("\n\n")[0].split()))
+    return _first_sentence(inspect.getdoc(entry) or "")
+
+
+def _first_sentence(text: str) -> str:
+    sentences = re.split(
+        r"(?<! al)(?<!\bDr)(?<! sec)\.(?= |$)", " ".join(text.split("\n\n")[0].split())
+    )
     return sentences[0]
 
 
@@ -135,12 +232,7 @@ def _preset(name: str) -> Iterator[str]:
 
 
 def _presets() -> Iterator[str]:
-    import yaml
-
-    from astra_rl.config.preset_files import preset_names, preset_text
-
-    for name in preset_names():
-        yield f"{name:18} {yaml.safe_load(preset_text(name))['title']}"
+    yield from (f"{name:18} {_line_on('presets', name)}" for name in _names("presets"))
 
 
 def _formats() -> Iterator[str]:

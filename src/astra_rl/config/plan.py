@@ -90,6 +90,7 @@ class Plan:
         budget: Limits of the run.
         cache: Whether replies of endpoints are cached, or the path of a cache file to keep.
         trackers: Names of the trackers that also get the metrics of training.
+        log_completions: Whether they get a table of sampled conversations, too.
         endpoints: All remote endpoints that the run calls.
         deferred: Moderators and models inside rewards, loaded before the run begins.
         places: Place in the configuration of moderators and targets inside rewards, by ``id()``.
@@ -113,6 +114,7 @@ class Plan:
     budget: Budget
     cache: bool | str
     trackers: tuple[ReportTo, ...]
+    log_completions: bool
     endpoints: tuple[EndpointUse, ...]
     deferred: tuple[DeferredModerator | DeferredTarget, ...]
     places: Mapping[int, str]

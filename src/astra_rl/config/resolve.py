@@ -115,6 +115,7 @@ def resolve(
         budget=config.budget,
         cache=config.cache,
         trackers=config.trackers,
+        log_completions=config.log_completions,
         endpoints=(*called, *parts.endpoints),
         deferred=tuple(parts.deferred),
         places=parts.places,

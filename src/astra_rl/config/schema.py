@@ -111,8 +111,13 @@ class RunConfig(Section):
     )
     report_to: ReportTo | tuple[ReportTo, ...] = Field(
         "none",
-        description="Trackers that also get the metrics of training, one or a list: tensorboard "
-        "(in the run folder), wandb (sends them over the network).",
+        description="Trackers that also get the metrics of training, one or a list: mlflow, "
+        "tensorboard (in the run folder), trackio, wandb (sends them over the network).",
+    )
+    log_completions: bool = Field(
+        False,
+        description="Send a table of sampled conversations of each training step to the trackers, "
+        "too.",
     )
     sampler: Literal["own", "cuda_graphs", "transformers"] = Field(
         "own",
@@ -217,7 +222,8 @@ class RunConfig(Section):
 
     def without_budget(self) -> RunConfig:
         """Return the configuration without the settings that do not change results."""
-        return self.model_copy(update={"budget": Budget(), "cache": True, "report_to": "none"})
+        neutral = {"budget": Budget(), "cache": True, "report_to": "none", "log_completions": False}
+        return self.model_copy(update=neutral)
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, without credentials; see `check_credentials`.

@@ -42,6 +42,8 @@ class TrainingConfig(UpdateSettings):
         save_every: Steps between saved training states; 0 saves at the end only.
         save_total_limit: Number of training states to keep, the newest.
         save_best: Also keep the attacker with the best training success, as checkpoints/best.
+        load_best_model_at_end: Evaluate and keep that attacker instead of the last one, as in
+            transformers.
         max_minutes: Stop training after this many minutes.
         stop_at_success: Stop at this attack success rate, averaged over recent steps.
     """
@@ -59,6 +61,7 @@ class TrainingConfig(UpdateSettings):
     save_every: CountOrZero = 25
     save_total_limit: Count = 2
     save_best: bool = True
+    load_best_model_at_end: bool = False
     max_minutes: Positive | None = None
     stop_at_success: Annotated[float, Range(gt=0, le=1)] | None = None
 
@@ -78,6 +81,10 @@ class TrainingConfig(UpdateSettings):
                 "warmup_steps: 0"
             )
 
+        if self.load_best_model_at_end and not self.save_best:
+            raise ConfigurationError(
+                "load_best_model_at_end: true needs save_best: true, which finds the best attacker."
+            )
         if self.warmup_steps > self.steps > 0:
             raise ConfigurationError(
                 f"warmup_steps={self.warmup_steps} and steps={self.steps}; the learning rate would "

@@ -230,7 +230,8 @@ class _RedactingFile(io.TextIOBase):
         return self._file.write(redact(text))
 
     def flush(self) -> None:
-        self._file.flush()
+        if not self._file.closed:  # Python closes this object, too, when it is collected
+            self._file.flush()
 
 
 def write_json(data: Any, path: str | Path) -> None:

@@ -139,7 +139,8 @@ def select_rows(kv_cache: DynamicCache, rows: Tensor) -> None:
         kv_cache: Changed in place.
         rows: Rows of the batch, (B,) int64; they may repeat.
     """
-    for layer in kv_cache.layers:
+    layers: list[Any] = kv_cache.layers
+    for layer in layers:
         # Layers that hold more than keys and values select it themselves.
         if type(layer).batch_select_indices is DynamicLayer.batch_select_indices:
             _select_rows_of_layer(layer, rows)

@@ -34,7 +34,7 @@ from astra_rl.runs.folder import RunFolder, new_run_folder, read_own
 from astra_rl.runs.provenance import versions
 from astra_rl.targets.accounts import LedgerFile
 
-_MAY_CHANGE = ("budget", "cache", "harden", "report_to")
+_MAY_CHANGE = ("budget", "cache", "harden", "log_completions", "report_to")
 """Sections of the configuration that do not affect results."""
 _CALLS = "calls"
 """Setting of each endpoint that says how calls are made and retried; it may change, too."""
@@ -238,7 +238,7 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
     for line in folder.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):  # an incomplete line
             row = parse_json(line)
-            if _is_row(row) and row["step"] <= step:
+            if is_row_of_metrics(row) and row["step"] <= step:
                 rows.append(row)
     folder.write_text(folder.metrics, "".join(json_line(row) + "\n" for row in rows))
     return [
@@ -247,7 +247,7 @@ def kept_metrics(folder: RunFolder, step: int) -> list[dict[str, float]]:
     ]
 
 
-def _is_row(row: Any) -> bool:
+def is_row_of_metrics(row: Any) -> bool:
     """Whether a line is a mapping of names to numbers with a step; a damaged one may not be."""
     return (
         isinstance(row, dict)

@@ -30,6 +30,7 @@ from astra_rl.training.callbacks import (
     ClearCaches,
     DrawOpponent,
     LearningRateSchedule,
+    LoadBest,
     Schedule,
     StepMetrics,
     StopAtSuccess,
@@ -43,7 +44,7 @@ from astra_rl.training.callbacks import (
     linear,
     transformers_schedule,
 )
-from astra_rl.training.trackers import Tracker
+from astra_rl.training.trackers import LOGGED, Tracker
 from astra_rl.training.trainer import Trainer
 
 
@@ -96,7 +97,7 @@ def build_trainer(
         LearningRateSchedule(schedule_of(limits)),
         *_sync_reference(experiment, limits),
         checkpoints,
-        Tracking(tracker),
+        Tracking(tracker, conversations=LOGGED if plan.log_completions else 0),
         *([] if display is None else [display]),
         *([] if goal is None else [StopAtSuccess(attacks, goal)]),
         TimeLimit(limits.max_minutes),
@@ -106,6 +107,7 @@ def build_trainer(
             if limits.save_best
             else []
         ),
+        *([LoadBest(checkpoints)] if limits.load_best_model_at_end else []),
         RunIdentity(config_digest(folder), machine_of(experiment.problem)),
         TrainingStates(folder.states, limits.save_every, keep=limits.save_total_limit),
     ]

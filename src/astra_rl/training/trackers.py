@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from astra_rl.errors import require
+from astra_rl.evaluation.show.escaping import markdown_text
 from astra_rl.infra.jsonio import json_line
 from astra_rl.infra.storage import storing
 from astra_rl.logging import logger
 
-ReportTo = Literal["none", "tensorboard", "wandb"]
+ReportTo = Literal["none", "mlflow", "tensorboard", "trackio", "wandb"]
 """Trackers by the names that TRL and transformers give them in `report_to`."""
+PROJECT = "astra-rl"
+"""Project or experiment of a tracker, where the user's environment names none."""
+CONVERSATIONS = "conversations"
+"""Name of the table of conversations in a tracker."""
+COLUMNS = ("step", "prompt", "attack", "response", "reward")
+"""Columns of that table: the training step, three texts, and the reward of the turn or NaN."""
+LOGGED = 8
+"""Conversations of each step in it."""
+Row = tuple[int, str, str, str, float]
+"""A row of that table."""
 
 
 class Tracker(ABC):
@@ -23,6 +34,14 @@ class Tracker(ABC):
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of a training step, counted from 1."""
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:  # noqa: B027, most cannot
+        """Record sampled conversations of a training step as a table; texts are shown as text.
+
+        Args:
+            rows: Values of `COLUMNS`. Control characters in texts are visible symbols already.
+            step: The training step.
+        """
 
     def close(self) -> None:  # noqa: B027, most have no resources
         """Flush and release resources; called once at the end."""
@@ -78,38 +97,129 @@ class HistoryTracker(Tracker):
         self.rows.append({"step": float(step), **metrics})
 
 
-class TensorBoardTracker(Tracker):
-    """Writes TensorBoard event files; needs the extra ``tensorboard``."""
+class AccelerateTracker(Tracker):
+    """A tracker of the library accelerate.
 
-    def __init__(self, folder: str | Path) -> None:
-        require("tensorboard", extra="tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
+    Args:
+        kind: Its name there and of its package; also the extra that installs it.
+        arguments: Arguments of its class in ``accelerate.tracking``.
 
-        self._writer: Any = SummaryWriter(str(folder))
+    Raises:
+        MissingDependencyError: The package is not installed.
+    """
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one scalar per metric."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+    def __init__(self, kind: str, **arguments: Any) -> None:
+        require(kind, extra=kind)
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
-
-
-class WandbTracker(Tracker):
-    """Logs to Weights & Biases; needs the extra ``wandb``. Sends data over the network."""
-
-    def __init__(self, **init_arguments: Any) -> None:
-        self._run: Any = require("wandb", extra="wandb").init(**init_arguments)
+        PartialState()  # its trackers log through it
+        self._tracker: Any = LOGGER_TYPE_TO_CLASS[kind](**arguments)
+        self._tracker.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one step."""
-        self._run.log(dict(metrics), step=step)
+        self._tracker.log(dict(metrics), step=step)
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish()
+        self._tracker.finish()
+
+
+class TensorBoardTracker(AccelerateTracker):
+    """Writes TensorBoard event files; needs the extra ``tensorboard``."""
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        super().__init__("tensorboard", run_name=folder.name, logging_dir=str(folder.parent))
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:
+        """Write a table in Markdown, whose cells are escaped."""
+        cells = [[markdown_text(str(cell)) for cell in row] for row in rows]
+        text = "".join(
+            f"| {' | '.join(row)} |\n" for row in [COLUMNS, ["---"] * len(COLUMNS), *cells]
+        )
+        self._tracker.tracker.add_text(CONVERSATIONS, text, global_step=step)
+
+
+class WandbTracker(AccelerateTracker):
+    """Logs to Weights & Biases; needs the extra ``wandb``. Sends data over the network.
+
+    Args:
+        project: Name of the project.
+        init_arguments: Further arguments of ``wandb.init``.
+    """
+
+    def __init__(self, project: str = PROJECT, **init_arguments: Any) -> None:
+        super().__init__("wandb", run_name=project, **init_arguments)
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:
+        """Log a table."""
+        data = [list(row) for row in rows]
+        self._tracker.log_table(CONVERSATIONS, columns=list(COLUMNS), data=data, step=step)
+
+
+class TrackioTracker(AccelerateTracker):
+    """Logs to Trackio; needs the extra ``trackio``. Local, unless a Space is named.
+
+    Args:
+        project: Name of the project.
+        init_arguments: Further arguments of ``trackio.init``.
+    """
+
+    def __init__(self, project: str = PROJECT, **init_arguments: Any) -> None:
+        super().__init__("trackio", run_name=project, **init_arguments)
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:
+        """Log a table."""
+        trackio = require("trackio", extra="trackio")
+        pandas = require("pandas", extra="trackio")
+        table = trackio.Table(dataframe=pandas.DataFrame(list(rows), columns=list(COLUMNS)))
+        self._tracker.log({CONVERSATIONS: table}, step=step)
+
+
+class MLflowTracker(AccelerateTracker):
+    """Logs to MLflow, where MLFLOW_TRACKING_URI says; needs the extra ``mlflow``.
+
+    Args:
+        run_name: Name of the run.
+        run: Identity of the run, kept as a tag. If MLflow has a run with it, that one continues.
+        settings: Parameters of the run.
+    """
+
+    TAG = "astra_rl_run"
+
+    def __init__(self, run_name: str, run: str, settings: Mapping[str, Any]) -> None:
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = require("mlflow", extra="mlflow").search_runs(
+            experiment_names=[experiment],
+            filter_string=f"tags.{self.TAG} = '{run}'",
+            output_format="list",
+        )
+        super().__init__(
+            "mlflow",
+            experiment_name=experiment,
+            run_name=run_name,
+            run_id=known[0].info.run_id if known else None,
+            tags={self.TAG: run},
+        )
+        if not known:  # parameters of a run cannot be changed
+            self._tracker.store_init_configuration(dict(_flat(settings)))
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:
+        """Log a table as an artifact of the step."""
+        columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+        mlflow = require("mlflow", extra="mlflow")
+        mlflow.log_table(columns, artifact_file=f"{CONVERSATIONS}/step-{step:08d}.json")
+
+
+def _flat(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by their places, for instance ``training.lr``."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
 
 
 def check_trackers(names: Sequence[ReportTo]) -> None:
@@ -128,7 +238,8 @@ def make_tracker(
 ) -> Tracker:
     """Construct a tracker by its name.
 
-    The variables WANDB_PROJECT, WANDB_MODE and others of Weights & Biases apply.
+    The variables of each package apply, for instance WANDB_PROJECT, WANDB_MODE, TRACKIO_PROJECT,
+    MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME.
 
     Args:
         name: Its name.
@@ -144,7 +255,17 @@ def make_tracker(
         return NullTracker()
     if name == "tensorboard":
         return TensorBoardTracker(folder / "tensorboard")
+    if name == "mlflow":
+        return MLflowTracker(folder.name, run, settings)
+    if name == "trackio":
+        return TrackioTracker(
+            os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=f"{folder.name}-{run}",
+            resume="allow",
+            config=dict(settings),
+        )
     return WandbTracker(
+        os.environ.get("WANDB_PROJECT", PROJECT),
         name=folder.name,
         id=run,
         resume="allow" if resumes else None,
@@ -163,6 +284,11 @@ class MultiTracker(Tracker):
         """Log to each."""
         for tracker in self.trackers:
             tracker.log(metrics, step)
+
+    def log_conversations(self, rows: Sequence[Row], step: int) -> None:
+        """Log to each."""
+        for tracker in self.trackers:
+            tracker.log_conversations(rows, step)
 
     def close(self) -> None:
         """Close each."""

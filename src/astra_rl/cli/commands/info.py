@@ -16,7 +16,8 @@ def info(
             help=(
                 "'versions', 'config' (all settings), 'presets', 'preset' (one as YAML), "
                 "'scenarios', 'scenario' (one), 'formats' (of export); 'algorithms', "
-                "'environments', 'moderators', 'rewards', 'targets' (all, or the options of one)."
+                "'environments', 'moderators', 'rewards', 'targets' (all, or the options of one); "
+                "or any name that 'astra-rl list' shows."
             )
         ),
     ] = "versions",

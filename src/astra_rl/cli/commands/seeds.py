@@ -26,7 +26,10 @@ def seeds(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Also write a .json, or a table: .csv, .md or .tex (LaTeX)."
+            "--output",
+            "-o",
+            help="Also write a .json, a table (.csv, .md, .tex for LaTeX) or a figure (.pdf, .png, "
+            ".svg).",
         ),
     ] = None,
 ) -> None:
@@ -60,6 +63,7 @@ def seeds(
 
 
 def _write(found: Methods, path: Path) -> None:
+    from astra_rl.evaluation.show.charts.seeds import FIGURES, write_seed_figure
     from astra_rl.evaluation.show.exports.seed_table import seed_rows, write_seed_table
     from astra_rl.infra.jsonio import write_json
 
@@ -67,4 +71,8 @@ def _write(found: Methods, path: Path) -> None:
         write_json(found.as_dict(), path)
         return
     spreads = {name: each.spread for name, each in found.by_name.items()}
+    if path.suffix.lower() in FIGURES:
+        curves = {name: each.curves for name, each in found.by_name.items()}
+        write_seed_figure(spreads, curves, path)
+        return
     write_seed_table(seed_rows(spreads, found.pairs, found.adjusted), path)

@@ -5,6 +5,7 @@ the list, so metrics come first, then what reads them, then `Tracking`, and `Tra
 """
 
 from astra_rl.training.callback import AnyTrainer, TrainerCallback
+from astra_rl.training.callbacks.best import LoadBest
 from astra_rl.training.callbacks.caching import ClearCaches
 from astra_rl.training.callbacks.checkpointing import BestBySuccess, Checkpointing, TrainingStates
 from astra_rl.training.callbacks.evaluation import Evaluation
@@ -46,6 +47,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "LearningRateSchedule",
+    "LoadBest",
     "PrintProgress",
     "Schedule",
     "StepMetrics",

@@ -32,6 +32,9 @@ class Checkpointing(TrainerCallback):
         problem: The problem to be trained. It must have ``save(folder)``, as `HFASTProblem` does,
             or an ``attacker`` and a ``tokenizer`` with ``save_pretrained(folder)``.
 
+    Attributes:
+        best_step: Training step of the best checkpoint that this object saved; None before it.
+
     Raises:
         ConfigurationError: The attacker of `problem` cannot be saved.
         StorageError: The folder cannot be made.
@@ -49,6 +52,7 @@ class Checkpointing(TrainerCallback):
         with storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._saved_step: int | None = None
+        self.best_step: int | None = None
 
     def save(self, name: str, metrics: Mapping[str, Any]) -> Path:
         """Save attacker, tokenizer and metrics as ``folder/name``, atomically.
@@ -65,6 +69,8 @@ class Checkpointing(TrainerCallback):
                 self.problem.tokenizer.save_pretrained(temporary)
             write_json(dict(metrics), temporary / "metrics.json")
             write_checksums(temporary)
+        if name == "best":
+            self.best_step = metrics.get("step")
         return place
 
     def on_evaluate(

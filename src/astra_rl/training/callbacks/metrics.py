@@ -17,11 +17,13 @@ from astra_rl.errors import ConfigurationError
 from astra_rl.evaluation.measures.diversity import effective_number
 from astra_rl.evaluation.measures.text_clusters import greedy_clusters
 from astra_rl.evaluation.stats.rates import Rate
+from astra_rl.infra.redaction import redact_message
+from astra_rl.infra.visible import visible_text
 from astra_rl.logging import logger
 from astra_rl.moderators.caching import CachedModerator
 from astra_rl.rewards.base import RESPONSE_HARM
 from astra_rl.training.callback import AnyTrainer, TrainerCallback
-from astra_rl.training.trackers import Tracker
+from astra_rl.training.trackers import Row, Tracker
 
 
 class StepMetrics(TrainerCallback):
@@ -142,14 +144,23 @@ class Tracking(TrainerCallback):
 
     Args:
         tracker: Receives the metrics.
+        conversations: Number of turns of each step that it receives as a table, too, spread evenly
+            over the turns of the step; 0 sends none.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, *, conversations: int = 0) -> None:
+        self.tracker, self.conversations = tracker, conversations
 
     def on_step_end(self, trainer: AnyTrainer, step: int, logs: Metrics) -> None:
-        """Send the log."""
+        """Send the log, and the table."""
         self.tracker.log(logs, step)
+        if not self.conversations:
+            return
+        nodes = [node for graph in trainer.harness.graphs for node in graph.attacker_nodes()]
+        count = min(self.conversations, len(nodes))
+        chosen = [nodes[number * len(nodes) // count] for number in range(count)]
+        if chosen:
+            self.tracker.log_conversations([_row(node, step) for node in chosen], step)
 
     def on_train_end(self, trainer: AnyTrainer) -> None:
         """Close the tracker."""
@@ -168,3 +179,11 @@ def _share(marks: Iterable[bool]) -> float:
 def _token_count(node: Node[Any, Any]) -> int:
     ids = (Utterance.of(node.attack).token_ids, Utterance.of(node.response).token_ids)
     return sum(len(each) for each in ids if each is not None)
+
+
+def _row(node: Node[Any, Any], step: int) -> Row:
+    prompt, attack, response = (
+        visible_text(redact_message(str(text)))
+        for text in (node.context, node.attack, node.response)
+    )
+    return step, prompt, attack, response, float(node.reward)

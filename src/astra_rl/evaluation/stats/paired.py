@@ -404,7 +404,7 @@ def sign_flip_test(leads: Iterable[int] | Counter[int]) -> float:
     chances = np.ones(1)  # of the sum, from the lowest possible in steps of 2 * greatest divisor
     step = math.gcd(*sizes) if sizes else 1
     reach = 0
-    for size, count in sizes.items():
+    for size, count in sorted(sizes.items()):  # rounding is that of any order of the prompts
         spread = np.zeros(count * size // step + 1)
         spread[:: size // step] = _binomial_half(count)
         chances = _convolved(chances, spread)
@@ -441,7 +441,7 @@ def permutation_test(
         return round(unit * (a / of_a - b / of_b))
 
     chances, offset, total = np.ones(1), 0, 0
-    for (a, of_a, b, of_b), prompts in tables.items():
+    for (a, of_a, b, of_b), prompts in sorted(tables.items()):
         total += prompts * lead(a, of_a, b, of_b)
         law: dict[int, Fraction] = defaultdict(Fraction)
         if of_a == of_b:
